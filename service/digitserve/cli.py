@@ -1,0 +1,192 @@
+"""The command ``digitserve``: thin; what it does is in the modules that it calls.
+
+Exit codes: 0 done, 1 the answer is no (not healthy, not served, refused to start), 2 wrong usage, 3 nobody answers.
+"""
+
+import json
+import sys
+from dataclasses import Field, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+import grpc
+from google.protobuf.json_format import MessageToDict
+
+from digitserve import client, images, log
+from digitserve.errors import DigitserveError, RefusalToStart
+from digitserve.settings import Settings, environment_variable, flag
+from digitserve.supervisor import serve as run_service
+from digitserve.v1 import digits_pb2 as pb
+
+EXIT_NO = 1
+EXIT_USAGE = 2
+EXIT_UNREACHABLE = 3
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("digitserve"), prog_name="digitserve")
+def main() -> None:
+    """Classify handwritten digits over gRPC."""
+
+
+def _type(setting: Field[Any]) -> click.ParamType:
+    bounds = setting.metadata["bounds"]
+    if bounds.choices:
+        return click.Choice(bounds.choices)
+    if "float" in str(setting.type):
+        return click.FloatRange(bounds.minimum, bounds.maximum)
+    if "int" in str(setting.type):
+        return click.IntRange(bounds.minimum, bounds.maximum)
+    if "Path" in str(setting.type):
+        return click.Path(path_type=Path)
+    return click.STRING
+
+
+def _option(setting: Field[Any]) -> click.Option:
+    """Make the option of ``serve`` that a setting declares."""
+    return click.Option(
+        [flag(setting), setting.name],
+        type=_type(setting),
+        default=setting.default,
+        envvar=environment_variable(setting),
+        show_envvar=True,
+        show_default=setting.metadata["shown"] or True,
+        help=setting.metadata["help"],
+    )
+
+
+@click.pass_context
+def _serve(context: click.Context, **values: Any) -> None:  # noqa: ANN401 - one value a setting
+    settings = Settings(**values)
+    log.configure(settings.log_format, pid=None)
+    try:
+        context.exit(run_service(settings))
+    except RefusalToStart as error:
+        click.echo(f"digitserve: refusing to start: {error}", err=True)
+        context.exit(EXIT_NO)
+
+
+main.add_command(
+    click.Command(
+        "serve",
+        params=[_option(setting) for setting in fields(Settings)],
+        callback=_serve,
+        help="Serve a model until SIGTERM. Every flag has its environment variable; a flag wins.",
+    )
+)
+
+_address = click.option(
+    "--address", default="127.0.0.1:50051", show_default=True, envvar="DIGITSERVE_ADDRESS", show_envvar=True,
+    help="Where the service listens, host:port.",
+)  # fmt: skip
+_timeout = click.option(
+    "--timeout-s", default=5.0, show_default=True, type=click.FloatRange(0.001), help="Longest wait for an answer."
+)
+
+
+def _size(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise click.BadParameter(f"got '{text}'; expected HEIGHTxWIDTH in pixels, such as 28x28")
+    return int(height), int(width)
+
+
+@main.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@_address
+@_timeout
+@click.option("--size", callback=_size, help="Files are raw GRAY8 pixels of images of this HEIGHTxWIDTH.")
+@click.option("--top-k", default=0, type=click.IntRange(0), help="Also list the K most probable labels.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line and image, for scripts.")
+@click.pass_context
+def classify(
+    context: click.Context, files: tuple[Path, ...], address: str, timeout_s: float, size: tuple[int, int] | None,
+    top_k: int, as_json: bool,  # noqa: FBT001 - click gives it by name
+) -> None:  # fmt: skip
+    """Classify digits in FILES: PNG, JPEG, or raw pixels.
+
+    \b
+    Exit codes: 0 every image was classified; 1 a file or image was refused;
+    2 wrong usage; 3 nobody answers at the address.
+    """
+    code = 0
+    with client.connect(address) as channel:
+        for path in files:
+            try:
+                request = images.read_request(path, size)
+                request.top_k = top_k
+                _show(path, client.classify(channel, request, timeout_s), as_json)
+            except DigitserveError as error:
+                code = _complain(str(error), EXIT_NO)
+            except grpc.RpcError as error:
+                code = _complain(f"{path}: {_explain(error, address)}", _exit_code(error))
+                if code == EXIT_UNREACHABLE:
+                    break
+    context.exit(code)
+
+
+def _show(path: Path, response: pb.ClassifyResponse, as_json: bool) -> None:  # noqa: FBT001
+    for index, prediction in enumerate(response.predictions):
+        name = str(path) if len(response.predictions) == 1 else f"{path}[{index}]"
+        if as_json:
+            fields_of = MessageToDict(prediction, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+            model = f"{response.model_name}/{response.model_version}"
+            click.echo(json.dumps({"file": str(path), "image": index, **fields_of, "model": model}))
+        else:
+            click.echo(f"{name}: {_describe(prediction)}")
+
+
+def _describe(prediction: pb.Prediction) -> str:
+    if prediction.verdict == pb.VERDICT_BLANK:
+        return "blank: no ink"
+    remarks = {
+        pb.VERDICT_UNFAMILIAR: "  (unfamiliar: does not look like a digit)",
+        pb.VERDICT_SEVERAL: "  (several figures: send them one by one)",
+    }
+    others = ", ".join(f"{score.label} {score.confidence:.1%}" for score in prediction.top[1:])
+    also = f"  (then {others})" if others else ""
+    return f"{prediction.label}  {prediction.confidence:.1%}{also}{remarks.get(prediction.verdict, '')}"
+
+
+@main.command()
+@_address
+@click.option("--timeout-s", default=2.0, show_default=True, type=click.FloatRange(0.001), help="Longest wait.")
+@click.option("--service", default="", help="Ask for this service's health instead of the whole.")
+@click.pass_context
+def healthcheck(context: click.Context, address: str, timeout_s: float, service: str) -> None:
+    """Ask the service for its health by grpc.health.v1.
+
+    \b
+    Exit codes: 0 SERVING; 1 any other answer; 3 nobody answers.
+    """
+    with client.connect(address) as channel:
+        try:
+            status = client.health(channel, service, timeout_s)
+        except grpc.RpcError as error:
+            context.exit(_complain(_explain(error, address), _exit_code(error)))
+    click.echo(status)
+    context.exit(0 if status == "SERVING" else EXIT_NO)
+
+
+def _explain(error: grpc.RpcError, address: str) -> str:
+    if _exit_code(error) == EXIT_UNREACHABLE:
+        return f"nobody answers at {address}; is 'digitserve serve' running there?"
+    return f"{error.code().name}: {error.details()}"
+
+
+def _exit_code(error: grpc.RpcError) -> int:
+    silent = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
+    return EXIT_UNREACHABLE if error.code() in silent else EXIT_NO
+
+
+def _complain(message: str, code: int) -> int:
+    click.echo(f"digitserve: {message}", err=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

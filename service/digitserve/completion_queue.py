@@ -1,0 +1,215 @@
+"""All that digitserve needs of grpcio's internals, in one small file; its contract test names the releases it fits.
+
+An ordinary ``grpc.Server`` is made through the public interface, and everything registered with it (health, reflection,
+metadata) takes its ordinary path through its thread pool. For the methods given to ``Server.take``, the events of the
+server's completion queue are handled here, on the one thread that calls ``Server.poll``: no RPC of theirs ever crosses
+a thread.
+
+    core ──accept──▶ Call ──message──▶ taker.on_message(call, body) ── later ──▶ call.reply / call.fail
+                      └──close──▶ taker.on_close(call), when the client went away or its deadline passed
+"""
+
+import time
+from types import MethodType
+from typing import Any, Protocol
+
+import grpc
+from grpc import _server as grpc_server
+from grpc._cython import cygrpc
+
+_ACCEPTS = 256
+"""Accepts posted at a time for each method; core matches arriving calls with them while the thread is busy."""
+
+_NO_LIMIT = 1 << 30
+OPTIONS: tuple[tuple[str, int], ...] = (
+    # Core's own refusals are silent and uncounted; admission is ours.
+    ("grpc.server.max_pending_requests", _NO_LIMIT),
+    ("grpc.server.max_pending_requests_hard_limit", _NO_LIMIT),
+    # Core would drop calls that the thread has not taken within 30 s; their own deadlines and admission do that.
+    ("grpc.server_max_unrequested_time_in_server", 24 * 3600),
+)
+"""Channel arguments that every server on this loop needs."""
+
+
+
+class Taker(Protocol):
+    """Who answers the calls of a method; every method is called on the polling thread."""
+
+    def on_accept(self, call: "Call") -> None:
+        """A client opened the call; it may be failed here, then nothing of its message is read."""
+
+    def on_message(self, call: "Call", body: bytes | None) -> None:
+        """The call's one message; ``None`` when the client closed its side without one."""
+
+    def on_too_large(self, call: "Call") -> None:
+        """The message was larger than the server's limit, and core threw it away; the call is still to be failed."""
+
+    def on_close(self, call: "Call") -> None:
+        """The call ended before it was answered: the client cancelled, vanished, or its deadline passed."""
+
+
+class Call:
+    """One unary call, from accept to status.
+
+    Attributes:
+        deadline: Unix time in seconds, infinite when the caller set none.
+        accepted: monotonic time in seconds.
+        open: false once it was answered, failed or closed; then nothing more is sent.
+        context: whatever its taker keeps with it.
+    """
+
+    __slots__ = ("_core", "_taker", "accepted", "context", "deadline", "open")
+
+    def __init__(self, event: Any, taker: Taker, accepted: float) -> None:  # noqa: ANN401 - an extension type
+        self._core = event.call
+        self._taker = taker
+        self.deadline: float = event.call_details.deadline
+        self.accepted = accepted
+        self.open = True
+        self.context: Any = None
+
+    def reply(self, body: bytes) -> None:
+        """Send the answer and status OK."""
+        self.open = False
+        self._core.start_server_batch(
+            (
+                cygrpc.SendInitialMetadataOperation((), 0),
+                cygrpc.SendMessageOperation(body, 0),
+                cygrpc.SendStatusFromServerOperation((), cygrpc.StatusCode.ok, b"", 0),
+            ),
+            self._sent,
+        )
+
+    def fail(self, code: int, message: str, details: bytes | None = None) -> None:
+        """Send a status other than OK.
+
+        Args:
+            code: gRPC's number of the status code.
+            message: for the caller to read.
+            details: a serialized ``google.rpc.Status``, for the caller's program.
+        """
+        self.open = False
+        trailing = () if details is None else (("grpc-status-details-bin", details),)
+        self._core.start_server_batch(
+            (
+                cygrpc.SendInitialMetadataOperation((), 0),
+                cygrpc.SendStatusFromServerOperation(trailing, code, message.encode(), 0),
+            ),
+            self._sent,
+        )
+
+    def _begin(self) -> None:
+        self._core.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), self._closed)
+        self._taker.on_accept(self)
+        if self.open:
+            self._core.start_server_batch((cygrpc.ReceiveMessageOperation(0),), self._received)
+
+    def _received(self, event: Any) -> None:  # noqa: ANN401
+        if not self.open:
+            return
+        if event.success:
+            self._taker.on_message(self, event.batch_operations[0].message())
+        else:
+            self._taker.on_too_large(self)
+
+    def _closed(self, _event: Any) -> None:  # noqa: ANN401
+        if self.open:
+            self.open = False
+            self._taker.on_close(self)
+
+    def _sent(self, _event: Any) -> None:  # noqa: ANN401
+        """Nothing is left to do; the event had to be taken off the queue."""
+
+
+class _Acceptor:
+    """Keeps accepts posted for one method."""
+
+    def __init__(self, server: "Server", method: str, taker: Taker) -> None:
+        self._server = server
+        self._method = method
+        self._taker = taker
+
+    def post(self) -> None:
+        self._server.core.request_registered_call(
+            self._server.queue, self._server.queue, self._method, self.accepted
+        )
+
+    def accepted(self, event: Any) -> None:  # noqa: ANN401
+        # Accepts that fail are those left over when the server shuts down.
+        if event.success:
+            self.post()
+            Call(event, self._taker, time.monotonic())._begin()  # noqa: SLF001 - one file, one mechanism
+
+
+class Server:
+    """An ordinary ``grpc.Server``, driven by its owner's thread.
+
+    Owned by one worker. ``poll`` is called by one thread only; ``begin_shutdown`` and ``cancel_all`` by any.
+    """
+
+    def __init__(self, server: grpc.Server) -> None:
+        """Wrap a server that was not started."""
+        self._state = server._state  # type: ignore[attr-defined] # noqa: SLF001 - what this file is for
+        self._server = server
+        self.core = self._state.server
+        self.queue = self._state.completion_queue
+        self._acceptors: list[_Acceptor] = []
+
+    def take(self, method: str, taker: Taker) -> None:
+        """Handle a unary method, named ``/package.Service/Method``, here; before ``start`` only."""
+        self.core.register_method(method)
+        self._acceptors.append(_Acceptor(self, method, taker))
+
+    def start(self) -> None:
+        """Start listening; events wait until ``poll``."""
+        state = self._state
+        with state.lock:
+            self.core.start()
+            state.stage = grpc_server._ServerStage.STARTED  # noqa: SLF001
+            for method in state.registered_method_handlers:
+                grpc_server._request_registered_call(state, method)  # noqa: SLF001
+            grpc_server._request_call(state)  # noqa: SLF001
+        for acceptor in self._acceptors:
+            for _ in range(_ACCEPTS):
+                acceptor.post()
+
+    def poll(self, timeout_s: float) -> bool | None:
+        """Handle one event.
+
+        Args:
+            timeout_s: longest wait for it, 0 to look only.
+
+        Returns:
+            True when an event was handled, False when none came in time, None when the server has stopped.
+        """
+        event = self.queue.poll(time.time() + timeout_s if timeout_s else 0.0)
+        if event.completion_type == cygrpc.CompletionType.queue_timeout:
+            return False
+        tag = event.tag
+        # Ours are bound methods; grpcio's own tags are strings and plain functions.
+        if tag.__class__ is MethodType:
+            tag(event)
+            return True
+        return True if grpc_server._process_event_and_continue(self._state, event) else None  # noqa: SLF001
+
+    def begin_shutdown(self) -> None:
+        """Stop listening and tell clients to go elsewhere (GOAWAY); calls that were taken go on."""
+        grpc_server._begin_shutdown_once(self._state)  # noqa: SLF001
+
+    def cancel_all(self) -> None:
+        """End every call that is still open."""
+        with self._state.lock:
+            self.core.cancel_all_calls()
+
+    @property
+    def num_ordinary(self) -> int:
+        """RPCs on the ordinary path that have not ended."""
+        return len(self._state.rpc_states)
+
+
+def final_code(context: grpc.ServicerContext) -> int:
+    """Return gRPC's number of the status code with which an RPC on the ordinary path ended."""
+    state = context._state  # type: ignore[attr-defined] # noqa: SLF001
+    if state.code is not None:
+        return int(state.code.value[0])
+    return int(grpc.StatusCode.CANCELLED.value[0] if state.client == grpc_server._CANCELLED else 0)  # noqa: SLF001

@@ -1,0 +1,269 @@
+"""Between the bytes of the protocol and what the batcher and the network see. Knows protobuf, not gRPC.
+
+    body ──decode──▶ Request ──rows──▶ uint8[784] an image ──network──▶ Answer ──encode──▶ body
+
+Called on the worker's one thread, once a request each; so nothing is built here that can be built once.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+
+from digitserve.batcher import framing_work
+from digitserve.bundle import IMAGE_SIZE
+from digitserve.errors import InvalidRequest, NotServed
+from digitserve.preprocess import Framing, Ink, as_is, frame, to_gray
+from digitserve.v1 import digits_pb2 as pb
+
+IMAGE_BYTES = IMAGE_SIZE * IMAGE_SIZE
+
+_CHANNELS = {
+    pb.PIXEL_FORMAT_UNSPECIFIED: 1,
+    pb.PIXEL_FORMAT_GRAY8: 1,
+    pb.PIXEL_FORMAT_RGB8: 3,
+    pb.PIXEL_FORMAT_RGBA8: 4,
+}
+_INK = {
+    pb.INK_LIGHT_ON_DARK: Ink.LIGHT_ON_DARK,
+    pb.INK_DARK_ON_LIGHT: Ink.DARK_ON_LIGHT,
+    pb.INK_AUTO: Ink.AUTO,
+}
+_FORMAT_NAMES = {
+    pb.PIXEL_FORMAT_UNSPECIFIED: "GRAY8",
+    pb.PIXEL_FORMAT_GRAY8: "GRAY8",
+    pb.PIXEL_FORMAT_RGB8: "RGB8",
+    pb.PIXEL_FORMAT_RGBA8: "RGBA8",
+}
+VERDICTS = (pb.VERDICT_ACCEPTED, pb.VERDICT_UNFAMILIAR, pb.VERDICT_BLANK, pb.VERDICT_SEVERAL)
+"""In the order of ``metrics.VERDICTS``."""
+ACCEPTED, UNFAMILIAR, BLANK, SEVERAL = range(4)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request may ask of this worker.
+
+    Attributes:
+        model_version: the version being served.
+        max_side: largest height or width, in pixels.
+        max_images: most images in a request.
+        max_request_bytes: largest message.
+    """
+
+    model_version: str
+    max_side: int
+    max_images: int
+    max_request_bytes: int
+
+
+class Request(NamedTuple):
+    """A request that has passed every check.
+
+    Attributes:
+        pixels: num_images x height x width x channels bytes.
+        num_images: at least 1.
+        height: in pixels.
+        width: in pixels.
+        channels: 1, 3 or 4.
+        ink: which side the strokes are on.
+        framing: how images come to the network's size.
+        plain: the pixels are the network's rows as they stand.
+        top_k: classes to list for each image.
+    """
+
+    pixels: bytes
+    num_images: int
+    height: int
+    width: int
+    channels: int
+    ink: Ink
+    framing: Framing
+    plain: bool
+    top_k: int
+
+    @property
+    def framing_work(self) -> int:
+        """Units of framing work an image, 0 when none is framed."""
+        return framing_work(self.height, self.width) if self.framing is Framing.MNIST else 0
+
+
+class Answer(NamedTuple):
+    """What is said of one image.
+
+    Attributes:
+        class_index: column of the most probable label.
+        confidence: its probability.
+        verdict: position in ``VERDICTS``.
+        ood_score: higher is stranger.
+        probabilities: float32[labels].
+    """
+
+    class_index: int
+    confidence: float
+    verdict: int
+    ood_score: float
+    probabilities: NDArray[np.float32]
+
+
+def decode(body: bytes | None, limits: Limits) -> Request:
+    """Parse and check a ``ClassifyRequest``.
+
+    Raises:
+        InvalidRequest: says what was got, what was expected, and which image.
+        NotServed: another model version is asked for.
+    """
+    if body is None:
+        raise InvalidRequest("got no message before the end of the call; expected one ClassifyRequest")
+    try:
+        message = pb.ClassifyRequest.FromString(body)
+    except DecodeError:
+        raise InvalidRequest(f"got {len(body)} bytes that are no ClassifyRequest; expected protobuf") from None
+    pixels = message.pixels
+    # The common case, decided by one comparison: one image of the network's size and every option at its default.
+    if len(pixels) == IMAGE_BYTES and len(body) == IMAGE_BYTES + 3:
+        return Request(pixels, 1, IMAGE_SIZE, IMAGE_SIZE, 1, Ink.LIGHT_ON_DARK, Framing.AS_IS, True, 0)  # noqa: FBT003
+    return _check(message, pixels, limits)
+
+
+def _check(message: pb.ClassifyRequest, pixels: bytes, limits: Limits) -> Request:
+    if message.model_version not in {"", limits.model_version}:
+        raise NotServed(f"model_version: got '{message.model_version}'; served is '{limits.model_version}'")
+    channels = _CHANNELS[_known(message.pixel_format, _CHANNELS, "pixel_format", pb.PixelFormat.keys())]
+    _known(message.ink, pb.Ink.values(), "ink", pb.Ink.keys())
+    _known(message.framing, pb.Framing.values(), "framing", pb.Framing.keys())
+    height, width = _sides(message, limits)
+    num_images = _num_images(message, len(pixels), height * width * channels, limits)
+    framing = _framing(message, height, width)
+    ink = _ink(message, framing)
+    plain = framing is Framing.AS_IS and channels == 1 and ink is Ink.LIGHT_ON_DARK
+    return Request(pixels, num_images, height, width, channels, ink, framing, plain, message.top_k)
+
+
+def _known(value: int, known: Collection[int], field: str, names: Sequence[str]) -> int:
+    if value not in known:
+        raise InvalidRequest(f"{field}: got {value}; expected one of {', '.join(names)}")
+    return value
+
+
+def _sides(message: pb.ClassifyRequest, limits: Limits) -> tuple[int, int]:
+    height, width = message.height, message.width
+    if height == 0 and width == 0:
+        return IMAGE_SIZE, IMAGE_SIZE
+    if height == 0 or width == 0:
+        raise InvalidRequest(
+            f"got height {height} and width {width}; expected both, or neither for {IMAGE_SIZE}x{IMAGE_SIZE}"
+        )
+    if max(height, width) > limits.max_side:
+        raise InvalidRequest(f"got {height}x{width} pixels; expected at most {limits.max_side} on a side")
+    return height, width
+
+
+def _num_images(message: pb.ClassifyRequest, num_bytes: int, image_bytes: int, limits: Limits) -> int:
+    shape = f"{message.height or IMAGE_SIZE}x{message.width or IMAGE_SIZE}"
+    each = f"{image_bytes} bytes for each image of {shape} {_FORMAT_NAMES[message.pixel_format]}"
+    if not num_bytes:
+        raise InvalidRequest(f"pixels: got none; expected {each}")
+    num_images, rest = divmod(num_bytes, image_bytes)
+    if rest:
+        raise InvalidRequest(
+            f"pixels: got {num_bytes} bytes, which leaves image {num_images} with {rest}; expected {each}"
+        )
+    if message.num_images not in {0, num_images}:
+        raise InvalidRequest(f"num_images: got {message.num_images}; pixels holds {num_images} ({each})")
+    if num_images > limits.max_images:
+        raise InvalidRequest(f"got {num_images} images; expected at most {limits.max_images}: send them in several requests")
+    return num_images
+
+
+def _framing(message: pb.ClassifyRequest, height: int, width: int) -> Framing:
+    fits = height == width == IMAGE_SIZE
+    if message.framing == pb.FRAMING_MNIST or (message.framing == pb.FRAMING_UNSPECIFIED and not fits):
+        return Framing.MNIST
+    if not fits:
+        raise InvalidRequest(
+            f"framing: FRAMING_AS_IS needs images of {IMAGE_SIZE}x{IMAGE_SIZE}, got {height}x{width}; "
+            "expected FRAMING_MNIST, or leave it out"
+        )
+    return Framing.AS_IS
+
+
+def _ink(message: pb.ClassifyRequest, framing: Framing) -> Ink:
+    if message.ink == pb.INK_UNSPECIFIED:
+        return Ink.LIGHT_ON_DARK if framing is Framing.AS_IS else Ink.AUTO
+    return _INK[message.ink]
+
+
+def rows(request: Request, start: int, stop: int) -> tuple[bytes | memoryview, list[int]]:
+    """Prepare images ``start`` to ``stop`` of a request for the network.
+
+    Returns:
+        784 bytes an image, and for framed images the verdict that framing gave, else an empty list.
+    """
+    image_bytes = request.height * request.width * request.channels
+    pixels: bytes | memoryview = request.pixels
+    if stop - start < request.num_images:
+        pixels = memoryview(pixels)[start * image_bytes : stop * image_bytes]
+    if request.plain:
+        return pixels, []
+    gray = to_gray(pixels, stop - start, request.height, request.width, request.channels)
+    if request.framing is Framing.AS_IS:
+        return as_is(gray, request.ink).tobytes(), []
+    framed = [frame(image, request.ink) for image in gray]
+    seen = [BLANK if one.blank else SEVERAL if one.several else ACCEPTED for one in framed]
+    return b"".join([one.pixels.tobytes() for one in framed]), seen
+
+
+class Encoder:
+    """Writes ``ClassifyResponse`` messages for one model; keeps one message and fills it again and again."""
+
+    def __init__(self, name: str, version: str, labels: tuple[str, ...]) -> None:
+        self._labels = labels
+        self._response = pb.ClassifyResponse(model_name=name, model_version=version)
+        self._single = pb.ClassifyResponse(model_name=name, model_version=version)
+        self._prediction = self._single.predictions.add()
+
+    def encode(self, answers: list[Answer], top_k: int, seconds: tuple[float, float, float], batch_size: int) -> bytes:
+        """Write the response to a request.
+
+        Args:
+            answers: one an image, in order.
+            top_k: classes to list for each.
+            seconds: in the queue, in preprocessing, in the network.
+            batch_size: of the batch that answered the last image.
+        """
+        if len(answers) == 1 and not top_k:
+            response = self._single
+            self._fill(self._prediction, answers[0])
+        else:
+            response = self._response
+            del response.predictions[:]
+            for answer in answers:
+                prediction = response.predictions.add()
+                self._fill(prediction, answer)
+                if top_k and answer.verdict != BLANK:
+                    self._list(prediction, answer.probabilities, top_k)
+        timing = response.timing
+        timing.queue_s, timing.preprocess_s, timing.inference_s = seconds
+        timing.batch_size = batch_size
+        return response.SerializeToString()
+
+    def _fill(self, prediction: pb.Prediction, answer: Answer) -> None:
+        index = answer.class_index
+        if answer.verdict == BLANK:
+            prediction.label = ""
+            prediction.class_index = 0
+            prediction.confidence = 0.0
+        else:
+            prediction.label = self._labels[index]
+            prediction.class_index = index
+            prediction.confidence = answer.confidence
+        prediction.verdict = VERDICTS[answer.verdict]
+        prediction.ood_score = answer.ood_score
+
+    def _list(self, prediction: pb.Prediction, probabilities: NDArray[np.float32], top_k: int) -> None:
+        for index in np.argsort(-probabilities, kind="stable")[:top_k].tolist():
+            prediction.top.add(label=self._labels[index], class_index=index, confidence=float(probabilities[index]))

@@ -1,0 +1,190 @@
+from google.rpc import status_pb2 as _status_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class PixelFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PIXEL_FORMAT_UNSPECIFIED: _ClassVar[PixelFormat]
+    PIXEL_FORMAT_GRAY8: _ClassVar[PixelFormat]
+    PIXEL_FORMAT_RGB8: _ClassVar[PixelFormat]
+    PIXEL_FORMAT_RGBA8: _ClassVar[PixelFormat]
+
+class Ink(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    INK_UNSPECIFIED: _ClassVar[Ink]
+    INK_LIGHT_ON_DARK: _ClassVar[Ink]
+    INK_DARK_ON_LIGHT: _ClassVar[Ink]
+    INK_AUTO: _ClassVar[Ink]
+
+class Framing(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FRAMING_UNSPECIFIED: _ClassVar[Framing]
+    FRAMING_AS_IS: _ClassVar[Framing]
+    FRAMING_MNIST: _ClassVar[Framing]
+
+class Verdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    VERDICT_UNSPECIFIED: _ClassVar[Verdict]
+    VERDICT_ACCEPTED: _ClassVar[Verdict]
+    VERDICT_UNFAMILIAR: _ClassVar[Verdict]
+    VERDICT_BLANK: _ClassVar[Verdict]
+    VERDICT_SEVERAL: _ClassVar[Verdict]
+PIXEL_FORMAT_UNSPECIFIED: PixelFormat
+PIXEL_FORMAT_GRAY8: PixelFormat
+PIXEL_FORMAT_RGB8: PixelFormat
+PIXEL_FORMAT_RGBA8: PixelFormat
+INK_UNSPECIFIED: Ink
+INK_LIGHT_ON_DARK: Ink
+INK_DARK_ON_LIGHT: Ink
+INK_AUTO: Ink
+FRAMING_UNSPECIFIED: Framing
+FRAMING_AS_IS: Framing
+FRAMING_MNIST: Framing
+VERDICT_UNSPECIFIED: Verdict
+VERDICT_ACCEPTED: Verdict
+VERDICT_UNFAMILIAR: Verdict
+VERDICT_BLANK: Verdict
+VERDICT_SEVERAL: Verdict
+
+class ClassifyRequest(_message.Message):
+    __slots__ = ("pixels", "height", "width", "num_images", "pixel_format", "ink", "framing", "top_k", "model_version")
+    PIXELS_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    NUM_IMAGES_FIELD_NUMBER: _ClassVar[int]
+    PIXEL_FORMAT_FIELD_NUMBER: _ClassVar[int]
+    INK_FIELD_NUMBER: _ClassVar[int]
+    FRAMING_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    pixels: bytes
+    height: int
+    width: int
+    num_images: int
+    pixel_format: PixelFormat
+    ink: Ink
+    framing: Framing
+    top_k: int
+    model_version: str
+    def __init__(self, pixels: _Optional[bytes] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., num_images: _Optional[int] = ..., pixel_format: _Optional[_Union[PixelFormat, str]] = ..., ink: _Optional[_Union[Ink, str]] = ..., framing: _Optional[_Union[Framing, str]] = ..., top_k: _Optional[int] = ..., model_version: _Optional[str] = ...) -> None: ...
+
+class ClassifyResponse(_message.Message):
+    __slots__ = ("predictions", "model_name", "model_version", "timing")
+    PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    TIMING_FIELD_NUMBER: _ClassVar[int]
+    predictions: _containers.RepeatedCompositeFieldContainer[Prediction]
+    model_name: str
+    model_version: str
+    timing: Timing
+    def __init__(self, predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
+
+class ClassifyStreamRequest(_message.Message):
+    __slots__ = ("request",)
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    request: ClassifyRequest
+    def __init__(self, request: _Optional[_Union[ClassifyRequest, _Mapping]] = ...) -> None: ...
+
+class ClassifyStreamResponse(_message.Message):
+    __slots__ = ("response", "error")
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    response: ClassifyResponse
+    error: _status_pb2.Status
+    def __init__(self, response: _Optional[_Union[ClassifyResponse, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
+
+class Prediction(_message.Message):
+    __slots__ = ("label", "class_index", "confidence", "verdict", "ood_score", "top")
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    CLASS_INDEX_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    OOD_SCORE_FIELD_NUMBER: _ClassVar[int]
+    TOP_FIELD_NUMBER: _ClassVar[int]
+    label: str
+    class_index: int
+    confidence: float
+    verdict: Verdict
+    ood_score: float
+    top: _containers.RepeatedCompositeFieldContainer[ClassScore]
+    def __init__(self, label: _Optional[str] = ..., class_index: _Optional[int] = ..., confidence: _Optional[float] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., ood_score: _Optional[float] = ..., top: _Optional[_Iterable[_Union[ClassScore, _Mapping]]] = ...) -> None: ...
+
+class ClassScore(_message.Message):
+    __slots__ = ("label", "class_index", "confidence")
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    CLASS_INDEX_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    label: str
+    class_index: int
+    confidence: float
+    def __init__(self, label: _Optional[str] = ..., class_index: _Optional[int] = ..., confidence: _Optional[float] = ...) -> None: ...
+
+class Timing(_message.Message):
+    __slots__ = ("queue_s", "preprocess_s", "inference_s", "batch_size")
+    QUEUE_S_FIELD_NUMBER: _ClassVar[int]
+    PREPROCESS_S_FIELD_NUMBER: _ClassVar[int]
+    INFERENCE_S_FIELD_NUMBER: _ClassVar[int]
+    BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
+    queue_s: float
+    preprocess_s: float
+    inference_s: float
+    batch_size: int
+    def __init__(self, queue_s: _Optional[float] = ..., preprocess_s: _Optional[float] = ..., inference_s: _Optional[float] = ..., batch_size: _Optional[int] = ...) -> None: ...
+
+class GetModelRequest(_message.Message):
+    __slots__ = ("model_version",)
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    model_version: str
+    def __init__(self, model_version: _Optional[str] = ...) -> None: ...
+
+class GetModelResponse(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: Model
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
+
+class Model(_message.Message):
+    __slots__ = ("name", "version", "sha256", "labels", "height", "width", "ink", "framing", "ood_threshold", "execution_provider", "max_request_bytes", "max_images_per_request", "max_batch_size", "quality")
+    class QualityEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    INK_FIELD_NUMBER: _ClassVar[int]
+    FRAMING_FIELD_NUMBER: _ClassVar[int]
+    OOD_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    EXECUTION_PROVIDER_FIELD_NUMBER: _ClassVar[int]
+    MAX_REQUEST_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_IMAGES_PER_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    MAX_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
+    QUALITY_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: str
+    sha256: str
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    height: int
+    width: int
+    ink: Ink
+    framing: Framing
+    ood_threshold: float
+    execution_provider: str
+    max_request_bytes: int
+    max_images_per_request: int
+    max_batch_size: int
+    quality: _containers.ScalarMap[str, float]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., sha256: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., ink: _Optional[_Union[Ink, str]] = ..., framing: _Optional[_Union[Framing, str]] = ..., ood_threshold: _Optional[float] = ..., execution_provider: _Optional[str] = ..., max_request_bytes: _Optional[int] = ..., max_images_per_request: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., quality: _Optional[_Mapping[str, float]] = ...) -> None: ...

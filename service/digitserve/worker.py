@@ -1,0 +1,232 @@
+"""A worker: one thread that takes requests, forms batches, runs them and replies, until it is told to drain.
+
+    starting ──verified, warmed, listening──▶ ready ──drain()──▶ lame duck ──▶ answering ──▶ stopped
+                                               health SERVING     NOT_SERVING   GOAWAY, no new calls
+
+The supervisor starts it by exec as ``python -m digitserve.worker``, with its settings on standard input, and hears from
+it on standard output. When its standard input closes, the supervisor is gone, and the worker drains. ``--workers 0``
+runs the same object on a thread of the one process.
+"""
+
+import gc
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from digitserve import log
+from digitserve.batcher import Batcher
+from digitserve.bundle import Bundle, find, read
+from digitserve.completion_queue import OPTIONS, Server
+from digitserve.errors import RefusalToStart
+from digitserve.messages import Limits
+from digitserve.metrics import SERVICE, Block, Tally
+from digitserve.rpc import CLASSIFY, ClassifyTaker, ModelServicer, OrdinaryPath
+from digitserve.session import Session
+from digitserve.settings import MIB, Settings
+
+IDLE_TURN_S = 0.1
+"""Longest wait for an event: how late a request to drain is noticed, and how often an idle heart beats."""
+
+MAX_EVENTS_A_TURN = 1024
+"""Events handled before the next batch, so that a flood of refusals cannot keep admitted requests waiting."""
+
+MAX_BATCH_S = 0.05
+"""Longest estimated batch: what a small request waits for at most when a large one is running."""
+
+BACKLOG_TURNS = 16
+"""Turns spent on taking calls out of core before the listener closes."""
+
+LINGER_S = 1.0
+"""After the last answer, seconds for calls that were opened but never sent their message."""
+
+FRAMING_UNIT_S = 5e-9
+"""First estimate for a unit of framing: 80 us for a small image; corrected by every batch that frames."""
+
+PENDING_REQUESTS_BYTES = 8
+"""Most memory held by waiting requests, in requests of the largest size."""
+
+POOL_THREADS = 32
+"""For the ordinary path; made when needed. Each open reflection stream holds one."""
+
+EXIT_REFUSED = 3
+EXIT_CRASHED = 70
+
+_log = structlog.get_logger("digitserve.worker")
+
+
+class Worker:
+    """Serves one bundle on one port. ``run`` belongs to one thread; ``drain`` may be called from any."""
+
+    def __init__(self, settings: Settings, bundle: Bundle, block: Block, num_threads: int) -> None:
+        """Verify the bundle, warm up, and build the server; nothing listens yet.
+
+        Args:
+            settings: with the port and version that were settled on.
+            bundle: read and checked.
+            block: where to count.
+            num_threads: onnxruntime's.
+
+        Raises:
+            RefusalToStart: the bundle or the execution provider failed a check.
+        """
+        self._settings = settings
+        self._tally = Tally(block, bundle.manifest.labels)
+        self._session = Session(bundle, device=settings.device, num_threads=num_threads)
+        limits = Limits(
+            model_version=str(bundle.manifest.version),
+            max_side=settings.max_side,
+            max_images=settings.max_pending_images,
+            max_request_bytes=settings.max_request_bytes,
+        )
+        self._batcher = Batcher(
+            max_batch_size=settings.max_batch_size,
+            max_pending_images=settings.max_pending_images,
+            max_pending_bytes=PENDING_REQUESTS_BYTES * settings.max_request_bytes,
+            max_batch_s=MAX_BATCH_S,
+            image_s=self._session.warm_up(settings.max_batch_size),
+            work_s=FRAMING_UNIT_S,
+        )
+        self._taker = ClassifyTaker(self._batcher, self._session, bundle, limits, self._tally)
+        self._health = health.HealthServicer()
+        self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._server = self._build(ModelServicer(bundle, self._session, limits, settings.max_batch_size))
+        self._drain = threading.Event()
+        self.provider = self._session.provider
+
+    def listen(self) -> None:
+        """Bind, say SERVING, and take connections.
+
+        Raises:
+            RefusalToStart: the address cannot be bound.
+        """
+        address = f"{self._settings.host}:{self._settings.grpc_port}"
+        try:
+            self._grpc.add_insecure_port(address)
+        except RuntimeError as error:
+            raise RefusalToStart(f"cannot listen on {address}: {error}") from None
+        self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        self._server.start()
+
+    def drain(self) -> None:
+        """Ask the loop to stop taking requests, answer what it has, and end."""
+        self._drain.set()
+
+    def run(self) -> None:
+        """Turn the loop until the worker has drained."""
+        # What exists now lives for ever: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        while not self._drain.is_set():
+            self._turn()
+        ends = time.monotonic() + self._settings.grace_s
+        lame_duck_ends = min(ends, time.monotonic() + self._settings.lame_duck_s)
+        self._health.enter_graceful_shutdown()
+        while time.monotonic() < lame_duck_ends:
+            self._turn()
+        self._finish(ends)
+
+    def _finish(self, ends: float) -> None:
+        """Send clients elsewhere, answer what was taken, and stop."""
+        # Core fails the calls that it still holds when it shuts down, so take them first; bounded, for more keep coming.
+        for _ in range(BACKLOG_TURNS):
+            if not self._turn():
+                break
+        self._server.begin_shutdown()
+        lingers = time.monotonic() + LINGER_S
+        while not self._idle(lingers) and time.monotonic() < ends:
+            self._turn()
+        self._taker.give_up()
+        self._server.cancel_all()
+        while self._poll(IDLE_TURN_S) is not None:
+            """Until core says that every connection is closed."""
+
+    def _idle(self, lingers: float) -> bool:
+        if self._batcher.waits():
+            return False
+        return time.monotonic() > lingers or (self._taker.num_open == 0 and self._server.num_ordinary == 0)
+
+    def _turn(self) -> bool:
+        """Handle what has arrived, then run one batch; return whether anything was there."""
+        handled = self._poll(0.0 if self._batcher.waits() else IDLE_TURN_S)
+        num_events = 1
+        while handled and num_events < MAX_EVENTS_A_TURN:
+            handled = self._server.poll(0.0)
+            num_events += 1
+        return self._taker.run_batch() or num_events > 1
+
+    def _poll(self, timeout_s: float) -> bool | None:
+        self._tally.heartbeat[0] = time.monotonic()
+        return self._server.poll(timeout_s)
+
+    def _build(self, model: ModelServicer) -> Server:
+        # Protobuf adds a few bytes to the pixels; a request of exactly the limit must pass.
+        options = (*OPTIONS, ("grpc.so_reuseport", 1), ("grpc.max_receive_message_length", self._settings.max_request_bytes))
+        self._grpc = grpc.server(
+            ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="ordinary"),
+            interceptors=(OrdinaryPath(self._tally),),
+            options=options,
+        )
+        self._grpc.add_registered_method_handlers(SERVICE, model.handlers())
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        reflection.enable_server_reflection(
+            [SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME], self._grpc
+        )
+        server = Server(self._grpc)
+        server.take(CLASSIFY, self._taker)
+        return server
+
+    def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        for service in ("", SERVICE):
+            self._health.set(service, status)
+
+
+def main() -> int:
+    """Run as the supervisor's child: ``python -m digitserve.worker BLOCK_FD NUM_THREADS``."""
+    block_fd, num_threads = map(int, sys.argv[1:3])
+    settings = Settings.from_json(sys.stdin.readline())
+    log.configure(settings.log_format, pid=os.getpid())
+    # Ctrl-C reaches the whole terminal's group; the supervisor decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        bundle = read(find(settings.models, settings.model, settings.model_version))
+        worker = Worker(settings, bundle, Block(bundle.manifest.labels, block_fd), num_threads)
+        worker.listen()
+    except RefusalToStart as error:
+        _say(event="refused", message=str(error))
+        return EXIT_REFUSED
+    signal.signal(signal.SIGTERM, lambda _signal, _frame: worker.drain())
+    threading.Thread(target=_watch_parent, args=(worker.drain,), daemon=True).start()
+    _say(event="ready", provider=worker.provider)
+    try:
+        worker.run()
+    except Exception:
+        # The one boundary: a loop that died must not leave a process that only looks alive.
+        _log.exception("the loop crashed")
+        sys.stderr.flush()
+        os._exit(EXIT_CRASHED)
+    return 0
+
+
+def _say(**message: object) -> None:
+    print(json.dumps(message), flush=True)  # noqa: T201 - standard output is the line to the supervisor
+
+
+def _watch_parent(drain: Callable[[], None]) -> None:
+    """Drain when told to, or when the supervisor's end of the pipe closes."""
+    sys.stdin.readline()
+    drain()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

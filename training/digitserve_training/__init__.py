@@ -1,0 +1,1 @@
+"""Train, evaluate and export digit networks; the serving side is the package ``digitserve``."""

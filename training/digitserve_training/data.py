@@ -1,0 +1,159 @@
+"""MNIST: found, read, checked, split and fingerprinted.
+
+Training images and test images are read by different functions, so what trains cannot see a test image by accident:
+``read_training`` is for ``train`` and for validation, ``read_test`` for ``evaluate`` and for the parity check of
+``export`` alone. Needs no TensorFlow unless Keras has to fetch MNIST.
+"""
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from digitserve_training.errors import DataError
+
+ENVIRONMENT = "DIGITSERVE_MNIST"
+NUM_LABELS = 10
+KEYS = ("x_train", "y_train", "x_test", "y_test")
+
+SPLIT_SEED = 2024
+"""Seed of the split and of subsets: not the training's, so that every run is validated on the same images."""
+
+VALIDATION_IMAGES = 5_000
+"""Held out of MNIST's 60 000; of smaller sets, one in twelve, which is the same share."""
+
+_SHARE = 60_000 // VALIDATION_IMAGES
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images with their labels.
+
+    Attributes:
+        images: uint8[N,28,28,1]; 0 = background, 255 = full ink.
+        labels: int64[N], 0 to 9.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: NDArray[np.int64]) -> "Labelled":
+        """Return the images at ``indices`` (int64[M]), in that order."""
+        return Labelled(self.images[indices], self.labels[indices])
+
+
+@dataclass(frozen=True)
+class Split:
+    """The training set, parted: what is trained on, and what is only looked at."""
+
+    training: Labelled
+    validation: Labelled
+
+
+def read_training(path: Path | None = None) -> Labelled:
+    """Read MNIST's training set.
+
+    Args:
+        path: an npz file laid out like ``keras.datasets.mnist``; else the one that ``DIGITSERVE_MNIST`` names; else
+            Keras's own cache, which is filled by a download.
+
+    Raises:
+        DataError: the file is missing, damaged, or holds something else; the message says what.
+    """
+    return _read(path, "train")
+
+
+def read_test(path: Path | None = None) -> Labelled:
+    """Read MNIST's test set, from where ``read_training`` reads; never for training or for choosing anything."""
+    return _read(path, "test")
+
+
+def fingerprint(labelled: Labelled) -> str:
+    """Return the sha256 (hexadecimal) of labels and pixels, in order: equal fingerprints are equal sets."""
+    digest = hashlib.sha256(f"{labelled.images.shape}".encode())
+    digest.update(labelled.labels.astype("<i8").tobytes())
+    digest.update(np.ascontiguousarray(labelled.images).tobytes())
+    return digest.hexdigest()
+
+
+def split(labelled: Labelled, limit: int | None = None) -> Split:
+    """Hold out a stratified validation set; the same one every time.
+
+    Args:
+        labelled: a training set.
+        limit: use only so many images in all, chosen so that labels keep their shares.
+
+    Raises:
+        DataError: too few images to hold any out.
+    """
+    order = _stratified_order(labelled.labels)[:limit]
+    num_validation = min(VALIDATION_IMAGES, len(order) // _SHARE)
+    if num_validation == 0:
+        raise DataError(f"{len(order)} training images; expected at least {_SHARE}, so that one can be held out")
+    return Split(labelled.take(order[num_validation:]), labelled.take(order[:num_validation]))
+
+
+def _stratified_order(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Order all indices at random so that every leading part has each label in its share of the whole.
+
+    Each image gets its rank within its label, moved by a random fraction and divided by the label's count: sorted by
+    that, labels interleave evenly.
+    """
+    generator = np.random.default_rng(SPLIT_SEED)
+    position = np.empty(len(labels))
+    for label in np.unique(labels):
+        (members,) = np.nonzero(labels == label)
+        position[members] = (generator.permutation(len(members)) + generator.random()) / len(members)
+    return np.argsort(position, kind="stable")
+
+
+def _read(path: Path | None, part: str) -> Labelled:
+    named = path or (Path(os.environ[ENVIRONMENT]) if os.environ.get(ENVIRONMENT) else None)
+    arrays, source = (_fetch(), "Keras's MNIST") if named is None else (_load(named, part), str(named))
+    return _check(arrays[f"x_{part}"], arrays[f"y_{part}"], f"{source}, part '{part}'")
+
+
+def _fetch() -> Mapping[str, NDArray[np.generic]]:
+    from digitserve_training._tensorflow import keras  # noqa: PLC0415 - seconds, and only this path needs it
+
+    try:
+        training, test = keras.datasets.mnist.load_data()
+    except Exception as error:  # noqa: BLE001 - urllib, sockets and hash checks raise a dozen kinds
+        raise DataError(
+            f"Keras could not fetch MNIST: {error}. Name an npz file with --data PATH or {ENVIRONMENT}"
+        ) from None
+    return dict(zip(KEYS, (*training, *test), strict=True))
+
+
+def _load(path: Path, part: str) -> Mapping[str, NDArray[np.generic]]:
+    if not path.is_file():
+        raise DataError(f"no file {path}; --data or {ENVIRONMENT} names an npz file laid out like keras.datasets.mnist")
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            missing = sorted(set(KEYS) - set(stored.files))
+            if missing:
+                raise DataError(f"{path} lacks {', '.join(missing)}; it has {', '.join(stored.files) or 'nothing'}")
+            return {key: stored[key] for key in (f"x_{part}", f"y_{part}")}
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} cannot be read as npz, it may be cut short: {error}") from None
+
+
+def _check(images: NDArray[np.generic], labels: NDArray[np.generic], source: str) -> Labelled:
+    if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (28, 28) or len(images) == 0:  # noqa: PLR2004
+        raise DataError(f"{source}: images are {images.dtype}{list(images.shape)}; expected uint8[N, 28, 28], N > 0")
+    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(
+            f"{source}: labels are {labels.dtype}{list(labels.shape)}; expected one integer for each of {len(images)} images"
+        )
+    wide = labels.astype(np.int64)
+    if wide.min() < 0 or wide.max() >= NUM_LABELS:
+        raise DataError(f"{source}: labels run from {wide.min()} to {wide.max()}; expected 0 to {NUM_LABELS - 1}")
+    return Labelled(images.astype(np.uint8, copy=False)[..., np.newaxis], wide)

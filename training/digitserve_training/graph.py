@@ -1,0 +1,110 @@
+"""From a Keras network to the ONNX graph that is served, and Keras's own answers to compare it with.
+
+``evaluate`` and ``export`` both measure the graph that this module makes, run by ``digitserve.session``, so what is
+reported is what is served.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import tf2onnx
+from digitserve.bundle import INPUT_NAME, OUTPUT_NAMES
+from digitserve.session import Outputs
+from numpy.typing import NDArray
+
+from digitserve_training._tensorflow import keras, tf
+from digitserve_training.errors import ParityError
+from digitserve_training.layers import INPUT_SHAPE
+
+OPSET = 18
+"""The highest that tf2onnx 1.17 writes."""
+
+FREE_AXIS = "batch"
+_REFERENCE_BATCH_SIZE = 500
+
+Answering = Callable[[Any], dict[str, Any]]
+
+
+def answering(network: keras.Model, temperature: float) -> Answering:
+    """Complete a network by what a bundle's graph gives.
+
+    probabilities = softmax(logits / temperature), and ood_score = -logsumexp(logits), written as
+    log(max(softmax(logits))) - max(logits): the same number by fewer operations, and no exponent can overflow.
+
+    Args:
+        network: from uint8[N,28,28,1] to float32[N,labels] logits.
+        temperature: above 0.
+
+    Returns:
+        A ``tf.function`` from images to a dict of ``probabilities`` and ``ood_score``.
+    """
+
+    @tf.function(input_signature=[tf.TensorSpec([None, *INPUT_SHAPE], tf.uint8, name=INPUT_NAME)])
+    def answer(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        logits = network(images, training=False)
+        untempered = tf.nn.softmax(logits)
+        probabilities = untempered if temperature == 1 else tf.nn.softmax(logits / temperature)
+        ood_score = tf.math.log(tf.reduce_max(untempered, axis=1)) - tf.reduce_max(logits, axis=1)
+        return dict(zip(OUTPUT_NAMES, (probabilities, ood_score), strict=True))
+
+    return answer  # type: ignore[no-any-return]
+
+
+def reference(answer: Answering, images: NDArray[np.uint8]) -> Outputs:
+    """Ask Keras.
+
+    Args:
+        answer: as ``answering`` gives it.
+        images: uint8[N,28,28,1].
+    """
+    starts = range(0, len(images), _REFERENCE_BATCH_SIZE)
+    batches = [answer(tf.constant(images[start : start + _REFERENCE_BATCH_SIZE])) for start in starts]
+    return Outputs(*(np.concatenate([batch[name].numpy() for batch in batches]) for name in OUTPUT_NAMES))
+
+
+def convert(answer: Answering) -> bytes:
+    """Convert to ONNX; equal weights give equal bytes.
+
+    Args:
+        answer: as ``answering`` gives it.
+
+    Returns:
+        A serialised model with the input ``images`` and the outputs ``probabilities`` and ``ood_score``.
+
+    Raises:
+        ParityError: a batch normalisation was left in the graph, or onnx finds it invalid.
+    """
+    model, _ = tf2onnx.convert.from_function(answer, answer.input_signature, opset=OPSET)  # type: ignore[attr-defined]
+    _settle(model)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ParityError(f"onnx finds the converted graph invalid: {error}") from None
+    left = [node.name for node in model.graph.node if node.op_type == "BatchNormalization"]
+    if left:
+        raise ParityError(f"batch normalisation was not folded into its convolution: {', '.join(left)}")
+    return model.SerializeToString(deterministic=True)
+
+
+def _settle(model: onnx.ModelProto) -> None:
+    """Take out what differs between two conversions of one network: counters in names, and tf2onnx's remarks."""
+    model.producer_name, model.producer_version, model.doc_string = "digitserve-train", "", ""
+    model.graph.name, model.graph.doc_string = "digits", ""
+    del model.graph.value_info[:]
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = FREE_AXIS
+    _rename(model.graph)
+
+
+def _rename(graph: onnx.GraphProto) -> None:
+    """Number tensors in the order of their first use; the graph's own inputs and outputs keep their names."""
+    names = {value.name: value.name for value in (*graph.input, *graph.output)} | {"": ""}
+    for number, node in enumerate(graph.node):
+        node.name = f"{node.op_type}_{number}"
+        for tensors in (node.input, node.output):
+            tensors[:] = [names.setdefault(name, f"tensor_{len(names)}") for name in tensors]
+    for initializer in graph.initializer:
+        initializer.name = names[initializer.name]
+    graph.initializer.sort(key=lambda initializer: initializer.name)

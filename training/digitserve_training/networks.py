@@ -1,0 +1,70 @@
+"""Keras networks out of a preset's layers: one builder for all presets.
+
+A network takes uint8 pixels, scales them itself and gives logits; probabilities, temperature and OOD score are added by
+``export``. Importing this module imports TensorFlow.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from digitserve_training._tensorflow import keras
+from digitserve_training.layers import (
+    INPUT_SHAPE,
+    Conv,
+    Dense,
+    Dropout,
+    Flatten,
+    GlobalAveragePool,
+    Layer,
+    MaxPool,
+)
+
+LARGEST_PIXEL = 255
+
+
+def build(layers: Sequence[Layer]) -> keras.Model:
+    """Build a network with fresh weights, drawn from Keras's global seed.
+
+    Args:
+        layers: a preset's layers; the last gives one logit a label.
+
+    Returns:
+        A model from uint8[N,28,28,1] to float32[N,labels] logits.
+    """
+    images = keras.Input(INPUT_SHAPE, dtype="uint8", name="images")
+    tensor = keras.layers.Rescaling(1 / LARGEST_PIXEL, name="scale")(images)
+    for number, layer in enumerate(layers, start=1):
+        for keras_layer in _keras_layers(layer, f"{type(layer).__name__.lower()}_{number}"):
+            tensor = keras_layer(tensor)
+    return keras.Model(images, tensor, name="digits")
+
+
+def _keras_layers(layer: Layer, name: str) -> Iterator[keras.layers.Layer]:
+    match layer:
+        case Conv():
+            yield from _convolution(layer, name)
+        case MaxPool(size):
+            yield keras.layers.MaxPooling2D(size, name=name)
+        case GlobalAveragePool():
+            yield keras.layers.GlobalAveragePooling2D(name=name)
+        case Flatten():
+            yield keras.layers.Flatten(name=name)
+        case Dropout(rate):
+            yield keras.layers.Dropout(rate, name=name)
+        case Dense(units, activation):
+            yield keras.layers.Dense(units, activation=activation, name=name)
+
+
+def _convolution(layer: Conv, name: str) -> Iterator[keras.layers.Layer]:
+    yield keras.layers.Conv2D(
+        layer.filters,
+        layer.kernel,
+        strides=layer.stride,
+        padding=layer.padding,
+        use_bias=not layer.batch_norm,
+        # He initialisation, for ReLU: He et al. 2015, "Delving Deep into Rectifiers".
+        kernel_initializer="he_normal",
+        name=name,
+    )
+    if layer.batch_norm:
+        yield keras.layers.BatchNormalization(name=f"{name}_norm")
+    yield keras.layers.ReLU(name=f"{name}_relu")

@@ -1,0 +1,249 @@
+"""Training: MNIST's training set and a preset in, a run's folder with a checkpoint out.
+
+The whole training set lies in memory as one tensor; each step gathers its batch, augments it and takes one step of
+AdamW, all in one compiled function. What is validated, evaluated and exported is the moving average of the weights at
+the last epoch: nothing is chosen by looking, so no set of images can leak into the choice.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from digitserve_training import checkpoint
+from digitserve_training._tensorflow import keras, tf
+from digitserve_training.augment import augment
+from digitserve_training.checkpoint import Checkpoint, Settings
+from digitserve_training.data import Labelled, Split
+from digitserve_training.errors import DivergedError, RunError
+from digitserve_training.networks import build
+from digitserve_training.presets import NUM_LABELS, PRESETS, Preset, Recipe
+
+VALIDATION_BATCH_SIZE = 500
+
+
+def settings_for(preset: Preset, *, seed: int, epochs: int | None, learning_rate: float | None, limit: int | None,
+                 data_sha256: str) -> Settings:  # fmt: skip
+    """Describe a training; what is None comes from the preset."""
+    return Settings(
+        preset=preset.name,
+        definition=preset.definition,
+        seed=seed,
+        epochs=preset.recipe.epochs if epochs is None else epochs,
+        learning_rate=preset.recipe.learning_rate if learning_rate is None else learning_rate,
+        limit=limit,
+        data_sha256=data_sha256,
+    )
+
+
+def train(settings: Settings, split: Split, run_dir: Path, *, resume: bool = False) -> Checkpoint:
+    """Train, with a checkpoint after each epoch.
+
+    Args:
+        settings: what to do.
+        split: the images; only ``split.training`` moves the weights.
+        run_dir: where the checkpoint and ``metrics.jsonl`` go.
+        resume: go on from the checkpoint in ``run_dir``.
+
+    Returns:
+        The last checkpoint.
+
+    Raises:
+        RunError: the folder holds a run and ``resume`` is false, or holds none, or another one, and it is true.
+        DivergedError: the loss is not finite.
+        KeyboardInterrupt: as raised; the last checkpoint is good.
+    """
+    training = Training(settings, split)
+    state = _start(training, run_dir, resume=resume)
+    for epoch in range(state.epoch + 1, settings.epochs + 1):
+        metrics = training.run_epoch(epoch)
+        state = Checkpoint(settings, epoch, (*state.history, metrics), training.arrays())
+        checkpoint.save(run_dir, state)
+    return state
+
+
+def restore(state: Checkpoint) -> keras.Model:
+    """Rebuild the network that a checkpoint holds, with its averaged weights.
+
+    Returns:
+        A model from uint8[N,28,28,1] to logits.
+
+    Raises:
+        RunError: the preset is unknown, or was edited since the run.
+    """
+    preset = preset_of(state.settings)
+    network = build(preset.layers)
+    _assign(network.weights, state.arrays, "average")
+    return network
+
+
+def preset_of(settings: Settings) -> Preset:
+    """Find the preset that a run was trained with.
+
+    Raises:
+        RunError: the preset is unknown, or was edited since the run.
+    """
+    preset = PRESETS.get(settings.preset)
+    if preset is None:
+        raise RunError(f"the run's preset '{settings.preset}' is unknown; presets: {', '.join(PRESETS)}")
+    if preset.definition != settings.definition:
+        raise RunError(f"preset '{preset.name}' was edited since this run: it was {settings.definition}; train again")
+    return preset
+
+
+class Training:
+    """A training under way: the network, its average and its optimizer; lives for one call of ``train``."""
+
+    def __init__(self, settings: Settings, split: Split) -> None:
+        """Build everything from the seed, as it is before the first epoch."""
+        keras.utils.set_random_seed(settings.seed)
+        tf.config.experimental.enable_op_determinism()
+        self._settings = settings
+        self._preset = preset_of(settings)
+        self._validation = split.validation
+        self._images, self._labels = tf.constant(split.training.images), tf.constant(split.training.labels)
+        self._network, self._average = build(self._preset.layers), build(self._preset.layers)
+        self._average.set_weights(self._network.get_weights())
+        steps = self._preset.recipe.epochs and -(-len(split.training) // self._preset.recipe.batch_size)
+        self._optimizer = _optimizer(self._preset.recipe, settings, steps)
+        self._optimizer.build(self._network.trainable_variables)
+        self._compiled_step = tf.function(
+            self._step, input_signature=[tf.TensorSpec([None], tf.int64), tf.TensorSpec([], tf.int32)]
+        )
+        self._compiled_logits = tf.function(lambda images: self._average(images, training=False))
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return every variable by name, as a checkpoint holds them."""
+        return {
+            f"{owner}/{number}": variable.numpy()
+            for owner, variables in self._variables().items()
+            for number, variable in enumerate(variables)
+        }
+
+    def restore(self, state: Checkpoint) -> None:
+        """Go back to where a checkpoint was taken.
+
+        Raises:
+            RunError: its arrays are not this network's.
+        """
+        for owner, variables in self._variables().items():
+            _assign(variables, state.arrays, owner)
+
+    def run_epoch(self, epoch: int) -> dict[str, float]:
+        """Pass once over the training images, then validate.
+
+        Args:
+            epoch: counted from 1; decides the order of the images and their augmentation.
+
+        Raises:
+            DivergedError: the loss of a step is not finite.
+        """
+        started = monotonic()
+        batches = list(self._batches(epoch))
+        losses = []
+        with tqdm(batches, desc=f"epoch {epoch}/{self._settings.epochs}", unit="step", leave=False, disable=None) as bar:
+            for number, indices in enumerate(bar, start=(epoch - 1) * len(batches)):
+                losses.append(float(self._compiled_step(indices, number)))
+                _require_finite(losses[-1], epoch)
+                bar.set_postfix(loss=f"{np.mean(losses[-50:]):.4f}", refresh=False)
+        accuracy, loss = self._validate()
+        metrics = {
+            "epoch": epoch,
+            "training_loss": float(np.mean(losses)),
+            "validation_loss": loss,
+            "validation_accuracy": accuracy,
+            "duration_s": round(monotonic() - started, 1),
+        }
+        tqdm.write("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+        return metrics
+
+    def _variables(self) -> dict[str, list[Any]]:
+        return {
+            "network": self._network.variables,
+            "average": self._average.weights,
+            "optimizer": self._optimizer.variables,
+        }
+
+    def _batches(self, epoch: int) -> Iterator[NDArray[np.int64]]:
+        order = np.random.default_rng((self._settings.seed, epoch)).permutation(len(self._labels))
+        for start in range(0, len(order), self._preset.recipe.batch_size):
+            yield order[start : start + self._preset.recipe.batch_size]
+
+    def _step(self, indices: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+        recipe = self._preset.recipe
+        seed = tf.stack([self._settings.seed, number])
+        images = augment(tf.gather(self._images, indices), seed, self._preset.augmentation)
+        spread = recipe.label_smoothing / NUM_LABELS
+        targets = tf.one_hot(tf.gather(self._labels, indices), NUM_LABELS, 1 - recipe.label_smoothing + spread, spread)
+        with tf.GradientTape() as tape:
+            logits = self._network(images, training=True)
+            loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, logits))
+        variables = self._network.trainable_variables
+        self._optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+        self._move_average(number)
+        return loss
+
+    def _move_average(self, number: tf.Tensor) -> None:
+        """Move the average towards the weights, faster at first, when the average is mostly the initial weights."""
+        done = tf.cast(number, tf.float32)
+        momentum = tf.minimum(self._preset.recipe.averaging, (1 + done) / (10 + done))
+        for average, current in zip(self._average.weights, self._network.weights, strict=True):
+            average.assign(momentum * average + (1 - momentum) * current)
+
+    def _validate(self) -> tuple[float, float]:
+        """Return accuracy and mean cross-entropy of the averaged network on the validation images."""
+        logits = np.concatenate([self._compiled_logits(batch.images) for batch in _in_batches(self._validation)])
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(self._validation.labels, logits)
+        return float(np.mean(logits.argmax(axis=1) == self._validation.labels)), float(np.mean(losses))
+
+
+def _start(training: Training, run_dir: Path, *, resume: bool) -> Checkpoint:
+    if not resume:
+        if checkpoint.exists(run_dir):
+            raise RunError(f"{run_dir} holds a run already; go on with --resume, or choose another --run-dir")
+        # Written before the first step, so that even a run stopped in its first epoch can be resumed.
+        state = Checkpoint(training._settings, 0, (), training.arrays())
+        checkpoint.save(run_dir, state)
+        return state
+    state = checkpoint.load(run_dir)
+    checkpoint.require_same(state.settings, training._settings)
+    training.restore(state)
+    return state
+
+
+def _optimizer(recipe: Recipe, settings: Settings, steps_per_epoch: int) -> keras.optimizers.Optimizer:
+    warmup_steps = int(min(recipe.warmup_epochs, settings.epochs / 2) * steps_per_epoch)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=0.0,
+        decay_steps=settings.epochs * steps_per_epoch - warmup_steps,
+        warmup_target=settings.learning_rate,
+        warmup_steps=warmup_steps,
+    )
+    optimizer = keras.optimizers.AdamW(schedule, weight_decay=recipe.weight_decay)
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    return optimizer
+
+
+def _assign(variables: list[Any], arrays: dict[str, NDArray[Any]], owner: str) -> None:
+    stored = [arrays[name] for name in (f"{owner}/{number}" for number in range(len(arrays))) if name in arrays]
+    if [array.shape for array in stored] != [tuple(variable.shape) for variable in variables]:
+        raise RunError(f"the checkpoint's {owner} has {len(stored)} arrays that do not fit the {len(variables)} expected")
+    for variable, array in zip(variables, stored, strict=True):
+        variable.assign(array)
+
+
+def _in_batches(labelled: Labelled) -> Iterator[Labelled]:
+    for start in range(0, len(labelled), VALIDATION_BATCH_SIZE):
+        yield labelled.take(np.arange(start, min(start + VALIDATION_BATCH_SIZE, len(labelled))))
+
+
+def _require_finite(loss: float, epoch: int) -> None:
+    if not np.isfinite(loss):
+        raise DivergedError(
+            f"the loss became {loss} in epoch {epoch}; the checkpoint of epoch {epoch - 1} is kept; "
+            "train again in another folder with a lower --learning-rate"
+        )
