@@ -26,6 +26,9 @@ _FIXED_WORK = 16384
 _SMOOTHING = 0.1
 """Weight of the newest batch in the running estimates: some ten batches are remembered."""
 
+_MOST_SLOWDOWN = 8
+"""How much slower than estimated one batch may count: a process that was stopped for a minute did not become slow."""
+
 
 def framing_work(height: int, width: int) -> int:
     """Return the units of work that framing one image of this size takes."""
@@ -91,15 +94,23 @@ class Batch:
 
 
 class Estimate:
-    """A running mean of seconds per unit of work."""
+    """A running mean of seconds per unit of work.
+
+    Attributes:
+        seconds: the estimate; starts above 0.
+    """
 
     def __init__(self, initial_s: float) -> None:
-        self.seconds = initial_s
+        self.seconds = self._initial_s = initial_s
 
     def update(self, elapsed_s: float, units: int) -> None:
         """Take one measurement in."""
         if units:
-            self.seconds += _SMOOTHING * (elapsed_s / units - self.seconds)
+            self.seconds += _SMOOTHING * (min(elapsed_s / units, _MOST_SLOWDOWN * self.seconds) - self.seconds)
+
+    def doubt(self) -> None:
+        """Move towards the first estimate from above: one so high that everybody is refused is corrected by no batch."""
+        self.seconds += _SMOOTHING * min(0.0, self._initial_s - self.seconds)
 
 
 class Batcher:
@@ -218,7 +229,10 @@ class Batcher:
             The entries that are complete, in the order of their arrival in this batch.
         """
         self.work_s.update(preprocess_s, batch.framing_work)
-        self.image_s.update(inference_s, batch.num_images)
+        # What a run costs apart from its images is shared by few in a small batch: only a full one shows a slowdown.
+        full = self.waits() or 2 * batch.num_images >= self._max_batch_size
+        if full or inference_s < batch.num_images * self.image_s.seconds:
+            self.image_s.update(inference_s, batch.num_images)
         finished = []
         row = 0
         for entry, start, stop in batch.parts:
@@ -241,9 +255,14 @@ class Batcher:
         return entries
 
     def _check_deadline(self, entry: Entry, own_s: float, now: float) -> None:
-        # What is certain: short entries pass long ones, so all that must come first is the short lane.
-        needed_s = own_s + self._seconds(self._short_images, self._short_work)
+        # What is certain: short entries pass long ones, so all that must come first is the short lane; a long entry has
+        # its share of every second batch beside it.
+        short_s = self._seconds(self._short_images, self._short_work)
+        needed_s = own_s + (min(short_s, 2 * LONG_SHARE * own_s) if entry.long else short_s)
         if now + needed_s > entry.deadline:
+            if not self.pending_images:
+                self.image_s.doubt()
+                self.work_s.doubt()
             left_ms = max(0.0, entry.deadline - now) * 1e3
             raise DeadlineUnmeetable(
                 f"the answer needs about {needed_s * 1e3:.1f} ms and the deadline is in {left_ms:.1f} ms; "
@@ -271,7 +290,7 @@ class Batcher:
     def _room(self, batch: Batch, entry: Entry, limit: int) -> int:
         """Return how many images of an entry a batch can still take."""
         images = limit - batch.num_images
-        if entry.framing_work or batch.framing_work or images * self.image_s.seconds > self._max_batch_s:
+        if entry.framing_work or batch.framing_work or limit * self.image_s.seconds > self._max_batch_s:
             left_s = self._max_batch_s - self._seconds(batch.num_images, batch.framing_work)
             by_time = int(left_s / self._seconds(1, entry.framing_work))
             images = min(images, max(by_time, 0 if batch.num_images else 1))

@@ -32,14 +32,21 @@ OPTIONS: tuple[tuple[str, int], ...] = (
 
 
 
+_INVALID_ARGUMENT = int(grpc.StatusCode.INVALID_ARGUMENT.value[0])
+NO_MESSAGE = "got no message before the end of the call; expected exactly one"
+
+
 class Taker(Protocol):
     """Who answers the calls of a method; every method is called on the polling thread."""
 
     def on_accept(self, call: "Call") -> None:
         """A client opened the call; it may be failed here, then nothing of its message is read."""
 
-    def on_message(self, call: "Call", body: bytes | None) -> None:
-        """The call's one message; ``None`` when the client closed its side without one."""
+    def on_message(self, call: "Call", body: bytes) -> None:
+        """The call's one message; the call is to be answered or failed, now or later."""
+
+    def on_silence(self, call: "Call") -> None:
+        """The client closed its side without a message, and was told INVALID_ARGUMENT; the call is over."""
 
     def on_too_large(self, call: "Call") -> None:
         """The message was larger than the server's limit, and core threw it away; the call is still to be failed."""
@@ -58,11 +65,12 @@ class Call:
         context: whatever its taker keeps with it.
     """
 
-    __slots__ = ("_core", "_taker", "accepted", "context", "deadline", "open")
+    __slots__ = ("_core", "_silent", "_taker", "accepted", "context", "deadline", "open")
 
     def __init__(self, event: Any, taker: Taker, accepted: float) -> None:  # noqa: ANN401 - an extension type
         self._core = event.call
         self._taker = taker
+        self._silent = False
         self.deadline: float = event.call_details.deadline
         self.accepted = accepted
         self.open = True
@@ -89,7 +97,9 @@ class Call:
             details: a serialized ``google.rpc.Status``, for the caller's program.
         """
         self.open = False
-        trailing = () if details is None else (("grpc-status-details-bin", details),)
+        self._send_status(code, message, () if details is None else (("grpc-status-details-bin", details),))
+
+    def _send_status(self, code: int, message: str, trailing: tuple[tuple[str, bytes], ...]) -> None:
         self._core.start_server_batch(
             (
                 cygrpc.SendInitialMetadataOperation((), 0),
@@ -107,14 +117,23 @@ class Call:
     def _received(self, event: Any) -> None:  # noqa: ANN401
         if not self.open:
             return
-        if event.success:
-            self._taker.on_message(self, event.batch_operations[0].message())
+        body = event.batch_operations[0].message()
+        if body is not None:
+            self._taker.on_message(self, body)
+        elif event.success:
+            # A call that was cancelled before its message looks the same; which it was, its close tells.
+            self._silent = True
+            self._send_status(_INVALID_ARGUMENT, NO_MESSAGE, ())
         else:
             self._taker.on_too_large(self)
 
-    def _closed(self, _event: Any) -> None:  # noqa: ANN401
-        if self.open:
-            self.open = False
+    def _closed(self, event: Any) -> None:  # noqa: ANN401
+        if not self.open:
+            return
+        self.open = False
+        if self._silent and not event.batch_operations[0].cancelled():
+            self._taker.on_silence(self)
+        else:
             self._taker.on_close(self)
 
     def _sent(self, _event: Any) -> None:  # noqa: ANN401

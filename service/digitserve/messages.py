@@ -109,15 +109,13 @@ class Answer(NamedTuple):
     probabilities: NDArray[np.float32]
 
 
-def decode(body: bytes | None, limits: Limits) -> Request:
+def decode(body: bytes, limits: Limits) -> Request:
     """Parse and check a ``ClassifyRequest``.
 
     Raises:
         InvalidRequest: says what was got, what was expected, and which image.
         NotServed: another model version is asked for.
     """
-    if body is None:
-        raise InvalidRequest("got no message before the end of the call; expected one ClassifyRequest")
     try:
         message = pb.ClassifyRequest.FromString(body)
     except DecodeError:

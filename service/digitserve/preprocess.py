@@ -15,28 +15,22 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from digitserve.background import MIN_CONTRAST, Floats, excess, take_off_background
 from digitserve.bundle import IMAGE_SIZE
 from digitserve.figures import Figure, are_several, find_figures, may_be_several
 
 Gray = NDArray[np.uint8]
-Floats = NDArray[np.float32]
 
 INK_SIZE = 20
 """Longest side of a digit's ink in MNIST, in pixels; 9 997 of its 10 000 test images have exactly that."""
 
-MIN_CONTRAST = 24
-"""Grey levels between background and ink below which an image is blank; MNIST has 254, pencil on paper 60 and more."""
-
-MIN_CONTRAST_IN_NOISE = 4.5
-"""The same in standard deviations of the background: a maximum over noise alone comes to 3 or 4."""
-
 MAX_WORK_SIZE = 128
 """Larger images are reduced by block means to at most this longest side before anything else is done."""
 
-MAX_FIGURE_SIZE = 56
+MAX_FIGURE_SIZE = 64
 """Longest side at which figures are told apart: a gap of 3 pixels between two 20 pixel digits stays above 3."""
 
-FIGURE_STRENGTH = 0.25
+FIGURE_STRENGTH = 0.35
 """Share of full ink from which a pixel counts as part of a figure."""
 
 AS_IS_FIGURE_LEVEL = 96
@@ -45,14 +39,17 @@ AS_IS_FIGURE_LEVEL = 96
 MIN_KEPT_RATIO = 0.04
 """Figures of fewer pixels, against the largest, are specks and do not widen the box of the ink."""
 
-FLAT_SHARE = 0.2
-"""Share of pixels at the darkest level from which a background counts as clean, so that nothing is taken off."""
-
-TRIM_STRENGTH = 0.02
+CLEAN_TRIM_STRENGTH = 0.02
 """Share of full ink from which a pixel widens the box of the ink: MNIST's own boxes reach to the faintest pixels."""
 
-GRID_SIZE = 12
-"""Cells on each side of the grid that the background is fitted on."""
+NOISY_TRIM_STRENGTH = 0.3
+"""The same where there is noise, or where pixels are so large that a faint one would add more than it holds."""
+
+SURE_LIGHTNESS = 0.65
+"""Lightness of the border, -1 to 1, from which nothing else is asked to tell which side ink is on."""
+
+MIN_RING = 3
+"""Shortest side of an image that has an inside within its outermost pixels."""
 
 
 class Ink(Enum):
@@ -172,7 +169,7 @@ def verdicts(images: Gray) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     Returns:
         blank bool[N], several bool[N].
     """
-    flat = images.reshape(len(images), -1)
+    flat = images.reshape(len(images), IMAGE_SIZE * IMAGE_SIZE)
     blank = flat.max(axis=1) - flat.min(axis=1) < MIN_CONTRAST
     several = np.zeros(len(images), np.bool_)
     masks = images >= AS_IS_FIGURE_LEVEL
@@ -206,18 +203,20 @@ def frame(gray: Gray, ink: Ink) -> Framed:
     work = _reduce(gray)
     if ink is Ink.AUTO:
         ink = _find_ink(work)
-    strength = _strength(255 - work if ink is Ink.DARK_ON_LIGHT else work)
+    strength = take_off_background(255 - work if ink is Ink.DARK_ON_LIGHT else work)
     if strength is None:
         return BLANK
-    fine = min(1.0, MAX_FIGURE_SIZE / max(strength.shape))
-    mask = _resize(strength, *(max(1, round(side * fine)) for side in strength.shape)) > FIGURE_STRENGTH
+    share = min(1.0, MAX_FIGURE_SIZE / max(work.shape))
+    mask = _resize(strength.ink, *(max(1, round(side * share)) for side in work.shape)) > FIGURE_STRENGTH
     figures = find_figures(mask)
     if not figures:
         return BLANK
     box = _Box.around(figures, mask.shape)
     if box.longest < MAX_FIGURE_SIZE / 3 and max(gray.shape) > 2 * MAX_FIGURE_SIZE:
         return frame(box.cut(gray, box.longest * 0.3), ink)  # a small digit in a large image: look closer
-    return Framed(_place(_scale(_trim(box.cut(strength, 1)))), blank=False, several=are_several(figures, mask))
+    faintest = CLEAN_TRIM_STRENGTH if strength.clean and box.longest >= 0.7 * INK_SIZE else NOISY_TRIM_STRENGTH
+    pixels = _place(_scale(_trim(box.cut(strength.ink, 1), faintest)))
+    return Framed(pixels, blank=False, several=are_several(figures, mask))
 
 
 Pixels = TypeVar("Pixels", np.uint8, np.float32)
@@ -265,11 +264,12 @@ def _reduce(gray: Gray) -> Floats:
     if factor == 1:
         return gray.astype(np.float32)
     if min(height, width) < factor:
-        return _resize(gray.astype(np.float32), max(1, height // factor), max(1, width // factor))
+        floats: Floats = gray.astype(np.float32)
+        return _resize(floats, max(1, height // factor), max(1, width // factor))
     height, width = height // factor, width // factor
     whole = gray[: height * factor, : width * factor].reshape(height, factor, -1)
     rows = np.add.reduce(whole, axis=1, dtype=np.uint16)  # 255 * 257 fits: factors up to 257
-    blocks = rows[:, ::factor].astype(np.float32)
+    blocks: Floats = rows[:, ::factor].astype(np.float32)
     for column in range(1, factor):
         blocks += rows[:, column::factor]
     blocks *= np.float32(1 / factor**2)
@@ -277,86 +277,36 @@ def _reduce(gray: Gray) -> Floats:
 
 
 def _find_ink(work: Floats) -> Ink:
-    """Judge by the outermost pixels, the corners, and the rest.
+    lightness = _border_lightness(work)
+    if abs(lightness) < SURE_LIGHTNESS:
+        lightness += 2 * excess(work)  # 2: with it 400 of 400 digits on strongly vignetted paper are right, with 1 377
+    return Ink.DARK_ON_LIGHT if lightness > 0 else Ink.LIGHT_ON_DARK
 
-    The weights are those of a logistic regression over MNIST digits cropped to their ink, where mistakes are likeliest: 2
-    in 20 000. There is no constant term, so that an image and its negative get opposite answers.
+
+def _border_lightness(work: Floats) -> float:
+    """Say where the outermost pixels are between darkest (-1) and lightest (1), the corners most of all.
+
+    The weights are those of a logistic regression over MNIST digits cropped to their ink, where mistakes are likeliest:
+    2 in 20 000. There is no constant term, so that an image and its negative get opposite answers.
     """
     height, width = work.shape
     low, high = float(np.minimum.reduce(work, axis=None)), float(np.maximum.reduce(work, axis=None))
+    if high == low:
+        return 0.0
     edges = np.concatenate([work[0], work[-1], work[:, 0], work[:, -1]])
     ring = float(np.add.reduce(edges)) / len(edges)
     corners = float(np.add.reduce(work[:: max(1, height - 1), :: max(1, width - 1)], axis=None))
-    corners /= min(height, 2) * min(width, 2)
-    inner = float(np.add.reduce(work[1:-1, 1:-1], axis=None)) / max(1, (height - 2) * (width - 2))
-    if min(height, width) < 3:
-        inner = ring
-    lightness = 2.5 * ring + 4.4 * corners - inner
-    return Ink.DARK_ON_LIGHT if lightness > 5.9 * (low + high) / 2 else Ink.LIGHT_ON_DARK
+    corners /= float(min(height, 2) * min(width, 2))
+    num_inner = (height - 2) * (width - 2)
+    inner = float(np.add.reduce(work[1:-1, 1:-1], axis=None)) / num_inner if min(height, width) >= MIN_RING else ring
+    return ((2.5 * ring + 4.4 * corners - inner) / 5.9 - (low + high) / 2) * 2 / (high - low)
 
 
-def _strength(light: Floats) -> Floats | None:
-    """Take off the background: 0 where there is none, 1 at full ink; None when there is no ink at all."""
-    low, high = float(np.minimum.reduce(light, axis=None)), float(np.maximum.reduce(light, axis=None))
-    if high - low < MIN_CONTRAST:
-        return None
-    if np.count_nonzero(light <= low + 1) > FLAT_SHARE * light.size:
-        return (light - np.float32(low)) * np.float32(1 / (high - low))
-    residual = light - _background(light)
-    middle, noise, full = _levels(residual)
-    if full - middle < max(MIN_CONTRAST, MIN_CONTRAST_IN_NOISE * noise):
-        return None
-    residual -= np.float32(middle + 2 * noise)
-    residual *= np.float32(1 / (full - middle - 2 * noise))
-    return residual.clip(0, 1, out=residual)
-
-
-def _levels(residual: Floats) -> tuple[float, float, float]:
-    """Tell background, its noise (one standard deviation), and full ink from the distribution of grey.
-
-    The background is the lower mode: what lies three deviations above its median is left out, again and again, and the
-    deviation is taken from below the median, where there is no ink.
-    """
-    ordered = np.sort(residual.ravel()[:: max(1, residual.size // 2048)])
-    count = len(ordered)
-    middle = noise = 0.0
-    for _ in range(5):
-        middle = float(ordered[count // 2])
-        noise = max(middle - float(ordered[int(count * 0.16)]), 0.5)  # 16 % of a normal distribution: one deviation
-        count = max(int(ordered.searchsorted(np.float32(middle + 3 * noise))), 1)
-    ink = ordered[count:]
-    return middle, noise, float(ink[int(len(ink) * 0.7)]) if len(ink) else middle
-
-
-def _background(light: Floats) -> Floats:
-    """Fit a quadratic surface under an image with light ink.
-
-    The darkest pixels of a grid of cells are fitted, and again with what stands out of the fit cut down to it, so that
-    strokes lose their say. Source: Lieber and Mahadevan-Jansen 2003, on baselines of spectra.
-    """
-    height, width = light.shape
-    rows, columns = min(GRID_SIZE, height), min(GRID_SIZE, width)
-    cells = np.minimum.reduceat(light, np.arange(rows) * height // rows, axis=0)
-    cells = np.minimum.reduceat(cells, np.arange(columns) * width // columns, axis=1).ravel()
-    projection = _quadratic_fit(rows, columns)
-    for _ in range(12):
-        cells = np.minimum(cells, projection @ cells + 1)
-    return _resize((projection @ cells).reshape(rows, columns), height, width)
-
-
-@lru_cache(maxsize=64)
-def _quadratic_fit(rows: int, columns: int) -> Floats:
-    """Return the matrix that takes cells to their least-squares quadratic surface."""
-    y, x = np.meshgrid(np.linspace(-1, 1, rows), np.linspace(-1, 1, columns), indexing="ij")
-    terms = np.stack([term.ravel() for term in (np.ones_like(x), x, y, x * y, x * x, y * y)], axis=1)
-    return (terms @ np.linalg.pinv(terms)).astype(np.float32)
-
-
-def _trim(strength: Floats) -> Floats:
-    """Cut a region down to the box of its ink."""
-    ink = strength > TRIM_STRENGTH
-    rows, columns = ink.any(axis=1).nonzero()[0], ink.any(axis=0).nonzero()[0]
-    return strength[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+def _trim(ink: Floats, faintest: float) -> Floats:
+    """Cut a region down to the box of what is stronger than ``faintest``."""
+    seen = ink > faintest
+    rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
+    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
 def _scale(ink: Floats) -> Floats:
@@ -367,7 +317,7 @@ def _scale(ink: Floats) -> Floats:
 
 
 def _resize(image: Floats, height: int, width: int) -> Floats:
-    """Resample: by area where it shrinks, bilinear where it grows."""
+    """Resample: by area where it shrinks, bicubic where it grows."""
     if image.shape[0] != height:
         image = _weights(image.shape[0], height) @ image
     if image.shape[1] != width:
@@ -377,23 +327,28 @@ def _resize(image: Floats, height: int, width: int) -> Floats:
 
 @lru_cache(maxsize=1024)
 def _weights(size_in: int, size_out: int) -> Floats:
-    """Weights float32[size_out, size_in] of one axis: area where it shrinks, bilinear where it grows."""
+    """Weights float32[size_out, size_in] of one axis; outside the image there is background.
+
+    Source: Keys, "Cubic convolution interpolation for digital image processing", 1981, with a = -1/2.
+    """
     scale = size_in / size_out
     centers = (np.arange(size_out)[:, None] + 0.5) * scale
     sources = np.arange(size_in)[None, :]
     if scale >= 1:
-        weights = np.minimum(centers + scale / 2, sources + 1) - np.maximum(centers - scale / 2, sources)
-    else:
-        weights = 1 - np.abs(centers.clip(0.5, size_in - 0.5) - 0.5 - sources)
-    weights = weights.clip(0)
-    normed: Floats = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
-    return normed
+        overlap = np.minimum(centers + scale / 2, sources + 1) - np.maximum(centers - scale / 2, sources)
+        area: Floats = (overlap.clip(0) / scale).astype(np.float32)
+        return area
+    t = np.abs(centers - 0.5 - sources)
+    near, far = (1.5 * t - 2.5) * t * t + 1, ((2.5 - 0.5 * t) * t - 4) * t + 2
+    cubic: Floats = np.where(t < 1, near, np.where(t < 2, far, 0)).astype(np.float32)
+    return cubic
 
 
 def _place(ink: Floats) -> Gray:
     """Put scaled ink into 28x28 with its centre of mass in pixel 14 of both axes, as far as it fits."""
     height, width = ink.shape
-    levels = (ink * np.float32(255 / float(np.maximum.reduce(ink, axis=None))) + np.float32(0.5)).astype(np.uint8)
+    peak = float(np.maximum.reduce(ink, axis=None))
+    levels = (ink * np.float32(255 / peak) + np.float32(0.5)).clip(0).astype(np.uint8)  # bicubic falls below 0
     rows, columns = np.add.reduce(ink, axis=1), np.add.reduce(ink, axis=0)
     mass = float(np.add.reduce(rows))
     center_y = float(rows @ _CENTERS[:height]) / mass

@@ -80,7 +80,7 @@ class ClassifyTaker:
         if self._batcher.full():
             self._refuse(call, self._batcher.refuse())
 
-    def on_message(self, call: Call, body: bytes | None) -> None:
+    def on_message(self, call: Call, body: bytes) -> None:
         """Check the request and admit it, or say why not."""
         try:
             request = decode(body, self._limits)
@@ -94,6 +94,11 @@ class ClassifyTaker:
             self._refuse(call, error)
         except Exception:
             self._fail_internally([call])
+
+    def on_silence(self, call: Call) -> None:
+        """Count a call without a message."""
+        self._tally.reject(InvalidRequest.reason)
+        self._count(call, _CODES[InvalidRequest])
 
     def on_too_large(self, call: Call) -> None:
         """Refuse a message over the limit, which core has thrown away unread."""

@@ -104,19 +104,23 @@ class Worker:
         self._drain = threading.Event()
         self.provider = self._session.provider
 
-    def listen(self) -> None:
+    def listen(self) -> int:
         """Bind, say SERVING, and take connections.
+
+        Returns:
+            The port.
 
         Raises:
             RefusalToStart: the address cannot be bound.
         """
         address = f"{self._settings.host}:{self._settings.grpc_port}"
         try:
-            self._grpc.add_insecure_port(address)
+            port = self._grpc.add_insecure_port(address)
         except RuntimeError as error:
             raise RefusalToStart(f"cannot listen on {address}: {error}") from None
         self._set_health(health_pb2.HealthCheckResponse.SERVING)
         self._server.start()
+        return port
 
     def drain(self) -> None:
         """Ask the loop to stop taking requests, answer what it has, and end."""
@@ -131,7 +135,8 @@ class Worker:
             self._turn()
         ends = time.monotonic() + self._settings.grace_s
         lame_duck_ends = min(ends, time.monotonic() + self._settings.lame_duck_s)
-        self._health.enter_graceful_shutdown()
+        # Not on this thread: it would wait for watchers to be told, and only this thread's turns can tell them.
+        self._pool.submit(self._health.enter_graceful_shutdown)
         while time.monotonic() < lame_duck_ends:
             self._turn()
         self._finish(ends)
@@ -150,6 +155,7 @@ class Worker:
         self._server.cancel_all()
         while self._poll(IDLE_TURN_S) is not None:
             """Until core says that every connection is closed."""
+        self._pool.shutdown(wait=False)
 
     def _idle(self, lingers: float) -> bool:
         if self._batcher.waits():
@@ -172,8 +178,9 @@ class Worker:
     def _build(self, model: ModelServicer) -> Server:
         # Protobuf adds a few bytes to the pixels; a request of exactly the limit must pass.
         options = (*OPTIONS, ("grpc.so_reuseport", 1), ("grpc.max_receive_message_length", self._settings.max_request_bytes))
+        self._pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="ordinary")
         self._grpc = grpc.server(
-            ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="ordinary"),
+            self._pool,
             interceptors=(OrdinaryPath(self._tally),),
             options=options,
         )

@@ -14,21 +14,20 @@ from typing import Any
 
 import click
 
-from digitserve_training import checkpoint, data
-from digitserve_training.errors import RunError, TrainingError
+from digitserve_training import checkpoint, data, settings
+from digitserve_training.errors import TrainingError
 from digitserve_training.presets import DEFAULT_PRESET, PRESETS
+from digitserve_training.settings import DEFAULT_SEED, Asked
 
 PACKAGES = ("tensorflow", "keras", "tf2onnx", "onnx", "matplotlib", "tqdm")
 INTERRUPTED = 130
-DEFAULT_SEED = 1
 
 _DATA = click.option(
     "--data",
     "data_path",
     type=click.Path(path_type=Path),
-    envvar=data.ENVIRONMENT,
-    help=f"MNIST as an npz file laid out like keras.datasets.mnist; also {data.ENVIRONMENT}. "
-    "Without it Keras's cache is used, or filled by a download.",
+    help="MNIST as an npz file laid out like keras.datasets.mnist; if not given, the file that the environment variable "
+    f"{data.ENVIRONMENT} names, else Keras's cache, which is filled by a download.",
 )
 _THREADS = click.option(
     "--threads", type=click.IntRange(min=1), help="Threads that TensorFlow computes with; all processors if not given."
@@ -40,7 +39,7 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
     """Turn what goes wrong into a message and an exit status; check for the training extra first."""
 
     @wraps(function)
-    def checked(**options: Any) -> None:  # noqa: ANN401 - whatever click parsed
+    def checked(**options: Any) -> None:
         _require_packages()
         try:
             function(**options)
@@ -57,65 +56,72 @@ def main() -> None:
     """Train a network on MNIST, evaluate it, and export it as a bundle that digitserve serves."""
 
 
-@main.command()
+@main.command("train")
 @click.option("--preset", type=click.Choice(list(PRESETS)), help=f"Network and recipe; {DEFAULT_PRESET} if not given.")
 @_DATA
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Folder of this run; runs/PRESET if not given.")
-@click.option("--epochs", type=click.IntRange(min=1), help="Passes over the training images; the preset's if not given.")
+@click.option(
+    "--epochs", type=click.IntRange(min=1), help="Passes over the training images; the preset's if not given."
+)
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), help=f"Of everything random; {DEFAULT_SEED} if not given.")
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Peak; the preset's if not given.")
 @click.option("--limit", type=click.IntRange(min=1), help="Use only so many images of the training set.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --run-dir; its settings need not be repeated.")
 @_THREADS
 @_command
-def train(data_path: Path | None, run_dir: Path | None, threads: int | None, *, resume: bool, **asked: Any) -> None:
+def train_run(data_path: Path | None, run_dir: Path | None, threads: int | None, *, resume: bool, **asked: Any) -> None:
     """Train a network; a checkpoint after each epoch, so that it can be stopped and resumed at any time."""
     folder = run_dir or Path("runs") / (asked["preset"] or DEFAULT_PRESET)
     _use_threads(threads)
-    from digitserve_training import train as training  # noqa: PLC0415 - TensorFlow
+    from digitserve_training.train import train  # noqa: PLC0415 - TensorFlow
 
     labelled = data.read_training(data_path)
-    stored = checkpoint.load(folder).settings if resume else None
-    settings = _settings(asked, stored, data.fingerprint(labelled))
+    sha256, wanted = data.fingerprint(labelled), Asked(**asked)
+    chosen = (
+        settings.resume(wanted, checkpoint.load(folder).settings, sha256) if resume else settings.start(wanted, sha256)
+    )
     try:
-        state = training.train(settings, data.split(labelled, settings.limit), folder, resume=resume)
+        state = train(chosen, data.split(labelled, chosen.limit), folder, resume=resume)
     except KeyboardInterrupt:
         click.echo(f"\ninterrupted; {_how_to_resume(folder)}", err=True)
         sys.exit(INTERRUPTED)
     click.echo(f"{state.epoch} epochs done, in {folder}; next: digitserve-train evaluate {folder}")
 
 
-@main.command()
+@main.command("evaluate")
 @_RUN
 @_DATA
 @_THREADS
 @_command
-def evaluate(run_dir: Path, data_path: Path | None, threads: int | None) -> None:
+def evaluate_run(run_dir: Path, data_path: Path | None, threads: int | None) -> None:
     """Measure a run's network on validation and test images, and write the report into RUN/report."""
     _use_threads(threads)
-    from digitserve_training import evaluate as evaluation  # noqa: PLC0415 - TensorFlow
-    from digitserve_training import report  # noqa: PLC0415 - matplotlib
+    from digitserve_training import candidate, evaluate, report  # noqa: PLC0415 - TensorFlow
 
-    measurements = evaluation.evaluate(run_dir, data_path)
+    opened = candidate.open_candidate(run_dir, data_path)
+    click.echo(f"{opened.state.settings.preset} after {opened.state.epoch} of {opened.state.settings.epochs} epochs\n")
+    measurements = evaluate.evaluate(opened, data_path)
     for name, measurement in measurements.items():
         click.echo(report.render(name, measurement) + "\n")
     click.echo(f"report: {report.write(run_dir, measurements)}")
 
 
-@main.command()
+@main.command("export")
 @_RUN
 @_DATA
-@click.option("--models", type=click.Path(path_type=Path), default=Path("models"), show_default=True, help="Folder of all models.")
+@click.option(
+    "--models", type=click.Path(path_type=Path), default=Path("models"), show_default=True, help="Folder of all models."
+)
 @click.option("--name", default="digits", show_default=True, help="The model's name.")
 @click.option("--version", type=click.IntRange(min=1), help="The bundle's version; the next free one if not given.")
 @_THREADS
 @_command
-def export(run_dir: Path, data_path: Path | None, models: Path, name: str, version: int | None, threads: int | None) -> None:
+def export_run(run_dir: Path, data_path: Path | None, threads: int | None, **destination: Any) -> None:
     """Convert a finished run to ONNX, check it against Keras, and write a bundle; or write nothing and say why."""
     _use_threads(threads)
-    from digitserve_training.export import export as export_run  # noqa: PLC0415 - TensorFlow
+    from digitserve_training.export import Destination, export  # noqa: PLC0415 - TensorFlow
 
-    exported = export_run(run_dir, data_path, models, name, version)
+    exported = export(run_dir, data_path, Destination(**destination))
     for label, text in exported.figures().items():
         click.echo(f"{label:>12}  {text}")
 
@@ -136,18 +142,6 @@ def _installed(package: str) -> bool:
         return find_spec(package) is not None
     except (ImportError, ValueError):
         return False
-
-
-def _settings(asked: dict[str, Any], stored: checkpoint.Settings | None, data_sha256: str) -> checkpoint.Settings:
-    """Complete what was asked for by the run's settings where it is resumed, else by the defaults."""
-    from digitserve_training.train import settings_for  # noqa: PLC0415 - TensorFlow
-
-    fallback = {"preset": DEFAULT_PRESET, "seed": DEFAULT_SEED} if stored is None else vars(stored)
-    chosen = {name: fallback.get(name) if value is None else value for name, value in asked.items()}
-    preset = PRESETS.get(chosen.pop("preset"))
-    if preset is None:
-        raise RunError(f"the run's preset is unknown here; presets: {', '.join(PRESETS)}")
-    return settings_for(preset, **chosen, data_sha256=data_sha256)
 
 
 def _use_threads(threads: int | None) -> None:

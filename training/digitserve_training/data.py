@@ -137,7 +137,7 @@ def _load(path: Path, part: str) -> Mapping[str, NDArray[np.generic]]:
     if not path.is_file():
         raise DataError(f"no file {path}; --data or {ENVIRONMENT} names an npz file laid out like keras.datasets.mnist")
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             missing = sorted(set(KEYS) - set(stored.files))
             if missing:
                 raise DataError(f"{path} lacks {', '.join(missing)}; it has {', '.join(stored.files) or 'nothing'}")
@@ -147,7 +147,7 @@ def _load(path: Path, part: str) -> Mapping[str, NDArray[np.generic]]:
 
 
 def _check(images: NDArray[np.generic], labels: NDArray[np.generic], source: str) -> Labelled:
-    if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (28, 28) or len(images) == 0:  # noqa: PLR2004
+    if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (28, 28) or len(images) == 0:
         raise DataError(f"{source}: images are {images.dtype}{list(images.shape)}; expected uint8[N, 28, 28], N > 0")
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise DataError(

@@ -4,28 +4,22 @@
 into the manifest. Only these two look at test images.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from digitserve.bundle import GOLDEN_TOLERANCE, Bundle, Golden, Manifest, signature
-from digitserve.errors import BundleError
-from digitserve.session import Outputs, Session
 from numpy.typing import NDArray
 
-from digitserve_training import checkpoint, data
-from digitserve_training.calibrate import TEMPERATURE
-from digitserve_training.checkpoint import Checkpoint
-from digitserve_training.data import Labelled, Split
-from digitserve_training.errors import DataError, ParityError
-from digitserve_training.graph import Answering, answering, convert, reference
+from digitserve.session import Outputs, Session
+from digitserve_training import data
+from digitserve_training.candidate import Candidate
+from digitserve_training.data import Labelled
 from digitserve_training.presets import LABELS
-from digitserve_training.train import restore
 
 BATCH_SIZE = 256
-NUM_GOLDEN = 14
-"""Validation images in ``golden.npz``; a blank image and noise come on top."""
 
 
 @dataclass(frozen=True)
@@ -45,68 +39,6 @@ class Measurement:
     ood_score: NDArray[np.float32] = field(repr=False)
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A trained network, converted and opened: all that is measured and may become a bundle.
-
-    Attributes:
-        state: the checkpoint that it comes from.
-        split: the images that it was trained and validated on.
-        answer: Keras's answers.
-        graph: the ONNX file's bytes.
-        golden: inputs with Keras's answers.
-        session: onnxruntime over ``graph``, which gave the golden answers too.
-    """
-
-    state: Checkpoint
-    split: Split
-    answer: Answering = field(repr=False)
-    graph: bytes = field(repr=False)
-    golden: Golden = field(repr=False)
-    session: Session
-
-
-def open_candidate(run_dir: Path, data_path: Path | None) -> Candidate:
-    """Restore a run's network, convert it and open the graph.
-
-    Args:
-        run_dir: a run's folder.
-        data_path: as ``data.read_training`` takes it.
-
-    Raises:
-        RunError: there is no run, or its preset was edited since.
-        DataError: these are not the images that the run was trained on.
-        ParityError: the graph does not give the network's answers.
-    """
-    state = checkpoint.load(run_dir)
-    split = data.split(_read_same(state, data_path), state.settings.limit)
-    answer = answering(restore(state), TEMPERATURE)
-    graph, golden = convert(answer), make_golden(answer, split.validation)
-    return Candidate(state, split, answer, graph, golden, open_session(graph, golden))
-
-
-def make_golden(answer: Answering, validation: Labelled) -> Golden:
-    """Choose a few images, a blank and noise among them, and note Keras's answers."""
-    noise = np.random.default_rng(0).integers(0, 256, (1, *validation.images.shape[1:]), dtype=np.uint8)
-    images = np.concatenate([validation.images[:NUM_GOLDEN], np.zeros_like(noise), noise])
-    outputs = reference(answer, images)
-    return Golden(images, outputs.probabilities, outputs.ood_score)
-
-
-def open_session(graph: bytes, golden: Golden) -> Session:
-    """Open a graph that is no bundle yet, by the checks that a service opens bundles with.
-
-    Raises:
-        ParityError: its signature is wrong, or its golden answers differ; the message gives figures.
-    """
-    inputs, outputs = signature(len(LABELS))
-    manifest = Manifest("unpublished", 0, "", inputs, outputs, LABELS, 0.0, {}, {})
-    try:
-        return Session(Bundle(Path(), manifest, graph, golden))
-    except BundleError as error:
-        raise ParityError(f"the exported graph is not the trained network (tolerance {GOLDEN_TOLERANCE:g}): {error}") from None
-
-
 def measure(session: Session, labelled: Labelled) -> Measurement:
     """Run a graph on labelled images.
 
@@ -123,24 +55,21 @@ def measure(session: Session, labelled: Labelled) -> Measurement:
     return Measurement(float(np.mean(predicted == labelled.labels)), float(loss.mean()), confusion, outputs.ood_score)
 
 
-def run(session: Session, images: NDArray[np.uint8], batch_sizes: tuple[int, ...]) -> Outputs:
+def run(session: Session, images: NDArray[np.uint8], batch_sizes: Sequence[int]) -> Outputs:
     """Run a graph on images, in batches of these sizes in turn, the last one as large as what is left."""
-    parts, start = [], 0
-    while start < len(images):
-        size = batch_sizes[len(parts) % len(batch_sizes)]
+    parts: list[Outputs] = []
+    start = 0
+    for size in cycle(batch_sizes):
+        if start >= len(images):
+            break
         parts.append(session.run(np.ascontiguousarray(images[start : start + size])))
         start += size
     probabilities = np.concatenate([part.probabilities for part in parts])
     return Outputs(probabilities, np.concatenate([part.ood_score for part in parts]))
 
 
-def evaluate(run_dir: Path, data_path: Path | None) -> dict[str, Measurement]:
-    """Measure a run's network on the validation images and on the test images.
-
-    Raises:
-        TrainingError: as ``open_candidate``.
-    """
-    candidate = open_candidate(run_dir, data_path)
+def evaluate(candidate: Candidate, data_path: Path | None) -> dict[str, Measurement]:
+    """Measure a run's network on the validation images and on the test images, which are read from ``data_path``."""
     return {
         "validation": measure(candidate.session, candidate.split.validation),
         "test": measure(candidate.session, data.read_test(data_path)),
@@ -158,13 +87,3 @@ def described(measurements: dict[str, Measurement]) -> dict[str, Any]:
         }
         for part, measurement in measurements.items()
     }
-
-
-def _read_same(state: Checkpoint, data_path: Path | None) -> Labelled:
-    labelled = data.read_training(data_path)
-    got, expected = data.fingerprint(labelled), state.settings.data_sha256
-    if got != expected:
-        raise DataError(
-            f"these training images have sha256 {got}; the run was trained on {expected}: name the same file with --data"
-        )
-    return labelled

@@ -4,53 +4,42 @@ The graph is held against Keras on every test image, in batches of odd sizes, be
 what onnxruntime measured. The bundle holds no time and no path, so the same run gives the same files again.
 """
 
-from dataclasses import asdict, dataclass
+import re
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from digitserve import bundle
-from digitserve.bundle import GOLDEN_TOLERANCE, Manifest, signature
-from digitserve.session import Session
-from numpy.typing import NDArray
-
-from digitserve_training import data
+from digitserve.bundle import Manifest, signature
+from digitserve_training import checkpoint, data, parity
 from digitserve_training._tensorflow import tf
 from digitserve_training.calibrate import TEMPERATURE, ood_threshold
-from digitserve_training.checkpoint import Checkpoint, Settings
+from digitserve_training.candidate import Candidate, open_candidate
+from digitserve_training.checkpoint import Checkpoint
 from digitserve_training.data import Labelled
-from digitserve_training.errors import ParityError, RunError
-from digitserve_training.evaluate import Candidate, Measurement, measure, open_candidate, run
-from digitserve_training.graph import Answering, reference
+from digitserve_training.errors import RunError
+from digitserve_training.evaluate import Measurement, measure
 from digitserve_training.layers import count_multiply_adds, count_parameters
+from digitserve_training.parity import Parity
 from digitserve_training.presets import LABELS
 from digitserve_training.report import FOLDER
-from digitserve_training.train import preset_of
-
-PARITY_BATCH_SIZES = (1, 2, 3, 7, 64, 129)
-"""Sizes that a service may form, none of them what the network was trained or measured with."""
+from digitserve_training.settings import Settings, preset_of
 
 
 @dataclass(frozen=True)
-class Parity:
-    """How far a graph is from the network that it was made of.
+class Destination:
+    """Where a bundle goes.
 
     Attributes:
-        largest_difference: of any probability of any image.
-        num_other_labels: images whose most probable label differs.
-        num_images: images compared.
+        models: folder of all models.
+        name: the model's.
+        version: the bundle's, None for one above the highest there is.
     """
 
-    largest_difference: float
-    num_other_labels: int
-    num_images: int
-
-    def __str__(self) -> str:
-        return (
-            f"largest difference of a probability {self.largest_difference:.2g}, allowed {GOLDEN_TOLERANCE:g}; "
-            f"{self.num_other_labels} of {self.num_images} labels differ, allowed 0"
-        )
+    models: Path
+    name: str = "digits"
+    version: int | None = None
 
 
 @dataclass(frozen=True)
@@ -83,88 +72,75 @@ class Exported:
         }
 
 
-def export(run_dir: Path, data_path: Path | None, models: Path, name: str, version: int | None) -> Exported:
-    """Turn a finished run into a bundle.
+def export(run_dir: Path, data_path: Path | None, destination: Destination) -> Exported:
+    """Turn a finished run into a bundle; the run's report, if it was evaluated, goes with it.
 
     Args:
         run_dir: the run's folder.
         data_path: as ``data.read_training`` takes it.
-        models: folder of all models.
-        name: the model's.
-        version: the bundle's, None for one above the highest there is.
+        destination: where the bundle goes.
 
     Raises:
-        RunError: there is no run, it is not finished, or the version exists.
+        RunError: there is no run, it is not finished, or the bundle cannot be written.
         DataError: these are not the images that the run was trained on.
         ParityError: the graph does not give the network's answers; nothing was written.
     """
-    number = _free_version(models, name, version)
+    # All that is cheap to know comes before minutes of measuring.
+    settled = settle(destination)
+    _require_finished(checkpoint.load(run_dir), run_dir)
     candidate = open_candidate(run_dir, data_path)
-    _require_finished(candidate.state, run_dir)
     report = run_dir / FOLDER
-    return publish(candidate, data.read_test(data_path), models, name, number, report if report.is_dir() else None)
+    return publish(candidate, data.read_test(data_path), settled, report if report.is_dir() else None)
 
 
-def publish(candidate: Candidate, test: Labelled, models: Path, name: str, version: int, report: Path | None) -> Exported:
+def publish(candidate: Candidate, test: Labelled, destination: Destination, report: Path | None = None) -> Exported:
     """Check a candidate's parity on the test images, measure it, and write its bundle.
 
     Raises:
         ParityError: nothing was written.
+        RunError: the bundle cannot be written.
     """
-    parity = compare(candidate.answer, candidate.session, test.images)
-    require_parity(parity)
+    measured = parity.compare(candidate.answer, candidate.session, test.images)
+    parity.require(measured)
+    manifest = _manifest(candidate, test, settle(destination), measured)
+    try:
+        path = bundle.write(destination.models, manifest, candidate.graph, candidate.golden, report)
+    except OSError as error:
+        raise RunError(f"no bundle was written in {destination.models}: {error}") from None
+    return Exported(path, manifest, measured, len(candidate.graph))
+
+
+def settle(destination: Destination) -> Destination:
+    """Fill in the version.
+
+    Raises:
+        RunError: that version exists, or the name is no folder's name.
+    """
+    models, name, version = destination.models, destination.name, destination.version
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise RunError(f"'{name}' is no name for a model; expected a plain name such as digits")
+    taken = bundle.versions(models, name)
+    if version in taken:
+        raise RunError(
+            f"{models / name / str(version)} exists, and a bundle is never overwritten: choose another version"
+        )
+    return replace(destination, version=max(taken, default=0) + 1 if version is None else version)
+
+
+def _manifest(candidate: Candidate, test: Labelled, destination: Destination, measured: Parity) -> Manifest:
     validation = measure(candidate.session, candidate.split.validation)
     inputs, outputs = signature(len(LABELS))
-    manifest = Manifest(
-        name=name,
-        version=version,
+    return Manifest(
+        name=destination.name,
+        version=destination.version or 1,
         sha256="",  # set by bundle.write
         inputs=inputs,
         outputs=outputs,
         labels=LABELS,
         ood_threshold=ood_threshold(validation.ood_score),
         training=_training(candidate, test),
-        quality=_quality(measure(candidate.session, test), validation, parity),
+        quality=_quality(measure(candidate.session, test), validation, measured),
     )
-    path = bundle.write(models, manifest, candidate.graph, candidate.golden, report)
-    return Exported(path, manifest, parity, len(candidate.graph))
-
-
-def compare(answer: Answering, session: Session, images: NDArray[np.uint8]) -> Parity:
-    """Hold onnxruntime's answers against Keras's.
-
-    Args:
-        answer: as ``graph.answering`` gives it.
-        session: over the graph that was made of it.
-        images: uint8[N,28,28,1], N at least 1.
-    """
-    expected, got = reference(answer, images).probabilities, run(session, images, PARITY_BATCH_SIZES).probabilities
-    return Parity(
-        float(np.max(np.abs(expected - got))),
-        int(np.sum(expected.argmax(axis=1) != got.argmax(axis=1))),
-        len(images),
-    )
-
-
-def require_parity(parity: Parity) -> None:
-    """Refuse a graph that gives other answers than its network.
-
-    Raises:
-        ParityError: with the figures.
-    """
-    # Written so that a NaN fails too.
-    if not (parity.largest_difference <= GOLDEN_TOLERANCE and parity.num_other_labels == 0):
-        raise ParityError(f"the exported graph is not the trained network: {parity}; nothing was written")
-
-
-def _free_version(models: Path, name: str, version: int | None) -> int:
-    """Find this out first: it would be a pity to learn it after minutes of measuring."""
-    taken = bundle.versions(models, name)
-    if version is None:
-        return max(taken, default=0) + 1
-    if version in taken:
-        raise RunError(f"{models / name / str(version)} exists, and bundles are never overwritten: choose another --version")
-    return version
 
 
 def _require_finished(state: Checkpoint, run_dir: Path) -> None:
@@ -205,14 +181,14 @@ def _versions() -> dict[str, str]:
     return {"tensorflow": tf.__version__, **asked}
 
 
-def _quality(test: Measurement, validation: Measurement, parity: Parity) -> dict[str, float]:
+def _quality(test: Measurement, validation: Measurement, measured: Parity) -> dict[str, float]:
     return {
         "test_accuracy": test.accuracy,
         "test_loss": test.loss,
         "validation_accuracy": validation.accuracy,
         "validation_loss": validation.loss,
-        "test_images": parity.num_images,
-        "parity_largest_difference": parity.largest_difference,
+        "test_images": measured.num_images,
+        "parity_largest_difference": measured.largest_difference,
     }
 
 

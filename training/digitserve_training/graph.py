@@ -4,16 +4,15 @@
 reported is what is served.
 """
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
 import tf2onnx
-from digitserve.bundle import INPUT_NAME, OUTPUT_NAMES
-from digitserve.session import Outputs
 from numpy.typing import NDArray
 
+from digitserve.bundle import INPUT_NAME, OUTPUT_NAMES
+from digitserve.session import Outputs
 from digitserve_training._tensorflow import keras, tf
 from digitserve_training.errors import ParityError
 from digitserve_training.layers import INPUT_SHAPE
@@ -24,7 +23,14 @@ OPSET = 18
 FREE_AXIS = "batch"
 _REFERENCE_BATCH_SIZE = 500
 
-Answering = Callable[[Any], dict[str, Any]]
+
+class Answering(Protocol):
+    """A ``tf.function`` from images uint8[N,28,28,1] to ``probabilities`` and ``ood_score``."""
+
+    input_signature: Any
+
+    def __call__(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Answer for a batch."""
 
 
 def answering(network: keras.Model, temperature: float) -> Answering:
@@ -37,11 +43,8 @@ def answering(network: keras.Model, temperature: float) -> Answering:
         network: from uint8[N,28,28,1] to float32[N,labels] logits.
         temperature: above 0.
 
-    Returns:
-        A ``tf.function`` from images to a dict of ``probabilities`` and ``ood_score``.
     """
 
-    @tf.function(input_signature=[tf.TensorSpec([None, *INPUT_SHAPE], tf.uint8, name=INPUT_NAME)])
     def answer(images: tf.Tensor) -> dict[str, tf.Tensor]:
         logits = network(images, training=False)
         untempered = tf.nn.softmax(logits)
@@ -49,7 +52,9 @@ def answering(network: keras.Model, temperature: float) -> Answering:
         ood_score = tf.math.log(tf.reduce_max(untempered, axis=1)) - tf.reduce_max(logits, axis=1)
         return dict(zip(OUTPUT_NAMES, (probabilities, ood_score), strict=True))
 
-    return answer  # type: ignore[no-any-return]
+    images_spec = tf.TensorSpec([None, *INPUT_SHAPE], tf.uint8, name=INPUT_NAME)
+    compiled: Answering = tf.function(answer, input_signature=[images_spec])
+    return compiled
 
 
 def reference(answer: Answering, images: NDArray[np.uint8]) -> Outputs:
@@ -76,7 +81,7 @@ def convert(answer: Answering) -> bytes:
     Raises:
         ParityError: a batch normalisation was left in the graph, or onnx finds it invalid.
     """
-    model, _ = tf2onnx.convert.from_function(answer, answer.input_signature, opset=OPSET)  # type: ignore[attr-defined]
+    model, _ = tf2onnx.convert.from_function(answer, answer.input_signature, opset=OPSET)
     _settle(model)
     try:
         onnx.checker.check_model(model, full_check=True)
@@ -85,7 +90,7 @@ def convert(answer: Answering) -> bytes:
     left = [node.name for node in model.graph.node if node.op_type == "BatchNormalization"]
     if left:
         raise ParityError(f"batch normalisation was not folded into its convolution: {', '.join(left)}")
-    return model.SerializeToString(deterministic=True)
+    return bytes(model.SerializeToString(deterministic=True))
 
 
 def _settle(model: onnx.ModelProto) -> None:
@@ -99,7 +104,7 @@ def _settle(model: onnx.ModelProto) -> None:
 
 
 def _rename(graph: onnx.GraphProto) -> None:
-    """Number tensors in the order of their first use; the graph's own inputs and outputs keep their names."""
+    """Give tensors numbers in the order of their first use; the graph's own inputs and outputs keep their names."""
     names = {value.name: value.name for value in (*graph.input, *graph.output)} | {"": ""}
     for number, node in enumerate(graph.node):
         node.name = f"{node.op_type}_{number}"

@@ -17,7 +17,9 @@ def render(name: str, measurement: Measurement) -> str:
     """Return a measurement as text: one line of figures, then the confusion matrix, zeros as dots."""
     confusion = measurement.confusion
     num_images, num_wrong = int(confusion.sum()), int(confusion.sum() - np.trace(confusion))
-    figures = f"{name}: accuracy {measurement.accuracy:.2%} ({num_wrong} of {num_images} wrong), loss {measurement.loss:.4f}"
+    figures = (
+        f"{name}: accuracy {measurement.accuracy:.2%} ({num_wrong} of {num_images} wrong), loss {measurement.loss:.4f}"
+    )
     width = len(str(confusion.max())) + 2
     header = "true \\ predicted" + "".join(label.rjust(width) for label in LABELS)
     rows = [

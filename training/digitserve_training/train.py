@@ -5,7 +5,7 @@ AdamW, all in one compiled function. What is validated, evaluated and exported i
 the last epoch: nothing is chosen by looking, so no set of images can leak into the choice.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -17,27 +17,14 @@ from tqdm import tqdm
 from digitserve_training import checkpoint
 from digitserve_training._tensorflow import keras, tf
 from digitserve_training.augment import augment
-from digitserve_training.checkpoint import Checkpoint, Settings
+from digitserve_training.checkpoint import Checkpoint
 from digitserve_training.data import Labelled, Split
 from digitserve_training.errors import DivergedError, RunError
 from digitserve_training.networks import build
-from digitserve_training.presets import NUM_LABELS, PRESETS, Preset, Recipe
+from digitserve_training.presets import NUM_LABELS, Recipe
+from digitserve_training.settings import Settings, preset_of
 
 VALIDATION_BATCH_SIZE = 500
-
-
-def settings_for(preset: Preset, *, seed: int, epochs: int | None, learning_rate: float | None, limit: int | None,
-                 data_sha256: str) -> Settings:  # fmt: skip
-    """Describe a training; what is None comes from the preset."""
-    return Settings(
-        preset=preset.name,
-        definition=preset.definition,
-        seed=seed,
-        epochs=preset.recipe.epochs if epochs is None else epochs,
-        learning_rate=preset.recipe.learning_rate if learning_rate is None else learning_rate,
-        limit=limit,
-        data_sha256=data_sha256,
-    )
 
 
 def train(settings: Settings, split: Split, run_dir: Path, *, resume: bool = False) -> Checkpoint:
@@ -81,35 +68,25 @@ def restore(state: Checkpoint) -> keras.Model:
     return network
 
 
-def preset_of(settings: Settings) -> Preset:
-    """Find the preset that a run was trained with.
-
-    Raises:
-        RunError: the preset is unknown, or was edited since the run.
-    """
-    preset = PRESETS.get(settings.preset)
-    if preset is None:
-        raise RunError(f"the run's preset '{settings.preset}' is unknown; presets: {', '.join(PRESETS)}")
-    if preset.definition != settings.definition:
-        raise RunError(f"preset '{preset.name}' was edited since this run: it was {settings.definition}; train again")
-    return preset
-
-
 class Training:
-    """A training under way: the network, its average and its optimizer; lives for one call of ``train``."""
+    """A training under way: the network, its average and its optimizer; lives for one call of ``train``.
+
+    Attributes:
+        settings: what it was built from.
+    """
 
     def __init__(self, settings: Settings, split: Split) -> None:
         """Build everything from the seed, as it is before the first epoch."""
         keras.utils.set_random_seed(settings.seed)
         tf.config.experimental.enable_op_determinism()
-        self._settings = settings
+        self.settings = settings
         self._preset = preset_of(settings)
         self._validation = split.validation
         self._images, self._labels = tf.constant(split.training.images), tf.constant(split.training.labels)
         self._network, self._average = build(self._preset.layers), build(self._preset.layers)
         self._average.set_weights(self._network.get_weights())
-        steps = self._preset.recipe.epochs and -(-len(split.training) // self._preset.recipe.batch_size)
-        self._optimizer = _optimizer(self._preset.recipe, settings, steps)
+        steps_per_epoch = -(-len(split.training) // self._preset.recipe.batch_size)
+        self._optimizer = _optimizer(self._preset.recipe, settings, steps_per_epoch)
         self._optimizer.build(self._network.trainable_variables)
         self._compiled_step = tf.function(
             self._step, input_signature=[tf.TensorSpec([None], tf.int64), tf.TensorSpec([], tf.int32)]
@@ -145,12 +122,14 @@ class Training:
         started = monotonic()
         batches = list(self._batches(epoch))
         losses = []
-        with tqdm(batches, desc=f"epoch {epoch}/{self._settings.epochs}", unit="step", leave=False, disable=None) as bar:
+        with tqdm(batches, desc=f"epoch {epoch}/{self.settings.epochs}", unit="step", leave=False, disable=None) as bar:
             for number, indices in enumerate(bar, start=(epoch - 1) * len(batches)):
                 losses.append(float(self._compiled_step(indices, number)))
                 _require_finite(losses[-1], epoch)
                 bar.set_postfix(loss=f"{np.mean(losses[-50:]):.4f}", refresh=False)
         accuracy, loss = self._validate()
+        # The last step's own loss was finite, and may still have ruined the weights.
+        _require_finite(loss, epoch)
         metrics = {
             "epoch": epoch,
             "training_loss": float(np.mean(losses)),
@@ -169,13 +148,13 @@ class Training:
         }
 
     def _batches(self, epoch: int) -> Iterator[NDArray[np.int64]]:
-        order = np.random.default_rng((self._settings.seed, epoch)).permutation(len(self._labels))
+        order = np.random.default_rng((self.settings.seed, epoch)).permutation(len(self._labels))
         for start in range(0, len(order), self._preset.recipe.batch_size):
             yield order[start : start + self._preset.recipe.batch_size]
 
     def _step(self, indices: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
         recipe = self._preset.recipe
-        seed = tf.stack([self._settings.seed, number])
+        seed = tf.stack([self.settings.seed, number])
         images = augment(tf.gather(self._images, indices), seed, self._preset.augmentation)
         spread = recipe.label_smoothing / NUM_LABELS
         targets = tf.one_hot(tf.gather(self._labels, indices), NUM_LABELS, 1 - recipe.label_smoothing + spread, spread)
@@ -206,11 +185,12 @@ def _start(training: Training, run_dir: Path, *, resume: bool) -> Checkpoint:
         if checkpoint.exists(run_dir):
             raise RunError(f"{run_dir} holds a run already; go on with --resume, or choose another --run-dir")
         # Written before the first step, so that even a run stopped in its first epoch can be resumed.
-        state = Checkpoint(training._settings, 0, (), training.arrays())
+        state = Checkpoint(training.settings, 0, (), training.arrays())
         checkpoint.save(run_dir, state)
         return state
     state = checkpoint.load(run_dir)
-    checkpoint.require_same(state.settings, training._settings)
+    if state.settings != training.settings:
+        raise RunError(f"the run in {run_dir} was started as {state.settings}; it cannot go on as {training.settings}")
     training.restore(state)
     return state
 
@@ -228,10 +208,10 @@ def _optimizer(recipe: Recipe, settings: Settings, steps_per_epoch: int) -> kera
     return optimizer
 
 
-def _assign(variables: list[Any], arrays: dict[str, NDArray[Any]], owner: str) -> None:
+def _assign(variables: list[Any], arrays: Mapping[str, NDArray[Any]], owner: str) -> None:
     stored = [arrays[name] for name in (f"{owner}/{number}" for number in range(len(arrays))) if name in arrays]
     if [array.shape for array in stored] != [tuple(variable.shape) for variable in variables]:
-        raise RunError(f"the checkpoint's {owner} has {len(stored)} arrays that do not fit the {len(variables)} expected")
+        raise RunError(f"the checkpoint's {owner} has {len(stored)} arrays, not the {len(variables)} of this network")
     for variable, array in zip(variables, stored, strict=True):
         variable.assign(array)
 

@@ -1,0 +1,333 @@
+"""A real worker, a real client, real onnxruntime, and a network whose output encodes its input."""
+
+import random
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from bundles import echo_image, write_echo_bundle
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from serving import PATIENCE_S, RunningWorker, run_worker, wait_until
+
+from digitserve.v1 import digits_pb2 as pb
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    write_echo_bundle(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def worker(models: Path) -> Iterator[RunningWorker]:
+    with run_worker(models) as running:
+        yield running
+
+
+def request_of(*numbers: int, **options: object) -> pb.ClassifyRequest:
+    """Return a request whose answers are these numbers."""
+    return pb.ClassifyRequest(pixels=b"".join(echo_image(n).tobytes() for n in numbers), **options)
+
+
+def scores(response: pb.ClassifyResponse) -> list[int]:
+    """Return the numbers that a response answers with."""
+    return [int(prediction.ood_score) for prediction in response.predictions]
+
+
+def test_one_image_gets_its_answer(worker: RunningWorker) -> None:
+    """A single image is answered with its label, confidence, verdict, model and timing."""
+    response = worker.classify(request_of(1234567))
+
+    (prediction,) = response.predictions
+    assert (prediction.label, prediction.class_index, prediction.confidence) == ("7", 7, 1.0)
+    assert prediction.verdict == pb.VERDICT_ACCEPTED
+    assert prediction.ood_score == 1234567
+    assert (response.model_name, response.model_version) == ("digits", "1")
+    assert response.timing.batch_size == 1
+    assert response.timing.inference_s > 0
+
+
+@pytest.mark.parametrize("num_images", [2, 63, 64, 65, 100, 1000])
+def test_many_images_are_answered_in_order(worker: RunningWorker, num_images: int) -> None:
+    """A request of any number of images gets one prediction an image, in order, also when it is split over batches."""
+    numbers = [n * 7919 % 2**24 for n in range(num_images)]
+
+    assert numbers == scores(worker.classify(request_of(*numbers)))
+
+
+def test_top_k_lists_the_most_probable_first(worker: RunningWorker) -> None:
+    """``top_k`` lists that many classes, the label included and first."""
+    (prediction,) = worker.classify(request_of(3, top_k=3)).predictions
+
+    assert [(score.label, score.confidence) for score in prediction.top][0] == ("3", 1.0)
+    assert len(prediction.top) == 3
+
+
+def test_colour_images_of_any_size_are_framed(worker: RunningWorker) -> None:
+    """RGB and RGBA images of another size reach the network as framed 28x28 images."""
+    paper = np.full((60, 40, 3), 255, np.uint8)
+    paper[10:50, 18:23] = 0
+    rgba = np.zeros((60, 40, 4), np.uint8)
+    rgba[10:50, 18:23] = [0, 0, 0, 255]
+
+    for pixels, pixel_format in ((paper, pb.PIXEL_FORMAT_RGB8), (rgba, pb.PIXEL_FORMAT_RGBA8)):
+        response = worker.classify(
+            pb.ClassifyRequest(pixels=pixels.tobytes(), height=60, width=40, pixel_format=pixel_format)
+        )
+        assert response.predictions[0].verdict == pb.VERDICT_ACCEPTED
+        assert response.timing.preprocess_s > 0
+
+
+def test_blank_and_several_are_verdicts_not_errors(worker: RunningWorker) -> None:
+    """A blank image and one with two figures are answered, each with its verdict, beside a good neighbour."""
+    blank = np.zeros((28, 28), np.uint8)
+    two = blank.copy()
+    two[5:23, 3:9] = 255
+    two[5:23, 18:24] = 255
+    pixels = blank.tobytes() + two.tobytes() + echo_image(42).tobytes()
+
+    predictions = worker.classify(pb.ClassifyRequest(pixels=pixels)).predictions
+
+    assert [p.verdict for p in predictions] == [pb.VERDICT_BLANK, pb.VERDICT_SEVERAL, pb.VERDICT_ACCEPTED]
+    assert [p.label for p in predictions][0] == ""
+    assert predictions[2].ood_score == 42
+
+
+def test_scores_above_the_threshold_are_unfamiliar(tmp_path: Path) -> None:
+    """``VERDICT_UNFAMILIAR`` is given above the manifest's threshold, and not at it."""
+    write_echo_bundle(tmp_path, ood_threshold=100.0)
+    with run_worker(tmp_path) as worker:
+        predictions = worker.classify(request_of(100, 101)).predictions
+
+    assert [p.verdict for p in predictions] == [pb.VERDICT_ACCEPTED, pb.VERDICT_UNFAMILIAR]
+
+
+BAD = {
+    "no pixels": (pb.ClassifyRequest(), "INVALID_ARGUMENT", "got none"),
+    "a length that does not fit": (pb.ClassifyRequest(pixels=bytes(800)), "INVALID_ARGUMENT", "image 1 with 16"),
+    "one dimension zero": (pb.ClassifyRequest(pixels=bytes(784), height=28), "INVALID_ARGUMENT", "height 28 and width 0"),
+    "huge dimensions": (pb.ClassifyRequest(pixels=b"1", height=2**31, width=2**31), "INVALID_ARGUMENT", "at most 4096"),
+    "an unknown pixel format": (pb.ClassifyRequest(pixels=bytes(784), pixel_format=99), "INVALID_ARGUMENT", "got 99"),
+    "an unknown ink": (pb.ClassifyRequest(pixels=bytes(784), ink=9), "INVALID_ARGUMENT", "ink: got 9"),
+    "an unknown framing": (pb.ClassifyRequest(pixels=bytes(784), framing=9), "INVALID_ARGUMENT", "framing: got 9"),
+    "as is at another size": (
+        pb.ClassifyRequest(pixels=bytes(100), height=10, width=10, framing=pb.FRAMING_AS_IS), "INVALID_ARGUMENT", "10x10",
+    ),
+    "a disagreeing num_images": (pb.ClassifyRequest(pixels=bytes(784), num_images=2), "INVALID_ARGUMENT", "got 2"),
+    "too many images": (pb.ClassifyRequest(pixels=bytes(5000), height=1, width=1), "INVALID_ARGUMENT", "at most 4096"),
+    "a version that is not served": (
+        pb.ClassifyRequest(pixels=bytes(784), model_version="9"), "NOT_FOUND", "served is '1'",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_requests_are_refused_and_say_why(worker: RunningWorker, name: str) -> None:
+    """A bad request gets its status code, and a message that names what was got; the next request is answered."""
+    request, code, part = BAD[name]
+
+    with pytest.raises(grpc.RpcError) as refused:
+        worker.classify(request)
+
+    assert refused.value.code().name == code
+    assert part in refused.value.details()
+    assert scores(worker.classify(request_of(5))) == [5]
+
+
+def test_bytes_that_are_no_message_are_refused(worker: RunningWorker) -> None:
+    """Bytes that protobuf cannot parse are INVALID_ARGUMENT."""
+    with pytest.raises(grpc.RpcError) as refused:
+        worker.raw(b"\xff\xff\xff")
+
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "3 bytes" in refused.value.details()
+
+
+def test_a_call_that_closes_without_a_message_is_answered(worker: RunningWorker) -> None:
+    """A call that half-closes without a message is refused, not left hanging."""
+    call = worker.channel.stream_unary("/digitserve.v1.DigitService/Classify")
+
+    with pytest.raises(grpc.RpcError) as refused:
+        call(iter(()), timeout=PATIENCE_S)
+
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "no message" in refused.value.details()
+
+
+def test_a_message_over_the_limit_is_refused_and_counted(worker: RunningWorker) -> None:
+    """100 MB of zeros get RESOURCE_EXHAUSTED at once, and the refusal is in the metrics."""
+    with pytest.raises(grpc.RpcError) as refused:
+        worker.raw(bytes(100_000_000))
+
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "16777216" in refused.value.details()
+    wait_until(lambda: worker.handled() == {"ResourceExhausted": 1}, "the refusal is counted")
+    assert scores(worker.classify(request_of(5))) == [5]
+
+
+def test_a_full_queue_refuses_with_a_time_to_retry(models: Path) -> None:
+    """Beyond ``max_pending_images`` requests get RESOURCE_EXHAUSTED with ``RetryInfo``; all others are answered."""
+    with run_worker(models, max_pending_images=64, max_batch_size=8) as worker:
+        call = worker.channel.unary_unary("/digitserve.v1.DigitService/Classify")
+        body = request_of(*range(32)).SerializeToString()
+        futures = [call.future(body, timeout=PATIENCE_S) for _ in range(200)]
+        outcomes = Counter(future.code() for future in futures)
+        refused = next(future for future in futures if future.code() is grpc.StatusCode.RESOURCE_EXHAUSTED)
+
+        assert set(outcomes) == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
+        details = dict(refused.trailing_metadata())["grpc-status-details-bin"]
+        (packed,) = status_pb2.Status.FromString(details).details
+        retry = error_details_pb2.RetryInfo()
+        assert packed.Unpack(retry)
+        assert retry.retry_delay.ToNanoseconds() > 0
+        for future in futures:
+            if future.code() is grpc.StatusCode.OK:
+                assert scores(pb.ClassifyResponse.FromString(future.result())) == list(range(32))
+        assert worker.handled() == {"OK": outcomes[grpc.StatusCode.OK],
+                                    "ResourceExhausted": outcomes[grpc.StatusCode.RESOURCE_EXHAUSTED]}  # fmt: skip
+
+
+def test_of_2000_calls_each_caller_gets_its_own_answer(worker: RunningWorker) -> None:
+    """Of 2 000 simultaneous calls a third is cancelled or expires; every other caller gets its own answer, none is
+    refused by gRPC core, and started equals handled once it is quiet.
+    """
+    chance = random.Random(7)
+    call = worker.channel.unary_unary("/digitserve.v1.DigitService/Classify")
+    kept: dict[int, grpc.Future] = {}
+    others: list[Future] = []
+    for number in range(2000):
+        body = request_of(number).SerializeToString()
+        fate = chance.random()
+        future = call.future(body, timeout=0.001 if fate < 1 / 6 else PATIENCE_S)
+        if fate < 1 / 6:
+            others.append(future)
+        elif fate < 1 / 3:
+            others.append(future)
+            future.cancel()
+        else:
+            kept[number] = future
+
+    answers = {number: scores(pb.ClassifyResponse.FromString(future.result())) for number, future in kept.items()}
+    codes = {future.code() for future in others}
+
+    assert answers == {number: [number] for number in kept}
+    assert codes <= {grpc.StatusCode.OK, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED}
+    wait_until(lambda: sum(worker.handled().values()) == worker.started(), "every call has ended")
+    assert worker.handled()["OK"] >= len(kept)
+    assert set(worker.handled()) <= {"OK", "Canceled", "DeadlineExceeded"}
+
+
+def test_calls_of_many_connections_are_never_refused_by_core(models: Path) -> None:
+    """5 000 calls at once, far more than are posted for: each is answered by us, none is cancelled by gRPC core."""
+    with run_worker(models, max_pending_images=10_000) as worker:
+        channels = [
+            grpc.insecure_channel(worker.address, options=(("grpc.use_local_subchannel_pool", 1),)) for _ in range(10)
+        ]
+        calls = [channel.unary_unary("/digitserve.v1.DigitService/Classify") for channel in channels]
+        futures = [calls[n % 10].future(request_of(n).SerializeToString(), timeout=PATIENCE_S) for n in range(5000)]
+        answers = [scores(pb.ClassifyResponse.FromString(future.result())) for future in futures]
+        for channel in channels:
+            channel.close()
+
+        assert answers == [[n] for n in range(5000)]
+        assert worker.handled() == {"OK": 5000}
+
+
+def test_an_unmeetable_deadline_never_reaches_the_network(worker: RunningWorker) -> None:
+    """Requests of 4 000 images that have a millisecond are refused or dropped; no image of theirs is classified."""
+    call = worker.channel.unary_unary("/digitserve.v1.DigitService/Classify")
+    body = request_of(*range(4000)).SerializeToString()
+    futures = [call.future(body, timeout=0.001) for _ in range(20)]
+
+    assert {future.code() for future in futures} == {grpc.StatusCode.DEADLINE_EXCEEDED}
+    assert scores(worker.classify(request_of(5))) == [5]
+    wait_until(lambda: sum(worker.handled().values()) == worker.started(), "every call has ended")
+    assert set(worker.handled()) <= {"OK", "DeadlineExceeded", "Canceled"}
+    assert worker.block.cells["digitserve_images"][0, 0] == 1
+
+
+def test_a_large_request_lets_small_ones_pass(worker: RunningWorker) -> None:
+    """While a request of 4 000 images runs, small ones are answered before it ends."""
+    order: list[str] = []
+    call = worker.channel.unary_unary("/digitserve.v1.DigitService/Classify")
+    large = call.future(request_of(*range(4000)).SerializeToString(), timeout=PATIENCE_S)
+    large.add_done_callback(lambda _: order.append("large"))
+    wait_until(lambda: worker.block.cells["digitserve_images"][0, 0] > 0, "the large request is running")
+    small = call.future(request_of(9).SerializeToString(), timeout=PATIENCE_S)
+    small.add_done_callback(lambda _: order.append("small"))
+    large.result()
+    small.result()
+    wait_until(lambda: len(order) == 2, "both are answered")
+
+    assert order == ["small", "large"]
+
+
+def test_health_reflection_and_metadata_share_the_port(worker: RunningWorker) -> None:
+    """``grpc.health.v1`` says SERVING for the whole and for the service, and not for a name it does not know."""
+    health = health_pb2_grpc.HealthStub(worker.channel)
+    serving = health_pb2.HealthCheckResponse.SERVING
+
+    assert health.Check(health_pb2.HealthCheckRequest()).status == serving
+    assert health.Check(health_pb2.HealthCheckRequest(service="digitserve.v1.DigitService")).status == serving
+    with pytest.raises(grpc.RpcError) as unknown:
+        health.Check(health_pb2.HealthCheckRequest(service="nonesuch"))
+    assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_a_watcher_hears_of_the_drain(models: Path) -> None:
+    """A client that watches the health hears SERVING, then NOT_SERVING when the worker drains."""
+    heard: list[int] = []
+    with run_worker(models) as worker:
+        stub = health_pb2_grpc.HealthStub(worker.channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service="digitserve.v1.DigitService"))
+        heard.append(next(watch).status)
+        reader = threading.Thread(target=lambda: heard.append(next(watch).status))
+        reader.start()
+        worker.worker.drain()
+        reader.join(PATIENCE_S)
+
+    assert heard == [health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING]
+
+
+def test_get_model_describes_what_is_served(worker: RunningWorker) -> None:
+    """``GetModel`` gives the manifest, the provider and the limits; another version is NOT_FOUND."""
+    call = worker.channel.unary_unary(
+        "/digitserve.v1.DigitService/GetModel", pb.GetModelRequest.SerializeToString, pb.GetModelResponse.FromString
+    )
+    model = call(pb.GetModelRequest()).model
+
+    assert (model.name, model.version, list(model.labels)) == ("digits", "1", list("0123456789"))
+    assert model.execution_provider == "CPUExecutionProvider"
+    assert (model.max_request_bytes, model.max_images_per_request, model.max_batch_size) == (16 << 20, 4096, 64)
+    assert len(model.sha256) == 64
+    with pytest.raises(grpc.RpcError) as refused:
+        call(pb.GetModelRequest(model_version="2"))
+    assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_classify_stream_is_unimplemented_for_now(worker: RunningWorker) -> None:
+    """``ClassifyStream`` answers UNIMPLEMENTED, as any unknown method does."""
+    call = worker.channel.stream_stream("/digitserve.v1.DigitService/ClassifyStream")
+
+    with pytest.raises(grpc.RpcError) as refused:
+        next(call(iter([b""])))
+
+    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_everything_admitted_is_answered_while_draining(models: Path) -> None:
+    """Calls that were on their way when the worker was told to drain are answered; later ones go elsewhere."""
+    with run_worker(models) as worker:
+        call = worker.channel.unary_unary("/digitserve.v1.DigitService/Classify")
+        futures = [call.future(request_of(n).SerializeToString(), timeout=PATIENCE_S) for n in range(500)]
+        wait_until(lambda: worker.started() == 500, "all calls were taken on")
+        worker.worker.drain()
+        answers = [scores(pb.ClassifyResponse.FromString(future.result())) for future in futures]
+
+    assert answers == [[n] for n in range(500)]

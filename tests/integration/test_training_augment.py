@@ -1,0 +1,129 @@
+"""What is promised about augmentation: bounded, reproducible changes, and nothing but background from outside."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from digitserve_training._tensorflow import tf
+from digitserve_training.augment import augment
+from digitserve_training.presets import PRESETS, Augmentation
+
+USUAL = PRESETS["strided-conv5"].augmentation
+
+
+def strokes(num_images: int = 32) -> NDArray[np.uint8]:
+    """Return images of one plus-shaped stroke each, three pixels wide, centred: uint8[N,28,28,1]."""
+    images = np.zeros((num_images, 28, 28, 1), np.uint8)
+    images[:, 8:20, 13:16] = 255
+    images[:, 13:16, 8:20] = 200
+    return images
+
+
+def changed(images: NDArray[np.uint8], bounds: Augmentation, seed: int = 1) -> NDArray[np.uint8]:
+    """Augment, out of TensorFlow."""
+    augmented: NDArray[np.uint8] = augment(tf.constant(images), tf.constant([seed, 0]), bounds).numpy()
+    return augmented
+
+
+def centre_of_mass(images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Return (row, column) of each image's centre of mass: float64[N,2]."""
+    ink = images[..., 0].astype(np.float64)
+    rows, columns = np.arange(28)[:, None], np.arange(28)[None, :]
+    total = ink.sum(axis=(1, 2))
+    return np.stack([(ink * rows).sum(axis=(1, 2)) / total, (ink * columns).sum(axis=(1, 2)) / total], axis=1)
+
+
+@pytest.mark.parametrize("num_images", [1, 7])
+def test_shape_and_dtype_stay(num_images: int) -> None:
+    """What comes out is as what went in: uint8[N,28,28,1], and it is changed."""
+    images = strokes(num_images)
+
+    augmented = changed(images, USUAL)
+
+    assert (augmented.shape, augmented.dtype) == (images.shape, np.uint8)
+    assert not np.array_equal(augmented, images)
+
+
+def test_no_bounds_no_change() -> None:
+    """With all bounds at zero each pixel stays as it is."""
+    assert np.array_equal(changed(strokes(), Augmentation()), strokes())
+
+
+def test_a_seed_decides() -> None:
+    """The same seed gives the same images, inside a compiled function or not; another seed gives others."""
+    compiled = tf.function(lambda images, seed: augment(images, seed, USUAL))
+
+    first = changed(strokes(), USUAL)
+
+    assert np.array_equal(changed(strokes(), USUAL), first)
+    assert not np.array_equal(changed(strokes(), USUAL, seed=2), first)
+    differing = np.abs(compiled(strokes(), tf.constant([1, 0])).numpy().astype(int) - first)
+    assert differing.max() <= 1, "compiling may only move a rounding"
+
+
+def test_each_image_is_changed_on_its_own() -> None:
+    """Equal images of one batch come out different."""
+    augmented = changed(strokes(), USUAL)
+
+    assert len({image.tobytes() for image in augmented}) == len(augmented)
+
+
+def test_background_comes_in_from_outside() -> None:
+    """What is moved, turned or shrunk in from beyond the border is background, never a mirror image."""
+    full = np.full((32, 28, 28, 1), 255, np.uint8)
+
+    shifted = changed(full, Augmentation(shift_px=3.0))
+
+    assert np.all(shifted[:, 4:-4, 4:-4] == 255)
+    assert np.mean((shifted[:, [0, -1]] < 255).any(axis=(1, 2, 3))) > 0.9
+    assert np.array_equal(changed(np.zeros_like(full), Augmentation(shift_px=3.0, thin=0.5, thicken=0.5)), full * 0)
+
+
+def test_shift_is_bounded() -> None:
+    """The centre of mass moves by no more than the bound, along both axes, and both ways."""
+    moved = centre_of_mass(changed(strokes(256), Augmentation(shift_px=2.0))) - centre_of_mass(strokes(256))
+
+    assert np.abs(moved).max() <= 2.05
+    assert np.all(moved.min(axis=0) < -1)
+    assert np.all(moved.max(axis=0) > 1)
+
+
+@pytest.mark.parametrize("bounds", [Augmentation(rotation_deg=20), Augmentation(scale=0.2), Augmentation(shear=0.3)])
+def test_shape_changes_are_about_the_centre(bounds: Augmentation) -> None:
+    """Turning, scaling and shearing change the image and leave a centred stroke centred."""
+    centred = np.zeros((64, 28, 28, 1), np.uint8)
+    centred[:, 8:20, 12:16] = 255
+
+    augmented = changed(centred, bounds)
+
+    assert not np.array_equal(augmented, centred)
+    assert np.abs(centre_of_mass(augmented) - 13.5).max() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("bounds", "low", "high"),
+    [(Augmentation(thicken=0.6), 1.0, 2.5), (Augmentation(thin=0.6), 0.3, 1.0), (Augmentation(contrast=0.4), 0.6, 1.0)],
+)
+def test_ink_changes_in_the_right_direction(bounds: Augmentation, low: float, high: float) -> None:
+    """Thickening adds ink, thinning and loss of contrast take some, and no image loses all of it."""
+    ink = changed(strokes(), bounds).sum(axis=(1, 2, 3)) / strokes().sum(axis=(1, 2, 3))
+
+    assert low - 0.01 <= ink.min() < ink.max() <= high + 0.01
+
+
+def test_blur_keeps_ink_and_lowers_peaks() -> None:
+    """Blur spreads ink and loses none, away from the border."""
+    blurred = changed(strokes(), Augmentation(blur=1.0))
+
+    assert np.allclose(blurred.sum(axis=(1, 2, 3)) / strokes().sum(axis=(1, 2, 3)), 1, atol=0.01)
+    assert np.all((blurred > 0).sum(axis=(1, 2, 3)) > (strokes() > 0).sum(axis=(1, 2, 3)))
+
+
+def test_noise_is_bounded() -> None:
+    """Noise on grey has at most the standard deviation that was asked for, and keeps the mean."""
+    grey = np.full((64, 28, 28, 1), 128, np.uint8)
+
+    noisy = changed(grey, Augmentation(noise=0.1)).astype(float)
+
+    assert 0.05 * 255 < noisy.std(axis=(1, 2, 3)).max() <= 0.11 * 255
+    assert abs(noisy.mean() - 128) < 1

@@ -1,0 +1,341 @@
+"""Train, stop, resume, evaluate, export, open: the training side as one, on a small set of real digits.
+
+The digits are MNIST's where DIGITSERVE_MNIST names it, else scikit-learn's ``load_digits``, enlarged. Left out in the
+second case: nothing but MNIST itself; no accuracy is asserted that only MNIST would give.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from digitserve import bundle
+from digitserve.session import Session
+from digitserve_training import candidate, checkpoint, data, settings
+from digitserve_training._tensorflow import keras
+from digitserve_training.cli import main
+from digitserve_training.data import Labelled
+from digitserve_training.errors import DataError, ParityError, RunError
+from digitserve_training.evaluate import measure
+from digitserve_training.export import Destination, publish
+from digitserve_training.graph import answering, convert
+from digitserve_training.settings import Asked, Settings
+from digitserve_training.train import Training, restore, train
+
+NUM_TRAINING = 1_200
+NUM_TEST = 200
+EPOCHS = 8
+
+
+def real_digits() -> dict[str, Any]:
+    """Return arrays laid out like MNIST: a part of it, or ``load_digits`` enlarged to 20x20 and padded to 28x28."""
+    if os.environ.get(data.ENVIRONMENT):
+        training, test = data.read_training(), data.read_test()
+        images = np.concatenate([training.images[:NUM_TRAINING, ..., 0], test.images[:NUM_TEST, ..., 0]])
+        labels = np.concatenate([training.labels[:NUM_TRAINING], test.labels[:NUM_TEST]])
+    else:
+        small, labels = load_digits(return_X_y=True)
+        tiles = (small.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+        large = [np.asarray(Image.fromarray(tile).resize((20, 20), Image.Resampling.BICUBIC)) for tile in tiles]
+        images = np.pad(np.stack(large), ((0, 0), (4, 4), (4, 4)))
+    end = NUM_TRAINING + NUM_TEST
+    return {
+        "x_train": images[:NUM_TRAINING],
+        "y_train": labels[:NUM_TRAINING],
+        "x_test": images[NUM_TRAINING:end],
+        "y_test": labels[NUM_TRAINING:end],
+    }
+
+
+@pytest.fixture(scope="module")
+def digits_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small set of digits, as an npz file."""
+    path: Path = tmp_path_factory.mktemp("digits") / "digits.npz"
+    np.savez(path, allow_pickle=False, **real_digits())
+    return path
+
+
+Invoke = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def invoke(digits_path: Path) -> Invoke:
+    """Run ``digitserve-train`` in this process, on the small set."""
+    return lambda command, *options: CliRunner().invoke(
+        main, [command, *map(str, options), "--data", str(digits_path)], catch_exceptions=False
+    )
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory, invoke: Invoke) -> Path:
+    """A finished run of eight short epochs."""
+    folder: Path = tmp_path_factory.mktemp("runs") / "finished"
+    ended = invoke("train", "--run-dir", folder, "--epochs", EPOCHS, "--seed", 3)
+    assert ended.exit_code == 0, ended.output
+    return folder
+
+
+@pytest.fixture
+def test_images(digits_path: Path) -> Labelled:
+    """The test part of the small set."""
+    return data.read_test(digits_path)
+
+
+def start(digits_path: Path, *, epochs: int, limit: int, **asked: Any) -> tuple[Settings, data.Split]:
+    """Return settings and images of a run on a part of the small set."""
+    training = data.read_training(digits_path)
+    chosen = settings.start(Asked(epochs=epochs, limit=limit, **asked), data.fingerprint(training))
+    return chosen, data.split(training, limit)
+
+
+def test_training_learns(run_dir: Path) -> None:
+    """After eight epochs of 1 100 images most digits of the validation set are right, and the loss went down."""
+    metrics = [json.loads(line) for line in (run_dir / checkpoint.METRICS_NAME).read_text().splitlines()]
+
+    assert [record["epoch"] for record in metrics] == list(range(1, EPOCHS + 1))
+    assert metrics[-1]["training_loss"] < metrics[0]["training_loss"]
+    assert 0.8 < metrics[-1]["validation_accuracy"] <= 1
+
+
+@pytest.mark.parametrize("preset", ["strided-conv5", "conv2-dense256"])
+def test_resumed_training_is_the_same_training(digits_path: Path, tmp_path: Path, preset: str) -> None:
+    """Stopped after an epoch and resumed, a run ends with the very weights and metrics of one that was not stopped."""
+    chosen, split = start(digits_path, preset=preset, epochs=2, limit=300)
+    through = train(chosen, split, tmp_path / "through")
+
+    stopped = Training(chosen, split)
+    metrics = stopped.run_epoch(1)
+    checkpoint.save(tmp_path / "stopped", checkpoint.Checkpoint(chosen, 1, (metrics,), stopped.arrays()))
+    resumed = train(chosen, split, tmp_path / "stopped", resume=True)
+
+    assert resumed.arrays.keys() == through.arrays.keys()
+    assert all(np.array_equal(resumed.arrays[name], through.arrays[name]) for name in through.arrays)
+    assert [{**record, "duration_s": 0} for record in resumed.history] == [
+        {**record, "duration_s": 0} for record in through.history
+    ]
+
+
+def test_resuming_a_finished_run_changes_nothing(run_dir: Path, invoke: Invoke) -> None:
+    """There is nothing left to do, and that is no error."""
+    before = (run_dir / checkpoint.FILE_NAME).read_bytes()
+
+    ended = invoke("train", "--run-dir", run_dir, "--resume")
+
+    assert ended.exit_code == 0
+    assert (run_dir / checkpoint.FILE_NAME).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--resume", "--preset", "conv2-dense256"], "preset was strided-conv5, now conv2-dense256"),
+        (["--resume", "--seed", "4"], "seed was 3, now 4"),
+        (["--resume", "--limit", "600"], "limit was None, now 600"),
+        ([], "holds a run already; go on with --resume"),
+    ],
+)
+def test_a_run_is_not_overwritten_by_another(run_dir: Path, invoke: Invoke, options: list[str], message: str) -> None:
+    """Training into a folder with another run is refused, and the run is left as it was."""
+    before = (run_dir / checkpoint.FILE_NAME).read_bytes()
+
+    ended = invoke("train", "--run-dir", run_dir, *options)
+
+    assert (ended.exit_code, message in ended.stderr) == (RunError.exit_code, True), ended.output
+    assert (run_dir / checkpoint.FILE_NAME).read_bytes() == before
+
+
+def test_divergence_stops_with_the_last_good_checkpoint(tmp_path: Path, invoke: Invoke) -> None:
+    """A learning rate far too high is noticed by the loss, told of, and spoils no checkpoint."""
+    ended = invoke("train", "--run-dir", tmp_path, "--learning-rate", "1e30", "--limit", 600, "--epochs", 3)
+
+    assert ended.exit_code == 5
+    assert "the loss became nan in epoch" in ended.stderr
+    assert "lower --learning-rate" in ended.stderr
+    kept = checkpoint.load(tmp_path)
+    assert not kept.finished
+    assert all(np.all(np.isfinite(array)) for array in kept.arrays.values())
+
+
+def test_evaluate_reports(run_dir: Path, invoke: Invoke, test_images: Labelled) -> None:
+    """The confusion matrix comes in the terminal, as JSON and as a picture, and agrees with the accuracy."""
+    ended = invoke("evaluate", run_dir)
+
+    assert ended.exit_code == 0
+    assert "strided-conv5 after 8 of 8 epochs" in ended.output
+    report = json.loads((run_dir / "report" / "evaluation.json").read_text())
+    confusion = np.array(report["test"]["confusion"])
+    assert confusion.sum(axis=1).tolist() == np.bincount(test_images.labels, minlength=10).tolist()
+    assert np.trace(confusion) / NUM_TEST == pytest.approx(report["test"]["accuracy"])
+    assert f"test: accuracy {report['test']['accuracy']:.2%}" in ended.output
+    for part in ("test", "validation"):
+        assert (run_dir / "report" / f"confusion_{part}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_export_makes_a_bundle_that_the_service_opens(
+    run_dir: Path, tmp_path: Path, invoke: Invoke, test_images: Labelled
+) -> None:
+    """A bundle is read, verified and opened by the service's own code, and gives Keras's labels."""
+    ended = invoke("export", run_dir, "--models", tmp_path)
+    assert ended.exit_code == 0, ended.output
+
+    exported = bundle.read(tmp_path / "digits" / "1")
+    outputs = Session(exported).run(test_images.images)
+
+    logits = restore(checkpoint.load(run_dir))(test_images.images, training=False).numpy()
+    assert np.array_equal(outputs.probabilities.argmax(axis=1), logits.argmax(axis=1))
+    accuracy = np.mean(logits.argmax(axis=1) == test_images.labels)
+    assert exported.manifest.quality["test_accuracy"] == pytest.approx(accuracy)
+    assert f"accuracy {accuracy:.2%}" in ended.output
+
+
+def test_manifest_says_how_to_train_again(
+    run_dir: Path, tmp_path: Path, invoke: Invoke, digits_path: Path, test_images: Labelled
+) -> None:
+    """The manifest has preset, seed, split, fingerprints, sizes and the command, and no path of this machine."""
+    invoke("export", run_dir, "--models", tmp_path)
+
+    manifest = bundle.read(tmp_path / "digits" / "1").manifest
+    assert manifest.labels == tuple("0123456789")
+    assert (manifest.ink, manifest.framing) == ("light_on_dark", "mnist")
+    training = manifest.training
+    assert (training["preset"], training["seed"], training["epochs"]) == ("strided-conv5", 3, EPOCHS)
+    assert (training["split"]["training_images"], training["split"]["validation_images"]) == (1_100, 100)
+    assert training["data_sha256"] == {
+        "training": data.fingerprint(data.read_training(digits_path)),
+        "test": data.fingerprint(test_images),
+    }
+    assert training["command"].startswith("digitserve-train train --preset strided-conv5 --epochs 8 --seed 3")
+    assert {"tensorflow", "keras", "tf2onnx", "onnx"} == training["versions"].keys()
+    text = (tmp_path / "digits" / "1" / "manifest.json").read_text()
+    assert str(tmp_path) not in text
+    assert str(digits_path.parent) not in text
+
+
+def test_ood_threshold_accepts_validation_images(
+    run_dir: Path, tmp_path: Path, invoke: Invoke, digits_path: Path
+) -> None:
+    """At least 99.5 % of validation images score no higher than the threshold; the bundle's graph is what is asked."""
+    invoke("export", run_dir, "--models", tmp_path)
+
+    exported = bundle.read(tmp_path / "digits" / "1")
+    validation = data.split(data.read_training(digits_path)).validation
+    scores = Session(exported).run(validation.images).ood_score
+    assert np.mean(scores <= exported.manifest.ood_threshold) >= 0.995
+
+
+def test_exports_are_reproducible_and_numbered(run_dir: Path, tmp_path: Path, invoke: Invoke) -> None:
+    """Exporting again gives the next version, of the same bytes; a version that exists is never overwritten."""
+    for _ in range(2):
+        assert invoke("export", run_dir, "--models", tmp_path, "--name", "again").exit_code == 0
+    refused = invoke("export", run_dir, "--models", tmp_path, "--name", "again", "--version", 2)
+
+    first, second = (tmp_path / "again" / version for version in ("1", "2"))
+    for name in ("model.onnx", "golden.npz"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+    assert (refused.exit_code, "never overwritten" in refused.stderr) == (RunError.exit_code, True)
+    assert bundle.versions(tmp_path, "again") == [1, 2]
+
+
+def test_no_bundle_of_an_unfinished_run(digits_path: Path, tmp_path: Path, invoke: Invoke) -> None:
+    """A run that was stopped is not exported by accident: it says how to finish it."""
+    chosen, split = start(digits_path, epochs=2, limit=120)
+    checkpoint.save(tmp_path / "run", checkpoint.Checkpoint(chosen, 0, (), Training(chosen, split).arrays()))
+
+    ended = invoke("export", tmp_path / "run", "--models", tmp_path / "models")
+
+    assert ended.exit_code == RunError.exit_code
+    assert "0 of 2 epochs; finish it with digitserve-train train --resume" in ended.stderr
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("name", ["../digits", "", ".hidden", "a/b"])
+def test_a_models_name_is_a_plain_name(run_dir: Path, tmp_path: Path, invoke: Invoke, name: str) -> None:
+    """A name that would lead elsewhere is refused."""
+    ended = invoke("export", run_dir, "--models", tmp_path / "models", "--name", name)
+
+    assert (ended.exit_code, "no name for a model" in ended.stderr) == (RunError.exit_code, True)
+
+
+def test_other_images_are_refused(run_dir: Path, digits_path: Path, tmp_path: Path) -> None:
+    """A run is evaluated against the images that it was trained on, or not at all."""
+    with np.load(digits_path) as stored:
+        arrays = dict(stored)
+    arrays["y_train"] = (arrays["y_train"] + 1) % 10
+    np.savez(tmp_path / "other.npz", allow_pickle=False, **arrays)
+
+    with pytest.raises(DataError, match="the run was trained on"):
+        candidate.open_candidate(run_dir, tmp_path / "other.npz")
+
+
+def perturbed(network: keras.Model, amount: float) -> keras.Model:
+    """Move the last bias of a network by up to ``amount``."""
+    network.weights[-1].assign_add(np.linspace(0, amount, 10))
+    return network
+
+
+def test_failed_parity_writes_nothing(run_dir: Path, digits_path: Path, tmp_path: Path, test_images: Labelled) -> None:
+    """Where Keras and the graph differ on test images, by weights that really differ, there is no bundle."""
+    opened = candidate.open_candidate(run_dir, digits_path)
+    other = replace(opened, answer=answering(perturbed(restore(opened.state), 0.5), 1.0))
+
+    with pytest.raises(ParityError, match=r"largest difference of a probability 0\.\d+.* of 200 labels differ"):
+        publish(other, test_images, Destination(tmp_path / "models"))
+
+    assert not (tmp_path / "models").exists()
+
+
+def test_failed_export_ends_with_figures(
+    run_dir: Path, tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command whose converter got the weights wrong ends with status 6, figures, and nothing written."""
+    wrong = answering(perturbed(restore(checkpoint.load(run_dir)), 5.0), 1.0)
+    monkeypatch.setattr(candidate, "convert", lambda _: convert(wrong))
+
+    ended = invoke("export", run_dir, "--models", tmp_path / "models")
+
+    assert ended.exit_code == ParityError.exit_code
+    assert "probabilities differ by 0." in ended.stderr
+    assert not (tmp_path / "models").exists()
+
+
+def test_measured_accuracy_and_loss(run_dir: Path, digits_path: Path, test_images: Labelled) -> None:
+    """Accuracy and loss are those that Keras computes from the same network."""
+    opened = candidate.open_candidate(run_dir, digits_path)
+
+    measured = measure(opened.session, test_images)
+
+    logits = restore(opened.state)(test_images.images, training=False)
+    losses = keras.losses.sparse_categorical_crossentropy(test_images.labels, logits, from_logits=True)
+    assert measured.loss == pytest.approx(float(np.mean(losses)), rel=1e-4)
+    assert measured.accuracy == pytest.approx(np.mean(np.argmax(logits, axis=1) == test_images.labels))
+
+
+def test_keras_fetches_mnist_when_no_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without --data and DIGITSERVE_MNIST, Keras's own copy is taken, checked like any other."""
+    arrays = real_digits()
+    monkeypatch.delenv(data.ENVIRONMENT, raising=False)
+    parts = ((arrays["x_train"], arrays["y_train"]), (arrays["x_test"], arrays["y_test"]))
+    monkeypatch.setattr(keras.datasets.mnist, "load_data", lambda: parts)
+
+    assert (len(data.read_training()), len(data.read_test())) == (NUM_TRAINING, NUM_TEST)
+
+
+def test_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Keras cannot fetch MNIST, the message names the two ways to say where it is."""
+
+    def unreachable() -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.delenv(data.ENVIRONMENT, raising=False)
+    monkeypatch.setattr(keras.datasets.mnist, "load_data", unreachable)
+
+    with pytest.raises(DataError, match=r"no route to host\. Name an npz file with --data PATH or DIGITSERVE_MNIST"):
+        data.read_training()

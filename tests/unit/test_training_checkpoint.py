@@ -1,0 +1,153 @@
+"""What is promised about checkpoints and the settings in them: the last good one stays, and only its own run goes on."""
+
+import json
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from digitserve_training import checkpoint, settings
+from digitserve_training.checkpoint import Checkpoint
+from digitserve_training.errors import RunError
+from digitserve_training.presets import DEFAULT_PRESET, PRESETS
+from digitserve_training.settings import Asked
+
+STARTED = settings.start(Asked(seed=5, limit=600), data_sha256="abc")
+
+
+def make(epoch: int, size: int = 4) -> Checkpoint:
+    """Return a checkpoint whose array holds its epoch."""
+    history = tuple({"epoch": done, "training_loss": 1 / done} for done in range(1, epoch + 1))
+    return Checkpoint(STARTED, epoch, history, {"network/0": np.full(size, epoch, np.float32)})
+
+
+@contextmanager
+def largest_file(num_bytes: int) -> Iterator[None]:
+    """Let no file grow beyond a size: to whoever writes, much like a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    """What is saved is loaded: settings, epoch, history and every array."""
+    run_dir = tmp_path / "runs" / "first"
+    checkpoint.save(run_dir, make(2))
+
+    loaded = checkpoint.load(run_dir)
+
+    assert (loaded.settings, loaded.epoch, loaded.history) == (STARTED, 2, make(2).history)
+    assert loaded.arrays["network/0"].tolist() == [2, 2, 2, 2]
+    assert not loaded.finished
+
+
+def test_metrics_are_json_lines(tmp_path: Path) -> None:
+    """Beside the checkpoint stands one line of JSON for each epoch done, no more and no less."""
+    for epoch in (1, 2, 3, 2):
+        checkpoint.save(tmp_path, make(epoch))
+
+    lines = (tmp_path / checkpoint.METRICS_NAME).read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+
+
+def test_full_disk_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    """A checkpoint that cannot be written whole is told of, leaves nothing behind, and the one before it stays."""
+    checkpoint.save(tmp_path, make(1))
+
+    with largest_file(10_000), pytest.raises(RunError, match="epoch 2 cannot be written .* is intact: make room"):
+        checkpoint.save(tmp_path, make(2, size=100_000))
+
+    assert checkpoint.load(tmp_path).epoch == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == [checkpoint.FILE_NAME, checkpoint.METRICS_NAME]
+
+
+def test_interrupted_write_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the middle of writing costs that checkpoint only."""
+    checkpoint.save(tmp_path, make(1))
+
+    def interrupted(file: object, **_: object) -> None:
+        file.write(b"half a che")  # type: ignore[attr-defined]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "savez", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(tmp_path, make(2))
+
+    assert checkpoint.load(tmp_path).epoch == 1
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_nothing_to_load(tmp_path: Path) -> None:
+    """A folder without a run is said to be one."""
+    assert not checkpoint.exists(tmp_path)
+    with pytest.raises(RunError, match="no run in"):
+        checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 and so on"])
+def test_damaged_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
+    """A checkpoint that is none is refused by name, not with a traceback."""
+    (tmp_path / checkpoint.FILE_NAME).write_bytes(content)
+
+    with pytest.raises(RunError, match=r"checkpoint\.npz is no checkpoint"):
+        checkpoint.load(tmp_path)
+
+
+def test_foreign_npz_is_refused(tmp_path: Path) -> None:
+    """An npz file of something else is no checkpoint."""
+    np.savez(tmp_path / checkpoint.FILE_NAME, weights=np.zeros(3))
+
+    with pytest.raises(RunError, match="is no checkpoint"):
+        checkpoint.load(tmp_path)
+
+
+def test_new_run_takes_the_presets_values() -> None:
+    """What was not asked for comes from the preset."""
+    recipe = PRESETS[DEFAULT_PRESET].recipe
+
+    assert (STARTED.preset, STARTED.seed, STARTED.limit) == (DEFAULT_PRESET, 5, 600)
+    assert (STARTED.epochs, STARTED.learning_rate) == (recipe.epochs, recipe.learning_rate)
+
+
+def test_unknown_preset() -> None:
+    """A preset that does not exist is refused with a list of those that do."""
+    with pytest.raises(RunError, match="no preset 'nix'; presets: .*conv2-dense256"):
+        settings.start(Asked(preset="nix"), "abc")
+
+
+def test_resume_needs_nothing_repeated() -> None:
+    """A run is resumed with its own settings, asked for again or not."""
+    assert settings.resume(Asked(), STARTED, "abc") == STARTED
+    assert settings.resume(Asked(seed=5, limit=600), STARTED, "abc") == STARTED
+
+
+@pytest.mark.parametrize(
+    ("asked", "sha256", "message"),
+    [
+        (Asked(preset="conv2-dense256"), "abc", f"preset was {DEFAULT_PRESET}, now conv2-dense256"),
+        (Asked(seed=6), "abc", "seed was 5, now 6"),
+        (Asked(epochs=7, limit=60), "abc", "epochs was .*, now 7; limit was 600, now 60"),
+        (Asked(learning_rate=1.0), "abc", "learning_rate was"),
+        (Asked(), "def", "data_sha256 was abc, now def"),
+    ],
+)
+def test_resume_with_other_settings_is_refused(asked: Asked, sha256: str, message: str) -> None:
+    """Another preset, seed, length, rate, subset or set of images is refused, and each difference named."""
+    with pytest.raises(RunError, match=message):
+        settings.resume(asked, STARTED, sha256)
+
+
+def test_edited_preset_is_noticed() -> None:
+    """A preset that means something else than when the run was started is refused."""
+    with pytest.raises(RunError, match="was edited since"):
+        settings.resume(Asked(), replace(STARTED, definition="other layers"), "abc")

@@ -1,0 +1,98 @@
+"""A trained network made ready to be measured: restored, converted to ONNX, and opened as a service would open it.
+
+``evaluate`` and ``export`` both start here, so both speak of the same graph.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from digitserve.bundle import GOLDEN_TOLERANCE, Bundle, Golden, Manifest, signature
+from digitserve.errors import BundleError
+from digitserve.session import Session
+from digitserve_training import checkpoint, data
+from digitserve_training.calibrate import TEMPERATURE
+from digitserve_training.checkpoint import Checkpoint
+from digitserve_training.data import Labelled, Split
+from digitserve_training.errors import DataError, ParityError
+from digitserve_training.graph import Answering, answering, convert, reference
+from digitserve_training.presets import LABELS
+from digitserve_training.train import restore
+
+NUM_GOLDEN = 14
+"""Validation images in ``golden.npz``; a blank image and noise come on top."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trained network, converted and opened: all that is measured and may become a bundle.
+
+    Attributes:
+        state: the checkpoint that it comes from.
+        split: the images that it was trained and validated on.
+        answer: Keras's answers.
+        graph: the ONNX file's bytes.
+        golden: inputs with Keras's answers.
+        session: onnxruntime over ``graph``, which gave the golden answers too.
+    """
+
+    state: Checkpoint
+    split: Split
+    answer: Answering = field(repr=False)
+    graph: bytes = field(repr=False)
+    golden: Golden = field(repr=False)
+    session: Session
+
+
+def open_candidate(run_dir: Path, data_path: Path | None) -> Candidate:
+    """Restore a run's network, convert it and open the graph.
+
+    Args:
+        run_dir: a run's folder.
+        data_path: as ``data.read_training`` takes it.
+
+    Raises:
+        RunError: there is no run, or its preset was edited since.
+        DataError: these are not the images that the run was trained on.
+        ParityError: the graph does not give the network's answers.
+    """
+    state = checkpoint.load(run_dir)
+    split = data.split(_read_same(state, data_path), state.settings.limit)
+    answer = answering(restore(state), TEMPERATURE)
+    graph, golden = convert(answer), make_golden(answer, split.validation)
+    return Candidate(state, split, answer, graph, golden, open_session(graph, golden))
+
+
+def make_golden(answer: Answering, validation: Labelled) -> Golden:
+    """Choose a few images, a blank and noise among them, and note Keras's answers."""
+    noise = np.random.default_rng(0).integers(0, 256, (1, *validation.images.shape[1:]), dtype=np.uint8)
+    images = np.concatenate([validation.images[:NUM_GOLDEN], np.zeros_like(noise), noise])
+    outputs = reference(answer, images)
+    return Golden(images, outputs.probabilities, outputs.ood_score)
+
+
+def open_session(graph: bytes, golden: Golden) -> Session:
+    """Open a graph that is no bundle yet, by the checks that a service opens bundles with.
+
+    Raises:
+        ParityError: its signature is wrong, or its golden answers differ; the message gives figures.
+    """
+    inputs, outputs = signature(len(LABELS))
+    manifest = Manifest("unpublished", 0, "", inputs, outputs, LABELS, 0.0, {}, {})
+    try:
+        return Session(Bundle(Path(), manifest, graph, golden))
+    except BundleError as error:
+        raise ParityError(
+            f"the exported graph is not the trained network (tolerance {GOLDEN_TOLERANCE:g}): {error}"
+        ) from None
+
+
+def _read_same(state: Checkpoint, data_path: Path | None) -> Labelled:
+    labelled = data.read_training(data_path)
+    got, expected = data.fingerprint(labelled), state.settings.data_sha256
+    if got != expected:
+        raise DataError(
+            f"these training images have sha256 {got}; the run was trained on {expected}: name the same file with --data"
+        )
+    return labelled
