@@ -121,10 +121,10 @@ class Service:
                 samples.setdefault(sample.name, {})[tuple(sorted(sample.labels.items()))] = sample.value
         return samples
 
-    def total(self, name: str, **labels: str) -> float:
+    def total(self, metric: str, /, **labels: str) -> float:
         """Sum a metric's samples that carry these labels."""
         return sum(
-            value for have, value in self.metrics().get(name, {}).items() if set(labels.items()) <= set(have)
+            value for have, value in self.metrics().get(metric, {}).items() if set(labels.items()) <= set(have)
         )
 
     def workers(self) -> list[int]:

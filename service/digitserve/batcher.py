@@ -258,7 +258,7 @@ class Batcher:
         # What is certain: short entries pass long ones, so all that must come first is the short lane; a long entry has
         # its share of every second batch beside it.
         short_s = self._seconds(self._short_images, self._short_work)
-        needed_s = own_s + (min(short_s, 2 * LONG_SHARE * own_s) if entry.long else short_s)
+        needed_s = own_s + (min(short_s, (2 * LONG_SHARE - 1) * own_s) if entry.long else short_s)
         if now + needed_s > entry.deadline:
             if not self.pending_images:
                 self.image_s.doubt()

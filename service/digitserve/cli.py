@@ -8,17 +8,17 @@ import sys
 from dataclasses import Field, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import grpc
-from google.protobuf.json_format import MessageToDict
 
-from digitserve import client, images, log
 from digitserve.errors import DigitserveError, RefusalToStart
 from digitserve.settings import Settings, environment_variable, flag
-from digitserve.supervisor import serve as run_service
-from digitserve.v1 import digits_pb2 as pb
+
+if TYPE_CHECKING:
+    from digitserve.v1 import digits_pb2 as pb
+
+# Each command imports what it stands on when it runs: all of it together would take as long as the rest of the start.
 
 EXIT_NO = 1
 EXIT_USAGE = 2
@@ -59,10 +59,12 @@ def _option(setting: Field[Any]) -> click.Option:
 
 @click.pass_context
 def _serve(context: click.Context, **values: Any) -> None:  # noqa: ANN401 - one value a setting
+    from digitserve import log, supervisor  # noqa: PLC0415
+
     settings = Settings(**values)
-    log.configure(settings.log_format, pid=None)
+    log.configure(settings.log_format)
     try:
-        context.exit(run_service(settings))
+        context.exit(supervisor.serve(settings))
     except RefusalToStart as error:
         click.echo(f"digitserve: refusing to start: {error}", err=True)
         context.exit(EXIT_NO)
@@ -113,6 +115,8 @@ def classify(
     Exit codes: 0 every image was classified; 1 a file or image was refused;
     2 wrong usage; 3 nobody answers at the address.
     """
+    from digitserve import client, images  # noqa: PLC0415
+
     code = 0
     with client.connect(address) as channel:
         for path in files:
@@ -120,16 +124,18 @@ def classify(
                 request = images.read_request(path, size)
                 request.top_k = top_k
                 _show(path, client.classify(channel, request, timeout_s), as_json)
+            except client.Unreachable as error:
+                context.exit(_complain(str(error), EXIT_UNREACHABLE))
+            except client.Refused as error:
+                code = _complain(f"{path}: {error}", EXIT_NO)
             except DigitserveError as error:
                 code = _complain(str(error), EXIT_NO)
-            except grpc.RpcError as error:
-                code = _complain(f"{path}: {_explain(error, address)}", _exit_code(error))
-                if code == EXIT_UNREACHABLE:
-                    break
     context.exit(code)
 
 
-def _show(path: Path, response: pb.ClassifyResponse, as_json: bool) -> None:  # noqa: FBT001
+def _show(path: Path, response: "pb.ClassifyResponse", as_json: bool) -> None:  # noqa: FBT001
+    from google.protobuf.json_format import MessageToDict  # noqa: PLC0415
+
     for index, prediction in enumerate(response.predictions):
         name = str(path) if len(response.predictions) == 1 else f"{path}[{index}]"
         if as_json:
@@ -140,7 +146,9 @@ def _show(path: Path, response: pb.ClassifyResponse, as_json: bool) -> None:  # 
             click.echo(f"{name}: {_describe(prediction)}")
 
 
-def _describe(prediction: pb.Prediction) -> str:
+def _describe(prediction: "pb.Prediction") -> str:
+    from digitserve.v1 import digits_pb2 as pb  # noqa: PLC0415
+
     if prediction.verdict == pb.VERDICT_BLANK:
         return "blank: no ink"
     remarks = {
@@ -163,24 +171,17 @@ def healthcheck(context: click.Context, address: str, timeout_s: float, service:
     \b
     Exit codes: 0 SERVING; 1 any other answer; 3 nobody answers.
     """
+    from digitserve import client  # noqa: PLC0415
+
     with client.connect(address) as channel:
         try:
             status = client.health(channel, service, timeout_s)
-        except grpc.RpcError as error:
-            context.exit(_complain(_explain(error, address), _exit_code(error)))
+        except client.Unreachable as error:
+            context.exit(_complain(str(error), EXIT_UNREACHABLE))
+        except DigitserveError as error:
+            context.exit(_complain(str(error), EXIT_NO))
     click.echo(status)
     context.exit(0 if status == "SERVING" else EXIT_NO)
-
-
-def _explain(error: grpc.RpcError, address: str) -> str:
-    if _exit_code(error) == EXIT_UNREACHABLE:
-        return f"nobody answers at {address}; is 'digitserve serve' running there?"
-    return f"{error.code().name}: {error.details()}"
-
-
-def _exit_code(error: grpc.RpcError) -> int:
-    silent = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
-    return EXIT_UNREACHABLE if error.code() in silent else EXIT_NO
 
 
 def _complain(message: str, code: int) -> int:

@@ -21,6 +21,9 @@ from digitserve.v1 import digits_pb2 as pb
 
 IMAGE_BYTES = IMAGE_SIZE * IMAGE_SIZE
 
+MAX_REPEATED = 64
+"""Characters of a caller's text that are repeated to it."""
+
 _CHANNELS = {
     pb.PIXEL_FORMAT_UNSPECIFIED: 1,
     pb.PIXEL_FORMAT_GRAY8: 1,
@@ -129,7 +132,7 @@ def decode(body: bytes, limits: Limits) -> Request:
 
 def _check(message: pb.ClassifyRequest, pixels: bytes, limits: Limits) -> Request:
     if message.model_version not in {"", limits.model_version}:
-        raise NotServed(f"model_version: got '{message.model_version}'; served is '{limits.model_version}'")
+        raise NotServed(f"model_version: got '{shorten(message.model_version)}'; served is '{limits.model_version}'")
     channels = _CHANNELS[_known(message.pixel_format, _CHANNELS, "pixel_format", pb.PixelFormat.keys())]
     _known(message.ink, pb.Ink.values(), "ink", pb.Ink.keys())
     _known(message.framing, pb.Framing.values(), "framing", pb.Framing.keys())
@@ -139,6 +142,11 @@ def _check(message: pb.ClassifyRequest, pixels: bytes, limits: Limits) -> Reques
     ink = _ink(message, framing)
     plain = framing is Framing.AS_IS and channels == 1 and ink is Ink.LIGHT_ON_DARK
     return Request(pixels, num_images, height, width, channels, ink, framing, plain, message.top_k)
+
+
+def shorten(text: str) -> str:
+    """Return a caller's text, or its beginning: status messages travel as headers, whose size is bounded."""
+    return text if len(text) <= MAX_REPEATED else f"{text[:MAX_REPEATED]}..."
 
 
 def _known(value: int, known: Collection[int], field: str, names: Sequence[str]) -> int:

@@ -1,1 +1,1 @@
-"""Benchmarks that compare digitserve with its floors and with a good service of the usual kind; never part of a test."""
+"""Benchmarks: digitserve beside its floors and beside a good service of the usual kind. No test asserts their figures."""

@@ -40,7 +40,7 @@ def test_shape_and_dtype_stay(num_images: int) -> None:
 
     augmented = changed(images, USUAL)
 
-    assert (augmented.shape, augmented.dtype) == (images.shape, np.uint8)
+    assert (augmented.shape, augmented.dtype) == (images.shape, np.dtype(np.uint8))
     assert not np.array_equal(augmented, images)
 
 

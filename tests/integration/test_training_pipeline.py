@@ -57,7 +57,7 @@ def real_digits() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def digits_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small set of digits, as an npz file."""
+    """Write the small set of digits as an npz file."""
     path: Path = tmp_path_factory.mktemp("digits") / "digits.npz"
     np.savez(path, allow_pickle=False, **real_digits())
     return path
@@ -76,7 +76,7 @@ def invoke(digits_path: Path) -> Invoke:
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory, invoke: Invoke) -> Path:
-    """A finished run of eight short epochs."""
+    """Train for eight short epochs."""
     folder: Path = tmp_path_factory.mktemp("runs") / "finished"
     ended = invoke("train", "--run-dir", folder, "--epochs", EPOCHS, "--seed", 3)
     assert ended.exit_code == 0, ended.output
@@ -85,7 +85,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory, invoke: Invoke) -> Path:
 
 @pytest.fixture
 def test_images(digits_path: Path) -> Labelled:
-    """The test part of the small set."""
+    """Read the test part of the small set."""
     return data.read_test(digits_path)
 
 
@@ -273,6 +273,18 @@ def test_other_images_are_refused(run_dir: Path, digits_path: Path, tmp_path: Pa
 
     with pytest.raises(DataError, match="the run was trained on"):
         candidate.open_candidate(run_dir, tmp_path / "other.npz")
+
+
+def test_report_that_cannot_be_written(run_dir: Path, tmp_path: Path, invoke: Invoke) -> None:
+    """A report that finds no place to go ends the command with a message, not with a traceback."""
+    copy = tmp_path / "run"
+    copy.mkdir()
+    (copy / checkpoint.FILE_NAME).write_bytes((run_dir / checkpoint.FILE_NAME).read_bytes())
+    (copy / "report").write_text("a file where the folder should be")
+
+    ended = invoke("evaluate", copy)
+
+    assert (ended.exit_code, "report: File exists" in ended.stderr) == (1, True)
 
 
 def perturbed(network: keras.Model, amount: float) -> keras.Model:

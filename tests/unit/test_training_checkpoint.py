@@ -64,7 +64,7 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     """A checkpoint that cannot be written whole is told of, leaves nothing behind, and the one before it stays."""
     checkpoint.save(tmp_path, make(1))
 
-    with largest_file(10_000), pytest.raises(RunError, match="epoch 2 cannot be written .* is intact: make room"):
+    with largest_file(10_000), pytest.raises(RunError, match=r"epoch 2 cannot be written .* is intact: make room"):
         checkpoint.save(tmp_path, make(2, size=100_000))
 
     assert checkpoint.load(tmp_path).epoch == 1
@@ -121,7 +121,7 @@ def test_new_run_takes_the_presets_values() -> None:
 
 def test_unknown_preset() -> None:
     """A preset that does not exist is refused with a list of those that do."""
-    with pytest.raises(RunError, match="no preset 'nix'; presets: .*conv2-dense256"):
+    with pytest.raises(RunError, match=r"no preset 'nix'; presets: .*conv2-dense256"):
         settings.start(Asked(preset="nix"), "abc")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+
 from digitserve_training.cli import main
 
 
@@ -24,7 +25,7 @@ def test_missing_extra_is_explained(command: list[str], monkeypatch: pytest.Monk
 def test_help_needs_no_tensorflow() -> None:
     """Help and the list of presets come without importing TensorFlow, so they are instant."""
     program = (
-        "import sys; from digitserve_training.cli import main; main(["train", "--help"], standalone_mode=False); "
+        "import sys; from digitserve_training.cli import main; main(['train', '--help'], standalone_mode=False); "
         "assert not {'tensorflow', 'keras', 'tf2onnx'} & set(sys.modules)"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

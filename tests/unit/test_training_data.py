@@ -34,8 +34,8 @@ def test_read(tmp_path: Path) -> None:
 
     training, test = data.read_training(path), data.read_test(path)
 
-    assert (training.images.shape, training.images.dtype) == ((240, 28, 28, 1), np.uint8)
-    assert (training.labels.shape, training.labels.dtype) == ((240,), np.int64)
+    assert (training.images.shape, training.images.dtype) == ((240, 28, 28, 1), np.dtype(np.uint8))
+    assert (training.labels.shape, training.labels.dtype) == ((240,), np.dtype(np.int64))
     assert (test.images.shape, len(test)) == ((20, 28, 28, 1), 20)
     assert np.all(test.images == 7)
 

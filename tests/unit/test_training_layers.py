@@ -13,7 +13,7 @@ from digitserve_training.layers import (
     count_multiply_adds,
     count_parameters,
 )
-from digitserve_training.presets import DEFAULT_PRESET, LABELS, PRESETS
+from digitserve_training.presets import DEFAULT_PRESET, LABELS, PRESETS, Preset
 
 MEBIBYTE = 1 << 20
 
@@ -57,12 +57,10 @@ def test_strided_presets_suit_blocked_convolutions(name: str) -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=list(PRESETS))
-def test_every_preset_gives_one_logit_a_label(preset: object) -> None:
+def test_every_preset_gives_one_logit_a_label(preset: Preset) -> None:
     """Whatever the preset, its last layer is linear and as wide as there are labels."""
-    layers = preset.layers  # type: ignore[attr-defined]
-
-    assert layers[-1] == Dense(len(LABELS), activation="linear")
-    assert [*costs(layers)][-1].output == (10,)
+    assert preset.layers[-1] == Dense(len(LABELS), activation="linear")
+    assert [*costs(preset.layers)][-1].output == (10,)
 
 
 def test_preset_names() -> None:

@@ -4,6 +4,8 @@
 stopped and resumed sees the same images as one that was not.
 """
 
+from math import radians
+
 from digitserve_training._tensorflow import tf
 from digitserve_training.networks import LARGEST_PIXEL
 from digitserve_training.presets import Augmentation
@@ -52,7 +54,7 @@ def _affine(pixels: tf.Tensor, seed: tf.Tensor, bounds: Augmentation) -> tf.Tens
 def _inverse_transforms(seed: tf.Tensor, num_images: tf.Tensor, bounds: Augmentation, centre: float) -> tf.Tensor:
     """Draw the maps from output to input pixels that the operation takes: float32[N,8], rows of a 3x3 matrix."""
     draws = tf.unstack(tf.random.stateless_uniform([6, num_images], seed, -1.0, 1.0))
-    angle = draws[0] * (bounds.rotation_deg * 3.141592653589793 / 180)
+    angle = draws[0] * radians(bounds.rotation_deg)
     across, down = 1 / (1 + draws[1] * bounds.scale), 1 / (1 + draws[2] * bounds.scale)
     slant = draws[3] * bounds.shear
     cos, sin = tf.cos(angle), tf.sin(angle)

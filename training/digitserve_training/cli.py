@@ -1,8 +1,8 @@
 """The command ``digitserve-train``: train, evaluate, export.
 
-Importing this module needs no TensorFlow, so that help is instant and a missing extra is explained. Each command imports
-what it needs when it runs. Exit status: 0 done; 1 another error; 2 wrong usage, or the training extra is missing; 3 to 6 as
-``errors`` has them; 130 interrupted.
+Importing this module needs no TensorFlow, so that help is instant and a missing extra is explained; each command imports
+what it needs when it runs. Exit status: 0 done; 1 a file cannot be written; 2 wrong usage, or the training extra is
+missing; 3 to 6 as ``errors`` has them; 130 interrupted.
 """
 
 import sys
@@ -46,6 +46,9 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
         except TrainingError as error:
             click.echo(f"digitserve-train: {error}", err=True)
             sys.exit(error.exit_code)
+        except OSError as error:
+            click.echo(f"digitserve-train: {error.filename or 'a file'}: {error.strerror or error}", err=True)
+            sys.exit(1)
 
     return checked
 

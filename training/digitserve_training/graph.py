@@ -42,7 +42,6 @@ def answering(network: keras.Model, temperature: float) -> Answering:
     Args:
         network: from uint8[N,28,28,1] to float32[N,labels] logits.
         temperature: above 0.
-
     """
 
     def answer(images: tf.Tensor) -> dict[str, tf.Tensor]:

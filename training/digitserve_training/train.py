@@ -20,6 +20,7 @@ from digitserve_training.augment import augment
 from digitserve_training.checkpoint import Checkpoint
 from digitserve_training.data import Labelled, Split
 from digitserve_training.errors import DivergedError, RunError
+from digitserve_training.layers import INPUT_SHAPE
 from digitserve_training.networks import build
 from digitserve_training.presets import NUM_LABELS, Recipe
 from digitserve_training.settings import Settings, preset_of
@@ -91,7 +92,10 @@ class Training:
         self._compiled_step = tf.function(
             self._step, input_signature=[tf.TensorSpec([None], tf.int64), tf.TensorSpec([], tf.int32)]
         )
-        self._compiled_logits = tf.function(lambda images: self._average(images, training=False))
+        self._compiled_logits = tf.function(
+            lambda images: self._average(images, training=False),
+            input_signature=[tf.TensorSpec([None, *INPUT_SHAPE], tf.uint8)],
+        )
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return every variable by name, as a checkpoint holds them."""

@@ -1,0 +1,110 @@
+"""Whatever bytes arrive, decoding gives a request that keeps its promises, or words that help; never a traceback."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from digitserve.errors import InvalidRequest, NotServed
+from digitserve.messages import IMAGE_BYTES, Limits, Request, decode, rows
+from digitserve.preprocess import Framing, Ink
+from digitserve.v1 import digits_pb2 as pb
+
+LIMITS = Limits(model_version="7", max_side=40, max_images=6, max_request_bytes=1 << 20)
+SIDES = st.one_of(st.just(0), st.just(28), st.integers(1, 41), st.integers(0, 2**32 - 1))
+ENUMS = st.one_of(st.integers(0, 3), st.integers(-2, 6), st.integers(-(2**31), 2**31 - 1))
+COUNTS = st.one_of(st.just(0), st.integers(0, 8), st.integers(0, 2**32 - 1))
+WORDS_OF_EXPECTATION = ("expected", "served is", "holds")
+
+
+def assert_helpful(error: Exception) -> None:
+    """What was got and what was expected, in a text short enough for a header."""
+    text = str(error)
+    assert "got" in text
+    assert any(word in text for word in WORDS_OF_EXPECTATION)
+    assert len(text) < 1000
+
+
+def assert_consistent(request: Request, message: pb.ClassifyRequest) -> None:
+    """Check a request against its message by the words of the proto, apart from how ``decode`` does it."""
+    height, width = message.height or 28, message.width or 28
+    channels = {0: 1, 1: 1, 2: 3, 3: 4}[message.pixel_format]
+    assert (request.height, request.width, request.channels) == (height, width, channels)
+    assert 1 <= request.num_images <= LIMITS.max_images
+    assert len(request.pixels) == request.num_images * height * width * channels
+    assert message.num_images in {0, request.num_images}
+    assert message.model_version in {"", "7"}
+    assert max(height, width) <= LIMITS.max_side
+    fits = (height, width) == (28, 28)
+    as_is = message.framing == pb.FRAMING_AS_IS or (message.framing == pb.FRAMING_UNSPECIFIED and fits)
+    assert request.framing is (Framing.AS_IS if as_is else Framing.MNIST)
+    assert fits or not as_is
+    default_ink = Ink.LIGHT_ON_DARK if as_is else Ink.AUTO
+    assert request.ink is [default_ink, Ink.LIGHT_ON_DARK, Ink.DARK_ON_LIGHT, Ink.AUTO][message.ink]
+    assert request.top_k == message.top_k
+    prepared, seen = rows(request, 0, request.num_images)
+    assert len(prepared) == request.num_images * IMAGE_BYTES
+    assert len(seen) == (0 if as_is else request.num_images)
+    assert (prepared is request.pixels) == request.plain
+
+
+def check(body: bytes) -> None:
+    """Decode, and judge either outcome."""
+    try:
+        request = decode(body, LIMITS)
+    except (InvalidRequest, NotServed) as error:
+        assert_helpful(error)
+    else:
+        assert_consistent(request, pb.ClassifyRequest.FromString(body))
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> bytes:
+    """Draw requests, most of them nearly right."""
+    height, width = draw(st.one_of(st.sampled_from([(0, 0), (28, 28), (3, 5), (1, 40)]), st.tuples(SIDES, SIDES)))
+    pixel_format = draw(ENUMS)
+    image_bytes = min(height or 28, 64) * min(width or 28, 64) * {2: 3, 3: 4}.get(pixel_format, 1)
+    whole = image_bytes * draw(st.integers(0, 3 if image_bytes > 2000 else 7))
+    num_bytes = max(0, whole + draw(st.sampled_from([0, 0, 0, -1, 1, 7])))
+    fill = draw(st.binary(min_size=1, max_size=64))
+    message = pb.ClassifyRequest(
+        pixels=(fill * (num_bytes // len(fill) + 1))[:num_bytes],
+        height=height, width=width, pixel_format=pixel_format,
+        num_images=draw(COUNTS), ink=draw(ENUMS), framing=draw(ENUMS), top_k=draw(COUNTS),
+        model_version=draw(st.one_of(st.sampled_from(["", "", "7"]), st.text(max_size=20), st.just("9" * 5000))),
+    )  # fmt: skip
+    return message.SerializeToString()
+
+
+@given(requests())
+@settings(max_examples=2500)
+def test_any_fields_give_a_consistent_request_or_words_that_help(body: bytes) -> None:
+    """Whatever the fields hold, the outcome is a request that agrees with the proto, or what was got and expected."""
+    check(body)
+
+
+@given(st.binary(max_size=900))
+@settings(max_examples=1000)
+def test_any_bytes_give_a_request_or_words_that_help(body: bytes) -> None:
+    """Random bytes never raise anything but a refusal."""
+    check(body)
+
+
+@given(requests(), st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), max_size=6), st.integers(0, 64))
+@settings(max_examples=1500)
+def test_damaged_messages_give_a_request_or_words_that_help(
+    body: bytes, damages: list[tuple[int, int]], cut: int
+) -> None:
+    """Nor do messages in which bytes were changed or lost on the way."""
+    damaged = bytearray(body[: max(0, len(body) - cut)])
+    for position, value in damages:
+        if damaged:
+            damaged[position % len(damaged)] = value
+    check(bytes(damaged))
+
+
+@pytest.mark.parametrize("length", [IMAGE_BYTES, IMAGE_BYTES + 3])
+@given(prefix=st.binary(max_size=12))
+@settings(max_examples=500)
+def test_messages_of_the_common_length_are_not_taken_for_the_common_case(length: int, prefix: bytes) -> None:
+    """The shortcut for a plain image is only taken by one: other messages of that length are checked like any."""
+    check((prefix + bytes([0x0A, 0x90, 0x06]) + bytes(length))[:length])
