@@ -11,8 +11,11 @@ execution provider (the graph's signature, the golden outputs) is checked by ``s
 """
 
 import hashlib
+import io
 import json
+import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -31,6 +34,12 @@ IMAGE_SIZE = 28
 
 GOLDEN_TOLERANCE = 1e-4
 """Largest difference allowed between a golden probability and the one computed here."""
+
+GOLDEN_SCORE_TOLERANCE = 1e-3
+"""The same for ``ood_score``: it is of the size of a logit, where float32 keeps one digit less."""
+
+_VERSION = re.compile("[1-9][0-9]{0,8}")
+"""How a version is written, in one way only: no signs, leading zeros or digits of other scripts."""
 
 INPUT_NAME = "images"
 OUTPUT_NAMES = ("probabilities", "ood_score")
@@ -118,7 +127,8 @@ def versions(models: Path, name: str) -> list[int]:
     """List the versions of a model, lowest first; what is no integer (a half-written version) is passed over."""
     if not (models / name).is_dir():
         return []
-    return sorted(int(entry.name) for entry in (models / name).iterdir() if entry.name.isdecimal() and entry.is_dir())
+    entries = (models / name).iterdir()
+    return sorted(int(entry.name) for entry in entries if _VERSION.fullmatch(entry.name) and entry.is_dir())
 
 
 def find(models: Path, name: str, version: int | None = None) -> Path:
@@ -223,7 +233,7 @@ def _parse_manifest(content: bytes, path: Path) -> Manifest:
                 "quality": {key: float(value) for key, value in manifest.quality.items()},
             }
         )
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise BundleError("manifest", f"manifest.json in {path} is not a manifest: {error}") from None
     _check_manifest(manifest, path)
     return manifest
@@ -238,6 +248,8 @@ def _check_manifest(manifest: Manifest, path: Path) -> None:
         raise BundleError("manifest", f"format is {manifest.format!r}; this version reads {FORMAT}")
     if str(manifest.version) != path.name or manifest.name != path.parent.name:
         raise BundleError("manifest", f"it describes {manifest.name}/{manifest.version} but stands in {path}")
+    if not math.isfinite(manifest.ood_threshold):
+        raise BundleError("manifest", f"ood_threshold is {manifest.ood_threshold}; expected a finite number")
     if (manifest.ink, manifest.framing) != ("light_on_dark", "mnist"):
         raise BundleError("manifest", f"ink and framing are {manifest.ink!r}, {manifest.framing!r}; "
                                       "expected 'light_on_dark', 'mnist'")  # fmt: skip
@@ -247,14 +259,13 @@ def _check_manifest(manifest: Manifest, path: Path) -> None:
 
 
 def _read_golden(path: Path, num_labels: int) -> Golden:
-    if not (path / "golden.npz").is_file():
-        raise BundleError("files", f"golden.npz is missing in {path}")
+    content = _read_file(path, "golden.npz")
     try:
-        with np.load(path / "golden.npz", allow_pickle=False) as stored:
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
             golden = Golden(**{f.name: stored[f.name] for f in fields(Golden)})
+            num_images = len(golden.images)
     except Exception as error:  # noqa: BLE001 - numpy and zipfile raise a dozen kinds for a damaged archive
         raise BundleError("golden", f"golden.npz in {path} cannot be read: {error}") from None
-    num_images = len(golden.images)
     expected = {
         "images": ((num_images, IMAGE_SIZE, IMAGE_SIZE, 1), np.uint8),
         "probabilities": ((num_images, num_labels), np.float32),

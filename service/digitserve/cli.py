@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 the answer is no (not healthy, not served, refused to star
 """
 
 import json
+import math
 import sys
 from dataclasses import Field, fields
 from importlib.metadata import version
@@ -31,12 +32,22 @@ def main() -> None:
     """Classify handwritten digits over gRPC."""
 
 
+class _FiniteRange(click.FloatRange):
+    """A range that NaN, which is never outside of one, does not slip through."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+        return number
+
+
 def _type(setting: Field[Any]) -> click.ParamType:
     bounds = setting.metadata["bounds"]
     if bounds.choices:
         return click.Choice(bounds.choices)
     if "float" in str(setting.type):
-        return click.FloatRange(bounds.minimum, bounds.maximum)
+        return _FiniteRange(bounds.minimum, bounds.maximum)
     if "int" in str(setting.type):
         return click.IntRange(bounds.minimum, bounds.maximum)
     if "Path" in str(setting.type):

@@ -1,7 +1,9 @@
 """Image files into requests, for ``digitserve classify``. The service itself takes raw pixels and decodes no files."""
 
+import warnings
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from digitserve.errors import InvalidRequest
@@ -29,7 +31,8 @@ def read_request(path: Path, size: tuple[int, int] | None = None) -> pb.Classify
     """
     try:
         if size is None:
-            with Image.open(path, formats=("PNG", "JPEG")) as image:
+            # Pillow warns of damaged remarks in a file whose picture is whole.
+            with warnings.catch_warnings(action="ignore"), Image.open(path, formats=("PNG", "JPEG")) as image:
                 return _from_image(image, path)
     except UnidentifiedImageError:
         pass
@@ -42,9 +45,13 @@ def _from_image(image: Image.Image, path: Path) -> pb.ClassifyRequest:
     if image.width * image.height > MAX_FILE_PIXELS:
         raise InvalidRequest(f"{path}: got {image.height}x{image.width} pixels; expected at most {MAX_FILE_PIXELS}")
     upright = ImageOps.exif_transpose(image)
-    if upright.mode not in _FORMATS:
-        transparent = upright.mode in {"LA", "PA"} or "transparency" in upright.info
-        upright = upright.convert("RGBA" if transparent else "L" if upright.mode in {"1", "I;16", "I", "F"} else "RGB")
+    if upright.mode.startswith("I"):
+        # 16 bits a pixel, as scanners write; Pillow would turn all above 255 into white.
+        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+    if upright.mode in {"LA", "PA"} or "transparency" in upright.info:
+        upright = upright.convert("RGBA")
+    elif upright.mode not in _FORMATS:
+        upright = upright.convert("L" if upright.mode == "1" else "RGB")
     return pb.ClassifyRequest(
         pixels=upright.tobytes(), height=upright.height, width=upright.width, pixel_format=_FORMATS[upright.mode]
     )

@@ -30,7 +30,7 @@ class Backoff:
         if served_s >= STABLE_S:
             self.failures = 0
         self.failures += 1
-        return 0.0 if self.failures == 1 else min(MAX_DELAY_S, FIRST_DELAY_S * 2.0 ** (self.failures - 2))
+        return 0.0 if self.failures == 1 else min(MAX_DELAY_S, FIRST_DELAY_S * 2.0 ** min(self.failures - 2, 30))
 
 
 class Pulse:

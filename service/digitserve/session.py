@@ -5,6 +5,7 @@ measure what it exports. A session that exists has passed the checks of its bund
 outputs, on the execution provider that was asked for.
 """
 
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime as ort
 
-from digitserve.bundle import GOLDEN_TOLERANCE, IMAGE_SIZE, INPUT_NAME, OUTPUT_NAMES, Bundle, TensorSpec, signature
+from digitserve.bundle import (
+    GOLDEN_SCORE_TOLERANCE, GOLDEN_TOLERANCE, IMAGE_SIZE, INPUT_NAME, OUTPUT_NAMES, Bundle, TensorSpec, signature,
+)  # fmt: skip
 from digitserve.errors import BundleError, ProviderError
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -135,8 +138,16 @@ def _spec(node: ort.NodeArg) -> TensorSpec:
 
 
 def _check_golden(session: Session, bundle: Bundle) -> None:
-    outputs = session.run(bundle.golden.images)
-    difference = float(np.max(np.abs(outputs.probabilities - bundle.golden.probabilities)))
-    # Written so that a NaN fails too.
-    if not difference <= GOLDEN_TOLERANCE:
-        raise BundleError("golden", f"probabilities differ by {difference:.2g}; allowed is {GOLDEN_TOLERANCE:g}")
+    golden = bundle.golden
+    try:
+        outputs = session.run(golden.images)
+    except Exception as error:  # noqa: BLE001 - as above
+        raise BundleError("golden", f"the graph fails on the images of golden.npz: {error}") from None
+    for name, got, expected, tolerance in (
+        ("probabilities", outputs.probabilities, golden.probabilities, GOLDEN_TOLERANCE),
+        ("ood_score", outputs.ood_score, golden.ood_score, GOLDEN_SCORE_TOLERANCE),
+    ):
+        difference = float(np.max(np.abs(got - expected))) if got.shape == expected.shape else math.inf
+        # Written so that a NaN fails too.
+        if not difference <= tolerance:
+            raise BundleError("golden", f"{name} differ by {difference:.2g}; allowed is {tolerance:g}")

@@ -143,21 +143,23 @@ def test_a_wrong_ood_score_fails_the_check_of_golden(echo: bundle.Bundle, error:
     assert (check, "ood_score" in text) == ("golden", True)
 
 
-def test_a_graph_that_cannot_run_fails_the_check_of_golden(echo: bundle.Bundle) -> None:
+def test_a_graph_that_cannot_run_is_refused_in_words(echo: bundle.Bundle) -> None:
     """A graph that loads, has the signature, and then fails on a batch is refused in words, not with a traceback."""
     nodes = [
-        helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
-        helper.make_node("Reshape", ["floats", "one"], ["rows"]),
-        helper.make_node("Gather", ["rows", "some"], ["probabilities"], axis=1),
-        helper.make_node("Reshape", ["rows", "line"], ["long"]),
-        helper.make_node("Gather", ["long", "first"], ["ood_score"]),
+        helper.make_node("Cast", ["images"], ["wide"], to=TensorProto.INT64),
+        helper.make_node("Reshape", ["wide", "flat"], ["rows"]),
+        helper.make_node("Gather", ["rows", "first"], ["index"], axis=1),
+        helper.make_node("Add", ["index", "beyond"], ["outside"]),
+        helper.make_node("Gather", ["table", "outside"], ["ood_score"]),
+        helper.make_node("Gather", ["rows", "some"], ["digits"], axis=1),
+        helper.make_node("Cast", ["digits"], ["probabilities"], to=TensorProto.FLOAT),
     ]
     constants = {
-        "one": np.array([1, 784], np.int64), "line": np.array([-1], np.int64),
-        "some": np.arange(10), "first": np.array([0], np.int64),
+        "flat": np.array([-1, 784], np.int64), "first": np.array(0, np.int64), "some": np.arange(10),
+        "beyond": np.array(1000, np.int64), "table": np.zeros(1, np.float32),
     }  # fmt: skip
     check, text = failed_check(replace(echo, graph=make_graph(nodes, constants)))
-    assert (check, "golden" in text) == ("golden", True)
+    assert (check, "the graph fails on the images of golden.npz" in text) == ("golden", True)
 
 
 def test_a_provider_that_is_not_there_is_a_refusal(echo: bundle.Bundle) -> None:
