@@ -123,9 +123,7 @@ class Service:
 
     def total(self, metric: str, /, **labels: str) -> float:
         """Sum a metric's samples that carry these labels."""
-        return sum(
-            value for have, value in self.metrics().get(metric, {}).items() if set(labels.items()) <= set(have)
-        )
+        return sum(value for have, value in self.metrics().get(metric, {}).items() if set(labels.items()) <= set(have))
 
     def workers(self) -> list[int]:
         """Return the process ids of the workers."""

@@ -141,8 +141,7 @@ def _reduce_cells(operation: np.ufunc, image: Floats, rows: int, columns: int) -
 
 def _surface(coefficients: Floats, shape: tuple[int, ...]) -> Floats:
     """Draw a quadratic surface at full size."""
-    drawn: Floats = _powers(shape[0]) @ coefficients.reshape(3, 3) @ _powers(shape[1]).T
-    return drawn
+    return np.asarray(_powers(shape[0]) @ coefficients.reshape(3, 3) @ _powers(shape[1]).T, np.float32)
 
 
 @lru_cache(maxsize=256)

@@ -142,7 +142,9 @@ def find(models: Path, name: str, version: int | None = None) -> Path:
         raise BundleError("files", f"no version of model '{name}' in {models}; expected {models / name}/<integer>/")
     wanted = available[-1] if version is None else version
     if wanted not in available:
-        raise BundleError("files", f"model '{name}' has no version {wanted}; available: {', '.join(map(str, available))}")
+        raise BundleError(
+            "files", f"model '{name}' has no version {wanted}; available: {', '.join(map(str, available))}"
+        )
     return models / name / str(wanted)
 
 
@@ -239,7 +241,7 @@ def _parse_manifest(content: bytes, path: Path) -> Manifest:
     return manifest
 
 
-def _specs(described: Any) -> tuple[TensorSpec, ...]:  # noqa: ANN401 - whatever JSON held
+def _specs(described: Any) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(spec["name"], spec["dtype"], tuple(spec["shape"])) for spec in described)
 
 
@@ -264,7 +266,7 @@ def _read_golden(path: Path, num_labels: int) -> Golden:
         with np.load(io.BytesIO(content), allow_pickle=False) as stored:
             golden = Golden(**{f.name: stored[f.name] for f in fields(Golden)})
             num_images = len(golden.images)
-    except Exception as error:  # noqa: BLE001 - numpy and zipfile raise a dozen kinds for a damaged archive
+    except Exception as error:
         raise BundleError("golden", f"golden.npz in {path} cannot be read: {error}") from None
     expected = {
         "images": ((num_images, IMAGE_SIZE, IMAGE_SIZE, 1), np.uint8),
@@ -274,5 +276,7 @@ def _read_golden(path: Path, num_labels: int) -> Golden:
     for name, (shape, dtype) in expected.items():
         array = getattr(golden, name)
         if array.shape != shape or array.dtype != dtype or num_images == 0:
-            raise BundleError("golden", f"{name} is {array.dtype}{list(array.shape)}; expected {np.dtype(dtype)}{list(shape)}")
+            raise BundleError(
+                "golden", f"{name} is {array.dtype}{list(array.shape)}; expected {np.dtype(dtype)}{list(shape)}"
+            )
     return golden

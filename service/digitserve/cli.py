@@ -35,14 +35,14 @@ def main() -> None:
 class _FiniteRange(click.FloatRange):
     """A range that NaN, which is never outside of one, does not slip through."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)
         if math.isnan(number):
             self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
         return number
 
 
-def _type(setting: Field[Any]) -> click.ParamType:
+def _type(setting: Field[Any]) -> "click.ParamType[Any]":
     bounds = setting.metadata["bounds"]
     if bounds.choices:
         return click.Choice(bounds.choices)
@@ -69,7 +69,7 @@ def _option(setting: Field[Any]) -> click.Option:
 
 
 @click.pass_context
-def _serve(context: click.Context, **values: Any) -> None:  # noqa: ANN401 - one value a setting
+def _serve(context: click.Context, /, **values: Any) -> None:
     from digitserve import log, supervisor  # noqa: PLC0415
 
     settings = Settings(**values)
@@ -150,7 +150,9 @@ def _show(path: Path, response: "pb.ClassifyResponse", as_json: bool) -> None:  
     for index, prediction in enumerate(response.predictions):
         name = str(path) if len(response.predictions) == 1 else f"{path}[{index}]"
         if as_json:
-            fields_of = MessageToDict(prediction, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+            fields_of = MessageToDict(
+                prediction, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+            )
             model = f"{response.model_name}/{response.model_version}"
             click.echo(json.dumps({"file": str(path), "image": index, **fields_of, "model": model}))
         else:

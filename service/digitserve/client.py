@@ -37,7 +37,8 @@ def connect(address: str) -> Iterator[grpc.Channel]:
 
 def classify(channel: grpc.Channel, request: pb.ClassifyRequest, timeout_s: float) -> pb.ClassifyResponse:
     """Classify the images of one request."""
-    response: pb.ClassifyResponse = _call(digits_pb2_grpc.DigitServiceStub(channel).Classify, request, timeout_s)
+    stub = digits_pb2_grpc.DigitServiceStub(channel)  # type: ignore[no-untyped-call] # generated
+    response: pb.ClassifyResponse = _call(stub.Classify, request, timeout_s)
     return response
 
 
@@ -45,10 +46,10 @@ def health(channel: grpc.Channel, service: str, timeout_s: float) -> str:
     """Ask for the health of a service, ``""`` for the whole; return the status's name, such as ``SERVING``."""
     request = health_pb2.HealthCheckRequest(service=service)
     response = _call(health_pb2_grpc.HealthStub(channel).Check, request, timeout_s)
-    return health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
 
 
-def _call(method: Any, request: Any, timeout_s: float) -> Any:  # noqa: ANN401 - one of any method
+def _call(method: Any, request: Any, timeout_s: float) -> Any:
     try:
         return method(request, timeout=timeout_s)
     except grpc.RpcError as error:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import grpc
 from grpc import _server as grpc_server
-from grpc._cython import cygrpc
+from grpc._cython import cygrpc  # type: ignore[attr-defined] # no stubs for what is inside
 
 _ACCEPTS = 256
 """Accepts posted at a time for each method; core matches arriving calls with them while the thread is busy."""
@@ -29,7 +29,6 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.server_max_unrequested_time_in_server", 24 * 3600),
 )
 """Channel arguments that every server on this loop needs."""
-
 
 
 _INVALID_ARGUMENT = int(grpc.StatusCode.INVALID_ARGUMENT.value[0])
@@ -67,7 +66,7 @@ class Call:
 
     __slots__ = ("_core", "_silent", "_taker", "accepted", "context", "deadline", "open")
 
-    def __init__(self, event: Any, taker: Taker, accepted: float) -> None:  # noqa: ANN401 - an extension type
+    def __init__(self, event: Any, taker: Taker, accepted: float) -> None:
         self._core = event.call
         self._taker = taker
         self._silent = False
@@ -114,7 +113,7 @@ class Call:
         if self.open:
             self._core.start_server_batch((cygrpc.ReceiveMessageOperation(0),), self._received)
 
-    def _received(self, event: Any) -> None:  # noqa: ANN401
+    def _received(self, event: Any) -> None:
         if not self.open:
             return
         body = event.batch_operations[0].message()
@@ -127,7 +126,7 @@ class Call:
         else:
             self._taker.on_too_large(self)
 
-    def _closed(self, event: Any) -> None:  # noqa: ANN401
+    def _closed(self, event: Any) -> None:
         if not self.open:
             return
         self.open = False
@@ -136,7 +135,7 @@ class Call:
         else:
             self._taker.on_close(self)
 
-    def _sent(self, _event: Any) -> None:  # noqa: ANN401
+    def _sent(self, _event: Any) -> None:
         """Nothing is left to do; the event had to be taken off the queue."""
 
 
@@ -149,11 +148,9 @@ class _Acceptor:
         self._taker = taker
 
     def post(self) -> None:
-        self._server.core.request_registered_call(
-            self._server.queue, self._server.queue, self._method, self.accepted
-        )
+        self._server.core.request_registered_call(self._server.queue, self._server.queue, self._method, self.accepted)
 
-    def accepted(self, event: Any) -> None:  # noqa: ANN401
+    def accepted(self, event: Any) -> None:
         # Accepts that fail are those left over when the server shuts down.
         if event.success:
             self.post()

@@ -134,7 +134,7 @@ def _is_second(first: Figure, other: Figure, stride: int) -> bool:
 
 def _stride(mask: NDArray[np.bool_]) -> int:
     """Bits from one row to the next: wide enough for a diagonal's shadow, and for an empty column between rows."""
-    return mask.shape[0] + mask.shape[1] + 1
+    return int(mask.shape[0] + mask.shape[1] + 1)
 
 
 def _pack(mask: NDArray[np.bool_]) -> int:

@@ -29,16 +29,16 @@ def make_app(status: ServiceStatus, registry: CollectorRegistry) -> Starlette:
     """Build the application."""
 
     # Coroutines without a wait: plain functions would run on other threads than the one that writes what they read.
-    async def index(_request: Request) -> Response:  # noqa: RUF029
+    async def index(_request: Request) -> Response:
         return PlainTextResponse(status.status_line() + "\n")
 
-    async def livez(_request: Request) -> Response:  # noqa: RUF029
+    async def livez(_request: Request) -> Response:
         return PlainTextResponse("alive\n")
 
-    async def readyz(_request: Request) -> Response:  # noqa: RUF029
+    async def readyz(_request: Request) -> Response:
         return PlainTextResponse(status.status_line() + "\n", status_code=200 if status.ready else 503)
 
-    async def metrics(request: Request) -> Response:  # noqa: RUF029
+    async def metrics(request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(registry), media_type=content_type)
 

@@ -37,7 +37,9 @@ def read_request(path: Path, size: tuple[int, int] | None = None) -> pb.Classify
     except UnidentifiedImageError:
         pass
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InvalidRequest(f"{path}: {error.strerror if isinstance(error, OSError) and error.strerror else error}") from None
+        raise InvalidRequest(
+            f"{path}: {error.strerror if isinstance(error, OSError) and error.strerror else error}"
+        ) from None
     return _from_raw(path, size or (28, 28))
 
 

@@ -1,7 +1,7 @@
 """When a worker is replaced: the supervisor's rules as plain objects, driven with the time passed in.
 
-    starting ──ready──▶ ready ──▶ gone ──after a delay──▶ starting
-        └─ too slow ─▶ kill        └─ heart stands still ─▶ kill
+starting ──ready──▶ ready ──▶ gone ──after a delay──▶ starting
+    └─ too slow ─▶ kill        └─ heart stands still ─▶ kill
 """
 
 from dataclasses import dataclass

@@ -1,16 +1,15 @@
 """Log lines on standard error: for people on a terminal, JSON for machines."""
 
 import sys
-from typing import Literal
 
 import structlog
 
 
-def configure(log_format: Literal["auto", "text", "json"] | str, **context: object) -> None:
+def configure(log_format: str, **context: object) -> None:
     """Set the process's logging up.
 
     Args:
-        log_format: ``auto`` writes text to a terminal and JSON elsewhere.
+        log_format: ``text``, ``json``, or ``auto``, which writes text to a terminal and JSON elsewhere.
         context: what every line of this process carries.
     """
     as_text = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())

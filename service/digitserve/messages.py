@@ -133,9 +133,10 @@ def decode(body: bytes, limits: Limits) -> Request:
 def _check(message: pb.ClassifyRequest, pixels: bytes, limits: Limits) -> Request:
     if message.model_version not in {"", limits.model_version}:
         raise NotServed(f"model_version: got '{shorten(message.model_version)}'; served is '{limits.model_version}'")
-    channels = _CHANNELS[_known(message.pixel_format, _CHANNELS, "pixel_format", pb.PixelFormat.keys())]
-    _known(message.ink, pb.Ink.values(), "ink", pb.Ink.keys())
-    _known(message.framing, pb.Framing.values(), "framing", pb.Framing.keys())
+    _check_known(message.pixel_format, pb.PixelFormat.values(), "pixel_format", pb.PixelFormat.keys())
+    _check_known(message.ink, pb.Ink.values(), "ink", pb.Ink.keys())
+    _check_known(message.framing, pb.Framing.values(), "framing", pb.Framing.keys())
+    channels = _CHANNELS[message.pixel_format]
     height, width = _sides(message, limits)
     num_images = _num_images(message, len(pixels), height * width * channels, limits)
     framing = _framing(message, height, width)
@@ -149,10 +150,9 @@ def shorten(text: str) -> str:
     return text if len(text) <= MAX_REPEATED else f"{text[:MAX_REPEATED]}..."
 
 
-def _known(value: int, known: Collection[int], field: str, names: Sequence[str]) -> int:
+def _check_known(value: int, known: Collection[int], field: str, names: Sequence[str]) -> None:
     if value not in known:
         raise InvalidRequest(f"{field}: got {value}; expected one of {', '.join(names)}")
-    return value
 
 
 def _sides(message: pb.ClassifyRequest, limits: Limits) -> tuple[int, int]:
@@ -181,7 +181,9 @@ def _num_images(message: pb.ClassifyRequest, num_bytes: int, image_bytes: int, l
     if message.num_images not in {0, num_images}:
         raise InvalidRequest(f"num_images: got {message.num_images}; pixels holds {num_images} ({each})")
     if num_images > limits.max_images:
-        raise InvalidRequest(f"got {num_images} images; expected at most {limits.max_images}: send them in several requests")
+        raise InvalidRequest(
+            f"got {num_images} images; expected at most {limits.max_images}: send them in several requests"
+        )
     return num_images
 
 

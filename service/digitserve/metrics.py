@@ -85,7 +85,7 @@ def specs(labels: Sequence[str]) -> tuple[Spec, ...]:
     """List what a worker counts when it serves a model with these labels."""
     method = ("grpc_type", "grpc_service", "grpc_method")
     latency = LATENCY_BUCKETS_S
-    shown = tuple(product(labels, ("accepted", "unfamiliar", "several"))) + (("", "blank"),)
+    shown = (*product(labels, ("accepted", "unfamiliar", "several")), ("", "blank"))
     return (
         Spec("grpc_server_started", "RPCs that a server took on.", "counter", method, METHODS),
         Spec(

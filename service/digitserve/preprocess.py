@@ -118,7 +118,7 @@ def to_gray(pixels: bytes | memoryview, num_images: int, height: int, width: int
     if channels == 1:
         return raw[..., 0]
     milli = raw[..., 0] * np.uint32(299) + raw[..., 1] * np.uint32(587) + raw[..., 2] * np.uint32(114)
-    if channels == 4:
+    if channels == 4:  # noqa: PLR2004 - RGBA
         alpha = raw[..., 3].astype(np.uint32)
         milli = (milli * alpha + np.uint32(255_000) * (255 - alpha) + 127) // 255
     gray: Gray = ((milli + 500) // 1000).astype(np.uint8)
@@ -340,7 +340,7 @@ def _weights(size_in: int, size_out: int) -> Floats:
         return area
     t = np.abs(centers - 0.5 - sources)
     near, far = (1.5 * t - 2.5) * t * t + 1, ((2.5 - 0.5 * t) * t - 4) * t + 2
-    cubic: Floats = np.where(t < 1, near, np.where(t < 2, far, 0)).astype(np.float32)
+    cubic: Floats = np.where(t < 1, near, np.where(t < 2, far, 0)).astype(np.float32)  # noqa: PLR2004 - its support
     return cubic
 
 

@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 import numpy as np
@@ -24,10 +24,24 @@ from digitserve.batcher import Batch, Batcher, Entry
 from digitserve.bundle import IMAGE_SIZE, Bundle
 from digitserve.completion_queue import Call, final_code
 from digitserve.errors import (
-    DeadlineUnmeetable, Draining, InvalidRequest, NotServed, Overloaded, RequestError,
+    DeadlineUnmeetable,
+    Draining,
+    InvalidRequest,
+    NotServed,
+    Overloaded,
+    RequestError,
 )  # fmt: skip
 from digitserve.messages import (
-    ACCEPTED, BLANK, SEVERAL, UNFAMILIAR, Answer, Encoder, Limits, Request, decode, rows,
+    ACCEPTED,
+    BLANK,
+    SEVERAL,
+    UNFAMILIAR,
+    Answer,
+    Encoder,
+    Limits,
+    Request,
+    decode,
+    rows,
 )  # fmt: skip
 from digitserve.metrics import CLASSIFY_ROW, CODES, METHOD_ROWS, OTHER_ROW, SERVICE, Tally
 from digitserve.preprocess import verdicts
@@ -43,6 +57,9 @@ _CODES: dict[type[RequestError], int] = {
     DeadlineUnmeetable: CODES.index("DeadlineExceeded"),
     Draining: CODES.index("Unavailable"),
 }
+_FOREVER = 1e18
+"""Core says about 9.2e18, in seconds of Unix time, where a call has no deadline."""
+
 _OK = CODES.index("OK")
 _CANCELED = CODES.index("Canceled")
 _DEADLINE_EXCEEDED = CODES.index("DeadlineExceeded")
@@ -50,6 +67,9 @@ _RESOURCE_EXHAUSTED = CODES.index("ResourceExhausted")
 _INTERNAL = CODES.index("Internal")
 INTERNAL_MESSAGE = "internal error; the server's log has the details"
 """All that a caller is told of our own faults."""
+
+if TYPE_CHECKING:
+    Handler: TypeAlias = grpc.RpcMethodHandler[Any, Any]
 
 _log = structlog.get_logger("digitserve.rpc")
 
@@ -104,7 +124,11 @@ class ClassifyTaker:
         """Refuse a message over the limit, which core has thrown away unread."""
         self._tally.reject("too_large")
         most = self._limits.max_request_bytes
-        self._fail(call, _RESOURCE_EXHAUSTED, f"got a message of more than {most} bytes, the most that is taken; send less at once")
+        self._fail(
+            call,
+            _RESOURCE_EXHAUSTED,
+            f"got a message of more than {most} bytes, the most that is taken; send less at once",
+        )
 
     def on_close(self, call: Call) -> None:
         """Forget a call that ended before it was answered."""
@@ -209,7 +233,8 @@ class ClassifyTaker:
 
 def _gather(batch: Batch) -> tuple[list[bytes | memoryview], list[tuple[int, list[int]]]]:
     """Collect a batch's pixels, and the verdicts of framing with the row where they begin."""
-    chunks, framed = [], []
+    chunks: list[bytes | memoryview] = []
+    framed: list[tuple[int, list[int]]] = []
     row = 0
     for entry, start, stop in batch.parts:
         request: Request = entry.work[1]
@@ -225,8 +250,8 @@ def _gather(batch: Batch) -> tuple[list[bytes | memoryview], list[tuple[int, lis
 
 
 def _monotonic(deadline: float, now: float) -> float:
-    """Turn a Unix time into monotonic time; core says about 9.2e18 where there is no deadline."""
-    return math.inf if deadline > 1e18 else now + (deadline - time.time())
+    """Turn a Unix time into monotonic time."""
+    return math.inf if deadline > _FOREVER else now + (deadline - time.time())
 
 
 def _details(error: RequestError) -> bytes | None:
@@ -237,7 +262,8 @@ def _details(error: RequestError) -> bytes | None:
     delay.FromNanoseconds(int(error.retry_after_s * 1e9))
     retry = any_pb2.Any()
     retry.Pack(error_details_pb2.RetryInfo(retry_delay=delay))
-    return status_pb2.Status(code=_RESOURCE_EXHAUSTED, message=str(error), details=[retry]).SerializeToString()
+    status = status_pb2.Status(code=_RESOURCE_EXHAUSTED, message=str(error), details=[retry])
+    return bytes(status.SerializeToString())
 
 
 class OrdinaryPath(grpc.ServerInterceptor):
@@ -252,9 +278,9 @@ class OrdinaryPath(grpc.ServerInterceptor):
 
     def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler | None],
+        continuation: "Callable[[grpc.HandlerCallDetails], Handler | None]",
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler | None:
+    ) -> "Handler | None":
         """Count the call, and its end when it has a handler; without one it is UNIMPLEMENTED at once."""
         row = METHOD_ROWS.get(handler_call_details.method, OTHER_ROW)
         started = time.monotonic()
@@ -272,14 +298,16 @@ class OrdinaryPath(grpc.ServerInterceptor):
             self._tally.handling_s[row].observe(time.monotonic() - started)
 
 
-def _observed(handler: Any, end: Callable[[int], None]) -> grpc.RpcMethodHandler:  # noqa: ANN401 - grpc's handlers have no common type
+def _observed(handler: Any, end: Callable[[int], None]) -> "Handler":
     """Wrap a handler so that ``end`` hears the status code once the RPC is over."""
-    kind = "_".join("stream" if streaming else "unary" for streaming in (handler.request_streaming, handler.response_streaming))
+    kind = "_".join(
+        "stream" if streaming else "unary" for streaming in (handler.request_streaming, handler.response_streaming)
+    )
     behavior = getattr(handler, kind)
 
     # The attributes that wraps() copies tell grpcio which handlers do not block.
     @functools.wraps(behavior)
-    def observed(request: Any, context: grpc.ServicerContext, *send_response: Any) -> Any:  # noqa: ANN401
+    def observed(request: Any, context: grpc.ServicerContext, *send_response: Any) -> Any:
         if not context.add_callback(lambda: end(final_code(context))):
             end(_CANCELED)
         try:
@@ -325,7 +353,7 @@ class ModelServicer:
             return pb.GetModelResponse()
         return self._response
 
-    def handlers(self) -> dict[str, grpc.RpcMethodHandler]:
+    def handlers(self) -> "dict[str, Handler]":
         """Return the ordinary handlers of ``digitserve.v1.DigitService``."""
         return {
             "GetModel": grpc.unary_unary_rpc_method_handler(

@@ -19,7 +19,14 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
 from digitserve.bundle import (
-    GOLDEN_SCORE_TOLERANCE, GOLDEN_TOLERANCE, IMAGE_SIZE, INPUT_NAME, OUTPUT_NAMES, Bundle, TensorSpec, signature,
+    GOLDEN_SCORE_TOLERANCE,
+    GOLDEN_TOLERANCE,
+    IMAGE_SIZE,
+    INPUT_NAME,
+    OUTPUT_NAMES,
+    Bundle,
+    TensorSpec,
+    signature,
 )  # fmt: skip
 from digitserve.errors import BundleError, ProviderError
 
@@ -106,7 +113,7 @@ def _open(bundle: Bundle, device: str, num_threads: int) -> ort.InferenceSession
     providers = [wanted] if wanted == _PROVIDERS["cpu"] else [wanted, _PROVIDERS["cpu"]]
     try:
         session = ort.InferenceSession(bundle.graph, options, providers=providers)
-    except Exception as error:  # noqa: BLE001 - onnxruntime raises its own kinds, with no common base
+    except Exception as error:
         raise BundleError("signature", f"onnxruntime cannot load model.onnx: {error}") from None
     if session.get_providers()[0] != wanted:
         # onnxruntime falls back in silence when a library is missing; an operator must be told.
@@ -141,7 +148,7 @@ def _check_golden(session: Session, bundle: Bundle) -> None:
     golden = bundle.golden
     try:
         outputs = session.run(golden.images)
-    except Exception as error:  # noqa: BLE001 - as above
+    except Exception as error:
         raise BundleError("golden", f"the graph fails on the images of golden.npz: {error}") from None
     for name, got, expected, tolerance in (
         ("probabilities", outputs.probabilities, golden.probabilities, GOLDEN_TOLERANCE),

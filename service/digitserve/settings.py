@@ -22,9 +22,12 @@ class Bounds:
     choices: tuple[str, ...] = ()
 
 
-def _setting(default: Any, text: str, bounds: Bounds | None = None, shown: str | None = None) -> Any:  # noqa: ANN401 - as dataclasses.field
+def _setting(default: Any, text: str, bounds: Bounds | None = None, shown: str | None = None) -> Any:
     """Declare a setting: its default, its help text, what it accepts, and how the default is shown."""
     return field(default=default, metadata={"help": text, "bounds": bounds or Bounds(), "shown": shown})
+
+
+_MODELS = Path("models")
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Settings:
     host: str = _setting("127.0.0.1", "Address to listen on; 0.0.0.0 for all IPv4 addresses.")
     grpc_port: int = _setting(50051, "Port for gRPC; 0 takes a free one.", Bounds(0, 65535))
     http_port: int = _setting(8080, "Port for /metrics, /livez, /readyz and /; 0 takes a free one.", Bounds(0, 65535))
-    models: Path = _setting(Path("models"), "Directory that holds the model bundles, <name>/<version>/.")
+    models: Path = _setting(_MODELS, "Directory that holds the model bundles, <name>/<version>/.")
     model: str = _setting("digits", "Name of the model to serve.")
     model_version: int | None = _setting(None, "Version to serve.", Bounds(1), shown="highest")
     workers: int | None = _setting(

@@ -77,7 +77,9 @@ class WorkerSlot:
                 return
             self._supervisor.num_restarts += 1
             delay_s = self._backoff.delay_s(served_s)
-            _log.warning("worker ended, starting another", worker=self._number, served_s=round(served_s, 1), delay_s=delay_s)
+            _log.warning(
+                "worker ended, starting another", worker=self._number, served_s=round(served_s, 1), delay_s=delay_s
+            )
             await self._supervisor.sleep(delay_s)
 
     async def _live(self) -> float:
@@ -96,7 +98,9 @@ class WorkerSlot:
         served_s = time.monotonic() - self.ready_since if self.ready_since else 0.0
         self.ready_since = None
         if not self._supervisor.stopping:
-            _log.error("worker ended unasked", worker=self._number, pid=process.pid, exit_code=code, refusal=self.refusal)
+            _log.error(
+                "worker ended unasked", worker=self._number, pid=process.pid, exit_code=code, refusal=self.refusal
+            )
         return served_s
 
     def _hear(self, message: dict[str, str]) -> None:
@@ -118,9 +122,11 @@ class WorkerSlot:
                 process.kill()
                 return
         pulse = Pulse(self._supervisor.settings.stall_s, time.monotonic())
-        while not pulse.is_stalled(block.heartbeat, time.monotonic()):
+        while not pulse.is_stalled(block.heartbeat, time.monotonic()):  # noqa: ASYNC110 - a heart beats in shared memory
             await asyncio.sleep(TICK_S)
-        _log.error("worker's loop stands still, killing it", worker=self._number, stall_s=self._supervisor.settings.stall_s)
+        _log.error(
+            "worker's loop stands still, killing it", worker=self._number, stall_s=self._supervisor.settings.stall_s
+        )
         process.kill()
 
     def drain(self) -> None:
@@ -225,7 +231,8 @@ class Supervisor:
         refusals = {slot.refusal for slot in self._slots if slot.refusal}
         return (
             f"digitserve {state}: {self.manifest.name}/{self.manifest.version} sha256 {self.manifest.sha256[:12]}, "
-            f"{self.num_ready} of {len(self._slots)} workers ready" + "".join(f"; {refusal}" for refusal in sorted(refusals))
+            f"{self.num_ready} of {len(self._slots)} workers ready"
+            + "".join(f"; {refusal}" for refusal in sorted(refusals))
         )
 
     async def run(self, out: TextIO) -> int:
@@ -279,9 +286,11 @@ class Supervisor:
 
     async def _first_start(self) -> None:
         """Wait until each worker is ready or has refused."""
-        outcomes = [asyncio.create_task(slot.first_outcome.wait()) for slot in self._slots]
         stop = asyncio.create_task(self._stop.wait())
-        await asyncio.wait([stop, asyncio.gather(*outcomes)], return_when=asyncio.FIRST_COMPLETED)
+        for slot in self._slots:
+            outcome = asyncio.create_task(slot.first_outcome.wait())
+            await asyncio.wait([stop, outcome], return_when=asyncio.FIRST_COMPLETED)
+            outcome.cancel()
         stop.cancel()
         for slot in self._slots:
             if slot.refusal:
@@ -317,7 +326,9 @@ class Supervisor:
         info.add_metric((manifest.name, str(manifest.version), manifest.sha256, self.provider), 1)
         yield info
         yield GaugeMetricFamily("digitserve_ready_workers", "Workers that take requests.", self.num_ready)
-        yield CounterMetricFamily("digitserve_worker_restarts", "Workers started in place of one that ended.", self.num_restarts)
+        yield CounterMetricFamily(
+            "digitserve_worker_restarts", "Workers started in place of one that ended.", self.num_restarts
+        )
 
 
 def serve(settings: Settings, out: TextIO = sys.stdout) -> int:

@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import grpc
 import structlog
@@ -33,7 +32,7 @@ from digitserve.messages import Limits
 from digitserve.metrics import SERVICE, Block, Tally
 from digitserve.rpc import CLASSIFY, ClassifyTaker, ModelServicer, OrdinaryPath
 from digitserve.session import Session
-from digitserve.settings import MIB, Settings
+from digitserve.settings import Settings
 
 IDLE_TURN_S = 0.1
 """Longest wait for an event: how late a request to drain is noticed, and how often an idle heart beats."""
@@ -177,18 +176,20 @@ class Worker:
 
     def _build(self, model: ModelServicer) -> Server:
         # Protobuf adds a few bytes to the pixels; a request of exactly the limit must pass.
-        options = (*OPTIONS, ("grpc.so_reuseport", 1), ("grpc.max_receive_message_length", self._settings.max_request_bytes))
+        options = (
+            *OPTIONS,
+            ("grpc.so_reuseport", 1),
+            ("grpc.max_receive_message_length", self._settings.max_request_bytes),
+        )
         self._pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="ordinary")
         self._grpc = grpc.server(
             self._pool,
-            interceptors=(OrdinaryPath(self._tally),),
+            interceptors=[OrdinaryPath(self._tally)],
             options=options,
         )
         self._grpc.add_registered_method_handlers(SERVICE, model.handlers())
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        reflection.enable_server_reflection(
-            [SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME], self._grpc
-        )
+        reflection.enable_server_reflection([SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME], self._grpc)
         server = Server(self._grpc)
         server.take(CLASSIFY, self._taker)
         return server

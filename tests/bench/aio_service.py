@@ -41,7 +41,16 @@ from numpy.typing import NDArray
 from digitserve.bundle import IMAGE_SIZE, Bundle, find, read
 from digitserve.errors import InvalidRequest, NotServed, RequestError
 from digitserve.messages import (
-    ACCEPTED, BLANK, SEVERAL, UNFAMILIAR, Answer, Encoder, Limits, Request, decode, rows,
+    ACCEPTED,
+    BLANK,
+    SEVERAL,
+    UNFAMILIAR,
+    Answer,
+    Encoder,
+    Limits,
+    Request,
+    decode,
+    rows,
 )  # fmt: skip
 from digitserve.metrics import SERVICE
 from digitserve.preprocess import verdicts
@@ -86,7 +95,7 @@ class Network:
         live = [waiting for waiting in batch if not waiting.reply.cancelled()]
         try:
             return self._answer(live) if live else []
-        except Exception as error:  # noqa: BLE001 - handed to the callers, who get a fixed text
+        except Exception as error:
             return [(waiting.reply, error) for waiting in live]
 
     def _answer(self, batch: list[Waiting]) -> Answered:

@@ -20,12 +20,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tests.bench.load import Load, require_h2load, write_body
+from tests.bench.servers import ROOT, Aio, AioWindow, BenchError, Digitserve, Empty, Server
+
 from digitserve import client
 from digitserve.bundle import Golden, find, read
 from digitserve.settings import Settings
 from digitserve.v1 import digits_pb2 as pb
-from tests.bench.load import Load, require_h2load, write_body
-from tests.bench.servers import ROOT, Aio, AioWindow, BenchError, Digitserve, Empty, Server
 
 SERVERS: tuple[type[Server], ...] = (Digitserve, Aio, AioWindow)
 CONFIDENCE_TOLERANCE = 1e-4
@@ -127,7 +128,10 @@ class Comparison:
     def run(self) -> None:
         """Take the rounds, interleaved."""
         options = self._options
-        kinds: list[type[Server]] = [*(kind for kind in SERVERS if kind.name in options.servers), *([Empty] if options.floors else [])]
+        kinds: list[type[Server]] = [
+            *(kind for kind in SERVERS if kind.name in options.servers),
+            *([Empty] if options.floors else []),
+        ]
         for number in range(options.rounds):
             for kind in kinds:
                 say(f"round {number + 1} of {options.rounds}: {kind.name}")
@@ -177,9 +181,11 @@ def table(report: dict[str, Any], runs: list[Run]) -> str:
     """Write the report for people, as Markdown."""
     settings = report["settings"]
     lines = [
-        f"Single 28x28 images, {settings['connections']} connections, server on core {settings['cores']}, "
+        (
+            f"Single 28x28 images, {settings['connections']} connections, server on core {settings['cores']}, "
         f"h2load on {settings['load_cores']}, {settings['rounds']} rounds of {settings['seconds']:g} s; "
-        f"{settings['machine']}.\n",
+        f"{settings['machine']}.\n"
+        ),
         "| streams | server | requests/s by round | median | digitserve is | images a batch | CPU | CPU us a request |",
         "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip

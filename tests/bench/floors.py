@@ -14,13 +14,13 @@ from pathlib import Path
 import grpc
 import numpy as np
 from numpy.typing import NDArray
+from tests.bench.aio_service import STATS
 
 from digitserve.bundle import IMAGE_SIZE, find, read
 from digitserve.completion_queue import OPTIONS, Call, Server
 from digitserve.rpc import CLASSIFY
 from digitserve.session import Session
 from digitserve.settings import Settings
-from tests.bench.aio_service import STATS
 
 ANSWER = np.zeros(10, np.float32).tobytes()
 """Ten floats, as the figures in the notes on what is possible were taken."""
@@ -36,7 +36,7 @@ class EmptyTaker:
     def on_accept(self, call: Call) -> None:
         """Nothing is to be done."""
 
-    def on_message(self, call: Call, body: bytes) -> None:  # noqa: ARG002 - unread, that is the point
+    def on_message(self, call: Call, body: bytes) -> None:
         """Answer."""
         self._ok[0] += 1
         call.reply(ANSWER)

@@ -7,8 +7,9 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from digitserve.rpc import CLASSIFY
 from tests.bench.servers import BenchError
+
+from digitserve.rpc import CLASSIFY
 
 DEBIAN_PACKAGE = "nghttp2-client"
 

@@ -21,7 +21,6 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
-
 from tests.bench.aio_service import STATS
 
 ROOT = Path(__file__).parents[2]

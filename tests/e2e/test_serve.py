@@ -8,14 +8,15 @@ import subprocess
 import threading
 from collections import Counter
 from pathlib import Path
+from typing import Self
 
 import grpc
 import pytest
-from bundles import echo_image, write_echo_bundle
 from PIL import Image
-from serving import PATIENCE_S, Service, command, run_service, wait_until
 
+from bundles import echo_image, write_echo_bundle
 from digitserve.v1 import digits_pb2 as pb
+from serving import PATIENCE_S, Service, command, run_service, wait_until
 
 CLASSIFY = "/digitserve.v1.DigitService/Classify"
 
@@ -51,7 +52,7 @@ class Load:
         self._lock = threading.Lock()
         self._threads = [threading.Thread(target=self._ask, args=(service, n)) for n in range(num_callers)]
 
-    def __enter__(self) -> "Load":
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self
@@ -280,7 +281,11 @@ def test_settings_come_from_the_environment(models: Path, tmp_path: Path) -> Non
     with run_service(models, tmp_path / "log", DIGITSERVE_WORKERS="1") as service:
         assert "workers  1 x" in service.banner
     result = subprocess.run(
-        command("serve"), env=os.environ | {"DIGITSERVE_GRPC_PORT": "99999"}, capture_output=True, text=True, check=False
+        command("serve"),
+        env=os.environ | {"DIGITSERVE_GRPC_PORT": "99999"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == 2
     assert "DIGITSERVE_GRPC_PORT" in result.stderr

@@ -4,18 +4,21 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
-from bundles import echo_image, write_echo_bundle
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from serving import PATIENCE_S, RunningWorker, run_worker, wait_until
 
+from bundles import echo_image, write_echo_bundle
 from digitserve.v1 import digits_pb2 as pb
+from serving import PATIENCE_S, RunningWorker, run_worker, wait_until
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 
 @pytest.fixture

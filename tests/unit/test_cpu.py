@@ -102,7 +102,8 @@ def test_a_group_without_the_controller_is_passed_on_the_way_up(tmp_path: Path) 
 def test_in_a_container_the_mount_is_the_groups_own(tmp_path: Path) -> None:
     """Without a cgroup namespace the path is the host's, and does not exist under the container's mount."""
     root = plant(
-        tmp_path, {"proc/self/cgroup": "0::/system.slice/docker-3f9a.scope\n", "sys/fs/cgroup/cpu.max": "250000 100000\n"}
+        tmp_path,
+        {"proc/self/cgroup": "0::/system.slice/docker-3f9a.scope\n", "sys/fs/cgroup/cpu.max": "250000 100000\n"},
     )
     assert cpu_budget(root, affinity=HOST) == 2.5
 
@@ -110,7 +111,9 @@ def test_in_a_container_the_mount_is_the_groups_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("quota_us", "cores"), [(-1, HOST), (300_000, 3.0), (50_000, 0.5), (0, HOST)])
 def test_the_quota_of_cgroup_v1_counts(tmp_path: Path, quota_us: int, cores: float) -> None:
     """-1 means no quota."""
-    root = plant(tmp_path, {"proc/self/cgroup": V1_GROUPS.format(group="/")} | v1(quota_us, "sys/fs/cgroup/cpu,cpuacct"))
+    root = plant(
+        tmp_path, {"proc/self/cgroup": V1_GROUPS.format(group="/")} | v1(quota_us, "sys/fs/cgroup/cpu,cpuacct")
+    )
     assert cpu_budget(root, affinity=HOST) == pytest.approx(cores)
 
 
@@ -153,7 +156,7 @@ def test_another_controller_of_a_similar_name_is_not_taken_for_it(tmp_path: Path
 
 
 def test_a_group_path_with_colons_is_read_whole(tmp_path: Path) -> None:
-    """systemd and containerd put colons into group names."""
+    """Systemd and containerd put colons into group names."""
     group = "system.slice:docker:3f9a"
     files = {"proc/self/cgroup": f"0::/{group}\n", f"sys/fs/cgroup/{group}/cpu.max": "500000 100000\n"}
     assert cpu_budget(plant(tmp_path, files), affinity=HOST) == 5.0

@@ -8,7 +8,18 @@ from hypothesis import strategies as st
 from digitserve.batcher import framing_work
 from digitserve.errors import InvalidRequest, NotServed
 from digitserve.messages import (
-    ACCEPTED, BLANK, IMAGE_BYTES, SEVERAL, UNFAMILIAR, VERDICTS, Answer, Encoder, Limits, Request, decode, rows,
+    ACCEPTED,
+    BLANK,
+    IMAGE_BYTES,
+    SEVERAL,
+    UNFAMILIAR,
+    VERDICTS,
+    Answer,
+    Encoder,
+    Limits,
+    Request,
+    decode,
+    rows,
 )  # fmt: skip
 from digitserve.metrics import VERDICTS as VERDICT_NAMES
 from digitserve.preprocess import Framing, Ink, frame, to_gray
@@ -243,7 +254,7 @@ def test_framed_rows_are_those_of_preprocess() -> None:
 def test_verdicts_are_in_the_order_of_the_metrics() -> None:
     """One position means the same verdict to the protocol and to what is counted."""
     assert [pb.Verdict.Name(verdict) for verdict in VERDICTS] == [f"VERDICT_{name.upper()}" for name in VERDICT_NAMES]
-    assert (ACCEPTED, UNFAMILIAR, BLANK, SEVERAL) == tuple(range(4))
+    assert tuple(range(4)) == (ACCEPTED, UNFAMILIAR, BLANK, SEVERAL)
 
 
 def make_answer(seed: int, verdict: int = ACCEPTED) -> Answer:

@@ -9,8 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from digitserve.metrics import (
-    BATCH_BUCKETS, CLASSIFY_ROW, CODES, CONFIDENCE_BUCKETS, LATENCY_BUCKETS_S, METHOD_ROWS, METHODS, OTHER_ROW, REASONS,
-    UNAVAILABLE, VERDICTS, Block, Histogram, Tally, specs,
+    BATCH_BUCKETS,
+    CLASSIFY_ROW,
+    CODES,
+    CONFIDENCE_BUCKETS,
+    LATENCY_BUCKETS_S,
+    METHOD_ROWS,
+    METHODS,
+    OTHER_ROW,
+    REASONS,
+    UNAVAILABLE,
+    VERDICTS,
+    Block,
+    Histogram,
+    Tally,
+    specs,
 )  # fmt: skip
 
 LABELS = tuple("0123456789")
@@ -29,7 +42,14 @@ def test_buckets_of_latency_start_at_a_tenth_of_a_millisecond() -> None:
 
 def test_codes_stand_at_their_numbers() -> None:
     """The position of a code's name is gRPC's number of it, so that a number can be counted as it is."""
-    numbers = {"OK": 0, "Canceled": 1, "InvalidArgument": 3, "DeadlineExceeded": 4, "NotFound": 5, "Unauthenticated": 16}
+    numbers = {
+        "OK": 0,
+        "Canceled": 1,
+        "InvalidArgument": 3,
+        "DeadlineExceeded": 4,
+        "NotFound": 5,
+        "Unauthenticated": 16,
+    }
     assert {name: CODES.index(name) for name in numbers} == numbers
     assert (CODES.index("ResourceExhausted"), CODES.index("Internal"), UNAVAILABLE) == (8, 13, 14)
     assert len(CODES) == len(set(CODES)) == 17

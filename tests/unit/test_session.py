@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from bundles import echo_golden, echo_graph, echo_image, make_graph, manifest, write_echo_bundle
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from bundles import echo_golden, echo_graph, echo_image, make_graph, manifest, write_echo_bundle
 from digitserve import bundle
 from digitserve.errors import BundleError, ProviderError
 from digitserve.session import Session
@@ -121,7 +121,9 @@ def with_golden(echo: bundle.Bundle, **arrays: NDArray) -> bundle.Bundle:
 
 
 @pytest.mark.parametrize("error", [2e-4, -0.5, np.nan, np.inf])
-def test_probabilities_off_by_more_than_the_tolerance_fail_the_check_of_golden(echo: bundle.Bundle, error: float) -> None:
+def test_probabilities_off_by_more_than_the_tolerance_fail_the_check_of_golden(
+    echo: bundle.Bundle, error: float
+) -> None:
     """One wrong value of one image is enough, and what is no number is wrong."""
     wrong = echo.golden.probabilities.copy()
     wrong[2, 3] += error
@@ -184,5 +186,5 @@ def test_onnxruntime_writes_nothing_into_the_home_folder(tmp_path: Path) -> None
     )
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "ORT_", "HOME"))}
     environment = kept | {"HOME": str(home), "TMPDIR": str(home)}
-    subprocess.run([sys.executable, "-c", program, str(path)], env=environment, cwd=home, check=True)  # noqa: S603
+    subprocess.run([sys.executable, "-c", program, str(path)], env=environment, cwd=home, check=True)
     assert not list(home.rglob("*"))

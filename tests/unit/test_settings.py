@@ -85,7 +85,7 @@ OTHER_VALUES = {
 }
 
 
-def other_value(setting: Field[Any]) -> Any:  # noqa: ANN401 - of the setting's type
+def other_value(setting: Field[Any]) -> Any:
     """Return a value that is allowed and not the default."""
     return OTHER_VALUES.get(setting.name) or setting.default + 1
 

@@ -126,7 +126,7 @@ def _fetch() -> Mapping[str, NDArray[np.generic]]:
 
     try:
         training, test = keras.datasets.mnist.load_data()
-    except Exception as error:  # noqa: BLE001 - urllib, sockets and hash checks raise a dozen kinds
+    except Exception as error:
         raise DataError(
             f"Keras could not fetch MNIST: {error}. Name an npz file with --data PATH or {ENVIRONMENT}"
         ) from None
