@@ -162,3 +162,7 @@ def _how_to_resume(folder: Path) -> str:
         f"{state.epoch} of {state.settings.epochs} epochs are kept; "
         f"go on with: digitserve-train train --resume --run-dir {folder}"
     )
+
+
+if __name__ == "__main__":
+    main()
