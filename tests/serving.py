@@ -18,6 +18,7 @@ import grpc
 from prometheus_client.parser import text_string_to_metric_families
 
 from digitserve.bundle import find, read
+from digitserve.client import OPTIONS
 from digitserve.metrics import Block
 from digitserve.settings import Settings
 from digitserve.v1 import digits_pb2 as pb
@@ -130,12 +131,10 @@ class Service:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         return [int(pid) for pid in children]
 
-    def channel(self) -> grpc.Channel:
-        """Open a channel of its own connection."""
-        return grpc.insecure_channel(
-            self.grpc_address,
-            options=(("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)),
-        )
+    def channel(self, *, retries: bool = False) -> grpc.Channel:
+        """Open a channel of its own connection, with the service config that the client library has, or without."""
+        options = OPTIONS if retries else OPTIONS[1:]
+        return grpc.insecure_channel(self.grpc_address, options=(("grpc.use_local_subchannel_pool", 1), *options))
 
     def stop(self) -> int:
         """Send SIGTERM and return the exit code."""

@@ -1,5 +1,6 @@
 """A plain client of the service, on which ``classify`` and ``healthcheck`` stand."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,32 @@ from digitserve.errors import DigitserveError
 from digitserve.v1 import digits_pb2 as pb
 from digitserve.v1 import digits_pb2_grpc
 
-_UNLIMITED = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+RETRY_POLICY = json.dumps(
+    {
+        "methodConfig": [
+            {
+                "name": [{"service": "digitserve.v1.DigitService"}],
+                "retryPolicy": {
+                    "maxAttempts": 4,
+                    "initialBackoff": "0.01s",
+                    "maxBackoff": "1s",
+                    "backoffMultiplier": 4,
+                    # Core ends calls that reach a closing server between its GOAWAY and the client's reading of it with
+                    # CANCELLED; asking twice does no harm, since answers change nothing.
+                    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
+                },
+            }
+        ]
+    }
+)
+"""The service config that hides a worker's replacement from its callers; any gRPC client takes it."""
+
+OPTIONS = (
+    ("grpc.service_config", RETRY_POLICY),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+)
+"""Channel options of this client; the service's own limits decide how large a message may be."""
 _SILENT = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 
 
@@ -25,13 +51,13 @@ class Refused(DigitserveError):
 
 @contextmanager
 def connect(address: str) -> Iterator[grpc.Channel]:
-    """Open a channel to ``host:port``; the service's own limits decide how large a message may be.
+    """Open a channel to ``host:port``.
 
     Raises:
         Unreachable: a call on the channel found nobody, or had no answer in time.
         Refused: a call got another status than OK.
     """
-    with grpc.insecure_channel(address, options=_UNLIMITED) as channel:
+    with grpc.insecure_channel(address, options=OPTIONS) as channel:
         yield channel
 
 

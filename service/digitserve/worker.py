@@ -47,7 +47,7 @@ BACKLOG_TURNS = 16
 """Turns spent on taking calls out of core before the listener closes."""
 
 LINGER_S = 1.0
-"""After the last answer, seconds for calls that were opened but never sent their message."""
+"""After GOAWAY, seconds for clients to close: idle ones do so at once, health watchers and silent callers never."""
 
 FRAMING_UNIT_S = 5e-9
 """First estimate for a unit of framing: 80 us for a small image; corrected by every batch that frames."""
@@ -101,6 +101,7 @@ class Worker:
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         self._server = self._build(ModelServicer(bundle, self._session, limits, settings.max_batch_size))
         self._drain = threading.Event()
+        self._stopped = False
         self.provider = self._session.provider
 
     def listen(self) -> int:
@@ -148,18 +149,13 @@ class Worker:
                 break
         self._server.begin_shutdown()
         lingers = time.monotonic() + LINGER_S
-        while not self._idle(lingers) and time.monotonic() < ends:
+        while not self._stopped and time.monotonic() < ends and (self._batcher.waits() or time.monotonic() < lingers):
             self._turn()
         self._taker.give_up()
         self._server.cancel_all()
-        while self._poll(IDLE_TURN_S) is not None:
-            """Until core says that every connection is closed."""
+        while not self._stopped:
+            self._turn()
         self._pool.shutdown(wait=False)
-
-    def _idle(self, lingers: float) -> bool:
-        if self._batcher.waits():
-            return False
-        return time.monotonic() > lingers or (self._taker.num_open == 0 and self._server.num_ordinary == 0)
 
     def _turn(self) -> bool:
         """Handle what has arrived, then run one batch; return whether anything was there."""
@@ -168,6 +164,7 @@ class Worker:
         while handled and num_events < MAX_EVENTS_A_TURN:
             handled = self._server.poll(0.0)
             num_events += 1
+        self._stopped = handled is None
         return self._taker.run_batch() or num_events > 1
 
     def _poll(self, timeout_s: float) -> bool | None:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from digits import MODELS, mnist_test, needs_mnist, scanned_digits
 from numpy.typing import NDArray
-from serving import PATIENCE_S, Service, run_service
 
+from digits import MODELS, mnist_test, needs_mnist, scanned_digits
 from digitserve.bundle import find, read
 from digitserve.session import Session
 from digitserve.v1 import digits_pb2 as pb
+from serving import PATIENCE_S, Service, run_service
 
 IN_FLIGHT = 2000
 """Images asked for at a time: below what a worker lets wait."""

@@ -1,5 +1,6 @@
 """The real command as processes: start, refuse, survive, drain."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -44,8 +45,11 @@ def ask(channel: grpc.Channel, number: int, *, patient: bool = True) -> int:
 class Load:
     """Callers that keep asking, each on its own connection, and note how each call ended."""
 
-    def __init__(self, service: Service, num_callers: int, *, patient: bool = True) -> None:
+    def __init__(
+        self, service: Service, num_callers: int, *, patient: bool = True, reconnect: bool | None = None
+    ) -> None:
         self._patient = patient
+        self._reconnect = reconnect
         self.outcomes: Counter[str] = Counter()
         self.wrong = 0
         self._stop = threading.Event()
@@ -64,9 +68,14 @@ class Load:
 
     def _ask(self, service: Service, caller: int) -> None:
         number = caller * 100_000
-        with service.channel() as channel:
+        channel = service.channel(retries=self._reconnect is not None)
+        with contextlib.ExitStack() as stack:
+            stack.callback(lambda: channel.close())  # noqa: PLW0108 - the channel of then, not of now
             while not self._stop.is_set():
                 number += 1
+                if self._reconnect:
+                    channel.close()
+                    channel = service.channel(retries=True)
                 try:
                     outcome = "OK" if ask(channel, number, patient=self._patient) == number else "WRONG"
                 except grpc.RpcError as error:
@@ -171,6 +180,27 @@ def test_sigterm_answers_what_was_admitted(models: Path, tmp_path: Path) -> None
 
         assert set(load.outcomes) <= {"OK", "UNAVAILABLE"}
         assert '"drained"' in service.log.read_text()
+
+
+def test_a_worker_that_drains_alone_loses_no_call(models: Path, tmp_path: Path) -> None:
+    """While one worker drains and is replaced, callers that open a connection a call, and callers that keep one, all
+    get their answers: what the closing listener had in its backlog, clients with our service config send again.
+    """
+    with run_service(models, tmp_path / "log", "--workers", "2", "--lame-duck-s", "0") as service:
+        with Load(service, 4, reconnect=False) as keeping, Load(service, 4, reconnect=True) as reconnecting:
+            wait_until(lambda: reconnecting.outcomes["OK"] >= 100, "100 answers")
+            for _ in range(3):
+                drained = service.workers()[0]
+                os.kill(drained, signal.SIGTERM)
+                wait_until(lambda pid=drained: pid not in service.workers(), "the worker has drained")
+                wait_until(lambda: service.total("digitserve_ready_workers") == 2, "it is replaced")
+            answered = reconnecting.outcomes["OK"]
+            wait_until(lambda: reconnecting.outcomes["OK"] >= answered + 100, "100 more answers")
+
+        assert set(keeping.outcomes) == {"OK"}
+        assert set(reconnecting.outcomes) == {"OK"}
+        calls = keeping.outcomes.total() + reconnecting.outcomes.total()
+        assert service.total("grpc_server_handled_total", grpc_method="Classify", grpc_code="OK") >= calls
 
 
 def test_workers_end_with_their_supervisor(models: Path, tmp_path: Path) -> None:

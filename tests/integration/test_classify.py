@@ -5,17 +5,20 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 import numpy as np
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from onnx import TensorProto, helper
 
-from bundles import echo_image, write_echo_bundle
+from bundles import echo_image, make_graph, manifest, write_echo_bundle
+from digitserve.bundle import Golden, write
+from digitserve.rpc import INTERNAL_MESSAGE
 from digitserve.v1 import digits_pb2 as pb
 from serving import PATIENCE_S, RunningWorker, run_worker, wait_until
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -334,3 +337,36 @@ def test_everything_admitted_is_answered_while_draining(models: Path) -> None:
         answers = [scores(pb.ClassifyResponse.FromString(future.result())) for future in futures]
 
     assert answers == [[n] for n in range(500)]
+
+
+def test_a_fault_of_ours_is_internal_with_a_fixed_text(tmp_path: Path) -> None:
+    """When the network fails on a batch its callers get INTERNAL with a fixed text, the log gets the detail, and the
+    next batch is answered.
+    """
+    nodes = [
+        helper.make_node("Cast", ["images"], ["wide"], to=TensorProto.INT64),
+        helper.make_node("Reshape", ["wide", "flat"], ["rows"]),
+        helper.make_node("Gather", ["rows", "first"], ["index"], axis=1),
+        # Any first pixel above 0 looks beyond the table.
+        helper.make_node("Gather", ["table", "index"], ["ood_score"]),
+        helper.make_node("Gather", ["rows", "some"], ["digits"], axis=1),
+        helper.make_node("Cast", ["digits"], ["probabilities"], to=TensorProto.FLOAT),
+    ]
+    constants = {
+        "flat": np.array([-1, 784], np.int64),
+        "first": np.array(0, np.int64),
+        "some": np.arange(10),
+        "table": np.zeros(1, np.float32),
+    }
+    blank = np.zeros((1, 28, 28, 1), np.uint8)
+    golden = Golden(blank, np.zeros((1, 10), np.float32), np.zeros(1, np.float32))
+    write(tmp_path, manifest(), make_graph(nodes, constants), golden)
+    with run_worker(tmp_path) as worker:
+        with pytest.raises(grpc.RpcError) as failed:
+            worker.classify(pb.ClassifyRequest(pixels=b"\x09" * 784))
+
+        assert failed.value.code() is grpc.StatusCode.INTERNAL
+        assert failed.value.details() == INTERNAL_MESSAGE
+        assert worker.classify(pb.ClassifyRequest(pixels=bytes(784))).predictions[0].verdict == pb.VERDICT_BLANK
+        assert worker.handled() == {"Internal": 1, "OK": 1}
+        assert worker.block.cells["digitserve_pending_images"][0, 0] == 0
