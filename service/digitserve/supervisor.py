@@ -309,12 +309,14 @@ class Supervisor:
 
     def _banner(self) -> str:
         settings, manifest = self.settings, self.manifest
+        # As it was called, so that the command can be copied even where it is not on the path.
+        program = sys.argv[0] if sys.argv[0].endswith("/digitserve") else "digitserve"
         lines = {
             "gRPC": f"{settings.host}:{settings.grpc_port}",
             "HTTP": f"http://{settings.host}:{settings.http_port}  (/metrics /livez /readyz)",
             "model": f"{manifest.name}/{manifest.version}  sha256 {manifest.sha256[:12]}  {self.provider}",
             "workers": f"{settings.workers} x {self.num_threads} threads, CPU budget {self._budget:g}",
-            "try": f"digitserve classify --address {settings.host}:{settings.grpc_port} FILE.png",
+            "try": f"{program} classify --address {settings.host}:{settings.grpc_port} FILE.png",
         }
         return "\n".join(["digitserve is ready", *(f"  {name:<8} {text}" for name, text in lines.items())])
 
