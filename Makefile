@@ -5,7 +5,7 @@ ENGINE ?= docker
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format train bench image stubs lock docs clean
+.PHONY: help serve test testimage lint format train bench image stubs lock docs clean
 
 help: ## Show what can be done.
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -38,6 +38,9 @@ serve: $(VENV)/.serve ## Serve the newest model in models/ on gRPC port 50051 an
 
 test: $(VENV)/.dev ## Run all tests. ARGS=... goes to pytest.
 	$(BIN)/python -m pytest $(ARGS)
+
+testimage: $(VENV)/.dev ## Build the image over a base made of Debian packages, and run it (needs root, podman, buildah, runc, mmdebstrap).
+	$(BIN)/python -m pytest tests/image $(ARGS)
 
 lint: $(VENV)/.dev ## Check style, types, import directions, the proto, stale stubs and stale tables.
 	$(BIN)/ruff check .

@@ -36,7 +36,7 @@ GOLDEN_TOLERANCE = 1e-4
 """Largest difference allowed between a golden probability and the one computed here."""
 
 GOLDEN_SCORE_TOLERANCE = 1e-3
-"""The same for ``ood_score``: it is of the size of a logit, where float32 keeps one digit less."""
+"""The same for ``ood_score``, relative where it exceeds 1: it is of the size of a logit, one digit less exact."""
 
 _VERSION = re.compile("[1-9][0-9]{0,8}")
 """How a version is written, in one way only: no signs, leading zeros or digits of other scripts."""

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the answer is no (not healthy, not served, refused to star
 
 import json
 import math
+import os
 import sys
 from dataclasses import Field, fields
 from importlib.metadata import version
@@ -89,6 +90,12 @@ main.add_command(
         help="Serve a model until SIGTERM. Every flag has its environment variable; a flag wins.",
     )
 )
+
+
+def _own_address() -> str:
+    """Return where a service with this environment listens: in a container, one variable moves it and its health check."""
+    return f"127.0.0.1:{os.environ.get('DIGITSERVE_GRPC_PORT') or 50051}"
+
 
 _address = click.option(
     "--address", default="127.0.0.1:50051", show_default=True, envvar="DIGITSERVE_ADDRESS", show_envvar=True,

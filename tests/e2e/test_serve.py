@@ -170,7 +170,7 @@ def test_a_worker_that_stands_still_is_replaced(models: Path, tmp_path: Path) ->
 
 
 def test_sigterm_answers_what_was_admitted(models: Path, tmp_path: Path) -> None:
-    """After SIGTERM under load no answer is lost or wrong: a call is answered, or told UNAVAILABLE; exit code 0."""
+    """After SIGTERM under load no answer is lost or wrong: a call is answered, or told to go elsewhere; exit code 0."""
     with run_service(models, tmp_path / "log", "--workers", "2", "--lame-duck-s", "0.3") as service:
         with Load(service, 8, patient=False) as load:
             wait_until(lambda: load.outcomes["OK"] >= 200, "200 answers")
@@ -178,7 +178,8 @@ def test_sigterm_answers_what_was_admitted(models: Path, tmp_path: Path) -> None
             wait_until(lambda: service.process.poll() is not None or service.get("/readyz")[0] == 503, "not ready")
             assert service.process.wait(PATIENCE_S) == 0
 
-        assert set(load.outcomes) <= {"OK", "UNAVAILABLE"}
+        # Core ends with CANCELLED what reaches it between its GOAWAY and the client's reading of it, unseen by us.
+        assert set(load.outcomes) <= {"OK", "UNAVAILABLE", "CANCELLED"}
         assert '"drained"' in service.log.read_text()
 
 

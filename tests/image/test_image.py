@@ -1,0 +1,97 @@
+"""The image: built from the Dockerfile over a base of Debian packages, and run as an operator would, locked down."""
+
+import json
+import socket
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from bundles import echo_image
+from serving import PATIENCE_S, command, wait_until
+
+ROOT = Path(__file__).parent.parent.parent
+BASE, IMAGE, CONTAINER = "localhost/python:3.11", "localhost/digitserve-test", "digitserve-test"
+LENT = [Path("/etc/ssl/certs"), Path("/etc/pip.conf")]
+"""The host's package settings, lent to the build where there are any; the Dockerfile names none."""
+
+
+def run(*arguments: str, check: bool = True) -> str:
+    """Run a command to its end and return what it printed."""
+    ended = subprocess.run(arguments, capture_output=True, text=True, timeout=900, check=False, cwd=ROOT)
+    assert ended.returncode == 0 or not check, f"{' '.join(arguments)}: {ended.stdout[-2000:]}{ended.stderr[-2000:]}"
+    return ended.stdout + ended.stderr
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> str:
+    base = tmp_path_factory.mktemp("base") / "base.tar"
+    packages = "python3,python3-venv,ca-certificates"
+    run("mmdebstrap", "--quiet", "--variant=minbase", f"--include={packages}", "bookworm", str(base))
+    run("podman", "import", str(base), BASE)
+    lent = [option for path in LENT if path.exists() for option in ("-v", f"{path}:{path}:ro")]
+    run(
+        "buildah", "bud", "--isolation", "chroot", "--network", "host", "--format", "docker", *lent,
+        "--build-arg", f"BASE_IMAGE={BASE}", "-t", IMAGE, ".",
+    )  # fmt: skip
+    return IMAGE
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def ports(image: str) -> Iterator[tuple[int, int]]:
+    """Run the container read-only, without capabilities, with half a gigabyte and one CPU; give its ports."""
+    grpc_port, http_port = free_port(), free_port()
+    run("podman", "rm", "--force", "--ignore", CONTAINER)
+    run(
+        "podman", "--runtime", "runc", "run", "--detach", "--name", CONTAINER, "--network", "host",
+        "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024", "--memory", "512m", "--cpus", "1",
+        "--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges",
+        "-e", "DIGITSERVE_HOST=127.0.0.1", "-e", f"DIGITSERVE_GRPC_PORT={grpc_port}",
+        "-e", f"DIGITSERVE_HTTP_PORT={http_port}", image,
+    )  # fmt: skip
+    wait_until(lambda: "try" in run("podman", "logs", CONTAINER), "the banner")
+    yield grpc_port, http_port
+    run("podman", "rm", "--force", CONTAINER)
+
+
+def test_the_image_holds_no_training_packages_and_is_not_root(image: str) -> None:
+    """The image runs as a fixed user, has a health check, and holds neither TensorFlow nor pip."""
+    config = json.loads(run("podman", "inspect", image))[0]
+    assert config["Config"]["User"] == "65532:65532"
+    assert config["HealthCheck" if "HealthCheck" in config else "Healthcheck"]["Test"][1:] == [
+        "digitserve",
+        "healthcheck",
+    ]
+    modules = run("podman", "--runtime", "runc", "run", "--rm", "--ulimit", "nofile=1024:1024", "--ulimit",
+                  "nproc=1024:1024", "--entrypoint", "ls", image, "/opt/digitserve/lib/python3.11/site-packages")  # fmt: skip
+    assert "onnxruntime" in modules.split()
+    assert not {"tensorflow", "keras", "pip", "hatchling"} & set(modules.split())
+
+
+def test_the_container_serves_within_its_budget_and_drains(ports: tuple[int, int], tmp_path: Path) -> None:
+    """With one CPU it runs one worker; it classifies, says it is healthy and ready, and stops with exit code 0."""
+    grpc_port, http_port = ports
+    assert "1 x 1 threads, CPU budget 1" in run("podman", "logs", CONTAINER)
+    digit = tmp_path / "seven.png"
+    Image.fromarray(echo_image(7)).save(digit)
+    asked = run(*command("classify", "--json", "--address", f"127.0.0.1:{grpc_port}", str(digit)))
+    assert json.loads(asked)["model"] == "digits/1"
+    assert "SERVING" in run("podman", "exec", CONTAINER, "digitserve", "healthcheck")
+    with urllib.request.urlopen(f"http://127.0.0.1:{http_port}/readyz", timeout=PATIENCE_S) as ready:
+        assert ready.status == 200
+
+    run("podman", "stop", "--time", "25", CONTAINER)
+
+    assert run("podman", "inspect", "--format", "{{.State.ExitCode}}", CONTAINER).strip().splitlines()[-1] == "0"
+    log = run("podman", "logs", CONTAINER)
+    assert '"drained"' in log
+    assert "Traceback" not in log
