@@ -98,7 +98,7 @@ def _own_address() -> str:
 
 
 _address = click.option(
-    "--address", default="127.0.0.1:50051", show_default=True, envvar="DIGITSERVE_ADDRESS", show_envvar=True,
+    "--address", default=_own_address, show_default="127.0.0.1 and $DIGITSERVE_GRPC_PORT, else 50051", envvar="DIGITSERVE_ADDRESS", show_envvar=True,
     help="Where the service listens, host:port.",
 )  # fmt: skip
 _timeout = click.option(
