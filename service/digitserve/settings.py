@@ -34,7 +34,7 @@ _MODELS = Path("models")
 class Settings:
     """What an operator can choose, with the defaults."""
 
-    host: str = _setting("127.0.0.1", "Address to listen on; 0.0.0.0 for all IPv4 addresses.")
+    host: str = _setting("127.0.0.1", "Address to listen on; 0.0.0.0 for all IPv4 addresses, :: for all.")
     grpc_port: int = _setting(50051, "Port for gRPC; 0 takes a free one.", Bounds(0, 65535))
     http_port: int = _setting(8080, "Port for /metrics, /livez, /readyz and /; 0 takes a free one.", Bounds(0, 65535))
     models: Path = _setting(_MODELS, "Directory that holds the model bundles, <name>/<version>/.")
@@ -81,6 +81,11 @@ class Settings:
         """Return the settings that ``to_json`` wrote."""
         values = json.loads(text)
         return cls(**{**values, "models": Path(values["models"])})
+
+
+def endpoint(host: str, port: int) -> str:
+    """Write host and port as one; the colons of an IPv6 address need brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def flag(setting: Field[Any]) -> str:

@@ -29,7 +29,7 @@ from digitserve.errors import RefusalToStart, SettingsError
 from digitserve.http import HttpServer, make_app
 from digitserve.lifecycle import START_LIMIT_S, Backoff, Pulse
 from digitserve.metrics import Block
-from digitserve.settings import Settings
+from digitserve.settings import Settings, endpoint
 
 if TYPE_CHECKING:
     from digitserve.worker import Worker
@@ -73,7 +73,8 @@ class WorkerSlot:
         while not self._supervisor.stopping:
             served_s = await self._live()
             self.first_outcome.set()
-            if self._supervisor.stopping:
+            # A refusal at the first start ends the service; later it may be mended, so it is tried again.
+            if self._supervisor.stopping or (self.refusal and not self._supervisor.started):
                 return
             self._supervisor.num_restarts += 1
             delay_s = self._backoff.delay_s(served_s)
@@ -86,6 +87,8 @@ class WorkerSlot:
         """Run one worker from start to end and return the seconds that it was ready."""
         block = self._supervisor.collector.new_block()
         self._process = process = await self._supervisor.spawn(block)
+        if self._supervisor.stopping:
+            self.drain()
         watch = asyncio.create_task(self._watch(process, block))
         try:
             async for line in process.stdout:  # type: ignore[union-attr]
@@ -97,7 +100,7 @@ class WorkerSlot:
             self._supervisor.collector.retire(block)
         served_s = time.monotonic() - self.ready_since if self.ready_since else 0.0
         self.ready_since = None
-        if not self._supervisor.stopping:
+        if not self._supervisor.stopping and (self._supervisor.started or not self.refusal):
             _log.error(
                 "worker ended unasked", worker=self._number, pid=process.pid, exit_code=code, refusal=self.refusal
             )
@@ -174,7 +177,8 @@ class InlineSlot:
         finally:
             self.ready_since = None
             self.first_outcome.set()
-            supervisor.stop()
+            if not supervisor.stopping:
+                supervisor.stop()
 
     def drain(self) -> None:
         """Ask the worker to answer what it has and end."""
@@ -201,7 +205,9 @@ class Supervisor:
         self.manifest = manifest
         self.provider = ""
         self.num_restarts = 0
+        self.started = False
         self.stopping = False
+        self._hurried = False
         self._stop = asyncio.Event()
         self._holder = holder
         self._listener = listener
@@ -248,6 +254,7 @@ class Supervisor:
         keepers = [asyncio.create_task(slot.keep()) for slot in self._slots]
         try:
             await self._first_start()
+            self.started = True
             if not self.stopping:
                 print(self._banner(), file=out, flush=True)
             await self._stop.wait()
@@ -263,6 +270,7 @@ class Supervisor:
     def stop(self) -> None:
         """Begin to drain; the second time, end at once."""
         if self.stopping:
+            self._hurried = True
             _log.warning("asked again to stop: ending without waiting for answers")
             for slot in self._slots:
                 slot.kill()
@@ -300,9 +308,13 @@ class Supervisor:
         _log.info("draining", grace_s=self.settings.grace_s)
         for slot in self._slots:
             slot.drain()
-        _, late = await asyncio.wait(keepers, timeout=self.settings.grace_s + KILL_MARGIN_S)
+        ended, late = await asyncio.wait(keepers, timeout=self.settings.grace_s + KILL_MARGIN_S)
+        for keeper in ended:
+            keeper.result()
         if late:
             _log.error("workers did not end within the grace, killing them", num_workers=len(late))
+            return 1
+        if self._hurried:
             return 1
         _log.info("drained")
         return 0
@@ -310,13 +322,14 @@ class Supervisor:
     def _banner(self) -> str:
         settings, manifest = self.settings, self.manifest
         # As it was called, so that the command can be copied even where it is not on the path.
+        address = endpoint(settings.host, settings.grpc_port)
         program = sys.argv[0] if sys.argv[0].endswith("/digitserve") else "digitserve"
         lines = {
-            "gRPC": f"{settings.host}:{settings.grpc_port}",
-            "HTTP": f"http://{settings.host}:{settings.http_port}  (/metrics /livez /readyz)",
+            "gRPC": address,
+            "HTTP": f"http://{endpoint(settings.host, settings.http_port)}  (/metrics /livez /readyz)",
             "model": f"{manifest.name}/{manifest.version}  sha256 {manifest.sha256[:12]}  {self.provider}",
             "workers": f"{settings.workers} x {self.num_threads} threads, CPU budget {self._budget:g}",
-            "try": f"{program} classify --address {settings.host}:{settings.grpc_port} FILE.png",
+            "try": f"{program} classify --address {address} FILE.png",
         }
         return "\n".join(["digitserve is ready", *(f"  {name:<8} {text}" for name, text in lines.items())])
 
@@ -388,7 +401,13 @@ def listen(settings: Settings) -> socket.socket:
 
 
 def _bind(host: str, port: int, flag: str, *, reuse_port: bool) -> socket.socket:
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise SettingsError(
+            f"--host: got '{host}', which is no address of this machine ({error.strerror}); "
+            "expected one such as 127.0.0.1, ::1, or 0.0.0.0"
+        ) from None
     bound = socket.socket(family, kind, protocol)
     # Closed connections of a service that just ended must not keep the next one from starting. The holder goes without
     # SO_REUSEADDR: two sockets that both have it and do not listen would share the port.

@@ -32,7 +32,7 @@ from digitserve.messages import Limits
 from digitserve.metrics import SERVICE, Block, Tally
 from digitserve.rpc import CLASSIFY, ClassifyTaker, ModelServicer, OrdinaryPath
 from digitserve.session import Session
-from digitserve.settings import Settings
+from digitserve.settings import Settings, endpoint
 
 IDLE_TURN_S = 0.1
 """Longest wait for an event: how late a request to drain is noticed, and how often an idle heart beats."""
@@ -113,7 +113,7 @@ class Worker:
         Raises:
             RefusalToStart: the address cannot be bound.
         """
-        address = f"{self._settings.host}:{self._settings.grpc_port}"
+        address = endpoint(self._settings.host, self._settings.grpc_port)
         try:
             port = self._grpc.add_insecure_port(address)
         except RuntimeError as error:

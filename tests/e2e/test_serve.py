@@ -296,6 +296,7 @@ def test_one_process_serves_for_debuggers(models: Path, tmp_path: Path) -> None:
         (("--model", "letters"), "no version of model 'letters'"),
         (("--model-version", "7"), "available: 1"),
         (("--device", "cuda"), "CUDAExecutionProvider"),
+        (("--host", "nonesuch.invalid"), "no address of this machine"),
     ],
 )
 def test_a_bad_setting_refuses_to_start(models: Path, arguments: tuple[str, ...], part: str) -> None:
@@ -305,6 +306,24 @@ def test_a_bad_setting_refuses_to_start(models: Path, arguments: tuple[str, ...]
     assert result.returncode in {1, 2}
     assert part in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_other_addresses_of_this_machine_serve_too(models: Path, tmp_path: Path) -> None:
+    """A host name and an IPv6 address are listened on, and shown so that clients can use them."""
+    for host, shown in (("localhost", "localhost:"), ("::1", "[::1]:")):
+        with run_service(models, tmp_path / "log", "--workers", "1", "--host", host) as service:
+            assert service.grpc_address.startswith(shown)
+            assert service.get("/livez")[0] == 200
+            with service.channel() as channel:
+                assert ask(channel, 6) == 6
+
+
+def test_asked_twice_to_stop_it_does_not_wait(models: Path, tmp_path: Path) -> None:
+    """The second signal ends the service at once, with an exit code that says that it did not drain."""
+    with run_service(models, tmp_path / "log", "--workers", "1", "--lame-duck-s", "60", "--grace-s", "60") as service:
+        service.process.send_signal(signal.SIGINT)
+        wait_until(lambda: service.get("/readyz")[0] == 503, "it drains")
+        assert service.stop() == 1
 
 
 def test_settings_come_from_the_environment(models: Path, tmp_path: Path) -> None:
