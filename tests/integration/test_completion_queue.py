@@ -121,13 +121,15 @@ def test_a_cancelled_call_closes(channel: grpc.Channel, echo: Echo) -> None:
 def test_an_expired_call_closes_and_knew_its_deadline(channel: grpc.Channel, echo: Echo) -> None:
     """A deadline arrives as Unix time, infinite where there is none; when it passes, the call closes."""
     with pytest.raises(grpc.RpcError):
-        channel.unary_unary(METHOD)(b"wait", timeout=0.5)
-    channel.unary_unary(METHOD).future(b"wait")
+        channel.unary_unary(METHOD)(b"wait", timeout=1)
+    # Kept, for a call that is forgotten is cancelled.
+    kept = channel.unary_unary(METHOD).future(b"wait")
     wait_until(lambda: len(echo.waiting) == 2, "both have arrived")
     wait_until(lambda: "close" in echo.events, "the close is noticed")
 
     assert 1e9 < echo.waiting[0].deadline < 1e11
     assert echo.waiting[1].deadline > 1e18
+    kept.cancel()
 
 
 def test_silence_and_cancellation_before_a_message_are_told_apart(channel: grpc.Channel, echo: Echo) -> None:
