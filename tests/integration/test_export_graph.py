@@ -11,6 +11,7 @@ from digitserve.session import Session
 from digitserve_training import parity
 from digitserve_training._tensorflow import keras, tf
 from digitserve_training.candidate import open_session
+from digitserve_training.data import LABELS
 from digitserve_training.errors import ParityError
 from digitserve_training.graph import Answering, answering, convert, reference
 from digitserve_training.layers import Conv, Dense, Flatten, GlobalAveragePool, Layer, MaxPool
@@ -41,13 +42,13 @@ def network(layers: tuple[Layer, ...] = SMALL, seed: int = 1) -> keras.Model:
 def opened(answer: Answering) -> Session:
     """Convert and open, with golden answers to three images."""
     expected = reference(answer, IMAGES[:3])
-    return open_session(convert(answer), Golden(IMAGES[:3], expected.probabilities, expected.ood_score))
+    return open_session(convert(answer), Golden(IMAGES[:3], expected.probabilities, expected.ood_score), LABELS)
 
 
 @pytest.mark.parametrize(
     "layers",
-    [SMALL, PRESETS["strided-conv5"].layers, (Flatten(), Dense(10, activation="linear"))],
-    ids=["small", "strided-conv5", "dense"],
+    [SMALL, PRESETS["compact"].network(10), (Flatten(), Dense(10, activation="linear"))],
+    ids=["small", "compact", "dense"],
 )
 def test_parity(layers: tuple[Layer, ...]) -> None:
     """Onnxruntime gives Keras's answers on every image, in batches of odd sizes."""
@@ -70,10 +71,10 @@ def test_signature_of_the_graph() -> None:
 
 def test_graph_is_lean() -> None:
     """Batch normalisation is folded, and the strided network needs no transposition at all."""
-    graph = onnx.load_from_string(convert(answering(network(PRESETS["strided-conv5"].layers), 1.0))).graph
+    graph = onnx.load_from_string(convert(answering(network(PRESETS["compact"].network(10)), 1.0))).graph
 
     operators = Counter(node.op_type for node in graph.node)
-    assert operators["Conv"] == 5
+    assert operators["Conv"] == 6
     assert not operators.keys() & {"BatchNormalization", "Transpose", "Shape", "Loop", "If"}
 
 
@@ -133,7 +134,7 @@ def test_perturbed_weights_are_found_on_the_golden_images() -> None:
     expected = reference(answering(built, 1.0), IMAGES[:3])
 
     with pytest.raises(ParityError, match="check 'golden' failed: probabilities differ by"):
-        open_session(graph, Golden(IMAGES[:3], expected.probabilities, expected.ood_score))
+        open_session(graph, Golden(IMAGES[:3], expected.probabilities, expected.ood_score), LABELS)
 
 
 @pytest.mark.parametrize("figures", [(float("nan"), 0.0, 0), (0.0, float("nan"), 0), (0.0, 0.1, 0), (0.0, 0.0, 1)])

@@ -8,7 +8,7 @@ from digitserve_training._tensorflow import tf
 from digitserve_training.augment import augment
 from digitserve_training.presets import PRESETS, Augmentation
 
-USUAL = PRESETS["strided-conv5"].augmentation
+USUAL = PRESETS["compact"].augmentation
 
 
 def strokes(num_images: int = 32) -> NDArray[np.uint8]:
@@ -112,11 +112,13 @@ def test_ink_changes_in_the_right_direction(bounds: Augmentation, low: float, hi
 
 
 def test_blur_keeps_ink_and_lowers_peaks() -> None:
-    """Blur spreads ink and loses none, away from the border."""
+    """Blur spreads the ink of about half of the images and loses none, away from the border."""
     blurred = changed(strokes(), Augmentation(blur=1.0))
 
     assert np.allclose(blurred.sum(axis=(1, 2, 3)) / strokes().sum(axis=(1, 2, 3)), 1, atol=0.01)
-    assert np.all((blurred > 0).sum(axis=(1, 2, 3)) > (strokes() > 0).sum(axis=(1, 2, 3)))
+    wider = (blurred > 0).sum(axis=(1, 2, 3)) > (strokes() > 0).sum(axis=(1, 2, 3))
+    assert 0.25 < wider.mean() < 0.75
+    assert np.array_equal(blurred[~wider], strokes()[~wider])
 
 
 def test_noise_is_bounded() -> None:

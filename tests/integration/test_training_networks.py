@@ -17,24 +17,24 @@ def keras_layers(network: keras.Model, number: int) -> list[keras.layers.Layer]:
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=list(PRESETS))
 def test_keras_agrees_layer_by_layer(preset: Preset) -> None:
     """Each layer that Keras builds has the shape and the parameters that the preset was counted to have."""
-    network = build(preset.layers)
+    network = build(preset.network(10))
 
-    for number, cost in enumerate(costs(preset.layers), start=1):
+    for number, cost in enumerate(costs(preset.network(10)), start=1):
         built = keras_layers(network, number)
         assert built[-1].output.shape == (None, *cost.output)
         assert sum(layer.count_params() for layer in built) == cost.parameters
-    assert network.count_params() == count_parameters(preset.layers)
+    assert network.count_params() == count_parameters(preset.network(10))
 
 
 def test_conv2_dense256_in_keras() -> None:
     """Keras too counts 2 380 938 parameters in conv2-dense256."""
-    assert build(PRESETS["conv2-dense256"].layers).count_params() == 2_380_938
+    assert build(PRESETS["conv2-dense256"].network(10)).count_params() == 2_380_938
 
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=list(PRESETS))
 def test_pixels_in_logits_out(preset: Preset) -> None:
     """A network takes uint8 pixels and gives finite float32 logits, one row an image, whatever the batch."""
-    network = build(preset.layers)
+    network = build(preset.network(10))
     images = np.random.default_rng(1).integers(0, 256, (3, 28, 28, 1), dtype=np.uint8)
 
     logits = network(images, training=False).numpy()
@@ -58,7 +58,7 @@ def test_weights_come_from_the_seed() -> None:
     drawn = []
     for seed in (1, 1, 2):
         keras.utils.set_random_seed(seed)
-        drawn.append(np.concatenate([w.ravel() for w in build(PRESETS["strided-conv5"].layers).get_weights()]))
+        drawn.append(np.concatenate([w.ravel() for w in build(PRESETS["compact"].network(10)).get_weights()]))
 
     assert np.array_equal(drawn[0], drawn[1])
     assert not np.array_equal(drawn[0], drawn[2])

@@ -92,7 +92,7 @@ def test_images(digits_path: Path) -> Labelled:
 def start(digits_path: Path, *, epochs: int, limit: int, **asked: Any) -> tuple[Settings, data.Split]:
     """Return settings and images of a run on a part of the small set."""
     training = data.read_training(digits_path)
-    chosen = settings.start(Asked(epochs=epochs, limit=limit, **asked), data.fingerprint(training))
+    chosen = settings.start(Asked(epochs=epochs, limit=limit, **asked), training.names, data.fingerprint(training))
     return chosen, data.split(training, limit)
 
 
@@ -105,7 +105,7 @@ def test_training_learns(run_dir: Path) -> None:
     assert 0.8 < metrics[-1]["validation_accuracy"] <= 1
 
 
-@pytest.mark.parametrize("preset", ["strided-conv5", "conv2-dense256"])
+@pytest.mark.parametrize("preset", ["compact", "conv2-dense256"])
 def test_resumed_training_is_the_same_training(digits_path: Path, tmp_path: Path, preset: str) -> None:
     """Stopped after an epoch and resumed, a run ends with the very weights and metrics of one that was not stopped."""
     chosen, split = start(digits_path, preset=preset, epochs=2, limit=300)
@@ -136,7 +136,7 @@ def test_resuming_a_finished_run_changes_nothing(run_dir: Path, invoke: Invoke) 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--resume", "--preset", "conv2-dense256"], "preset was strided-conv5, now conv2-dense256"),
+        (["--resume", "--preset", "conv2-dense256"], "preset was compact, now conv2-dense256"),
         (["--resume", "--seed", "4"], "seed was 3, now 4"),
         (["--resume", "--limit", "600"], "limit was None, now 600"),
         ([], "holds a run already; go on with --resume"),
@@ -169,7 +169,7 @@ def test_evaluate_reports(run_dir: Path, invoke: Invoke, test_images: Labelled) 
     ended = invoke("evaluate", run_dir)
 
     assert ended.exit_code == 0
-    assert "strided-conv5 after 8 of 8 epochs" in ended.output
+    assert "compact after 8 of 8 epochs" in ended.output
     report = json.loads((run_dir / "report" / "evaluation.json").read_text())
     confusion = np.array(report["test"]["confusion"])
     assert confusion.sum(axis=1).tolist() == np.bincount(test_images.labels, minlength=10).tolist()
@@ -206,13 +206,13 @@ def test_manifest_says_how_to_train_again(
     assert manifest.labels == tuple("0123456789")
     assert (manifest.ink, manifest.framing) == ("light_on_dark", "mnist")
     training = manifest.training
-    assert (training["preset"], training["seed"], training["epochs"]) == ("strided-conv5", 3, EPOCHS)
+    assert (training["preset"], training["seed"], training["epochs"]) == ("compact", 3, EPOCHS)
     assert (training["split"]["training_images"], training["split"]["validation_images"]) == (1_100, 100)
     assert training["data_sha256"] == {
         "training": data.fingerprint(data.read_training(digits_path)),
         "test": data.fingerprint(test_images),
     }
-    assert training["command"].startswith("digitserve-train train --preset strided-conv5 --epochs 8 --seed 3")
+    assert training["command"].startswith("digitserve-train train --preset compact --epochs 8 --seed 3")
     assert {"tensorflow", "keras", "tf2onnx", "onnx"} == training["versions"].keys()
     text = (tmp_path / "digits" / "1" / "manifest.json").read_text()
     assert str(tmp_path) not in text

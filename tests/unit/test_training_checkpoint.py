@@ -13,11 +13,12 @@ import pytest
 
 from digitserve_training import checkpoint, settings
 from digitserve_training.checkpoint import Checkpoint
+from digitserve_training.data import LABELS
 from digitserve_training.errors import RunError
 from digitserve_training.presets import DEFAULT_PRESET, PRESETS
 from digitserve_training.settings import Asked
 
-STARTED = settings.start(Asked(seed=5, limit=600), data_sha256="abc")
+STARTED = settings.start(Asked(seed=5, limit=600), LABELS, data_sha256="abc")
 
 
 def make(epoch: int, size: int = 4) -> Checkpoint:
@@ -122,7 +123,7 @@ def test_new_run_takes_the_presets_values() -> None:
 def test_unknown_preset() -> None:
     """A preset that does not exist is refused with a list of those that do."""
     with pytest.raises(RunError, match=r"no preset 'nix'; presets: .*conv2-dense256"):
-        settings.start(Asked(preset="nix"), "abc")
+        settings.start(Asked(preset="nix"), LABELS, "abc")
 
 
 def test_resume_needs_nothing_repeated() -> None:

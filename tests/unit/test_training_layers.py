@@ -3,24 +3,27 @@
 import pytest
 
 from digitserve_training.layers import (
+    AveragePool,
+    BatchNorm,
     Conv,
     Dense,
     Dropout,
     Flatten,
     GlobalAveragePool,
     MaxPool,
+    Residual,
     costs,
     count_multiply_adds,
     count_parameters,
 )
-from digitserve_training.presets import DEFAULT_PRESET, LABELS, PRESETS, Preset
-
-MEBIBYTE = 1 << 20
+from digitserve_training.presets import DEFAULT_PRESET, PRESETS, Preset
 
 
 def test_conv2_dense256_layer_by_layer() -> None:
     """The preset conv2-dense256 is the network of the issue: shapes, parameters and multiply-adds of each layer."""
-    table = [(cost.output, cost.parameters, cost.multiply_adds) for cost in costs(PRESETS["conv2-dense256"].layers)]
+    table = [
+        (cost.output, cost.parameters, cost.multiply_adds) for cost in costs(PRESETS["conv2-dense256"].network(10))
+    ]
 
     assert table == [
         ((26, 26, 32), 320, 194_688),
@@ -40,18 +43,19 @@ def test_conv2_dense256_dropout() -> None:
     assert [layer.rate for layer in PRESETS["conv2-dense256"].layers if isinstance(layer, Dropout)] == [0.25, 0.5]
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("strided-")])
-def test_strided_presets_are_small(name: str) -> None:
-    """A strided preset has at most 250 000 parameters, 4 million multiply-adds, and fits 1 MB as float32."""
-    layers = PRESETS[name].layers
+@pytest.mark.parametrize(
+    ("name", "parameters", "multiply_adds"), [("compact", 350_000, 6_000_000), ("tiny", 20_000, 1_000_000)]
+)
+def test_small_presets_are_small(name: str, parameters: int, multiply_adds: int) -> None:
+    """The default fits 350 000 parameters and 6 million multiply-adds, ``tiny`` 20 000 and one million."""
+    layers = PRESETS[name].network(10)
 
-    assert count_parameters(layers) <= 250_000
-    assert count_multiply_adds(layers) <= 4_000_000
-    assert 4 * count_parameters(layers) < MEBIBYTE
+    assert count_parameters(layers) <= parameters
+    assert count_multiply_adds(layers) <= multiply_adds
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("strided-")])
-def test_strided_presets_suit_blocked_convolutions(name: str) -> None:
+@pytest.mark.parametrize("name", ["compact", "tiny"])
+def test_small_presets_suit_blocked_convolutions(name: str) -> None:
     """Filters come in multiples of 16, without which onnxruntime falls back to its slower convolution."""
     assert all(layer.filters % 16 == 0 for layer in PRESETS[name].layers if isinstance(layer, Conv))
 
@@ -59,8 +63,14 @@ def test_strided_presets_suit_blocked_convolutions(name: str) -> None:
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=list(PRESETS))
 def test_every_preset_gives_one_logit_a_label(preset: Preset) -> None:
     """Whatever the preset, its last layer is linear and as wide as there are labels."""
-    assert preset.layers[-1] == Dense(len(LABELS), activation="linear")
-    assert [*costs(preset.layers)][-1].output == (10,)
+    assert preset.network(7)[-1] == Dense(7, activation="linear")
+    assert [*costs(preset.network(7))][-1].output == (7,)
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("lenet5", 61_706), ("vgg-bn", 597_738), ("conv3-dense2", 249_162)])
+def test_known_networks_have_their_known_sizes(name: str, parameters: int) -> None:
+    """LeNet-5 has the 61 706 parameters that every textbook counts; vgg-bn the 598 thousand of its description."""
+    assert count_parameters(PRESETS[name].network(10)) == parameters
 
 
 def test_preset_names() -> None:
@@ -76,6 +86,10 @@ def test_preset_names() -> None:
         (Conv(16, stride=2), (27, 27, 1), (14, 14, 16), 160, 144 * 196),
         (Conv(16, stride=2, padding="valid"), (28, 28, 1), (13, 13, 16), 160, 144 * 169),
         (Conv(16, kernel=5, batch_norm=True), (8, 8, 2), (8, 8, 16), 800 + 64, 800 * 64),
+        (AveragePool(2), (7, 7, 3), (3, 3, 3), 0, 0),
+        (BatchNorm(), (7, 7, 3), (7, 7, 3), 12, 147),
+        (Residual((Conv(4), Conv(4))), (8, 8, 4), (8, 8, 4), 2 * (144 + 4), 2 * 144 * 64),
+        (Residual((Conv(8, stride=2),)), (8, 8, 4), (4, 4, 8), 288 + 8 + 32 + 32, 320 * 16),
         (MaxPool(2), (7, 7, 3), (3, 3, 3), 0, 0),
         (GlobalAveragePool(), (7, 7, 3), (3,), 0, 0),
         (Flatten(), (7, 7, 3), (147,), 0, 0),

@@ -17,7 +17,7 @@ from digitserve_training.checkpoint import Checkpoint
 from digitserve_training.data import Labelled, Split
 from digitserve_training.errors import DataError, ParityError
 from digitserve_training.graph import Answering, answering, convert, reference
-from digitserve_training.presets import LABELS
+from digitserve_training.settings import preset_of
 from digitserve_training.train import restore
 
 NUM_GOLDEN = 14
@@ -58,10 +58,10 @@ def open_candidate(run_dir: Path, data_path: Path | None) -> Candidate:
         ParityError: the graph does not give the network's answers.
     """
     state = checkpoint.load(run_dir)
-    split = data.split(_read_same(state, data_path), state.settings.limit)
+    split = data.split(_read_same(state, data_path), state.settings.limit, preset_of(state.settings).recipe.validation)
     answer = answering(restore(state), TEMPERATURE)
     graph, golden = convert(answer), make_golden(answer, split.validation)
-    return Candidate(state, split, answer, graph, golden, open_session(graph, golden))
+    return Candidate(state, split, answer, graph, golden, open_session(graph, golden, state.settings.labels))
 
 
 def make_golden(answer: Answering, validation: Labelled) -> Golden:
@@ -72,14 +72,14 @@ def make_golden(answer: Answering, validation: Labelled) -> Golden:
     return Golden(images, outputs.probabilities, outputs.ood_score)
 
 
-def open_session(graph: bytes, golden: Golden) -> Session:
+def open_session(graph: bytes, golden: Golden, labels: tuple[str, ...]) -> Session:
     """Open a graph that is no bundle yet, by the checks that a service opens bundles with.
 
     Raises:
         ParityError: its signature is wrong, or its golden answers differ; the message gives figures.
     """
-    inputs, outputs = signature(len(LABELS))
-    manifest = Manifest("unpublished", 0, "", inputs, outputs, LABELS, 0.0, {}, {})
+    inputs, outputs = signature(len(labels))
+    manifest = Manifest("unpublished", 0, "", inputs, outputs, labels, 0.0, {}, {})
     try:
         return Session(Bundle(Path(), manifest, graph, golden))
     except BundleError as error:
@@ -89,7 +89,7 @@ def open_session(graph: bytes, golden: Golden) -> Session:
 
 
 def _read_same(state: Checkpoint, data_path: Path | None) -> Labelled:
-    labelled = data.read_training(data_path)
+    labelled = data.read_training(data_path, state.settings.dataset)
     got, expected = data.fingerprint(labelled), state.settings.data_sha256
     if got != expected:
         raise DataError(

@@ -87,7 +87,8 @@ def load(run_dir: Path) -> Checkpoint:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         description = json.loads(str(arrays.pop(_DESCRIPTION)))
-        settings = Settings(**description["settings"])
+        described = description["settings"]
+        settings = Settings(**described | {"labels": tuple(described["labels"])})
         return Checkpoint(settings, int(description["epoch"]), tuple(description["history"]), arrays)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise RunError(f"{path} is no checkpoint of this version: {error}; start again in another folder") from None

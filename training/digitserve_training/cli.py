@@ -81,10 +81,13 @@ def train_run(data_path: Path | None, run_dir: Path | None, threads: int | None,
     labelled = data.read_training(data_path)
     sha256, wanted = data.fingerprint(labelled), Asked(**asked)
     chosen = (
-        settings.resume(wanted, checkpoint.load(folder).settings, sha256) if resume else settings.start(wanted, sha256)
+        settings.resume(wanted, checkpoint.load(folder).settings, sha256)
+        if resume
+        else settings.start(wanted, labelled.names, sha256)
     )
+    held_out = settings.preset_of(chosen).recipe.validation
     try:
-        state = train(chosen, data.split(labelled, chosen.limit), folder, resume=resume)
+        state = train(chosen, data.split(labelled, chosen.limit, held_out), folder, resume=resume)
     except KeyboardInterrupt:
         click.echo(f"\ninterrupted; {_how_to_resume(folder)}", err=True)
         sys.exit(INTERRUPTED)

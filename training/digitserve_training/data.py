@@ -18,16 +18,16 @@ from numpy.typing import NDArray
 from digitserve_training.errors import DataError
 
 ENVIRONMENT = "DIGITSERVE_MNIST"
-NUM_LABELS = 10
+LABELS = tuple("0123456789")
 KEYS = ("x_train", "y_train", "x_test", "y_test")
+
+MNIST = "mnist"
 
 SPLIT_SEED = 2024
 """Seed of the split and of subsets: not the training's, so that every run is validated on the same images."""
 
-VALIDATION_IMAGES = 5_000
-"""Held out of MNIST's 60 000; of smaller sets, one in twelve, which is the same share."""
-
-_SHARE = 60_000 // VALIDATION_IMAGES
+VALIDATION_SHARE = 1 / 12
+"""Of the training set, held out: 5 000 of MNIST's 60 000."""
 
 
 @dataclass(frozen=True)
@@ -36,18 +36,20 @@ class Labelled:
 
     Attributes:
         images: uint8[N,28,28,1]; 0 = background, 255 = full ink.
-        labels: int64[N], 0 to 9.
+        labels: int64[N], indices into ``names``.
+        names: of the labels.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
+    names: tuple[str, ...] = LABELS
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, indices: NDArray[np.int64]) -> "Labelled":
         """Return the images at ``indices`` (int64[M]), in that order."""
-        return Labelled(self.images[indices], self.labels[indices])
+        return Labelled(self.images[indices], self.labels[indices], self.names)
 
 
 @dataclass(frozen=True)
@@ -58,22 +60,23 @@ class Split:
     validation: Labelled
 
 
-def read_training(path: Path | None = None) -> Labelled:
-    """Read MNIST's training set.
+def read_training(path: Path | None = None, dataset: str = MNIST) -> Labelled:
+    """Read a training set.
 
     Args:
         path: an npz file laid out like ``keras.datasets.mnist``; else the one that ``DIGITSERVE_MNIST`` names; else
             Keras's own cache, which is filled by a download.
+        dataset: its name.
 
     Raises:
         DataError: the file is missing, damaged, or holds something else; the message says what.
     """
-    return _read(path, "train")
+    return _read(path, dataset, "train")
 
 
-def read_test(path: Path | None = None) -> Labelled:
-    """Read MNIST's test set, from where ``read_training`` reads; never for training or for choosing anything."""
-    return _read(path, "test")
+def read_test(path: Path | None = None, dataset: str = MNIST) -> Labelled:
+    """Read a test set, from where ``read_training`` reads; never for training or for choosing anything."""
+    return _read(path, dataset, "test")
 
 
 def fingerprint(labelled: Labelled) -> str:
@@ -84,20 +87,24 @@ def fingerprint(labelled: Labelled) -> str:
     return digest.hexdigest()
 
 
-def split(labelled: Labelled, limit: int | None = None) -> Split:
+def split(labelled: Labelled, limit: int | None = None, validation: float = VALIDATION_SHARE) -> Split:
     """Hold out a stratified validation set; the same one every time.
 
     Args:
         labelled: a training set.
         limit: use only so many images in all, chosen so that labels keep their shares.
+        validation: share of them that is held out.
 
     Raises:
         DataError: too few images to hold any out.
     """
     order = _stratified_order(labelled.labels)[:limit]
-    num_validation = min(VALIDATION_IMAGES, len(order) // _SHARE)
+    # As near below the share as whole images come; 1e-9 keeps 1/12 of 60 000 from becoming 4 999.
+    num_validation = int(len(order) * validation + 1e-9)
     if num_validation == 0:
-        raise DataError(f"{len(order)} training images; expected at least {_SHARE}, so that one can be held out")
+        raise DataError(
+            f"{len(order)} training images; expected at least {round(1 / validation)}, so that one can be held out"
+        )
     return Split(labelled.take(order[num_validation:]), labelled.take(order[:num_validation]))
 
 
@@ -115,7 +122,7 @@ def _stratified_order(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.argsort(position, kind="stable")
 
 
-def _read(path: Path | None, part: str) -> Labelled:
+def _read(path: Path | None, dataset: str, part: str) -> Labelled:
     named = path or (Path(os.environ[ENVIRONMENT]) if os.environ.get(ENVIRONMENT) else None)
     arrays, source = (_fetch(), "Keras's MNIST") if named is None else (_load(named, part), str(named))
     return _check(arrays[f"x_{part}"], arrays[f"y_{part}"], f"{source}, part '{part}'")
@@ -154,6 +161,6 @@ def _check(images: NDArray[np.generic], labels: NDArray[np.generic], source: str
             f"{source}: labels are {labels.dtype}{list(labels.shape)}; expected one integer for each of {len(images)} images"
         )
     wide = labels.astype(np.int64)
-    if wide.min() < 0 or wide.max() >= NUM_LABELS:
-        raise DataError(f"{source}: labels run from {wide.min()} to {wide.max()}; expected 0 to {NUM_LABELS - 1}")
+    if wide.min() < 0 or wide.max() >= len(LABELS):
+        raise DataError(f"{source}: labels run from {wide.min()} to {wide.max()}; expected 0 to {len(LABELS) - 1}")
     return Labelled(images.astype(np.uint8, copy=False)[..., np.newaxis], wide)

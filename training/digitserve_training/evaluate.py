@@ -17,7 +17,6 @@ from digitserve.session import Outputs, Session
 from digitserve_training import data
 from digitserve_training.candidate import Candidate
 from digitserve_training.data import Labelled
-from digitserve_training.presets import LABELS
 
 BATCH_SIZE = 256
 
@@ -48,7 +47,7 @@ def measure(session: Session, labelled: Labelled) -> Measurement:
     """
     outputs = run(session, labelled.images, (BATCH_SIZE,))
     predicted = outputs.probabilities.argmax(axis=1)
-    confusion = np.zeros((len(LABELS), len(LABELS)), np.int64)
+    confusion = np.zeros((len(labelled.names), len(labelled.names)), np.int64)
     np.add.at(confusion, (labelled.labels, predicted), 1)
     of_label = np.take_along_axis(outputs.probabilities, labelled.labels[:, np.newaxis], axis=1)
     loss = -np.log(np.maximum(of_label.astype(np.float64), np.finfo(np.float32).tiny))
@@ -72,7 +71,7 @@ def evaluate(candidate: Candidate, data_path: Path | None) -> dict[str, Measurem
     """Measure a run's network on the validation images and on the test images, which are read from ``data_path``."""
     return {
         "validation": measure(candidate.session, candidate.split.validation),
-        "test": measure(candidate.session, data.read_test(data_path)),
+        "test": measure(candidate.session, data.read_test(data_path, candidate.state.settings.dataset)),
     }
 
 

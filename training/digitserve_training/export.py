@@ -22,7 +22,6 @@ from digitserve_training.errors import RunError
 from digitserve_training.evaluate import Measurement, measure
 from digitserve_training.layers import count_multiply_adds, count_parameters
 from digitserve_training.parity import Parity
-from digitserve_training.presets import LABELS
 from digitserve_training.report import FOLDER
 from digitserve_training.settings import Settings, preset_of
 
@@ -90,7 +89,8 @@ def export(run_dir: Path, data_path: Path | None, destination: Destination) -> E
     _require_finished(checkpoint.load(run_dir), run_dir)
     candidate = open_candidate(run_dir, data_path)
     report = run_dir / FOLDER
-    return publish(candidate, data.read_test(data_path), settled, report if report.is_dir() else None)
+    test = data.read_test(data_path, candidate.state.settings.dataset)
+    return publish(candidate, test, settled, report if report.is_dir() else None)
 
 
 def publish(candidate: Candidate, test: Labelled, destination: Destination, report: Path | None = None) -> Exported:
@@ -129,14 +129,15 @@ def settle(destination: Destination) -> Destination:
 
 def _manifest(candidate: Candidate, test: Labelled, destination: Destination, measured: Parity) -> Manifest:
     validation = measure(candidate.session, candidate.split.validation)
-    inputs, outputs = signature(len(LABELS))
+    labels = candidate.state.settings.labels
+    inputs, outputs = signature(len(labels))
     return Manifest(
         name=destination.name,
         version=destination.version or 1,
         sha256="",  # set by bundle.write
         inputs=inputs,
         outputs=outputs,
-        labels=LABELS,
+        labels=labels,
         ood_threshold=ood_threshold(validation.ood_score),
         training=_training(candidate, test),
         quality=_quality(measure(candidate.session, test), validation, measured),
@@ -153,6 +154,7 @@ def _require_finished(state: Checkpoint, run_dir: Path) -> None:
 
 def _training(candidate: Candidate, test: Labelled) -> dict[str, Any]:
     settings, preset = candidate.state.settings, preset_of(candidate.state.settings)
+    layers = preset.network(len(settings.labels))
     return {
         "preset": preset.name,
         "seed": settings.seed,
@@ -169,8 +171,8 @@ def _training(candidate: Candidate, test: Labelled) -> dict[str, Any]:
         },
         "data_sha256": {"training": settings.data_sha256, "test": data.fingerprint(test)},
         "versions": _versions(),
-        "parameters": count_parameters(preset.layers),
-        "multiply_adds": count_multiply_adds(preset.layers),
+        "parameters": count_parameters(layers),
+        "multiply_adds": count_multiply_adds(layers),
         "temperature": TEMPERATURE,
     }
 

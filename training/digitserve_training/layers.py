@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
+Activation = Literal["relu", "tanh", "linear"]
 Shape = tuple[int, ...]
 """One image's tensor, without the batch axis: (height, width, channels), or (features,) once flattened."""
 
@@ -33,13 +34,14 @@ class Cost:
 
 @dataclass(frozen=True)
 class Conv:
-    """A square 2-D convolution with ReLU; with ``batch_norm``, convolution without bias, normalisation, ReLU."""
+    """A square 2-D convolution, then its activation; with ``batch_norm``, no bias and a normalisation in between."""
 
     filters: int
     kernel: int = 3
     stride: int = 1
     padding: Literal["same", "valid"] = "same"
     batch_norm: bool = False
+    activation: Activation = "relu"
 
     def cost(self, shape: Shape) -> Cost:
         """Count what the layer does to ``shape`` (height, width, channels)."""
@@ -65,6 +67,51 @@ class MaxPool:
         """Count what the layer does to ``shape`` (height, width, channels)."""
         height, width, channels = shape
         return Cost((height // self.size, width // self.size, channels))
+
+
+@dataclass(frozen=True)
+class AveragePool:
+    """Mean of each ``size`` x ``size`` square, without overlap."""
+
+    size: int = 2
+
+    def cost(self, shape: Shape) -> Cost:
+        """Count what the layer does to ``shape`` (height, width, channels)."""
+        return MaxPool(self.size).cost(shape)
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """Batch normalisation on its own, where it does not stand between a convolution and its activation."""
+
+    def cost(self, shape: Shape) -> Cost:
+        """Count what the layer does to any ``shape``; one multiply-add a value, for it may have nothing to fold into."""
+        return Cost(shape, 4 * shape[-1], prod(shape))
+
+
+@dataclass(frozen=True)
+class Residual:
+    """What the inner layers make of a tensor plus the tensor itself, then ReLU (He et al. 2016).
+
+    Where the inner layers change the shape, a 1x1 convolution with normalisation brings the tensor to it.
+    """
+
+    inner: tuple["Layer", ...]
+
+    def cost(self, shape: Shape) -> Cost:
+        """Count what the layer does to ``shape`` (height, width, channels)."""
+        parts = [*costs(self.inner, shape)]
+        shortcut = self.shortcut(shape)
+        if shortcut is not None:
+            parts.append(shortcut.cost(shape))
+        return Cost(parts[-1].output, sum(part.parameters for part in parts), sum(part.multiply_adds for part in parts))
+
+    def shortcut(self, shape: Shape) -> Conv | None:
+        """Return what brings a tensor of ``shape`` to the shape that the inner layers give, None if it has it."""
+        output = [*costs(self.inner, shape)][-1].output
+        if output == shape:
+            return None
+        return Conv(output[-1], kernel=1, stride=-(-shape[0] // output[0]), batch_norm=True, activation="linear")
 
 
 @dataclass(frozen=True)
@@ -101,7 +148,7 @@ class Dense:
     """A fully connected layer; the last one of a network gives logits and has no activation."""
 
     units: int
-    activation: Literal["relu", "linear"] = "relu"
+    activation: Activation = "relu"
 
     def cost(self, shape: Shape) -> Cost:
         """Count what the layer does to ``shape`` (features,)."""
@@ -109,7 +156,7 @@ class Dense:
         return Cost((self.units,), (features + 1) * self.units, features * self.units)
 
 
-Layer = Conv | MaxPool | GlobalAveragePool | Flatten | Dropout | Dense
+Layer = Conv | MaxPool | AveragePool | BatchNorm | Residual | GlobalAveragePool | Flatten | Dropout | Dense
 
 
 def costs(layers: Sequence[Layer], shape: Shape = INPUT_SHAPE) -> Iterator[Cost]:

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from digitserve_training._tensorflow import keras
 from digitserve_training.layers import (
     INPUT_SHAPE,
+    AveragePool,
+    BatchNorm,
     Conv,
     Dense,
     Dropout,
@@ -16,6 +18,7 @@ from digitserve_training.layers import (
     GlobalAveragePool,
     Layer,
     MaxPool,
+    Residual,
 )
 
 LARGEST_PIXEL = 255
@@ -33,9 +36,24 @@ def build(layers: Sequence[Layer]) -> keras.Model:
     images = keras.Input(INPUT_SHAPE, dtype="uint8", name="images")
     tensor = keras.layers.Rescaling(1 / LARGEST_PIXEL, name="scale")(images)
     for number, layer in enumerate(layers, start=1):
-        for keras_layer in _keras_layers(layer, f"{type(layer).__name__.lower()}_{number}"):
-            tensor = keras_layer(tensor)
+        tensor = _apply(layer, tensor, f"{type(layer).__name__.lower()}_{number}")
     return keras.Model(images, tensor, name="digits")
+
+
+def _apply(layer: Layer, tensor: keras.KerasTensor, name: str) -> keras.KerasTensor:
+    if isinstance(layer, Residual):
+        return _residual(layer, tensor, name)
+    for keras_layer in _keras_layers(layer, name):
+        tensor = keras_layer(tensor)
+    return tensor
+
+
+def _residual(layer: Residual, tensor: keras.KerasTensor, name: str) -> keras.KerasTensor:
+    shortcut = layer.shortcut(tuple(tensor.shape[1:]))
+    kept = tensor if shortcut is None else _apply(shortcut, tensor, f"{name}_shortcut")
+    for number, inner in enumerate(layer.inner, start=1):
+        tensor = _apply(inner, tensor, f"{name}_{number}")
+    return keras.layers.ReLU(name=f"{name}_relu")(keras.layers.Add(name=f"{name}_add")([kept, tensor]))
 
 
 def _keras_layers(layer: Layer, name: str) -> Iterator[keras.layers.Layer]:
@@ -44,6 +62,10 @@ def _keras_layers(layer: Layer, name: str) -> Iterator[keras.layers.Layer]:
             yield from _convolution(layer, name)
         case MaxPool(size):
             yield keras.layers.MaxPooling2D(size, name=name)
+        case AveragePool(size):
+            yield keras.layers.AveragePooling2D(size, name=name)
+        case BatchNorm():
+            yield keras.layers.BatchNormalization(name=name)
         case GlobalAveragePool():
             yield keras.layers.GlobalAveragePooling2D(name=name)
         case Flatten():
@@ -51,7 +73,9 @@ def _keras_layers(layer: Layer, name: str) -> Iterator[keras.layers.Layer]:
         case Dropout(rate):
             yield keras.layers.Dropout(rate, name=name)
         case Dense(units, activation):
-            yield keras.layers.Dense(units, activation=activation, name=name)
+            # Logits stay float32 under mixed precision: softmax and loss need the digits.
+            dtype = "float32" if activation == "linear" else None
+            yield keras.layers.Dense(units, activation=activation, name=name, dtype=dtype)
 
 
 def _convolution(layer: Conv, name: str) -> Iterator[keras.layers.Layer]:
@@ -67,4 +91,4 @@ def _convolution(layer: Conv, name: str) -> Iterator[keras.layers.Layer]:
     )
     if layer.batch_norm:
         yield keras.layers.BatchNormalization(name=f"{name}_norm")
-    yield keras.layers.ReLU(name=f"{name}_relu")
+    yield keras.layers.Activation(layer.activation, name=f"{name}_{layer.activation}")

@@ -4,11 +4,20 @@ A preset is all that decides a training apart from the images, the seed and the 
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
-from digitserve_training.layers import Conv, Dense, Dropout, Flatten, Layer, MaxPool
-
-LABELS = tuple("0123456789")
-NUM_LABELS = len(LABELS)
+from digitserve_training.layers import (
+    AveragePool,
+    BatchNorm,
+    Conv,
+    Dense,
+    Dropout,
+    Flatten,
+    GlobalAveragePool,
+    Layer,
+    MaxPool,
+    Residual,
+)
 
 
 @dataclass(frozen=True)
@@ -18,6 +27,7 @@ class Augmentation:
     Attributes:
         rotation_deg: largest turn, either way.
         scale: largest change of size as a fraction, either way, for height and width apart.
+        zoom: largest change of size as a fraction, for height and width together.
         shear: largest horizontal shift for each pixel of height, either way.
         shift_px: largest move along each axis, in pixels.
         thicken: largest share of the dilated image (3x3 maximum) that is blended in.
@@ -26,10 +36,13 @@ class Augmentation:
         blur: largest share of the blurred image (3x3 binomial) that is blended in.
         contrast: largest loss of ink as a fraction.
         noise: largest standard deviation of the Gaussian noise, as a fraction of full ink.
+        elastic_px: largest displacement of a point of the coarse grid that bends the image, along each axis.
+        corrupted: share of the images that get one corruption on top, see ``corrupt``.
     """
 
     rotation_deg: float = 0.0
     scale: float = 0.0
+    zoom: float = 0.0
     shear: float = 0.0
     shift_px: float = 0.0
     thicken: float = 0.0
@@ -37,11 +50,13 @@ class Augmentation:
     blur: float = 0.0
     contrast: float = 0.0
     noise: float = 0.0
+    elastic_px: float = 0.0
+    corrupted: float = 0.0
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained: AdamW, a linear warm-up, then half a cosine down to zero.
+    """How a network is trained: AdamW, a linear warm-up, then the schedule. Without decay, AdamW is Adam.
 
     Attributes:
         epochs: passes over the training images, unless told otherwise.
@@ -51,6 +66,11 @@ class Recipe:
         weight_decay: decoupled, on kernels only.
         label_smoothing: share of each target that is spread over all labels.
         averaging: momentum of the moving average of the weights, which is what is evaluated and exported.
+        validation: share of the training set that is held out.
+        schedule: "cosine" falls from the peak to zero over the run, "constant" stays there.
+        paper: share of the training images that are shown as the service would read them off paper.
+        outliers: pictures that are no digit for each training image. With any, the network learns the probability of
+            an image being a digit too, see ``train``.
     """
 
     epochs: int
@@ -60,6 +80,10 @@ class Recipe:
     weight_decay: float = 0.0
     label_smoothing: float = 0.0
     averaging: float = 0.999
+    validation: float = 1 / 12
+    schedule: Literal["cosine", "constant"] = "cosine"
+    paper: float = 0.0
+    outliers: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -69,7 +93,7 @@ class Preset:
     Attributes:
         name: what ``--preset`` takes.
         summary: one line for the help text.
-        layers: the last gives one logit a label.
+        layers: all but the last, see ``network``.
         recipe: optimisation.
         augmentation: of training images only.
     """
@@ -80,58 +104,105 @@ class Preset:
     recipe: Recipe
     augmentation: Augmentation
 
+    def network(self, num_labels: int) -> tuple[Layer, ...]:
+        """Return all layers, the last of which gives one logit a label."""
+        return (*self.layers, Dense(num_labels, activation="linear"))
+
     @property
     def definition(self) -> str:
         """All that shapes a training, as text: equal definitions train alike."""
         return repr((self.layers, self.recipe, self.augmentation))
 
 
-_AFFINE_AND_STROKE = Augmentation(
+# -- Networks of this project ------------------------------------------------------------------------------------------
+
+_REAL_INK = Augmentation(
     rotation_deg=15.0,
-    scale=0.15,
-    shear=0.2,
-    shift_px=2.0,
-    thicken=0.5,
-    thin=0.5,
-    blur=0.5,
+    scale=0.18,
+    shear=0.25,
+    shift_px=2.5,
+    thicken=0.7,
+    thin=0.6,
+    blur=0.7,
     contrast=0.4,
     noise=0.08,
+    elastic_px=1.2,
+    corrupted=0.4,
 )
 
-_LONG = Recipe(epochs=80, learning_rate=4e-3, warmup_epochs=2.0, weight_decay=0.05)
-
-_STRIDED_CONV5 = Preset(
-    name="strided-conv5",
-    summary="five convolutions, strides in place of pooling, batch norm; small and fast",
+_COMPACT = Preset(
+    name="compact",
+    summary="the default: six convolutions, strides in place of pooling, batch norm; for real ink",
     layers=(
-        # Strides first, so that most of the work happens on 7x7 and less; no padding afterwards, so that the last
+        # Strides early, so that most of the work happens on 14x14 and less; no padding in the end, so that the last
         # convolution sees the whole image at once. Multiples of 16 suit onnxruntime's blocked convolutions.
-        Conv(32, kernel=5, stride=2, batch_norm=True),
-        Conv(32, stride=2, batch_norm=True),
-        Conv(64, padding="valid", batch_norm=True),
-        Conv(64, padding="valid", batch_norm=True),
-        Conv(128, padding="valid", batch_norm=True),
-        Flatten(),
-        Dense(NUM_LABELS, activation="linear"),
-    ),
-    recipe=_LONG,
-    augmentation=_AFFINE_AND_STROKE,
-)
-
-_STRIDED_CONV5_WIDE = Preset(
-    name="strided-conv5-wide",
-    summary="strided-conv5 with half as many multiply-adds again",
-    layers=(
-        Conv(32, kernel=5, stride=2, batch_norm=True),
-        Conv(48, stride=2, batch_norm=True),
+        Conv(16, kernel=5, stride=2, batch_norm=True),
+        Conv(32, batch_norm=True),
+        Conv(64, stride=2, batch_norm=True),
         Conv(64, padding="valid", batch_norm=True),
         Conv(96, padding="valid", batch_norm=True),
         Conv(128, padding="valid", batch_norm=True),
         Flatten(),
-        Dense(NUM_LABELS, activation="linear"),
     ),
-    recipe=_LONG,
-    augmentation=_AFFINE_AND_STROKE,
+    recipe=Recipe(epochs=60, learning_rate=4e-3, warmup_epochs=2.0, weight_decay=0.05, paper=0.2, outliers=0.125),
+    augmentation=_REAL_INK,
+)
+
+_TINY = Preset(
+    name="tiny",
+    summary="under 20 000 parameters",
+    layers=(
+        Conv(16, kernel=5, stride=2, batch_norm=True),
+        Conv(16, batch_norm=True),
+        MaxPool(2),
+        Conv(32, padding="valid", batch_norm=True),
+        Conv(32, padding="valid", batch_norm=True),
+        Flatten(),
+    ),
+    recipe=Recipe(epochs=60, learning_rate=8e-3, warmup_epochs=2.0, weight_decay=0.02),
+    augmentation=Augmentation(
+        rotation_deg=12.0,
+        scale=0.15,
+        shear=0.2,
+        shift_px=2.0,
+        thicken=0.4,
+        thin=0.4,
+        blur=0.4,
+        contrast=0.3,
+        elastic_px=0.8,
+    ),
+)
+
+_RESNET8 = Preset(
+    name="resnet8",
+    summary="three residual blocks of 16, 32 and 64 filters, global average pooling",
+    layers=(
+        Conv(16, batch_norm=True),
+        Residual((Conv(16, batch_norm=True), Conv(16, batch_norm=True, activation="linear"))),
+        Residual((Conv(32, stride=2, batch_norm=True), Conv(32, batch_norm=True, activation="linear"))),
+        Residual((Conv(64, stride=2, batch_norm=True), Conv(64, batch_norm=True, activation="linear"))),
+        GlobalAveragePool(),
+    ),
+    recipe=Recipe(epochs=10, learning_rate=4e-3, weight_decay=0.05),
+    augmentation=Augmentation(rotation_deg=10.0, scale=0.1, shear=0.1, shift_px=2.0),
+)
+
+# -- Known networks, as they are found in tutorials and competitions: Adam at a constant rate, no augmentation ---------
+
+_LENET5 = Preset(
+    name="lenet5",
+    summary="LeCun et al. 1998: two convolutions with mean pooling, dense 120 and 84, tanh",
+    layers=(
+        Conv(6, kernel=5, activation="tanh"),
+        AveragePool(2),
+        Conv(16, kernel=5, padding="valid", activation="tanh"),
+        AveragePool(2),
+        Flatten(),
+        Dense(120, activation="tanh"),
+        Dense(84, activation="tanh"),
+    ),
+    recipe=Recipe(epochs=20, warmup_epochs=0.0, schedule="constant", averaging=0.0),
+    augmentation=Augmentation(),
 )
 
 _CONV2_DENSE256 = Preset(
@@ -145,11 +216,72 @@ _CONV2_DENSE256 = Preset(
         Flatten(),
         Dense(256),
         Dropout(0.5),
-        Dense(NUM_LABELS, activation="linear"),
     ),
-    recipe=Recipe(epochs=20),
-    augmentation=_AFFINE_AND_STROKE,
+    recipe=Recipe(epochs=12, warmup_epochs=0.0, schedule="constant", averaging=0.0),
+    augmentation=Augmentation(),
 )
 
-PRESETS = {preset.name: preset for preset in (_STRIDED_CONV5, _STRIDED_CONV5_WIDE, _CONV2_DENSE256)}
-DEFAULT_PRESET = _STRIDED_CONV5.name
+_CONVPOOL2_BN = Preset(
+    name="convpool2-bn",
+    summary="two pairs of convolution and max-pooling with batch norm and dropout, one dense layer",
+    layers=(
+        Conv(32, batch_norm=True),
+        MaxPool(2),
+        Dropout(0.25),
+        Conv(64, batch_norm=True),
+        MaxPool(2),
+        Dropout(0.25),
+        Flatten(),
+    ),
+    recipe=Recipe(epochs=12, warmup_epochs=0.0, schedule="constant", averaging=0.0),
+    augmentation=Augmentation(),
+)
+
+_CONV3_DENSE2 = Preset(
+    name="conv3-dense2",
+    summary="three convolutions with pooling, two dense layers; five epochs",
+    layers=(
+        Conv(32),
+        MaxPool(2),
+        Conv(64),
+        MaxPool(2),
+        Conv(128),
+        MaxPool(2),
+        Flatten(),
+        Dense(128),
+        Dense(64),
+    ),
+    recipe=Recipe(epochs=5, warmup_epochs=0.0, schedule="constant", averaging=0.0),
+    augmentation=Augmentation(),
+)
+
+_VGG_BN = Preset(
+    name="vgg-bn",
+    summary="two pairs of convolutions, batch norm after each, dense 512; an 80/20 split",
+    layers=(
+        Conv(32, padding="valid"),
+        BatchNorm(),
+        Conv(32, padding="valid"),
+        BatchNorm(),
+        MaxPool(2),
+        Dropout(0.25),
+        Conv(64, padding="valid"),
+        BatchNorm(),
+        Conv(64, padding="valid"),
+        BatchNorm(),
+        MaxPool(2),
+        Dropout(0.25),
+        Flatten(),
+        Dense(512),
+        BatchNorm(),
+        Dropout(0.5),
+    ),
+    recipe=Recipe(epochs=10, warmup_epochs=0.0, schedule="constant", averaging=0.0, validation=0.2),
+    augmentation=Augmentation(),
+)
+
+PRESETS = {
+    preset.name: preset
+    for preset in (_COMPACT, _TINY, _RESNET8, _LENET5, _CONV2_DENSE256, _CONVPOOL2_BN, _CONV3_DENSE2, _VGG_BN)
+}
+DEFAULT_PRESET = _COMPACT.name

@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from digitserve_training.data import LABELS
 from digitserve_training.evaluate import Measurement, described
-from digitserve_training.presets import LABELS
 
 FOLDER = "report"
 

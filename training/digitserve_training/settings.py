@@ -5,6 +5,7 @@ Used by ``cli`` and ``train``; kept in each checkpoint, so that a run is resumed
 
 from dataclasses import dataclass
 
+from digitserve_training.data import MNIST
 from digitserve_training.errors import RunError
 from digitserve_training.presets import DEFAULT_PRESET, PRESETS, Preset
 
@@ -20,6 +21,7 @@ class Asked:
     epochs: int | None = None
     learning_rate: float | None = None
     limit: int | None = None
+    dataset: str | None = None
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Settings:
         epochs: to be trained in all; the learning rate follows it.
         learning_rate: the peak.
         limit: images used of the training set, None for all.
+        dataset: what is learned.
+        labels: names of what is told apart, in the order of the logits.
         data_sha256: fingerprint of the whole training set.
     """
 
@@ -42,11 +46,18 @@ class Settings:
     epochs: int
     learning_rate: float
     limit: int | None
+    dataset: str
+    labels: tuple[str, ...]
     data_sha256: str
 
 
-def start(asked: Asked, data_sha256: str) -> Settings:
+def start(asked: Asked, labels: tuple[str, ...], data_sha256: str) -> Settings:
     """Complete what was asked for a new run by the preset's values.
+
+    Args:
+        asked: what was said.
+        labels: of the training set.
+        data_sha256: its fingerprint.
 
     Raises:
         RunError: there is no such preset.
@@ -59,6 +70,8 @@ def start(asked: Asked, data_sha256: str) -> Settings:
         epochs=preset.recipe.epochs if asked.epochs is None else asked.epochs,
         learning_rate=preset.recipe.learning_rate if asked.learning_rate is None else asked.learning_rate,
         limit=asked.limit,
+        dataset=MNIST if asked.dataset is None else asked.dataset,
+        labels=labels,
         data_sha256=data_sha256,
     )
 

@@ -22,7 +22,8 @@ from digitserve_training.data import Labelled, Split
 from digitserve_training.errors import DivergedError, RunError
 from digitserve_training.layers import INPUT_SHAPE
 from digitserve_training.networks import build
-from digitserve_training.presets import NUM_LABELS, Recipe
+from digitserve_training.pool import NO_LABEL, Pool
+from digitserve_training.presets import Recipe
 from digitserve_training.settings import Settings, preset_of
 
 VALIDATION_BATCH_SIZE = 500
@@ -64,7 +65,7 @@ def restore(state: Checkpoint) -> keras.Model:
         RunError: the preset is unknown, or was edited since the run.
     """
     preset = preset_of(state.settings)
-    network = build(preset.layers)
+    network = build(preset.network(len(state.settings.labels)))
     _assign(network.weights, state.arrays, "average")
     return network
 
@@ -83,11 +84,12 @@ class Training:
         self.settings = settings
         self._preset = preset_of(settings)
         self._validation = split.validation
-        self._images, self._labels = tf.constant(split.training.images), tf.constant(split.training.labels)
-        self._network, self._average = build(self._preset.layers), build(self._preset.layers)
+        self._pool = Pool(split.training, self._preset.recipe, settings.seed)
+        self._images, self._labels = tf.constant(self._pool.images), tf.constant(self._pool.labels)
+        layers = self._preset.network(len(settings.labels))
+        self._network, self._average = build(layers), build(layers)
         self._average.set_weights(self._network.get_weights())
-        steps_per_epoch = -(-len(split.training) // self._preset.recipe.batch_size)
-        self._optimizer = _optimizer(self._preset.recipe, settings, steps_per_epoch)
+        self._optimizer = _optimizer(self._preset.recipe, settings, self._pool.steps_per_epoch)
         self._optimizer.build(self._network.trainable_variables)
         self._compiled_step = tf.function(
             self._step, input_signature=[tf.TensorSpec([None], tf.int64), tf.TensorSpec([], tf.int32)]
@@ -124,7 +126,7 @@ class Training:
             DivergedError: the loss of a step is not finite.
         """
         started = monotonic()
-        batches = list(self._batches(epoch))
+        batches = list(self._pool.batches(epoch))
         losses = []
         with tqdm(batches, desc=f"epoch {epoch}/{self.settings.epochs}", unit="step", leave=False, disable=None) as bar:
             for number, indices in enumerate(bar, start=(epoch - 1) * len(batches)):
@@ -151,20 +153,13 @@ class Training:
             "optimizer": self._optimizer.variables,
         }
 
-    def _batches(self, epoch: int) -> Iterator[NDArray[np.int64]]:
-        order = np.random.default_rng((self.settings.seed, epoch)).permutation(len(self._labels))
-        for start in range(0, len(order), self._preset.recipe.batch_size):
-            yield order[start : start + self._preset.recipe.batch_size]
-
     def _step(self, indices: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
         recipe = self._preset.recipe
         seed = tf.stack([self.settings.seed, number])
         images = augment(tf.gather(self._images, indices), seed, self._preset.augmentation)
-        spread = recipe.label_smoothing / NUM_LABELS
-        targets = tf.one_hot(tf.gather(self._labels, indices), NUM_LABELS, 1 - recipe.label_smoothing + spread, spread)
+        labels = tf.gather(self._labels, indices)
         with tf.GradientTape() as tape:
-            logits = self._network(images, training=True)
-            loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, logits))
+            loss = _loss(self._network(images, training=True), labels, recipe)
         variables = self._network.trainable_variables
         self._optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
         self._move_average(number)
@@ -199,6 +194,22 @@ def _start(training: Training, run_dir: Path, *, resume: bool) -> Checkpoint:
     return state
 
 
+def _loss(logits: tf.Tensor, labels: tf.Tensor, recipe: Recipe) -> tf.Tensor:
+    """Mean cross-entropy in nats.
+
+    With outliers there is one more outcome, "none of these", whose logit is 0 by definition: then -logsumexp(logits), the
+    graph's ``ood_score``, is the logarithm of the odds of an image being no digit, while softmax(logits) is what each
+    label is worth given that it is one.
+    """
+    num_labels = logits.shape[1]
+    if recipe.outliers:
+        logits = tf.pad(logits, [[0, 0], [0, 1]])
+        labels = tf.where(labels == NO_LABEL, tf.constant(num_labels, labels.dtype), labels)
+    spread = recipe.label_smoothing / num_labels
+    targets = tf.one_hot(labels, logits.shape[1], 1 - recipe.label_smoothing + spread, spread)
+    return tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, logits))
+
+
 def _optimizer(recipe: Recipe, settings: Settings, steps_per_epoch: int) -> keras.optimizers.Optimizer:
     warmup_steps = int(min(recipe.warmup_epochs, settings.epochs / 2) * steps_per_epoch)
     schedule = keras.optimizers.schedules.CosineDecay(
@@ -206,6 +217,7 @@ def _optimizer(recipe: Recipe, settings: Settings, steps_per_epoch: int) -> kera
         decay_steps=settings.epochs * steps_per_epoch - warmup_steps,
         warmup_target=settings.learning_rate,
         warmup_steps=warmup_steps,
+        alpha=0.0 if recipe.schedule == "cosine" else 1.0,
     )
     optimizer = keras.optimizers.AdamW(schedule, weight_decay=recipe.weight_decay)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
