@@ -74,7 +74,7 @@ def test_graph_is_lean() -> None:
     graph = onnx.load_from_string(convert(answering(network(PRESETS["compact"].network(10)), 1.0))).graph
 
     operators = Counter(node.op_type for node in graph.node)
-    assert operators["Conv"] == 6
+    assert operators["Conv"] == 5
     assert not operators.keys() & {"BatchNormalization", "Transpose", "Shape", "Loop", "If"}
 
 

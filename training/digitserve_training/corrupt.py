@@ -13,7 +13,7 @@ from digitserve_training.warp import warp
 
 Corruption = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
-FAR = Augmentation(rotation_deg=30.0, scale=0.15, zoom=0.4, shear=0.4, shift_px=5.0, elastic_px=1.0)
+FAR = Augmentation(rotation_deg=30.0, scale=0.15, zoom=0.4, shear=0.4, shift_px=5.0, elastic_px=2.0)
 """As far as images without framing stray: beyond that a 6 becomes a 9 and ink leaves the image."""
 
 
@@ -74,7 +74,7 @@ def _motion(pixels: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Mean along a short straight path in any direction."""
     seeds = tf.unstack(tf.random.split(seed, 2))
     angle = uniform(seeds[0], pixels, 0.0, 3.1416)[:, 0, 0, 0]
-    reach = uniform(seeds[1], pixels, 1.0, 4.0)[:, 0, 0, 0]
+    reach = uniform(seeds[1], pixels, 1.0, 4.5)[:, 0, 0, 0]
     steps = [_shifted(pixels, reach * part * tf.cos(angle), reach * part * tf.sin(angle)) for part in _PATH]
     return tf.add_n(steps) / len(steps)
 

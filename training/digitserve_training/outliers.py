@@ -55,11 +55,11 @@ def drawn_for_training(number: int, seed: int) -> Gray:
     """
     generator = np.random.default_rng(seed)
     kinds: tuple[tuple[Drawing, float], ...] = (
-        (lambda chance: _glyph(_chosen(LETTERS, chance), _chosen(TRAINING_TYPEFACES, chance)), 0.5),
+        (lambda chance: _glyph(_chosen(LETTERS, chance), _chosen(TRAINING_TYPEFACES, chance)), 0.4),
         (lambda chance: _glyph(_chosen(_signs("DejaVuSans"), chance), "DejaVuSans"), 0.2),
         (_scribble, 0.2),
-        (_grating, 0.05),
-        (_grain, 0.05),
+        (_grating, 0.1),
+        (_grain, 0.1),
     )
     chosen = generator.choice(len(kinds), number, p=[share for _, share in kinds])
     return _framed(kinds[kind][0](generator) for kind in chosen)

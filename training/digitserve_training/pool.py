@@ -17,8 +17,8 @@ from digitserve_training.presets import Recipe
 NO_LABEL = -1
 """Label of an image that is no digit."""
 
-PAPER = Paper(smallest=8, largest=128, plain=0.4)
-"""Smaller and cleaner than what is judged: the service reduces larger drawings to 128 pixels first."""
+PAPER = Paper(smallest=8, largest=64, plain=0.4)
+"""Smaller and cleaner than what is judged: large drawings come out like MNIST, small ones are the hard ones."""
 
 PRINTED_SHARE = 0.05
 """Printed digits among the images read off paper."""
