@@ -12,11 +12,11 @@ from digitserve.bundle import GOLDEN_TOLERANCE, Bundle, Golden, Manifest, signat
 from digitserve.errors import BundleError
 from digitserve.session import Session
 from digitserve_training import checkpoint, data
-from digitserve_training.calibrate import TEMPERATURE
+from digitserve_training.calibrate import fit_temperature
 from digitserve_training.checkpoint import Checkpoint
 from digitserve_training.data import Labelled, Split
 from digitserve_training.errors import DataError, ParityError
-from digitserve_training.graph import Answering, answering, convert, reference
+from digitserve_training.graph import Answering, answering, convert, logits, reference
 from digitserve_training.settings import preset_of
 from digitserve_training.train import restore
 
@@ -33,6 +33,7 @@ class Candidate:
         split: the images that it was trained and validated on.
         answer: Keras's answers.
         graph: the ONNX file's bytes.
+        temperature: that probabilities were divided by, fitted on the validation images.
         golden: inputs with Keras's answers.
         session: onnxruntime over ``graph``, which gave the golden answers too.
     """
@@ -41,6 +42,7 @@ class Candidate:
     split: Split
     answer: Answering = field(repr=False)
     graph: bytes = field(repr=False)
+    temperature: float
     golden: Golden = field(repr=False)
     session: Session
 
@@ -59,9 +61,12 @@ def open_candidate(run_dir: Path, data_path: Path | None) -> Candidate:
     """
     state = checkpoint.load(run_dir)
     split = data.split(_read_same(state, data_path), state.settings.limit, preset_of(state.settings).recipe.validation)
-    answer = answering(restore(state), TEMPERATURE)
+    network = restore(state)
+    temperature = fit_temperature(logits(network, split.validation.images), split.validation.labels)
+    answer = answering(network, temperature)
     graph, golden = convert(answer), make_golden(answer, split.validation)
-    return Candidate(state, split, answer, graph, golden, open_session(graph, golden, state.settings.labels))
+    session = open_session(graph, golden, state.settings.labels)
+    return Candidate(state, split, answer, graph, temperature, golden, session)
 
 
 def make_golden(answer: Answering, validation: Labelled) -> Golden:

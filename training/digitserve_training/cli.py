@@ -19,7 +19,19 @@ from digitserve_training.errors import TrainingError
 from digitserve_training.presets import DEFAULT_PRESET, PRESETS
 from digitserve_training.settings import DEFAULT_SEED, Asked
 
-PACKAGES = ("tensorflow", "keras", "tf2onnx", "onnx", "matplotlib", "tqdm")
+PACKAGES = (
+    "tensorflow",
+    "keras",
+    "tf2onnx",
+    "onnx",
+    "matplotlib",
+    "tqdm",
+    "sklearn",
+    "scipy",
+    "jinja2",
+    "optuna",
+    "tensorboard",
+)
 INTERRUPTED = 130
 
 _DATA = click.option(
@@ -95,21 +107,24 @@ def train_run(data_path: Path | None, run_dir: Path | None, threads: int | None,
 
 
 @main.command("evaluate")
-@_RUN
+@click.argument("run_dirs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also keep the figures as rows of this JSON file, and show the networks in it beside this one.",
+)
 @_DATA
 @_THREADS
 @_command
-def evaluate_run(run_dir: Path, data_path: Path | None, threads: int | None) -> None:
-    """Measure a run's network on validation and test images, and write the report into RUN/report."""
+def evaluate_runs(
+    run_dirs: tuple[Path, ...], results: Path | None, data_path: Path | None, threads: int | None
+) -> None:
+    """Measure networks on validation and test images and on what is made of them; write reports into RUN/report."""
     _use_threads(threads)
-    from digitserve_training import candidate, evaluate, report  # noqa: PLC0415 - TensorFlow
+    from digitserve_training import report  # noqa: PLC0415 - TensorFlow
 
-    opened = candidate.open_candidate(run_dir, data_path)
-    click.echo(f"{opened.state.settings.preset} after {opened.state.epoch} of {opened.state.settings.epochs} epochs\n")
-    measurements = evaluate.evaluate(opened, data_path)
-    for name, measurement in measurements.items():
-        click.echo(report.render(name, measurement) + "\n")
-    click.echo(f"report: {report.write(run_dir, measurements)}")
+    for text in report.report(run_dirs, data_path, results):
+        click.echo(text)
 
 
 @main.command("export")

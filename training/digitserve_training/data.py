@@ -22,6 +22,7 @@ LABELS = tuple("0123456789")
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 MNIST = "mnist"
+DIGIT_SETS = frozenset({MNIST, "emnist-digits"})
 
 SPLIT_SEED = 2024
 """Seed of the split and of subsets: not the training's, so that every run is validated on the same images."""

@@ -1,24 +1,36 @@
 """How well a trained network does, measured on the ONNX graph by onnxruntime: what is reported is what is served.
 
-``digitserve-train evaluate`` writes a report into the run's folder; ``export`` measures once more and puts the figures
-into the manifest. Only these two look at test images.
+``digitserve-train evaluate`` writes a report into the run's folder; ``export`` puts the figures into the manifest. Only
+these two look at test images, and at all that is made of them: drawings on paper, corruptions, strangers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import cycle
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from digitserve.preprocess import Framing, Ink, frame, prepare
 from digitserve.session import Outputs, Session
-from digitserve_training import data
-from digitserve_training.candidate import Candidate
+from digitserve_training import corruptions, outliers, scores
+from digitserve_training.calibrate import ood_threshold
 from digitserve_training.data import Labelled
+from digitserve_training.paper import Paper, readings
+from digitserve_training.scores import Reliability
 
 BATCH_SIZE = 256
+
+SEED = 7
+"""Of everything that is drawn for judging, so that every network is judged by the same images."""
+
+NUM_STRANGERS = 1_000
+"""Pictures of each kind that are no digit."""
+
+JUDGED_PAPER = Paper(smallest=16, largest=400, plain=0.0)
+"""Dark on light, off-centre, uneven and grainy, 16 to 400 pixels."""
 
 
 @dataclass(frozen=True)
@@ -26,35 +38,166 @@ class Measurement:
     """What a graph makes of labelled images.
 
     Attributes:
-        accuracy: share of images whose most probable label is theirs.
-        loss: mean cross-entropy in nats.
-        confusion: int64[labels,labels], images by true label (row) and predicted label (column).
-        ood_score: float32[N].
+        labelled: the images.
+        outputs: the graph's answers to them.
     """
 
+    labelled: Labelled = field(repr=False)
+    outputs: Outputs = field(repr=False)
+
+    @property
+    def ood_score(self) -> NDArray[np.float32]:
+        """OOD score of each image: float32[N]."""
+        return self.outputs.ood_score
+
+    @cached_property
+    def predicted(self) -> NDArray[np.int64]:
+        """Index of each image's most probable label: int64[N]."""
+        predicted: NDArray[np.int64] = self.outputs.probabilities.argmax(axis=1)
+        return predicted
+
+    @property
+    def accuracy(self) -> float:
+        """Share of images whose most probable label is theirs."""
+        return float(np.mean(self.predicted == self.labelled.labels))
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy in nats."""
+        return scores.cross_entropy(self.outputs.probabilities, self.labelled.labels)
+
+    @property
+    def reliability(self) -> Reliability:
+        """Confidence against accuracy."""
+        return scores.reliability(self.outputs.probabilities, self.labelled.labels)
+
+    @cached_property
+    def confusion(self) -> NDArray[np.int64]:
+        """Images by true label (row) and predicted label (column): int64[labels,labels]."""
+        num_labels = len(self.labelled.names)
+        confusion = np.zeros((num_labels, num_labels), np.int64)
+        np.add.at(confusion, (self.labelled.labels, self.predicted), 1)
+        return confusion
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """Answers to one set of digits that were changed, or come from elsewhere.
+
+    Attributes:
+        name: for tables.
+        accuracy: share of right labels.
+        trained: whether training saw changes of this nature; None where the question makes no sense.
+    """
+
+    name: str
     accuracy: float
-    loss: float
-    confusion: NDArray[np.int64] = field(repr=False)
-    ood_score: NDArray[np.float32] = field(repr=False)
+    trained: bool | None = None
+
+
+@dataclass(frozen=True)
+class Strangers:
+    """How well one kind of pictures is told from digits.
+
+    Attributes:
+        name: of the kind.
+        auroc: probability that such a picture is stranger to the network than a test digit.
+        rejected: share above the threshold, and so called unfamiliar.
+    """
+
+    name: str
+    auroc: float
+    rejected: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All that is measured of one graph.
+
+    Attributes:
+        validation: the images that were held out of training.
+        test: the test images.
+        threshold: OOD score from which images are called unfamiliar, of validation images.
+        corruptions: the suite, on the test images.
+        corrupted_reliability: confidence against accuracy over the whole suite; None without it.
+        ink: digits through the service's framing; empty for sets that are no digits.
+        strangers: pictures that are no digits, all together first; empty for sets that are no digits.
+        mistaken_verdicts: share of test digits that the service would call blank or several.
+    """
+
+    validation: Measurement
+    test: Measurement
+    threshold: float
+    corruptions: tuple[Robustness, ...]
+    corrupted_reliability: Reliability | None
+    ink: tuple[Robustness, ...]
+    strangers: tuple[Strangers, ...]
+    mistaken_verdicts: float
+
+    @property
+    def corruption_accuracy(self) -> float:
+        """Mean accuracy over the suite."""
+        return float(np.mean([corruption.accuracy for corruption in self.corruptions]))
+
+
+class Exam:
+    """The images that networks are judged by; made once, for any number of networks.
+
+    Attributes:
+        test: the test images.
+        digits: whether they are digits, so that paper and strangers make sense.
+    """
+
+    def __init__(self, test: Labelled, *, digits: bool) -> None:
+        """Keep the test images; everything else is drawn when it is first asked for."""
+        self.test, self.digits = test, digits
+
+    @cached_property
+    def corrupted(self) -> dict[str, Labelled]:
+        """The test images under each corruption of the suite."""
+        return {
+            corruption.name: Labelled(
+                corruptions.corrupted(self.test.images, corruption, SEED), self.test.labels, self.test.names
+            )
+            for corruption in corruptions.CORRUPTIONS
+        }
+
+    @cached_property
+    def ink(self) -> dict[str, Labelled]:
+        """Digits from elsewhere, each through the service's framing."""
+        if not self.digits:
+            return {}
+        small, labels = _scanned_digits()
+        return {
+            "MNIST drawn on paper": Labelled(readings(self.test.images, JUDGED_PAPER, SEED), self.test.labels),
+            "load_digits, light on dark": Labelled(_framed(small), labels),
+            "load_digits, dark on light": Labelled(_framed(255 - small), labels),
+        }
+
+    @cached_property
+    def strangers(self) -> dict[str, NDArray[np.uint8]]:
+        """Pictures that are no digits, by kind."""
+        return outliers.judged(NUM_STRANGERS, SEED) if self.digits else {}
+
+    @cached_property
+    def mistaken_verdicts(self) -> float:
+        """Share of test images that the service would call blank or several, as they are or framed: the larger."""
+        images = self.test.images[..., 0]
+        prepared = [prepare(images, Ink.LIGHT_ON_DARK, framing) for framing in Framing]
+        return max(float(np.mean(one.blank | one.several)) for one in prepared)
 
 
 def measure(session: Session, labelled: Labelled) -> Measurement:
     """Run a graph on labelled images.
 
     Args:
-        session: as ``open_session`` gives it.
+        session: as ``candidate.open_session`` gives it.
         labelled: at least one image.
     """
-    outputs = run(session, labelled.images, (BATCH_SIZE,))
-    predicted = outputs.probabilities.argmax(axis=1)
-    confusion = np.zeros((len(labelled.names), len(labelled.names)), np.int64)
-    np.add.at(confusion, (labelled.labels, predicted), 1)
-    of_label = np.take_along_axis(outputs.probabilities, labelled.labels[:, np.newaxis], axis=1)
-    loss = -np.log(np.maximum(of_label.astype(np.float64), np.finfo(np.float32).tiny))
-    return Measurement(float(np.mean(predicted == labelled.labels)), float(loss.mean()), confusion, outputs.ood_score)
+    return Measurement(labelled, run(session, labelled.images))
 
 
-def run(session: Session, images: NDArray[np.uint8], batch_sizes: Sequence[int]) -> Outputs:
+def run(session: Session, images: NDArray[np.uint8], batch_sizes: Sequence[int] = (BATCH_SIZE,)) -> Outputs:
     """Run a graph on images, in batches of these sizes in turn, the last one as large as what is left."""
     parts: list[Outputs] = []
     start = 0
@@ -67,22 +210,88 @@ def run(session: Session, images: NDArray[np.uint8], batch_sizes: Sequence[int])
     return Outputs(probabilities, np.concatenate([part.ood_score for part in parts]))
 
 
-def evaluate(candidate: Candidate, data_path: Path | None) -> dict[str, Measurement]:
-    """Measure a run's network on the validation images and on the test images, which are read from ``data_path``."""
+def evaluate(session: Session, validation: Labelled, exam: Exam) -> Evaluation:
+    """Measure a graph on everything.
+
+    Args:
+        session: as ``candidate.open_session`` gives it.
+        validation: images that were held out of training.
+        exam: what it is judged by.
+    """
+    held_out, test = measure(session, validation), measure(session, exam.test)
+    threshold = ood_threshold(held_out.ood_score)
+    suite = {name: measure(session, labelled) for name, labelled in exam.corrupted.items()}
+    trained = {corruption.name: corruption.trained for corruption in corruptions.CORRUPTIONS}
+    return Evaluation(
+        validation=held_out,
+        test=test,
+        threshold=threshold,
+        corruptions=tuple(Robustness(name, one.accuracy, trained[name]) for name, one in suite.items()),
+        corrupted_reliability=_pooled([*suite.values()]),
+        ink=tuple(Robustness(name, measure(session, labelled).accuracy) for name, labelled in exam.ink.items()),
+        strangers=_strangers(session, exam.strangers, test.ood_score, threshold),
+        mistaken_verdicts=exam.mistaken_verdicts,
+    )
+
+
+def described(evaluation: Evaluation) -> dict[str, Any]:
+    """Return an evaluation as JSON has it, without the answers to single images."""
     return {
-        "validation": measure(candidate.session, candidate.split.validation),
-        "test": measure(candidate.session, data.read_test(data_path, candidate.state.settings.dataset)),
+        "validation": _described(evaluation.validation),
+        "test": _described(evaluation.test),
+        "corruptions": {
+            "mean_accuracy": evaluation.corruption_accuracy,
+            "calibration_error": None
+            if evaluation.corrupted_reliability is None
+            else evaluation.corrupted_reliability.error,
+            "accuracy": {one.name: one.accuracy for one in evaluation.corruptions},
+            "trained": {one.name: one.trained for one in evaluation.corruptions},
+        },
+        "ink": {one.name: one.accuracy for one in evaluation.ink},
+        "strangers": {one.name: {"auroc": one.auroc, "rejected": one.rejected} for one in evaluation.strangers},
+        "ood_threshold": evaluation.threshold,
+        "mistaken_verdicts": evaluation.mistaken_verdicts,
     }
 
 
-def described(measurements: dict[str, Measurement]) -> dict[str, Any]:
-    """Return measurements as JSON has them, without the scores of single images."""
+def _described(measurement: Measurement) -> dict[str, Any]:
     return {
-        part: {
-            "num_images": int(measurement.confusion.sum()),
-            "accuracy": measurement.accuracy,
-            "loss": measurement.loss,
-            "confusion": measurement.confusion.tolist(),
-        }
-        for part, measurement in measurements.items()
+        "num_images": len(measurement.labelled),
+        "accuracy": measurement.accuracy,
+        "loss": measurement.loss,
+        "calibration_error": measurement.reliability.error,
+        "confusion": measurement.confusion.tolist(),
     }
+
+
+def _pooled(measurements: Sequence[Measurement]) -> Reliability | None:
+    if not measurements:
+        return None
+    probabilities = np.concatenate([measurement.outputs.probabilities for measurement in measurements])
+    return scores.reliability(
+        probabilities, np.concatenate([measurement.labelled.labels for measurement in measurements])
+    )
+
+
+def _strangers(
+    session: Session, pictures: Mapping[str, NDArray[np.uint8]], digits: NDArray[np.float32], threshold: float
+) -> tuple[Strangers, ...]:
+    by_kind = {name: run(session, images).ood_score for name, images in pictures.items()}
+    if by_kind:
+        by_kind = {"all together": np.concatenate([*by_kind.values()])} | by_kind
+    return tuple(
+        Strangers(name, scores.auroc(digits, found), float(np.mean(found > threshold)))
+        for name, found in by_kind.items()
+    )
+
+
+def _scanned_digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Return scikit-learn's digits, light on dark: uint8[1797,8,8] and int64[1797]."""
+    from sklearn.datasets import load_digits  # noqa: PLC0415 - a second, and only evaluation needs it
+
+    images, labels = load_digits(return_X_y=True)
+    return np.round(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8), labels.astype(np.int64)
+
+
+def _framed(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.stack([frame(image, Ink.AUTO).pixels for image in images])[..., np.newaxis]

@@ -14,7 +14,7 @@ from digitserve import bundle
 from digitserve.bundle import Manifest, signature
 from digitserve_training import checkpoint, data, parity
 from digitserve_training._tensorflow import tf
-from digitserve_training.calibrate import TEMPERATURE, ood_threshold
+from digitserve_training.calibrate import ood_threshold
 from digitserve_training.candidate import Candidate, open_candidate
 from digitserve_training.checkpoint import Checkpoint
 from digitserve_training.data import Labelled
@@ -23,7 +23,7 @@ from digitserve_training.evaluate import Measurement, measure
 from digitserve_training.layers import count_multiply_adds, count_parameters
 from digitserve_training.parity import Parity
 from digitserve_training.report import FOLDER
-from digitserve_training.settings import Settings, preset_of
+from digitserve_training.settings import preset_of
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class Exported:
             "parity": str(self.parity),
             "size": f"{training['parameters']:,} parameters, {training['multiply_adds']:,} multiply-adds, "
             f"{self.graph_bytes:,} bytes as ONNX",
+            "calibration": f"error {quality['test_calibration_error']:.3%}, temperature {training['temperature']:.3f}",
             "OOD": f"threshold {self.manifest.ood_threshold:.4f}",
         }
 
@@ -88,8 +89,8 @@ def export(run_dir: Path, data_path: Path | None, destination: Destination) -> E
     settled = settle(destination)
     _require_finished(checkpoint.load(run_dir), run_dir)
     candidate = open_candidate(run_dir, data_path)
-    report = run_dir / FOLDER
     test = data.read_test(data_path, candidate.state.settings.dataset)
+    report = run_dir / FOLDER
     return publish(candidate, test, settled, report if report.is_dir() else None)
 
 
@@ -128,7 +129,7 @@ def settle(destination: Destination) -> Destination:
 
 
 def _manifest(candidate: Candidate, test: Labelled, destination: Destination, measured: Parity) -> Manifest:
-    validation = measure(candidate.session, candidate.split.validation)
+    held_out = measure(candidate.session, candidate.split.validation)
     labels = candidate.state.settings.labels
     inputs, outputs = signature(len(labels))
     return Manifest(
@@ -138,9 +139,9 @@ def _manifest(candidate: Candidate, test: Labelled, destination: Destination, me
         inputs=inputs,
         outputs=outputs,
         labels=labels,
-        ood_threshold=ood_threshold(validation.ood_score),
+        ood_threshold=ood_threshold(held_out.ood_score),
         training=_training(candidate, test),
-        quality=_quality(measure(candidate.session, test), validation, measured),
+        quality=_quality(measure(candidate.session, test), held_out, measured),
     )
 
 
@@ -159,7 +160,7 @@ def _training(candidate: Candidate, test: Labelled) -> dict[str, Any]:
         "preset": preset.name,
         "seed": settings.seed,
         "epochs": settings.epochs,
-        "command": _command(settings),
+        "command": settings.command,
         "recipe": asdict(preset.recipe) | {"epochs": settings.epochs, "learning_rate": settings.learning_rate},
         "augmentation": asdict(preset.augmentation),
         "split": {
@@ -173,7 +174,7 @@ def _training(candidate: Candidate, test: Labelled) -> dict[str, Any]:
         "versions": _versions(),
         "parameters": count_parameters(layers),
         "multiply_adds": count_multiply_adds(layers),
-        "temperature": TEMPERATURE,
+        "temperature": candidate.temperature,
     }
 
 
@@ -187,16 +188,9 @@ def _quality(test: Measurement, validation: Measurement, measured: Parity) -> di
     return {
         "test_accuracy": test.accuracy,
         "test_loss": test.loss,
+        "test_calibration_error": test.reliability.error,
         "validation_accuracy": validation.accuracy,
         "validation_loss": validation.loss,
         "test_images": measured.num_images,
         "parity_largest_difference": measured.largest_difference,
     }
-
-
-def _command(settings: Settings) -> str:
-    limit = f" --limit {settings.limit}" if settings.limit is not None else ""
-    return (
-        f"digitserve-train train --preset {settings.preset} --epochs {settings.epochs} --seed {settings.seed} "
-        f"--learning-rate {settings.learning_rate:g}{limit}"
-    )

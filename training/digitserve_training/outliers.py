@@ -19,10 +19,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from digitserve.bundle import IMAGE_SIZE
 from digitserve.preprocess import Ink, frame
+from digitserve_training import pen
+from digitserve_training.pen import DIGIT_STROKES, FIELD, LETTER_STROKES
 
 Gray = NDArray[np.uint8]
 Drawing = Callable[[np.random.Generator], Gray]
-Stroke = Sequence[tuple[float, float]]
 
 TRAINING_TYPEFACES = (
     "DejaVuSans",
@@ -43,9 +44,6 @@ LOOKALIKES = frozenset("OoQDIlijJ|ZzSsBbGgqy")
 
 LETTERS = tuple(letter for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz" if letter not in LOOKALIKES)
 
-FIELD = 64
-"""Side of the square that figures are drawn on, in pixels, before they are framed."""
-
 
 def drawn_for_training(number: int, seed: int) -> Gray:
     """Draw pictures that are no digits: letters, signs of many scripts, scribbles and patterns.
@@ -65,15 +63,24 @@ def drawn_for_training(number: int, seed: int) -> Gray:
     return _framed(kinds[kind][0](generator) for kind in chosen)
 
 
-def printed_digits(number: int, seed: int) -> tuple[Gray, NDArray[np.int64]]:
-    """Draw digits in the typefaces that training knows, lest it take print itself for a sign of no digit.
+def digits_of_other_hands(number: int, seed: int) -> tuple[Gray, NDArray[np.int64]]:
+    """Draw digits as MNIST's writers did not: most with a pen in the ways of many countries, a quarter in print.
+
+    Print is there lest networks take it for a sign of no digit.
 
     Returns:
         uint8[number,28,28,1], light ink on dark, and the labels int64[number].
     """
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, 10, number)
-    return _framed(_glyph(str(label), _chosen(TRAINING_TYPEFACES, generator)) for label in labels), labels
+    return _framed(_digit(str(label), generator) for label in labels), labels
+
+
+def _digit(label: str, generator: np.random.Generator) -> Gray:
+    if generator.random() < 0.25:
+        return _glyph(label, _chosen(TRAINING_TYPEFACES, generator))
+    ways = DIGIT_STROKES[label]
+    return pen.written(ways[int(generator.integers(len(ways)))], generator)
 
 
 def judged(number: int, seed: int) -> dict[str, Gray]:
@@ -126,35 +133,14 @@ def _signs(typeface: str) -> tuple[str, ...]:
     )
 
 
-def _stroked(strokes: Sequence[Stroke], width: float) -> Gray:
-    """Draw polylines, given in units of the field, with a round pen ``width`` pixels wide."""
-    scale = 4
-    picture = Image.new("L", (FIELD * scale, FIELD * scale))
-    pen, radius = ImageDraw.Draw(picture), width * scale / 2
-    for stroke in strokes:
-        points = [(x * FIELD * scale, y * FIELD * scale) for x, y in stroke]
-        pen.line(points, 255, round(2 * radius), joint="curve")
-        for x, y in (points[0], points[-1]):
-            pen.ellipse((x - radius, y - radius, x + radius, y + radius), 255)
-    return np.asarray(picture.resize((FIELD, FIELD), Image.Resampling.BOX))
-
-
 def _scribble(generator: np.random.Generator) -> Gray:
     """Draw one to three curves through random points, each turning back on itself a few times."""
     strokes = [
         # Fewer turns come out as a 1, a 2 or a 7 now and then.
-        _smoothed(generator.uniform(0.15, 0.85, (int(generator.integers(6, 12)), 2)))
+        pen.smoothed(generator.uniform(0.15, 0.85, (int(generator.integers(6, 12)), 2)))
         for _ in range(int(generator.integers(1, 4)))
     ]
-    return _stroked(strokes, generator.uniform(2, 6))
-
-
-def _smoothed(points: NDArray[np.float64]) -> Stroke:
-    """Round a polyline's corners by cutting them three times (Chaikin 1974)."""
-    for _ in range(3):
-        near, far = 0.75 * points[:-1] + 0.25 * points[1:], 0.25 * points[:-1] + 0.75 * points[1:]
-        points = np.concatenate([points[:1], np.stack([near, far], axis=1).reshape(-1, 2), points[-1:]])
-    return [(float(x), float(y)) for x, y in points]
+    return pen.stroked(strokes, generator.uniform(2, 6))
 
 
 def _grating(generator: np.random.Generator) -> Gray:
@@ -184,16 +170,8 @@ def _judged_letter(generator: np.random.Generator) -> Gray:
     return _glyph(_chosen(LETTERS, generator), _chosen(JUDGED_TYPEFACES, generator))
 
 
-def _stroked_letter(generator: np.random.Generator) -> Gray:
-    """Draw a letter with a pen: each point off by some, the corners rounded, the whole leaning."""
-    letter = _chosen(tuple(LETTER_STROKES), generator)
-    lean = generator.uniform(-0.2, 0.2)
-    strokes = []
-    for stroke in LETTER_STROKES[letter]:
-        points = np.array(stroke, np.float64) / 4 + generator.normal(0, 0.025, (len(stroke), 2))
-        points[:, 0] += lean * (0.5 - points[:, 1])
-        strokes.append(_smoothed(0.2 + 0.6 * points))
-    return _stroked(strokes, generator.uniform(2.5, 6.5))
+def _penned_letter(generator: np.random.Generator) -> Gray:
+    return pen.written(LETTER_STROKES[_chosen(tuple(LETTER_STROKES), generator)], generator)
 
 
 def _spiral(generator: np.random.Generator) -> Gray:
@@ -204,7 +182,7 @@ def _spiral(generator: np.random.Generator) -> Gray:
     angle = 2 * np.pi * (turns * time + generator.random())
     x = 0.5 + radius * np.cos(angle) + drift[0] * (time - 0.5)
     y = 0.5 + radius * np.sin(angle) * generator.uniform(0.4, 1) + drift[1] * (time - 0.5)
-    return _stroked([list(zip(x.tolist(), y.tolist(), strict=True))], generator.uniform(2, 5))
+    return pen.stroked([list(zip(x.tolist(), y.tolist(), strict=True))], generator.uniform(2, 5))
 
 
 def _checks(generator: np.random.Generator) -> Gray:
@@ -228,40 +206,8 @@ def _white_noise(generator: np.random.Generator) -> Gray:
 
 JUDGED: dict[str, Drawing] = {
     "letters in other typefaces": _judged_letter,
-    "letters drawn with a pen": _stroked_letter,
+    "letters drawn with a pen": _penned_letter,
     "scribbles": _spiral,
     "textures": _checks,
     "noise": _white_noise,
-}
-
-# Pen strokes of letters on a grid of 4 by 4, x to the right, y down.
-LETTER_STROKES: dict[str, tuple[Stroke, ...]] = {
-    "A": (((0, 4), (1, 2), (2, 0), (3, 2), (4, 4)), ((1, 2.5), (3, 2.5))),
-    "C": (((4, 0.7), (3, 0), (1, 0), (0, 1.3), (0, 2.7), (1, 4), (3, 4), (4, 3.3)),),
-    "E": (((4, 0), (0.5, 0), (0.5, 2), (0.5, 4), (4, 4)), ((0.5, 2), (3, 2))),
-    "F": (((4, 0), (0.5, 0), (0.5, 2), (0.5, 4)), ((0.5, 2), (3, 2))),
-    "H": (((0.5, 0), (0.5, 4)), ((3.5, 0), (3.5, 4)), ((0.5, 2), (3.5, 2))),
-    "K": (((0.5, 0), (0.5, 4)), ((3.5, 0), (0.5, 2.2)), ((1.3, 1.8), (3.7, 4))),
-    "L": (((0.5, 0), (0.5, 2), (0.5, 4), (3.5, 4)),),
-    "M": (((0, 4), (0.3, 0), (2, 3), (3.7, 0), (4, 4)),),
-    "N": (((0.5, 4), (0.5, 0), (3.5, 4), (3.5, 0)),),
-    "P": (((0.5, 4), (0.5, 0), (3, 0), (3.7, 1), (3, 2.1), (0.5, 2.1)),),
-    "R": (((0.5, 4), (0.5, 0), (3, 0), (3.6, 1), (3, 2), (0.5, 2)), ((1.8, 2), (3.8, 4))),
-    "T": (((0, 0), (4, 0)), ((2, 0), (2, 4))),
-    "U": (((0.5, 0), (0.5, 3), (1.2, 4), (2.8, 4), (3.5, 3), (3.5, 0)),),
-    "V": (((0.2, 0), (2, 4), (3.8, 0)),),
-    "W": (((0, 0), (1, 4), (2, 1), (3, 4), (4, 0)),),
-    "X": (((0.3, 0), (3.7, 4)), ((3.7, 0), (0.3, 4))),
-    "Y": (((0.3, 0), (2, 2), (3.7, 0)), ((2, 2), (2, 4))),
-    "a": (((3.3, 0.6), (2, 0), (0.6, 1), (0.6, 3), (2, 4), (3.3, 3)), ((3.4, 0), (3.4, 3), (4, 4))),
-    "d": (((3.3, 2.3), (2, 1.6), (0.6, 2.4), (0.8, 3.6), (2, 4), (3.3, 3.2)), ((3.4, -0.5), (3.4, 3.2), (4, 4))),
-    "e": (((0.6, 2.1), (3.5, 2), (3.2, 0.6), (1.8, 0), (0.6, 1.2), (0.6, 3), (2, 4), (3.6, 3.4)),),
-    "f": (((3.5, 0.3), (2.6, 0), (1.9, 0.8), (1.9, 4)), ((0.7, 1.6), (3.2, 1.6))),
-    "h": (((0.6, 0), (0.6, 4)), ((0.6, 2.4), (1.8, 1.6), (3, 2), (3.2, 4))),
-    "k": (((0.6, 0), (0.6, 4)), ((3, 1.5), (0.7, 2.8)), ((1.4, 2.5), (3.2, 4))),
-    "m": (((0.2, 4), (0.2, 1)), ((0.2, 2), (1.1, 1), (2, 2), (2, 4)), ((2, 2), (3, 1), (3.9, 2), (3.9, 4))),
-    "n": (((0.6, 4), (0.6, 1)), ((0.6, 2), (2, 1), (3.3, 2), (3.4, 4))),
-    "t": (((2, 0), (2, 3.4), (2.7, 4), (3.5, 3.6)), ((0.6, 1.2), (3.3, 1.2))),
-    "w": (((0, 1), (0.9, 4), (2, 1.8), (3.1, 4), (4, 1)),),
-    "x": (((0.6, 1), (3.4, 4)), ((3.4, 1), (0.6, 4))),
 }

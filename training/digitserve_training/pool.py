@@ -1,4 +1,4 @@
-"""What a training draws its batches from: digits as they are, the same digits read off paper, print, and no digits.
+"""What a training draws its batches from: digits as they are, digits read off paper, and pictures of no digit.
 
 Everything but the digits themselves is drawn anew from the seed when a training starts, resumed or not, so nothing of it
 needs to be kept. Needs no TensorFlow.
@@ -20,8 +20,8 @@ NO_LABEL = -1
 PAPER = Paper(smallest=8, largest=64, plain=0.4)
 """Smaller and cleaner than what is judged: large drawings come out like MNIST, small ones are the hard ones."""
 
-PRINTED_SHARE = 0.05
-"""Printed digits among the images read off paper."""
+OTHER_HANDS = 0.2
+"""Share of the images read off paper that are not MNIST's, but written as its writers did not write, or printed."""
 
 LARGEST_OUTLIERS = 16_384
 
@@ -54,7 +54,7 @@ class Pool:
     def batches(self, epoch: int) -> Iterator[NDArray[np.int64]]:
         """Give one pass over the training images in random order, as indices into ``images``.
 
-        Each training image comes once, in its own shape or as its reading; each batch has its share of outliers on top,
+        Each training image comes once, as it is or with its reading in its place; each batch has its share of outliers on top,
         at random places in it.
 
         Args:
@@ -75,11 +75,12 @@ class Pool:
 
 
 def _read_off_paper(training: Labelled, seed: int) -> Labelled:
-    images, labels = readings(training.images, PAPER, seed), training.labels.copy()
-    generator = np.random.default_rng(seed)
-    replaced = generator.permutation(len(labels))[: round(PRINTED_SHARE * len(labels))]
-    images[replaced], labels[replaced] = outliers.printed_digits(len(replaced), seed)
-    return Labelled(images, labels)
+    images, labels = training.images.copy(), training.labels.copy()
+    replaced = np.random.default_rng(seed).permutation(len(labels))[: round(OTHER_HANDS * len(labels))]
+    images[replaced], labels[replaced] = outliers.digits_of_other_hands(len(replaced), seed)
+    read = readings(images, PAPER, seed)
+    # Now and then nothing is left of a digit of 8 pixels.
+    return Labelled(np.where(read.any(axis=(1, 2, 3), keepdims=True), read, images), labels)
 
 
 def _outliers(number: int, seed: int) -> Labelled:

@@ -1,57 +1,137 @@
-"""Figures for people: the confusion matrix in the terminal, and as JSON and a picture in the run's folder."""
+"""Reports: what ``evaluate`` shows in the terminal, and writes into a run's folder for people and programs."""
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from digitserve_training.data import LABELS
-from digitserve_training.evaluate import Measurement, described
+from digitserve_training import data, results
+from digitserve_training.candidate import Candidate, open_candidate
+from digitserve_training.evaluate import Evaluation, Exam, Measurement, described, evaluate
+from digitserve_training.layers import count_multiply_adds, count_parameters
+from digitserve_training.results import Row
+from digitserve_training.settings import preset_of
 
 FOLDER = "report"
 
 
-def render(name: str, measurement: Measurement) -> str:
-    """Return a measurement as text: one line of figures, then the confusion matrix, zeros as dots."""
-    confusion = measurement.confusion
-    num_images, num_wrong = int(confusion.sum()), int(confusion.sum() - np.trace(confusion))
-    figures = (
-        f"{name}: accuracy {measurement.accuracy:.2%} ({num_wrong} of {num_images} wrong), loss {measurement.loss:.4f}"
+def report(run_dirs: Sequence[Path], data_path: Path | None, results_path: Path | None) -> Iterator[str]:
+    """Evaluate runs one after the other and write each one's report.
+
+    Args:
+        run_dirs: folders of runs.
+        data_path: as ``data.read_training`` takes it.
+        results_path: JSON file of rows that each run's row is added to, None for no such file.
+
+    Yields:
+        Text for the terminal.
+    """
+    exams: dict[str, Exam] = {}
+    for run_dir in run_dirs:
+        candidate = open_candidate(run_dir, data_path)
+        settings = candidate.state.settings
+        if settings.dataset not in exams:
+            exams[settings.dataset] = Exam(data.read_test(data_path, settings.dataset), digits=settings.digits)
+        evaluation = evaluate(candidate.session, candidate.split.validation, exams[settings.dataset])
+        yield f"{settings.preset} after {candidate.state.epoch} of {settings.epochs} epochs\n"
+        yield render(evaluation)
+        if results_path is not None:
+            results.add(results_path, [row(candidate, evaluation)])
+        yield f"report: {write(run_dir, evaluation)}"
+
+
+def row(candidate: Candidate, evaluation: Evaluation) -> Row:
+    """Sum up a run in one row."""
+    settings = candidate.state.settings
+    layers = preset_of(settings).network(len(settings.labels))
+    return Row(
+        preset=settings.preset,
+        seed=settings.seed,
+        command=settings.command,
+        parameters=count_parameters(layers),
+        multiply_adds=count_multiply_adds(layers),
+        epochs=candidate.state.epoch,
+        training_images=len(candidate.split.training),
+        validation_images=len(candidate.split.validation),
+        duration_s=round(sum(record["duration_s"] for record in candidate.state.history), 1),
+        validation_accuracy=evaluation.validation.accuracy,
+        test_accuracy=evaluation.test.accuracy,
+        test_loss=evaluation.test.loss,
+        corruption_accuracy=evaluation.corruption_accuracy,
     )
-    width = len(str(confusion.max())) + 2
-    header = "true \\ predicted" + "".join(label.rjust(width) for label in LABELS)
-    rows = [
-        label.rjust(len("true \\ predicted")) + "".join((str(count) if count else "·").rjust(width) for count in row)
-        for label, row in zip(LABELS, confusion.tolist(), strict=True)
+
+
+def render(evaluation: Evaluation) -> str:
+    """Return an evaluation as text: figures of each part, and the confusion matrix of the test images."""
+    parts = [
+        _line("validation", evaluation.validation),
+        _line("test", evaluation.test),
+        _confusion(evaluation.test),
+        f"corruption suite: mean accuracy {evaluation.corruption_accuracy:.2%}"
+        + (
+            f", calibration error {evaluation.corrupted_reliability.error:.2%}"
+            if evaluation.corrupted_reliability
+            else ""
+        ),
+        *(
+            f"  {one.name:<16} {one.accuracy:7.2%}  {'trained on the like' if one.trained else 'never trained on'}"
+            for one in evaluation.corruptions
+        ),
+        *(f"{one.name}: accuracy {one.accuracy:.2%}" for one in evaluation.ink),
+        *(f"strangers, {one.name}: AUROC {one.auroc:.4f}, {one.rejected:.1%} refused" for one in evaluation.strangers),
+        f"test digits called blank or several: {evaluation.mistaken_verdicts:.2%}",
     ]
-    return "\n".join((figures, header, *rows))
+    return "\n".join(parts)
 
 
-def write(run_dir: Path, measurements: dict[str, Measurement]) -> Path:
-    """Write ``evaluation.json`` and a picture of each confusion matrix.
+def write(run_dir: Path, evaluation: Evaluation) -> Path:
+    """Write ``evaluation.json`` and pictures.
 
     Returns:
         The folder that holds them.
     """
     folder = run_dir / FOLDER
     folder.mkdir(exist_ok=True)
-    (folder / "evaluation.json").write_text(json.dumps(described(measurements), indent=2) + "\n")
-    for name, measurement in measurements.items():
-        _draw(measurement.confusion, f"{name}: accuracy {measurement.accuracy:.2%}", folder / f"confusion_{name}.png")
+    (folder / "evaluation.json").write_text(json.dumps(described(evaluation), indent=2) + "\n")
+    for name, measurement in {"validation": evaluation.validation, "test": evaluation.test}.items():
+        _draw(measurement, f"{name}: accuracy {measurement.accuracy:.2%}", folder / f"confusion_{name}.png")
     return folder
 
 
-def _draw(confusion: NDArray[np.int64], title: str, path: Path) -> None:
+def _line(name: str, measurement: Measurement) -> str:
+    num_images, num_wrong = len(measurement.labelled), int(np.sum(measurement.predicted != measurement.labelled.labels))
+    return (
+        f"{name}: accuracy {measurement.accuracy:.2%} ({num_wrong} of {num_images} wrong), "
+        f"loss {measurement.loss:.4f}, calibration error {measurement.reliability.error:.3%}"
+    )
+
+
+def _confusion(measurement: Measurement) -> str:
+    """Return a confusion matrix as text, zeros as dots."""
+    confusion, names = measurement.confusion, measurement.labelled.names
+    width = len(str(confusion.max())) + 2
+    header = "true \\ predicted" + "".join(name[: width - 1].rjust(width) for name in names)
+    rows = [
+        name[:16].rjust(len("true \\ predicted"))
+        + "".join((str(count) if count else "·").rjust(width) for count in line)
+        for name, line in zip(names, confusion.tolist(), strict=True)
+    ]
+    return "\n".join((header, *rows))
+
+
+def _draw(measurement: Measurement, title: str, path: Path) -> None:
+    confusion: NDArray[np.int64] = measurement.confusion
     figure = Figure(figsize=(6, 6), layout="constrained")
     axes = figure.subplots()
     # The diagonal would drown the mistakes, which are what one looks for.
     axes.imshow(confusion - np.diag(np.diag(confusion)), cmap="Reds")
-    for (row, column), count in np.ndenumerate(confusion):
+    for (line, column), count in np.ndenumerate(confusion):
         if count:
-            axes.text(column, row, str(count), ha="center", va="center", fontsize=8)
-    ticks = range(len(LABELS))
+            axes.text(column, line, str(count), ha="center", va="center", fontsize=8)
+    ticks = range(len(measurement.labelled.names))
     axes.set(title=title, xlabel="predicted", ylabel="true", xticks=ticks, yticks=ticks)
     # No version of matplotlib in the file, so that equal figures are equal bytes.
     figure.savefig(path, dpi=100, metadata={"Software": None})

@@ -5,7 +5,7 @@ Used by ``cli`` and ``train``; kept in each checkpoint, so that a run is resumed
 
 from dataclasses import dataclass
 
-from digitserve_training.data import MNIST
+from digitserve_training.data import DIGIT_SETS, MNIST
 from digitserve_training.errors import RunError
 from digitserve_training.presets import DEFAULT_PRESET, PRESETS, Preset
 
@@ -49,6 +49,20 @@ class Settings:
     dataset: str
     labels: tuple[str, ...]
     data_sha256: str
+
+    @property
+    def digits(self) -> bool:
+        """Whether digits are learned: then paper, print and strangers make sense."""
+        return self.dataset in DIGIT_SETS
+
+    @property
+    def command(self) -> str:
+        """The command line that trains the same again, on the same data."""
+        limit = f" --limit {self.limit}" if self.limit is not None else ""
+        return (
+            f"digitserve-train train --preset {self.preset} --epochs {self.epochs} --seed {self.seed} "
+            f"--learning-rate {self.learning_rate:g}{limit}"
+        )
 
 
 def start(asked: Asked, labels: tuple[str, ...], data_sha256: str) -> Settings:

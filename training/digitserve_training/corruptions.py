@@ -1,0 +1,261 @@
+"""The suite of corruptions that networks are judged by, 28x28 in and 28x28 out.
+
+After Mu and Gilmer 2019, "MNIST-C: A Robustness Benchmark for Computer Vision", drawn anew in numpy, with a few kinds
+more. Training changes its images by other code (``augment``, ``corrupt``); ``Corruption.trained`` says whether a kind of
+the same nature is among those changes. Needs no TensorFlow.
+"""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFilter
+
+Pixels = NDArray[np.floating]
+"""One image, float[28,28] from 0 (background) to 1 (full ink)."""
+
+Change = Callable[[Pixels, np.random.Generator], Pixels]
+
+SIZE = 28
+_Y, _X = np.mgrid[:SIZE, :SIZE].astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """One kind of damage.
+
+    Attributes:
+        name: for tables.
+        trained: whether training shows networks damage of this nature.
+        change: does it to one image; what leaves 0 to 1 is cut off afterwards.
+    """
+
+    name: str
+    trained: bool
+    change: Change
+
+
+def corrupted(images: NDArray[np.uint8], corruption: Corruption, seed: int) -> NDArray[np.uint8]:
+    """Damage each image, each differently.
+
+    Args:
+        images: uint8[N,28,28,1].
+        corruption: the kind.
+        seed: of everything random.
+
+    Returns:
+        uint8[N,28,28,1].
+    """
+    generator = np.random.default_rng(seed)
+    changed = [corruption.change(image, generator) for image in images[..., 0].astype(np.float32) / 255]
+    return (np.stack(changed).clip(0, 1) * 255).round().astype(np.uint8)[..., np.newaxis]
+
+
+def _shot_noise(pixels: Pixels, generator: np.random.Generator) -> Pixels:
+    return np.asarray(generator.poisson(pixels * 8 + 0.3) / 8)
+
+
+def _gaussian_noise(pixels: Pixels, generator: np.random.Generator) -> Pixels:
+    return pixels + generator.normal(0, 0.25, pixels.shape)
+
+
+def _impulse_noise(pixels: Pixels, generator: np.random.Generator) -> Pixels:
+    chance = generator.random(pixels.shape)
+    return np.where(chance < 0.08, 0.0, np.where(chance > 0.92, 1.0, pixels))
+
+
+def _glass_blur(pixels: Pixels, generator: np.random.Generator) -> Pixels:
+    """Pixels change places with near ones, then a small blur."""
+    for _ in range(2):
+        y, x = _Y + generator.integers(-1, 2, pixels.shape), _X + generator.integers(-1, 2, pixels.shape)
+        pixels = pixels[y.clip(0, SIZE - 1).astype(int), x.clip(0, SIZE - 1).astype(int)]
+    return _filtered(pixels, ImageFilter.GaussianBlur(0.7))
+
+
+def _defocus_blur(pixels: Pixels, generator: np.random.Generator) -> Pixels:
+    return _filtered(pixels, ImageFilter.GaussianBlur(generator.uniform(1.2, 2.0)))
+
+
+def _motion_blur(pixels: Pixels, generator: np.random.Generator) -> Pixels:
+    angle, reach = generator.uniform(0, np.pi), 4
+    steps = [_affine(pixels, shift=(part * np.cos(angle), part * np.sin(angle))) for part in range(-reach, reach + 1)]
+    return np.asarray(np.mean(steps, axis=0))
+
+
+def _shear(pixels: Pixels, generator: np.random.Generator) -> Pixels:
+    return _affine(pixels, matrix=((1, _sign(generator) * generator.uniform(0.3, 0.6)), (0, 1)))
+
+
+def _scale(pixels: Pixels, generator: np.random.Generator) -> Pixels:
+    return _affine(pixels, matrix=((1 / generator.uniform(0.55, 0.75), 0), (0, 1 / generator.uniform(0.55, 0.75))))
+
+
+def _rotate(pixels: Pixels, generator: np.random.Generator) -> Pixels:
+    angle = _sign(generator) * np.radians(generator.uniform(20, 35))
+    return _affine(pixels, matrix=((np.cos(angle), -np.sin(angle)), (np.sin(angle), np.cos(angle))))
+
+
+def _translate(pixels: Pixels, generator: np.random.Generator) -> Pixels:
+    return _affine(
+        pixels, shift=(_sign(generator) * generator.uniform(2, 5), _sign(generator) * generator.uniform(2, 5))
+    )
+
+
+def _wave(pixels: Pixels, generator: np.random.Generator) -> Pixels:
+    """Rows and columns pushed aside along a wave."""
+    first, second = generator.uniform(0, 2 * np.pi, 2)
+    x = _X + 2 * np.sin(2 * np.pi * _Y / 14 + first)
+    y = _Y + 1.5 * np.sin(2 * np.pi * _X / 14 + second)
+    return _sampled(pixels, y, x)
+
+
+def _brightness(pixels: Pixels, generator: np.random.Generator) -> Pixels:
+    return pixels + generator.uniform(0.3, 0.6)
+
+
+def _contrast(pixels: Pixels, generator: np.random.Generator) -> Pixels:
+    return (pixels - 0.5) * generator.uniform(0.15, 0.3) + 0.5
+
+
+def _stripe(pixels: Pixels, _: np.random.Generator) -> Pixels:
+    """The left and the right quarter as a negative."""
+    return np.where((_X < 7) | (_X >= 21), 1 - pixels, pixels)
+
+
+def _fog(pixels: Pixels, generator: np.random.Generator) -> Pixels:
+    """A cloud of plasma noise (Fournier, Fussell, Carpenter 1982) over the image."""
+    cloud = np.zeros(pixels.shape)
+    for points in (2, 4, 8, 16):
+        cloud += _enlarged(generator.random((points, points), np.float32)) / points
+    cloud = (cloud - cloud.min()) / np.ptp(cloud)
+    return np.asarray(pixels * 0.6 + cloud * 0.6)
+
+
+def _spatter(pixels: Pixels, generator: np.random.Generator) -> Pixels:
+    """Round drops of ink, or of water that takes ink off."""
+    value = float(generator.random() < 0.5)
+    for _ in range(int(generator.integers(6, 13))):
+        y, x, radius = generator.uniform(0, SIZE), generator.uniform(0, SIZE), generator.uniform(0.8, 2.2)
+        pixels = np.where((_Y - y) ** 2 + (_X - x) ** 2 < radius**2, value, pixels).astype(np.float32)
+    return pixels
+
+
+def _dotted_line(pixels: Pixels, generator: np.random.Generator) -> Pixels:
+    ends = generator.uniform(0, SIZE, (2, 2)) * ((0, 1), (0, 1)) + ((0, 0), (SIZE - 1, 0))
+
+    def draw(pen: ImageDraw.ImageDraw) -> None:
+        for x, y in np.linspace(ends[0], ends[1], 10):
+            pen.rectangle((x, y, x + 1, y + 1), 255)
+
+    return np.maximum(pixels, _drawn(draw))
+
+
+def _zigzag(pixels: Pixels, generator: np.random.Generator) -> Pixels:
+    middle, height = generator.uniform(6, 22), generator.uniform(2, 4)
+    x = np.linspace(0, SIZE - 1, 8)
+    y = middle + height * np.where(np.arange(8) % 2, 1, -1)
+    if generator.random() < 0.5:
+        x, y = y, x
+    return np.maximum(pixels, _drawn(lambda pen: pen.line([*zip(x.tolist(), y.tolist(), strict=True)], 255)))
+
+
+def _grid(pixels: Pixels, generator: np.random.Generator) -> Pixels:
+    """Squared paper: pale lines at equal distances."""
+    period, shift = int(generator.integers(6, 10)), generator.integers(0, 6, 2)
+    lines = ((_Y + shift[0]) % period == 0) | ((_X + shift[1]) % period == 0)
+    return np.maximum(pixels, lines * generator.uniform(0.3, 0.6))
+
+
+def _edges(pixels: Pixels, _: np.random.Generator) -> Pixels:
+    """Only where ink begins and ends: the larger gradient, thresholded."""
+    down, across = np.gradient(_filtered(pixels, ImageFilter.GaussianBlur(0.8)))
+    return (np.hypot(down, across) > 0.18).astype(np.float32)
+
+
+def _pixelate(pixels: Pixels, _: np.random.Generator) -> Pixels:
+    picture = Image.fromarray((pixels * 255).astype(np.uint8)).resize((9, 9), Image.Resampling.BOX)
+    return np.asarray(picture.resize((SIZE, SIZE), Image.Resampling.NEAREST)) / 255
+
+
+def _jpeg(pixels: Pixels, generator: np.random.Generator) -> Pixels:
+    buffer = io.BytesIO()
+    Image.fromarray((pixels * 255).astype(np.uint8)).save(buffer, "JPEG", quality=int(generator.integers(3, 9)))
+    return np.asarray(Image.open(buffer)) / 255
+
+
+def _occlusion(pixels: Pixels, generator: np.random.Generator) -> Pixels:
+    """A square of background over the digit."""
+    top, left = generator.integers(5, 17, 2)
+    hidden = pixels.copy()
+    hidden[top : top + 6, left : left + 6] = 0
+    return hidden
+
+
+def _sign(generator: np.random.Generator) -> int:
+    return 1 if generator.random() < 0.5 else -1
+
+
+def _affine(
+    pixels: Pixels, matrix: tuple[tuple[float, float], ...] = ((1, 0), (0, 1)), shift: tuple[float, float] = (0, 0)
+) -> Pixels:
+    """Read each output pixel at ``matrix`` times its place (x, y) from the centre, less ``shift``."""
+    centre = (SIZE - 1) / 2
+    x, y = _X - centre, _Y - centre
+    (a, b), (c, d) = matrix
+    return _sampled(pixels, c * x + d * y + centre - shift[1], a * x + b * y + centre - shift[0])
+
+
+def _sampled(pixels: Pixels, y: Pixels, x: Pixels) -> Pixels:
+    """Interpolate between pixels; beyond the border is background."""
+    padded = np.pad(pixels, 1)
+    y, x = (y + 1).clip(0, SIZE + 0.999), (x + 1).clip(0, SIZE + 0.999)
+    top, left = y.astype(int), x.astype(int)
+    down, across = y - top, x - left
+    upper = padded[top, left] * (1 - across) + padded[top, left + 1] * across
+    lower = padded[top + 1, left] * (1 - across) + padded[top + 1, left + 1] * across
+    result: Pixels = upper * (1 - down) + lower * down
+    return result
+
+
+def _filtered(pixels: Pixels, kind: ImageFilter.GaussianBlur) -> Pixels:
+    picture = Image.fromarray((pixels * 255).round().astype(np.uint8)).filter(kind)
+    return np.asarray(picture, np.float32) / 255
+
+
+def _enlarged(coarse: Pixels) -> Pixels:
+    return np.asarray(Image.fromarray(coarse).resize((SIZE, SIZE), Image.Resampling.BICUBIC), np.float32)
+
+
+def _drawn(draw: Callable[[ImageDraw.ImageDraw], None]) -> Pixels:
+    picture = Image.new("L", (SIZE, SIZE))
+    draw(ImageDraw.Draw(picture))
+    return np.asarray(picture, np.float32) / 255
+
+
+CORRUPTIONS = (
+    Corruption("shot noise", trained=False, change=_shot_noise),
+    Corruption("Gaussian noise", trained=True, change=_gaussian_noise),
+    Corruption("impulse noise", trained=True, change=_impulse_noise),
+    Corruption("glass blur", trained=False, change=_glass_blur),
+    Corruption("defocus blur", trained=True, change=_defocus_blur),
+    Corruption("motion blur", trained=True, change=_motion_blur),
+    Corruption("shear", trained=True, change=_shear),
+    Corruption("scale", trained=True, change=_scale),
+    Corruption("rotate", trained=True, change=_rotate),
+    Corruption("translate", trained=True, change=_translate),
+    Corruption("wave", trained=False, change=_wave),
+    Corruption("brightness", trained=True, change=_brightness),
+    Corruption("contrast", trained=True, change=_contrast),
+    Corruption("stripe", trained=True, change=_stripe),
+    Corruption("fog", trained=True, change=_fog),
+    Corruption("spatter", trained=True, change=_spatter),
+    Corruption("dotted line", trained=True, change=_dotted_line),
+    Corruption("zigzag", trained=False, change=_zigzag),
+    Corruption("squared paper", trained=False, change=_grid),
+    Corruption("edges only", trained=True, change=_edges),
+    Corruption("pixelate", trained=True, change=_pixelate),
+    Corruption("JPEG", trained=False, change=_jpeg),
+    Corruption("occlusion", trained=True, change=_occlusion),
+)
