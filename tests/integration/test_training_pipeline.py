@@ -319,12 +319,12 @@ def test_failed_export_ends_with_figures(
 
 
 def test_measured_accuracy_and_loss(run_dir: Path, digits_path: Path, test_images: Labelled) -> None:
-    """Accuracy and loss are those that Keras computes from the same network."""
+    """Accuracy and loss are those that Keras computes from the same network at the fitted temperature."""
     opened = candidate.open_candidate(run_dir, digits_path)
 
     measured = measure(opened.session, test_images)
 
-    logits = restore(opened.state)(test_images.images, training=False)
+    logits = restore(opened.state)(test_images.images, training=False) / opened.temperature
     losses = keras.losses.sparse_categorical_crossentropy(test_images.labels, logits, from_logits=True)
     assert measured.loss == pytest.approx(float(np.mean(losses)), rel=1e-4)
     assert measured.accuracy == pytest.approx(np.mean(np.argmax(logits, axis=1) == test_images.labels))

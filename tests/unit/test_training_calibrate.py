@@ -1,9 +1,9 @@
-"""What the OOD threshold promises."""
+"""What temperature and OOD threshold promise."""
 
 import numpy as np
 import pytest
 
-from digitserve_training.calibrate import ood_threshold
+from digitserve_training.calibrate import COLDEST, HOTTEST, fit_temperature, ood_threshold
 
 
 @pytest.mark.parametrize("num_images", [5, 199, 200, 1000, 5000])
@@ -16,3 +16,22 @@ def test_threshold_accepts_the_share_it_is_set_for(num_images: int) -> None:
     assert np.mean(scores <= threshold) >= 0.995
     assert np.mean(scores < threshold) < 0.995
     assert threshold in scores
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
+def test_temperature_is_found_again(temperature: float) -> None:
+    """Labels drawn from softmax(logits / T) give T back, to the precision that 20 000 labels allow."""
+    generator = np.random.default_rng(2)
+    logits = generator.normal(0, 3, (20_000, 10)).astype(np.float32)
+    gumbel = -np.log(-np.log(generator.random(logits.shape)))
+    labels = (logits / temperature + gumbel).argmax(axis=1)
+
+    assert fit_temperature(logits, labels) == pytest.approx(temperature, rel=0.05)
+
+
+def test_temperature_stays_within_bounds() -> None:
+    """Perfect answers would have it at nothing, useless ones at infinity: both end at the bounds."""
+    logits = np.eye(10, dtype=np.float32)
+
+    assert fit_temperature(logits * 2, np.arange(10)) == pytest.approx(COLDEST, rel=0.05)
+    assert fit_temperature(logits * 2, (np.arange(10) + 1) % 10) == pytest.approx(HOTTEST, rel=0.05)

@@ -35,7 +35,8 @@ def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> f
         return float(np.mean(logsumexp(logits.astype(np.float64) * scale, axis=1) - of_label * scale))
 
     found = minimize_scalar(loss, bounds=(np.log(COLDEST), np.log(HOTTEST)), method="bounded")
-    return float(np.exp(found.x))
+    # Three digits: whoever exports the same run twice gets the same bytes, though a last bit of a logit may differ.
+    return round(float(np.exp(found.x)), 3)
 
 
 def ood_threshold(scores: NDArray[np.float32], accepted: float = ACCEPTED) -> float:

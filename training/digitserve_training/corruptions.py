@@ -165,24 +165,25 @@ def _grid(pixels: Pixels, generator: np.random.Generator) -> Pixels:
     """Squared paper: pale lines at equal distances."""
     period, shift = int(generator.integers(6, 10)), generator.integers(0, 6, 2)
     lines = ((_Y + shift[0]) % period == 0) | ((_X + shift[1]) % period == 0)
-    return np.maximum(pixels, lines * generator.uniform(0.3, 0.6))
+    return np.where(lines, np.maximum(pixels, generator.uniform(0.3, 0.6)), pixels)
 
 
 def _edges(pixels: Pixels, _: np.random.Generator) -> Pixels:
     """Only where ink begins and ends: the larger gradient, thresholded."""
     down, across = np.gradient(_filtered(pixels, ImageFilter.GaussianBlur(0.8)))
-    return (np.hypot(down, across) > 0.18).astype(np.float32)
+    edges: Pixels = (np.hypot(down, across) > 0.18).astype(np.float32)
+    return edges
 
 
 def _pixelate(pixels: Pixels, _: np.random.Generator) -> Pixels:
-    picture = Image.fromarray((pixels * 255).astype(np.uint8)).resize((9, 9), Image.Resampling.BOX)
-    return np.asarray(picture.resize((SIZE, SIZE), Image.Resampling.NEAREST)) / 255
+    picture = _picture(pixels).resize((9, 9), Image.Resampling.BOX)
+    return _pixels(picture.resize((SIZE, SIZE), Image.Resampling.NEAREST))
 
 
 def _jpeg(pixels: Pixels, generator: np.random.Generator) -> Pixels:
     buffer = io.BytesIO()
-    Image.fromarray((pixels * 255).astype(np.uint8)).save(buffer, "JPEG", quality=int(generator.integers(3, 9)))
-    return np.asarray(Image.open(buffer)) / 255
+    _picture(pixels).save(buffer, "JPEG", quality=int(generator.integers(3, 9)))
+    return _pixels(Image.open(buffer))
 
 
 def _occlusion(pixels: Pixels, generator: np.random.Generator) -> Pixels:
@@ -220,8 +221,7 @@ def _sampled(pixels: Pixels, y: Pixels, x: Pixels) -> Pixels:
 
 
 def _filtered(pixels: Pixels, kind: ImageFilter.GaussianBlur) -> Pixels:
-    picture = Image.fromarray((pixels * 255).round().astype(np.uint8)).filter(kind)
-    return np.asarray(picture, np.float32) / 255
+    return _pixels(_picture(pixels).filter(kind))
 
 
 def _enlarged(coarse: Pixels) -> Pixels:
@@ -231,6 +231,14 @@ def _enlarged(coarse: Pixels) -> Pixels:
 def _drawn(draw: Callable[[ImageDraw.ImageDraw], None]) -> Pixels:
     picture = Image.new("L", (SIZE, SIZE))
     draw(ImageDraw.Draw(picture))
+    return _pixels(picture)
+
+
+def _picture(pixels: Pixels) -> Image.Image:
+    return Image.fromarray((pixels * 255).round().astype(np.uint8))
+
+
+def _pixels(picture: Image.Image) -> Pixels:
     return np.asarray(picture, np.float32) / 255
 
 

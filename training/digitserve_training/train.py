@@ -159,7 +159,7 @@ class Training:
         images = augment(tf.gather(self._images, indices), seed, self._preset.augmentation)
         labels = tf.gather(self._labels, indices)
         with tf.GradientTape() as tape:
-            loss = _loss(self._network(images, training=True), labels, recipe)
+            loss = loss_of(self._network(images, training=True), labels, recipe)
         variables = self._network.trainable_variables
         self._optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
         self._move_average(number)
@@ -194,8 +194,8 @@ def _start(training: Training, run_dir: Path, *, resume: bool) -> Checkpoint:
     return state
 
 
-def _loss(logits: tf.Tensor, labels: tf.Tensor, recipe: Recipe) -> tf.Tensor:
-    """Mean cross-entropy in nats.
+def loss_of(logits: tf.Tensor, labels: tf.Tensor, recipe: Recipe) -> tf.Tensor:
+    """Return the mean cross-entropy in nats.
 
     With outliers there is one more outcome, "none of these", whose logit is 0 by definition: then -logsumexp(logits), the
     graph's ``ood_score``, is the logarithm of the odds of an image being no digit, while softmax(logits) is what each
@@ -205,7 +205,7 @@ def _loss(logits: tf.Tensor, labels: tf.Tensor, recipe: Recipe) -> tf.Tensor:
     if recipe.outliers:
         logits = tf.pad(logits, [[0, 0], [0, 1]])
         labels = tf.where(labels == NO_LABEL, tf.constant(num_labels, labels.dtype), labels)
-    spread = recipe.label_smoothing / num_labels
+    spread = recipe.label_smoothing / logits.shape[1]
     targets = tf.one_hot(labels, logits.shape[1], 1 - recipe.label_smoothing + spread, spread)
     return tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, logits))
 

@@ -1,0 +1,95 @@
+"""What is promised about the corruptions of training, and about the loss that knows "none of these"."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from digitserve_training._tensorflow import tf
+from digitserve_training.corrupt import CORRUPTIONS, Corruption, corrupt
+from digitserve_training.pool import NO_LABEL
+from digitserve_training.presets import PRESETS, Recipe
+from digitserve_training.train import loss_of
+
+CLASSIC = PRESETS["lenet5"].recipe
+WITH_OUTLIERS = dataclasses.replace(CLASSIC, outliers=0.1)
+SEED = (3, 4)
+
+
+def strokes(num_images: int = 16) -> NDArray[np.float32]:
+    """Return images of a plus sign: float32[N,28,28,1]."""
+    images = np.zeros((num_images, 28, 28, 1), np.float32)
+    images[:, 6:22, 12:16] = 1
+    images[:, 12:16, 6:22] = 0.8
+    return images
+
+
+@pytest.mark.parametrize("corruption", CORRUPTIONS, ids=lambda one: one.__name__.strip("_"))
+@pytest.mark.parametrize("num_images", [0, 1, 16])
+def test_each_corruption_changes_and_keeps_shape(corruption: Corruption, num_images: int) -> None:
+    """Each kind changes images, gives finite pixels of the same shape, and copes with a batch that has none for it."""
+    images = strokes(num_images)
+
+    changed = corruption(tf.constant(images), tf.constant(SEED)).numpy()
+
+    assert (changed.shape, changed.dtype) == (images.shape, np.dtype(np.float32))
+    assert np.all(np.isfinite(changed))
+    assert num_images == 0 or not np.allclose(changed, images)
+
+
+def test_share_is_kept() -> None:
+    """A share of the images is corrupted, the first ones, every kind as often as the others; the rest stay."""
+    images = strokes(260)
+    changed = np.mean(
+        [
+            (corrupt(tf.constant(images), tf.constant([5, seed]), 0.5).numpy() != images).any(axis=(1, 2, 3))
+            for seed in range(8)
+        ],
+        axis=0,
+    )
+
+    assert np.all(changed[135:] == 0)
+    assert changed[:125].mean() > 0.9
+    assert np.array_equal(corrupt(tf.constant(images), tf.constant(SEED), 0.0).numpy(), images)
+
+
+def test_compiled_corruption_fits_any_batch() -> None:
+    """In a compiled step, batches of any size, smaller than the number of kinds too, keep their size."""
+    compiled = tf.function(lambda images: corrupt(images, tf.constant(SEED), 0.35))
+
+    for num_images in (1, 5, 144):
+        assert compiled(tf.constant(strokes(num_images))).shape == (num_images, 28, 28, 1)
+
+
+def test_plain_loss_is_cross_entropy() -> None:
+    """Without outliers the loss is the softmax cross-entropy of every textbook."""
+    logits, labels = tf.constant([[1.0, 2.0, 0.0], [0.0, 0.0, 3.0]]), tf.constant([1, 2], tf.int64)
+
+    expected = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+
+    assert float(loss_of(logits, labels, CLASSIC)) == pytest.approx(float(expected))
+
+
+def test_outliers_add_the_outcome_none() -> None:
+    """With outliers, exp(-logsumexp(logits)) is the odds of no digit: the loss is that of digit and label together."""
+    logits = tf.constant([[1.0, 2.0, 0.0], [0.5, -1.0, 0.2]])
+    labels = tf.constant([1, NO_LABEL], tf.int64)
+    odds = np.exp(logits.numpy()).sum(axis=1)
+    is_digit = odds / (1 + odds)
+    of_label = np.exp(2.0) / odds[0]
+
+    expected = -(np.log(is_digit[0]) + np.log(of_label) + np.log(1 - is_digit[1])) / 2
+
+    assert float(loss_of(logits, labels, WITH_OUTLIERS)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("recipe", [CLASSIC, WITH_OUTLIERS], ids=["classic", "outliers"])
+def test_smoothed_targets_sum_to_one(recipe: Recipe) -> None:
+    """With label smoothing, equal logits everywhere still cost exactly the logarithm of the number of outcomes."""
+    smoothed = dataclasses.replace(recipe, label_smoothing=0.1)
+    num_outcomes = 4 if recipe.outliers else 3
+
+    loss = float(loss_of(tf.zeros([2, 3]), tf.constant([0, 2], tf.int64), smoothed))
+
+    assert loss == pytest.approx(np.log(num_outcomes), rel=1e-5)
