@@ -14,13 +14,28 @@ from typing import Any
 
 import click
 
-from digitserve_training import checkpoint, data, settings
+from digitserve_training import checkpoint, data, preset_json, settings
 from digitserve_training.errors import TrainingError
 from digitserve_training.presets import DEFAULT_PRESET, PRESETS
 from digitserve_training.settings import DEFAULT_SEED, Asked
 
 PACKAGES = ("tensorflow", "keras", "tf2onnx", "onnx", "matplotlib", "tqdm")
 INTERRUPTED = 130
+
+
+class _PresetName(click.ParamType[str]):
+    """The name of a preset, or of a file with one; whether the file holds one is seen when it is read."""
+
+    name = "preset"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Refuse what is neither."""
+        if value not in PRESETS and not value.endswith(preset_json.SUFFIX):
+            self.fail(
+                f"'{value}' is neither a preset ({', '.join(PRESETS)}) nor named ...{preset_json.SUFFIX}", param, ctx
+            )
+        return value
+
 
 _DATA = click.option(
     "--data",
@@ -31,6 +46,12 @@ _DATA = click.option(
 )
 _THREADS = click.option(
     "--threads", type=click.IntRange(min=1), help="Threads that TensorFlow computes with; all processors if not given."
+)
+_PRESET = click.option(
+    "--preset",
+    type=_PresetName(),
+    metavar="NAME|FILE.json",
+    help=f"Network and recipe: {', '.join(PRESETS)}, or a file that tune wrote; {DEFAULT_PRESET} if not given.",
 )
 _RUN = click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
 
@@ -60,7 +81,7 @@ def main() -> None:
 
 
 @main.command("train")
-@click.option("--preset", type=click.Choice(list(PRESETS)), help=f"Network and recipe; {DEFAULT_PRESET} if not given.")
+@_PRESET
 @_DATA
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Folder of this run; runs/PRESET if not given.")
 @click.option(
@@ -74,7 +95,7 @@ def main() -> None:
 @_command
 def train_run(data_path: Path | None, run_dir: Path | None, threads: int | None, *, resume: bool, **asked: Any) -> None:
     """Train a network; a checkpoint after each epoch, so that it can be stopped and resumed at any time."""
-    folder = run_dir or Path("runs") / (asked["preset"] or DEFAULT_PRESET)
+    folder = run_dir or Path("runs") / preset_json.find(asked["preset"]).name
     _use_threads(threads)
     from digitserve_training.train import train  # noqa: PLC0415 - TensorFlow
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from digitserve import bundle
 from digitserve.bundle import Manifest, signature
-from digitserve_training import checkpoint, data, parity
+from digitserve_training import checkpoint, data, parity, preset_json
 from digitserve_training._tensorflow import tf
 from digitserve_training.calibrate import TEMPERATURE, ood_threshold
 from digitserve_training.candidate import Candidate, open_candidate
@@ -22,6 +22,8 @@ from digitserve_training.errors import RunError
 from digitserve_training.evaluate import Measurement, measure
 from digitserve_training.layers import count_multiply_adds, count_parameters
 from digitserve_training.parity import Parity
+from digitserve_training.preset_json import described
+from digitserve_training.presets import PRESETS
 from digitserve_training.report import FOLDER
 from digitserve_training.settings import Settings, preset_of
 
@@ -157,6 +159,7 @@ def _training(candidate: Candidate, test: Labelled) -> dict[str, Any]:
     layers = preset.network(len(settings.labels))
     return {
         "preset": preset.name,
+        "definition": described(preset),
         "seed": settings.seed,
         "epochs": settings.epochs,
         "command": _command(settings),
@@ -195,8 +198,11 @@ def _quality(test: Measurement, validation: Measurement, measured: Parity) -> di
 
 
 def _command(settings: Settings) -> str:
+    """Return what trains this again; a preset that is not built in stands in ``definition``, to be saved as that file."""
+    preset = preset_of(settings)
+    name = preset.name if PRESETS.get(preset.name) == preset else preset.name + preset_json.SUFFIX
     limit = f" --limit {settings.limit}" if settings.limit is not None else ""
     return (
-        f"digitserve-train train --preset {settings.preset} --epochs {settings.epochs} --seed {settings.seed} "
+        f"digitserve-train train --preset {name} --epochs {settings.epochs} --seed {settings.seed} "
         f"--learning-rate {settings.learning_rate:g}{limit}"
     )
