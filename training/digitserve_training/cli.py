@@ -1,4 +1,4 @@
-"""The command ``digitserve-train``: train, evaluate, export.
+"""The command ``digitserve-train``: train, evaluate, export, tune.
 
 Importing this module needs no TensorFlow, so that help is instant and a missing extra is explained; each command imports
 what it needs when it runs. Exit status: 0 done; 1 a file cannot be written; 2 wrong usage, or the training extra is
@@ -18,8 +18,9 @@ from digitserve_training import checkpoint, data, preset_json, settings
 from digitserve_training.errors import TrainingError
 from digitserve_training.presets import DEFAULT_PRESET, PRESETS
 from digitserve_training.settings import DEFAULT_SEED, Asked
+from digitserve_training.space import GROUPS
 
-PACKAGES = ("tensorflow", "keras", "tf2onnx", "onnx", "matplotlib", "tqdm")
+PACKAGES = ("tensorflow", "keras", "tf2onnx", "onnx", "matplotlib", "optuna", "tqdm")
 INTERRUPTED = 130
 
 
@@ -151,6 +152,57 @@ def export_run(run_dir: Path, data_path: Path | None, threads: int | None, **des
     exported = export(run_dir, data_path, Destination(**destination))
     for label, text in exported.figures().items():
         click.echo(f"{label:>12}  {text}")
+
+
+@main.command("tune")
+@_PRESET
+@_DATA
+@click.option(
+    "--study-dir", type=click.Path(path_type=Path), help="Folder of the study; runs/tune-PRESET if not given."
+)
+@click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True, help="Finished trials in all.")
+@click.option("--epochs", type=click.IntRange(min=1), default=3, show_default=True, help="Epochs of each trial.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), help=f"Of everything random; {DEFAULT_SEED} if not given.")
+@click.option("--limit", type=click.IntRange(min=1), help="Use only so many images of the training set.")
+@click.option(
+    "--vary",
+    type=click.Choice(list(GROUPS)),
+    multiple=True,
+    default=list(GROUPS),
+    show_default=True,
+    help="What may differ from the preset, where the preset has it; may be given several times.",
+)
+@click.option("--max-multiply-adds", type=click.IntRange(min=1), help="Train no network that takes more for one image.")
+@click.option("--max-parameters", type=click.IntRange(min=1), help="Train no network that stores more.")
+@_THREADS
+@_command
+def tune_preset(
+    data_path: Path | None,
+    study_dir: Path | None,
+    trials: int,
+    vary: tuple[str, ...],
+    max_multiply_adds: int | None,
+    max_parameters: int | None,
+    threads: int | None,
+    **asked: Any,
+) -> None:
+    """Search for better values on validation images; stop it at any time, and go on with the same command."""
+    _use_threads(threads)
+    from digitserve_training import tune  # noqa: PLC0415 - TensorFlow
+
+    labelled = data.read_training(data_path)
+    chosen = settings.start(Asked(**asked), labelled.names, data.fingerprint(labelled))
+    folder = study_dir or Path("runs") / f"tune-{chosen.preset}"
+    split = data.split(labelled, chosen.limit, settings.preset_of(chosen).recipe.validation)
+    try:
+        ended = tune.tune(chosen, split, tune.Search(vary, max_multiply_adds, max_parameters), folder, trials)
+    except KeyboardInterrupt:
+        click.echo(
+            f"\ninterrupted; {tune.num_done(folder)} of {trials} trials are done; go on with the same command", err=True
+        )
+        sys.exit(INTERRUPTED)
+    click.echo(tune.render(ended))
+    click.echo(f"next: digitserve-train train --preset {tune.require_preset(folder)}")
 
 
 def _require_packages() -> None:
