@@ -91,8 +91,7 @@ def tune(chosen: Settings, split: Split, search: Search, folder: Path, num_trial
             try:
                 study.optimize(lambda trial: _objective(trial, chosen, split, search, drawn), n_trials=1)
             except KeyboardInterrupt:
-                # Marked as failed by now; its values are tried again first.
-                study.enqueue_trial(study.trials[-1].params)
+                _try_again(study)
                 raise
             finally:
                 write(folder, base, study.trials)
@@ -231,6 +230,13 @@ def _begin(study: optuna.Study, chosen: Settings, search: Search, drawn: Mapping
         study.enqueue_trial(trial.params)
 
 
+def _try_again(study: optuna.Study) -> None:
+    """Let the values of the last trial be tried again, if it was cut off and not only what follows it."""
+    last = study.trials[-1]
+    if last.state == TrialState.FAIL:
+        study.enqueue_trial(last.params)
+
+
 def _require_same(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     told = [
         # A definition is a page long.
@@ -254,10 +260,17 @@ def write(folder: Path, base: Preset, trials: list[FrozenTrial]) -> None:
     writer = csv.DictWriter(table, rows[0] if rows else ["number", "state"], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    (folder / TABLE_NAME).write_text(table.getvalue(), encoding="utf-8")
+    _replace(folder / TABLE_NAME, table.getvalue())
     chosen = best(trials)
     if chosen is not None:
-        (folder / PRESET_NAME).write_text(preset_to_json(preset_of_trial(base, chosen)), encoding="utf-8")
+        _replace(folder / PRESET_NAME, preset_to_json(preset_of_trial(base, chosen)))
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all; an interrupt may come at any time."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
 
 
 def preset_of_trial(base: Preset, trial: FrozenTrial) -> Preset:
