@@ -27,6 +27,9 @@ from digitserve_training.errors import DataError, ParityError, RunError
 from digitserve_training.evaluate import measure
 from digitserve_training.export import Destination, publish
 from digitserve_training.graph import answering, convert
+from digitserve_training.layers import Conv, Flatten
+from digitserve_training.preset_json import preset_to_json
+from digitserve_training.presets import PRESETS
 from digitserve_training.settings import Asked, Settings
 from digitserve_training.train import Training, restore, train
 
@@ -217,6 +220,30 @@ def test_manifest_says_how_to_train_again(
     text = (tmp_path / "digits" / "1" / "manifest.json").read_text()
     assert str(tmp_path) not in text
     assert str(digits_path.parent) not in text
+
+
+def test_a_preset_from_a_file_is_exported_with_its_definition(
+    tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest has all that trains such a run again: its definition, saved as the file that the command names."""
+    mine = replace(PRESETS["lenet5"], name="mine", layers=(Conv(4, stride=4), Flatten()))
+    (tmp_path / "any.json").write_text(preset_to_json(mine))
+    options = ("--preset", tmp_path / "any.json", "--limit", 240, "--epochs", 1, "--run-dir", tmp_path / "first")
+    assert invoke("train", *options).exit_code == 0
+    (tmp_path / "any.json").unlink()
+    assert invoke("export", tmp_path / "first", "--models", tmp_path / "models").exit_code == 0
+
+    training = bundle.read(tmp_path / "models" / "digits" / "1").manifest.training
+    monkeypatch.chdir(tmp_path)
+    Path("mine.json").write_text(json.dumps(training["definition"]))
+    program, *command = training["command"].split()
+    again = invoke(*command, "--run-dir", "again")
+
+    assert (program, again.exit_code) == ("digitserve-train", 0)
+    assert "--preset mine.json " in training["command"]
+    first, second = checkpoint.load(Path("first")), checkpoint.load(Path("again"))
+    assert first.settings == second.settings
+    assert first.history[-1]["validation_loss"] == second.history[-1]["validation_loss"]
 
 
 def test_ood_threshold_accepts_validation_images(

@@ -15,8 +15,10 @@ from digitserve_training import checkpoint, settings
 from digitserve_training.checkpoint import Checkpoint
 from digitserve_training.data import LABELS
 from digitserve_training.errors import RunError
+from digitserve_training.layers import Flatten
+from digitserve_training.preset_json import preset_to_json
 from digitserve_training.presets import DEFAULT_PRESET, PRESETS
-from digitserve_training.settings import Asked
+from digitserve_training.settings import Asked, Settings
 
 STARTED = settings.start(Asked(seed=5, limit=600), LABELS, data_sha256="abc")
 
@@ -148,7 +150,43 @@ def test_resume_with_other_settings_is_refused(asked: Asked, sha256: str, messag
         settings.resume(asked, STARTED, sha256)
 
 
-def test_edited_preset_is_noticed() -> None:
-    """A preset that means something else than when the run was started is refused."""
-    with pytest.raises(RunError, match="was edited since"):
-        settings.resume(Asked(), replace(STARTED, definition="other layers"), "abc")
+def edited(**changes: float) -> Settings:
+    """Return settings of a run whose preset had another recipe than it has now."""
+    preset = PRESETS[DEFAULT_PRESET]
+    return replace(
+        STARTED,
+        definition=preset_to_json(replace(preset, recipe=replace(preset.recipe, **changes), layers=(Flatten(),))),
+    )
+
+
+def test_a_run_keeps_its_preset() -> None:
+    """A preset that was edited since makes no old run useless: it goes on as it was started."""
+    stored = edited(weight_decay=0.7)
+
+    assert settings.resume(Asked(), stored, "abc") == stored
+    assert settings.preset_of(stored).recipe.weight_decay == 0.7
+
+
+def test_edited_preset_is_noticed_when_it_is_asked_for() -> None:
+    """Who names a preset that means something else than when the run was started is told what was edited."""
+    told = r"recipe\.weight_decay of preset 'compact' was 0\.7, now .*; the layers of preset 'compact' were others"
+    with pytest.raises(RunError, match=told):
+        settings.resume(Asked(preset=DEFAULT_PRESET), edited(weight_decay=0.7), "abc")
+
+
+def test_a_preset_from_a_file_stays_with_its_run(tmp_path: Path) -> None:
+    """A run whose preset came from a file needs the file no more."""
+    path = tmp_path / "mine.json"
+    mine = replace(PRESETS[DEFAULT_PRESET], name="mine")
+    path.write_text(preset_to_json(mine))
+    stored = settings.start(Asked(preset=str(path)), LABELS, "abc")
+    path.unlink()
+
+    assert (stored.preset, settings.preset_of(stored)) == ("mine", mine)
+    assert settings.resume(Asked(), stored, "abc") == stored
+
+
+def test_checkpoint_without_a_preset_is_refused() -> None:
+    """Where a preset should be and something else is, the message says so."""
+    with pytest.raises(RunError, match="what the checkpoint keeps is no preset: it is not JSON"):
+        settings.preset_of(replace(STARTED, definition="(Conv(16),)"))

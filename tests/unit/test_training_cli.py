@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from digitserve_training.cli import main
 
 
-@pytest.mark.parametrize("command", [["train"], ["evaluate", "runs/x"], ["export", "runs/x"]])
+@pytest.mark.parametrize("command", [["train"], ["evaluate", "runs/x"], ["export", "runs/x"], ["tune"]])
 def test_missing_extra_is_explained(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Without TensorFlow each command says what to install and ends with status 2."""
     monkeypatch.setitem(sys.modules, "tensorflow", None)

@@ -55,7 +55,7 @@ def open_candidate(run_dir: Path, data_path: Path | None) -> Candidate:
         data_path: as ``data.read_training`` takes it.
 
     Raises:
-        RunError: there is no run, or its preset was edited since.
+        RunError: there is no run.
         DataError: these are not the images that the run was trained on.
         ParityError: the graph does not give the network's answers.
     """

@@ -1,4 +1,4 @@
-"""The command ``digitserve-train``: train, evaluate, export.
+"""The command ``digitserve-train``: train, evaluate, export, tune.
 
 Importing this module needs no TensorFlow, so that help is instant and a missing extra is explained; each command imports
 what it needs when it runs. Exit status: 0 done; 1 a file cannot be written; 2 wrong usage, or the training extra is
@@ -14,10 +14,11 @@ from typing import Any
 
 import click
 
-from digitserve_training import checkpoint, data, settings
+from digitserve_training import checkpoint, data, preset_json, settings
 from digitserve_training.errors import TrainingError
 from digitserve_training.presets import DEFAULT_PRESET, PRESETS
 from digitserve_training.settings import DEFAULT_SEED, Asked
+from digitserve_training.space import GROUPS
 
 PACKAGES = (
     "tensorflow",
@@ -34,6 +35,21 @@ PACKAGES = (
 )
 INTERRUPTED = 130
 
+
+class _PresetName(click.ParamType[str]):
+    """The name of a preset, or of a file with one; whether the file holds one is seen when it is read."""
+
+    name = "preset"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Refuse what is neither."""
+        if value not in PRESETS and not value.endswith(preset_json.SUFFIX):
+            self.fail(
+                f"'{value}' is neither a preset ({', '.join(PRESETS)}) nor named ...{preset_json.SUFFIX}", param, ctx
+            )
+        return value
+
+
 _DATA = click.option(
     "--data",
     "data_path",
@@ -43,6 +59,12 @@ _DATA = click.option(
 )
 _THREADS = click.option(
     "--threads", type=click.IntRange(min=1), help="Threads that TensorFlow computes with; all processors if not given."
+)
+_PRESET = click.option(
+    "--preset",
+    type=_PresetName(),
+    metavar="NAME|FILE.json",
+    help=f"Network and recipe: {', '.join(PRESETS)}, or a file that tune wrote; {DEFAULT_PRESET} if not given.",
 )
 _RUN = click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
 
@@ -72,7 +94,7 @@ def main() -> None:
 
 
 @main.command("train")
-@click.option("--preset", type=click.Choice(list(PRESETS)), help=f"Network and recipe; {DEFAULT_PRESET} if not given.")
+@_PRESET
 @_DATA
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Folder of this run; runs/PRESET if not given.")
 @click.option(
@@ -86,7 +108,7 @@ def main() -> None:
 @_command
 def train_run(data_path: Path | None, run_dir: Path | None, threads: int | None, *, resume: bool, **asked: Any) -> None:
     """Train a network; a checkpoint after each epoch, so that it can be stopped and resumed at any time."""
-    folder = run_dir or Path("runs") / (asked["preset"] or DEFAULT_PRESET)
+    folder = run_dir or Path("runs") / preset_json.find(asked["preset"]).name
     _use_threads(threads)
     from digitserve_training.train import train  # noqa: PLC0415 - TensorFlow
 
@@ -145,6 +167,57 @@ def export_run(run_dir: Path, data_path: Path | None, threads: int | None, **des
     exported = export(run_dir, data_path, Destination(**destination))
     for label, text in exported.figures().items():
         click.echo(f"{label:>12}  {text}")
+
+
+@main.command("tune")
+@_PRESET
+@_DATA
+@click.option(
+    "--study-dir", type=click.Path(path_type=Path), help="Folder of the study; runs/tune-PRESET if not given."
+)
+@click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True, help="Finished trials in all.")
+@click.option("--epochs", type=click.IntRange(min=1), default=3, show_default=True, help="Epochs of each trial.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), help=f"Of everything random; {DEFAULT_SEED} if not given.")
+@click.option("--limit", type=click.IntRange(min=1), help="Use only so many images of the training set.")
+@click.option(
+    "--vary",
+    type=click.Choice(list(GROUPS)),
+    multiple=True,
+    default=list(GROUPS),
+    show_default=True,
+    help="What may differ from the preset, where the preset has it; may be given several times.",
+)
+@click.option("--max-multiply-adds", type=click.IntRange(min=1), help="Train no network that takes more for one image.")
+@click.option("--max-parameters", type=click.IntRange(min=1), help="Train no network that stores more.")
+@_THREADS
+@_command
+def tune_preset(
+    data_path: Path | None,
+    study_dir: Path | None,
+    trials: int,
+    vary: tuple[str, ...],
+    max_multiply_adds: int | None,
+    max_parameters: int | None,
+    threads: int | None,
+    **asked: Any,
+) -> None:
+    """Search for better values on validation images; stop it at any time, and go on with the same command."""
+    _use_threads(threads)
+    from digitserve_training import tune  # noqa: PLC0415 - TensorFlow
+
+    labelled = data.read_training(data_path)
+    chosen = settings.start(Asked(**asked), labelled.names, data.fingerprint(labelled))
+    folder = study_dir or Path("runs") / f"tune-{chosen.preset}"
+    split = data.split(labelled, chosen.limit, settings.preset_of(chosen).recipe.validation)
+    try:
+        ended = tune.tune(chosen, split, tune.Search(vary, max_multiply_adds, max_parameters), folder, trials)
+    except KeyboardInterrupt:
+        click.echo(
+            f"\ninterrupted; {tune.num_done(folder)} of {trials} trials are done; go on with the same command", err=True
+        )
+        sys.exit(INTERRUPTED)
+    click.echo(tune.render(ended))
+    click.echo(f"next: digitserve-train train --preset {tune.require_preset(folder)}")
 
 
 def _require_packages() -> None:

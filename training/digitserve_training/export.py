@@ -22,6 +22,7 @@ from digitserve_training.errors import RunError
 from digitserve_training.evaluate import Measurement, measure
 from digitserve_training.layers import count_multiply_adds, count_parameters
 from digitserve_training.parity import Parity
+from digitserve_training.preset_json import described
 from digitserve_training.report import FOLDER
 from digitserve_training.settings import preset_of
 
@@ -158,6 +159,7 @@ def _training(candidate: Candidate, test: Labelled) -> dict[str, Any]:
     layers = preset.network(len(settings.labels))
     return {
         "preset": preset.name,
+        "definition": described(preset),
         "seed": settings.seed,
         "epochs": settings.epochs,
         "command": settings.command,

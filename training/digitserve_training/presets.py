@@ -108,11 +108,6 @@ class Preset:
         """Return all layers, the last of which gives one logit a label."""
         return (*self.layers, Dense(num_labels, activation="linear"))
 
-    @property
-    def definition(self) -> str:
-        """All that shapes a training, as text: equal definitions train alike."""
-        return repr((self.layers, self.recipe, self.augmentation))
-
 
 # -- Networks of this project ------------------------------------------------------------------------------------------
 

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 from digitserve_training.data import DIGIT_SETS, MNIST
 from digitserve_training.errors import RunError
-from digitserve_training.presets import DEFAULT_PRESET, PRESETS, Preset
+from digitserve_training.preset_json import SUFFIX, find, preset_from_json, preset_to_json
+from digitserve_training.presets import PRESETS, Preset
 
 DEFAULT_SEED = 1
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What someone asked for; None where nothing was said."""
+    """What someone asked for; None where nothing was said. The preset is a name or a file, as ``find`` takes it."""
 
     preset: str | None = None
     seed: int | None = None
@@ -30,7 +31,7 @@ class Settings:
 
     Attributes:
         preset: its name.
-        definition: its layers, recipe and augmentation as text, so that a preset that was edited since is noticed.
+        definition: the whole preset as JSON, so that a run needs neither the file it came from nor a list of presets.
         seed: of weights, order of images, augmentation and dropout.
         epochs: to be trained in all; the learning rate follows it.
         learning_rate: the peak.
@@ -57,10 +58,12 @@ class Settings:
 
     @property
     def command(self) -> str:
-        """The command line that trains the same again, on the same data."""
+        """What trains the same again; a preset that is not built in stands in ``definition``, to be saved as that file."""
+        preset = preset_of(self)
+        name = preset.name if PRESETS.get(preset.name) == preset else preset.name + SUFFIX
         limit = f" --limit {self.limit}" if self.limit is not None else ""
         return (
-            f"digitserve-train train --preset {self.preset} --epochs {self.epochs} --seed {self.seed} "
+            f"digitserve-train train --preset {name} --epochs {self.epochs} --seed {self.seed} "
             f"--learning-rate {self.learning_rate:g}{limit}"
         )
 
@@ -76,10 +79,10 @@ def start(asked: Asked, labels: tuple[str, ...], data_sha256: str) -> Settings:
     Raises:
         RunError: there is no such preset.
     """
-    preset = _find(DEFAULT_PRESET if asked.preset is None else asked.preset)
+    preset = find(asked.preset)
     return Settings(
         preset=preset.name,
-        definition=preset.definition,
+        definition=preset_to_json(preset),
         seed=DEFAULT_SEED if asked.seed is None else asked.seed,
         epochs=preset.recipe.epochs if asked.epochs is None else asked.epochs,
         learning_rate=preset.recipe.learning_rate if asked.learning_rate is None else asked.learning_rate,
@@ -94,33 +97,45 @@ def resume(asked: Asked, stored: Settings, data_sha256: str) -> Settings:
     """Take a run's settings again, if nothing else was asked for.
 
     Raises:
-        RunError: names each setting that differs, with both values; or the preset was edited since.
+        RunError: names each setting that differs, with both values; a preset that was edited since counts if it is
+            asked for.
     """
     now = {name: value for name, value in vars(asked).items() if value is not None} | {"data_sha256": data_sha256}
+    edited = []
+    if asked.preset is not None:
+        preset = find(asked.preset)
+        now["preset"] = preset.name
+        edited = _differences(preset_of(stored), preset) if preset.name == stored.preset else []
     told = [
         f"{name} was {getattr(stored, name)}, now {value}"
         for name, value in now.items()
         if getattr(stored, name) != value
     ]
-    if told:
-        raise RunError(f"a run is resumed as it was started, but {'; '.join(told)}; start again in another folder")
-    preset_of(stored)
+    if told or edited:
+        raise RunError(
+            f"a run is resumed as it was started, but {'; '.join(told + edited)}; start again in another folder"
+        )
     return stored
 
 
 def preset_of(settings: Settings) -> Preset:
-    """Find the preset that a run was started with.
+    """Return the preset that a run was started with, whatever became of its name since.
 
     Raises:
-        RunError: the preset is unknown, or was edited since.
+        RunError: the checkpoint holds none.
     """
-    preset = _find(settings.preset)
-    if preset.definition != settings.definition:
-        raise RunError(f"preset '{preset.name}' was edited since this run: it was {settings.definition}; train again")
-    return preset
+    return preset_from_json(settings.definition, "what the checkpoint keeps")
 
 
-def _find(name: str) -> Preset:
-    if name not in PRESETS:
-        raise RunError(f"no preset '{name}'; presets: {', '.join(PRESETS)}")
-    return PRESETS[name]
+def _differences(stored: Preset, now: Preset) -> list[str]:
+    """Name what shapes a training and was edited."""
+    parts = {"recipe": (stored.recipe, now.recipe), "augmentation": (stored.augmentation, now.augmentation)}
+    told = [
+        f"{part}.{name} of preset '{now.name}' was {value}, now {getattr(new, name)}"
+        for part, (old, new) in parts.items()
+        for name, value in vars(old).items()
+        if getattr(new, name) != value
+    ]
+    if stored.layers != now.layers:
+        told.append(f"the layers of preset '{now.name}' were others")
+    return told

@@ -62,7 +62,7 @@ def restore(state: Checkpoint) -> keras.Model:
         A model from uint8[N,28,28,1] to logits.
 
     Raises:
-        RunError: the preset is unknown, or was edited since the run.
+        RunError: the checkpoint holds no preset, or other arrays than its network has.
     """
     preset = preset_of(state.settings)
     network = build(preset.network(len(state.settings.labels)))

@@ -1,0 +1,264 @@
+"""Small real studies on a few scanned digits: searched, stopped, gone on with, pruned, and turned into a preset.
+
+All of them read a file whose test images are damaged, so none of them can have looked at one.
+"""
+
+import csv
+import fcntl
+import os
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+from click.testing import CliRunner, Result
+
+from digits import scanned_digits
+from digitserve_training import checkpoint, data, tune
+from digitserve_training.cli import main
+from digitserve_training.errors import DataError, DivergedError, RunError
+from digitserve_training.layers import Conv, Dropout, Flatten
+from digitserve_training.preset_json import find, preset_to_json
+from digitserve_training.presets import Augmentation, Preset, Recipe
+
+NUM_IMAGES = 300
+SMALL = Preset(
+    name="small",
+    summary="for tests",
+    layers=(Conv(4, kernel=5, stride=4), Dropout(0.25), Flatten()),
+    recipe=Recipe(epochs=2, learning_rate=0.01, batch_size=32, warmup_epochs=0.0, averaging=0.0, schedule="constant"),
+    augmentation=Augmentation(),
+)
+
+
+@pytest.fixture(scope="module")
+def digits_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write scanned digits as an npz file, and damage its test images."""
+    images, labels = scanned_digits()
+    large = np.pad(np.kron(images[:NUM_IMAGES], np.ones((1, 3, 3), np.uint8)), ((0, 0), (2, 2), (2, 2)))
+    path: Path = tmp_path_factory.mktemp("digits") / "digits.npz"
+    parts = {f"{kind}_{part}": array for part in ("train", "test") for kind, array in (("x", large), ("y", labels))}
+    parts = {name: array[:NUM_IMAGES] for name, array in parts.items()}
+    np.savez(path, allow_pickle=False, **parts)
+    with zipfile.ZipFile(path) as archive:
+        start = archive.getinfo("x_test.npy").header_offset
+    with path.open("r+b") as file:
+        file.seek(start + 1_000)
+        file.write(b"damaged" * 100)
+    return path
+
+
+@pytest.fixture(scope="module")
+def preset_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the small preset as a file."""
+    path: Path = tmp_path_factory.mktemp("presets") / "small.json"
+    path.write_text(preset_to_json(SMALL))
+    return path
+
+
+Invoke = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def invoke(digits_path: Path, preset_path: Path) -> Invoke:
+    """Run ``digitserve-train tune`` in this process, on the scanned digits, by default on the small preset."""
+
+    def run(folder: Path, *options: object, preset: Path = preset_path) -> Result:
+        given = ["--study-dir", folder, "--preset", preset, "--data", digits_path, "--epochs", 1, *options]
+        return CliRunner().invoke(main, ["tune", *map(str, given)], catch_exceptions=False)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def study_dir(tmp_path_factory: pytest.TempPathFactory, invoke: Invoke) -> Path:
+    """Search with three trials."""
+    folder: Path = tmp_path_factory.mktemp("studies") / "three"
+    ended = invoke(folder, "--trials", 3)
+    assert ended.exit_code == 0, ended.output
+    return folder
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    """Return the rows of a study's table."""
+    with (folder / tune.TABLE_NAME).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[optuna.Study]:
+    """Open a study as Optuna does, past our code."""
+    storage = optuna.storages.RDBStorage(f"sqlite:///{folder / tune.STUDY_NAME}")
+    try:
+        yield optuna.load_study(study_name="tune", storage=storage)
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def test_the_test_images_are_never_read(digits_path: Path, study_dir: Path) -> None:
+    """A study ends well on a file whose test images nobody can read."""
+    with pytest.raises(DataError, match="cannot be read"):
+        data.read_test(digits_path)
+
+    assert [row["state"] for row in table(study_dir)] == ["complete"] * 3
+
+
+def test_the_preset_itself_comes_first(study_dir: Path) -> None:
+    """The first trial trains the base as it is, so that every study says whether the search was worth it."""
+    first = table(study_dir)[0]
+
+    names = ("learning_rate", "weight_decay", "width", "dropout_1")
+    assert [float(first[name]) for name in names] == [0.01, 0.0, 1.0, 0.25]
+
+
+def test_the_best_trial_becomes_a_preset_that_trains(study_dir: Path, digits_path: Path, tmp_path: Path) -> None:
+    """The preset that is written has the values of the lowest loss, and train takes it like any other."""
+    lowest = min(table(study_dir), key=lambda row: float(row["validation_loss"]))
+    best = find(str(study_dir / tune.PRESET_NAME))
+    run_dir = tmp_path / "run"
+
+    options = ["--preset", study_dir / tune.PRESET_NAME, "--data", digits_path, "--epochs", 1, "--run-dir", run_dir]
+    trained = CliRunner().invoke(main, ["train", *map(str, options)], catch_exceptions=False)
+
+    assert trained.exit_code == 0, trained.output
+    assert best.recipe.learning_rate == pytest.approx(float(lowest["learning_rate"]), rel=0.01)
+    assert (best.name, best.recipe.epochs) == ("small-tuned", SMALL.recipe.epochs)
+    kept = checkpoint.load(run_dir)
+    assert kept.settings.preset == "small-tuned"
+    # Equal preset, seed, epochs and images: the very figure of the trial.
+    assert kept.history[-1]["validation_loss"] == float(lowest["validation_loss"])
+
+
+def test_many_sittings_are_like_one(study_dir: Path, tmp_path: Path, invoke: Invoke) -> None:
+    """A study that is gone on with draws what it would have drawn, trains no trial twice, and shows a table."""
+    first = invoke(tmp_path, "--trials", 2)
+    before = table(tmp_path)
+    second = invoke(tmp_path, "--trials", 3)
+
+    assert (first.exit_code, second.exit_code, len(before)) == (0, 0, 2)
+    assert table(tmp_path) == table(study_dir)
+    losses = [float(row["validation_loss"]) for row in table(tmp_path)]
+    shown = [line.split()[:2] for line in second.stdout.splitlines() if " complete " in line]
+    assert shown == [[str(number), "complete"] for number in np.argsort(losses)]
+    assert f"next: digitserve-train train --preset {tmp_path / tune.PRESET_NAME}" in second.stdout
+
+
+def test_a_finished_study_is_left_as_it_is(study_dir: Path, invoke: Invoke) -> None:
+    """Asked for no more trials than there are, it shows them and trains nothing."""
+    before = table(study_dir)
+
+    ended = invoke(study_dir, "--trials", 2)
+
+    assert ended.exit_code == 0
+    assert table(study_dir) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--epochs", 2], "epochs was 1, now 2"),
+        (["--limit", 100, "--seed", 9], "seed was 1, now 9; limit was None, now 100"),
+        (["--preset", "tiny"], "preset was small, now tiny"),
+        (["--vary", "width"], r"vary was ['learning-rate', "),
+        (["--max-parameters", 10], "max_parameters was None, now 10"),
+    ],
+)
+def test_another_search_is_refused(study_dir: Path, invoke: Invoke, options: list[object], message: str) -> None:
+    """What a study was started with is what it goes on with; each difference is named, and nothing is changed."""
+    before = table(study_dir)
+
+    ended = invoke(study_dir, *options, "--trials", 9)
+
+    assert (ended.exit_code, message in ended.stderr) == (RunError.exit_code, True), ended.output
+    assert table(study_dir) == before
+
+
+def test_an_edited_preset_is_refused(study_dir: Path, tmp_path: Path, invoke: Invoke) -> None:
+    """The same name with another definition is another search."""
+    path = tmp_path / "small.json"
+    path.write_text(preset_to_json(replace(SMALL, recipe=replace(SMALL.recipe, label_smoothing=0.1))))
+
+    ended = invoke(study_dir, preset=path)
+
+    assert (ended.exit_code, "preset 'small' was edited" in ended.stderr) == (RunError.exit_code, True)
+
+
+@pytest.mark.parametrize("limit", ["--max-parameters", "--max-multiply-adds"])
+def test_networks_beyond_the_limits_are_not_trained(tmp_path: Path, invoke: Invoke, limit: str) -> None:
+    """Trials that are too large are pruned before their first epoch, and a study of nothing else says so."""
+    ended = invoke(tmp_path, "--trials", 2, limit, 100)
+
+    assert ended.exit_code == RunError.exit_code
+    assert "no trial was trained to the end" in ended.stderr
+    rows = table(tmp_path)
+    assert [(row["state"], row["validation_loss"]) for row in rows] == [("pruned", "")] * 2
+    assert all("at most 100 allowed: not trained" in row["why"] for row in rows)
+    assert not (tmp_path / tune.PRESET_NAME).exists()
+
+
+def test_what_lags_behind_is_stopped(tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial whose loss is above the median of the others after an epoch gets no second one."""
+    monkeypatch.setattr(tune, "STARTUP_TRIALS", 1)
+    common = ("--epochs", 2, "--vary", "learning-rate")
+    assert invoke(tmp_path, "--trials", 1, *common).exit_code == 0
+    with opened(tmp_path) as study:
+        # A tenth of the base's rate learns next to nothing in an epoch.
+        study.enqueue_trial({"learning_rate": 0.001})
+
+    assert invoke(tmp_path, "--trials", 2, *common).exit_code == 0
+
+    assert [(row["state"], row["why"]) for row in table(tmp_path)] == [
+        ("complete", ""),
+        ("pruned", "behind the others after 1 of 2 epochs"),
+    ]
+
+
+def test_divergence_is_an_answer(tmp_path: Path, invoke: Invoke) -> None:
+    """A trial that diverges ends that trial, not the study."""
+    path = tmp_path / "wild.json"
+    path.write_text(preset_to_json(replace(SMALL, recipe=replace(SMALL.recipe, learning_rate=1e30))))
+
+    ended = invoke(tmp_path, "--trials", 1, "--vary", "dropout", preset=path)
+
+    assert ended.exit_code == RunError.exit_code != DivergedError.exit_code
+    assert [(row["state"], row["why"]) for row in table(tmp_path)] == [("pruned", "diverged")]
+
+
+def test_a_crash_is_seen_and_made_good(tmp_path: Path, invoke: Invoke) -> None:
+    """A trial that was under way when the process died is marked as failed, and its values are tried again."""
+    assert invoke(tmp_path, "--trials", 1, "--vary", "dropout").exit_code == 0
+    with opened(tmp_path) as study:
+        study.ask({"dropout_1": optuna.distributions.FloatDistribution(0.0, 0.7)})
+
+    assert invoke(tmp_path, "--trials", 2, "--vary", "dropout").exit_code == 0
+
+    _, failed, again = table(tmp_path)
+    assert (failed["state"], again["state"]) == ("fail", "complete")
+    assert failed["dropout_1"] == again["dropout_1"]
+
+
+def test_one_search_at_a_time(tmp_path: Path, invoke: Invoke) -> None:
+    """While a search holds the folder, a second one is refused."""
+    held = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        ended = invoke(tmp_path)
+    finally:
+        os.close(held)
+
+    assert (ended.exit_code, "another search is under way" in ended.stderr) == (RunError.exit_code, True)
+
+
+def test_a_damaged_study_is_refused(tmp_path: Path, invoke: Invoke) -> None:
+    """A file that is no study is told of, and left as it is."""
+    (tmp_path / tune.STUDY_NAME).write_text("no database" * 100)
+
+    ended = invoke(tmp_path)
+
+    assert (ended.exit_code, "study.db cannot be used as a study" in ended.stderr) == (RunError.exit_code, True)
+    assert (tmp_path / tune.STUDY_NAME).read_text() == "no database" * 100

@@ -1,0 +1,189 @@
+"""What is promised about presets as JSON: nothing is lost, and nothing that cannot be built is taken."""
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from digitserve_training.errors import RunError
+from digitserve_training.layers import (
+    BatchNorm,
+    Conv,
+    Dense,
+    Dropout,
+    Flatten,
+    GlobalAveragePool,
+    Layer,
+    MaxPool,
+    Residual,
+)
+from digitserve_training.preset_json import SHARES, described, find, preset_from_json, preset_to_json
+from digitserve_training.presets import DEFAULT_PRESET, PRESETS, Augmentation, Preset, Recipe
+
+SMALL = Preset(
+    name="small",
+    summary="for tests",
+    layers=(Conv(4, stride=2), Residual((Conv(8, stride=2), Conv(8))), Dropout(0.25), Flatten(), Dense(7)),
+    recipe=Recipe(epochs=2),
+    augmentation=Augmentation(shift_px=1.0),
+)
+"""Layers by index: 0 Conv, 1 Residual, 2 Dropout, 3 Flatten, 4 Dense."""
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=list(PRESETS))
+def test_every_preset_survives(preset: Preset) -> None:
+    """Each preset that there is comes back as it was, from the text and from a file."""
+    assert preset_from_json(preset_to_json(preset), "text") == preset
+
+
+SHARE = st.floats(0, 1)
+CONV = st.builds(
+    Conv, st.integers(1, 64), kernel=st.integers(1, 7), stride=st.integers(1, 2), batch_norm=st.booleans(),
+    activation=st.sampled_from(["relu", "tanh", "linear"]),
+)  # fmt: skip
+EARLY = st.one_of(
+    CONV, st.builds(BatchNorm), st.builds(Dropout, SHARE), st.builds(lambda inner: Residual((inner,)), CONV)
+)
+LATE = st.one_of(st.builds(Dense, st.integers(1, 512)), st.builds(Dropout, SHARE))
+LAYERS = st.builds(
+    lambda early, middle, late: (*early, middle, *late),
+    st.lists(EARLY, max_size=4),
+    st.one_of(st.builds(Flatten), st.builds(GlobalAveragePool)),
+    st.lists(LATE, max_size=3),
+)
+AUGMENTATIONS = st.builds(Augmentation, **{field.name: SHARE for field in fields(Augmentation)})
+
+
+@given(layers=LAYERS, augmentation=AUGMENTATIONS, summary=st.text(), weight_decay=st.floats(0, 1e300))
+def test_any_preset_survives(
+    layers: tuple[Layer, ...], augmentation: Augmentation, summary: str, weight_decay: float
+) -> None:
+    """Whatever the layers, bounds and texts, what is written is what is read."""
+    preset = Preset("any", summary, layers, replace(SMALL.recipe, weight_decay=weight_decay), augmentation)
+
+    assert preset_from_json(preset_to_json(preset), "text") == preset
+
+
+def test_defaults_may_be_left_out() -> None:
+    """A file says only what matters: fields with defaults take them."""
+    layers: list[dict[str, Any]] = [{"kind": "Conv", "filters": 8}, {"kind": "Flatten"}]
+    text = json.dumps({"name": "a", "summary": "", "layers": layers, "recipe": {"epochs": 3}, "augmentation": {}})
+
+    assert preset_from_json(text, "text") == Preset("a", "", (Conv(8), Flatten()), Recipe(epochs=3), Augmentation())
+
+
+def test_presets_are_found_by_name_and_by_file(tmp_path: Path) -> None:
+    """A built-in name, a file's path and nothing at all lead to a preset."""
+    path = tmp_path / "x.json"
+    path.write_text(preset_to_json(SMALL))
+
+    assert find(None) == PRESETS[DEFAULT_PRESET]
+    assert find("tiny") == PRESETS["tiny"]
+    assert find(str(path)) == SMALL
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["layer"], 1, r"layer is there; expected only name, summary"),
+        (["name"], "../etc", r"name is '\.\./etc'; expected a plain name"),
+        (["summary"], 5, r"summary is 5; expected text"),
+        (["recipe"], None, r"recipe is None; expected an object"),
+        (["recipe", "epochs"], 0, r"recipe\.epochs is 0; expected a whole number of at least 1"),
+        (["recipe", "epochs"], True, r"recipe\.epochs is True; expected a whole number"),
+        (["recipe", "batch_size"], 12.5, r"recipe\.batch_size is 12\.5; expected a whole number"),
+        (["recipe", "weight_decay"], float("nan"), r"weight_decay is nan; expected a finite number of at least 0"),
+        (["recipe", "weight_decay"], 10**400, r"weight_decay is 10+; expected a finite number"),
+        (["recipe", "learning_rate"], "1", r"learning_rate is '1'; expected a finite number"),
+        (["recipe", "schedule"], "step", r"schedule is 'step'; expected one of 'cosine', 'constant'"),
+        (["recipe", "validation"], 0, r"recipe\.validation is 0\.0; expected more than 0 and less than 1"),
+        (["recipe", "momentum"], 0.9, r"recipe\.momentum is there; expected only epochs, batch_size"),
+        (["augmentation", "thin"], 1.5, r"augmentation\.thin is 1\.5; expected a number from 0 to 1"),
+        (["augmentation", "shift_px"], -1, r"augmentation\.shift_px is -1; expected a finite number of at least 0"),
+        (["layers"], {}, r"layers is \{\}; expected a list"),
+        (["layers", 0, "kind"], "Convolution", r"layers\[0\]\.kind is 'Convolution'; expected one of Conv, MaxPool"),
+        (["layers", 0, "kind"], ["Conv"], r"layers\[0\]\.kind is \['Conv'\]; expected one of"),
+        (["layers", 0, "filters"], -8, r"layers\[0\]\.filters is -8; expected a whole number"),
+        (["layers", 0, "batch_norm"], 1, r"layers\[0\]\.batch_norm is 1; expected true or false"),
+        (["layers", 0, "padding"], "full", r"layers\[0\]\.padding is 'full'; expected one of 'same', 'valid'"),
+        (["layers", 1, "inner", 1, "units"], 3, r"layers\[1\]\.inner\[1\]\.units is there; expected only filters"),
+        (["layers", 2, "rate"], 1.1, r"layers\[2\]\.rate is 1\.1; expected a number from 0 to 1"),
+    ],
+)
+def test_what_is_no_preset_is_refused(path: list[Any], value: Any, message: str) -> None:
+    """An unknown key, a wrong type or an impossible value is refused with its place, what it is and what would do."""
+    edited = described(SMALL)
+    place: Any = edited
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+
+    with pytest.raises(RunError, match=f"^mine.json is no preset: .*{message}"):
+        preset_from_json(json.dumps(edited), "mine.json")
+
+
+def test_missing_values_are_named() -> None:
+    """A field without a default cannot be left out."""
+    edited = described(SMALL)
+    del edited["recipe"]["epochs"]
+
+    with pytest.raises(RunError, match=r"recipe\.epochs is missing; expected a value"):
+        preset_from_json(json.dumps(edited), "mine.json")
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ((Dense(5),), r"layers\[0\] is Dense after a tensor of \(28, 28, 1\); expected Flatten"),
+        ((Conv(4),), r"layers\[1\] is Dense after a tensor of \(28, 28, 4\)"),
+        ((Flatten(), Conv(4)), r"layers\[1\] is Conv after a tensor of \(784,\)"),
+        ((GlobalAveragePool(), GlobalAveragePool()), r"layers\[1\] is GlobalAveragePool after a tensor of \(1,\)"),
+        ((Conv(4, kernel=29, padding="valid"), Flatten()), r"layers\[0\] is Conv that makes \(0, 0, 4\)"),
+        ((MaxPool(15), MaxPool(2), Flatten()), r"layers\[1\] is MaxPool that makes \(0, 0, 1\)"),
+        ((Residual(()), Flatten()), r"layers\[0\] is Residual that adds \(28, 28, 1\) to \(\)"),
+        ((Residual((Flatten(),)),), r"layers\[0\] is Residual that adds \(28, 28, 1\) to \(784,\)"),
+        ((Residual((Conv(4, padding="valid"),)), Flatten()), r"that adds \(14, 14, 4\) to \(26, 26, 4\)"),
+        ((Residual((Residual((Dense(3),)),)), Flatten()), r"layers\[0\]\.inner\[0\]\.inner\[0\] is Dense after"),
+    ],
+)
+def test_networks_that_cannot_be_built_are_refused(layers: tuple[Layer, ...], message: str) -> None:
+    """Layers that do not fit each other are refused when they are read, with the place and both shapes."""
+    with pytest.raises(RunError, match=message):
+        preset_from_json(preset_to_json(replace(SMALL, layers=layers)), "mine.json")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "[]", "null", '"compact"'])
+def test_what_is_no_json_is_refused(text: str) -> None:
+    """Anything else in the file is told of, not run into."""
+    with pytest.raises(
+        RunError, match=r"mine\.json is no preset: (it is not JSON|the whole is .*; expected an object)"
+    ):
+        preset_from_json(text, "mine.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("nix", "no preset 'nix'; presets: compact"), ("nix.json", "No such file")]
+)
+def test_presets_that_are_not_there(name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name or a file that does not exist is refused."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError, match=message):
+        find(name)
+
+
+def test_file_that_is_no_text(tmp_path: Path) -> None:
+    """A file of other bytes is refused."""
+    (tmp_path / "x.json").write_bytes(b"\xff\xfe\x00")
+
+    with pytest.raises(RunError, match="no preset can be read from .*x.json"):
+        find(str(tmp_path / "x.json"))
+
+
+def test_shares_are_fields() -> None:
+    """Each field that is held to be a share exists somewhere in a preset."""
+    kinds = (Recipe, Augmentation, *get_args(Layer))
+    assert {field.name for kind in kinds for field in fields(kind)} >= SHARES
