@@ -48,7 +48,7 @@ lint: $(VENV)/.dev ## Check style, types, import directions, the proto, stale st
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python tests/check_generated.py
-	$(BIN)/python -m cogapp --check --diff README.md
+	$(BIN)/python -m cogapp --check --diff README.md docs/models.md
 
 format: $(VENV)/.dev ## Bring the code into shape.
 	$(BIN)/ruff check --fix .
@@ -68,8 +68,8 @@ image: ## Build the container image. ENGINE=podman or buildah will do as well.
 stubs: $(VENV)/.dev ## Generate the protocol's Python modules anew.
 	$(BIN)/python tests/check_generated.py --write
 
-docs: $(VENV)/.dev ## Write the generated tables of the README anew.
-	$(BIN)/python -m cogapp -r README.md
+docs: $(VENV)/.dev ## Write the generated tables of README and docs anew.
+	$(BIN)/python -m cogapp -r README.md docs/models.md
 
 # The second lock follows the first, so that one environment holds both. No index address gets into either.
 LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml

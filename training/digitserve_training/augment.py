@@ -18,22 +18,27 @@ def augment(images: tf.Tensor, seed: tf.Tensor, bounds: Augmentation) -> tf.Tens
     """Change each image at random within ``bounds``; what comes in from beyond the border is background.
 
     Args:
-        images: uint8[N,28,28,1], in random order: the first ones are corrupted.
+        images: uint8[N,28,28,1], in random order: the first are corrupted, the last left alone.
         seed: int32[2]; the same seed gives the same images.
         bounds: how far each change may go.
 
     Returns:
         uint8[N,28,28,1].
     """
+    num_changed = tf.cast(tf.math.ceil(tf.cast(tf.shape(images)[0], tf.float32) * (1 - bounds.untouched)), tf.int32)
+    pixels = _change(tf.cast(images[:num_changed], tf.float32) / LARGEST_PIXEL, seed, bounds)
+    changed = tf.cast(tf.round(tf.clip_by_value(pixels, 0.0, 1.0) * LARGEST_PIXEL), tf.uint8)
+    return tf.concat([changed, images[num_changed:]], axis=0)
+
+
+def _change(pixels: tf.Tensor, seed: tf.Tensor, bounds: Augmentation) -> tf.Tensor:
     seeds = tf.unstack(tf.random.split(seed, 6))
-    pixels = tf.cast(images, tf.float32) / LARGEST_PIXEL
     pixels = warp(pixels, seeds[0], bounds)
     pixels = _stroke(pixels, seeds[1], bounds)
     pixels = _blur(pixels, seeds[2], bounds)
     pixels *= 1 - _for_half(seeds[3], pixels, bounds.contrast)
     pixels = _noise(pixels, seeds[4], bounds)
-    pixels = corrupt(tf.clip_by_value(pixels, 0.0, 1.0), seeds[5], bounds.corrupted)
-    return tf.cast(tf.round(tf.clip_by_value(pixels, 0.0, 1.0) * LARGEST_PIXEL), tf.uint8)
+    return corrupt(tf.clip_by_value(pixels, 0.0, 1.0), seeds[5], bounds.corrupted)
 
 
 def _stroke(pixels: tf.Tensor, seed: tf.Tensor, bounds: Augmentation) -> tf.Tensor:

@@ -38,6 +38,7 @@ class Augmentation:
         noise: largest standard deviation of the Gaussian noise, as a fraction of full ink.
         elastic_px: largest displacement of a point of the coarse grid that bends the image, along each axis.
         corrupted: share of the images that get one corruption on top, see ``corrupt``.
+        untouched: share of the images that stay as they are.
     """
 
     rotation_deg: float = 0.0
@@ -52,6 +53,7 @@ class Augmentation:
     noise: float = 0.0
     elastic_px: float = 0.0
     corrupted: float = 0.0
+    untouched: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,7 @@ _REAL_INK = Augmentation(
     noise=0.08,
     elastic_px=1.2,
     corrupted=0.35,
+    untouched=0.25,
 )
 
 _COMPACT = Preset(
