@@ -30,12 +30,14 @@ class Measurement:
         loss: mean cross-entropy in nats.
         confusion: int64[labels,labels], images by true label (row) and predicted label (column).
         ood_score: float32[N].
+        names: of the labels.
     """
 
     accuracy: float
     loss: float
     confusion: NDArray[np.int64] = field(repr=False)
     ood_score: NDArray[np.float32] = field(repr=False)
+    names: tuple[str, ...]
 
 
 def measure(session: Session, labelled: Labelled) -> Measurement:
@@ -51,7 +53,8 @@ def measure(session: Session, labelled: Labelled) -> Measurement:
     np.add.at(confusion, (labelled.labels, predicted), 1)
     of_label = np.take_along_axis(outputs.probabilities, labelled.labels[:, np.newaxis], axis=1)
     loss = -np.log(np.maximum(of_label.astype(np.float64), np.finfo(np.float32).tiny))
-    return Measurement(float(np.mean(predicted == labelled.labels)), float(loss.mean()), confusion, outputs.ood_score)
+    accuracy = float(np.mean(predicted == labelled.labels))
+    return Measurement(accuracy, float(loss.mean()), confusion, outputs.ood_score, labelled.names)
 
 
 def run(session: Session, images: NDArray[np.uint8], batch_sizes: Sequence[int]) -> Outputs:
@@ -82,6 +85,7 @@ def described(measurements: dict[str, Measurement]) -> dict[str, Any]:
             "num_images": int(measurement.confusion.sum()),
             "accuracy": measurement.accuracy,
             "loss": measurement.loss,
+            "labels": measurement.names,
             "confusion": measurement.confusion.tolist(),
         }
         for part, measurement in measurements.items()

@@ -157,6 +157,7 @@ def _training(candidate: Candidate, test: Labelled) -> dict[str, Any]:
     layers = preset.network(len(settings.labels))
     return {
         "preset": preset.name,
+        "dataset": settings.dataset,
         "seed": settings.seed,
         "epochs": settings.epochs,
         "command": _command(settings),
@@ -196,7 +197,8 @@ def _quality(test: Measurement, validation: Measurement, measured: Parity) -> di
 
 def _command(settings: Settings) -> str:
     limit = f" --limit {settings.limit}" if settings.limit is not None else ""
+    dataset = f" --dataset {settings.dataset}" if settings.dataset != data.MNIST else ""
     return (
         f"digitserve-train train --preset {settings.preset} --epochs {settings.epochs} --seed {settings.seed} "
-        f"--learning-rate {settings.learning_rate:g}{limit}"
+        f"--learning-rate {settings.learning_rate:g}{limit}{dataset}"
     )

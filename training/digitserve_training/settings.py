@@ -3,8 +3,9 @@
 Used by ``cli`` and ``train``; kept in each checkpoint, so that a run is resumed as it was started. Needs no TensorFlow.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from digitserve_training import datasets
 from digitserve_training.data import MNIST
 from digitserve_training.errors import RunError
 from digitserve_training.presets import DEFAULT_PRESET, PRESETS, Preset
@@ -95,15 +96,21 @@ def resume(asked: Asked, stored: Settings, data_sha256: str) -> Settings:
 
 
 def preset_of(settings: Settings) -> Preset:
-    """Find the preset that a run was started with.
+    """Find the preset that a run was started with, its recipe as it suits the dataset.
+
+    What is no digit may be what another set is about, and only digits are read off paper: so other sets are learned
+    without either, and without the outcome that outliers bring.
 
     Raises:
+        DataError: the dataset is unknown.
         RunError: the preset is unknown, or was edited since.
     """
     preset = _find(settings.preset)
     if preset.definition != settings.definition:
         raise RunError(f"preset '{preset.name}' was edited since this run: it was {settings.definition}; train again")
-    return preset
+    if datasets.find(settings.dataset).digits:
+        return preset
+    return replace(preset, recipe=replace(preset.recipe, paper=0.0, outliers=0.0))
 
 
 def _find(name: str) -> Preset:
