@@ -17,8 +17,8 @@ FOLDER = "report"
 MAX_HEAD, MAX_NAME = 8, 24
 """Characters that are shown of a label's name at the head of a column, and elsewhere."""
 
-MAX_PICTURE_IN = 40.0
-"""Side of the picture of the confusion matrix however many labels there are, in inches of 100 pixels."""
+MAX_NAMED = 50
+"""Labels up to which the picture of the confusion matrix grows and names each; beyond, its axes have numbers."""
 
 
 def render(name: str, measurement: Measurement) -> str:
@@ -65,7 +65,7 @@ def _columns(text: str) -> int:
 
 
 def _draw(confusion: NDArray[np.int64], names: tuple[str, ...], title: str, path: Path) -> None:
-    side = min(max(6.0, 0.35 * len(names)), MAX_PICTURE_IN)
+    side = max(6.0, 0.35 * min(len(names), MAX_NAMED))
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
     # The diagonal would drown the mistakes, which are what one looks for.
@@ -73,11 +73,12 @@ def _draw(confusion: NDArray[np.int64], names: tuple[str, ...], title: str, path
     for (row, column), count in np.ndenumerate(confusion):
         if count:
             axes.text(column, row, str(count), ha="center", va="center", fontsize=8)
-    ticks, shown = range(len(names)), [_drawable(name[:MAX_NAME], number) for number, name in enumerate(names)]
     axes.set(title=title, xlabel="predicted", ylabel="true")
-    # A name is no formula, whatever dollar signs it has.
-    axes.set_xticks(ticks, shown, rotation=90 if max(map(len, shown)) > 2 else 0, parse_math=False)
-    axes.set_yticks(ticks, shown, parse_math=False)
+    if len(names) <= MAX_NAMED:
+        ticks, shown = range(len(names)), [_drawable(name[:MAX_NAME], number) for number, name in enumerate(names)]
+        # A name is no formula, whatever dollar signs it has.
+        axes.set_xticks(ticks, shown, rotation=90 if max(map(len, shown)) > 2 else 0, parse_math=False)
+        axes.set_yticks(ticks, shown, parse_math=False)
     # No version of matplotlib in the file, so that equal figures are equal bytes.
     figure.savefig(path, dpi=100, metadata={"Software": None})
 
