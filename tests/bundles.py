@@ -14,17 +14,17 @@ THRESHOLD = 2.0**24
 """Above every score of the echo network: nothing is unfamiliar to it, unless a test says so."""
 
 
-def echo_image(number: int) -> NDArray[np.uint8]:
-    """Return uint8[28,28] that the echo network answers with label ``number % 10`` and score ``number``."""
+def echo_image(number: int, num_labels: int = 10) -> NDArray[np.uint8]:
+    """Return uint8[28,28] that the echo network answers with label ``number % num_labels`` and score ``number``."""
     image = np.zeros((28, 28), np.uint8)
     image[0, :3] = [number >> 16 & 255, number >> 8 & 255, number & 255]
-    image[0, 3] = number % 10
+    image[0, 3] = number % num_labels
     # Ink that makes one figure, so that no verdict but the network's own is given.
     image[10:20, 10:20] = 255
     return image
 
 
-def echo_graph() -> bytes:
+def echo_graph(num_labels: int = 10) -> bytes:
     """Return the echo network: ``ood_score`` is the number in pixels 0 to 2, ``probabilities`` one-hot of pixel 3."""
     weights = np.zeros((784, 1), np.float32)
     weights[:3, 0] = [65536, 256, 1]
@@ -33,7 +33,7 @@ def echo_graph() -> bytes:
         "line": np.array([-1], np.int64),
         "weights": weights,
         "third": np.array([3], np.int64),
-        "depth": np.array(10, np.int64),
+        "depth": np.array(num_labels, np.int64),
         "off_on": np.array([0, 1], np.float32),
     }
     nodes = [
@@ -46,17 +46,19 @@ def echo_graph() -> bytes:
         helper.make_node("Cast", ["digits"], ["classes"], to=TensorProto.INT64),
         helper.make_node("OneHot", ["classes", "depth", "off_on"], ["probabilities"]),
     ]
-    return make_graph(nodes, constants)
+    return make_graph(nodes, constants, num_labels=num_labels)
 
 
-def make_graph(nodes: list[onnx.NodeProto], constants: dict[str, NDArray], side: int = 28) -> bytes:
+def make_graph(
+    nodes: list[onnx.NodeProto], constants: dict[str, NDArray], side: int = 28, num_labels: int = 10
+) -> bytes:
     """Return a serialized model with the signature that every bundle has."""
     graph = helper.make_graph(
         nodes,
         "echo",
         [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", side, side, 1])],
         [
-            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 10]),
+            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", num_labels]),
             helper.make_tensor_value_info("ood_score", TensorProto.FLOAT, ["batch"]),
         ],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
@@ -66,8 +68,8 @@ def make_graph(nodes: list[onnx.NodeProto], constants: dict[str, NDArray], side:
 
 
 def manifest(version: int = 1, **changes: object) -> bundle.Manifest:
-    """Return a manifest for a network on ten labels."""
-    inputs, outputs = bundle.signature(10)
+    """Return a manifest for a network on ten labels, or on those among ``changes``."""
+    inputs, outputs = bundle.signature(len(changes.get("labels", LABELS)))  # type: ignore[arg-type]
     values = {
         "name": "digits", "version": version, "sha256": "", "inputs": inputs, "outputs": outputs, "labels": LABELS,
         "ood_threshold": THRESHOLD, "training": {"preset": "echo"}, "quality": {"test_accuracy": 1.0},
@@ -75,16 +77,18 @@ def manifest(version: int = 1, **changes: object) -> bundle.Manifest:
     return bundle.Manifest(**(values | changes))
 
 
-def echo_golden() -> bundle.Golden:
+def echo_golden(num_labels: int = 10) -> bundle.Golden:
     """Return golden outputs of the echo network."""
     numbers = np.array([0, 1, 77, 70_001])
     return bundle.Golden(
-        images=np.stack([echo_image(int(n)) for n in numbers])[..., None],
-        probabilities=np.eye(10, dtype=np.float32)[numbers % 10],
+        images=np.stack([echo_image(int(n), num_labels) for n in numbers])[..., None],
+        probabilities=np.eye(num_labels, dtype=np.float32)[numbers % num_labels],
         ood_score=numbers.astype(np.float32),
     )
 
 
 def write_echo_bundle(models: Path, version: int = 1, **changes: object) -> Path:
     """Write a bundle of the echo network."""
-    return bundle.write(models, manifest(version, **changes), echo_graph(), echo_golden())
+    described = manifest(version, **changes)
+    num_labels = len(described.labels)
+    return bundle.write(models, described, echo_graph(num_labels), echo_golden(num_labels))

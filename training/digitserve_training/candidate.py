@@ -100,4 +100,9 @@ def _read_same(state: Checkpoint, data_path: Path | None) -> Labelled:
         raise DataError(
             f"these training images have sha256 {got}; the run was trained on {expected}: name the same file with --data"
         )
+    if labelled.names != state.settings.labels:
+        raise DataError(
+            f"these images are labelled {', '.join(labelled.names)}; "
+            f"the run was trained on {', '.join(state.settings.labels)}: name the same folder with --data"
+        )
     return labelled

@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from digitserve_training import checkpoint, data, preset_json, settings
+from digitserve_training.datasets import DATASETS
 from digitserve_training.errors import TrainingError
 from digitserve_training.presets import DEFAULT_PRESET, PRESETS
 from digitserve_training.settings import DEFAULT_SEED, Asked
@@ -54,8 +55,9 @@ _DATA = click.option(
     "--data",
     "data_path",
     type=click.Path(path_type=Path),
-    help="MNIST as an npz file laid out like keras.datasets.mnist; if not given, the file that the environment variable "
-    f"{data.ENVIRONMENT} names, else Keras's cache, which is filled by a download.",
+    help="File or folder of the dataset as it is published: for MNIST an npz file laid out like keras.datasets.mnist, or "
+    "a folder of idx files; for folder, one sub-folder of pictures a class. If not given, for MNIST what the environment "
+    f"variable {data.ENVIRONMENT} names, else Keras's cache, which is filled by a download, where Keras has the dataset.",
 )
 _THREADS = click.option(
     "--threads", type=click.IntRange(min=1), help="Threads that TensorFlow computes with; all processors if not given."
@@ -90,11 +92,12 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
 @click.group()
 @click.version_option(package_name="digitserve", prog_name="digitserve-train")
 def main() -> None:
-    """Train a network on MNIST, evaluate it, and export it as a bundle that digitserve serves."""
+    """Train a network on MNIST or other images, evaluate it, and export it as a bundle that digitserve serves."""
 
 
 @main.command("train")
 @_PRESET
+@click.option("--dataset", type=click.Choice(list(DATASETS)), help=f"What is learned; {data.MNIST} if not given.")
 @_DATA
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Folder of this run; runs/PRESET if not given.")
 @click.option(
@@ -112,13 +115,10 @@ def train_run(data_path: Path | None, run_dir: Path | None, threads: int | None,
     _use_threads(threads)
     from digitserve_training.train import train  # noqa: PLC0415 - TensorFlow
 
-    labelled = data.read_training(data_path)
-    sha256, wanted = data.fingerprint(labelled), Asked(**asked)
-    chosen = (
-        settings.resume(wanted, checkpoint.load(folder).settings, sha256)
-        if resume
-        else settings.start(wanted, labelled.names, sha256)
-    )
+    wanted, stored = Asked(**asked), checkpoint.load(folder).settings if resume else None
+    labelled = data.read_training(data_path, wanted.dataset or (stored.dataset if stored else data.MNIST))
+    sha256 = data.fingerprint(labelled)
+    chosen = settings.resume(wanted, stored, sha256) if stored else settings.start(wanted, labelled.names, sha256)
     held_out = settings.preset_of(chosen).recipe.validation
     try:
         state = train(chosen, data.split(labelled, chosen.limit, held_out), folder, resume=resume)

@@ -1,28 +1,25 @@
-"""MNIST: found, read, checked, split and fingerprinted.
+"""A set of labelled images: read through ``datasets``, checked, split and fingerprinted.
 
 Training images and test images are read by different functions, so what trains cannot see a test image by accident:
 ``read_training`` is for ``train`` and for validation, ``read_test`` for ``evaluate`` and for the parity check of
-``export`` alone. Needs no TensorFlow unless Keras has to fetch MNIST.
+``export`` alone. Needs no TensorFlow unless Keras has to fetch a set.
 """
 
 import hashlib
 import os
-import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from digitserve_training import datasets
+from digitserve_training.datasets import Arrays, Part
 from digitserve_training.errors import DataError
 
-ENVIRONMENT = "DIGITSERVE_MNIST"
-LABELS = tuple("0123456789")
-KEYS = ("x_train", "y_train", "x_test", "y_test")
-
-MNIST = "mnist"
-DIGIT_SETS = frozenset({MNIST, "emnist-digits"})
+ENVIRONMENT = datasets.ENVIRONMENT
+LABELS = datasets.DIGITS
+MNIST = datasets.MNIST
 
 SPLIT_SEED = 2024
 """Seed of the split and of subsets: not the training's, so that every run is validated on the same images."""
@@ -65,9 +62,9 @@ def read_training(path: Path | None = None, dataset: str = MNIST) -> Labelled:
     """Read a training set.
 
     Args:
-        path: an npz file laid out like ``keras.datasets.mnist``; else the one that ``DIGITSERVE_MNIST`` names; else
-            Keras's own cache, which is filled by a download.
-        dataset: its name.
+        path: a file or folder as the dataset is published; else, for MNIST, the one that ``DIGITSERVE_MNIST`` names;
+            else Keras's own cache, which is filled by a download, of the sets that Keras knows.
+        dataset: its name, see ``datasets``.
 
     Raises:
         DataError: the file is missing, damaged, or holds something else; the message says what.
@@ -123,45 +120,22 @@ def _stratified_order(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.argsort(position, kind="stable")
 
 
-def _read(path: Path | None, dataset: str, part: str) -> Labelled:
-    named = path or (Path(os.environ[ENVIRONMENT]) if os.environ.get(ENVIRONMENT) else None)
-    arrays, source = (_fetch(), "Keras's MNIST") if named is None else (_load(named, part), str(named))
-    return _check(arrays[f"x_{part}"], arrays[f"y_{part}"], f"{source}, part '{part}'")
+def _read(path: Path | None, dataset: str, part: Part) -> Labelled:
+    found = datasets.find(dataset)
+    stated = os.environ.get(found.environment) if found.environment else None
+    named = path or (Path(stated) if stated else None)
+    return _check(datasets.read(found, named, part), f"{named or 'Keras'}, {dataset}, part '{part}'")
 
 
-def _fetch() -> Mapping[str, NDArray[np.generic]]:
-    from digitserve_training._tensorflow import keras  # noqa: PLC0415 - seconds, and only this path needs it
-
-    try:
-        training, test = keras.datasets.mnist.load_data()
-    except Exception as error:
-        raise DataError(
-            f"Keras could not fetch MNIST: {error}. Name an npz file with --data PATH or {ENVIRONMENT}"
-        ) from None
-    return dict(zip(KEYS, (*training, *test), strict=True))
-
-
-def _load(path: Path, part: str) -> Mapping[str, NDArray[np.generic]]:
-    if not path.is_file():
-        raise DataError(f"no file {path}; --data or {ENVIRONMENT} names an npz file laid out like keras.datasets.mnist")
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            missing = sorted(set(KEYS) - set(stored.files))
-            if missing:
-                raise DataError(f"{path} lacks {', '.join(missing)}; it has {', '.join(stored.files) or 'nothing'}")
-            return {key: stored[key] for key in (f"x_{part}", f"y_{part}")}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} cannot be read as npz, it may be cut short: {error}") from None
-
-
-def _check(images: NDArray[np.generic], labels: NDArray[np.generic], source: str) -> Labelled:
+def _check(arrays: Arrays, source: str) -> Labelled:
+    images, labels, names, first = arrays
     if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (28, 28) or len(images) == 0:
         raise DataError(f"{source}: images are {images.dtype}{list(images.shape)}; expected uint8[N, 28, 28], N > 0")
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise DataError(
             f"{source}: labels are {labels.dtype}{list(labels.shape)}; expected one integer for each of {len(images)} images"
         )
-    wide = labels.astype(np.int64)
-    if wide.min() < 0 or wide.max() >= len(LABELS):
-        raise DataError(f"{source}: labels run from {wide.min()} to {wide.max()}; expected 0 to {len(LABELS) - 1}")
-    return Labelled(images.astype(np.uint8, copy=False)[..., np.newaxis], wide)
+    wide, last = labels.astype(np.int64), first + len(names) - 1
+    if wide.min() < first or wide.max() > last:
+        raise DataError(f"{source}: labels run from {wide.min()} to {wide.max()}; expected {first} to {last}")
+    return Labelled(images.astype(np.uint8, copy=False)[..., np.newaxis], wide - first, names)

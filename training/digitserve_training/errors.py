@@ -1,7 +1,7 @@
 """What can go wrong in training, each kind with the exit status that ``digitserve-train`` ends with.
 
     TrainingError
-    ├── DataError         MNIST is missing, damaged, or something else
+    ├── DataError         the images are missing, damaged, or something else
     ├── RunError          the run's folder cannot be used as asked: nothing to resume, another preset, not finished
     ├── DivergedError     the loss is no longer a number
     └── ParityError       the exported graph disagrees with the network

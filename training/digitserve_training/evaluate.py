@@ -257,6 +257,7 @@ def described(evaluation: Evaluation) -> dict[str, Any]:
 def _described(measurement: Measurement) -> dict[str, Any]:
     return {
         "num_images": len(measurement.labelled),
+        "labels": measurement.labelled.names,
         "accuracy": measurement.accuracy,
         "loss": measurement.loss,
         "calibration_error": measurement.reliability.error,

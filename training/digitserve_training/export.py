@@ -160,6 +160,7 @@ def _training(candidate: Candidate, test: Labelled) -> dict[str, Any]:
     return {
         "preset": preset.name,
         "definition": described(preset),
+        "dataset": settings.dataset,
         "seed": settings.seed,
         "epochs": settings.epochs,
         "command": settings.command,

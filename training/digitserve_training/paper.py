@@ -53,7 +53,7 @@ def draw(digit: Gray, paper: Paper, generator: np.random.Generator) -> Gray:
     """Draw a digit, dark ink on light paper unless it comes out plain.
 
     Args:
-        digit: uint8[28,28], light ink on dark, with some ink.
+        digit: uint8[28,28], light ink on dark; without ink the paper stays empty.
         paper: how drawings differ.
         generator: draws everything.
 
@@ -81,6 +81,8 @@ def _stretches(generator: np.random.Generator) -> tuple[float, float]:
 
 def _cropped(digit: Gray) -> Gray:
     rows, columns = np.flatnonzero(digit.any(axis=1)), np.flatnonzero(digit.any(axis=0))
+    if len(rows) == 0:
+        return digit
     return digit[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 

@@ -20,7 +20,19 @@ from digitserve_training.presets import DEFAULT_PRESET, PRESETS, Preset
 SUFFIX = ".json"
 
 SHARES = frozenset(
-    {"scale", "zoom", "thicken", "thin", "blur", "contrast", "noise", "corrupted", "untouched", "label_smoothing", "averaging"}
+    {
+        "scale",
+        "zoom",
+        "thicken",
+        "thin",
+        "blur",
+        "contrast",
+        "noise",
+        "corrupted",
+        "untouched",
+        "label_smoothing",
+        "averaging",
+    }
     | {"paper", "validation", "rate"}
 )
 """Fields that are fractions of a whole: 1 at most."""

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
+from matplotlib.font_manager import FontProperties, findfont
+from matplotlib.ft2font import FT2Font
+from numpy.typing import NDArray  # noqa: TC002
 
 from digitserve_training import data, results
 from digitserve_training.candidate import Candidate, open_candidate
@@ -16,6 +18,12 @@ from digitserve_training.results import Row
 from digitserve_training.settings import preset_of
 
 FOLDER = "report"
+
+MAX_HEAD, MAX_NAME = 8, 24
+"""Characters that are shown of a label's name at the head of a column, and elsewhere."""
+
+MAX_NAMED = 50
+"""Labels up to which the picture of the confusion matrix grows and names each; beyond, its axes have numbers."""
 
 
 def report(run_dirs: Sequence[Path], data_path: Path | None, results_path: Path | None) -> Iterator[str]:
@@ -135,3 +143,9 @@ def _draw(measurement: Measurement, title: str, path: Path) -> None:
     axes.set(title=title, xlabel="predicted", ylabel="true", xticks=ticks, yticks=ticks)
     # No version of matplotlib in the file, so that equal figures are equal bytes.
     figure.savefig(path, dpi=100, metadata={"Software": None})
+
+
+def _drawable(name: str, number: int) -> str:
+    """Return a label's name, or its number where the typeface of pictures lacks a character of the name."""
+    typeface = FT2Font(findfont(FontProperties()))
+    return name if all(typeface.get_char_index(ord(character)) for character in name) else str(number)

@@ -3,9 +3,10 @@
 Used by ``cli`` and ``train``; kept in each checkpoint, so that a run is resumed as it was started. Needs no TensorFlow.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from digitserve_training.data import DIGIT_SETS, MNIST
+from digitserve_training import datasets
+from digitserve_training.data import MNIST
 from digitserve_training.errors import RunError
 from digitserve_training.preset_json import SUFFIX, find, preset_from_json, preset_to_json
 from digitserve_training.presets import PRESETS, Preset
@@ -54,17 +55,18 @@ class Settings:
     @property
     def digits(self) -> bool:
         """Whether digits are learned: then paper, print and strangers make sense."""
-        return self.dataset in DIGIT_SETS
+        return datasets.find(self.dataset).digits
 
     @property
     def command(self) -> str:
         """What trains the same again; a preset that is not built in stands in ``definition``, to be saved as that file."""
-        preset = preset_of(self)
+        preset = _stored(self)
         name = preset.name if PRESETS.get(preset.name) == preset else preset.name + SUFFIX
         limit = f" --limit {self.limit}" if self.limit is not None else ""
+        dataset = f" --dataset {self.dataset}" if self.dataset != MNIST else ""
         return (
             f"digitserve-train train --preset {name} --epochs {self.epochs} --seed {self.seed} "
-            f"--learning-rate {self.learning_rate:g}{limit}"
+            f"--learning-rate {self.learning_rate:g}{limit}{dataset}"
         )
 
 
@@ -105,7 +107,7 @@ def resume(asked: Asked, stored: Settings, data_sha256: str) -> Settings:
     if asked.preset is not None:
         preset = find(asked.preset)
         now["preset"] = preset.name
-        edited = _differences(preset_of(stored), preset) if preset.name == stored.preset else []
+        edited = _differences(_stored(stored), preset) if preset.name == stored.preset else []
     told = [
         f"{name} was {getattr(stored, name)}, now {value}"
         for name, value in now.items()
@@ -119,11 +121,22 @@ def resume(asked: Asked, stored: Settings, data_sha256: str) -> Settings:
 
 
 def preset_of(settings: Settings) -> Preset:
-    """Return the preset that a run was started with, whatever became of its name since.
+    """Return the preset that a run was started with, whatever became of its name since; its recipe suits the dataset.
+
+    What is no digit may be what another set is about, and only digits are read off paper: so other sets are learned
+    without either, and without the outcome that outliers bring.
 
     Raises:
-        RunError: the checkpoint holds none.
+        DataError: the dataset is unknown.
+        RunError: the checkpoint holds no preset.
     """
+    preset = _stored(settings)
+    if settings.digits:
+        return preset
+    return replace(preset, recipe=replace(preset.recipe, paper=0.0, outliers=0.0))
+
+
+def _stored(settings: Settings) -> Preset:
     return preset_from_json(settings.definition, "what the checkpoint keeps")
 
 
