@@ -55,9 +55,11 @@ def quantize(graph: bytes, calibration: NDArray[np.uint8]) -> bytes:
     Source: onnxruntime.ai/docs/performance/model-optimizations/quantization.html, on S8S8, QDQ and reduce_range.
     """
     with tempfile.TemporaryDirectory(prefix="digitserve-") as folder:
-        prepared, quantized = Path(folder) / "prepared.onnx", Path(folder) / "quantized.onnx"
-        # Symbolic shapes are for transformers, and need sympy.
-        quant_pre_process(onnx.load_from_string(graph), prepared, skip_symbolic_shape=True)
+        original, prepared, quantized = (Path(folder) / name for name in ("original", "prepared", "quantized"))
+        # A file, because of a model in memory onnxruntime 1.31 loses the weights. Symbolic shapes need sympy, and are
+        # for transformers.
+        original.write_bytes(graph)
+        quant_pre_process(original, prepared, skip_symbolic_shape=True)
         quantize_static(
             prepared,
             quantized,
