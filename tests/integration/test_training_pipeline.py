@@ -344,7 +344,8 @@ def test_int8_bundle_is_the_same_network(
     run_dir: Path, tmp_path: Path, invoke: Invoke, digits_path: Path, test_images: Labelled, close_calls_allowed: None
 ) -> None:
     """An int8 bundle opens in the service, computes in int8, and labels at least 99 % of images as float32 does;
-    its golden answers, its quality and its threshold are its own, and the manifest says what int8 cost."""
+    its golden answers, its quality and its threshold are its own, and the manifest says what int8 cost.
+    """
     ended = invoke("export", run_dir, "--models", tmp_path, "--precision", "int8")
     assert ended.exit_code == 0, ended.output
 
