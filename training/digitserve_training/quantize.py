@@ -43,7 +43,8 @@ def quantize(graph: bytes, calibration: NDArray[np.uint8]) -> bytes:
     quantising its input, and what it rounds off is lost to all that follows; logits need their digits.
 
     Weights get seven bits of the eight. Processors without VNNI add two products in 16 bits, which int8 weights
-    overflow in silence; with seven bits every processor gives the same sums, and nothing measurable is lost.
+    overflow in silence; with seven bits every processor gives the same sums, at the cost of no more
+    than two of 10 000 test images on the two networks that were tried.
 
     Args:
         graph: as ``graph.convert`` gives it.
