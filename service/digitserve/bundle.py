@@ -33,10 +33,14 @@ IMAGE_SIZE = 28
 """Height and width of the network's input, in pixels: MNIST's."""
 
 GOLDEN_TOLERANCE = 1e-4
-"""Largest difference allowed between a golden probability and the one computed here."""
+"""Largest difference allowed between a golden probability and the one computed here, unless a manifest says otherwise."""
 
-GOLDEN_SCORE_TOLERANCE = 1e-3
-"""The same for ``ood_score``, relative where it exceeds 1: it is of the size of a logit, one digit less exact."""
+MAX_GOLDEN_TOLERANCE = 1e-2
+"""The most that a manifest may allow: beyond it, a damaged graph could pass for another processor's rounding."""
+
+GOLDEN_SCORE_FACTOR = 10
+"""By how much more ``ood_score`` may differ, relative where it exceeds 1: it is of the size of a logit, one digit less
+exact."""
 
 _VERSION = re.compile("[1-9][0-9]{0,8}")
 """How a version is written, in one way only: no signs, leading zeros or digits of other scripts."""
@@ -70,6 +74,8 @@ class Manifest:
         ood_threshold: ``ood_score`` above which an image is called unfamiliar.
         training: preset, seed, data fingerprint and whatever else makes the training repeatable.
         quality: measured figures, such as ``test_accuracy``.
+        golden_tolerance: largest difference allowed between a golden probability and the one that a service computes.
+            Wider for int8 graphs, in which a value rounded the other way is a whole step off.
         format: version of this description.
     """
 
@@ -82,6 +88,7 @@ class Manifest:
     ood_threshold: float
     training: Mapping[str, Any]
     quality: Mapping[str, float]
+    golden_tolerance: float = GOLDEN_TOLERANCE
     ink: Literal["light_on_dark"] = "light_on_dark"
     framing: Literal["mnist"] = "mnist"
     format: int = FORMAT
@@ -232,6 +239,7 @@ def _parse_manifest(content: bytes, path: Path) -> Manifest:
                 "outputs": _specs(manifest.outputs),
                 "version": int(manifest.version),
                 "ood_threshold": float(manifest.ood_threshold),
+                "golden_tolerance": float(manifest.golden_tolerance),
                 "quality": {key: float(value) for key, value in manifest.quality.items()},
             }
         )
@@ -252,6 +260,9 @@ def _check_manifest(manifest: Manifest, path: Path) -> None:
         raise BundleError("manifest", f"it describes {manifest.name}/{manifest.version} but stands in {path}")
     if not math.isfinite(manifest.ood_threshold):
         raise BundleError("manifest", f"ood_threshold is {manifest.ood_threshold}; expected a finite number")
+    if not 0 < manifest.golden_tolerance <= MAX_GOLDEN_TOLERANCE:
+        raise BundleError("manifest", f"golden_tolerance is {manifest.golden_tolerance}; "
+                                      f"expected more than 0 and at most {MAX_GOLDEN_TOLERANCE:g}")  # fmt: skip
     if (manifest.ink, manifest.framing) != ("light_on_dark", "mnist"):
         raise BundleError("manifest", f"ink and framing are {manifest.ink!r}, {manifest.framing!r}; "
                                       "expected 'light_on_dark', 'mnist'")  # fmt: skip

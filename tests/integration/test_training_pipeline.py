@@ -6,6 +6,8 @@ second case: nothing but MNIST itself; no accuracy is asserted that only MNIST w
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +21,7 @@ from sklearn.datasets import load_digits
 
 from digitserve import bundle
 from digitserve.session import Session
-from digitserve_training import candidate, checkpoint, data, settings
+from digitserve_training import candidate, checkpoint, data, precision, settings
 from digitserve_training._tensorflow import keras
 from digitserve_training.cli import main
 from digitserve_training.data import Labelled
@@ -30,6 +32,7 @@ from digitserve_training.graph import answering, convert
 from digitserve_training.layers import Conv, Flatten
 from digitserve_training.preset_json import preset_to_json
 from digitserve_training.presets import PRESETS
+from digitserve_training.quantize import quantize
 from digitserve_training.settings import Asked, Settings
 from digitserve_training.train import Training, restore, train
 
@@ -355,6 +358,93 @@ def test_measured_accuracy_and_loss(run_dir: Path, digits_path: Path, test_image
     losses = keras.losses.sparse_categorical_crossentropy(test_images.labels, logits, from_logits=True)
     assert measured.loss == pytest.approx(float(np.mean(losses)), rel=1e-4)
     assert measured.accuracy == pytest.approx(np.mean(np.argmax(logits, axis=1) == test_images.labels))
+
+
+@pytest.fixture
+def close_calls_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Allow a label or two to differ: among 100 images one close call would be 1 %, and decided by the processor."""
+    monkeypatch.setattr(precision, "ACCURACY_LOSS", 0.02)
+    monkeypatch.setattr(precision, "OTHER_LABELS", 0.02)
+
+
+def test_int8_bundle_is_the_same_network(
+    run_dir: Path, tmp_path: Path, invoke: Invoke, digits_path: Path, test_images: Labelled, close_calls_allowed: None
+) -> None:
+    """An int8 bundle opens in the service, computes in int8, and labels at least 99 % of images as float32 does;
+    its golden answers, its quality and its threshold are its own, and the manifest says what int8 cost.
+    """
+    ended = invoke("export", run_dir, "--models", tmp_path, "--precision", "int8")
+    assert ended.exit_code == 0, ended.output
+
+    exported = bundle.read(tmp_path / "digits" / "1")
+    opened, session = candidate.open_candidate(run_dir, digits_path), Session(exported)
+    images = np.concatenate([opened.split.training.images, test_images.images])
+    got, expected = session.run(images), opened.session.run(images)
+    assert b"QuantizeLinear" in exported.graph
+    assert np.mean(got.probabilities.argmax(axis=1) == expected.probabilities.argmax(axis=1)) >= 0.99
+    assert np.array_equal(exported.golden.probabilities, session.run(exported.golden.images).probabilities)
+    assert not np.array_equal(exported.golden.probabilities, opened.golden.probabilities)
+    manifest, scores = exported.manifest, session.run(opened.split.validation.images).ood_score
+    assert manifest.ood_threshold == np.quantile(scores, 0.995, method="inverted_cdf")
+    assert (manifest.golden_tolerance, manifest.training["precision"]) == (2e-3, "int8")
+    assert manifest.training["quantization"]["calibration_images"] == 500
+    measured = precision.compare(opened.session, session, test_images)
+    quality = manifest.quality
+    assert quality["test_accuracy"] == measured.int8_accuracy
+    assert quality["float32_test_accuracy"] == measured.float32_accuracy
+    assert quality["int8_test_mean_difference"] == measured.mean_difference > 0
+    assert quality["int8_test_largest_difference"] == measured.largest_difference
+    assert quality["int8_test_other_labels"] == measured.num_other_labels
+
+
+def test_int8_that_costs_accuracy_writes_nothing(
+    run_dir: Path, digits_path: Path, tmp_path: Path, test_images: Labelled
+) -> None:
+    """Calibrated on blank images, the ranges fit no digit: the gate refuses that graph, with figures."""
+    opened = candidate.open_candidate(run_dir, digits_path)
+    training = opened.split.training
+    blank = replace(opened.split, training=replace(training, images=np.zeros_like(training.images)))
+
+    with pytest.raises(ParityError, match=r"int8 graph is too far .* of 100 labels differ"):
+        publish(replace(opened, split=blank), test_images, Destination(tmp_path / "models"), precision="int8")
+
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"int8_accuracy": 0.9894}, {"mean_difference": np.nan}, {"largest_difference": 0.6}, {"num_other_labels": 6}],
+)
+def test_each_figure_of_int8_is_bounded(change: dict[str, float]) -> None:
+    """What is just allowed passes, and one figure beyond its bound is a refusal."""
+    allowed = precision.Difference(0.99, 0.9895, 0.5, 5e-3, 5, 1_000)
+    precision.require(allowed)
+
+    with pytest.raises(ParityError, match="nothing was written: export with --precision float32"):
+        precision.require(replace(allowed, **change))
+
+
+def test_quantising_is_repeatable_and_leaves_no_trace(run_dir: Path, digits_path: Path, tmp_path: Path) -> None:
+    """In a process of its own it gives the same bytes, says nothing, and leaves neither files nor telemetry."""
+    opened = candidate.open_candidate(run_dir, digits_path)
+    calibration, home = opened.split.training.images[:20], tmp_path / "home"
+    home.mkdir()
+    (tmp_path / "graph").write_bytes(opened.graph)
+    np.save(tmp_path / "images.npy", calibration)
+    program = (
+        "import pathlib, sys, numpy; from digitserve_training.quantize import quantize; "
+        "folder = pathlib.Path(sys.argv[1]); images = numpy.load(folder / 'images.npy'); "
+        "(folder / 'int8').write_bytes(quantize((folder / 'graph').read_bytes(), images))"
+    )
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "ORT_", "HOME"))}
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", "-B", "-c", program, str(tmp_path)],
+        env=kept | {"HOME": str(home), "TMPDIR": str(home)}, cwd=home, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+    assert (tmp_path / "int8").read_bytes() == quantize(opened.graph, calibration)
+    assert not list(home.rglob("*"))
 
 
 def test_keras_fetches_mnist_when_no_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,6 +172,10 @@ def test_a_manifest_that_is_none_fails_the_check_of_the_manifest(path: Path, con
         ("version", None, "is not a manifest"),
         ("ood_threshold", "high", "is not a manifest"),
         ("ood_threshold", float("nan"), "ood_threshold is nan"),
+        ("golden_tolerance", 0.02, "golden_tolerance is 0.02; expected more than 0 and at most 0.01"),
+        ("golden_tolerance", 0, "golden_tolerance is 0.0; expected more than 0"),
+        ("golden_tolerance", float("nan"), "golden_tolerance is nan"),
+        ("golden_tolerance", "wide", "is not a manifest"),
         ("quality", [1], "is not a manifest"),
         ("labels", None, "is not a manifest"),
         ("labels", list("012"), "inputs and outputs are"),
@@ -189,6 +193,12 @@ def test_a_wrong_field_fails_the_check_of_the_manifest(path: Path, field: str, v
     check, text = failed_check(path)
     assert check == "manifest"
     assert words in text
+
+
+def test_a_manifest_without_a_golden_tolerance_has_the_strict_one(path: Path) -> None:
+    """Bundles written before the field existed are verified as they always were."""
+    edit_manifest(path, lambda described: described.pop("golden_tolerance"))
+    assert bundle.read(path).manifest.golden_tolerance == 1e-4
 
 
 def test_a_field_of_a_later_version_is_passed_over(path: Path) -> None:

@@ -136,6 +136,17 @@ def test_probabilities_within_the_tolerance_pass(echo: bundle.Bundle) -> None:
     Session(with_golden(echo, probabilities=echo.golden.probabilities + np.float32(5e-5)))
 
 
+@pytest.mark.parametrize(("array", "within", "beyond"), [("probabilities", 1e-3, 3e-3), ("ood_score", 1e-2, 3e-2)])
+def test_a_manifests_tolerance_is_honoured(echo: bundle.Bundle, array: str, within: float, beyond: float) -> None:
+    """A bundle that allows more is opened where the default would refuse it, and refused beyond what it allows."""
+    wide = replace(echo, manifest=replace(echo.manifest, golden_tolerance=2e-3))
+    golden = getattr(echo.golden, array)
+    off = {array: golden + np.float32(within)}
+    Session(with_golden(wide, **off))
+    assert failed_check(with_golden(echo, **off))[0] == "golden"
+    assert failed_check(with_golden(wide, **{array: golden + np.float32(beyond)}))[0] == "golden"
+
+
 @pytest.mark.parametrize("error", [0.5, -0.5, np.nan])
 def test_a_wrong_ood_score_fails_the_check_of_golden(echo: bundle.Bundle, error: float) -> None:
     """The score decides what is called unfamiliar, so it is verified as the probabilities are."""

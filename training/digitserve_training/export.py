@@ -1,7 +1,7 @@
 """Export: a finished run in, a verified bundle out, or nothing at all.
 
-The graph is held against Keras on every test image, in batches of odd sizes, before anything is written; its quality is
-what onnxruntime measured. The bundle holds no time and no path, so the same run gives the same files again.
+The graph is held against Keras on every test image, in batches of odd sizes, before anything is written, and an int8
+graph against that one by ``precision``; its quality is what onnxruntime measured. The bundle holds no time and no path, so the same run gives the same files again.
 """
 
 import re
@@ -22,6 +22,7 @@ from digitserve_training.errors import RunError
 from digitserve_training.evaluate import Measurement, measure
 from digitserve_training.layers import count_multiply_adds, count_parameters
 from digitserve_training.parity import Parity
+from digitserve_training.precision import INT8_GOLDEN_TOLERANCE, Int8, Precision, to_int8
 from digitserve_training.preset_json import described
 from digitserve_training.report import FOLDER
 from digitserve_training.settings import preset_of
@@ -51,12 +52,14 @@ class Exported:
         manifest: as it was written, but for the sha256.
         parity: how far its graph is from the network.
         graph_bytes: size of ``model.onnx``.
+        int8: what int8 cost, where it was asked for.
     """
 
     path: Path
     manifest: Manifest
     parity: Parity
     graph_bytes: int
+    int8: Int8 | None = None
 
     def figures(self) -> dict[str, str]:
         """Return what is worth telling, by name."""
@@ -70,21 +73,25 @@ class Exported:
             f"{self.graph_bytes:,} bytes as ONNX",
             "calibration": f"error {quality['test_calibration_error']:.3%}, temperature {training['temperature']:.3f}",
             "OOD": f"threshold {self.manifest.ood_threshold:.4f}",
+            "precision": training["precision"] if self.int8 is None else f"int8 on validation: {self.int8.validation}",
         }
 
 
-def export(run_dir: Path, data_path: Path | None, destination: Destination) -> Exported:
-    """Turn a finished run into a bundle; the run's report, if it was evaluated, goes with it.
+def export(
+    run_dir: Path, data_path: Path | None, destination: Destination, precision: Precision = "float32"
+) -> Exported:
+    """Turn a finished run into a bundle; the run's report, if it was evaluated, goes with a float32 one, which it is of.
 
     Args:
         run_dir: the run's folder.
         data_path: as ``data.read_training`` takes it.
         destination: where the bundle goes.
+        precision: what its graph computes in.
 
     Raises:
         RunError: there is no run, it is not finished, or the bundle cannot be written.
         DataError: these are not the images that the run was trained on.
-        ParityError: the graph does not give the network's answers; nothing was written.
+        ParityError: the graph does not give the network's answers, or int8 loses too much; nothing was written.
     """
     # All that is cheap to know comes before minutes of measuring.
     settled = settle(destination)
@@ -92,10 +99,17 @@ def export(run_dir: Path, data_path: Path | None, destination: Destination) -> E
     candidate = open_candidate(run_dir, data_path)
     test = data.read_test(data_path, candidate.state.settings.dataset)
     report = run_dir / FOLDER
-    return publish(candidate, test, settled, report if report.is_dir() else None)
+    shown = report if report.is_dir() and precision == "float32" else None
+    return publish(candidate, test, settled, shown, precision)
 
 
-def publish(candidate: Candidate, test: Labelled, destination: Destination, report: Path | None = None) -> Exported:
+def publish(
+    candidate: Candidate,
+    test: Labelled,
+    destination: Destination,
+    report: Path | None = None,
+    precision: Precision = "float32",
+) -> Exported:
     """Check a candidate's parity on the test images, measure it, and write its bundle.
 
     Raises:
@@ -104,12 +118,14 @@ def publish(candidate: Candidate, test: Labelled, destination: Destination, repo
     """
     measured = parity.compare(candidate.answer, candidate.session, test.images)
     parity.require(measured)
-    manifest = _manifest(candidate, test, settle(destination), measured)
+    int8 = to_int8(candidate, test) if precision == "int8" else None
+    candidate = candidate if int8 is None else int8.candidate
+    manifest = _with_precision(_manifest(candidate, test, settle(destination), measured), int8)
     try:
         path = bundle.write(destination.models, manifest, candidate.graph, candidate.golden, report)
     except OSError as error:
         raise RunError(f"no bundle was written in {destination.models}: {error}") from None
-    return Exported(path, manifest, measured, len(candidate.graph))
+    return Exported(path, manifest, measured, len(candidate.graph), int8)
 
 
 def settle(destination: Destination) -> Destination:
@@ -143,6 +159,17 @@ def _manifest(candidate: Candidate, test: Labelled, destination: Destination, me
         ood_threshold=ood_threshold(held_out.ood_score),
         training=_training(candidate, test),
         quality=_quality(measure(candidate.session, test), held_out, measured),
+    )
+
+
+def _with_precision(manifest: Manifest, int8: Int8 | None) -> Manifest:
+    if int8 is None:
+        return replace(manifest, training={**manifest.training, "precision": "float32"})
+    return replace(
+        manifest,
+        training={**manifest.training, "precision": "int8", "quantization": int8.described()},
+        quality={**manifest.quality, **int8.figures()},
+        golden_tolerance=INT8_GOLDEN_TOLERANCE,
     )
 
 
