@@ -23,7 +23,7 @@ from digitserve_training.evaluate import Measurement, measure
 from digitserve_training.layers import count_multiply_adds, count_parameters
 from digitserve_training.parity import Parity
 from digitserve_training.report import FOLDER
-from digitserve_training.settings import Settings, preset_of
+from digitserve_training.settings import PRECISIONS, Settings, preset_of
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,8 @@ def _quality(test: Measurement, validation: Measurement, measured: Parity) -> di
 
 def _command(settings: Settings) -> str:
     limit = f" --limit {settings.limit}" if settings.limit is not None else ""
+    precision = f" --precision {settings.precision}" if settings.precision != PRECISIONS[0] else ""
     return (
         f"digitserve-train train --preset {settings.preset} --epochs {settings.epochs} --seed {settings.seed} "
-        f"--learning-rate {settings.learning_rate:g}{limit}"
+        f"--learning-rate {settings.learning_rate:g}{limit}{precision}"
     )

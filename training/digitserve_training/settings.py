@@ -11,6 +11,9 @@ from digitserve_training.presets import DEFAULT_PRESET, PRESETS, Preset
 
 DEFAULT_SEED = 1
 
+PRECISIONS = ("float32", "bfloat16", "float16")
+"""What layers compute with while training; the first is the default. Weights are float32 always."""
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -22,6 +25,7 @@ class Asked:
     learning_rate: float | None = None
     limit: int | None = None
     dataset: str | None = None
+    precision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Settings:
         dataset: what is learned.
         labels: names of what is told apart, in the order of the logits.
         data_sha256: fingerprint of the whole training set.
+        precision: what layers compute with, one of ``PRECISIONS``; runs from before there was a choice have the first.
     """
 
     preset: str
@@ -49,6 +54,7 @@ class Settings:
     dataset: str
     labels: tuple[str, ...]
     data_sha256: str
+    precision: str = PRECISIONS[0]
 
 
 def start(asked: Asked, labels: tuple[str, ...], data_sha256: str) -> Settings:
@@ -73,6 +79,7 @@ def start(asked: Asked, labels: tuple[str, ...], data_sha256: str) -> Settings:
         dataset=MNIST if asked.dataset is None else asked.dataset,
         labels=labels,
         data_sha256=data_sha256,
+        precision=PRECISIONS[0] if asked.precision is None else asked.precision,
     )
 
 
