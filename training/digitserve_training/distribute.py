@@ -9,7 +9,8 @@ default one each of them is trivially true.
 """
 
 import hashlib
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from digitserve_training._tensorflow import tf
@@ -55,6 +56,18 @@ def share(num_images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     number, total = tf.cast(replica.replica_id_in_sync_group, tf.int32), replica.num_replicas_in_sync
     start, end = number * num_images // total, (number + 1) * num_images // total
     return tf.range(start, tf.maximum(end, start + 1)), tf.cast(end > start, tf.float32)
+
+
+def agree_on_overflow(gradients: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Make gradients NaN where those of any replica are not finite; in a replica's context.
+
+    Keras's LossScaleOptimizer decides on each replica's own gradients, before they are summed, whether to skip a step:
+    if the replicas do not decide alike, the weights become NaN.
+    """
+    finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
+    replica = tf.distribute.get_replica_context()
+    overflow = replica.all_reduce(tf.distribute.ReduceOp.SUM, tf.where(finite, 0.0, math.nan))
+    return [gradient + overflow for gradient in gradients]
 
 
 def require_same(described: str) -> None:

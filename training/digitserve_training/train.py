@@ -110,7 +110,7 @@ class Training:
         self._average.set_weights(self._network.get_weights())
         self._optimizer = _optimizer(self._preset.recipe, settings, self._pool.steps_per_epoch)
         self._optimizer.build(self._network.trainable_variables)
-        self._strategy.run(self._spread_dropout)
+        self._spread_dropout()
         self._compiled_step = tf.function(
             self._step, input_signature=[tf.TensorSpec([None], tf.int64), tf.TensorSpec([], tf.int32)]
         )
@@ -135,7 +135,7 @@ class Training:
         """
         for owner, variables in self._variables().items():
             _assign(variables, state.arrays, owner)
-        self._strategy.run(self._spread_dropout)
+        self._spread_dropout()
 
     def examples(self) -> NDArray[np.uint8]:
         """Return training images as the first step sees them: uint8[N,28,28,1], N at most a batch."""
@@ -203,6 +203,8 @@ class Training:
             scaled = self._optimizer.scale_loss(loss)
         variables = self._network.trainable_variables
         gradients = tape.gradient(scaled, variables)
+        if self.settings.precision == "float16":
+            gradients = distribute.agree_on_overflow(gradients)
         # Summed over replicas by the optimizer.
         self._optimizer.apply_gradients(zip(gradients, variables, strict=True))
         self._share_statistics()
@@ -219,17 +221,20 @@ class Training:
         statistics = self._network.non_trainable_weights
         if statistics:
             replica = tf.distribute.get_replica_context()
-            means = replica.all_reduce(tf.distribute.ReduceOp.MEAN, [variable.value for variable in statistics])
+            means = replica.all_reduce(tf.distribute.ReduceOp.MEAN, [tf.identity(variable.value) for variable in statistics])
             for variable, mean in zip(statistics, means, strict=True):
                 variable.assign(mean)
 
     def _spread_dropout(self) -> None:
         """Give each replica seeds of its own; checkpoints hold the first replica's, and Keras starts all with those."""
-        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        for layer in self._network.layers:
-            if isinstance(layer, keras.layers.Dropout):
-                state = layer.seed_generator.state
+        states = [layer.seed_generator.state for layer in self._network.layers if isinstance(layer, keras.layers.Dropout)]
+
+        def spread() -> None:
+            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+            for state in states:
                 state.assign(state.value + tf.cast(tf.stack([replica, 0]), state.dtype))
+
+        tf.function(lambda: self._strategy.run(spread))()
 
     def _move_average(self, number: tf.Tensor) -> None:
         """Move the average towards the weights, faster at first, when the average is mostly the initial weights."""
