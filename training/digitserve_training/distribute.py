@@ -107,6 +107,6 @@ def telling_of_lost_workers() -> Iterator[None]:
         yield
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
         raise WorkerError(
-            f"another worker is gone ({error.message.splitlines()[0]}); the last checkpoint is kept: "
+            f"another worker is gone ({type(error).__name__}); the last checkpoint is kept: "
             "start every worker again with --resume"
         ) from None
