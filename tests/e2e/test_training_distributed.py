@@ -97,9 +97,9 @@ def run_workers(folder: Path, seeds: tuple[int, int]) -> list[tuple[int, str]]:
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", WORKER, str(folder), str(seed)],
-            env=environment(TF_CONFIG=json.dumps({
-                "cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}
-            })),
+            env=environment(
+                TF_CONFIG=json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}})
+            ),
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -120,7 +120,8 @@ def environment(**added: str) -> dict[str, str]:
 
 def test_two_devices_train_like_one() -> None:
     """Without dropout, batch norm and augmentation two replicas take the steps of one, the last over a single image;
-    with them, replicas stay equal but for their dropout."""
+    with them, replicas stay equal but for their dropout.
+    """
     ended = subprocess.run(
         [sys.executable, "-c", MIRRORED], env=environment(), capture_output=True, text=True, check=False
     )
@@ -131,7 +132,8 @@ def test_two_devices_train_like_one() -> None:
 @pytest.mark.timeout(300)
 def test_two_workers_then_one(tmp_path: Path) -> None:
     """Two workers by TF_CONFIG have the same weights after two epochs, and only the chief writes. When one is killed
-    the other says so and ends, and its checkpoint is taken up again by one process."""
+    the other says so and ends, and its checkpoint is taken up again by one process.
+    """
     (status, told), (killed, _) = run_workers(tmp_path, (1, 1))
 
     assert (status, killed) == (1, -9), told

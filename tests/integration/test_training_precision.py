@@ -14,6 +14,7 @@ from digitserve_training.graph import convert
 from digitserve_training.settings import Asked, Settings, resume, start
 from digitserve_training.train import Training, restore, train
 
+
 def bars(number: int) -> Labelled:
     """Draw images of ten kinds that any network tells apart: a bar at one of ten heights, in noise."""
     generator = np.random.default_rng(1)

@@ -1,7 +1,6 @@
 """RUN/tensorboard, read back by TensorBoard's own reader."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +78,7 @@ def test_training_images_are_shown(trained: tuple[Path, Split]) -> None:
 
 def test_resumed_run_has_no_epoch_twice(tmp_path: Path) -> None:
     """Stopped before or after TensorBoard was told of an epoch, and resumed, each epoch is there once."""
-    told: list[Mapping[str, float]] = [{"epoch": epoch, "training_loss": 1 / epoch} for epoch in range(1, 6)]
+    told = [{"epoch": epoch, "training_loss": 1 / epoch} for epoch in range(1, 6)]
     for done, epochs in ((0, told[:3]), (2, told[2:3]), (4, told[4:])):
         with Board(tmp_path, told[:done], EXAMPLES) as board:
             for metrics in epochs:

@@ -6,6 +6,7 @@ Written by ``train`` on the chief, into RUN/tensorboard, under the names that ``
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +43,7 @@ class Board:
         for metrics in history:
             self.write(metrics)
 
-    def __enter__(self) -> "Board":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

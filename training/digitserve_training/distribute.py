@@ -32,7 +32,11 @@ def strategy() -> tf.distribute.Strategy:
             f"TF_CONFIG cannot be used: {error}; expected "
             '{"cluster": {"worker": ["HOST:PORT", ...]}, "task": {"type": "worker", "index": N}}'
         ) from None
-    return tf.distribute.MirroredStrategy() if len(tf.config.list_logical_devices("GPU")) > 1 else tf.distribute.get_strategy()
+    return (
+        tf.distribute.MirroredStrategy()
+        if len(tf.config.list_logical_devices("GPU")) > 1
+        else tf.distribute.get_strategy()
+    )
 
 
 def is_chief() -> bool:
@@ -82,14 +86,13 @@ def require_same(described: str) -> None:
     current = tf.distribute.get_strategy()
     digest = int.from_bytes(hashlib.sha256(described.encode()).digest()[:4]) // 2
 
-    @tf.function
-    def digests() -> tf.Tensor:
-        def replica_digest() -> tf.Tensor:
-            return tf.constant(digest, tf.int64)
-
-        return current.reduce(tf.distribute.ReduceOp.SUM, current.run(replica_digest), axis=None)
-
-    if int(digests()) != digest * current.num_replicas_in_sync:
+    # Inside one compiled function, because collectives block: run one by one, replicas would wait for each other.
+    total = tf.function(
+        lambda: current.reduce(
+            tf.distribute.ReduceOp.SUM, current.run(lambda: tf.constant(digest, tf.int64)), axis=None
+        )
+    )
+    if int(total()) != digest * current.num_replicas_in_sync:
         raise WorkerError(
             f"the workers do not do the same; this one is at {described}: start the same command with the same images "
             "on every worker, with a --run-dir that all of them see"

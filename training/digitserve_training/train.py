@@ -155,7 +155,9 @@ class Training:
         batches = list(self._pool.batches(epoch))
         losses = []
         hidden = None if distribute.is_chief() else True
-        with tqdm(batches, desc=f"epoch {epoch}/{self.settings.epochs}", unit="step", leave=False, disable=hidden) as bar:
+        with tqdm(
+            batches, desc=f"epoch {epoch}/{self.settings.epochs}", unit="step", leave=False, disable=hidden
+        ) as bar:
             for number, indices in enumerate(bar, start=(epoch - 1) * len(batches)):
                 losses.append(float(self._compiled_step(indices, number)))
                 _require_finite(losses[-1], epoch)
@@ -221,13 +223,17 @@ class Training:
         statistics = self._network.non_trainable_weights
         if statistics:
             replica = tf.distribute.get_replica_context()
-            means = replica.all_reduce(tf.distribute.ReduceOp.MEAN, [tf.identity(variable.value) for variable in statistics])
+            means = replica.all_reduce(
+                tf.distribute.ReduceOp.MEAN, [tf.identity(variable.value) for variable in statistics]
+            )
             for variable, mean in zip(statistics, means, strict=True):
                 variable.assign(mean)
 
     def _spread_dropout(self) -> None:
         """Give each replica seeds of its own; checkpoints hold the first replica's, and Keras starts all with those."""
-        states = [layer.seed_generator.state for layer in self._network.layers if isinstance(layer, keras.layers.Dropout)]
+        states = [
+            layer.seed_generator.state for layer in self._network.layers if isinstance(layer, keras.layers.Dropout)
+        ]
 
         def spread() -> None:
             replica = tf.distribute.get_replica_context().replica_id_in_sync_group
