@@ -2,7 +2,7 @@
 
 Importing this module needs no TensorFlow, so that help is instant and a missing extra is explained; each command imports
 what it needs when it runs. Exit status: 0 done; 1 a file cannot be written; 2 wrong usage, or the training extra is
-missing; 3 to 6 as ``errors`` has them; 130 interrupted.
+missing; 3 to 7 as ``errors`` has them; 130 interrupted.
 """
 
 import sys
@@ -18,7 +18,7 @@ from digitserve_training import checkpoint, data, preset_json, settings
 from digitserve_training.datasets import DATASETS
 from digitserve_training.errors import TrainingError
 from digitserve_training.presets import DEFAULT_PRESET, PRESETS
-from digitserve_training.settings import DEFAULT_SEED, Asked
+from digitserve_training.settings import DEFAULT_SEED, PRECISIONS, Asked
 from digitserve_training.space import GROUPS
 
 PACKAGES = (
@@ -106,22 +106,34 @@ def main() -> None:
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), help=f"Of everything random; {DEFAULT_SEED} if not given.")
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Peak; the preset's if not given.")
 @click.option("--limit", type=click.IntRange(min=1), help="Use only so many images of the training set.")
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    help=f"What layers compute with while training; {PRECISIONS[0]} if not given.",
+)
 @click.option("--resume", is_flag=True, help="Go on with the run in --run-dir; its settings need not be repeated.")
 @_THREADS
 @_command
 def train_run(data_path: Path | None, run_dir: Path | None, threads: int | None, *, resume: bool, **asked: Any) -> None:
-    """Train a network; a checkpoint after each epoch, so that it can be stopped and resumed at any time."""
+    """Train a network; a checkpoint after each epoch, so that it can be stopped and resumed at any time.
+
+    One device by default, all GPUs of the machine where there are several, or the cluster that TF_CONFIG describes:
+    then start the same command on every worker, with a run folder that all of them see.
+    """
     folder = run_dir or Path("runs") / preset_json.find(asked["preset"]).name
     _use_threads(threads)
+    from digitserve_training import distribute  # noqa: PLC0415 - TensorFlow
     from digitserve_training.train import train  # noqa: PLC0415 - TensorFlow
 
+    strategy = distribute.strategy()
     wanted, stored = Asked(**asked), checkpoint.load(folder).settings if resume else None
     labelled = data.read_training(data_path, wanted.dataset or (stored.dataset if stored else data.MNIST))
     sha256 = data.fingerprint(labelled)
     chosen = settings.resume(wanted, stored, sha256) if stored else settings.start(wanted, labelled.names, sha256)
     held_out = settings.preset_of(chosen).recipe.validation
     try:
-        state = train(chosen, data.split(labelled, chosen.limit, held_out), folder, resume=resume)
+        with strategy.scope():
+            state = train(chosen, data.split(labelled, chosen.limit, held_out), folder, resume=resume)
     except KeyboardInterrupt:
         click.echo(f"\ninterrupted; {_how_to_resume(folder)}", err=True)
         sys.exit(INTERRUPTED)

@@ -4,7 +4,8 @@
     ├── DataError         the images are missing, damaged, or something else
     ├── RunError          the run's folder cannot be used as asked: nothing to resume, another preset, not finished
     ├── DivergedError     the loss is no longer a number
-    └── ParityError       the exported graph disagrees with the network
+    ├── ParityError       the exported graph disagrees with the network
+    └── WorkerError       of several workers, one is gone or does something else
 
 Texts are for whoever trains: what was got, what was expected, what to do.
 """
@@ -42,3 +43,9 @@ class ParityError(TrainingError):
     """The exported graph gives other answers than the network; nothing was written."""
 
     exit_code = 6
+
+
+class WorkerError(TrainingError):
+    """Several workers cannot train together; the last checkpoint is kept."""
+
+    exit_code = 7

@@ -13,6 +13,9 @@ from digitserve_training.presets import PRESETS, Preset
 
 DEFAULT_SEED = 1
 
+PRECISIONS = ("float32", "bfloat16", "float16")
+"""What layers compute with while training; the first is the default. Weights are float32 always."""
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -24,6 +27,7 @@ class Asked:
     learning_rate: float | None = None
     limit: int | None = None
     dataset: str | None = None
+    precision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Settings:
         dataset: what is learned.
         labels: names of what is told apart, in the order of the logits.
         data_sha256: fingerprint of the whole training set.
+        precision: what layers compute with, one of ``PRECISIONS``; runs from before there was a choice have the first.
     """
 
     preset: str
@@ -51,6 +56,7 @@ class Settings:
     dataset: str
     labels: tuple[str, ...]
     data_sha256: str
+    precision: str = PRECISIONS[0]
 
     @property
     def digits(self) -> bool:
@@ -64,9 +70,10 @@ class Settings:
         name = preset.name if PRESETS.get(preset.name) == preset else preset.name + SUFFIX
         limit = f" --limit {self.limit}" if self.limit is not None else ""
         dataset = f" --dataset {self.dataset}" if self.dataset != MNIST else ""
+        precision = f" --precision {self.precision}" if self.precision != PRECISIONS[0] else ""
         return (
             f"digitserve-train train --preset {name} --epochs {self.epochs} --seed {self.seed} "
-            f"--learning-rate {self.learning_rate:g}{limit}{dataset}"
+            f"--learning-rate {self.learning_rate:g}{limit}{dataset}{precision}"
         )
 
 
@@ -92,6 +99,7 @@ def start(asked: Asked, labels: tuple[str, ...], data_sha256: str) -> Settings:
         dataset=MNIST if asked.dataset is None else asked.dataset,
         labels=labels,
         data_sha256=data_sha256,
+        precision=PRECISIONS[0] if asked.precision is None else asked.precision,
     )
 
 

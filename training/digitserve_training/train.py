@@ -3,9 +3,14 @@
 The whole training set lies in memory as one tensor; each step gathers its batch, augments it and takes one step of
 AdamW, all in one compiled function. What is validated, evaluated and exported is the moving average of the weights at
 the last epoch: nothing is chosen by looking, so no set of images can leak into the choice.
+
+Everything runs under the current ``tf.distribute`` strategy, see ``distribute``. Every worker draws the same batches;
+each replica takes its share of each. Weights, statistics and averages are the same on all replicas after every step,
+so each worker validates on its own, and the chief alone writes.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -14,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from digitserve_training import checkpoint
+from digitserve_training import checkpoint, distribute
 from digitserve_training._tensorflow import keras, tf
 from digitserve_training.augment import augment
+from digitserve_training.board import Board
 from digitserve_training.checkpoint import Checkpoint
 from digitserve_training.data import Labelled, Split
 from digitserve_training.errors import DivergedError, RunError
@@ -28,14 +34,18 @@ from digitserve_training.settings import Settings, preset_of
 
 VALIDATION_BATCH_SIZE = 500
 
+POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+"""Keras's name of each precision: weights and optimizer stay float32 in all of them."""
+
 
 def train(settings: Settings, split: Split, run_dir: Path, *, resume: bool = False) -> Checkpoint:
-    """Train, with a checkpoint after each epoch.
+    """Train under the current ``tf.distribute`` strategy, with a checkpoint after each epoch.
 
     Args:
         settings: what to do.
         split: the images; only ``split.training`` moves the weights.
-        run_dir: where the checkpoint and ``metrics.jsonl`` go.
+        run_dir: where the checkpoint, ``metrics.jsonl`` and ``tensorboard`` go, from the chief alone; with several
+            workers, a folder that all of them see.
         resume: go on from the checkpoint in ``run_dir``.
 
     Returns:
@@ -44,15 +54,21 @@ def train(settings: Settings, split: Split, run_dir: Path, *, resume: bool = Fal
     Raises:
         RunError: the folder holds a run and ``resume`` is false, or holds none, or another one, and it is true.
         DivergedError: the loss is not finite.
+        WorkerError: the workers do not do the same, or one of them is gone; the last checkpoint is good.
         KeyboardInterrupt: as raised; the last checkpoint is good.
     """
-    training = Training(settings, split)
-    state = _start(training, run_dir, resume=resume)
-    for epoch in range(state.epoch + 1, settings.epochs + 1):
-        metrics = training.run_epoch(epoch)
-        state = Checkpoint(settings, epoch, (*state.history, metrics), training.arrays())
-        checkpoint.save(run_dir, state)
-    return state
+    # Read before the workers first wait for each other, and so before the chief writes anything.
+    state = _stored(settings, run_dir, resume=resume)
+    with distribute.telling_of_lost_workers():
+        training = Training(settings, split)
+        if state is None:
+            state = Checkpoint(settings, 0, (), training.arrays())
+            # Written before the first step, so that even a run stopped in its first epoch can be resumed.
+            _save(run_dir, state)
+        else:
+            training.restore(state)
+        distribute.require_same(f"epoch {state.epoch} of {settings}")
+        return _run_epochs(training, state, run_dir)
 
 
 def restore(state: Checkpoint) -> keras.Model:
@@ -85,12 +101,16 @@ class Training:
         self._preset = preset_of(settings)
         self._validation = split.validation
         self._pool = Pool(split.training, self._preset.recipe, settings.seed)
+        self._strategy = tf.distribute.get_strategy()
         self._images, self._labels = tf.constant(self._pool.images), tf.constant(self._pool.labels)
         layers = self._preset.network(len(settings.labels))
-        self._network, self._average = build(layers), build(layers)
+        with _policy(POLICIES[settings.precision]):
+            self._network = build(layers)
+        self._average = build(layers)
         self._average.set_weights(self._network.get_weights())
         self._optimizer = _optimizer(self._preset.recipe, settings, self._pool.steps_per_epoch)
         self._optimizer.build(self._network.trainable_variables)
+        self._spread_dropout()
         self._compiled_step = tf.function(
             self._step, input_signature=[tf.TensorSpec([None], tf.int64), tf.TensorSpec([], tf.int32)]
         )
@@ -115,6 +135,12 @@ class Training:
         """
         for owner, variables in self._variables().items():
             _assign(variables, state.arrays, owner)
+        self._spread_dropout()
+
+    def examples(self) -> NDArray[np.uint8]:
+        """Return training images as the first step sees them: uint8[N,28,28,1], N at most a batch."""
+        indices = next(self._pool.batches(1))
+        return augment(tf.gather(self._images, indices), self._seed(0, 0), self._preset.augmentation).numpy()  # type: ignore[no-any-return]
 
     def run_epoch(self, epoch: int) -> dict[str, float]:
         """Pass once over the training images, then validate.
@@ -128,11 +154,15 @@ class Training:
         started = monotonic()
         batches = list(self._pool.batches(epoch))
         losses = []
-        with tqdm(batches, desc=f"epoch {epoch}/{self.settings.epochs}", unit="step", leave=False, disable=None) as bar:
+        hidden = None if distribute.is_chief() else True
+        with tqdm(
+            batches, desc=f"epoch {epoch}/{self.settings.epochs}", unit="step", leave=False, disable=hidden
+        ) as bar:
             for number, indices in enumerate(bar, start=(epoch - 1) * len(batches)):
                 losses.append(float(self._compiled_step(indices, number)))
                 _require_finite(losses[-1], epoch)
                 bar.set_postfix(loss=f"{np.mean(losses[-50:]):.4f}", refresh=False)
+        images_per_s = sum(map(len, batches)) / (monotonic() - started)
         accuracy, loss = self._validate()
         # The last step's own loss was finite, and may still have ruined the weights.
         _require_finite(loss, epoch)
@@ -141,9 +171,12 @@ class Training:
             "training_loss": float(np.mean(losses)),
             "validation_loss": loss,
             "validation_accuracy": accuracy,
+            "learning_rate": float(self._optimizer.learning_rate),
+            "images_per_s": round(images_per_s, 1),
             "duration_s": round(monotonic() - started, 1),
         }
-        tqdm.write("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+        if distribute.is_chief():
+            tqdm.write("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
         return metrics
 
     def _variables(self) -> dict[str, list[Any]]:
@@ -154,16 +187,60 @@ class Training:
         }
 
     def _step(self, indices: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
-        recipe = self._preset.recipe
-        seed = tf.stack([self.settings.seed, number])
-        images = augment(tf.gather(self._images, indices), seed, self._preset.augmentation)
-        labels = tf.gather(self._labels, indices)
+        """Take one step: from int64[N] and the step's number to the mean loss of the batch."""
+        # Gathered once a worker: only the batch travels to the other devices, never the whole training set.
+        images, labels = tf.gather(self._images, indices), tf.gather(self._labels, indices)
+        losses = self._strategy.run(self._replica_step, (images, labels, number))
+        return self._strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
+
+    def _replica_step(self, images: tf.Tensor, labels: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+        """Take one replica's part in a step: its share of the mean loss, and the step that all have in common."""
+        replica = tf.distribute.get_replica_context()
+        places, counts = distribute.share(tf.shape(labels)[0])
+        seed = self._seed(number, replica.replica_id_in_sync_group)
+        augmented = augment(tf.gather(images, places), seed, self._preset.augmentation)
         with tf.GradientTape() as tape:
-            loss = loss_of(self._network(images, training=True), labels, recipe)
+            losses = losses_of(self._network(augmented, training=True), tf.gather(labels, places), self._preset.recipe)
+            loss = counts * tf.nn.compute_average_loss(losses, global_batch_size=tf.shape(labels)[0])
+            scaled = self._optimizer.scale_loss(loss)
         variables = self._network.trainable_variables
-        self._optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+        gradients = tape.gradient(scaled, variables)
+        if self.settings.precision == "float16":
+            gradients = distribute.agree_on_overflow(gradients)
+        # Summed over replicas by the optimizer.
+        self._optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        self._share_statistics()
         self._move_average(number)
         return loss
+
+    def _seed(self, number: tf.Tensor | int, replica: tf.Tensor | int) -> tf.Tensor:
+        """Return the seed of a replica's augmentation in a step, no two alike: int32[2]."""
+        num_steps = self.settings.epochs * self._pool.steps_per_epoch
+        return tf.stack([self.settings.seed, number + num_steps * replica])
+
+    def _share_statistics(self) -> None:
+        """Give every replica the mean of all replicas' batch normalisation statistics; Keras 3 leaves each its own."""
+        statistics = self._network.non_trainable_weights
+        if statistics:
+            replica = tf.distribute.get_replica_context()
+            means = replica.all_reduce(
+                tf.distribute.ReduceOp.MEAN, [tf.identity(variable.value) for variable in statistics]
+            )
+            for variable, mean in zip(statistics, means, strict=True):
+                variable.assign(mean)
+
+    def _spread_dropout(self) -> None:
+        """Give each replica seeds of its own; checkpoints hold the first replica's, and Keras starts all with those."""
+        states = [
+            layer.seed_generator.state for layer in self._network.layers if isinstance(layer, keras.layers.Dropout)
+        ]
+
+        def spread() -> None:
+            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+            for state in states:
+                state.assign(state.value + tf.cast(tf.stack([replica, 0]), state.dtype))
+
+        tf.function(lambda: self._strategy.run(spread))()
 
     def _move_average(self, number: tf.Tensor) -> None:
         """Move the average towards the weights, faster at first, when the average is mostly the initial weights."""
@@ -179,23 +256,38 @@ class Training:
         return float(np.mean(logits.argmax(axis=1) == self._validation.labels)), float(np.mean(losses))
 
 
-def _start(training: Training, run_dir: Path, *, resume: bool) -> Checkpoint:
+def _stored(settings: Settings, run_dir: Path, *, resume: bool) -> Checkpoint | None:
+    """Return the checkpoint to go on from, None for a new run."""
     if not resume:
         if checkpoint.exists(run_dir):
             raise RunError(f"{run_dir} holds a run already; go on with --resume, or choose another --run-dir")
-        # Written before the first step, so that even a run stopped in its first epoch can be resumed.
-        state = Checkpoint(training.settings, 0, (), training.arrays())
-        checkpoint.save(run_dir, state)
-        return state
+        return None
     state = checkpoint.load(run_dir)
-    if state.settings != training.settings:
-        raise RunError(f"the run in {run_dir} was started as {state.settings}; it cannot go on as {training.settings}")
-    training.restore(state)
+    if state.settings != settings:
+        raise RunError(f"the run in {run_dir} was started as {state.settings}; it cannot go on as {settings}")
     return state
 
 
-def loss_of(logits: tf.Tensor, labels: tf.Tensor, recipe: Recipe) -> tf.Tensor:
-    """Return the mean cross-entropy in nats.
+def _run_epochs(training: Training, state: Checkpoint, run_dir: Path) -> Checkpoint:
+    settings = training.settings
+    if state.finished:
+        return state
+    with Board(run_dir, state.history, training.examples()) as board:
+        for epoch in range(state.epoch + 1, settings.epochs + 1):
+            metrics = training.run_epoch(epoch)
+            state = Checkpoint(settings, epoch, (*state.history, metrics), training.arrays())
+            _save(run_dir, state)
+            board.write(metrics)
+    return state
+
+
+def _save(run_dir: Path, state: Checkpoint) -> None:
+    if distribute.is_chief():
+        checkpoint.save(run_dir, state)
+
+
+def losses_of(logits: tf.Tensor, labels: tf.Tensor, recipe: Recipe) -> tf.Tensor:
+    """Return the cross-entropy of each image in nats: float32[N].
 
     With outliers there is one more outcome, "none of these", whose logit is 0 by definition: then -logsumexp(logits), the
     graph's ``ood_score``, is the logarithm of the odds of an image being no digit, while softmax(logits) is what each
@@ -207,7 +299,7 @@ def loss_of(logits: tf.Tensor, labels: tf.Tensor, recipe: Recipe) -> tf.Tensor:
         labels = tf.where(labels == NO_LABEL, tf.constant(num_labels, labels.dtype), labels)
     spread = recipe.label_smoothing / logits.shape[1]
     targets = tf.one_hot(labels, logits.shape[1], 1 - recipe.label_smoothing + spread, spread)
-    return tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, logits))
+    return tf.nn.softmax_cross_entropy_with_logits(targets, logits)
 
 
 def _optimizer(recipe: Recipe, settings: Settings, steps_per_epoch: int) -> keras.optimizers.Optimizer:
@@ -221,7 +313,19 @@ def _optimizer(recipe: Recipe, settings: Settings, steps_per_epoch: int) -> kera
     )
     optimizer = keras.optimizers.AdamW(schedule, weight_decay=recipe.weight_decay)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    return optimizer
+    # Gradients below 6e-8 are zero in float16; bfloat16 has float32's exponents.
+    return keras.optimizers.LossScaleOptimizer(optimizer) if settings.precision == "float16" else optimizer
+
+
+@contextmanager
+def _policy(name: str) -> Iterator[None]:
+    """Build layers under one of Keras's policies."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def _assign(variables: list[Any], arrays: Mapping[str, NDArray[Any]], owner: str) -> None:

@@ -1,0 +1,97 @@
+"""RUN/tensorboard, read back by TensorBoard's own reader."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
+
+from digitserve_training import checkpoint, data, settings
+from digitserve_training._tensorflow import tf
+from digitserve_training.board import FOLDER, NUM_IMAGES, Board
+from digitserve_training.data import Labelled, Split
+from digitserve_training.errors import RunError
+from digitserve_training.settings import Asked
+from digitserve_training.train import train
+
+EXAMPLES = np.zeros((2, 28, 28, 1), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Split]:
+    """Train for two epochs on noise: what is learned does not matter here."""
+    run_dir: Path = tmp_path_factory.mktemp("run")
+    generator = np.random.default_rng(1)
+    images = Labelled(generator.integers(0, 256, (150, 28, 28, 1), np.uint8), generator.integers(0, 10, 150))
+    split = data.split(images)
+    train(settings.start(Asked(preset="lenet5", epochs=2), images.names, data.fingerprint(images)), split, run_dir)
+    return run_dir, split
+
+
+def read(run_dir: Path) -> EventAccumulator:
+    """Read all events of a run."""
+    events = EventAccumulator(str(run_dir / FOLDER), size_guidance={"tensors": 0})
+    events.Reload()
+    return events
+
+
+def scalars(events: EventAccumulator) -> dict[int, dict[str, float]]:
+    """Return scalars by epoch and name; a value that is there twice fails."""
+    found: dict[int, dict[str, float]] = {}
+    for tag in events.Tags()["tensors"]:
+        for event in events.Tensors(tag) if tag != "augmented" else ():
+            assert tag not in found.setdefault(event.step, {}), f"{tag} of epoch {event.step} is there twice"
+            found[event.step][tag] = float(make_ndarray(event.tensor_proto))
+    return found
+
+
+def recorded(run_dir: Path) -> dict[int, Any]:
+    """Return ``metrics.jsonl`` by epoch and name, as TensorBoard has it: in float32."""
+    records = map(json.loads, (run_dir / checkpoint.METRICS_NAME).read_text().splitlines())
+    return {record.pop("epoch"): pytest.approx(record, rel=1e-6) for record in records}
+
+
+def test_every_metric_of_every_epoch(trained: tuple[Path, Split]) -> None:
+    """TensorBoard reads exactly the values of metrics.jsonl, learning rate and images a second among them."""
+    run_dir, _ = trained
+
+    found = scalars(read(run_dir))
+    assert found == recorded(run_dir)
+    assert found[1].keys() >= {"training_loss", "validation_accuracy", "learning_rate", "images_per_s"}
+    assert found[1]["images_per_s"] > 0
+
+
+def test_training_images_are_shown(trained: tuple[Path, Split]) -> None:
+    """Some training images are there as PNG, as the network sees them: lenet5 does not augment, so unchanged."""
+    run_dir, split = trained
+
+    (event,) = read(run_dir).Tensors("augmented")
+    width, height, *pictures = make_ndarray(event.tensor_proto)
+    assert (width, height) == (b"28", b"28")
+    shown = {tf.io.decode_png(picture).numpy().tobytes() for picture in pictures}
+    assert len(shown) == NUM_IMAGES
+    assert shown <= {image.tobytes() for image in split.training.images}
+
+
+def test_resumed_run_has_no_epoch_twice(tmp_path: Path) -> None:
+    """Stopped before or after TensorBoard was told of an epoch, and resumed, each epoch is there once."""
+    told = [{"epoch": epoch, "training_loss": 1 / epoch} for epoch in range(1, 6)]
+    for done, epochs in ((0, told[:3]), (2, told[2:3]), (4, told[4:])):
+        with Board(tmp_path, told[:done], EXAMPLES) as board:
+            for metrics in epochs:
+                board.write(metrics)
+
+    assert scalars(read(tmp_path)) == {
+        epoch: pytest.approx({"training_loss": 1 / epoch}, rel=1e-6) for epoch in range(1, 6)
+    }
+
+
+def test_no_place_to_write(tmp_path: Path) -> None:
+    """Where the folder cannot be made, training says so before its first step."""
+    (tmp_path / FOLDER).write_text("a file where the folder should be")
+
+    with pytest.raises(RunError, match="TensorBoard's file cannot be written to"):
+        Board(tmp_path, (), EXAMPLES)

@@ -1,0 +1,69 @@
+"""What TensorBoard shows of a run: each epoch's metrics as scalars, and some training images as the network sees them.
+
+Written by ``train`` on the chief, into RUN/tensorboard, under the names that ``metrics.jsonl`` has.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from digitserve_training import distribute
+from digitserve_training._tensorflow import tf
+from digitserve_training.errors import RunError
+
+FOLDER = "tensorboard"
+NUM_IMAGES = 32
+
+
+class Board:
+    """A run's event file, from the first epoch on; lives for one call of ``train``. Silent but on the chief.
+
+    A resumed run starts its file again from the checkpoint's history, as ``metrics.jsonl`` does, so that no epoch is
+    there twice or missing, whenever the run was stopped.
+    """
+
+    def __init__(self, run_dir: Path, history: Iterable[Mapping[str, float]], examples: NDArray[np.uint8]) -> None:
+        """Start the file.
+
+        Args:
+            run_dir: the run's folder.
+            history: metrics of the epochs that were done before.
+            examples: uint8[N,28,28,1], augmented training images.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        self._writer = _writer(run_dir / FOLDER) if distribute.is_chief() else tf.summary.create_noop_writer()
+        with self._writer.as_default(step=0):
+            tf.summary.image("augmented", examples, max_outputs=NUM_IMAGES)
+        for metrics in history:
+            self.write(metrics)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.close()
+
+    def write(self, metrics: Mapping[str, float]) -> None:
+        """Add an epoch's metrics, and see to it that they are on disk."""
+        with self._writer.as_default(step=int(metrics["epoch"])):
+            for name, value in metrics.items():
+                if name != "epoch":
+                    tf.summary.scalar(name, value)
+        self._writer.flush()
+
+
+def _writer(folder: Path) -> tf.summary.SummaryWriter:
+    try:
+        for stale in folder.glob("events.out.tfevents.*"):
+            stale.unlink()
+        return tf.summary.create_file_writer(str(folder))
+    except (OSError, tf.errors.OpError) as error:
+        raise RunError(f"TensorBoard's file cannot be written to {folder}: {error}") from None
