@@ -1,17 +1,20 @@
 """Reports: what ``evaluate`` shows in the terminal, and writes into a run's folder for people and programs."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
-from digitserve_training import data, results
+from digitserve_training import data, page, results
 from digitserve_training.candidate import Candidate, open_candidate
+from digitserve_training.checkpoint import replacing
+from digitserve_training.errors import RunError
 from digitserve_training.evaluate import Evaluation, Exam, Measurement, described, evaluate
 from digitserve_training.layers import count_multiply_adds, count_parameters
+from digitserve_training.page import Page, Subject
 from digitserve_training.results import Row
 from digitserve_training.settings import preset_of
 
@@ -38,9 +41,12 @@ def report(run_dirs: Sequence[Path], data_path: Path | None, results_path: Path 
         evaluation = evaluate(candidate.session, candidate.split.validation, exams[settings.dataset])
         yield f"{settings.preset} after {candidate.state.epoch} of {settings.epochs} epochs\n"
         yield render(evaluation)
+        summary, rows = row(candidate, evaluation), ()
         if results_path is not None:
-            results.add(results_path, [row(candidate, evaluation)])
-        yield f"report: {write(run_dir, evaluation)}"
+            results.add(results_path, [summary])
+            rows = results.read(results_path)
+        subject = Subject(summary, settings, candidate.state.history, candidate.temperature)
+        yield f"report: {write(run_dir, evaluation, page.render(subject, evaluation, rows)) / 'index.html'}"
 
 
 def row(candidate: Candidate, evaluation: Evaluation) -> Row:
@@ -87,17 +93,38 @@ def render(evaluation: Evaluation) -> str:
     return "\n".join(parts)
 
 
-def write(run_dir: Path, evaluation: Evaluation) -> Path:
-    """Write ``evaluation.json`` and pictures.
+def write(run_dir: Path, evaluation: Evaluation, page: Page) -> Path:
+    """Write ``evaluation.json``, the page and its charts, all or none of them.
 
     Returns:
         The folder that holds them.
+
+    Raises:
+        RunError: they cannot be written, for want of space for example; the report before, if any, is as it was.
     """
     folder = run_dir / FOLDER
     folder.mkdir(exist_ok=True)
-    (folder / "evaluation.json").write_text(json.dumps(described(evaluation), indent=2) + "\n")
-    for name, measurement in {"validation": evaluation.validation, "test": evaluation.test}.items():
-        _draw(measurement, f"{name}: accuracy {measurement.accuracy:.2%}", folder / f"confusion_{name}.png")
+    files = {
+        "index.html": page.html.encode(),
+        "evaluation.json": (json.dumps(described(evaluation), indent=2) + "\n").encode(),
+        **page.charts,
+    }
+    try:
+        with ExitStack() as stack:
+            for name, content in files.items():
+                file = stack.enter_context(replacing(folder / name))
+                file.write(content)
+                # All are on disk before the first takes its place, so that a full disk leaves the old ones.
+                file.flush()
+                os.fsync(file.fileno())
+    except OSError as error:
+        raise RunError(
+            f"no report was written to {folder}: {error.strerror or error}; one that was there is as it was: "
+            "make room, then evaluate again"
+        ) from None
+    for path in folder.glob("*.png"):
+        if path.name not in files:
+            path.unlink()
     return folder
 
 
@@ -120,18 +147,3 @@ def _confusion(measurement: Measurement) -> str:
         for name, line in zip(names, confusion.tolist(), strict=True)
     ]
     return "\n".join((header, *rows))
-
-
-def _draw(measurement: Measurement, title: str, path: Path) -> None:
-    confusion: NDArray[np.int64] = measurement.confusion
-    figure = Figure(figsize=(6, 6), layout="constrained")
-    axes = figure.subplots()
-    # The diagonal would drown the mistakes, which are what one looks for.
-    axes.imshow(confusion - np.diag(np.diag(confusion)), cmap="Reds")
-    for (line, column), count in np.ndenumerate(confusion):
-        if count:
-            axes.text(column, line, str(count), ha="center", va="center", fontsize=8)
-    ticks = range(len(measurement.labelled.names))
-    axes.set(title=title, xlabel="predicted", ylabel="true", xticks=ticks, yticks=ticks)
-    # No version of matplotlib in the file, so that equal figures are equal bytes.
-    figure.savefig(path, dpi=100, metadata={"Software": None})
