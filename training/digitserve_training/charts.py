@@ -30,7 +30,7 @@ DPI = 200
 NUM_COLOURS = 48
 """Enough for two hues with smooth edges, at a third of the bytes."""
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 10.0,
     "axes.titlesize": 10.0,
     "axes.titlelocation": "left",
@@ -179,8 +179,8 @@ def strangeness(scores: Mapping[str, Floats], threshold: float) -> bytes:
         scores: float[N] by kind; the first, of digits, in the accent colour.
         threshold: scores above it are refused.
     """
-    pooled = np.concatenate([*scores.values()])
-    edges = np.linspace(*np.quantile(pooled, (0.001, 0.999)), 71)
+    low, high = np.quantile(np.concatenate([*scores.values()]), (0.001, 0.999)).tolist()
+    edges = np.linspace(low, high, 71)
 
     def draw(figure: Figure) -> None:
         panels: NDArray[Any] = figure.subplots(len(scores), 1, sharex=True, squeeze=False)[:, 0]

@@ -41,10 +41,10 @@ def report(run_dirs: Sequence[Path], data_path: Path | None, results_path: Path 
         evaluation = evaluate(candidate.session, candidate.split.validation, exams[settings.dataset])
         yield f"{settings.preset} after {candidate.state.epoch} of {settings.epochs} epochs\n"
         yield render(evaluation)
-        summary, rows = row(candidate, evaluation), ()
+        summary = row(candidate, evaluation)
         if results_path is not None:
             results.add(results_path, [summary])
-            rows = results.read(results_path)
+        rows = () if results_path is None else results.read(results_path)
         subject = Subject(summary, settings, candidate.state.history, candidate.temperature)
         yield f"report: {write(run_dir, evaluation, page.render(subject, evaluation, rows)) / 'index.html'}"
 
