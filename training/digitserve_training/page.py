@@ -1,13 +1,17 @@
 """The page of a report: an evaluation in, one self-contained HTML file and its charts as PNG files out.
 
-``report`` calls ``render`` and writes what comes back. What the page says is gathered here, how it looks stands in
+``report`` calls ``render`` and ``write``. What the page says is gathered here, how it looks stands in
 ``report.html.jinja``. Sections that have nothing to show are left out. Needs no TensorFlow.
 """
 
 import io
+import json
+import os
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -15,9 +19,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from digitserve_training import charts, scores
-from digitserve_training.evaluate import Evaluation, Measurement, Strangers
+from digitserve_training.checkpoint import replacing
+from digitserve_training.errors import RunError
+from digitserve_training.evaluate import Evaluation, Measurement, Strangers, described
 from digitserve_training.results import Row
 from digitserve_training.settings import Settings
+
+PAGE_NAME = "index.html"
 
 NUM_MISTAKES = 40
 """Wrong answers that are shown; a good network makes hardly more."""
@@ -67,7 +75,7 @@ class Tile:
         says: what is to be seen, for those who cannot.
         above: short text over it.
         below: short text under it.
-        marked: whether it stands out, as a mistake does.
+        marked: whether it stands out among its neighbours.
     """
 
     source: str
@@ -120,6 +128,40 @@ def render(subject: Subject, evaluation: Evaluation, rows: Sequence[Row] = ()) -
         rows=sorted(rows, key=lambda row: (row.multiply_adds, row.preset, row.seed)),
     )
     return Page(html, {f"{name}.png": content for name, content in drawn.items()})
+
+
+def write(folder: Path, evaluation: Evaluation, page: Page) -> Path:
+    """Write ``evaluation.json``, the page and its charts into a folder, all or none of them.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        RunError: they cannot be written, for want of space for example; the report before, if any, is as it was.
+    """
+    folder.mkdir(exist_ok=True)
+    files = {
+        PAGE_NAME: page.html.encode(),
+        "evaluation.json": (json.dumps(described(evaluation), indent=2) + "\n").encode(),
+        **page.charts,
+    }
+    try:
+        with ExitStack() as stack:
+            for name, content in files.items():
+                file = stack.enter_context(replacing(folder / name))
+                file.write(content)
+                # All are on disk before the first takes its place, so that a full disk leaves the old ones.
+                file.flush()
+                os.fsync(file.fileno())
+    except OSError as error:
+        raise RunError(
+            f"no report was written to {folder}: {error.strerror or error}; one that was there is as it was: "
+            "make room, then evaluate again"
+        ) from None
+    for path in folder.glob("*.png"):
+        if path.name not in files:
+            path.unlink()
+    return folder / PAGE_NAME
 
 
 def tile(image: NDArray[np.uint8], says: str) -> Tile:
@@ -282,7 +324,7 @@ def _mistakes(test: Measurement) -> list[Tile]:
 
 def _mistake(image: NDArray[np.uint8], label: str, answer: str, confidence: float) -> Tile:
     said = f"{label}, taken for {answer} with confidence {_percent(confidence)}"
-    return Tile(tile(image, said).source, said, f"{label} → {answer}", _percent(confidence), marked=True)
+    return Tile(tile(image, said).source, said, f"{label} → {answer}", _percent(confidence))
 
 
 def _shown_strangers(strangers: Strangers, threshold: float) -> list[Tile]:

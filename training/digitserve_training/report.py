@@ -1,20 +1,15 @@
 """Reports: what ``evaluate`` shows in the terminal, and writes into a run's folder for people and programs."""
 
-import json
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
 from digitserve_training import data, page, results
 from digitserve_training.candidate import Candidate, open_candidate
-from digitserve_training.checkpoint import replacing
-from digitserve_training.errors import RunError
-from digitserve_training.evaluate import Evaluation, Exam, Measurement, described, evaluate
+from digitserve_training.evaluate import Evaluation, Exam, Measurement, evaluate
 from digitserve_training.layers import count_multiply_adds, count_parameters
-from digitserve_training.page import Page, Subject
+from digitserve_training.page import Subject
 from digitserve_training.results import Row
 from digitserve_training.settings import preset_of
 
@@ -46,7 +41,7 @@ def report(run_dirs: Sequence[Path], data_path: Path | None, results_path: Path 
             results.add(results_path, [summary])
         rows = () if results_path is None else results.read(results_path)
         subject = Subject(summary, settings, candidate.state.history, candidate.temperature)
-        yield f"report: {write(run_dir, evaluation, page.render(subject, evaluation, rows)) / 'index.html'}"
+        yield f"report: {page.write(run_dir / FOLDER, evaluation, page.render(subject, evaluation, rows))}"
 
 
 def row(candidate: Candidate, evaluation: Evaluation) -> Row:
@@ -91,41 +86,6 @@ def render(evaluation: Evaluation) -> str:
         f"test digits called blank or several: {evaluation.mistaken_verdicts:.2%}",
     ]
     return "\n".join(parts)
-
-
-def write(run_dir: Path, evaluation: Evaluation, page: Page) -> Path:
-    """Write ``evaluation.json``, the page and its charts, all or none of them.
-
-    Returns:
-        The folder that holds them.
-
-    Raises:
-        RunError: they cannot be written, for want of space for example; the report before, if any, is as it was.
-    """
-    folder = run_dir / FOLDER
-    folder.mkdir(exist_ok=True)
-    files = {
-        "index.html": page.html.encode(),
-        "evaluation.json": (json.dumps(described(evaluation), indent=2) + "\n").encode(),
-        **page.charts,
-    }
-    try:
-        with ExitStack() as stack:
-            for name, content in files.items():
-                file = stack.enter_context(replacing(folder / name))
-                file.write(content)
-                # All are on disk before the first takes its place, so that a full disk leaves the old ones.
-                file.flush()
-                os.fsync(file.fileno())
-    except OSError as error:
-        raise RunError(
-            f"no report was written to {folder}: {error.strerror or error}; one that was there is as it was: "
-            "make room, then evaluate again"
-        ) from None
-    for path in folder.glob("*.png"):
-        if path.name not in files:
-            path.unlink()
-    return folder
 
 
 def _line(name: str, measurement: Measurement) -> str:
