@@ -87,7 +87,8 @@ def test_failed_write_keeps_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_table_has_a_line_a_preset() -> None:
     """The table goes from cheap to dear networks; accuracy is the mean over seeds, with its spread; a number's
-    thousands are apart; the command is one that can be copied."""
+    thousands are apart; the command is one that can be copied.
+    """
     header, rule, first, second = results.table([SECOND, ROW, SMALL]).splitlines()
 
     assert header.count("|") == rule.count("|") == first.count("|") == second.count("|")

@@ -263,7 +263,7 @@ def _corruption_findings(evaluation: Evaluation) -> list[Finding]:
             "Accuracy on damaged images",
             _percent(evaluation.corruption_accuracy),
             f"Mean over {len(evaluation.corruptions)} kinds of damage to the test images; "
-            f"training never saw the like of {num_new} of them.",
+            f"augmentation has nothing like {num_new} of them.",
         )
     ]
 
