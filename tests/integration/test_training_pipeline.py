@@ -171,7 +171,7 @@ def test_divergence_stops_with_the_last_good_checkpoint(tmp_path: Path, invoke: 
 
 
 def test_evaluate_reports(run_dir: Path, invoke: Invoke, test_images: Labelled) -> None:
-    """The confusion matrix comes in the terminal, as JSON and as a picture, and agrees with the accuracy."""
+    """The confusion matrix comes in the terminal, as JSON and as a picture, and agrees with the accuracy; the page tells it."""
     ended = invoke("evaluate", run_dir)
 
     assert ended.exit_code == 0
@@ -181,8 +181,10 @@ def test_evaluate_reports(run_dir: Path, invoke: Invoke, test_images: Labelled) 
     assert confusion.sum(axis=1).tolist() == np.bincount(test_images.labels, minlength=10).tolist()
     assert np.trace(confusion) / NUM_TEST == pytest.approx(report["test"]["accuracy"])
     assert f"test: accuracy {report['test']['accuracy']:.2%}" in ended.output
-    for part in ("test", "validation"):
-        assert (run_dir / "report" / f"confusion_{part}.png").read_bytes().startswith(b"\x89PNG")
+    assert (run_dir / "report" / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    html = (run_dir / "report" / "index.html").read_text()
+    assert f"{100 * report['test']['accuracy']:.2f} %" in html
+    assert "seed 3" in html
 
 
 def test_export_makes_a_bundle_that_the_service_opens(

@@ -63,9 +63,9 @@ def save(run_dir: Path, checkpoint: Checkpoint) -> None:
     lines = "".join(json.dumps(record) + "\n" for record in checkpoint.history)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        with _replacing(run_dir / FILE_NAME) as file:
+        with replacing(run_dir / FILE_NAME) as file:
             np.savez(file, allow_pickle=False, **{_DESCRIPTION: np.array(description), **checkpoint.arrays})
-        with _replacing(run_dir / METRICS_NAME) as file:
+        with replacing(run_dir / METRICS_NAME) as file:
             file.write(lines.encode())
     except OSError as error:
         raise RunError(
@@ -95,7 +95,7 @@ def load(run_dir: Path) -> Checkpoint:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Open a file that takes the place of ``path`` once it is whole and on disk, and otherwise leaves no trace."""
     partial = path.with_name(path.name + ".partial")
     try:

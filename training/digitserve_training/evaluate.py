@@ -29,6 +29,9 @@ SEED = 7
 NUM_STRANGERS = 1_000
 """Pictures of each kind that are no digit."""
 
+NUM_EXAMPLES = 10
+"""Images of each kind of changed digits that are kept to be shown."""
+
 JUDGED_PAPER = Paper(smallest=16, largest=400, plain=0.0)
 """Dark on light, off-centre, uneven and grainy, 16 to 400 pixels."""
 
@@ -87,11 +90,13 @@ class Robustness:
     Attributes:
         name: for tables.
         accuracy: share of right labels.
+        examples: uint8[N,28,28,1], the first few images, so the same digits whatever was done to them.
         trained: whether training saw changes of this nature; None where the question makes no sense.
     """
 
     name: str
     accuracy: float
+    examples: NDArray[np.uint8] = field(repr=False)
     trained: bool | None = None
 
 
@@ -103,11 +108,15 @@ class Strangers:
         name: of the kind.
         auroc: probability that such a picture is stranger to the network than a test digit.
         rejected: share above the threshold, and so called unfamiliar.
+        images: uint8[N,28,28,1], the pictures.
+        ood_score: float32[N], of each picture.
     """
 
     name: str
     auroc: float
     rejected: float
+    images: NDArray[np.uint8] = field(repr=False)
+    ood_score: NDArray[np.float32] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -226,9 +235,9 @@ def evaluate(session: Session, validation: Labelled, exam: Exam) -> Evaluation:
         validation=held_out,
         test=test,
         threshold=threshold,
-        corruptions=tuple(Robustness(name, one.accuracy, trained[name]) for name, one in suite.items()),
+        corruptions=tuple(_robustness(name, one, trained[name]) for name, one in suite.items()),
         corrupted_reliability=_pooled([*suite.values()]),
-        ink=tuple(Robustness(name, measure(session, labelled).accuracy) for name, labelled in exam.ink.items()),
+        ink=tuple(_robustness(name, measure(session, labelled)) for name, labelled in exam.ink.items()),
         strangers=_strangers(session, exam.strangers, test.ood_score, threshold),
         mistaken_verdicts=exam.mistaken_verdicts,
     )
@@ -265,6 +274,10 @@ def _described(measurement: Measurement) -> dict[str, Any]:
     }
 
 
+def _robustness(name: str, measurement: Measurement, trained: bool | None = None) -> Robustness:  # noqa: FBT001 - a fact
+    return Robustness(name, measurement.accuracy, measurement.labelled.images[:NUM_EXAMPLES], trained)
+
+
 def _pooled(measurements: Sequence[Measurement]) -> Reliability | None:
     if not measurements:
         return None
@@ -277,12 +290,14 @@ def _pooled(measurements: Sequence[Measurement]) -> Reliability | None:
 def _strangers(
     session: Session, pictures: Mapping[str, NDArray[np.uint8]], digits: NDArray[np.float32], threshold: float
 ) -> tuple[Strangers, ...]:
-    by_kind = {name: run(session, images).ood_score for name, images in pictures.items()}
-    if by_kind:
-        by_kind = {"all together": np.concatenate([*by_kind.values()])} | by_kind
+    if not pictures:
+        return ()
+    by_kind = {name: (images, run(session, images).ood_score) for name, images in pictures.items()}
+    images, found = zip(*by_kind.values(), strict=True)
+    by_kind = {"all together": (np.concatenate(images), np.concatenate(found))} | by_kind
     return tuple(
-        Strangers(name, scores.auroc(digits, found), float(np.mean(found > threshold)))
-        for name, found in by_kind.items()
+        Strangers(name, scores.auroc(digits, found), float(np.mean(found > threshold)), images, found)
+        for name, (images, found) in by_kind.items()
     )
 
 

@@ -1,29 +1,24 @@
 """Reports: what ``evaluate`` shows in the terminal, and writes into a run's folder for people and programs."""
 
-import json
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont
-from matplotlib.ft2font import FT2Font
-from numpy.typing import NDArray  # noqa: TC002
 
-from digitserve_training import data, results
+from digitserve_training import data, page, results
 from digitserve_training.candidate import Candidate, open_candidate
-from digitserve_training.evaluate import Evaluation, Exam, Measurement, described, evaluate
+from digitserve_training.evaluate import Evaluation, Exam, Measurement, evaluate
 from digitserve_training.layers import count_multiply_adds, count_parameters
+from digitserve_training.page import Subject
 from digitserve_training.results import Row
 from digitserve_training.settings import preset_of
 
 FOLDER = "report"
 
+
 MAX_HEAD, MAX_NAME = 8, 24
 """Characters that are shown of a label's name at the head of a column, and elsewhere."""
-
-MAX_NAMED = 50
-"""Labels up to which the picture of the confusion matrix grows and names each; beyond, its axes have numbers."""
 
 
 def report(run_dirs: Sequence[Path], data_path: Path | None, results_path: Path | None) -> Iterator[str]:
@@ -46,9 +41,12 @@ def report(run_dirs: Sequence[Path], data_path: Path | None, results_path: Path 
         evaluation = evaluate(candidate.session, candidate.split.validation, exams[settings.dataset])
         yield f"{settings.preset} after {candidate.state.epoch} of {settings.epochs} epochs\n"
         yield render(evaluation)
+        summary = row(candidate, evaluation)
         if results_path is not None:
-            results.add(results_path, [row(candidate, evaluation)])
-        yield f"report: {write(run_dir, evaluation)}"
+            results.add(results_path, [summary])
+        rows = () if results_path is None else results.read(results_path)
+        subject = Subject(summary, settings, candidate.state.history, candidate.temperature)
+        yield f"report: {page.write(run_dir / FOLDER, evaluation, page.render(subject, evaluation, rows))}"
 
 
 def row(candidate: Candidate, evaluation: Evaluation) -> Row:
@@ -95,20 +93,6 @@ def render(evaluation: Evaluation) -> str:
     return "\n".join(parts)
 
 
-def write(run_dir: Path, evaluation: Evaluation) -> Path:
-    """Write ``evaluation.json`` and pictures.
-
-    Returns:
-        The folder that holds them.
-    """
-    folder = run_dir / FOLDER
-    folder.mkdir(exist_ok=True)
-    (folder / "evaluation.json").write_text(json.dumps(described(evaluation), indent=2) + "\n")
-    for name, measurement in {"validation": evaluation.validation, "test": evaluation.test}.items():
-        _draw(measurement, f"{name}: accuracy {measurement.accuracy:.2%}", folder / f"confusion_{name}.png")
-    return folder
-
-
 def _line(name: str, measurement: Measurement) -> str:
     num_images, num_wrong = len(measurement.labelled), int(np.sum(measurement.predicted != measurement.labelled.labels))
     return (
@@ -119,33 +103,22 @@ def _line(name: str, measurement: Measurement) -> str:
 
 def _confusion(measurement: Measurement) -> str:
     """Return a confusion matrix as text, zeros as dots."""
-    confusion, names = measurement.confusion, measurement.labelled.names
-    width = len(str(confusion.max())) + 2
-    header = "true \\ predicted" + "".join(name[: width - 1].rjust(width) for name in names)
+    confusion, title = measurement.confusion, "true \\ predicted"
+    names, heads = ([name[:length] for name in measurement.labelled.names] for length in (MAX_NAME, MAX_HEAD))
+    margin = max(map(_columns, (title, *names)))
+    width = max(len(str(confusion.max())), *map(_columns, heads)) + 2
+    header = _right(title, margin) + "".join(_right(head, width) for head in heads)
     rows = [
-        name[:16].rjust(len("true \\ predicted"))
-        + "".join((str(count) if count else "·").rjust(width) for count in line)
+        _right(name, margin) + "".join((str(count) if count else "·").rjust(width) for count in line)
         for name, line in zip(names, confusion.tolist(), strict=True)
     ]
     return "\n".join((header, *rows))
 
 
-def _draw(measurement: Measurement, title: str, path: Path) -> None:
-    confusion: NDArray[np.int64] = measurement.confusion
-    figure = Figure(figsize=(6, 6), layout="constrained")
-    axes = figure.subplots()
-    # The diagonal would drown the mistakes, which are what one looks for.
-    axes.imshow(confusion - np.diag(np.diag(confusion)), cmap="Reds")
-    for (line, column), count in np.ndenumerate(confusion):
-        if count:
-            axes.text(column, line, str(count), ha="center", va="center", fontsize=8)
-    ticks = range(len(measurement.labelled.names))
-    axes.set(title=title, xlabel="predicted", ylabel="true", xticks=ticks, yticks=ticks)
-    # No version of matplotlib in the file, so that equal figures are equal bytes.
-    figure.savefig(path, dpi=100, metadata={"Software": None})
+def _right(text: str, width: int) -> str:
+    return " " * (width - _columns(text)) + text
 
 
-def _drawable(name: str, number: int) -> str:
-    """Return a label's name, or its number where the typeface of pictures lacks a character of the name."""
-    typeface = FT2Font(findfont(FontProperties()))
-    return name if all(typeface.get_char_index(ord(character)) for character in name) else str(number)
+def _columns(text: str) -> int:
+    """Count the columns of a terminal that a text takes: characters of East Asian scripts take two."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)

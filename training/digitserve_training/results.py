@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
+from digitserve_training.checkpoint import replacing
 from digitserve_training.errors import RunError
 
 
@@ -62,10 +63,16 @@ def read(path: Path) -> tuple[Row, ...]:
 
 
 def add(path: Path, rows: Iterable[Row]) -> None:
-    """Keep rows, each in place of an earlier one of the same command, ordered by preset and seed."""
+    """Keep rows, each in place of an earlier one of the same command, ordered by preset and seed.
+
+    Raises:
+        RunError: the file holds something else, and is left as it is.
+        OSError: it cannot be written; what it held is intact.
+    """
     kept = {row.command: row for row in read(path)} | {row.command: row for row in rows}
     ordered = sorted(kept.values(), key=lambda row: (row.preset, row.seed, row.command))
-    path.write_text(json.dumps([asdict(row) for row in ordered], indent=1) + "\n")
+    with replacing(path) as file:
+        file.write((json.dumps([asdict(row) for row in ordered], indent=1) + "\n").encode())
 
 
 def table(rows: Iterable[Row]) -> str:

@@ -72,6 +72,19 @@ def rejection_curve(probabilities: Floats, labels: NDArray[np.int64]) -> tuple[F
     return 1 - num_kept / len(wrong), wrong[::-1].cumsum()[::-1] / num_kept
 
 
+def interval(num_right: int, num_images: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share of right answers, as Wilson 1927 has it: sound at shares near 1 as well.
+
+    Args:
+        num_right: at most ``num_images``.
+        num_images: at least 1.
+    """
+    from scipy.stats import binomtest  # noqa: PLC0415 - a second, and only evaluation needs it
+
+    low, high = binomtest(num_right, num_images).proportion_ci(0.95, method="wilson")
+    return float(low), float(high)
+
+
 def auroc(digits: Floats, strangers: Floats) -> float:
     """Return the probability that a stranger's score lies above a digit's, ties counting half.
 
