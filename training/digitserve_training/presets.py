@@ -125,7 +125,7 @@ _REAL_INK = Augmentation(
     noise=0.08,
     elastic_px=1.2,
     corrupted=0.35,
-    untouched=0.25,
+    untouched=0.4,
 )
 
 _COMPACT = Preset(
@@ -141,7 +141,7 @@ _COMPACT = Preset(
         Conv(128, padding="valid", batch_norm=True),
         Flatten(),
     ),
-    recipe=Recipe(epochs=40, learning_rate=4e-3, warmup_epochs=1.0, weight_decay=0.05, paper=0.25, outliers=0.125),
+    recipe=Recipe(epochs=32, learning_rate=4e-3, warmup_epochs=1.0, weight_decay=0.05, paper=0.25, outliers=0.125),
     augmentation=_REAL_INK,
 )
 
