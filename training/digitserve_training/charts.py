@@ -163,9 +163,10 @@ def rejection(refused: Floats, wrong: Floats) -> bytes:
         refused: float64[N], as ``scores.rejection_curve`` gives them.
         wrong: float64[N].
     """
-    # Beyond the last mistake there is nothing to see; a little of it shows that it is the last.
-    last = float(refused[np.flatnonzero(wrong)[-1]]) if wrong.any() else 0.0
-    end = min(np.ceil(max(1.15 * last, 0.05) * 20) / 20, 1.0)
+    # Where nine mistakes in ten are refused is what one looks for; a confident one would stretch the scale for nothing.
+    few = np.flatnonzero(wrong <= wrong[0] / 10)
+    sought = float(refused[few[0]]) if len(few) else 1.0
+    end = min(float(np.ceil(1.3 * sought * 20)) / 20, 1.0) or 0.05
 
     def draw(axes: Axes) -> None:
         axes.step(refused, wrong, where="post", color=ACCENT)
