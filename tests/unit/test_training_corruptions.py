@@ -1,10 +1,13 @@
 """What the suite of corruptions promises: every kind damages, none destroys, and the same seed damages alike."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from digitserve_training.corruptions import CORRUPTIONS, Corruption, corrupted
+from digitserve_training.presets import PRESETS, Augmentation
 
 
 def strokes(num_images: int = 16) -> NDArray[np.uint8]:
@@ -48,9 +51,12 @@ def test_ink_is_still_there(corruption: Corruption) -> None:
 
 
 def test_the_suite_is_wide() -> None:
-    """At least 14 kinds, their names unlike, and some of them unknown to training."""
+    """At least 14 kinds, their names unlike, some of them unknown to training, and all to presets without augmentation."""
     assert len({corruption.name for corruption in CORRUPTIONS}) == len(CORRUPTIONS) >= 14
-    assert sum(not corruption.trained for corruption in CORRUPTIONS) >= 5
+    assert sum(not corruption.trained(PRESETS["compact"].augmentation) for corruption in CORRUPTIONS) >= 5
+    assert not any(corruption.trained(PRESETS["lenet5"].augmentation) for corruption in CORRUPTIONS)
+    bounds = {field.name for field in dataclasses.fields(Augmentation)}
+    assert all(set(corruption.like) <= bounds for corruption in CORRUPTIONS)
 
 
 @pytest.mark.parametrize(("name", "low", "high"), [("translate", 2.5, 7.2), ("rotate", 0.0, 0.8), ("scale", 0.0, 0.8)])

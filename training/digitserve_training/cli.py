@@ -167,7 +167,7 @@ def evaluate_runs(
 @click.option(
     "--models", type=click.Path(path_type=Path), default=Path("models"), show_default=True, help="Folder of all models."
 )
-@click.option("--name", default="digits", show_default=True, help="The model's name.")
+@click.option("--name", help="The model's name; digits for MNIST and its like, else the dataset's, if not given.")
 @click.option("--version", type=click.IntRange(min=1), help="The bundle's version; the next free one if not given.")
 @click.option(
     "--precision",

@@ -1,8 +1,8 @@
 """The suite of corruptions that networks are judged by, 28x28 in and 28x28 out.
 
 After Mu and Gilmer 2019, "MNIST-C: A Robustness Benchmark for Computer Vision", drawn anew in numpy, with a few kinds
-more. Training changes its images by other code (``augment``, ``corrupt``); ``Corruption.trained`` says whether a kind of
-the same nature is among those changes. Needs no TensorFlow.
+more. Training changes its images by other code (``augment``, ``corrupt``); ``Corruption.trained`` says whether changes
+of the same nature are among those of a preset. Needs no TensorFlow.
 """
 
 import io
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
+
+from digitserve_training.presets import Augmentation
 
 Pixels = NDArray[np.floating]
 """One image, float[28,28] from 0 (background) to 1 (full ink)."""
@@ -28,13 +30,17 @@ class Corruption:
 
     Attributes:
         name: for tables.
-        trained: whether training shows networks damage of this nature.
         change: does it to one image; what leaves 0 to 1 is cut off afterwards.
+        like: bounds of ``Augmentation`` that bring damage of this nature into training.
     """
 
     name: str
-    trained: bool
     change: Change
+    like: tuple[str, ...] = ()
+
+    def trained(self, augmentation: Augmentation) -> bool:
+        """Whether a preset's training shows networks damage of this nature."""
+        return any(getattr(augmentation, bound) for bound in self.like)
 
 
 def corrupted(images: NDArray[np.uint8], corruption: Corruption, seed: int) -> NDArray[np.uint8]:
@@ -243,27 +249,27 @@ def _pixels(picture: Image.Image) -> Pixels:
 
 
 CORRUPTIONS = (
-    Corruption("shot noise", trained=False, change=_shot_noise),
-    Corruption("Gaussian noise", trained=True, change=_gaussian_noise),
-    Corruption("impulse noise", trained=True, change=_impulse_noise),
-    Corruption("glass blur", trained=False, change=_glass_blur),
-    Corruption("defocus blur", trained=True, change=_defocus_blur),
-    Corruption("motion blur", trained=True, change=_motion_blur),
-    Corruption("shear", trained=True, change=_shear),
-    Corruption("scale", trained=True, change=_scale),
-    Corruption("rotate", trained=True, change=_rotate),
-    Corruption("translate", trained=True, change=_translate),
-    Corruption("wave", trained=False, change=_wave),
-    Corruption("brightness", trained=True, change=_brightness),
-    Corruption("contrast", trained=True, change=_contrast),
-    Corruption("stripe", trained=True, change=_stripe),
-    Corruption("fog", trained=True, change=_fog),
-    Corruption("spatter", trained=True, change=_spatter),
-    Corruption("dotted line", trained=True, change=_dotted_line),
-    Corruption("zigzag", trained=False, change=_zigzag),
-    Corruption("squared paper", trained=False, change=_grid),
-    Corruption("edges only", trained=True, change=_edges),
-    Corruption("pixelate", trained=True, change=_pixelate),
-    Corruption("JPEG", trained=False, change=_jpeg),
-    Corruption("occlusion", trained=True, change=_occlusion),
+    Corruption("shot noise", _shot_noise),
+    Corruption("Gaussian noise", _gaussian_noise, like=("corrupted",)),
+    Corruption("impulse noise", _impulse_noise, like=("corrupted",)),
+    Corruption("glass blur", _glass_blur),
+    Corruption("defocus blur", _defocus_blur, like=("corrupted",)),
+    Corruption("motion blur", _motion_blur, like=("corrupted",)),
+    Corruption("shear", _shear, like=("shear", "corrupted")),
+    Corruption("scale", _scale, like=("corrupted",)),
+    Corruption("rotate", _rotate, like=("corrupted",)),
+    Corruption("translate", _translate, like=("corrupted",)),
+    Corruption("wave", _wave),
+    Corruption("brightness", _brightness, like=("corrupted",)),
+    Corruption("contrast", _contrast, like=("corrupted",)),
+    Corruption("stripe", _stripe, like=("corrupted",)),
+    Corruption("fog", _fog, like=("corrupted",)),
+    Corruption("spatter", _spatter, like=("corrupted",)),
+    Corruption("dotted line", _dotted_line, like=("corrupted",)),
+    Corruption("zigzag", _zigzag),
+    Corruption("squared paper", _grid),
+    Corruption("edges only", _edges, like=("corrupted",)),
+    Corruption("pixelate", _pixelate, like=("corrupted",)),
+    Corruption("JPEG", _jpeg),
+    Corruption("occlusion", _occlusion, like=("corrupted",)),
 )

@@ -19,6 +19,7 @@ from digitserve_training import corruptions, outliers, scores
 from digitserve_training.calibrate import ood_threshold
 from digitserve_training.data import Labelled
 from digitserve_training.paper import Paper, readings
+from digitserve_training.presets import Augmentation
 from digitserve_training.scores import Reliability
 
 BATCH_SIZE = 256
@@ -219,18 +220,19 @@ def run(session: Session, images: NDArray[np.uint8], batch_sizes: Sequence[int] 
     return Outputs(probabilities, np.concatenate([part.ood_score for part in parts]))
 
 
-def evaluate(session: Session, validation: Labelled, exam: Exam) -> Evaluation:
+def evaluate(session: Session, validation: Labelled, exam: Exam, augmentation: Augmentation) -> Evaluation:
     """Measure a graph on everything.
 
     Args:
         session: as ``candidate.open_session`` gives it.
         validation: images that were held out of training.
         exam: what it is judged by.
+        augmentation: of its training; tells which corruptions it has seen the like of.
     """
     held_out, test = measure(session, validation), measure(session, exam.test)
     threshold = ood_threshold(held_out.ood_score)
     suite = {name: measure(session, labelled) for name, labelled in exam.corrupted.items()}
-    trained = {corruption.name: corruption.trained for corruption in corruptions.CORRUPTIONS}
+    trained = {corruption.name: corruption.trained(augmentation) for corruption in corruptions.CORRUPTIONS}
     return Evaluation(
         validation=held_out,
         test=test,

@@ -25,7 +25,7 @@ from digitserve_training.parity import Parity
 from digitserve_training.precision import INT8_GOLDEN_TOLERANCE, Int8, Precision, to_int8
 from digitserve_training.preset_json import described
 from digitserve_training.report import FOLDER
-from digitserve_training.settings import preset_of
+from digitserve_training.settings import Settings, preset_of
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Destination:
 
     Attributes:
         models: folder of all models.
-        name: the model's.
+        name: the model's, None for the dataset's: "digits" for MNIST and its like.
         version: the bundle's, None for one above the highest there is.
     """
 
     models: Path
-    name: str = "digits"
+    name: str | None = None
     version: int | None = None
 
 
@@ -94,8 +94,9 @@ def export(
         ParityError: the graph does not give the network's answers, or int8 loses too much; nothing was written.
     """
     # All that is cheap to know comes before minutes of measuring.
-    settled = settle(destination)
-    _require_finished(checkpoint.load(run_dir), run_dir)
+    state = checkpoint.load(run_dir)
+    settled = settle(destination, state.settings)
+    _require_finished(state, run_dir)
     candidate = open_candidate(run_dir, data_path)
     test = data.read_test(data_path, candidate.state.settings.dataset)
     report = run_dir / FOLDER
@@ -120,7 +121,9 @@ def publish(
     parity.require(measured)
     int8 = to_int8(candidate, test) if precision == "int8" else None
     candidate = candidate if int8 is None else int8.candidate
-    manifest = _with_precision(_manifest(candidate, test, settle(destination), measured), int8)
+    manifest = _with_precision(
+        _manifest(candidate, test, settle(destination, candidate.state.settings), measured), int8
+    )
     try:
         path = bundle.write(destination.models, manifest, candidate.graph, candidate.golden, report)
     except OSError as error:
@@ -128,13 +131,15 @@ def publish(
     return Exported(path, manifest, measured, len(candidate.graph), int8)
 
 
-def settle(destination: Destination) -> Destination:
-    """Fill in the version.
+def settle(destination: Destination, settings: Settings) -> Destination:
+    """Fill in name and version.
 
     Raises:
         RunError: that version exists, or the name is no folder's name.
     """
-    models, name, version = destination.models, destination.name, destination.version
+    models, version = destination.models, destination.version
+    default = "digits" if settings.digits else settings.dataset
+    name = default if destination.name is None else destination.name
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise RunError(f"'{name}' is no name for a model; expected a plain name such as digits")
     taken = bundle.versions(models, name)
@@ -142,7 +147,7 @@ def settle(destination: Destination) -> Destination:
         raise RunError(
             f"{models / name / str(version)} exists, and a bundle is never overwritten: choose another version"
         )
-    return replace(destination, version=max(taken, default=0) + 1 if version is None else version)
+    return Destination(models, name, max(taken, default=0) + 1 if version is None else version)
 
 
 def _manifest(candidate: Candidate, test: Labelled, destination: Destination, measured: Parity) -> Manifest:
@@ -150,7 +155,7 @@ def _manifest(candidate: Candidate, test: Labelled, destination: Destination, me
     labels = candidate.state.settings.labels
     inputs, outputs = signature(len(labels))
     return Manifest(
-        name=destination.name,
+        name=destination.name or "",
         version=destination.version or 1,
         sha256="",  # set by bundle.write
         inputs=inputs,

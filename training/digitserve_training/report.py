@@ -38,7 +38,8 @@ def report(run_dirs: Sequence[Path], data_path: Path | None, results_path: Path 
         settings = candidate.state.settings
         if settings.dataset not in exams:
             exams[settings.dataset] = Exam(data.read_test(data_path, settings.dataset), digits=settings.digits)
-        evaluation = evaluate(candidate.session, candidate.split.validation, exams[settings.dataset])
+        augmentation = preset_of(settings).augmentation
+        evaluation = evaluate(candidate.session, candidate.split.validation, exams[settings.dataset], augmentation)
         yield f"{settings.preset} after {candidate.state.epoch} of {settings.epochs} epochs\n"
         yield render(evaluation)
         summary = row(candidate, evaluation)
