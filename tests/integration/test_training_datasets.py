@@ -14,8 +14,6 @@ from digitserve.v1 import digits_pb2 as pb
 from digitserve_training import checkpoint, data, settings
 from digitserve_training.cli import main
 from digitserve_training.errors import DataError, RunError
-from digitserve_training.evaluate import Measurement
-from digitserve_training.report import render, write
 from digitserve_training.settings import Asked
 from published import figures, write_emnist_letters, write_pictures
 from serving import run_worker
@@ -54,12 +52,12 @@ def test_the_whole_way(
         ("train", "--dataset", name, "--preset", "compact", "--run-dir", run_dir, "--epochs", 1, "--data", source),
         ("train", "--resume", "--run-dir", run_dir, "--data", source),
         ("evaluate", run_dir, "--data", source),
-        ("export", run_dir, "--data", source, "--models", models, "--name", "shapes"),
+        ("export", run_dir, "--data", source, "--models", models),
     ):
         ended = invoke(command, *options)
         assert ended.exit_code == 0, ended.output
 
-    exported, test = bundle.read(models / "shapes" / "1"), data.read_test(source, name)
+    exported, test = bundle.read(models / name / "1"), data.read_test(source, name)
     assert exported.manifest.labels == test.names == labels
     assert (exported.manifest.training["dataset"], len(test)) == (name, num_test)
     assert (exported.manifest.training["recipe"]["paper"], exported.manifest.training["recipe"]["outliers"]) == (0, 0)
@@ -69,7 +67,7 @@ def test_the_whole_way(
 
     probabilities = Session(exported).run(test.images).probabilities
     assert probabilities.shape == (num_test, len(labels))
-    with run_worker(models, model="shapes") as worker:
+    with run_worker(models, model=name) as worker:
         answered = worker.classify(pb.ClassifyRequest(pixels=test.images.tobytes(), top_k=len(labels)))
     for prediction, row in zip(answered.predictions, probabilities, strict=True):
         assert prediction.label == labels[row.argmax()]
@@ -115,19 +113,3 @@ def test_missing_data_ends_with_a_message(tmp_path: Path, name: str) -> None:
     assert ended.exit_code == DataError.exit_code
     assert f"{name} is not fetched by itself. Get it from" in ended.stderr
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    "names",
-    [tuple("おきすつなはまやれを"), ("$a$b$", "x" * 200), tuple(f"class {number}" for number in range(60))],
-    ids=["hiragana", "odd names", "many"],
-)
-def test_any_names_are_reported(tmp_path: Path, names: tuple[str, ...]) -> None:
-    """Text and picture of the confusion matrix take names of any script, length and number, without a warning."""
-    measurement = Measurement(1.0, 0.1, 7 * np.eye(len(names), dtype=np.int64), np.zeros(7, np.float32), names)
-
-    lines = render("test", measurement).splitlines()[1:]
-    folder = write(tmp_path, {"test": measurement})
-
-    assert [line.strip().split("  ")[0] for line in lines[1:]] == [name[:24] for name in names]
-    assert (folder / "confusion_test.png").read_bytes().startswith(b"\x89PNG")

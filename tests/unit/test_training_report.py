@@ -12,7 +12,7 @@ import pytest
 from test_training_results import ROW, SECOND, SMALL
 
 from digitserve.session import Outputs
-from digitserve_training import page, scores, settings
+from digitserve_training import charts, page, scores, settings
 from digitserve_training.data import LABELS, Labelled
 from digitserve_training.errors import RunError
 from digitserve_training.evaluate import Evaluation, Measurement, Robustness, Strangers
@@ -274,3 +274,13 @@ def test_failed_write_keeps_the_old_report(
 def _filling_up(num_written: int) -> Iterator[None]:
     yield from [None] * num_written
     raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [tuple("おきすつなはまやれを"), ("$a$b$", "x" * 200), tuple(f"class {number}" for number in range(60))],
+    ids=["hiragana", "odd names", "many"],
+)
+def test_any_names_are_drawn(names: tuple[str, ...]) -> None:
+    """The picture of the confusion matrix takes names of any script, length and number, without a warning."""
+    assert charts.confusion(7 * np.eye(len(names), dtype=np.int64), names).startswith(b"\x89PNG")

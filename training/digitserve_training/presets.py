@@ -156,7 +156,7 @@ _TINY = Preset(
         Conv(32, padding="valid", batch_norm=True),
         Flatten(),
     ),
-    recipe=Recipe(epochs=60, learning_rate=8e-3, warmup_epochs=2.0, weight_decay=0.02),
+    recipe=Recipe(epochs=40, learning_rate=8e-3, weight_decay=0.02),
     augmentation=Augmentation(
         rotation_deg=12.0,
         scale=0.15,
@@ -167,6 +167,7 @@ _TINY = Preset(
         blur=0.4,
         contrast=0.3,
         elastic_px=0.8,
+        untouched=0.25,
     ),
 )
 
