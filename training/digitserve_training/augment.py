@@ -3,7 +3,7 @@
 ``train`` calls ``augment`` inside its compiled step. Everything is drawn from a stateless seed, so a run that was
 stopped and resumed sees the same images as one that was not.
 
-    every image: warp ▶ stroke ▶ blur ▶ contrast ▶ noise        a share of them: one corruption each (``corrupt``)
+    every image: warp        most: stroke ▶ blur ▶ contrast ▶ noise        a share of these: one corruption each
 """
 
 from digitserve_training._tensorflow import tf
@@ -18,27 +18,28 @@ def augment(images: tf.Tensor, seed: tf.Tensor, bounds: Augmentation) -> tf.Tens
     """Change each image at random within ``bounds``; what comes in from beyond the border is background.
 
     Args:
-        images: uint8[N,28,28,1], in random order: the first are corrupted, the last left alone.
+        images: uint8[N,28,28,1], in random order: the first are corrupted, the last only bent.
         seed: int32[2]; the same seed gives the same images.
         bounds: how far each change may go.
 
     Returns:
         uint8[N,28,28,1].
     """
-    num_changed = tf.cast(tf.math.ceil(tf.cast(tf.shape(images)[0], tf.float32) * (1 - bounds.untouched)), tf.int32)
-    pixels = _change(tf.cast(images[:num_changed], tf.float32) / LARGEST_PIXEL, seed, bounds)
-    changed = tf.cast(tf.round(tf.clip_by_value(pixels, 0.0, 1.0) * LARGEST_PIXEL), tf.uint8)
-    return tf.concat([changed, images[num_changed:]], axis=0)
+    seeds = tf.unstack(tf.random.split(seed, 2))
+    bent = warp(tf.cast(images, tf.float32) / LARGEST_PIXEL, seeds[0], bounds)
+    num_soiled = tf.cast(tf.math.ceil(tf.cast(tf.shape(images)[0], tf.float32) * (1 - bounds.clean)), tf.int32)
+    pixels = tf.concat([_soil(bent[:num_soiled], seeds[1], bounds), bent[num_soiled:]], axis=0)
+    return tf.cast(tf.round(tf.clip_by_value(pixels, 0.0, 1.0) * LARGEST_PIXEL), tf.uint8)
 
 
-def _change(pixels: tf.Tensor, seed: tf.Tensor, bounds: Augmentation) -> tf.Tensor:
-    seeds = tf.unstack(tf.random.split(seed, 6))
-    pixels = warp(pixels, seeds[0], bounds)
-    pixels = _stroke(pixels, seeds[1], bounds)
-    pixels = _blur(pixels, seeds[2], bounds)
-    pixels *= 1 - _for_half(seeds[3], pixels, bounds.contrast)
-    pixels = _noise(pixels, seeds[4], bounds)
-    return corrupt(tf.clip_by_value(pixels, 0.0, 1.0), seeds[5], bounds.corrupted)
+def _soil(pixels: tf.Tensor, seed: tf.Tensor, bounds: Augmentation) -> tf.Tensor:
+    """Change what ink, paper and optics do to an image, but for its geometry."""
+    seeds = tf.unstack(tf.random.split(seed, 5))
+    pixels = _stroke(pixels, seeds[0], bounds)
+    pixels = _blur(pixels, seeds[1], bounds)
+    pixels *= 1 - _for_half(seeds[2], pixels, bounds.contrast)
+    pixels = _noise(pixels, seeds[3], bounds)
+    return corrupt(tf.clip_by_value(pixels, 0.0, 1.0), seeds[4], bounds.corrupted)
 
 
 def _stroke(pixels: tf.Tensor, seed: tf.Tensor, bounds: Augmentation) -> tf.Tensor:

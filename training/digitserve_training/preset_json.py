@@ -29,7 +29,7 @@ SHARES = frozenset(
         "contrast",
         "noise",
         "corrupted",
-        "untouched",
+        "clean",
         "label_smoothing",
         "averaging",
     }

@@ -37,8 +37,8 @@ class Augmentation:
         contrast: largest loss of ink as a fraction.
         noise: largest standard deviation of the Gaussian noise, as a fraction of full ink.
         elastic_px: largest displacement of a point of the coarse grid that bends the image, along each axis.
-        corrupted: share of the images that get one corruption on top, see ``corrupt``.
-        untouched: share of the images that stay as they are.
+        corrupted: share of the other images that get one corruption on top, see ``corrupt``.
+        clean: share of the images that are only bent: turned, scaled, sheared, moved, or stretched.
     """
 
     rotation_deg: float = 0.0
@@ -53,7 +53,7 @@ class Augmentation:
     noise: float = 0.0
     elastic_px: float = 0.0
     corrupted: float = 0.0
-    untouched: float = 0.0
+    clean: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,8 @@ _REAL_INK = Augmentation(
     contrast=0.4,
     noise=0.08,
     elastic_px=1.2,
-    corrupted=0.35,
-    untouched=0.4,
+    corrupted=0.45,
+    clean=0.55,
 )
 
 _COMPACT = Preset(
@@ -141,7 +141,7 @@ _COMPACT = Preset(
         Conv(128, padding="valid", batch_norm=True),
         Flatten(),
     ),
-    recipe=Recipe(epochs=32, learning_rate=4e-3, warmup_epochs=1.0, weight_decay=0.05, paper=0.25, outliers=0.125),
+    recipe=Recipe(epochs=40, learning_rate=4e-3, warmup_epochs=1.0, weight_decay=0.05, paper=0.25, outliers=0.125),
     augmentation=_REAL_INK,
 )
 
@@ -167,7 +167,7 @@ _TINY = Preset(
         blur=0.4,
         contrast=0.3,
         elastic_px=0.8,
-        untouched=0.25,
+        clean=0.25,
     ),
 )
 
