@@ -16,6 +16,7 @@ from digitserve_training.data import Labelled, Split
 from digitserve_training.errors import RunError
 from digitserve_training.settings import Asked
 from digitserve_training.train import train
+from limits import largest_file
 
 EXAMPLES = np.zeros((2, 28, 28, 1), np.uint8)
 
@@ -95,3 +96,11 @@ def test_no_place_to_write(tmp_path: Path) -> None:
 
     with pytest.raises(RunError, match="TensorBoard's file cannot be written to"):
         Board(tmp_path, (), EXAMPLES)
+
+
+def test_full_disk_is_told(tmp_path: Path) -> None:
+    """Where there is no room for an epoch's events, training ends with a message that says that the checkpoint stands."""
+    with Board(tmp_path, (), EXAMPLES) as board:
+        size = max(path.stat().st_size for path in (tmp_path / FOLDER).iterdir())
+        with largest_file(size + 10), pytest.raises(RunError, match="the checkpoint is intact: make room"):
+            board.write({"epoch": 1, "training_loss": 0.5, "validation_loss": 0.5})

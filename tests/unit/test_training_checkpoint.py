@@ -1,10 +1,6 @@
 """What is promised about checkpoints and the settings in them: the last good one stays, and only its own run goes on."""
 
 import json
-import resource
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +15,7 @@ from digitserve_training.layers import Flatten
 from digitserve_training.preset_json import preset_to_json
 from digitserve_training.presets import DEFAULT_PRESET, PRESETS
 from digitserve_training.settings import Asked, Settings
+from limits import largest_file
 
 STARTED = settings.start(Asked(seed=5, limit=600), LABELS, data_sha256="abc")
 
@@ -27,19 +24,6 @@ def make(epoch: int, size: int = 4) -> Checkpoint:
     """Return a checkpoint whose array holds its epoch."""
     history = tuple({"epoch": done, "training_loss": 1 / done} for done in range(1, epoch + 1))
     return Checkpoint(STARTED, epoch, history, {"network/0": np.full(size, epoch, np.float32)})
-
-
-@contextmanager
-def largest_file(num_bytes: int) -> Iterator[None]:
-    """Let no file grow beyond a size: to whoever writes, much like a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, ignored)
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -104,6 +88,17 @@ def test_damaged_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
 
     with pytest.raises(RunError, match=r"checkpoint\.npz is no checkpoint"):
         checkpoint.load(tmp_path)
+
+
+def test_checkpoint_cut_short_is_refused(tmp_path: Path) -> None:
+    """However much of a checkpoint is left, it is refused rather than gone on with."""
+    checkpoint.save(tmp_path, make(1, size=1000))
+    whole = (tmp_path / checkpoint.FILE_NAME).read_bytes()
+
+    for length in range(0, len(whole) - 1, max(1, len(whole) // 60)):
+        (tmp_path / checkpoint.FILE_NAME).write_bytes(whole[:length])
+        with pytest.raises(RunError, match=r"checkpoint\.npz is no checkpoint"):
+            checkpoint.load(tmp_path)
 
 
 def test_foreign_npz_is_refused(tmp_path: Path) -> None:

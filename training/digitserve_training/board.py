@@ -3,7 +3,8 @@
 Written by ``train`` on the chief, into RUN/tensorboard, under the names that ``metrics.jsonl`` has.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -37,9 +38,11 @@ class Board:
         Raises:
             RunError: it cannot be written.
         """
-        self._writer = _writer(run_dir / FOLDER) if distribute.is_chief() else tf.summary.create_noop_writer()
-        with self._writer.as_default(step=0):
-            tf.summary.image("augmented", examples, max_outputs=NUM_IMAGES)
+        self._folder = run_dir / FOLDER
+        with _telling(self._folder):
+            self._writer = _writer(self._folder) if distribute.is_chief() else tf.summary.create_noop_writer()
+            with self._writer.as_default(step=0):
+                tf.summary.image("augmented", examples, max_outputs=NUM_IMAGES)
         for metrics in history:
             self.write(metrics)
 
@@ -52,18 +55,30 @@ class Board:
         self._writer.close()
 
     def write(self, metrics: Mapping[str, float]) -> None:
-        """Add an epoch's metrics, and see to it that they are on disk."""
-        with self._writer.as_default(step=int(metrics["epoch"])):
+        """Add an epoch's metrics, and see to it that they are on disk.
+
+        Raises:
+            RunError: they cannot be written; the epoch's checkpoint is there already.
+        """
+        with _telling(self._folder), self._writer.as_default(step=int(metrics["epoch"])):
             for name, value in metrics.items():
                 if name != "epoch":
                     tf.summary.scalar(name, value)
-        self._writer.flush()
+            self._writer.flush()
 
 
 def _writer(folder: Path) -> tf.summary.SummaryWriter:
+    for stale in folder.glob("events.out.tfevents.*"):
+        stale.unlink()
+    return tf.summary.create_file_writer(str(folder))
+
+
+@contextmanager
+def _telling(folder: Path) -> Iterator[None]:
+    """Turn what goes wrong in writing into a message."""
     try:
-        for stale in folder.glob("events.out.tfevents.*"):
-            stale.unlink()
-        return tf.summary.create_file_writer(str(folder))
+        yield
     except (OSError, tf.errors.OpError) as error:
-        raise RunError(f"TensorBoard's file cannot be written to {folder}: {error}") from None
+        raise RunError(
+            f"TensorBoard's file cannot be written to {folder}: {error}; the checkpoint is intact: make room, then resume"
+        ) from None

@@ -85,6 +85,10 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
         except OSError as error:
             click.echo(f"digitserve-train: {error.filename or 'a file'}: {error.strerror or error}", err=True)
             sys.exit(1)
+        except KeyboardInterrupt:
+            # Nothing is lost where a command does not say otherwise itself: all that it writes, it writes whole.
+            click.echo("\ninterrupted", err=True)
+            sys.exit(INTERRUPTED)
 
     return checked
 
