@@ -15,6 +15,11 @@ from digits import MODELS, mnist_test, needs_mnist, scanned_digits
 from digitserve.bundle import find, read
 from digitserve.session import Session
 from digitserve.v1 import digits_pb2 as pb
+from digitserve.v1 import digits_pb2_grpc
+from digitserve_training import outliers
+from digitserve_training.evaluate import JUDGED_PAPER
+from digitserve_training.paper import draw
+from digitserve_training.scores import auroc
 from serving import PATIENCE_S, Service, run_service
 
 IN_FLIGHT = 2000
@@ -52,7 +57,7 @@ def classify(service: Service, images: NDArray[np.uint8], images_a_request: int,
 @pytest.mark.parametrize("images_a_request", [1, 100])
 def test_all_test_images_get_the_labels_of_onnxruntime_alone(service: Service, images_a_request: int) -> None:
     """All 10 000 test images through ``Classify``, singly and 100 a request, get the labels that onnxruntime alone
-    gives them on the same bundle, at the accuracy that the manifest states, which is at least 99.3 %.
+    gives them on the same bundle, at the accuracy that the manifest states, which is at least 99.5 %.
     """
     images, labels = mnist_test()
     bundle = read(find(MODELS, "digits"))
@@ -68,17 +73,71 @@ def test_all_test_images_get_the_labels_of_onnxruntime_alone(service: Service, i
     assert np.allclose([p.confidence for p in predictions], alone.max(axis=1), atol=1e-5)
     accuracy = float((served == labels).mean())
     assert accuracy == pytest.approx(bundle.manifest.quality["test_accuracy"], abs=1e-9)
-    assert accuracy >= 0.993
+    assert accuracy >= 0.995
 
 
 def test_scanned_digits_are_read_through_the_framing(service: Service) -> None:
-    """scikit-learn's 8x8 digits, another source than the one trained on, are framed and read: at least 95 %, and the
+    """scikit-learn's 8x8 digits, another source than the one trained on, are framed and read: at least 97 %, and the
     same in dark ink on light paper.
     """
     images, labels = scanned_digits()
     for drawn in (images, 255 - images):
         predictions = classify(service, drawn, 100, height=8, width=8)
-        assert np.mean([p.class_index == label for p, label in zip(predictions, labels, strict=True)]) >= 0.95
+        assert np.mean([p.class_index == label for p, label in zip(predictions, labels, strict=True)]) >= 0.97
+
+
+@needs_mnist
+def test_digits_on_paper_are_read(service: Service) -> None:
+    """Test digits drawn dark on light, at 16 to 400 pixels, off-centre, on uneven paper with noise: at least 98.5 %."""
+    images, labels = mnist_test()
+    generator = np.random.default_rng(1)
+    drawings = [draw(image, JUDGED_PAPER, generator) for image in images[:1000]]
+
+    with service.channel() as channel:
+        ask = digits_pb2_grpc.DigitServiceStub(channel).Classify
+        requests = [
+            pb.ClassifyRequest(pixels=one.tobytes(), height=one.shape[0], width=one.shape[1]) for one in drawings
+        ]
+        futures = [ask.future(request, timeout=PATIENCE_S) for request in requests]
+        answers = [future.result().predictions[0].class_index for future in futures]
+
+    assert np.mean(answers == labels[:1000]) >= 0.985
+
+
+@needs_mnist
+def test_strangers_are_told_from_digits(service: Service) -> None:
+    """Letters in typefaces and strokes that training never saw, scribbles, textures and noise are stranger than digits:
+    AUROC at least 0.98 together and 0.95 each; what lies above the threshold is called unfamiliar.
+    """
+    images, _ = mnist_test()
+    threshold = read(find(MODELS, "digits")).manifest.ood_threshold
+    digits = [prediction.ood_score for prediction in classify(service, images[:2000], 100)]
+    strange: list[float] = []
+    for kind, pictures in outliers.judged(300, seed=5).items():
+        predictions = classify(service, pictures[..., 0], 100)
+        scores = [prediction.ood_score for prediction in predictions]
+        assert auroc(np.array(digits), np.array(scores)) >= 0.95, kind
+        unfamiliar = [p.verdict == pb.VERDICT_UNFAMILIAR for p in predictions]
+        others = [p.verdict in {pb.VERDICT_BLANK, pb.VERDICT_SEVERAL} for p in predictions]
+        assert all(
+            is_it == (score > threshold) or other
+            for is_it, score, other in zip(unfamiliar, scores, others, strict=True)
+        )
+        strange += scores
+
+    assert auroc(np.array(digits), np.array(strange)) >= 0.98
+
+
+def test_report_and_manifest_agree() -> None:
+    """The report in the shipped bundle is of the graph beside it: the same accuracy, threshold and calibration."""
+    path = find(MODELS, "digits")
+    manifest = read(path).manifest
+    report = json.loads((path / "report" / "evaluation.json").read_text())
+
+    assert report["test"]["accuracy"] == manifest.quality["test_accuracy"]
+    assert report["test"]["calibration_error"] == manifest.quality["test_calibration_error"]
+    assert report["ood_threshold"] == pytest.approx(manifest.ood_threshold)
+    assert f"{manifest.quality['test_accuracy']:.2%}".rstrip("%") in (path / "report" / "index.html").read_text()
 
 
 def test_what_is_trained_here_is_served(tmp_path: Path) -> None:

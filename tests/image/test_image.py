@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from bundles import echo_image
+from digits import MODELS
+from digitserve.bundle import find
 from serving import PATIENCE_S, command, wait_until
 
 ROOT = Path(__file__).parent.parent.parent
@@ -84,7 +86,7 @@ def test_the_container_serves_within_its_budget_and_drains(ports: tuple[int, int
     digit = tmp_path / "seven.png"
     Image.fromarray(echo_image(7)).save(digit)
     asked = run(*command("classify", "--json", "--address", f"127.0.0.1:{grpc_port}", str(digit)))
-    assert json.loads(asked)["model"] == "digits/1"
+    assert json.loads(asked)["model"] == f"digits/{find(MODELS, 'digits').name}"
     assert "SERVING" in run("podman", "exec", CONTAINER, "digitserve", "healthcheck")
     with urllib.request.urlopen(f"http://127.0.0.1:{http_port}/readyz", timeout=PATIENCE_S) as ready:
         assert ready.status == 200
