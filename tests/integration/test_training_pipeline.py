@@ -6,6 +6,7 @@ second case: nothing but MNIST itself; no accuracy is asserted that only MNIST w
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -204,6 +205,20 @@ def test_export_makes_a_bundle_that_the_service_opens(
     assert f"accuracy {accuracy:.2%}" in ended.output
 
 
+def test_report_of_another_graph_is_left_out(run_dir: Path, tmp_path: Path, invoke: Invoke) -> None:
+    """A bundle carries the report of its own graph, and none that was made of the run at another time."""
+    copy = tmp_path / "run"
+    shutil.copytree(run_dir, copy)
+    assert invoke("evaluate", copy).exit_code == 0
+    assert invoke("export", copy, "--models", tmp_path / "fresh").exit_code == 0
+    path = copy / "report" / "evaluation.json"
+    path.write_text(path.read_text().replace('"graph_sha256": "', '"graph_sha256": "0'))
+    assert invoke("export", copy, "--models", tmp_path / "stale").exit_code == 0
+
+    assert (tmp_path / "fresh" / "digits" / "1" / "report" / "index.html").is_file()
+    assert not (tmp_path / "stale" / "digits" / "1" / "report").exists()
+
+
 def test_manifest_says_how_to_train_again(
     run_dir: Path, tmp_path: Path, invoke: Invoke, digits_path: Path, test_images: Labelled
 ) -> None:
@@ -316,7 +331,7 @@ def test_report_that_cannot_be_written(run_dir: Path, tmp_path: Path, invoke: In
 
     ended = invoke("evaluate", copy)
 
-    assert (ended.exit_code, "report: File exists" in ended.stderr) == (1, True)
+    assert (ended.exit_code, "File exists" in ended.stderr) == (RunError.exit_code, True)
 
 
 def perturbed(network: keras.Model, amount: float) -> keras.Model:

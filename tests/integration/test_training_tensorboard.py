@@ -1,6 +1,7 @@
 """RUN/tensorboard, read back by TensorBoard's own reader."""
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +100,11 @@ def test_no_place_to_write(tmp_path: Path) -> None:
 
 
 def test_full_disk_is_told(tmp_path: Path) -> None:
-    """Where there is no room for an epoch's events, training ends with a message that says that the checkpoint stands."""
-    with Board(tmp_path, (), EXAMPLES) as board:
-        size = max(path.stat().st_size for path in (tmp_path / FOLDER).iterdir())
-        with largest_file(size + 10), pytest.raises(RunError, match="the checkpoint is intact: make room"):
+    """Where there is no room for an epoch's events, training ends with a message that says that the checkpoint stands,
+    and closing the file does not hide it.
+    """
+    with ExitStack() as limited, pytest.raises(RunError, match="the checkpoint is intact: make room"):  # noqa: PT012, SIM117
+        with Board(tmp_path, (), EXAMPLES) as board:
+            size = max(path.stat().st_size for path in (tmp_path / FOLDER).iterdir())
+            limited.enter_context(largest_file(size + 10))
             board.write({"epoch": 1, "training_loss": 0.5, "validation_loss": 0.5})

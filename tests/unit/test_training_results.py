@@ -104,3 +104,11 @@ def test_table_has_a_line_a_preset() -> None:
 def test_table_of_nothing_is_its_head() -> None:
     """Without rows there is a table all the same, of no lines."""
     assert len(results.table([]).splitlines()) == 2
+
+
+def test_only_seeds_share_a_line() -> None:
+    """Runs of one preset that differ in more than the seed stand on lines of their own."""
+    shorter = replace(ROW, command=f"{ROW.command} --limit 600")
+
+    assert [len(group) for group in results.by_recipe([ROW, SECOND])] == [2]
+    assert [len(group) for group in results.by_recipe([ROW, shorter])] == [1, 1]

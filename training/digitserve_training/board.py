@@ -52,7 +52,13 @@ class Board:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._writer.close()
+        try:
+            with _telling(self._folder):
+                self._writer.close()
+        except RunError:
+            # What is under way already says more than that closing failed too.
+            if error is None:
+                raise
 
     def write(self, metrics: Mapping[str, float]) -> None:
         """Add an epoch's metrics, and see to it that they are on disk.

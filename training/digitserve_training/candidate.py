@@ -3,6 +3,7 @@
 ``evaluate`` and ``export`` both start here, so both speak of the same graph.
 """
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,6 +46,11 @@ class Candidate:
     temperature: float
     golden: Golden = field(repr=False)
     session: Session
+
+    @property
+    def sha256(self) -> str:
+        """Fingerprint of the graph: equal weights give equal graphs."""
+        return hashlib.sha256(self.graph).hexdigest()
 
 
 def open_candidate(run_dir: Path, data_path: Path | None) -> Candidate:

@@ -1,6 +1,6 @@
 """Charts of a report: figures in, PNG bytes out, equal bytes for equal figures. Called by ``page``; needs no TensorFlow.
 
-One accent colour and greys, told apart by lightness too; names stand at the lines, so there are no legends. The paper is
+One accent colour and greys, told apart by lightness too; names stand at the lines, where there is room. The paper is
 white and opaque: the page turns lightness around for dark screens.
 """
 
@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from numpy.typing import NDArray
 from PIL import Image
 
-from digitserve_training.results import Row
+from digitserve_training.results import Row, by_recipe
 from digitserve_training.scores import Floats, Reliability
 
 ACCENT, INK, GREY, PALE = "#0072b2", "#222222", "#767676", "#d9d9d9"
@@ -211,17 +211,14 @@ def strangeness(scores: Mapping[str, Floats], threshold: float) -> bytes:
 
 
 def costs(rows: Iterable[Row]) -> bytes:
-    """Draw test accuracy against multiply-adds: a point a run, a line at each preset's mean, with its name."""
-    presets: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: (row.preset, row.seed, row.command)):
-        presets.setdefault(row.preset, []).append(row)
-    means = {name: mean(row.test_accuracy for row in group) for name, group in presets.items()}
+    """Draw test accuracy against multiply-adds: a point a run, a line at each recipe's mean, with its preset's name."""
+    groups = by_recipe(rows)
 
     def draw(axes: Axes) -> None:
-        for name, group in presets.items():
-            cost = [row.multiply_adds for row in group]
-            axes.plot(cost, [row.test_accuracy for row in group], "o", color=GREY, alpha=0.6, markersize=4)
-            axes.plot(cost[0], means[name], "_", color=ACCENT, markersize=16, markeredgewidth=2.2)
+        for group in groups:
+            cost, accuracies = [row.multiply_adds for row in group], [row.test_accuracy for row in group]
+            axes.plot(cost, accuracies, "o", color=GREY, alpha=0.6, markersize=4)
+            axes.plot(cost[0], mean(accuracies), "_", color=ACCENT, markersize=16, markeredgewidth=2.2)
         axes.set(xscale="log", xlabel="multiply-adds for one image", ylabel="test accuracy")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda number, _: _short(number)))
         axes.xaxis.set_minor_formatter(NullFormatter())
@@ -229,10 +226,7 @@ def costs(rows: Iterable[Row]) -> bytes:
         axes.margins(x=0.15, y=0.2)
         _name_points(
             axes,
-            [
-                (name, group[0].multiply_adds, max(row.test_accuracy for row in group))
-                for name, group in presets.items()
-            ],
+            [(group[0].preset, group[0].multiply_adds, max(row.test_accuracy for row in group)) for group in groups],
         )
 
     return _chart(draw, 4.0)

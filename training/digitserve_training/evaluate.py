@@ -127,12 +127,13 @@ class Evaluation:
     Attributes:
         validation: the images that were held out of training.
         test: the test images.
-        threshold: OOD score from which images are called unfamiliar, of validation images.
+        threshold: OOD score above which images are called unfamiliar, of validation images.
         corruptions: the suite, on the test images.
         corrupted_reliability: confidence against accuracy over the whole suite; None without it.
         ink: digits through the service's framing; empty for sets that are no digits.
         strangers: pictures that are no digits, all together first; empty for sets that are no digits.
         mistaken_verdicts: share of test digits that the service would call blank or several.
+        graph_sha256: of the ONNX file that was measured, hexadecimal.
     """
 
     validation: Measurement
@@ -143,6 +144,7 @@ class Evaluation:
     ink: tuple[Robustness, ...]
     strangers: tuple[Strangers, ...]
     mistaken_verdicts: float
+    graph_sha256: str
 
     @property
     def corruption_accuracy(self) -> float:
@@ -179,7 +181,7 @@ class Exam:
             return {}
         small, labels = _scanned_digits()
         return {
-            "MNIST drawn on paper": Labelled(readings(self.test.images, JUDGED_PAPER, SEED), self.test.labels),
+            "test images drawn on paper": Labelled(readings(self.test.images, JUDGED_PAPER, SEED), self.test.labels),
             "load_digits, light on dark": Labelled(_framed(small), labels),
             "load_digits, dark on light": Labelled(_framed(255 - small), labels),
         }
@@ -220,7 +222,9 @@ def run(session: Session, images: NDArray[np.uint8], batch_sizes: Sequence[int] 
     return Outputs(probabilities, np.concatenate([part.ood_score for part in parts]))
 
 
-def evaluate(session: Session, validation: Labelled, exam: Exam, augmentation: Augmentation) -> Evaluation:
+def evaluate(
+    session: Session, validation: Labelled, exam: Exam, augmentation: Augmentation, graph_sha256: str
+) -> Evaluation:
     """Measure a graph on everything.
 
     Args:
@@ -228,6 +232,7 @@ def evaluate(session: Session, validation: Labelled, exam: Exam, augmentation: A
         validation: images that were held out of training.
         exam: what it is judged by.
         augmentation: of its training; tells which corruptions it has seen the like of.
+        graph_sha256: of the graph, so that a report can be told from another graph's.
     """
     held_out, test = measure(session, validation), measure(session, exam.test)
     threshold = ood_threshold(held_out.ood_score)
@@ -242,12 +247,14 @@ def evaluate(session: Session, validation: Labelled, exam: Exam, augmentation: A
         ink=tuple(_robustness(name, measure(session, labelled)) for name, labelled in exam.ink.items()),
         strangers=_strangers(session, exam.strangers, test.ood_score, threshold),
         mistaken_verdicts=exam.mistaken_verdicts,
+        graph_sha256=graph_sha256,
     )
 
 
 def described(evaluation: Evaluation) -> dict[str, Any]:
     """Return an evaluation as JSON has it, without the answers to single images."""
     return {
+        "graph_sha256": evaluation.graph_sha256,
         "validation": _described(evaluation.validation),
         "test": _described(evaluation.test),
         "corruptions": {

@@ -12,7 +12,7 @@ from typing import Any
 
 from digitserve import bundle
 from digitserve.bundle import Manifest, signature
-from digitserve_training import checkpoint, data, parity
+from digitserve_training import checkpoint, data, page, parity
 from digitserve_training._tensorflow import tf
 from digitserve_training.calibrate import ood_threshold
 from digitserve_training.candidate import Candidate, open_candidate
@@ -80,7 +80,7 @@ class Exported:
 def export(
     run_dir: Path, data_path: Path | None, destination: Destination, precision: Precision = "float32"
 ) -> Exported:
-    """Turn a finished run into a bundle; the run's report, if it was evaluated, goes with a float32 one, which it is of.
+    """Turn a finished run into a bundle; the run's report goes with it if it is of this very graph.
 
     Args:
         run_dir: the run's folder.
@@ -99,8 +99,7 @@ def export(
     _require_finished(state, run_dir)
     candidate = open_candidate(run_dir, data_path)
     test = data.read_test(data_path, candidate.state.settings.dataset)
-    report = run_dir / FOLDER
-    shown = report if report.is_dir() and precision == "float32" else None
+    shown = run_dir / FOLDER if precision == "float32" and page.reported(run_dir / FOLDER) == candidate.sha256 else None
     return publish(candidate, test, settled, shown, precision)
 
 

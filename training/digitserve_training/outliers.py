@@ -1,8 +1,8 @@
 """Pictures that are no digits: what networks learn to refuse, and other ones by which they are judged.
 
 ``train`` mixes ``drawn_for_training`` into its batches (Hendrycks, Mazeika, Dietterich 2019, "Deep Anomaly Detection
-with Outlier Exposure"); ``evaluate`` measures on the kinds of ``judged``, whose typefaces, strokes and patterns training
-never sees. Typefaces come with matplotlib. Figures are framed as the service frames them; patterns fill the whole
+with Outlier Exposure"); ``evaluate`` measures on the kinds of ``judged``: training sees neither their typefaces nor
+their strokes nor their textures, but noise of the same nature. Typefaces come with matplotlib. Figures are framed as the service frames them; patterns fill the whole
 image, for framed they would be blank. Needs no TensorFlow.
 """
 
@@ -123,7 +123,10 @@ def _path(typeface: str) -> Path:
 
 @lru_cache
 def _signs(typeface: str) -> tuple[str, ...]:
-    """Return a typeface's letters and signs of all scripts, but for numbers and what Latin look-alikes they show."""
+    """Return a typeface's letters and signs of all scripts, but for numbers and accented Latin look-alikes.
+
+    Some letters of other scripts look like a digit all the same: about one in fifty of these signs.
+    """
     characters = [chr(code) for code in FT2Font(_path(typeface)).get_charmap() if code > 0xFF]
     return tuple(
         character

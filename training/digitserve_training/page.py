@@ -25,6 +25,7 @@ from digitserve_training.evaluate import Evaluation, Measurement, Strangers, des
 from digitserve_training.results import Row
 from digitserve_training.settings import Settings
 
+EVALUATION_NAME = "evaluation.json"
 PAGE_NAME = "index.html"
 
 NUM_MISTAKES = 40
@@ -130,6 +131,15 @@ def render(subject: Subject, evaluation: Evaluation, rows: Sequence[Row] = ()) -
     return Page(html, {f"{name}.png": content for name, content in drawn.items()})
 
 
+def reported(folder: Path) -> str | None:
+    """Return the sha256 of the graph that a folder's report is of, None where there is no report."""
+    try:
+        told: str | None = json.loads((folder / EVALUATION_NAME).read_text()).get("graph_sha256")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return told
+
+
 def write(folder: Path, evaluation: Evaluation, page: Page) -> Path:
     """Write ``evaluation.json``, the page and its charts into a folder, all or none of them.
 
@@ -139,13 +149,13 @@ def write(folder: Path, evaluation: Evaluation, page: Page) -> Path:
     Raises:
         RunError: they cannot be written, for want of space for example; the report before, if any, is as it was.
     """
-    folder.mkdir(exist_ok=True)
     files = {
         PAGE_NAME: page.html.encode(),
-        "evaluation.json": (json.dumps(described(evaluation), indent=2) + "\n").encode(),
+        EVALUATION_NAME: (json.dumps(described(evaluation), indent=2) + "\n").encode(),
         **page.charts,
     }
     try:
+        folder.mkdir(exist_ok=True)
         with ExitStack() as stack:
             for name, content in files.items():
                 file = stack.enter_context(replacing(folder / name))

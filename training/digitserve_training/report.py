@@ -32,6 +32,9 @@ def report(run_dirs: Sequence[Path], data_path: Path | None, results_path: Path 
     Yields:
         Text for the terminal.
     """
+    # All that is cheap to know comes before minutes of measuring.
+    if results_path is not None:
+        results.read(results_path)
     exams: dict[str, Exam] = {}
     for run_dir in run_dirs:
         candidate = open_candidate(run_dir, data_path)
@@ -39,11 +42,13 @@ def report(run_dirs: Sequence[Path], data_path: Path | None, results_path: Path 
         if settings.dataset not in exams:
             exams[settings.dataset] = Exam(data.read_test(data_path, settings.dataset), digits=settings.digits)
         augmentation = preset_of(settings).augmentation
-        evaluation = evaluate(candidate.session, candidate.split.validation, exams[settings.dataset], augmentation)
+        evaluation = evaluate(
+            candidate.session, candidate.split.validation, exams[settings.dataset], augmentation, candidate.sha256
+        )
         yield f"{settings.preset} after {candidate.state.epoch} of {settings.epochs} epochs\n"
         yield render(evaluation)
         summary = row(candidate, evaluation)
-        if results_path is not None:
+        if results_path is not None and candidate.state.finished:
             results.add(results_path, [summary])
         rows = () if results_path is None else results.read(results_path)
         subject = Subject(summary, settings, candidate.state.history, candidate.temperature)

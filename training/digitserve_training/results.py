@@ -47,6 +47,19 @@ class Row:
     test_loss: float
     corruption_accuracy: float
 
+    @property
+    def recipe(self) -> str:
+        """What runs must have in common to be seeds of one thing: the command without its seed."""
+        return self.command.replace(f" --seed {self.seed}", "")
+
+
+def by_recipe(rows: Iterable[Row]) -> list[list[Row]]:
+    """Group rows that differ in nothing but the seed, cheapest networks first."""
+    groups: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: (row.multiply_adds, row.preset, row.seed)):
+        groups.setdefault(row.recipe, []).append(row)
+    return [*groups.values()]
+
 
 def read(path: Path) -> tuple[Row, ...]:
     """Read rows, in the order in which they are kept; none if there is no file yet.
@@ -76,21 +89,18 @@ def add(path: Path, rows: Iterable[Row]) -> None:
 
 
 def table(rows: Iterable[Row]) -> str:
-    """Render rows as a Markdown table, one line a preset; means over seeds, with their spread where there are several."""
-    by_preset: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: row.multiply_adds):
-        by_preset.setdefault(row.preset, []).append(row)
+    """Render rows as a Markdown table, one line a recipe; means over seeds, with their spread where there are several."""
     header = (
         "| preset | parameters | multiply-adds | epochs | training / validation images | seeds | test accuracy | test loss "
         "| corruption suite | seconds | command |\n|---|---|---|---|---|---|---|---|---|---|---|"
     )
-    return "\n".join([header, *(_line(name, group) for name, group in by_preset.items())])
+    return "\n".join([header, *(_line(group) for group in by_recipe(rows))])
 
 
-def _line(name: str, rows: list[Row]) -> str:
+def _line(rows: list[Row]) -> str:
     first = rows[0]
     cells = (
-        f"`{name}`",
+        f"`{first.preset}`",
         f"{first.parameters:,}".replace(",", " "),
         f"{first.multiply_adds:,}".replace(",", " "),
         str(first.epochs),

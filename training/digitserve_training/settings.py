@@ -73,7 +73,7 @@ class Settings:
         precision = f" --precision {self.precision}" if self.precision != PRECISIONS[0] else ""
         return (
             f"digitserve-train train --preset {name} --epochs {self.epochs} --seed {self.seed} "
-            f"--learning-rate {self.learning_rate:g}{limit}{dataset}{precision}"
+            f"--learning-rate {self.learning_rate!r}{limit}{dataset}{precision}"
         )
 
 

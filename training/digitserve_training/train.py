@@ -232,7 +232,9 @@ class Training:
     def _spread_dropout(self) -> None:
         """Give each replica seeds of its own; checkpoints hold the first replica's, and Keras starts all with those."""
         states = [
-            layer.seed_generator.state for layer in self._network.layers if isinstance(layer, keras.layers.Dropout)
+            layer.seed_generator.state
+            for layer in self._network.layers
+            if isinstance(layer, keras.layers.Dropout) and layer.rate > 0
         ]
 
         def spread() -> None:

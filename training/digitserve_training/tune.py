@@ -24,6 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
 
 from digitserve_training._tensorflow import keras
+from digitserve_training.checkpoint import replacing
 from digitserve_training.data import Split
 from digitserve_training.errors import DivergedError, RunError
 from digitserve_training.layers import Layer, count_multiply_adds, count_parameters
@@ -86,8 +87,8 @@ def tune(chosen: Settings, split: Split, search: Search, folder: Path, num_trial
         _begin(study, chosen, search, drawn)
         write(folder, base, study.trials)
         while len(done(study.trials)) < num_trials:
-            # The sampler follows the trial's number, so that a study draws the same values in one sitting or in many.
-            study.sampler = optuna.samplers.TPESampler(seed=chosen.seed + len(study.trials))
+            # The sampler follows what is done, so that a study draws the same values in one sitting or in many.
+            study.sampler = optuna.samplers.TPESampler(seed=chosen.seed + len(done(study.trials)))
             try:
                 study.optimize(lambda trial: _objective(trial, chosen, split, search, drawn), n_trials=1)
             except KeyboardInterrupt:
@@ -268,9 +269,11 @@ def write(folder: Path, base: Preset, trials: list[FrozenTrial]) -> None:
 
 def _replace(path: Path, text: str) -> None:
     """Write a file whole or not at all; an interrupt may come at any time."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    try:
+        with replacing(path) as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror or error}; make room, then go on") from None
 
 
 def preset_of_trial(base: Preset, trial: FrozenTrial) -> Preset:
