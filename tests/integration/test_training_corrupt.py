@@ -10,7 +10,7 @@ from digitserve_training._tensorflow import tf
 from digitserve_training.corrupt import CORRUPTIONS, Corruption, corrupt
 from digitserve_training.pool import NO_LABEL
 from digitserve_training.presets import PRESETS, Recipe
-from digitserve_training.train import losses_of
+from digitserve_training.train import losses_of, targets_of
 
 CLASSIC = PRESETS["lenet5"].recipe
 WITH_OUTLIERS = dataclasses.replace(CLASSIC, outliers=0.1)
@@ -68,7 +68,7 @@ def test_plain_loss_is_cross_entropy() -> None:
 
     expected = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits).numpy()
 
-    assert losses_of(logits, labels, CLASSIC).numpy() == pytest.approx(expected)
+    assert losses_of(logits, targets_of(labels, 3, CLASSIC), CLASSIC).numpy() == pytest.approx(expected)
 
 
 def test_outliers_add_the_outcome_none() -> None:
@@ -81,7 +81,9 @@ def test_outliers_add_the_outcome_none() -> None:
 
     expected = [-np.log(is_digit[0]) - np.log(of_label), -np.log(1 - is_digit[1])]
 
-    assert losses_of(logits, labels, WITH_OUTLIERS).numpy() == pytest.approx(expected, rel=1e-5)
+    losses = losses_of(logits, targets_of(labels, 3, WITH_OUTLIERS), WITH_OUTLIERS)
+
+    assert losses.numpy() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("recipe", [CLASSIC, WITH_OUTLIERS], ids=["classic", "outliers"])
@@ -90,6 +92,7 @@ def test_smoothed_targets_sum_to_one(recipe: Recipe) -> None:
     smoothed = dataclasses.replace(recipe, label_smoothing=0.1)
     num_outcomes = 4 if recipe.outliers else 3
 
-    losses = losses_of(tf.zeros([2, 3]), tf.constant([0, 2], tf.int64), smoothed).numpy()
+    targets = targets_of(tf.constant([0, 2], tf.int64), 3, smoothed)
+    losses = losses_of(tf.zeros([2, 3]), targets, smoothed).numpy()
 
     assert losses == pytest.approx(np.log(num_outcomes), rel=1e-5)

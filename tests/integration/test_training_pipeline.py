@@ -35,7 +35,8 @@ from digitserve_training.preset_json import preset_to_json
 from digitserve_training.presets import PRESETS
 from digitserve_training.quantize import quantize
 from digitserve_training.settings import Asked, Settings
-from digitserve_training.train import Training, restore, train
+from digitserve_training.train import Training, train
+from digitserve_training.weights import restore
 
 NUM_TRAINING = 1_200
 NUM_TEST = 200

@@ -12,7 +12,8 @@ from digitserve_training.data import Labelled, Split
 from digitserve_training.errors import RunError
 from digitserve_training.graph import convert
 from digitserve_training.settings import Asked, Settings, resume, start
-from digitserve_training.train import Training, restore, train
+from digitserve_training.train import Training, train
+from digitserve_training.weights import restore
 
 
 def bars(number: int) -> Labelled:

@@ -33,6 +33,22 @@ def test_drawings_keep_their_sizes(plain: float) -> None:
     assert all((np.median(drawing) == 0) == bool(plain) for drawing in drawn)
 
 
+def test_scans_count_black_dots() -> None:
+    """A coarse scan has 8 to 16 pixels a side, seventeen shades at most, ink from edge to edge, and the digit's shape."""
+    generator = np.random.default_rng(1)
+    written = digits(60).images
+    scans = [paper.draw(digit[..., 0], Paper(scanned=1.0), generator) for digit in written]
+
+    assert {len(scan) for scan in scans} == set(range(8, 17))
+    assert all(scan.shape == (len(scan), len(scan)) for scan in scans)
+    assert len(np.unique(np.concatenate([scan.ravel() for scan in scans]))) <= paper.DOTS**2 + 1
+    rows = [np.count_nonzero(scan.any(axis=1)) / len(scan) for scan in scans]
+    assert np.mean(rows) > 0.9
+    read = paper.readings(written, Paper(scanned=1.0), seed=1)
+    likeness = [np.corrcoef(one.ravel(), other.ravel())[0, 1] for one, other in zip(read, written, strict=True)]
+    assert np.median(likeness) > 0.75
+
+
 def test_readings_are_like_what_was_written() -> None:
     """A digit of 100 pixels and more, read off paper, is the digit again: framed as MNIST is, nearly the same pixels."""
     written = digits(24).images

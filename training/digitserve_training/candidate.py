@@ -11,15 +11,15 @@ import numpy as np
 
 from digitserve.bundle import GOLDEN_TOLERANCE, Bundle, Golden, Manifest, signature
 from digitserve.errors import BundleError
-from digitserve.session import Session
+from digitserve.session import Session, answer_once
 from digitserve_training import checkpoint, data
 from digitserve_training.calibrate import fit_temperature
 from digitserve_training.checkpoint import Checkpoint
 from digitserve_training.data import Labelled, Split
 from digitserve_training.errors import DataError, ParityError
-from digitserve_training.graph import Answering, answering, convert, logits, reference
+from digitserve_training.graph import Answering, answering, convert, reference
 from digitserve_training.settings import preset_of
-from digitserve_training.train import restore
+from digitserve_training.weights import restore
 
 NUM_GOLDEN = 14
 """Validation images in ``golden.npz``; a blank image and noise come on top."""
@@ -68,7 +68,10 @@ def open_candidate(run_dir: Path, data_path: Path | None) -> Candidate:
     state = checkpoint.load(run_dir)
     split = data.split(_read_same(state, data_path), state.settings.limit, preset_of(state.settings).recipe.validation)
     network = restore(state)
-    temperature = fit_temperature(logits(network, split.validation.images), split.validation.labels)
+    # Logits but for a constant, by onnxruntime on one thread: TensorFlow's last bits differ from time to time, and with
+    # them the temperature's last digit.
+    untempered = answer_once(convert(answering(network, 1.0)), split.validation.images).probabilities
+    temperature = fit_temperature(np.log(np.maximum(untempered, np.finfo(np.float32).tiny)), split.validation.labels)
     answer = answering(network, temperature)
     graph, golden = convert(answer), make_golden(answer, split.validation)
     session = open_session(graph, golden, state.settings.labels)

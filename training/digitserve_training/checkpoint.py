@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digitserve_training.errors import RunError
-from digitserve_training.settings import Settings
+from digitserve_training.settings import Settings, Teacher
 
 FILE_NAME = "checkpoint.npz"
 METRICS_NAME = "metrics.jsonl"
@@ -88,7 +88,9 @@ def load(run_dir: Path) -> Checkpoint:
             arrays = {name: stored[name] for name in stored.files}
         description = json.loads(str(arrays.pop(_DESCRIPTION)))
         described = description["settings"]
-        settings = Settings(**described | {"labels": tuple(described["labels"])})
+        # Runs from before there were teachers name none.
+        teachers = tuple(Teacher(**teacher) for teacher in described.get("teachers", ()))
+        settings = Settings(**described | {"labels": tuple(described["labels"]), "teachers": teachers})
         return Checkpoint(settings, int(description["epoch"]), tuple(description["history"]), arrays)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise RunError(f"{path} is no checkpoint of this version: {error}; start again in another folder") from None

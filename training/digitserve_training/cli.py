@@ -115,10 +115,26 @@ def main() -> None:
     type=click.Choice(PRECISIONS),
     help=f"What layers compute with while training; {PRECISIONS[0]} if not given.",
 )
+@click.option(
+    "--teacher",
+    "teacher_dirs",
+    multiple=True,
+    type=click.Path(),
+    metavar="RUN",
+    help="Learn from the network of this finished run beside the labels; several are asked for their mean.",
+)
 @click.option("--resume", is_flag=True, help="Go on with the run in --run-dir; its settings need not be repeated.")
 @_THREADS
 @_command
-def train_run(data_path: Path | None, run_dir: Path | None, threads: int | None, *, resume: bool, **asked: Any) -> None:
+def train_run(
+    data_path: Path | None,
+    run_dir: Path | None,
+    threads: int | None,
+    teacher_dirs: tuple[str, ...],
+    *,
+    resume: bool,
+    **asked: Any,
+) -> None:
     """Train a network; a checkpoint after each epoch, so that it can be stopped and resumed at any time.
 
     One device by default, all GPUs of the machine where there are several, or the cluster that TF_CONFIG describes:
@@ -126,11 +142,12 @@ def train_run(data_path: Path | None, run_dir: Path | None, threads: int | None,
     """
     folder = run_dir or Path("runs") / preset_json.find(asked["preset"]).name
     _use_threads(threads)
-    from digitserve_training import distribute  # noqa: PLC0415 - TensorFlow
+    from digitserve_training import distribute, teachers  # noqa: PLC0415 - TensorFlow
     from digitserve_training.train import train  # noqa: PLC0415 - TensorFlow
 
     strategy = distribute.strategy()
-    wanted, stored = Asked(**asked), checkpoint.load(folder).settings if resume else None
+    wanted = Asked(**asked, teachers=teachers.find(teacher_dirs) or None)
+    stored = checkpoint.load(folder).settings if resume else None
     labelled = data.read_training(data_path, wanted.dataset or (stored.dataset if stored else data.MNIST))
     sha256 = data.fingerprint(labelled)
     chosen = settings.resume(wanted, stored, sha256) if stored else settings.start(wanted, labelled.names, sha256)

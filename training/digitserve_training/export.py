@@ -195,6 +195,7 @@ def _training(candidate: Candidate, test: Labelled) -> dict[str, Any]:
         "seed": settings.seed,
         "epochs": settings.epochs,
         "command": settings.command,
+        "teachers": [asdict(teacher) for teacher in settings.teachers],
         "recipe": asdict(preset.recipe) | {"epochs": settings.epochs, "learning_rate": settings.learning_rate},
         "augmentation": asdict(preset.augmentation),
         "split": {

@@ -56,17 +56,6 @@ def answering(network: keras.Model, temperature: float) -> Answering:
     return compiled
 
 
-def logits(network: keras.Model, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return a network's logits: float32[N,labels].
-
-    Args:
-        network: from uint8[N,28,28,1].
-        images: uint8[N,28,28,1].
-    """
-    given: NDArray[np.float32] = network.predict(images, batch_size=_REFERENCE_BATCH_SIZE, verbose=0)
-    return given
-
-
 def reference(answer: Answering, images: NDArray[np.uint8]) -> Outputs:
     """Ask Keras.
 

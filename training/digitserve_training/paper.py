@@ -8,11 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from digitserve.preprocess import Ink, frame
 
 Gray = NDArray[np.uint8]
+
+DOTS = 4
+"""Dots along each side of a pixel of a coarse scan."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class Paper:
         plain: share of drawings that are clean: light ink on black, no unevenness, no noise.
         unevenness: largest difference of the paper's lightness across the drawing, of 255.
         noise: largest standard deviation of the grain, of 255.
+        scanned: share of drawings that come as a coarse scanner of black and white gives them, small and filling the
+            picture, whatever the other bounds say.
     """
 
     smallest: int = 16
@@ -32,6 +37,7 @@ class Paper:
     plain: float = 0.0
     unevenness: float = 60.0
     noise: float = 10.0
+    scanned: float = 0.0
 
 
 def readings(digits: Gray, paper: Paper, seed: int) -> Gray:
@@ -60,6 +66,8 @@ def draw(digit: Gray, paper: Paper, generator: np.random.Generator) -> Gray:
     Returns:
         uint8[height,width], the shorter side within the paper's sizes.
     """
+    if generator.random() < paper.scanned:
+        return _scan(_cropped(digit), generator)
     shorter = float(np.exp(generator.uniform(np.log(paper.smallest), np.log(paper.largest + 1))))
     height, width = (int(shorter * stretch) for stretch in _stretches(generator))
     ink = _placed(_cropped(digit), height, width, generator)
@@ -72,6 +80,25 @@ def draw(digit: Gray, paper: Paper, generator: np.random.Generator) -> Gray:
     drawing += generator.normal(0, paper.noise * generator.random(), drawing.shape)
     finished: Gray = drawing.clip(0, 255).round().astype(np.uint8)
     return finished
+
+
+def _scan(ink: Gray, generator: np.random.Generator) -> Gray:
+    """Scan ink in black and white, then count the black dots of each square: uint8[side,side], 8 to 16 pixels.
+
+    So were scikit-learn's ``load_digits`` made, from 32x32 dots (Kaynak 1995). Pens differ in width.
+    """
+    side = int(np.exp(generator.uniform(np.log(8), np.log(17))))
+    num_dots = side * DOTS
+    scale = generator.uniform(0.9, 1.0) * num_dots / max(ink.shape)
+    width, height = (max(DOTS, round(length * scale)) for length in reversed(ink.shape))
+    dots = Image.fromarray(ink).resize((width, height), Image.Resampling.BICUBIC)
+    dots = dots.point((np.arange(256) > generator.uniform(60, 170)).astype(np.uint8) * 255)
+    if generator.random() < 0.5:
+        dots = dots.filter(ImageFilter.MaxFilter(int(generator.choice((3, 5)))))
+    sheet = Image.new("L", (num_dots, num_dots))
+    left, top = (int(generator.integers(0, num_dots - length + 1)) for length in dots.size)
+    sheet.paste(dots, (left, top))
+    return np.asarray(sheet.reduce(DOTS))
 
 
 def _stretches(generator: np.random.Generator) -> tuple[float, float]:

@@ -17,10 +17,10 @@ from digitserve_training.presets import Recipe
 NO_LABEL = -1
 """Label of an image that is no digit."""
 
-PAPER = Paper(smallest=8, largest=64, plain=0.4)
+PAPER = Paper(smallest=8, largest=64, plain=0.4, scanned=0.25)
 """Smaller and cleaner than what is judged: large drawings come out like MNIST, small ones are the hard ones."""
 
-OTHER_HANDS = 0.2
+OTHER_HANDS = 0.3
 """Share of the images read off paper that are not MNIST's, but written as its writers did not write, or printed."""
 
 LARGEST_OUTLIERS = 16_384

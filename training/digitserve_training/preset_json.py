@@ -33,7 +33,7 @@ SHARES = frozenset(
         "label_smoothing",
         "averaging",
     }
-    | {"paper", "validation", "rate"}
+    | {"paper", "teaching", "validation", "rate"}
 )
 """Fields that are fractions of a whole: 1 at most."""
 

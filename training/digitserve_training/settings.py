@@ -18,6 +18,19 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """A run whose network others learn from.
+
+    Attributes:
+        run_dir: its folder.
+        sha256: fingerprint of its network's weights.
+    """
+
+    run_dir: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Asked:
     """What someone asked for; None where nothing was said. The preset is a name or a file, as ``find`` takes it."""
 
@@ -28,6 +41,7 @@ class Asked:
     limit: int | None = None
     dataset: str | None = None
     precision: str | None = None
+    teachers: tuple[Teacher, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +59,7 @@ class Settings:
         labels: names of what is told apart, in the order of the logits.
         data_sha256: fingerprint of the whole training set.
         precision: what layers compute with, one of ``PRECISIONS``; runs from before there was a choice have the first.
+        teachers: whose answers are learned beside the labels.
     """
 
     preset: str
@@ -57,6 +72,7 @@ class Settings:
     labels: tuple[str, ...]
     data_sha256: str
     precision: str = PRECISIONS[0]
+    teachers: tuple[Teacher, ...] = ()
 
     @property
     def digits(self) -> bool:
@@ -71,9 +87,10 @@ class Settings:
         limit = f" --limit {self.limit}" if self.limit is not None else ""
         dataset = f" --dataset {self.dataset}" if self.dataset != MNIST else ""
         precision = f" --precision {self.precision}" if self.precision != PRECISIONS[0] else ""
+        teachers = "".join(f" --teacher {teacher.run_dir}" for teacher in self.teachers)
         return (
             f"digitserve-train train --preset {name} --epochs {self.epochs} --seed {self.seed} "
-            f"--learning-rate {self.learning_rate!r}{limit}{dataset}{precision}"
+            f"--learning-rate {self.learning_rate!r}{limit}{dataset}{precision}{teachers}"
         )
 
 
@@ -100,6 +117,7 @@ def start(asked: Asked, labels: tuple[str, ...], data_sha256: str) -> Settings:
         labels=labels,
         data_sha256=data_sha256,
         precision=PRECISIONS[0] if asked.precision is None else asked.precision,
+        teachers=() if asked.teachers is None else asked.teachers,
     )
 
 

@@ -9,7 +9,7 @@ each replica takes its share of each. Weights, statistics and averages are the s
 so each worker validates on its own, and the chief alone writes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from digitserve_training import checkpoint, distribute
+from digitserve_training import checkpoint, distribute, teachers
 from digitserve_training._tensorflow import keras, tf
 from digitserve_training.augment import augment
 from digitserve_training.board import Board
@@ -31,6 +31,7 @@ from digitserve_training.networks import build
 from digitserve_training.pool import NO_LABEL, Pool
 from digitserve_training.presets import Recipe
 from digitserve_training.settings import Settings, preset_of
+from digitserve_training.weights import AVERAGE, assign
 
 VALIDATION_BATCH_SIZE = 500
 
@@ -71,21 +72,6 @@ def train(settings: Settings, split: Split, run_dir: Path, *, resume: bool = Fal
         return _run_epochs(training, state, run_dir)
 
 
-def restore(state: Checkpoint) -> keras.Model:
-    """Rebuild the network that a checkpoint holds, with its averaged weights.
-
-    Returns:
-        A model from uint8[N,28,28,1] to logits.
-
-    Raises:
-        RunError: the checkpoint holds no preset, or other arrays than its network has.
-    """
-    preset = preset_of(state.settings)
-    network = build(preset.network(len(state.settings.labels)))
-    _assign(network.weights, state.arrays, "average")
-    return network
-
-
 class Training:
     """A training under way: the network, its average and its optimizer; lives for one call of ``train``.
 
@@ -106,6 +92,7 @@ class Training:
         layers = self._preset.network(len(settings.labels))
         with _policy(POLICIES[settings.precision]):
             self._network = build(layers)
+            self._teachers = teachers.load(settings)
         self._average = build(layers)
         self._average.set_weights(self._network.get_weights())
         self._optimizer = _optimizer(self._preset.recipe, settings, self._pool.steps_per_epoch)
@@ -134,7 +121,7 @@ class Training:
             RunError: its arrays are not this network's.
         """
         for owner, variables in self._variables().items():
-            _assign(variables, state.arrays, owner)
+            assign(variables, state.arrays, owner)
         self._spread_dropout()
 
     def examples(self) -> NDArray[np.uint8]:
@@ -182,7 +169,7 @@ class Training:
     def _variables(self) -> dict[str, list[Any]]:
         return {
             "network": self._network.variables,
-            "average": self._average.weights,
+            AVERAGE: self._average.weights,
             "optimizer": self._optimizer.variables,
         }
 
@@ -198,9 +185,14 @@ class Training:
         replica = tf.distribute.get_replica_context()
         places, counts = distribute.share(tf.shape(labels)[0])
         seed = self._seed(number, replica.replica_id_in_sync_group)
+        recipe = self._preset.recipe
         augmented = augment(tf.gather(images, places), seed, self._preset.augmentation)
+        targets = targets_of(tf.gather(labels, places), len(self.settings.labels), recipe)
+        if self._teachers:
+            taught = teachers.answer(self._teachers, augmented, recipe)
+            targets += recipe.teaching * (taught - targets)
         with tf.GradientTape() as tape:
-            losses = losses_of(self._network(augmented, training=True), tf.gather(labels, places), self._preset.recipe)
+            losses = losses_of(self._network(augmented, training=True), targets, recipe)
             loss = counts * tf.nn.compute_average_loss(losses, global_batch_size=tf.shape(labels)[0])
             scaled = self._optimizer.scale_loss(loss)
         variables = self._network.trainable_variables
@@ -288,20 +280,24 @@ def _save(run_dir: Path, state: Checkpoint) -> None:
         checkpoint.save(run_dir, state)
 
 
-def losses_of(logits: tf.Tensor, labels: tf.Tensor, recipe: Recipe) -> tf.Tensor:
+def targets_of(labels: tf.Tensor, num_labels: int, recipe: Recipe) -> tf.Tensor:
+    """Return how probable each outcome is to be said: float32[N,outcomes].
+
+    With outliers there is one more outcome than labels, "none of these".
+    """
+    num_outcomes = num_labels + 1 if recipe.outliers else num_labels
+    labels = tf.where(labels == NO_LABEL, tf.constant(num_labels, labels.dtype), labels)
+    spread = recipe.label_smoothing / num_outcomes
+    return tf.one_hot(labels, num_outcomes, 1 - recipe.label_smoothing + spread, spread)
+
+
+def losses_of(logits: tf.Tensor, targets: tf.Tensor, recipe: Recipe) -> tf.Tensor:
     """Return the cross-entropy of each image in nats: float32[N].
 
-    With outliers there is one more outcome, "none of these", whose logit is 0 by definition: then -logsumexp(logits), the
-    graph's ``ood_score``, is the logarithm of the odds of an image being no digit, while softmax(logits) is what each
-    label is worth given that it is one.
+    "None of these" has the logit 0 by definition: then -logsumexp(logits), the graph's ``ood_score``, is the logarithm of
+    the odds of an image being no digit, while softmax(logits) is what each label is worth given that it is one.
     """
-    num_labels = logits.shape[1]
-    if recipe.outliers:
-        logits = tf.pad(logits, [[0, 0], [0, 1]])
-        labels = tf.where(labels == NO_LABEL, tf.constant(num_labels, labels.dtype), labels)
-    spread = recipe.label_smoothing / logits.shape[1]
-    targets = tf.one_hot(labels, logits.shape[1], 1 - recipe.label_smoothing + spread, spread)
-    return tf.nn.softmax_cross_entropy_with_logits(targets, logits)
+    return tf.nn.softmax_cross_entropy_with_logits(targets, teachers.outcomes(logits, recipe))
 
 
 def _optimizer(recipe: Recipe, settings: Settings, steps_per_epoch: int) -> keras.optimizers.Optimizer:
@@ -328,14 +324,6 @@ def _policy(name: str) -> Iterator[None]:
         yield
     finally:
         keras.config.set_dtype_policy(before)
-
-
-def _assign(variables: list[Any], arrays: Mapping[str, NDArray[Any]], owner: str) -> None:
-    stored = [arrays[name] for name in (f"{owner}/{number}" for number in range(len(arrays))) if name in arrays]
-    if [array.shape for array in stored] != [tuple(variable.shape) for variable in variables]:
-        raise RunError(f"the checkpoint's {owner} has {len(stored)} arrays, not the {len(variables)} of this network")
-    for variable, array in zip(variables, stored, strict=True):
-        variable.assign(array)
 
 
 def _in_batches(labelled: Labelled) -> Iterator[Labelled]:
