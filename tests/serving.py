@@ -9,10 +9,11 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 from prometheus_client.parser import text_string_to_metric_families
@@ -54,14 +55,23 @@ class RunningWorker:
         """Call ``Classify`` with a message of any bytes."""
         return self.channel.unary_unary("/digitserve.v1.DigitService/Classify")(body, timeout=timeout_s)
 
-    def handled(self) -> dict[str, int]:
-        """Return how many ``Classify`` calls ended, by code."""
+    def stream(self, requests: Iterable[pb.ClassifyRequest], timeout_s: float | None = PATIENCE_S) -> Any:
+        """Call ``ClassifyStream``; the call's iterator gives ``ClassifyStreamResponse`` messages."""
+        call = self.channel.stream_stream(
+            "/digitserve.v1.DigitService/ClassifyStream",
+            pb.ClassifyStreamRequest.SerializeToString,
+            pb.ClassifyStreamResponse.FromString,
+        )
+        return call((pb.ClassifyStreamRequest(request=request) for request in requests), timeout=timeout_s)
+
+    def handled(self, method: str = "Classify") -> dict[str, int]:
+        """Return how many calls of a method ended, by code."""
         spec = next(spec for spec in self.block.specs if spec.name == "grpc_server_handled")
         counts = self.block.cells["grpc_server_handled"][:, 0]
         return {
             values[3]: int(count)
             for values, count in zip(spec.label_values, counts, strict=True)
-            if values[2] == "Classify" and count
+            if values[2] == method and count
         }
 
     def started(self) -> int:

@@ -166,6 +166,10 @@ class Batcher:
         """Return whether any request would be refused now, whatever it holds."""
         return self.draining or self.pending_images >= self._max_pending_images
 
+    def crowded(self) -> bool:
+        """Return whether half of what may wait does."""
+        return 2 * self.pending_images >= self._max_pending_images
+
     def refuse(self) -> Overloaded | Draining:
         """Return the error for a request that finds the batcher full."""
         if self.draining:

@@ -1,15 +1,20 @@
 """All that digitserve needs of grpcio's internals, in one small file; its contract test names the releases it fits.
 
 An ordinary ``grpc.Server`` is made through the public interface, and everything registered with it (health, reflection,
-metadata) takes its ordinary path through its thread pool. For the methods given to ``Server.take``, the events of the
-server's completion queue are handled here, on the one thread that calls ``Server.poll``: no RPC of theirs ever crosses
-a thread.
+metadata) takes its ordinary path through its thread pool. For the methods given to ``Server.take`` and
+``Server.take_stream``, the events of the server's completion queue are handled here, on the one thread that calls
+``Server.poll``: no RPC of theirs ever crosses a thread.
 
     core ──accept──▶ Call ──message──▶ taker.on_message(call, body) ── later ──▶ call.reply / call.fail
                       └──close──▶ taker.on_close(call), when the client went away or its deadline passed
+
+    core ──accept──▶ Stream ◀──read── taker        a message comes only where it was asked for, so the taker bounds
+                       └──message──▶ taker ──write──▶ Stream ──▶ core        what is on the way, whatever clients do
 """
 
 import time
+from collections import deque
+from collections.abc import Callable
 from types import MethodType
 from typing import Any, Protocol
 
@@ -139,13 +144,123 @@ class Call:
         """Nothing is left to do; the event had to be taken off the queue."""
 
 
+class StreamTaker(Protocol):
+    """Who answers the streams of a method; every method is called on the polling thread."""
+
+    def on_accept(self, stream: "Stream") -> None:
+        """A client opened the stream; nothing of it is read before ``stream.read``."""
+
+    def on_message(self, stream: "Stream", body: bytes) -> None:
+        """The message that was asked for."""
+
+    def on_end(self, stream: "Stream") -> None:
+        """The client closed its side: no more messages; the stream is still to be finished."""
+
+    def on_too_large(self, stream: "Stream") -> None:
+        """A message was larger than the server's limit, and core threw it away; the stream can only be finished."""
+
+    def on_written(self, stream: "Stream") -> None:
+        """Core took one of the messages that were written; called for each."""
+
+    def on_close(self, stream: "Stream", *, cancelled: bool) -> None:
+        """The stream is over: its status is sent, or the client cancelled, vanished, or its deadline passed.
+
+        Which of both only ``cancelled`` tells: the end of a cancelled stream looks like the end of any other.
+        """
+
+
+class Stream:
+    """One bidirectional stream, from accept to status.
+
+    Attributes:
+        deadline: Unix time in seconds, infinite when the caller set none.
+        accepted: monotonic time in seconds.
+        open: false once its status was sent, or it was closed; then nothing more is sent.
+        context: whatever its taker keeps with it.
+    """
+
+    __slots__ = ("_core", "_failed", "_outbox", "_taker", "_writing", "accepted", "context", "deadline", "open")
+
+    def __init__(self, event: Any, taker: StreamTaker, accepted: float) -> None:
+        self._core = event.call
+        self._taker = taker
+        self._outbox: deque[bytes] = deque()
+        self._writing = False
+        self._failed = False
+        self.deadline: float = event.call_details.deadline
+        self.accepted = accepted
+        self.open = True
+        self.context: Any = None
+
+    def read(self) -> None:
+        """Ask for the next message; only when the last one that was asked for has come."""
+        self._core.start_server_batch((cygrpc.ReceiveMessageOperation(0),), self._received)
+
+    def write(self, body: bytes) -> None:
+        """Send a message once those before it are sent."""
+        self._outbox.append(body)
+
+    def flush(self) -> None:
+        """Begin to send what was written; to be called once after several ``write``, so that they travel together."""
+        if not self._writing and self._outbox:
+            self._write_next()
+
+    def finish(self, code: int, message: str = "", details: bytes | None = None) -> None:
+        """Send the status; only when all that was written is sent. See ``Call.fail`` for what it takes."""
+        self.open = False
+        self._failed = bool(code)
+        trailing = () if details is None else (("grpc-status-details-bin", details),)
+        self._core.start_server_batch(
+            (cygrpc.SendStatusFromServerOperation(trailing, code, message.encode(), 0),), self._sent
+        )
+
+    def _begin(self) -> None:
+        self._core.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), self._closed)
+        self._core.start_server_batch((cygrpc.SendInitialMetadataOperation((), 0),), self._sent)
+        self._taker.on_accept(self)
+
+    def _received(self, event: Any) -> None:
+        if not self.open:
+            return
+        body = event.batch_operations[0].message()
+        if body is not None:
+            self._taker.on_message(self, body)
+        elif event.success:
+            self._taker.on_end(self)
+        else:
+            self._taker.on_too_large(self)
+
+    def _write_next(self) -> None:
+        body = self._outbox.popleft()
+        self._writing = True
+        # With more to come core may wait for it, and send both at once.
+        flags = cygrpc.WriteFlag.buffer_hint if self._outbox else 0
+        self._core.start_server_batch((cygrpc.SendMessageOperation(body, flags),), self._written)
+
+    def _written(self, _event: Any) -> None:
+        self._writing = False
+        if self.open:
+            self.flush()
+            self._taker.on_written(self)
+
+    def _closed(self, event: Any) -> None:
+        # Core also speaks of cancelling where the status that we sent was no success.
+        cancelled = self.open or (event.batch_operations[0].cancelled() and not self._failed)
+        self.open = False
+        self._outbox.clear()
+        self._taker.on_close(self, cancelled=cancelled)
+
+    def _sent(self, _event: Any) -> None:
+        """Nothing is left to do; the event had to be taken off the queue."""
+
+
 class _Acceptor:
     """Keeps accepts posted for one method."""
 
-    def __init__(self, server: "Server", method: str, taker: Taker) -> None:
+    def __init__(self, server: "Server", method: str, begin: Callable[[Any], None]) -> None:
         self._server = server
         self._method = method
-        self._taker = taker
+        self._begin = begin
 
     def post(self) -> None:
         self._server.core.request_registered_call(self._server.queue, self._server.queue, self._method, self.accepted)
@@ -154,7 +269,7 @@ class _Acceptor:
         # Accepts that fail are those left over when the server shuts down.
         if event.success:
             self.post()
-            Call(event, self._taker, time.monotonic())._begin()  # noqa: SLF001 - one file, one mechanism
+            self._begin(event)
 
 
 class Server:
@@ -173,8 +288,15 @@ class Server:
 
     def take(self, method: str, taker: Taker) -> None:
         """Handle a unary method, named ``/package.Service/Method``, here; before ``start`` only."""
+        self._accept(method, lambda event: Call(event, taker, time.monotonic())._begin())  # noqa: SLF001
+
+    def take_stream(self, method: str, taker: StreamTaker) -> None:
+        """Handle a method whose two sides are streams here; before ``start`` only."""
+        self._accept(method, lambda event: Stream(event, taker, time.monotonic())._begin())  # noqa: SLF001
+
+    def _accept(self, method: str, begin: Callable[[Any], None]) -> None:
         self.core.register_method(method)
-        self._acceptors.append(_Acceptor(self, method, taker))
+        self._acceptors.append(_Acceptor(self, method, begin))
 
     def start(self) -> None:
         """Start listening; events wait until ``poll``."""

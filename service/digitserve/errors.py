@@ -5,7 +5,7 @@
            │                 │                 └ any other exception: ours; INTERNAL with a fixed text,
            │                 │                   the detail in the log only
            │                 └ DeadlineUnmeetable: the caller's deadline is nearer than the answer
-           ├ InvalidRequest, NotServed: the caller's; the message says got, expected, and which image
+           ├ InvalidRequest, NotServed, TooLarge: the caller's; the message says got, expected, and which image
            └ Overloaded, Draining: nobody's; come back later, or elsewhere
 
     BundleError, ProviderError, SettingsError: the operator's; the service refuses to start and says which check failed
@@ -14,6 +14,7 @@
     ├── RequestError
     │   ├── InvalidRequest
     │   ├── NotServed
+    │   ├── TooLarge
     │   ├── Overloaded
     │   ├── DeadlineUnmeetable
     │   └── Draining
@@ -49,6 +50,12 @@ class NotServed(RequestError):
     """The request names a model version that this service does not serve."""
 
     reason = "not_served"
+
+
+class TooLarge(RequestError):
+    """The message is larger than any may be."""
+
+    reason = "too_large"
 
 
 class Overloaded(RequestError):

@@ -7,15 +7,15 @@ Called on the worker's one thread, once a request each; so nothing is built here
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 
 from digitserve.batcher import framing_work
 from digitserve.bundle import IMAGE_SIZE
-from digitserve.errors import InvalidRequest, NotServed
+from digitserve.errors import InvalidRequest, NotServed, TooLarge
 from digitserve.preprocess import Framing, Ink, as_is, frame, to_gray
 from digitserve.v1 import digits_pb2 as pb
 
@@ -45,6 +45,12 @@ VERDICTS = (pb.VERDICT_ACCEPTED, pb.VERDICT_UNFAMILIAR, pb.VERDICT_BLANK, pb.VER
 """In the order of ``metrics.VERDICTS``."""
 ACCEPTED, UNFAMILIAR, BLANK, SEVERAL = range(4)
 
+_CONTINUED = 0x80
+"""Marks a byte of a length that another one follows."""
+
+_RESPONSE_TAG = bytes([pb.ClassifyStreamResponse.RESPONSE_FIELD_NUMBER << 3 | 2])
+"""Field 1 with a length."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -61,6 +67,12 @@ class Limits:
     max_side: int
     max_images: int
     max_request_bytes: int
+
+    def too_large(self) -> TooLarge:
+        """Return the error for a message over the limit."""
+        return TooLarge(
+            f"got a message of more than {self.max_request_bytes} bytes, the most that is taken; send less at once"
+        )
 
 
 class Request(NamedTuple):
@@ -119,15 +131,49 @@ def decode(body: bytes, limits: Limits) -> Request:
         InvalidRequest: says what was got, what was expected, and which image.
         NotServed: another model version is asked for.
     """
+    return _check_quickly(_parse(pb.ClassifyRequest, body), len(body), limits)
+
+
+def decode_on_stream(body: bytes, limits: Limits) -> Request:
+    """Parse and check a ``ClassifyStreamRequest``; raises as ``decode`` does."""
+    message = _parse(pb.ClassifyStreamRequest, body).request
+    # Around one image of the network's size lie a tag and a length of two bytes.
+    return _check_quickly(message, len(body) - 3, limits)
+
+
+def response_on_stream(body: bytes) -> bytes:
+    """Return a ``ClassifyStreamResponse`` with a serialized ``ClassifyResponse``, which is not parsed for it."""
+    return _RESPONSE_TAG + _varint(len(body)) + body
+
+
+def error_on_stream(status: Message) -> bytes:
+    """Return a ``ClassifyStreamResponse`` with a ``google.rpc.Status``."""
+    return pb.ClassifyStreamResponse(error=status).SerializeToString()
+
+
+def _parse(kind: Any, body: bytes) -> Any:
     try:
-        message = pb.ClassifyRequest.FromString(body)
+        return kind.FromString(body)
     except DecodeError:
-        raise InvalidRequest(f"got {len(body)} bytes that are no ClassifyRequest; expected protobuf") from None
+        raise InvalidRequest(f"got {len(body)} bytes that are no {kind.DESCRIPTOR.name}; expected protobuf") from None
+
+
+def _check_quickly(message: pb.ClassifyRequest, num_bytes: int, limits: Limits) -> Request:
     pixels = message.pixels
     # The common case, decided by one comparison: one image of the network's size and every option at its default.
-    if len(pixels) == IMAGE_BYTES and len(body) == IMAGE_BYTES + 3:
+    if len(pixels) == IMAGE_BYTES and num_bytes == IMAGE_BYTES + 3:
         return Request(pixels, 1, IMAGE_SIZE, IMAGE_SIZE, 1, Ink.LIGHT_ON_DARK, Framing.AS_IS, True, 0)  # noqa: FBT003
     return _check(message, pixels, limits)
+
+
+def _varint(number: int) -> bytes:
+    """Write a length as protobuf does: seven bits a byte, the lowest first, all but the last marked."""
+    written = bytearray()
+    while number >= _CONTINUED:
+        written.append(number % _CONTINUED | _CONTINUED)
+        number >>= 7
+    written.append(number)
+    return bytes(written)
 
 
 def _check(message: pb.ClassifyRequest, pixels: bytes, limits: Limits) -> Request:

@@ -41,6 +41,7 @@ METHODS: tuple[tuple[str, str, str], ...] = (
 )
 METHOD_ROWS = {f"/{service}/{method}": row for row, (_, service, method) in enumerate(METHODS)}
 CLASSIFY_ROW = METHOD_ROWS[f"/{SERVICE}/Classify"]
+STREAM_ROW = METHOD_ROWS[f"/{SERVICE}/ClassifyStream"]
 OTHER_ROW = METHODS.index(OTHER_METHOD)
 
 CODES = (

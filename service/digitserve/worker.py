@@ -26,13 +26,16 @@ from grpc_reflection.v1alpha import reflection
 from digitserve import log
 from digitserve.batcher import Batcher
 from digitserve.bundle import Bundle, find, read
+from digitserve.classifier import Classifier
 from digitserve.completion_queue import OPTIONS, Server
 from digitserve.errors import RefusalToStart
 from digitserve.messages import Limits
 from digitserve.metrics import SERVICE, Block, Tally
-from digitserve.rpc import CLASSIFY, ClassifyTaker, ModelServicer, OrdinaryPath
+from digitserve.ordinary import ModelServicer, OrdinaryPath
+from digitserve.rpc import CLASSIFY, ClassifyTaker
 from digitserve.session import Session
 from digitserve.settings import Settings, endpoint
+from digitserve.streams import CLASSIFY_STREAM, ClassifyStreamTaker
 
 IDLE_TURN_S = 0.1
 """Longest wait for an event: how late a request to drain is noticed, and how often an idle heart beats."""
@@ -96,7 +99,9 @@ class Worker:
             image_s=self._session.warm_up(settings.max_batch_size),
             work_s=FRAMING_UNIT_S,
         )
-        self._taker = ClassifyTaker(self._batcher, self._session, bundle, limits, self._tally)
+        self._classifier = Classifier(self._batcher, self._session, bundle, self._tally)
+        self._calls = ClassifyTaker(self._classifier, limits, self._tally)
+        self._streams = ClassifyStreamTaker(self._classifier, limits, self._tally)
         self._health = health.HealthServicer()
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         self._server = self._build(ModelServicer(bundle, self._session, limits, settings.max_batch_size))
@@ -148,10 +153,11 @@ class Worker:
             if not self._turn():
                 break
         self._server.begin_shutdown()
+        self._streams.drain()
         lingers = time.monotonic() + LINGER_S
-        while not self._stopped and time.monotonic() < ends and (self._batcher.waits() or time.monotonic() < lingers):
+        while not self._stopped and time.monotonic() < ends and (self._owes() or time.monotonic() < lingers):
             self._turn()
-        self._taker.give_up()
+        self._classifier.give_up()
         self._server.cancel_all()
         while not self._stopped:
             self._turn()
@@ -165,7 +171,13 @@ class Worker:
             handled = self._server.poll(0.0)
             num_events += 1
         self._stopped = handled is None
-        return self._taker.run_batch() or num_events > 1
+        ran = self._classifier.run_batch()
+        self._streams.flush()
+        return ran or num_events > 1
+
+    def _owes(self) -> bool:
+        """Whether something admitted is not answered yet."""
+        return self._batcher.waits() or self._streams.owes()
 
     def _poll(self, timeout_s: float) -> bool | None:
         self._tally.heartbeat[0] = time.monotonic()
@@ -188,7 +200,8 @@ class Worker:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         reflection.enable_server_reflection([SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME], self._grpc)
         server = Server(self._grpc)
-        server.take(CLASSIFY, self._taker)
+        server.take(CLASSIFY, self._calls)
+        server.take_stream(CLASSIFY_STREAM, self._streams)
         return server
 
     def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:

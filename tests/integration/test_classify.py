@@ -317,16 +317,6 @@ def test_get_model_describes_what_is_served(worker: RunningWorker) -> None:
     assert refused.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-def test_classify_stream_is_unimplemented_for_now(worker: RunningWorker) -> None:
-    """``ClassifyStream`` answers UNIMPLEMENTED, as any unknown method does."""
-    call = worker.channel.stream_stream("/digitserve.v1.DigitService/ClassifyStream")
-
-    with pytest.raises(grpc.RpcError) as refused:
-        next(call(iter([b""])))
-
-    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
-
-
 def test_everything_admitted_is_answered_while_draining(models: Path) -> None:
     """Calls that were on their way when the worker was told to drain are answered; later ones go elsewhere."""
     with run_worker(models) as worker:

@@ -195,6 +195,17 @@ def test_images_over_the_bound_are_refused_with_the_time_to_come_back() -> None:
     assert isinstance(batcher.refuse(), Overloaded)
 
 
+def test_half_full_is_crowded() -> None:
+    """From half of what may wait on, readers of streams are asked to hold back; nothing is refused yet."""
+    batcher = make_batcher(max_pending_images=10)
+    admit(batcher, make_entry(num_images=4))
+    assert not batcher.crowded()
+    admit(batcher, make_entry(num_images=1))
+
+    assert batcher.crowded()
+    assert not batcher.full()
+
+
 def test_bytes_over_the_bound_are_refused_but_one_request_always_fits() -> None:
     """Memory held by what waits is bounded; a single request larger than the bound can still be served."""
     batcher = make_batcher(max_pending_bytes=1000)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from google.rpc import status_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +20,9 @@ from digitserve.messages import (
     Limits,
     Request,
     decode,
+    decode_on_stream,
+    error_on_stream,
+    response_on_stream,
     rows,
 )  # fmt: skip
 from digitserve.metrics import VERDICTS as VERDICT_NAMES
@@ -54,6 +58,42 @@ def test_a_default_image_reaches_the_network_byte_for_byte() -> None:
     assert rows(request, 0, 1) == (body, [])
     assert request.plain
     assert request.framing_work == 0
+
+
+@given(st.integers(1, 5), st.booleans())
+def test_a_stream_takes_the_same_requests(num_images: int, spelled_out: bool) -> None:
+    """A request on a stream is the request alone, down to the quick way of a single image."""
+    message = pb.ClassifyRequest(
+        pixels=pixels(num_images * IMAGE_BYTES), height=28 * spelled_out, width=28 * spelled_out
+    )
+
+    on_stream = decode_on_stream(pb.ClassifyStreamRequest(request=message).SerializeToString(), LIMITS)
+
+    assert on_stream == decode(message.SerializeToString(), LIMITS)
+
+
+def test_an_empty_message_on_a_stream_is_refused_as_an_empty_request() -> None:
+    """Without a request there are no pixels, and the words say so; noise is no ClassifyStreamRequest."""
+    with pytest.raises(InvalidRequest, match="pixels: got none"):
+        decode_on_stream(b"", LIMITS)
+    with pytest.raises(InvalidRequest, match="3 bytes that are no ClassifyStreamRequest"):
+        decode_on_stream(b"\xff\xff\xff", LIMITS)
+
+
+@given(st.binary(max_size=70_000))
+def test_answers_are_wrapped_for_streams_unparsed(version: bytes) -> None:
+    """What is wrapped by hand is what protobuf would write, for lengths of one, two and three bytes."""
+    response = pb.ClassifyResponse(model_version=version.hex())
+    body = response.SerializeToString()
+
+    assert response_on_stream(body) == pb.ClassifyStreamResponse(response=response).SerializeToString()
+
+
+def test_errors_are_wrapped_for_streams() -> None:
+    """An error takes the answer's place."""
+    status = status_pb2.Status(code=3, message="no")
+
+    assert pb.ClassifyStreamResponse.FromString(error_on_stream(status)).error == status
 
 
 def test_many_default_images_reach_the_network_byte_for_byte() -> None:

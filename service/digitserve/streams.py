@@ -1,0 +1,244 @@
+"""``ClassifyStream`` on the loop's own thread: many requests on one stream, answered in their order.
+
+    Stream ──message──▶ StreamTaker ──admit──▶ Classifier ──reply──▶ Slot ──in order──▶ Stream
+       ▲                                                                                  │
+       └───────────────── the next message is asked for when there is room ◀──written────┘
+
+What clients can make a worker hold is bounded: of each stream only so many images are on the way (read, and not yet sent
+as answers), and nothing is read from any while half of what may wait does. HTTP/2's flow control tells clients. Belongs
+to the worker and is called on its one thread only.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from digitserve.batcher import Entry
+from digitserve.classifier import Classifier
+from digitserve.completion_queue import Stream
+from digitserve.errors import DeadlineUnmeetable, Draining, RequestError
+from digitserve.messages import Limits, decode_on_stream, error_on_stream, response_on_stream
+from digitserve.metrics import SERVICE, STREAM_ROW, Tally
+from digitserve.rpc import CANCELED, DEADLINE_EXCEEDED, INTERNAL, OK, Status
+
+CLASSIFY_STREAM = f"/{SERVICE}/ClassifyStream"
+
+WINDOW_IMAGES = 256
+"""Images of one stream on the way, beyond which no further message is read: some batches, so that one stream alone keeps
+them full."""
+
+_DRAINING = Status.of(
+    Draining("this server is shutting down; open the stream again, and send what has no answer again")
+)
+
+
+class Slot:
+    """A message on a stream, and the place of its answer.
+
+    Attributes:
+        conversation: that it is part of.
+        accepted: monotonic time in seconds when it came.
+        deadline: the stream's, Unix time in seconds.
+        num_images: that count towards the window.
+        entry: once it is admitted.
+        outcome: the serialized answer, once there is one.
+    """
+
+    __slots__ = ("accepted", "conversation", "deadline", "entry", "num_images", "outcome")
+
+    def __init__(self, conversation: "Conversation", accepted: float) -> None:
+        self.conversation = conversation
+        self.accepted = accepted
+        self.deadline = conversation.stream.deadline
+        self.num_images = 1
+        self.entry: Entry | None = None
+        self.outcome: bytes | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether it still waits for its answer."""
+        return self.outcome is None and self.conversation.stream.open
+
+
+class Conversation:
+    """One stream, and what is on the way in it; lives as long as the stream.
+
+    Attributes:
+        stream: the stream.
+        waiting: messages whose answers are not yet written, in their order.
+        unsent: images of each answer that is written and not yet sent.
+        num_images: on the way, over both.
+        reading: whether a message has been asked for.
+        ending: the status with which the stream ends when nothing is on the way any more; then nothing more is read.
+    """
+
+    __slots__ = ("ending", "num_images", "reading", "stream", "unsent", "waiting")
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.waiting: deque[Slot] = deque()
+        self.unsent: deque[int] = deque()
+        self.num_images = 0
+        self.reading = False
+        self.ending: Status | None = None
+
+
+class ClassifyStreamTaker:
+    """Takes ``ClassifyStream`` streams on, has their messages admitted, and sends their answers in order."""
+
+    def __init__(
+        self, classifier: Classifier, limits: Limits, tally: Tally, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._classifier = classifier
+        self._limits = limits
+        self._tally = tally
+        self._clock = clock
+        self._conversations: set[Conversation] = set()
+        # Both in the order of their coming, and each conversation once.
+        self._paused: dict[Conversation, None] = {}
+        self._answered: dict[Conversation, None] = {}
+        self._draining = False
+
+    # What the completion queue calls.
+
+    def on_accept(self, stream: Stream) -> None:
+        """Begin a conversation."""
+        self._tally.started[STREAM_ROW] += 1
+        stream.context = conversation = Conversation(stream)
+        self._conversations.add(conversation)
+        if self._draining:
+            self._end(conversation, _DRAINING)
+        else:
+            self._read_on(conversation)
+
+    def on_message(self, stream: Stream, body: bytes) -> None:
+        """Have one request admitted, or say in its place why not."""
+        conversation: Conversation = stream.context
+        conversation.reading = False
+        slot = Slot(conversation, self._clock())
+        conversation.waiting.append(slot)
+        try:
+            request = decode_on_stream(body, self._limits)
+            slot.num_images = request.num_images
+            slot.entry = self._classifier.admit(self, slot, request)
+        except RequestError as error:
+            self.refuse(slot, error)
+        except Exception:
+            self._classifier.log_fault(1)
+            self.fail(slot)
+        conversation.num_images += slot.num_images
+        self._read_on(conversation)
+
+    def on_end(self, stream: Stream) -> None:
+        """Finish the stream when all its messages are answered."""
+        conversation: Conversation = stream.context
+        conversation.reading = False
+        self._end(conversation, Status(OK, ""))
+
+    def on_too_large(self, stream: Stream) -> None:
+        """End the stream: core threw the message away, and gives no further ones."""
+        error = self._limits.too_large()
+        self._tally.reject(error.reason)
+        self._end(stream.context, Status.of(error))
+
+    def on_written(self, stream: Stream) -> None:
+        """Make room for what the sent answer stood for."""
+        conversation: Conversation = stream.context
+        conversation.num_images -= conversation.unsent.popleft()
+        self._go_on(conversation)
+
+    def on_close(self, stream: Stream, *, cancelled: bool) -> None:
+        """Count a stream that is over, and forget what still waits of it."""
+        conversation: Conversation = stream.context
+        self._conversations.discard(conversation)
+        self._paused.pop(conversation, None)
+        for slot in conversation.waiting:
+            if slot.entry is not None:
+                self._classifier.cancel(slot.entry)
+        code = OK if conversation.ending is None else conversation.ending.code
+        if cancelled:
+            expired = stream.deadline <= time.time()
+            code = DEADLINE_EXCEEDED if expired else CANCELED
+            if expired:
+                self._tally.reject(DeadlineUnmeetable.reason)
+        self._tally.handled[STREAM_ROW, code] += 1
+        self._tally.handling_s[STREAM_ROW].observe(self._clock() - stream.accepted)
+
+    # What the classifier calls.
+
+    def count(self, entries: Sequence[Entry], now: float) -> None:
+        """Streams are counted as they end; their images, the classifier counts."""
+
+    def reply(self, slot: Slot, body: bytes) -> None:
+        """Put the answer in its place."""
+        self._fill(slot, response_on_stream(body))
+
+    def refuse(self, slot: Slot, error: RequestError) -> None:
+        """Put the error in the answer's place."""
+        self._tally.reject(error.reason)
+        self._fill(slot, error_on_stream(Status.of(error).to_proto()))
+
+    def fail(self, slot: Slot) -> None:
+        """Put a fault of ours in the answer's place."""
+        self._fill(slot, error_on_stream(INTERNAL.to_proto()))
+
+    # What the worker's loop calls.
+
+    def flush(self) -> None:
+        """Write the answers that are due, a stream's together, and read on where that waited for room."""
+        if self._answered:
+            answered, self._answered = self._answered, {}
+            for conversation in answered:
+                self._write(conversation)
+        while self._paused and not self._classifier.crowded():
+            conversation = next(iter(self._paused))
+            del self._paused[conversation]
+            self._read_on(conversation)
+
+    def drain(self) -> None:
+        """Read nothing more, and end each stream when all that was read is answered."""
+        self._draining = True
+        for conversation in [*self._conversations]:
+            self._end(conversation, _DRAINING)
+
+    def owes(self) -> bool:
+        """Whether some answer is not sent yet."""
+        return any(conversation.num_images for conversation in self._conversations)
+
+    def _fill(self, slot: Slot, outcome: bytes) -> None:
+        slot.outcome = outcome
+        self._answered[slot.conversation] = None
+
+    def _write(self, conversation: Conversation) -> None:
+        stream, waiting = conversation.stream, conversation.waiting
+        if not stream.open:
+            return
+        while waiting and waiting[0].outcome is not None:
+            slot = waiting.popleft()
+            conversation.unsent.append(slot.num_images)
+            stream.write(slot.outcome)  # type: ignore[arg-type] # the loop's condition
+        stream.flush()
+
+    def _read_on(self, conversation: Conversation) -> None:
+        """Ask for the next message where there is room for it."""
+        if conversation.reading or conversation.ending or not conversation.stream.open:
+            return
+        if conversation.num_images >= WINDOW_IMAGES:
+            return
+        if self._classifier.crowded():
+            self._paused[conversation] = None
+            return
+        conversation.reading = True
+        conversation.stream.read()
+
+    def _end(self, conversation: Conversation, status: Status) -> None:
+        conversation.ending = conversation.ending or status
+        self._go_on(conversation)
+
+    def _go_on(self, conversation: Conversation) -> None:
+        """Finish a stream that is ending and has nothing on the way any more; read on in others."""
+        status = conversation.ending
+        if status is None:
+            self._read_on(conversation)
+        elif not conversation.num_images and conversation.stream.open:
+            conversation.stream.finish(status.code, status.message, status.details())
