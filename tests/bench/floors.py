@@ -1,7 +1,7 @@
-"""The two floors that a single-image request cannot go below.
+"""The floors that a single-image request cannot go below.
 
-E is an empty RPC on the raw completion queue, B the network alone, in full batches on one thread. A server that does both
-and nothing else answers 1/(1/E + 1/B) requests a second.
+E is an empty RPC on the raw completion queue, or an empty message on a stream there; B the network alone, in full batches
+on one thread. A server that does both and nothing else answers 1/(1/E + 1/B) requests a second.
 """
 
 import argparse
@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from tests.bench.aio_service import STATS
 
 from digitserve.bundle import IMAGE_SIZE, find, read
-from digitserve.completion_queue import OPTIONS, Call, Server
+from digitserve.completion_queue import OPTIONS, Call, Server, Stream
 from digitserve.rpc import CLASSIFY
 from digitserve.session import Session
 from digitserve.settings import Settings
+from digitserve.streams import CLASSIFY_STREAM
 
 ANSWER = np.zeros(10, np.float32).tobytes()
 """Ten floats, as the figures in the notes on what is possible were taken."""
@@ -51,11 +52,44 @@ class EmptyTaker:
         """Nothing is to be done."""
 
 
+class EmptyStreamTaker:
+    """Answers each message of a stream at once, unread, and asks for the next."""
+
+    def __init__(self, stats: NDArray[np.float64]) -> None:
+        """Count in the cells of ``stats``."""
+        self._ok = stats[STATS.index("ok") :]
+
+    def on_accept(self, stream: Stream) -> None:
+        """Ask for the first message."""
+        stream.read()
+
+    def on_message(self, stream: Stream, body: bytes) -> None:
+        """Answer, and read on."""
+        self._ok[0] += 1
+        stream.write(ANSWER)
+        stream.flush()
+        stream.read()
+
+    def on_end(self, stream: Stream) -> None:
+        """Finish: all that was written is sent, since the load waits for its answers before it ends."""
+        stream.finish(0)
+
+    def on_too_large(self, stream: Stream) -> None:
+        """Nothing is to be done: the load sends nothing large."""
+
+    def on_written(self, stream: Stream) -> None:
+        """Nothing is to be done."""
+
+    def on_close(self, stream: Stream, *, cancelled: bool) -> None:
+        """Nothing is to be done."""
+
+
 def serve_empty(port: int, stats: NDArray[np.float64]) -> None:
-    """Answer ``Classify`` with ten floats until SIGTERM."""
+    """Answer ``Classify``, and each message of ``ClassifyStream``, with ten floats until SIGTERM."""
     ordinary = grpc.server(ThreadPoolExecutor(1), options=OPTIONS)
     server = Server(ordinary)
     server.take(CLASSIFY, EmptyTaker(stats))
+    server.take_stream(CLASSIFY_STREAM, EmptyStreamTaker(stats))
     ordinary.add_insecure_port(f"127.0.0.1:{port}")
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _frame: stopping.append(number))
