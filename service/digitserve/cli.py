@@ -70,22 +70,43 @@ def _option(setting: Field[Any]) -> click.Option:
 
 
 @click.pass_context
-def _serve(context: click.Context, /, **values: Any) -> None:
-    from digitserve import log, supervisor  # noqa: PLC0415
+def _serve(context: click.Context, /, *, tune: bool, **values: Any) -> None:
+    from digitserve import log  # noqa: PLC0415
 
     settings = Settings(**values)
     log.configure(settings.log_format)
     try:
-        context.exit(supervisor.serve(settings))
+        context.exit(_propose(settings) if tune else _run(settings))
     except RefusalToStart as error:
         click.echo(f"digitserve: refusing to start: {error}", err=True)
         context.exit(EXIT_NO)
 
 
+def _run(settings: Settings) -> int:
+    from digitserve import supervisor  # noqa: PLC0415
+
+    return supervisor.serve(settings)
+
+
+def _propose(settings: Settings) -> int:
+    from digitserve import tune  # noqa: PLC0415
+    from digitserve.cpu import cpu_budget  # noqa: PLC0415
+
+    trials: list[tune.Trial] = []
+    for trial in tune.measure(settings, max(1, int(cpu_budget()))):
+        click.echo(tune.table([trial], header=not trials))
+        trials.append(trial)
+    click.echo(tune.proposal(tune.best(trials)))
+    return 0
+
+
 main.add_command(
     click.Command(
         "serve",
-        params=[_option(setting) for setting in fields(Settings)],
+        params=[
+            *(_option(setting) for setting in fields(Settings)),
+            click.Option(["--tune"], is_flag=True, help="Serve nothing; measure this machine and propose settings."),
+        ],
         callback=_serve,
         help="Serve a model until SIGTERM. Every flag has its environment variable; a flag wins.",
     )

@@ -1,0 +1,180 @@
+"""What suits this machine: runs the network as workers would, in every way the CPU budget allows, and proposes settings.
+
+    serve --tune ──▶ Team: N processes by exec, a session each ──batch size, seconds──▶ images/s of all at once
+
+Called by ``cli``. The parent measures nothing itself; ``main`` is what each process runs. What gRPC adds to a request is
+the same for all ways, so the network alone decides.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from digitserve.bundle import IMAGE_SIZE, find, read
+from digitserve.errors import RefusalToStart
+from digitserve.settings import Settings
+
+BATCH_SIZES = (8, 16, 32, 64, 128, 256)
+"""Tried for ``max_batch_size``."""
+
+MEASURED_S = 0.5
+"""Of each batch size, after one batch to warm up."""
+
+GOOD_ENOUGH = 0.97
+"""Share of the best rate that a smaller batch must reach to be preferred: it answers sooner."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way to run the network on this machine.
+
+    Attributes:
+        workers: processes.
+        threads: onnxruntime's, in each.
+        max_batch_size: images in a batch.
+        images_per_s: of all processes together.
+        batch_s: mean seconds of a batch.
+    """
+
+    workers: int
+    threads: int
+    max_batch_size: int
+    images_per_s: float
+    batch_s: float
+
+
+def ways(budget: int) -> list[tuple[int, int]]:
+    """List the ways to part a CPU budget: workers, and threads of each, all the budget used, most workers first."""
+    return [(workers, budget // workers) for workers in range(budget, 0, -1) if budget % workers == 0]
+
+
+def best(trials: Sequence[Trial]) -> Trial:
+    """Choose the fastest, or what is nearly as fast and answers a batch sooner."""
+    fastest = max(trial.images_per_s for trial in trials)
+    good = [trial for trial in trials if trial.images_per_s >= GOOD_ENOUGH * fastest]
+    return min(good, key=lambda trial: (trial.batch_s, -trial.images_per_s))
+
+
+def measure(settings: Settings, budget: int, batch_sizes: Sequence[int] = BATCH_SIZES) -> Iterator[Trial]:
+    """Try every way, each with every batch size.
+
+    Args:
+        settings: models, model, version and device are used.
+        budget: CPUs to part, at least 1.
+        batch_sizes: to be tried.
+
+    Raises:
+        RefusalToStart: the bundle or the execution provider failed a check.
+    """
+    for workers, threads in ways(budget):
+        with Team(settings, workers, threads) as team:
+            for size in batch_sizes:
+                yield team.measure(size)
+
+
+class Team:
+    """Processes that run the network at the same time, from ``with`` to its end."""
+
+    def __init__(self, settings: Settings, workers: int, threads: int) -> None:
+        """Nothing runs yet."""
+        self._settings = settings
+        self._workers, self._threads = workers, threads
+        self._stack = ExitStack()
+        self._processes: list[subprocess.Popen[str]] = []
+
+    def __enter__(self) -> Self:
+        """Start them, and wait until each has opened the network."""
+        command = [sys.executable, "-m", "digitserve.tune", str(self._threads)]
+        for _ in range(self._workers):
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            self._processes.append(self._stack.enter_context(process))
+            self._tell(process, self._settings.to_json())
+        for process in self._processes:
+            self._hear(process)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End them: the end of their input says so, which ``Popen`` brings and waits for."""
+        self._stack.close()
+
+    def measure(self, batch_size: int) -> Trial:
+        """Let all run batches of a size at once."""
+        for process in self._processes:
+            self._tell(process, json.dumps([batch_size, MEASURED_S]))
+        heard = [self._hear(process) for process in self._processes]
+        images_per_s = sum(batch_size / seconds for seconds in heard)
+        return Trial(self._workers, self._threads, batch_size, images_per_s, sum(heard) / len(heard))
+
+    @staticmethod
+    def _tell(process: subprocess.Popen[str], line: str) -> None:
+        process.stdin.write(line + "\n")  # type: ignore[union-attr] # a pipe
+        process.stdin.flush()  # type: ignore[union-attr]
+
+    @staticmethod
+    def _hear(process: subprocess.Popen[str]) -> float:
+        line = process.stdout.readline()  # type: ignore[union-attr]
+        heard = json.loads(line) if line else "a process that ran the network ended; its last words are above"
+        if isinstance(heard, str):
+            raise RefusalToStart(heard)
+        return float(heard)
+
+
+def table(trials: Sequence[Trial], *, header: bool = True) -> str:
+    """Render trials for people."""
+    lines = ["workers  threads  max batch  images/s  ms a batch"] if header else []
+    lines += [
+        f"{trial.workers:>7}  {trial.threads:>7}  {trial.max_batch_size:>9}  "
+        f"{trial.images_per_s:>8,.0f}  {trial.batch_s * 1e3:>10.2f}"
+        for trial in trials
+    ]
+    return "\n".join(lines)
+
+
+def proposal(trial: Trial) -> str:
+    """Say what to serve with; ``serve`` works the threads of each worker out by itself."""
+    return f"digitserve serve --workers {trial.workers} --max-batch-size {trial.max_batch_size}"
+
+
+def main() -> None:
+    """Run as a process of a team: settings on the first line of standard input, then a batch size and seconds a line."""
+    # Only here does onnxruntime come in.
+    from digitserve.session import Session  # noqa: PLC0415
+
+    settings = Settings.from_json(sys.stdin.readline())
+    try:
+        bundle = read(find(settings.models, settings.model, settings.model_version))
+        session = Session(bundle, device=settings.device, num_threads=int(sys.argv[1]))
+    except RefusalToStart as error:
+        _say(str(error))
+        return
+    _say(0.0)
+    for line in sys.stdin:
+        batch_size, seconds = json.loads(line)
+        _say(_mean_batch_s(session.run, batch_size, seconds))
+
+
+def _mean_batch_s(run: Callable[[NDArray[np.uint8]], object], batch_size: int, seconds: float) -> float:
+    images = np.zeros((batch_size, IMAGE_SIZE, IMAGE_SIZE, 1), np.uint8)
+    run(images)
+    num_batches, elapsed_s, started = 0, 0.0, time.perf_counter()
+    while elapsed_s < seconds:
+        run(images)
+        num_batches += 1
+        elapsed_s = time.perf_counter() - started
+    return elapsed_s / num_batches
+
+
+def _say(what: float | str) -> None:
+    print(json.dumps(what), flush=True)  # noqa: T201 - standard output is the line to the parent
+
+
+if __name__ == "__main__":
+    main()
