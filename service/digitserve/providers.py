@@ -1,6 +1,6 @@
 """Execution providers: which one runs the graph, how it is set up, and its memory. The only module that loads onnxruntime.
 
-    --device auto ──supervisor: ``python -m digitserve.providers``──▶ cpu or cuda, once for all workers
+    --device auto ──supervisor: ``device.settle`` ──▶ ``python -m digitserve.providers`` ──▶ cpu or cuda, for all workers
     --device cuda ──worker: ``Session`` ──▶ ``settle`` ──▶ ``open_graph``, or a refusal to start that says what is missing
 
 onnxruntime falls back to the CPU in silence at four places: when a provider's libraries do not load, when creating a session

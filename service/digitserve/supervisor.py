@@ -12,7 +12,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -23,6 +22,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from digitserve import device
 from digitserve.bundle import Bundle, Manifest, find, read
 from digitserve.collector import ServiceCollector
 from digitserve.cpu import cpu_budget
@@ -363,7 +363,7 @@ def serve(settings: Settings, out: TextIO = sys.stdout) -> int:
     bundle = read(find(settings.models, settings.model, settings.model_version))
     with reserve(settings.host, settings.grpc_port, "--grpc-port") as holder, listen(settings) as listener:
         settled = replace(
-            settings.settled(settle_device(settings), cpu_budget()),
+            settings.settled(device.settle(settings), cpu_budget()),
             grpc_port=holder.getsockname()[1],
             http_port=listener.getsockname()[1],
             model_version=bundle.manifest.version,
@@ -375,22 +375,6 @@ async def _supervise(
     settings: Settings, bundle: Bundle, holder: socket.socket, listener: socket.socket, out: TextIO
 ) -> int:
     return await Supervisor(settings, bundle.manifest, holder, listener).run(out)
-
-
-def settle_device(settings: Settings) -> str:
-    """Return what ``--device`` comes to here, ``cpu`` or ``cuda``.
-
-    Only ``auto`` needs a look: in a process of its own, so that onnxruntime and CUDA stay out of this one. Workers get the
-    answer, so that those that are started later do not come to another.
-    """
-    if settings.device != "auto":
-        return settings.device
-    program = [sys.executable, "-m", "digitserve.providers", settings.log_format]
-    looked = subprocess.run(program, stdout=subprocess.PIPE, env={**os.environ, **_WORKER_ENVIRONMENT}, check=False)
-    if looked.returncode:
-        _log.error("looking for CUDA failed, running on the CPU", exit_code=looked.returncode)
-        return "cpu"
-    return looked.stdout.decode().strip()
 
 
 def reserve(host: str, port: int, flag: str) -> socket.socket:
