@@ -62,8 +62,8 @@ train: $(VENV)/.dev ## Train the default network on MNIST, evaluate it, and expo
 bench: $(VENV)/.dev ## Compare digitserve with a good grpc.aio service, side by side (needs h2load and 4 cores). ARGS=... adds flags.
 	$(BIN)/python -m tests.bench.compare --floors $(ARGS)
 
-image: ## Build the container image. ENGINE=podman or buildah will do as well.
-	$(ENGINE) build -t digitserve .
+image: ## Build the container image. TARGET=cuda builds the one for GPUs; ENGINE=podman or buildah will do as well.
+	$(ENGINE) build $(if $(TARGET),--target $(TARGET) -t digitserve:$(TARGET),-t digitserve) .
 
 stubs: $(VENV)/.dev ## Generate the protocol's Python modules anew.
 	$(BIN)/python tests/check_generated.py --write
@@ -71,11 +71,13 @@ stubs: $(VENV)/.dev ## Generate the protocol's Python modules anew.
 docs: $(VENV)/.dev ## Write the generated tables of README and docs anew.
 	$(BIN)/python -m cogapp -r README.md docs/models.md
 
-# The second lock follows the first, so that one environment holds both. No index address gets into either.
+# The other locks follow the first, so that one environment holds serve and dev. No index address gets into any.
+# onnxruntime and onnxruntime-gpu are one package twice, of which an environment can hold one: cuda leaves the first out.
 LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml
 lock: $(VENV)/.dev ## Resolve the dependencies of pyproject.toml anew.
 	$(LOCK) --group build --output-file requirements/serve.txt $(ARGS)
 	$(LOCK) --extra training --group build --group dev --group bench -c requirements/serve.txt --output-file requirements/dev.txt $(ARGS)
+	$(LOCK) --extra cuda --group build -c requirements/serve.txt --no-emit-package onnxruntime --output-file requirements/cuda.txt $(ARGS)
 
 clean: ## Remove the virtual environment and all caches; models and runs stay.
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

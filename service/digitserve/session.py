@@ -1,35 +1,32 @@
-"""Running a bundle's graph: the only module that knows onnxruntime.
+"""Running a bundle's graph: what opens a bundle, verifies it, and answers batches.
 
 A worker owns one session and calls it from its one thread; the training package opens one to check parity and to
 measure what it exports. A session that exists has passed the checks of its bundle: the graph's signature and the golden
-outputs, on the execution provider that was asked for.
+outputs, on the execution provider that was asked for. ``providers`` opens the graph, ``binding`` moves batches in and out.
 """
 
 import math
-import os
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-# Before the import: by the time a session exists, onnxruntime has written a device id under the home folder.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-
-import onnxruntime as ort
-
+from digitserve import providers
+from digitserve.binding import Bound, Plain, Run
 from digitserve.bundle import (
     GOLDEN_SCORE_FACTOR,
     IMAGE_SIZE,
-    INPUT_NAME,
-    OUTPUT_NAMES,
     Bundle,
     TensorSpec,
     signature,
 )  # fmt: skip
-from digitserve.errors import BundleError, ProviderError
+from digitserve.errors import BundleError
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
 _DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 
 
@@ -58,17 +55,18 @@ class Session:
 
         Args:
             bundle: as ``bundle.read`` gives it.
-            device: where to run; ``auto`` takes CUDA where it loads.
+            device: where to run: ``cpu``, ``cuda``, or ``auto``, which takes CUDA where it loads and finds a device.
             num_threads: onnxruntime's threads within an operator.
 
         Raises:
             BundleError: the graph does not load, has another signature, or gives other outputs than the golden ones.
-            ProviderError: the provider that was asked for did not load.
+            ProviderError: the provider that was asked for did not load, or cannot run all of the graph.
         """
-        self._session = _open(bundle.graph, device, num_threads)
-        self._output_names = list(OUTPUT_NAMES)
-        self.provider = self._session.get_providers()[0]
-        _check_signature(self._session, bundle)
+        device = providers.settle(device)
+        session = providers.open_graph(bundle.graph, device, num_threads)
+        self.provider = session.get_providers()[0]
+        _check_signature(session, bundle)
+        self._run: Run = Plain(session) if device == "cpu" else Bound(session, device, len(bundle.manifest.labels))
         _check_golden(self, bundle)
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
@@ -77,16 +75,18 @@ class Session:
         Args:
             images: uint8[N,28,28,1], C-contiguous, N at least 1.
         """
-        return Outputs(*self._session.run(self._output_names, {INPUT_NAME: images}))
+        return Outputs(*self._run(images))
 
     def warm_up(self, max_batch_size: int) -> float:
-        """Run 1, every power of two, and the maximum, so that no caller pays for first allocations.
+        """Run the maximum, every power of two below it, and 1, so that no caller pays for first allocations.
+
+        The largest first: what it allocates holds all the others.
 
         Returns:
             Seconds for an image in a batch of the maximum, the best of three.
         """
         sizes = {1 << power for power in range(max_batch_size.bit_length())} | {max_batch_size}
-        for size in sorted(sizes):
+        for size in sorted(sizes, reverse=True):
             self.run(_zeros(size))
         return min(self._time(max_batch_size) for _ in range(3)) / max_batch_size
 
@@ -106,52 +106,21 @@ def answer_once(graph: bytes, images: NDArray[np.uint8]) -> Outputs:
     Raises:
         BundleError: the graph does not load.
     """
-    return Outputs(*_open(graph, "cpu", 1).run(list(OUTPUT_NAMES), {INPUT_NAME: images}))
+    return Outputs(*Plain(providers.open_graph(graph, "cpu", 1))(images))
 
 
 def _zeros(batch_size: int) -> NDArray[np.uint8]:
     return np.zeros((batch_size, IMAGE_SIZE, IMAGE_SIZE, 1), np.uint8)
 
 
-def _open(graph: bytes, device: str, num_threads: int) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    # onnxruntime counts the host's cores and knows no quota, so the number is always given.
-    options.intra_op_num_threads = num_threads
-    options.inter_op_num_threads = 1
-    # A spinning thread eats the core that the next worker should have.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    wanted = _choose_provider(device)
-    providers = [wanted] if wanted == _PROVIDERS["cpu"] else [wanted, _PROVIDERS["cpu"]]
-    try:
-        session = ort.InferenceSession(graph, options, providers=providers)
-    except Exception as error:
-        raise BundleError("signature", f"onnxruntime cannot load model.onnx: {error}") from None
-    if session.get_providers()[0] != wanted:
-        # onnxruntime falls back in silence when a library is missing; an operator must be told.
-        raise ProviderError(f"{wanted} did not load, onnxruntime fell back to {session.get_providers()[0]}; "
-                            "install the libraries it needs, or start with --device cpu")  # fmt: skip
-    return session
-
-
-def _choose_provider(device: str) -> str:
-    available = ort.get_available_providers()
-    if device == "auto":
-        return _PROVIDERS["cuda"] if _PROVIDERS["cuda"] in available else _PROVIDERS["cpu"]
-    if _PROVIDERS[device] not in available:
-        raise ProviderError(f"--device {device}: this onnxruntime has {', '.join(available)}, not {_PROVIDERS[device]}; "
-                            "install onnxruntime-gpu in its place, or start with --device cpu")  # fmt: skip
-    return _PROVIDERS[device]
-
-
-def _check_signature(session: ort.InferenceSession, bundle: Bundle) -> None:
+def _check_signature(session: "ort.InferenceSession", bundle: Bundle) -> None:
     got = tuple(tuple(_spec(node) for node in nodes) for nodes in (session.get_inputs(), session.get_outputs()))
     expected = signature(len(bundle.manifest.labels))
     if (set(got[0]), set(got[1])) != (set(expected[0]), set(expected[1])):
         raise BundleError("signature", f"the graph has {got[0]} -> {got[1]}; expected {expected[0]} -> {expected[1]}")
 
 
-def _spec(node: ort.NodeArg) -> TensorSpec:
+def _spec(node: "ort.NodeArg") -> TensorSpec:
     shape = tuple(axis if isinstance(axis, int) else None for axis in node.shape)
     return TensorSpec(node.name, _DTYPES.get(node.type, node.type), shape)
 

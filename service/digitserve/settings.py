@@ -6,7 +6,7 @@ heavy, since every worker imports it.
 """
 
 import json
-from dataclasses import Field, asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ def _setting(default: Any, text: str, bounds: Bounds | None = None, shown: str |
 
 
 _MODELS = Path("models")
+_BATCH_LIMITS = {"cpu": 64, "cuda": 1024}
+"""The default of ``max_batch_size`` by device: at the size that suits a core, a GPU would stand idle for the most part."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,19 @@ class Settings:
         None,
         "Worker processes; 0 runs everything in one process, for debuggers.",
         Bounds(0, 1024),
-        shown="CPU budget, at least 1",
+        shown="CPU budget, at least 1; on CUDA 1",
     )
     device: str = _setting(
-        "cpu", "Where the network runs; auto takes CUDA where it loads.", Bounds(choices=("cpu", "cuda", "auto"))
+        "cpu",
+        "Where the network runs; cuda is CUDA or nothing, auto takes CUDA where it loads and finds a device.",
+        Bounds(choices=("cpu", "cuda", "auto")),
     )
-    max_batch_size: int = _setting(64, "Most images in one run of the network.", Bounds(1, 65536))
+    max_batch_size: int | None = _setting(
+        None,
+        "Most images in one run of the network; on CUDA best a power of two.",
+        Bounds(1, 65536),
+        shown="64; on CUDA 1024",
+    )
     max_pending_images: int = _setting(
         4096, "Most images waiting in a worker; beyond it requests get RESOURCE_EXHAUSTED.", Bounds(1, 1 << 24)
     )
@@ -71,6 +80,22 @@ class Settings:
         "auto", "Log lines for people, or JSON for machines; auto looks for a terminal.",
         Bounds(choices=("auto", "text", "json")),
     )  # fmt: skip
+
+    def settled(self, device: str, cpu_budget: float) -> "Settings":
+        """Return the settings with device and number of workers decided.
+
+        Args:
+            device: what ``device`` comes to here, ``cpu`` or ``cuda``.
+            cpu_budget: cores that this service may use.
+        """
+        # One worker keeps a GPU busy; another would hold the network and its buffers a second time.
+        workers = 1 if device == "cuda" else max(1, int(cpu_budget))
+        return replace(self, device=device, workers=workers if self.workers is None else self.workers)
+
+    @property
+    def batch_limit(self) -> int:
+        """Most images in one run of the network: ``max_batch_size``, or its default for the device."""
+        return self.max_batch_size or _BATCH_LIMITS.get(self.device, _BATCH_LIMITS["cpu"])
 
     def to_json(self) -> str:
         """Return the settings as one line of JSON, for ``from_json`` in a worker."""

@@ -22,6 +22,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from digitserve import device
 from digitserve.bundle import Bundle, Manifest, find, read
 from digitserve.collector import ServiceCollector
 from digitserve.cpu import cpu_budget
@@ -362,11 +363,10 @@ def serve(settings: Settings, out: TextIO = sys.stdout) -> int:
     bundle = read(find(settings.models, settings.model, settings.model_version))
     with reserve(settings.host, settings.grpc_port, "--grpc-port") as holder, listen(settings) as listener:
         settled = replace(
-            settings,
+            settings.settled(device.settle(settings), cpu_budget()),
             grpc_port=holder.getsockname()[1],
             http_port=listener.getsockname()[1],
             model_version=bundle.manifest.version,
-            workers=max(1, int(cpu_budget())) if settings.workers is None else settings.workers,
         )
         return asyncio.run(_supervise(settled, bundle, holder, listener, out))
 

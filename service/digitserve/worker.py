@@ -92,11 +92,11 @@ class Worker:
             max_request_bytes=settings.max_request_bytes,
         )
         self._batcher = Batcher(
-            max_batch_size=settings.max_batch_size,
+            max_batch_size=settings.batch_limit,
             max_pending_images=settings.max_pending_images,
             max_pending_bytes=PENDING_REQUESTS_BYTES * settings.max_request_bytes,
             max_batch_s=MAX_BATCH_S,
-            image_s=self._session.warm_up(settings.max_batch_size),
+            image_s=self._session.warm_up(settings.batch_limit),
             work_s=FRAMING_UNIT_S,
         )
         self._classifier = Classifier(self._batcher, self._session, bundle, self._tally)
@@ -104,7 +104,7 @@ class Worker:
         self._streams = ClassifyStreamTaker(self._classifier, limits, self._tally)
         self._health = health.HealthServicer()
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        self._server = self._build(ModelServicer(bundle, self._session, limits, settings.max_batch_size))
+        self._server = self._build(ModelServicer(bundle, self._session, limits, settings.batch_limit))
         self._drain = threading.Event()
         self._stopped = False
         self.provider = self._session.provider

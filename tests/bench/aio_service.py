@@ -57,7 +57,7 @@ from digitserve.preprocess import verdicts
 from digitserve.session import Session
 from digitserve.settings import Settings
 
-MAX_BATCH_SIZE = Settings().max_batch_size
+MAX_BATCH_SIZE = Settings().batch_limit
 MAX_PENDING_IMAGES = Settings().max_pending_images
 STATS = ("ok", "failed", "batches", "images")
 """What is counted, in the order of the cells of the file ``--stats``."""

@@ -111,9 +111,9 @@ def measure_network(models: Path, seconds: float) -> float:
     settings = Settings()
     bundle = read(find(models, settings.model, None))
     session = Session(bundle, num_threads=1)
-    session.warm_up(settings.max_batch_size)
+    session.warm_up(settings.batch_limit)
     golden = bundle.golden.images
-    images = np.ascontiguousarray(np.resize(golden, (settings.max_batch_size, IMAGE_SIZE, IMAGE_SIZE, 1)))
+    images = np.ascontiguousarray(np.resize(golden, (settings.batch_limit, IMAGE_SIZE, IMAGE_SIZE, 1)))
     num_batches = 0
     start = time.perf_counter()
     while time.perf_counter() - start < seconds:

@@ -68,7 +68,7 @@ def test_without_flags_the_defaults_hold() -> None:
     assert (settings.host, settings.grpc_port, settings.http_port) == ("127.0.0.1", 50051, 8080)
     assert (settings.models, settings.model, settings.model_version) == (Path("models"), "digits", None)
     assert (settings.workers, settings.device, settings.grace_s) == (None, "cpu", 20.0)
-    assert (settings.max_batch_size, settings.max_pending_images) == (64, 4096)
+    assert (settings.max_batch_size, settings.batch_limit, settings.max_pending_images) == (None, 64, 4096)
     assert (settings.max_request_bytes, settings.max_side) == (16 * 1024 * 1024, 4096)
 
 
@@ -79,6 +79,7 @@ OTHER_VALUES = {
     "model_version": 12,
     "workers": 3,
     "device": "auto",
+    "max_batch_size": 32,
     "grace_s": 2.5,
     "lame_duck_s": 0.25,
     "log_format": "json",
@@ -166,6 +167,28 @@ def test_a_worker_gets_exactly_the_supervisors_settings(settings: Settings) -> N
     again = Settings.from_json(line)
     assert again == settings
     assert isinstance(again.models, Path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "expected"),
+    [
+        (Settings(), "cpu", ("cpu", 2, 64)),
+        (Settings(device="auto"), "cpu", ("cpu", 2, 64)),
+        (Settings(device="auto"), "cuda", ("cuda", 1, 1024)),
+        (Settings(device="cuda", workers=3, max_batch_size=256), "cuda", ("cuda", 3, 256)),
+        (Settings(workers=0, max_batch_size=7), "cpu", ("cpu", 0, 7)),
+    ],
+)
+def test_what_is_left_open_follows_the_device(settings: Settings, device: str, expected: tuple[str, int, int]) -> None:
+    """On the CPU a worker for each core of the budget, on CUDA one worker and larger batches; what was given stays."""
+    settled = settings.settled(device, 2.9)
+    assert (settled.device, settled.workers, settled.batch_limit) == expected
+    assert Settings.from_json(settled.to_json()) == settled
+
+
+def test_a_budget_of_less_than_a_core_has_a_worker() -> None:
+    """Half a core still serves."""
+    assert Settings().settled("cpu", 0.5).workers == 1
 
 
 def test_an_option_is_made_of_every_setting_and_nothing_else() -> None:

@@ -1,0 +1,78 @@
+"""Where the network runs, asked of the real command on a machine whose onnxruntime has no CUDA."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bundles import write_echo_bundle
+from digits import MODELS
+from serving import PATIENCE_S, command, run_service
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models")
+    write_echo_bundle(path)
+    return path
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_cuda_that_is_not_there_is_a_refusal_to_start(models: Path, workers: str) -> None:
+    """Status 1 and a message that says what is missing and what to do, from a worker and from the one process alike."""
+    refused = subprocess.run(
+        command("serve", "--models", str(models), "--grpc-port", "0", "--http-port", "0", "--workers", workers,
+                "--device", "cuda"),
+        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
+    assert refused.returncode == 1
+    assert refused.stdout == ""
+    assert "refusing to start: --device cuda: this onnxruntime has" in refused.stderr
+    assert "onnxruntime-gpu" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_auto_serves_on_the_cpu_and_says_why_once(models: Path, tmp_path: Path) -> None:
+    """Two workers, one line of the reason: it was looked for once, and each worker runs where the look said."""
+    with run_service(models, tmp_path / "log", "--device", "auto", "--workers", "2") as service:
+        assert "CPUExecutionProvider" in service.banner
+        assert service.total("digitserve_model_info", provider="CPUExecutionProvider") == 1
+        assert service.stop() == 0
+    lines = [json.loads(line) for line in service.log.read_text().splitlines()]
+    (said,) = [line for line in lines if line["event"] == "no CUDA, running on the CPU"]
+    assert "CUDAExecutionProvider" in said["reason"]
+
+
+def check_cuda(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run what a machine with a GPU is to run."""
+    program = [sys.executable, "-m", "tests.bench.cuda_check", "--models", str(MODELS), *arguments]
+    return subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+
+
+def test_the_check_says_where_there_is_no_cuda() -> None:
+    """Status 3 and the reason: nobody takes it for a check that passed."""
+    checked = check_cuda()
+    assert (checked.returncode, checked.stdout) == (3, "")
+    assert checked.stderr.startswith(
+        "cuda_check: no CUDA here, nothing was checked: --device cuda: this onnxruntime has"
+    )
+
+
+def test_the_check_itself_works() -> None:
+    """On the CPU the same comparison finds no difference, and measures each power of two."""
+    checked = check_cuda(
+        "--device", "cpu", "--num-images", "200", "--largest", "4", "--seconds", "0.01", "--rounds", "1"
+    )
+    assert checked.stderr == ""
+    assert "| images | 200 |" in checked.stdout
+    assert "| other labels | 0 |" in checked.stdout
+    assert "| probabilities differ by at most | 0.0e+00" in checked.stdout
+    assert [line.split("|")[1].strip() for line in checked.stdout.splitlines() if line.endswith("% |")] == [
+        "1",
+        "2",
+        "4",
+    ]
