@@ -30,9 +30,11 @@ PEAK_RANK = 0.98
 GRID_SIZE = 12
 """Cells on each side of the grid that the background is fitted on: three or four across a stroke's surroundings."""
 
-_ONE = np.ones((), np.float32)
 FIT_ROUNDS = 6
 """Fits of the background, one after another: 4 to 12 give the same accuracy on unevenly lit digits."""
+
+_ONE = np.ones((), np.float32)
+"""An array, for a number would be made one in each round."""
 
 
 class Strength(NamedTuple):
@@ -99,8 +101,7 @@ def take_off_background(light: Floats, low: float, high: float, residual: Floats
     floor = middle + NOISE_FLOOR * noise
     residual -= floor
     residual *= 1 / (full - floor)
-    np.maximum(residual, 0, out=residual)
-    return Strength(np.minimum(residual, 1, out=residual), clean=False)
+    return Strength(residual.clip(0, 1, out=residual), clean=False)
 
 
 def _is_flat(extreme: NDArray[np.bool_]) -> bool:
