@@ -33,6 +33,9 @@ GRID_SIZE = 12
 FIT_ROUNDS = 6
 """Fits of the background, one after another: 4 to 12 give the same accuracy on unevenly lit digits."""
 
+_ONE = np.ones((), np.float32)
+"""An array, for a number would be made one in each round."""
+
 
 class Strength(NamedTuple):
     """How much ink there is at each pixel.
@@ -46,46 +49,59 @@ class Strength(NamedTuple):
     clean: bool
 
 
-def take_off_background(light: Floats) -> Strength | None:
+class Residuals(NamedTuple):
+    """What stands out of an unevenly lit or grainy background, whichever side ink is on.
+
+    Attributes:
+        light: float32[H, W], if ink is the lighter.
+        dark: float32[H, W], if ink is the darker.
+    """
+
+    light: Floats
+    dark: Floats
+
+
+def residuals(work: Floats, low: float, high: float) -> Residuals | None:
+    """Fit a background from either side.
+
+    Args:
+        work: float32[H, W], 0 to 255, strokes on either side.
+        low: the darkest of it.
+        high: the lightest.
+
+    Returns:
+        None for an image with a clean background.
+    """
+    if _is_flat(work <= low + 1) or _is_flat(work >= high - 1):
+        return None
+    return Residuals(_residual(work), _residual(255 - work))
+
+
+def take_off_background(light: Floats, low: float, high: float, residual: Floats | None) -> Strength | None:
     """Find the ink of an image.
 
     Args:
         light: float32[H, W], 0 to 255, strokes lighter than the background.
+        low: the darkest of it.
+        high: the lightest.
+        residual: of ``residuals``, if they were needed before; it is overwritten.
 
     Returns:
         None when there is no ink: less contrast than ``MIN_CONTRAST``, or than noise has by itself.
     """
-    low, high = float(np.minimum.reduce(light, axis=None)), float(np.maximum.reduce(light, axis=None))
-    if high - low < MIN_CONTRAST:
-        return None
-    if _is_flat(light <= low + 1):
-        return Strength((light - np.float32(low)) * np.float32(1 / (high - low)), clean=True)
-    residual = light - _background(light)
+    if residual is None:
+        if _is_flat(light <= low + 1):
+            ink = light - low
+            ink *= 1 / (high - low)
+            return Strength(ink, clean=True)
+        residual = _residual(light)
     middle, noise, full = _levels(residual)
     if full - middle < max(MIN_CONTRAST, MIN_CONTRAST_IN_NOISE * noise):
         return None
     floor = middle + NOISE_FLOOR * noise
-    residual -= np.float32(floor)
-    residual *= np.float32(1 / (full - floor))
+    residual -= floor
+    residual *= 1 / (full - floor)
     return Strength(residual.clip(0, 1, out=residual), clean=False)
-
-
-def excess(work: Floats) -> float:
-    """Compare what stands out below the paper with what stands out above it: ink's side, where light is uneven.
-
-    Ink covers less than paper does, so a background fitted from the right side leaves less standing out of it.
-
-    Args:
-        work: float32[H, W], 0 to 255, strokes on either side.
-
-    Returns:
-        -2 to 2, above 0 for dark ink; 0 for an image with a clean background, which needs no such help.
-    """
-    low, high = float(np.minimum.reduce(work, axis=None)), float(np.maximum.reduce(work, axis=None))
-    if _is_flat(work <= low + 1) or _is_flat(work >= high - 1):
-        return 0.0
-    light, dark = work - _background(work), 255 - work - _background(255 - work)
-    return 2 * float(np.add.reduce(light - dark, axis=None)) / (work.size * (high - low))
 
 
 def _is_flat(extreme: NDArray[np.bool_]) -> bool:
@@ -99,23 +115,27 @@ def _levels(residual: Floats) -> tuple[float, float, float]:
     deviation is taken from below the median, where there is no ink. Full ink is the median of what has at least half
     the peak: soft edges, and unevenness that the surface did not follow, have no say in it.
     """
-    ordered = np.sort(residual.ravel()[:: max(1, residual.size // 2048)])
-    count = len(ordered)
+    ordered = residual.ravel()[:: max(1, residual.size // 2048)].copy()
+    ordered.sort()
+    count, before = len(ordered), 0
     middle = noise = 0.0
     for _ in range(5):
-        middle = float(ordered[count // 2])
-        noise = max(middle - float(ordered[int(count * 0.16)]), 0.5)  # 16 % of a normal distribution: one deviation
+        if count == before:
+            break
+        before = count
+        middle = ordered.item(count // 2)
+        noise = max(middle - ordered.item(int(count * 0.16)), 0.5)  # 16 % of a normal distribution: one deviation
         count = max(int(ordered.searchsorted(np.float32(middle + 3 * noise))), 1)
     ink = ordered[count:]
     if not len(ink):
         return middle, noise, middle
-    peak = float(ink[int(len(ink) * PEAK_RANK)])
+    peak = ink.item(int(len(ink) * PEAK_RANK))
     strong = ink[int(ink.searchsorted(np.float32((middle + peak) / 2))) :]
-    return middle, noise, float(strong[len(strong) // 2])
+    return middle, noise, strong.item(len(strong) // 2)
 
 
-def _background(light: Floats) -> Floats:
-    """Fit a quadratic surface under an image.
+def _residual(light: Floats) -> Floats:
+    """Take a quadratic surface off an image.
 
     The darkest pixels of a grid of cells are fitted, and again with what stands out of the fit cut down to it, so that
     strokes lose their say. The surface comes out low by the noise that a cell's minimum has; ``_levels`` mends that.
@@ -123,25 +143,44 @@ def _background(light: Floats) -> Floats:
     Source: Lieber and Mahadevan-Jansen, "Automated method for subtraction of fluorescence from biological Raman
         spectra", 2003, on baselines under peaks.
     """
-    rows, columns = (min(GRID_SIZE, side) for side in light.shape)
-    cells = _reduce_cells(np.minimum, light, rows, columns).ravel()
+    height, width = light.shape
+    rows, columns = min(GRID_SIZE, height), min(GRID_SIZE, width)
+    cells = _darkest_of_cells(light, rows, columns).ravel()
     solve, surface = _quadratic(rows, columns)
+    coefficients, fit = solve.dot(cells), np.empty_like(cells)
     for _ in range(FIT_ROUNDS):
-        cells = np.minimum(cells, surface @ (solve @ cells) + 1)
-    return _surface(solve @ cells, light.shape)
+        surface.dot(coefficients, out=fit)
+        fit += _ONE
+        np.minimum(cells, fit, out=cells)
+        solve.dot(cells, out=coefficients)
+    background = _powers(height).dot(coefficients.reshape(3, 3)).dot(_powers(width).T)
+    residual: Floats = np.subtract(light, background, out=background)
+    return residual
 
 
-def _reduce_cells(operation: np.ufunc, image: Floats, rows: int, columns: int) -> Floats:
+def _darkest_of_cells(image: Floats, rows: int, columns: int) -> Floats:
     """Reduce an image to a grid of cells."""
     height, width = image.shape
-    bands: Floats = operation.reduceat(image, np.arange(rows) * height // rows, axis=0)
-    cells: Floats = operation.reduceat(bands, np.arange(columns) * width // columns, axis=1)
+    num_shifts = -(-height // rows)
+    bands = image.take(_band_rows(height, rows), axis=0).reshape(num_shifts, rows * width)
+    bands = np.minimum.reduce(bands, axis=0).reshape(rows, width)
+    cells: Floats = np.minimum.reduceat(bands, _starts(width, columns), axis=1)
     return cells
 
 
-def _surface(coefficients: Floats, shape: tuple[int, ...]) -> Floats:
-    """Draw a quadratic surface at full size."""
-    return np.asarray(_powers(shape[0]) @ coefficients.reshape(3, 3) @ _powers(shape[1]).T, np.float32)
+@lru_cache(maxsize=256)
+def _starts(size: int, num_cells: int) -> NDArray[np.intp]:
+    """Where each cell of one axis begins."""
+    return np.arange(num_cells) * size // num_cells
+
+
+@lru_cache(maxsize=256)
+def _band_rows(height: int, rows: int) -> NDArray[np.intp]:
+    """First row of every band, second row of every band and so on; shorter bands repeat their last row."""
+    starts = _starts(height, rows)
+    lasts = np.append(starts[1:], height) - 1
+    band_rows: NDArray[np.intp] = np.minimum(starts + np.arange(-(-height // rows))[:, None], lasts).ravel()
+    return band_rows
 
 
 @lru_cache(maxsize=256)

@@ -20,8 +20,11 @@ from digitserve.errors import DeadlineUnmeetable, Draining, Overloaded
 LONG_SHARE = 4
 """A long lane that got nothing of the last batch gets one image in so many of the next, so that it never starves."""
 
-_FIXED_WORK = 16384
-"""What framing an image costs apart from its pixels, in pixels."""
+_FIXED_WORK = 1 << 18
+"""What framing an image costs apart from its pixels, in grey pixels."""
+
+_CHANNEL_WORK = {1: 1, 3: 8, 4: 20}
+"""What a pixel of so many channels costs, in grey pixels: turning colours grey takes longer than all else."""
 
 _SMOOTHING = 0.1
 """Weight of the newest batch in the running estimates: some ten batches are remembered."""
@@ -30,9 +33,9 @@ _MOST_SLOWDOWN = 8
 """How much slower than estimated one batch may count: a process that was stopped for a minute did not become slow."""
 
 
-def framing_work(height: int, width: int) -> int:
-    """Return the units of work that framing one image of this size takes."""
-    return height * width + _FIXED_WORK
+def framing_work(height: int, width: int, channels: int = 1) -> int:
+    """Return the units of work that framing one image of this size and so many channels takes."""
+    return height * width * _CHANNEL_WORK[channels] + _FIXED_WORK
 
 
 class Entry:

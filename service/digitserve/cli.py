@@ -89,11 +89,12 @@ def _run(settings: Settings) -> int:
 
 
 def _propose(settings: Settings) -> int:
-    from digitserve import tune  # noqa: PLC0415
+    from digitserve import device, tune  # noqa: PLC0415
     from digitserve.cpu import cpu_budget  # noqa: PLC0415
 
+    budget = cpu_budget()
     trials: list[tune.Trial] = []
-    for trial in tune.measure(settings, max(1, int(cpu_budget()))):
+    for trial in tune.measure(settings.settled(device.settle(settings), budget), max(1, int(budget))):
         click.echo(tune.table([trial], header=not trials))
         trials.append(trial)
     click.echo(tune.proposal(tune.best(trials)))

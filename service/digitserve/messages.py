@@ -103,7 +103,7 @@ class Request(NamedTuple):
     @property
     def framing_work(self) -> int:
         """Units of framing work an image, 0 when none is framed."""
-        return framing_work(self.height, self.width) if self.framing is Framing.MNIST else 0
+        return framing_work(self.height, self.width, self.channels) if self.framing is Framing.MNIST else 0
 
 
 class Answer(NamedTuple):

@@ -15,9 +15,9 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from digitserve.background import MIN_CONTRAST, Floats, excess, take_off_background
+from digitserve.background import MIN_CONTRAST, Floats, residuals, take_off_background
 from digitserve.bundle import IMAGE_SIZE
-from digitserve.figures import Figure, are_several, find_figures, may_be_several
+from digitserve.figures import MAX_SIDE, Box, look, may_be_several
 
 Gray = NDArray[np.uint8]
 
@@ -27,7 +27,7 @@ INK_SIZE = 20
 MAX_WORK_SIZE = 128
 """Larger images are reduced by block means to at most this longest side before anything else is done."""
 
-MAX_FIGURE_SIZE = 64
+MAX_FIGURE_SIZE = MAX_SIDE
 """Longest side at which figures are told apart: a gap of 3 pixels between two 20 pixel digits stays above 3."""
 
 FIGURE_STRENGTH = 0.35
@@ -36,14 +36,17 @@ FIGURE_STRENGTH = 0.35
 AS_IS_FIGURE_LEVEL = 96
 """The same for images that are used as they are, of 255: higher, for there two digits have half the space."""
 
-MIN_KEPT_RATIO = 0.04
-"""Figures of fewer pixels, against the largest, are specks and do not widen the box of the ink."""
-
 CLEAN_TRIM_STRENGTH = 0.02
 """Share of full ink from which a pixel widens the box of the ink: MNIST's own boxes reach to the faintest pixels."""
 
 NOISY_TRIM_STRENGTH = 0.3
 """The same where there is noise, or where pixels are so large that a faint one would add more than it holds."""
+
+MAX_COLORS = 8192
+"""Colours turned to grey at once: their floats stay in the cache, and below what malloc fetches from the kernel."""
+
+_MILLI_LUMA = np.array([299, 587, 114, 0], np.float32)
+"""Shares of red, green, blue and alpha in grey, in thousandths."""
 
 SURE_LIGHTNESS = 0.65
 """Lightness of the border, -1 to 1, from which nothing else is asked to tell which side ink is on."""
@@ -114,15 +117,31 @@ def to_gray(pixels: bytes | memoryview, num_images: int, height: int, width: int
     Returns:
         uint8[num_images, height, width].
     """
-    raw = np.frombuffer(pixels, np.uint8).reshape(num_images, height, width, channels)
+    raw = np.frombuffer(pixels, np.uint8)
     if channels == 1:
-        return raw[..., 0]
-    milli = raw[..., 0] * np.uint32(299) + raw[..., 1] * np.uint32(587) + raw[..., 2] * np.uint32(114)
-    if channels == 4:  # noqa: PLR2004 - RGBA
-        alpha = raw[..., 3].astype(np.uint32)
-        milli = (milli * alpha + np.uint32(255_000) * (255 - alpha) + 127) // 255
-    gray: Gray = ((milli + 500) // 1000).astype(np.uint8)
-    return gray
+        return raw.reshape(num_images, height, width)
+    colors = raw.reshape(-1, channels)
+    gray = np.empty(len(colors), np.uint8)
+    for start in range(0, len(gray), MAX_COLORS):
+        chunk = slice(start, start + MAX_COLORS)
+        gray[chunk] = _luma(colors[chunk].astype(np.float32))
+    return gray.reshape(num_images, height, width)
+
+
+def _luma(colors: Floats) -> NDArray[np.floating]:
+    """Return the grey of colours, to be cut down to whole numbers.
+
+    Up to their one division all numbers are whole and exact, so that no quotient below a whole number is rounded to it.
+    """
+    milli: Floats = colors.dot(_MILLI_LUMA[: colors.shape[1]])
+    if colors.shape[1] == len(_MILLI_LUMA):
+        on_white: NDArray[np.float64] = np.multiply(milli - 255_000, colors[:, 3], dtype=np.float64)
+        on_white += 255 * 255_000 + 127 + 255 * 500
+        on_white /= 255_000
+        return on_white
+    milli += 500
+    milli /= 1000
+    return milli
 
 
 def prepare(gray: Gray, ink: Ink, framing: Framing) -> Prepared:
@@ -174,7 +193,8 @@ def verdicts(images: Gray) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     several = np.zeros(len(images), np.bool_)
     masks = images >= AS_IS_FIGURE_LEVEL
     for index in np.flatnonzero(may_be_several(masks)):
-        several[index] = are_several(find_figures(masks[index]), masks[index])
+        seen = look(masks[index])
+        several[index] = seen is not None and seen.several
     return blank, several & ~blank
 
 
@@ -187,7 +207,8 @@ def find_ink(gray: Gray) -> Ink:
     Returns:
         LIGHT_ON_DARK or DARK_ON_LIGHT; the former for a constant image.
     """
-    return _find_ink(_reduce(gray))
+    work = _reduce(gray)
+    return _find_ink(work, *_extremes(work))[0]
 
 
 def frame(gray: Gray, ink: Ink) -> Framed:
@@ -201,60 +222,41 @@ def frame(gray: Gray, ink: Ink) -> Framed:
         mass within pixel 14 of both axes (counted from 0), so shifts are whole pixels.
     """
     work = _reduce(gray)
+    low, high = _extremes(work)
+    if high - low < MIN_CONTRAST:
+        return BLANK
+    residual = None
     if ink is Ink.AUTO:
-        ink = _find_ink(work)
-    strength = take_off_background(255 - work if ink is Ink.DARK_ON_LIGHT else work)
+        ink, residual = _find_ink(work, low, high)
+    if ink is Ink.DARK_ON_LIGHT:
+        work, low, high = 255 - work, 255 - high, 255 - low
+    strength = take_off_background(work, low, high, residual)
     if strength is None:
         return BLANK
-    share = min(1.0, MAX_FIGURE_SIZE / max(work.shape))
-    mask = _resize(strength.ink, *(max(1, round(side * share)) for side in work.shape)) > FIGURE_STRENGTH
-    figures = find_figures(mask)
-    if not figures:
+    mask = _for_figures(strength.ink) > FIGURE_STRENGTH
+    seen = look(mask)
+    if seen is None:
         return BLANK
-    box = _Box.around(figures, mask.shape)
-    if box.longest < MAX_FIGURE_SIZE / 3 and max(gray.shape) > 2 * MAX_FIGURE_SIZE:
-        return frame(box.cut(gray, box.longest * 0.3), ink)  # a small digit in a large image: look closer
-    faintest = CLEAN_TRIM_STRENGTH if strength.clean and box.longest >= 0.7 * INK_SIZE else NOISY_TRIM_STRENGTH
-    pixels = _place(_scale(_trim(box.cut(strength.ink, 1), faintest)))
-    return Framed(pixels, blank=False, several=are_several(figures, mask))
+    longest = seen.box.longest
+    if longest < MAX_FIGURE_SIZE / 3 and max(gray.shape) > 2 * MAX_FIGURE_SIZE:
+        return frame(
+            _cut(gray, seen.box, mask.shape, longest * 0.3), ink
+        )  # a small digit in a large image: look closer
+    faintest = CLEAN_TRIM_STRENGTH if strength.clean and longest >= 0.7 * INK_SIZE else NOISY_TRIM_STRENGTH
+    pixels = _place(_scale(_trim(_cut(strength.ink, seen.box, mask.shape, 1), faintest)))
+    return Framed(pixels, blank=False, several=seen.several)
 
 
 Pixels = TypeVar("Pixels", np.uint8, np.float32)
 
 
-class _Box(NamedTuple):
-    """A box of figures, in pixels of the mask they were found in, that can be cut from the image at any scale."""
-
-    top: int
-    bottom: int
-    left: int
-    right: int
-    mask_shape: tuple[int, ...]
-
-    @classmethod
-    def around(cls, figures: list[Figure], mask_shape: tuple[int, ...]) -> "_Box":
-        """Take in all figures but specks."""
-        kept = [figure for figure in figures if figure.num_pixels >= MIN_KEPT_RATIO * figures[0].num_pixels]
-        return cls(
-            min(figure.top for figure in kept),
-            max(figure.bottom for figure in kept),
-            min(figure.left for figure in kept),
-            max(figure.right for figure in kept),
-            mask_shape,
-        )
-
-    @property
-    def longest(self) -> int:
-        """Longest side."""
-        return max(self.bottom - self.top, self.right - self.left)
-
-    def cut(self, image: NDArray[Pixels], margin: float) -> NDArray[Pixels]:
-        """Cut the box, with a margin in pixels of the mask, out of an image."""
-        y, x = image.shape[0] / self.mask_shape[0], image.shape[1] / self.mask_shape[1]
-        return image[
-            max(0, int((self.top - margin) * y)) : int((self.bottom + margin) * y) + 1,
-            max(0, int((self.left - margin) * x)) : int((self.right + margin) * x) + 1,
-        ]
+def _cut(image: NDArray[Pixels], box: Box, mask_shape: tuple[int, ...], margin: float) -> NDArray[Pixels]:
+    """Cut a box, with a margin in pixels of the mask that it was found in, out of an image of any scale."""
+    y, x = image.shape[0] / mask_shape[0], image.shape[1] / mask_shape[1]
+    return image[
+        max(0, int((box.top - margin) * y)) : int((box.bottom + margin) * y) + 1,
+        max(0, int((box.left - margin) * x)) : int((box.right + margin) * x) + 1,
+    ]
 
 
 def _reduce(gray: Gray) -> Floats:
@@ -269,44 +271,81 @@ def _reduce(gray: Gray) -> Floats:
     height, width = height // factor, width // factor
     whole = gray[: height * factor, : width * factor].reshape(height, factor, -1)
     rows = np.add.reduce(whole, axis=1, dtype=np.uint16)  # 255 * 257 fits: factors up to 257
-    blocks: Floats = rows[:, ::factor].astype(np.float32)
-    for column in range(1, factor):
-        blocks += rows[:, column::factor]
-    blocks *= np.float32(1 / factor**2)
+    blocks: Floats = rows.reshape(-1, factor).astype(np.float32).dot(np.ones(factor, np.float32)).reshape(height, width)
+    blocks *= 1 / factor**2
     return blocks
 
 
-def _find_ink(work: Floats) -> Ink:
-    lightness = _border_lightness(work)
+def _extremes(work: Floats) -> tuple[float, float]:
+    """Return the darkest and the lightest."""
+    return float(np.minimum.reduce(work, axis=None)), float(np.maximum.reduce(work, axis=None))
+
+
+def _find_ink(work: Floats, low: float, high: float) -> tuple[Ink, Floats | None]:
+    """Return the side that ink is on, and what stands out of the background if that had to be asked.
+
+    Where light is uneven: ink covers less than paper does, so a background fitted from the right side leaves less
+    standing out of it.
+    """
+    if high == low:
+        return Ink.LIGHT_ON_DARK, None
+    lightness = _border_lightness(work, low, high)
     if abs(lightness) < SURE_LIGHTNESS:
-        lightness += 2 * excess(work)  # with 2, 399 of 400 digits on vignetted paper are right, with 1, 377
-    return Ink.DARK_ON_LIGHT if lightness > 0 else Ink.LIGHT_ON_DARK
+        sides = residuals(work, low, high)
+        if sides is not None:
+            excess = 2 * float(np.add.reduce(sides.light - sides.dark, axis=None)) / (work.size * (high - low))
+            lightness += 2 * excess  # with 2, 399 of 400 digits on vignetted paper are right, with 1, 377
+            return (Ink.DARK_ON_LIGHT, sides.dark) if lightness > 0 else (Ink.LIGHT_ON_DARK, sides.light)
+    return (Ink.DARK_ON_LIGHT if lightness > 0 else Ink.LIGHT_ON_DARK), None
 
 
-def _border_lightness(work: Floats) -> float:
+def _border_lightness(work: Floats, low: float, high: float) -> float:
     """Say where the outermost pixels are between darkest (-1) and lightest (1), the corners most of all.
 
     The weights are those of a logistic regression over MNIST digits cropped to their ink, where mistakes are likeliest:
     2 in 20 000. There is no constant term, so that an image and its negative get opposite answers.
     """
     height, width = work.shape
-    low, high = float(np.minimum.reduce(work, axis=None)), float(np.maximum.reduce(work, axis=None))
-    if high == low:
-        return 0.0
-    edges = np.concatenate([work[0], work[-1], work[:, 0], work[:, -1]])
-    ring = float(np.add.reduce(edges)) / len(edges)
-    corners = float(np.add.reduce(work[:: max(1, height - 1), :: max(1, width - 1)], axis=None))
-    corners /= float(min(height, 2) * min(width, 2))
+    # Sums of whole grey levels: exact in float32.
+    sums: list[list[float]] = _borders(height).dot(work).dot(_borders(width).T).tolist()
+    (corners, outer_rows), (outer_columns, everything) = sums
+    ring = (outer_rows + outer_columns) / (2 * (height + width))
     num_inner = (height - 2) * (width - 2)
-    inner = float(np.add.reduce(work[1:-1, 1:-1], axis=None)) / num_inner if min(height, width) >= MIN_RING else ring
-    return ((2.5 * ring + 4.4 * corners - inner) / 5.9 - (low + high) / 2) * 2 / (high - low)
+    inner = ring
+    if min(height, width) >= MIN_RING:
+        inner = (everything - outer_rows - outer_columns + corners) / num_inner
+    lightness: float = ((2.5 * ring + 4.4 * (corners / 4) - inner) / 5.9 - (low + high) / 2) * 2 / (high - low)
+    return lightness
+
+
+@lru_cache(maxsize=256)
+def _borders(size: int) -> Floats:
+    """Weights float32[2, size] that sum up the two ends of an axis, which may be one, and all of it."""
+    ends: Floats = np.stack([np.zeros(size, np.float32), np.ones(size, np.float32)])
+    ends[0, 0] += 1
+    ends[0, -1] += 1
+    return ends
+
+
+def _for_figures(ink: Floats) -> Floats:
+    """Reduce ink to the size at which figures are told apart."""
+    height, width = ink.shape
+    longest = max(height, width)
+    if longest <= MAX_FIGURE_SIZE:
+        return ink
+    share = MAX_FIGURE_SIZE / longest
+    return _resize(ink, max(1, round(height * share)), max(1, round(width * share)))
 
 
 def _trim(ink: Floats, faintest: float) -> Floats:
     """Cut a region down to the box of what is stronger than ``faintest``."""
     seen = ink > faintest
-    rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
-    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    flags, columns = seen.tobytes(), np.logical_or.reduce(seen, axis=0).tobytes()
+    width = len(columns)
+    return ink[
+        flags.find(1) // width : flags.rfind(1) // width + 1,
+        columns.find(1) : columns.rfind(1) + 1,
+    ]
 
 
 def _scale(ink: Floats) -> Floats:
@@ -319,9 +358,9 @@ def _scale(ink: Floats) -> Floats:
 def _resize(image: Floats, height: int, width: int) -> Floats:
     """Resample: by area where it shrinks, bicubic where it grows."""
     if image.shape[0] != height:
-        image = _weights(image.shape[0], height) @ image
+        image = _weights(image.shape[0], height).dot(image)
     if image.shape[1] != width:
-        image = image @ _weights(image.shape[1], width).T
+        image = image.dot(_weights(image.shape[1], width).T)
     return image
 
 
@@ -347,12 +386,13 @@ def _weights(size_in: int, size_out: int) -> Floats:
 def _place(ink: Floats) -> Gray:
     """Put scaled ink into 28x28 with its centre of mass in pixel 14 of both axes, as far as it fits."""
     height, width = ink.shape
-    peak = float(np.maximum.reduce(ink, axis=None))
-    levels = (ink * np.float32(255 / peak) + np.float32(0.5)).clip(0).astype(np.uint8)  # bicubic falls below 0
+    levels = ink * (255 / float(np.maximum.reduce(ink, axis=None)))
+    levels += 0.5
+    np.maximum(levels, 0, out=levels)  # bicubic falls below 0
     rows, columns = np.add.reduce(ink, axis=1), np.add.reduce(ink, axis=0)
     mass = float(np.add.reduce(rows))
-    center_y = float(rows @ _CENTERS[:height]) / mass
-    center_x = float(columns @ _CENTERS[:width]) / mass
+    center_y = float(rows.dot(_CENTERS[:height])) / mass
+    center_x = float(columns.dot(_CENTERS[:width])) / mass
     top = min(max(IMAGE_SIZE // 2 - int(center_y), 0), IMAGE_SIZE - height)
     left = min(max(IMAGE_SIZE // 2 - int(center_x), 0), IMAGE_SIZE - width)
     field = np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.uint8)

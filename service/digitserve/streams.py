@@ -23,9 +23,9 @@ from digitserve.rpc import CANCELED, DEADLINE_EXCEEDED, INTERNAL, OK, Status
 
 CLASSIFY_STREAM = f"/{SERVICE}/ClassifyStream"
 
-WINDOW_IMAGES = 256
-"""Images of one stream on the way, beyond which no further message is read: some batches, so that one stream alone keeps
-them full."""
+WINDOW_BATCHES = 4
+"""Full batches of one stream on the way, beyond which no further message is read: enough for one stream to keep them
+full."""
 
 _DRAINING = Status.of(
     Draining("this server is shutting down; open the stream again, and send what has no answer again")
@@ -87,10 +87,12 @@ class ClassifyStreamTaker:
     """Takes ``ClassifyStream`` streams on, has their messages admitted, and sends their answers in order."""
 
     def __init__(
-        self, classifier: Classifier, limits: Limits, tally: Tally, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+        self, classifier: Classifier, limits: Limits, max_batch_size: int, tally: Tally,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
         self._classifier = classifier
         self._limits = limits
+        self._window_images = WINDOW_BATCHES * max_batch_size
         self._tally = tally
         self._clock = clock
         self._conversations: set[Conversation] = set()
@@ -223,7 +225,7 @@ class ClassifyStreamTaker:
         """Ask for the next message where there is room for it."""
         if conversation.reading or conversation.ending or not conversation.stream.open:
             return
-        if conversation.num_images >= WINDOW_IMAGES:
+        if conversation.num_images >= self._window_images:
             return
         if self._classifier.crowded():
             self._paused[conversation] = None

@@ -22,8 +22,8 @@ from digitserve.bundle import IMAGE_SIZE, find, read
 from digitserve.errors import RefusalToStart
 from digitserve.settings import Settings
 
-BATCH_SIZES = (8, 16, 32, 64, 128, 256)
-"""Tried for ``max_batch_size``."""
+BATCH_SIZES = {"cpu": (8, 16, 32, 64, 128, 256), "cuda": (64, 256, 1024, 4096)}
+"""Tried for ``max_batch_size``, by device."""
 
 MEASURED_S = 0.5
 """Of each batch size, after one batch to warm up."""
@@ -63,20 +63,19 @@ def best(trials: Sequence[Trial]) -> Trial:
     return min(good, key=lambda trial: (trial.batch_s, -trial.images_per_s))
 
 
-def measure(settings: Settings, budget: int, batch_sizes: Sequence[int] = BATCH_SIZES) -> Iterator[Trial]:
+def measure(settings: Settings, budget: int) -> Iterator[Trial]:
     """Try every way, each with every batch size.
 
     Args:
-        settings: models, model, version and device are used.
-        budget: CPUs to part, at least 1.
-        batch_sizes: to be tried.
+        settings: models, model, version and device, which is settled, are used.
+        budget: CPUs to part, at least 1; on CUDA one worker holds the device.
 
     Raises:
         RefusalToStart: the bundle or the execution provider failed a check.
     """
-    for workers, threads in ways(budget):
+    for workers, threads in ways(budget if settings.device == "cpu" else 1):
         with Team(settings, workers, threads) as team:
-            for size in batch_sizes:
+            for size in BATCH_SIZES[settings.device]:
                 yield team.measure(size)
 
 

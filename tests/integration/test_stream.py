@@ -13,9 +13,12 @@ import pytest
 
 from bundles import echo_image, write_echo_bundle
 from digitserve.metrics import STREAM_ROW
-from digitserve.streams import WINDOW_IMAGES
+from digitserve.settings import Settings
+from digitserve.streams import WINDOW_BATCHES
 from digitserve.v1 import digits_pb2 as pb
 from serving import PATIENCE_S, RunningWorker, run_worker, wait_until
+
+WINDOW_IMAGES = WINDOW_BATCHES * Settings().batch_limit
 
 
 @pytest.fixture

@@ -232,6 +232,8 @@ def test_defaults_of_ink_and_framing_are_those_of_the_protocol(
 def test_framing_is_estimated_by_the_size_of_an_image() -> None:
     """The batcher hears how much framing one image takes."""
     assert decode_fields(pixels=bytes(600), height=20, width=30).framing_work == framing_work(20, 30)
+    rgb = decode_fields(pixels=bytes(1800), height=20, width=30, pixel_format=pb.PIXEL_FORMAT_RGB8)
+    assert rgb.framing_work == framing_work(20, 30, 3) > framing_work(20, 30)
 
 
 def test_dark_ink_as_it_is_is_turned_over_and_nothing_else() -> None:

@@ -78,6 +78,17 @@ class TestColour:
         colours = np.array([[255, 255, 255, 255], [0, 0, 0, 255], [9, 99, 199, 0]], np.uint8)
         assert to_gray(colours.tobytes(), 1, 1, 3, 4).tolist() == [[[255, 0, 255]]]
 
+    @pytest.mark.parametrize("channels", [3, 4])
+    def test_every_colour_of_a_large_image_is_its_own(self, channels: int) -> None:
+        """However many colours there are, each comes out as it does by itself."""
+        colours = np.random.default_rng(0).integers(0, 256, (123, 157, channels), np.uint8)
+        gray = to_gray(colours.tobytes(), 1, 123, 157, channels)[0]
+        for y, x in ((0, 0), (52, 28), (122, 156)):
+            assert gray[y, x] == to_gray(colours[y, x].tobytes(), 1, 1, 1, channels)
+        tall = to_gray(colours.tobytes(), 123, 1, 157, channels)
+        assert (tall[:, 0] == gray).all()
+        assert (to_gray(colours[100:].tobytes(), 1, 23, 157, channels)[0] == gray[100:]).all()
+
     def test_gray_is_not_copied(self) -> None:
         """Grey pixels are the caller's bytes themselves."""
         pixels = bytes(range(24))

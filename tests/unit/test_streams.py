@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from digitserve.errors import Overloaded
 from digitserve.messages import Limits
 from digitserve.metrics import CODES, STREAM_ROW, Block, Tally
-from digitserve.streams import WINDOW_IMAGES, ClassifyStreamTaker
+from digitserve.streams import WINDOW_BATCHES, ClassifyStreamTaker
 from digitserve.v1 import digits_pb2 as pb
 
 LABELS = tuple("0123456789")
 LIMITS = Limits(model_version="1", max_side=4096, max_images=4096, max_request_bytes=1 << 24)
+MAX_BATCH_SIZE = 64
+WINDOW_IMAGES = WINDOW_BATCHES * MAX_BATCH_SIZE
 NEVER = 1e19
 
 
@@ -74,7 +76,7 @@ class Talk:
         self.classifier = FakeClassifier()
         block = Block(LABELS)
         self.tally = Tally(block, LABELS)
-        self.taker = ClassifyStreamTaker(self.classifier, LIMITS, self.tally, clock=lambda: 1.0)  # type: ignore[arg-type]
+        self.taker = ClassifyStreamTaker(self.classifier, LIMITS, MAX_BATCH_SIZE, self.tally, clock=lambda: 1.0)  # type: ignore[arg-type]
         self.stream = FakeStream()
         self.taker.on_accept(self.stream)  # type: ignore[arg-type]
 

@@ -1,0 +1,128 @@
+"""What framing one image costs: microseconds, as single calls of ``frame`` and as the worker calls it for a request.
+
+    DIGITSERVE_MNIST=mnist.npz python -m tests.bench.framing_rate --json before.json
+    DIGITSERVE_MNIST=mnist.npz python -m tests.bench.framing_rate --against before.json
+
+Rounds go through all kinds in turn, so what else the machine does falls on all alike. Minima are compared: they are what
+the code costs where nothing disturbs it. Ink is always found out, and OpenBLAS should have one thread, as in a worker.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tests.digits import mnist_test
+
+from digitserve.messages import Request, rows
+from digitserve.preprocess import Framing, Ink, frame, verdicts
+from digitserve_training.paper import Paper, draw
+
+Gray = NDArray[np.uint8]
+
+GROUP = 32
+"""Images of a kind, each another digit, and images of a request; of large ones fewer."""
+
+MAX_PIXELS = 1 << 23
+"""Most pixels of a kind."""
+
+
+def enlarged(digit: Gray, side: int) -> Gray:
+    """Return a digit at another size: light ink on black."""
+    return np.asarray(Image.fromarray(digit).resize((side, side), Image.Resampling.BICUBIC))
+
+
+def on_paper(digit: Gray, side: int, generator: np.random.Generator) -> Gray:
+    """Return a digit drawn on uneven, grainy paper."""
+    sheet = draw(digit, Paper(side, side), generator)
+    return np.asarray(Image.fromarray(sheet).resize((side, side), Image.Resampling.NEAREST))
+
+
+def kinds() -> dict[str, Gray]:
+    """Return uint8[N, side, side] for each kind of image."""
+    digits, _ = mnist_test()
+    generator = np.random.default_rng(0)
+    images: dict[str, Gray] = {}
+    for side in (28, 64, 400, 2048):
+        number = max(1, min(GROUP, MAX_PIXELS // side**2))
+        images[f"{side}x{side} clean"] = np.stack([enlarged(digit, side) for digit in digits[:number]])
+        images[f"{side}x{side} paper"] = np.stack([on_paper(digit, side, generator) for digit in digits[:number]])
+    return images
+
+
+def frame_singly(images: Gray) -> None:
+    """Frame each image by itself."""
+    for image in images:
+        frame(image, Ink.AUTO)
+
+
+def judge_singly(images: Gray) -> None:
+    """Say of each image by itself whether it is blank or shows several figures."""
+    for image in images:
+        verdicts(image[None])
+
+
+def request_of(images: Gray) -> Request:
+    """Return a request of all of these images, to be framed."""
+    num_images, height, width = images.shape
+    return Request(images.tobytes(), num_images, height, width, 1, Ink.AUTO, Framing.MNIST, plain=False, top_k=0)
+
+
+Call = tuple[str, int, Callable[[], object]]
+"""What is called, the images that one call goes through, and the call."""
+
+
+def measured() -> list[Call]:
+    """Return all that is measured."""
+    calls: list[Call] = []
+    images = kinds()
+    for name, group in images.items():
+        request = request_of(group)
+        calls += [
+            (f"{name}, single", len(group), partial(frame_singly, group)),
+            (f"{name}, request of {len(group)}", len(group), partial(rows, request, 0, len(group))),
+        ]
+    as_is = images["28x28 clean"]
+    return [
+        *calls,
+        ("28x28 as it is, single", len(as_is), partial(judge_singly, as_is)),
+        (f"28x28 as it is, batch of {len(as_is)}", len(as_is), partial(verdicts, as_is)),
+    ]
+
+
+def time_us(call: Callable[[], object], num_images: int) -> float:
+    """Return the microseconds an image that one call takes."""
+    start = time.perf_counter()
+    call()
+    return (time.perf_counter() - start) / num_images * 1e6
+
+
+def main() -> None:
+    """Run as a command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=50, help="over all kinds (default 50)")
+    parser.add_argument("--json", type=Path, help="write the minima here")
+    parser.add_argument("--against", type=Path, help="minima to compare with, as --json wrote them")
+    options = parser.parse_args()
+    before = json.loads(options.against.read_text()) if options.against else {}
+    calls = measured()
+    taken: dict[str, list[float]] = {name: [] for name, _, _ in calls}
+    for _ in range(options.rounds):
+        for name, num_images, call in calls:
+            taken[name].append(time_us(call, num_images))
+    for name, times_us in taken.items():
+        ratio = f"  {min(times_us) / before[name]:5.2f} of before" if name in before else ""
+        sys.stdout.write(f"{name:32} min {min(times_us):8.1f}  median {median(times_us):8.1f} us an image{ratio}\n")
+    if options.json:
+        options.json.write_text(json.dumps({name: min(times_us) for name, times_us in taken.items()}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
