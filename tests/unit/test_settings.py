@@ -25,7 +25,7 @@ def _no_settings_around(monkeypatch: pytest.MonkeyPatch) -> None:
 def parse(*arguments: str) -> Settings:
     """Return the settings that a command line gives; nothing is started."""
     with SERVE.make_context("serve", list(arguments)) as context:
-        return Settings(**context.params)
+        return Settings(**{name: value for name, value in context.params.items() if name != "tune"})
 
 
 def run(*arguments: str, **environment: str) -> Result:
