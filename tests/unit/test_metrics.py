@@ -36,8 +36,8 @@ def test_buckets_of_latency_start_at_a_tenth_of_a_millisecond() -> None:
     for spec in specs(LABELS):
         if spec.kind == "histogram":
             assert list(spec.buckets) == sorted(set(spec.buckets))
-        if spec.name.endswith("_seconds"):
-            assert spec.buckets == LATENCY_BUCKETS_S
+            if spec.name.endswith("_seconds"):
+                assert spec.buckets == LATENCY_BUCKETS_S
 
 
 def test_codes_stand_at_their_numbers() -> None:

@@ -81,14 +81,20 @@ class UnaryLane(Lane):
 
     def _reset_status(self, number: int, error_code: int, now_s: float) -> Status:
         # A server cancels what is past its deadline, too.
+        late = error_code == frames.CANCEL and self._is_late(self._calls[number], now_s)
+        return _LATE if late else wire.reset_status(error_code)
+
+    def _is_late(self, call: _Call, now_s: float) -> bool:
         deadline_s = self._context.deadline_s
-        late = deadline_s is not None and now_s - self._calls[number].sent_s >= deadline_s
-        return _LATE if late and error_code == frames.CANCEL else wire.reset_status(error_code)
+        return deadline_s is not None and now_s - call.sent_s >= deadline_s
 
     def _finish(self, number: int, status: Status, now_s: float) -> None:
         call = self._calls.pop(number)
         if status.code == wire.OK:
-            if not wire.whole(call.received):
+            # An answer after the deadline is none to any gRPC client, whatever the service thinks of its time.
+            if self._is_late(call, now_s):
+                status = _LATE
+            elif not wire.whole(call.received):
                 status = NO_MESSAGE
             elif self._is_due_for_a_look():
                 self._look(call)
