@@ -170,6 +170,16 @@ def test_a_ping_is_answered_and_settings_are_acknowledged() -> None:
     ]
 
 
+def test_a_peer_that_does_not_say_that_its_table_shrank() -> None:
+    """GRPC core answers expired calls like this: literals only, and no word of the table; they are read all the same."""
+    made = connection()
+    block = b"\x00\x07:status\x03200\x00\x0bgrpc-status\x014"
+    for _ in range(2):
+        stream = made.open(b"x", ended=True)
+        sent = h2.frame(h2.HEADERS, h2.END_HEADERS | h2.END_STREAM, stream, block)
+        assert made.receive(sent) == [(h2.HEADERS, stream, (4, ""), True)]
+
+
 def test_no_more_streams_than_the_peer_takes() -> None:
     """MAX_CONCURRENT_STREAMS bounds what is open; an end makes room."""
     made = connection(MAX_CONCURRENT_STREAMS=2)

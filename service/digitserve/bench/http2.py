@@ -305,8 +305,7 @@ class Connection:
 
     def _on_settings(self, flags: int, _number: int, payload: bytes, _events: list[Event]) -> None:
         if flags & ACK:
-            # From here on the peer's table has no room.
-            self._decoder.max_allowed_table_size = 0
+            # The decoder keeps its table: gRPC core answers expired calls with blocks that do not say that theirs shrank.
             return
         if len(payload) % frames.SETTING.size:
             raise ProtocolError(f"got SETTINGS of {len(payload)} bytes; expected a multiple of {frames.SETTING.size}")

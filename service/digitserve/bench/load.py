@@ -199,10 +199,10 @@ class Load:
     def _serve(self) -> None:
         """Bring free slots and requests that are due together, and write."""
         free, schedule = self._free, self._schedule
-        if self._issuing and (now_s := self._clock()) < self._ends_s:
+        if self._issuing:
             if schedule is not None:
-                schedule.advance(now_s)
-            while free and (schedule is None or schedule.line):
+                schedule.advance(min(self._clock(), self._ends_s))
+            while free and (schedule is None or schedule.line) and self._clock() < self._ends_s:
                 lane = free.popleft()
                 if not lane.can_issue():
                     lane.parked += 1

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import cycle
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,14 +69,13 @@ def draw(digit: int, size: Size, chance: np.random.Generator) -> NDArray[np.uint
 
 
 def bodies(plan: Plan, index: int) -> Iterator[Body]:
-    """Yield the requests of a process for ever: a mix drawn by weight from a pool of different ones."""
+    """Draw a process's requests, now; return them for ever: a mix by weight from a pool of different ones."""
     chance = np.random.default_rng((plan.seed, index))
     pools = [_pool(plan, size, chance) for size in plan.sizes]
     weights = np.array([size.weight for size in plan.sizes])
     of_size = chance.choice(len(pools), _MIX_LENGTH, p=weights / weights.sum())
     mix = [pools[which][turn % len(pools[which])] for turn, which in enumerate(of_size)]
-    while True:
-        yield from mix
+    return cycle(mix)
 
 
 def _pool(plan: Plan, size: Size, chance: np.random.Generator) -> list[Body]:
