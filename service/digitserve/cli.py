@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 EXIT_NO = 1
 EXIT_USAGE = 2
 EXIT_UNREACHABLE = 3
+EXIT_STOPPED = 130
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -224,6 +225,120 @@ def healthcheck(context: click.Context, address: str, timeout_s: float, service:
             context.exit(_complain(str(error), EXIT_NO))
     click.echo(status)
     context.exit(0 if status == "SERVING" else EXIT_NO)
+
+
+def _sizes(_context: click.Context, _parameter: click.Parameter, text: str) -> tuple[tuple[int, int, float], ...]:
+    """Read ``28x28,64x64:0.2``: sizes, each with its weight, 1 unless it is said."""
+    sizes = []
+    for part in text.split(","):
+        size, _, weight = part.strip().partition(":")
+        height, _, width = size.partition("x")
+        try:
+            sizes.append((int(height), int(width), float(weight or 1)))
+        except ValueError:
+            sizes.append((0, 0, 0.0))
+        if min(sizes[-1]) <= 0 or not math.isfinite(sizes[-1][2]):
+            raise click.BadParameter(f"got '{part}'; expected HEIGHTxWIDTH or HEIGHTxWIDTH:WEIGHT, such as 64x64:0.2")
+    return tuple(sizes)
+
+
+_positive = _FiniteRange(0, min_open=True)
+
+
+@main.command()
+@_address
+@click.option("--connections", default=64, show_default=True, type=click.IntRange(1), help="Connections, in all.")
+@click.option(
+    "--in-flight", default=4, show_default=True, type=click.IntRange(1), help="Most requests under way on each."
+)
+@click.option(
+    "--rate", type=_positive, help="Open loop at so many requests/s; without it a closed loop, as fast as it goes."
+)
+@click.option("--poisson", is_flag=True, help="Open loop at random times instead of even ones.")
+@click.option(
+    "--method",
+    default="unary",
+    show_default=True,
+    type=click.Choice(["unary", "stream"]),
+    help="Classify, or ClassifyStream with one stream a connection.",
+)
+@click.option("--images", default=1, show_default=True, type=click.IntRange(1), help="Images a request.")
+@click.option(
+    "--sizes",
+    default="28x28",
+    show_default=True,
+    callback=_sizes,
+    help="HEIGHTxWIDTH of images, or a mix with relative weights: 28x28:4,64x64:1. Other sizes than 28x28 are framed by the service.",
+)
+@click.option(
+    "--duration-s", default=10.0, show_default=True, type=_positive, help="Measured time; of each probe with --slo-ms."
+)
+@click.option(
+    "--warm-up-s", default=1.0, show_default=True, type=_FiniteRange(0), help="Load before that, not measured."
+)
+@click.option("--deadline-s", type=_positive, help="Deadline of each request; unary only.")
+@click.option(
+    "--slo-ms",
+    type=_positive,
+    help="Find the highest rate at which 99 % of the requests are answered with OK within so many ms; begins at --rate, else at 500.",
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(1),
+    help="Processes of the load generator.  [default: the CPUs that it may use, at most --connections]",
+)
+@click.option(
+    "--timeout-s",
+    default=5.0,
+    show_default=True,
+    type=_positive,
+    help="Longest wait for connections, and for answers after the measured time.",
+)
+@click.option("--metrics", "metrics_url", help="The service's /metrics page.  [default: http://HOST:8080/metrics]")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of images, mix and random times.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write latencies and rate as a PNG; needs 'digitserve[plot]'.",
+)
+@click.pass_context
+def bench(context: click.Context, /, **values: Any) -> None:
+    """Load a service and report throughput, latencies, errors, batch sizes and CPU time.
+
+    \b
+    Exit codes: 0 measured; 1 nothing was answered with OK, or an answer was wrong,
+    or no rate held; 2 wrong usage; 3 nobody answers; 130 stopped by Ctrl-C.
+    """
+    from digitserve.bench import command  # noqa: PLC0415
+    from digitserve.bench.load import Unreachable  # noqa: PLC0415
+    from digitserve.bench.plan import Plan, Size  # noqa: PLC0415
+
+    _check_bench(values)
+    slo_ms = values.pop("slo_ms")
+    url = values.pop("metrics_url") or f"http://{values['address'].rpartition(':')[0]}:8080/metrics"
+    order = command.Order(url, slo_ms and slo_ms / 1e3, values.pop("as_json"), values.pop("plot"))
+    values["processes"] = values["processes"] or min(values["connections"], len(os.sched_getaffinity(0)))
+    values["sizes"] = tuple(Size(*size) for size in values["sizes"])
+    try:
+        outcome = command.run(Plan(**values), order, sys.stdout, sys.stderr)
+    except Unreachable as error:
+        context.exit(_complain(str(error), EXIT_UNREACHABLE))
+    except DigitserveError as error:
+        context.exit(_complain(str(error), EXIT_NO))
+    context.exit(EXIT_STOPPED if outcome.stopped else 0 if outcome.good else EXIT_NO)
+
+
+def _check_bench(values: dict[str, Any]) -> None:
+    """Refuse flags that say nothing together."""
+    if values["method"] == "stream" and values["deadline_s"] is not None:
+        raise click.UsageError("--deadline-s goes with --method unary: on a stream it would end the whole stream")
+    if values["poisson"] and values["rate"] is None and values["slo_ms"] is None:
+        raise click.UsageError("--poisson goes with --rate or --slo-ms: a closed loop has no times of its own")
+    if (values["processes"] or 1) > values["connections"]:
+        raise click.UsageError(
+            f"--processes: got {values['processes']} for {values['connections']} connections; each process needs one"
+        )
 
 
 def _complain(message: str, code: int) -> int:

@@ -106,6 +106,7 @@ def specs(labels: Sequence[str]) -> tuple[Spec, ...]:
         ),
         Spec("digitserve_predictions", "Predictions given.", "counter", ("label", "verdict"), shown),
         Spec("digitserve_confidence", "Confidence of accepted predictions.", "histogram", buckets=CONFIDENCE_BUCKETS),
+        Spec("digitserve_cpu_seconds", "CPU seconds that workers used.", "counter"),
         Spec("heartbeat", "Monotonic time of the loop's last turn; read by the supervisor only.", "internal"),
     )  # fmt: skip
 
@@ -186,6 +187,7 @@ class Tally:
         self.confidence = histogram("digitserve_confidence")
         self.images = cells["digitserve_images"][:, 0]
         self.pending_images = cells["digitserve_pending_images"][:, 0]
+        self.cpu_s = cells["digitserve_cpu_seconds"][:, 0]
         self.heartbeat = cells["heartbeat"][:, 0]
         self._rejected = dict(zip(REASONS, cells["digitserve_rejected"], strict=True))
         self._predictions = cells["digitserve_predictions"][:, 0]

@@ -181,6 +181,8 @@ class Worker:
 
     def _poll(self, timeout_s: float) -> bool | None:
         self._tally.heartbeat[0] = time.monotonic()
+        # Under a microsecond, and at most a batch is run between two turns.
+        self._tally.cpu_s[0] = time.process_time()
         return self._server.poll(timeout_s)
 
     def _build(self, model: ModelServicer) -> Server:

@@ -50,6 +50,14 @@ def start_worker(collector: ServiceCollector) -> tuple[Block, Tally]:
     return block, Tally(block, LABELS)
 
 
+def test_cpu_seconds_survive_their_worker(collector: ServiceCollector) -> None:
+    """Each worker writes what it used in all; the sum keeps what the dead have used."""
+    (dead, first), (_, second) = start_worker(collector), start_worker(collector)
+    first.cpu_s[0], second.cpu_s[0] = 2.0, 0.5
+    collector.retire(dead)
+    assert Scrape(collector).value("digitserve_cpu_seconds_total") == 2.5
+
+
 def test_names_and_kinds_are_those_that_dashboards_rely_on(collector: ServiceCollector) -> None:
     """The names of the design, all there before the first request, none more; the heartbeat is nobody's business."""
     kinds = {name: family.type for name, family in Scrape(collector).families.items()}
@@ -59,6 +67,7 @@ def test_names_and_kinds_are_those_that_dashboards_rely_on(collector: ServiceCol
         "grpc_server_handling_seconds": "histogram",
         "digitserve_images": "counter",
         "digitserve_batch_size": "histogram",
+        "digitserve_cpu_seconds": "counter",
         "digitserve_queue_seconds": "histogram",
         "digitserve_inference_seconds": "histogram",
         "digitserve_preprocess_seconds": "histogram",

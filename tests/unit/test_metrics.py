@@ -36,8 +36,8 @@ def test_buckets_of_latency_start_at_a_tenth_of_a_millisecond() -> None:
     for spec in specs(LABELS):
         if spec.kind == "histogram":
             assert list(spec.buckets) == sorted(set(spec.buckets))
-        if spec.name.endswith("_seconds"):
-            assert spec.buckets == LATENCY_BUCKETS_S
+            if spec.name.endswith("_seconds"):
+                assert spec.buckets == LATENCY_BUCKETS_S
 
 
 def test_codes_stand_at_their_numbers() -> None:
@@ -155,6 +155,7 @@ def test_each_tally_writes_into_its_own_cells() -> None:
     tally.confidence.observe_many(np.array([0.5, 1.0], np.float32))
     tally.images[0] += 65
     tally.pending_images[0] = 7
+    tally.cpu_s[0] = 4.5
     tally.heartbeat[0] = 1.5
     tally.reject("deadline")
     sums = {name: cells.sum() for name, cells in block.cells.items()}
@@ -163,7 +164,7 @@ def test_each_tally_writes_into_its_own_cells() -> None:
             "grpc_server_started": 3, "grpc_server_handled": 2, "grpc_server_handling_seconds": 1.02,
             "digitserve_images": 65, "digitserve_batch_size": 65, "digitserve_queue_seconds": 1.0001,
             "digitserve_inference_seconds": 2.3, "digitserve_preprocess_seconds": 100, "digitserve_pending_images": 7,
-            "digitserve_rejected": 1, "digitserve_predictions": 0, "digitserve_confidence": 3.5, "heartbeat": 1.5,
+            "digitserve_rejected": 1, "digitserve_predictions": 0, "digitserve_confidence": 3.5, "digitserve_cpu_seconds": 4.5, "heartbeat": 1.5,
         }
     )  # fmt: skip
     handled = dict(zip(block.specs[1].label_values, block.cells["grpc_server_handled"][:, 0], strict=True))

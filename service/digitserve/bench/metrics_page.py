@@ -1,0 +1,104 @@
+"""What the service says of itself: its /metrics page, read before and after the measured time.
+
+Called by ``fleet``. Only what is needed is read, so any Prometheus page that lacks it does no harm.
+"""
+
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from typing import Self
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from digitserve.errors import DigitserveError
+
+TIMEOUT_S = 2.0
+
+
+class NotAvailable(DigitserveError):
+    """The page cannot be read, or is of something else; the text says why."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """The service's own counters, or what they grew by.
+
+    Attributes:
+        images: classified.
+        cpu_s: CPU seconds of all workers; None where the service does not count them.
+        batches: number of batches by the upper bound of their size, in images.
+        batched_images: images in those batches.
+    """
+
+    images: float
+    cpu_s: float | None
+    batches: dict[float, float] = field(default_factory=dict)
+    batched_images: float = 0.0
+
+    def since(self, before: Self) -> Self:
+        """Return what was counted since an earlier reading.
+
+        Raises:
+            NotAvailable: the service was started anew in between.
+        """
+        if self.images < before.images:
+            raise NotAvailable("the service was started anew while it was measured")
+        cpu_s = None if self.cpu_s is None or before.cpu_s is None else self.cpu_s - before.cpu_s
+        batches = {bound: num - before.batches.get(bound, 0.0) for bound, num in self.batches.items()}
+        return type(self)(self.images - before.images, cpu_s, batches, self.batched_images - before.batched_images)
+
+    @property
+    def mean_batch_size(self) -> float | None:
+        """Images a batch; None without a batch."""
+        num = sum(self.batches.values())
+        return self.batched_images / num if num else None
+
+    @property
+    def cpu_s_per_image(self) -> float | None:
+        """CPU seconds an image; None where it is not counted, or nothing was classified."""
+        return None if self.cpu_s is None or not self.images else self.cpu_s / self.images
+
+
+def read(url: str) -> Service:
+    """Fetch a page and read it.
+
+    Raises:
+        NotAvailable: it cannot be fetched, or is not digitserve's.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise NotAvailable(f"{url}: expected an address that begins with http:// or https://")
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as page:  # noqa: S310 - checked above
+            text = page.read().decode()
+    except (OSError, ValueError) as error:
+        raise NotAvailable(f"{url}: {getattr(error, 'reason', error)}") from None
+    return parse(text, url)
+
+
+def parse(text: str, url: str) -> Service:
+    """Read the text of a page.
+
+    Raises:
+        NotAvailable: it is not digitserve's.
+    """
+    samples: dict[str, float] = {}
+    cumulated: dict[float, float] = {}
+    try:
+        for family in text_string_to_metric_families(text):
+            if family.name in {"digitserve_images", "digitserve_cpu_seconds", "digitserve_batch_size"}:
+                for sample in family.samples:
+                    if sample.name.endswith("_bucket"):
+                        cumulated[float(sample.labels["le"])] = sample.value
+                    else:
+                        samples[sample.name] = sample.value
+    except ValueError as error:
+        raise NotAvailable(f"{url}: no page of metrics ({error})") from None
+    if "digitserve_images_total" not in samples:
+        raise NotAvailable(f"{url}: the page has no digitserve_images_total")
+    batches, below = {}, 0.0
+    for bound in sorted(cumulated):
+        batches[bound], below = cumulated[bound] - below, cumulated[bound]
+    return Service(
+        samples["digitserve_images_total"], samples.get("digitserve_cpu_seconds_total"), batches,
+        samples.get("digitserve_batch_size_sum", 0.0),
+    )  # fmt: skip

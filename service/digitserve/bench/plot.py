@@ -1,0 +1,58 @@
+"""A picture of a run: latency by percentile, and answers over time. Called by ``command``, which has matplotlib then."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from digitserve.bench.counts import SLOT_S
+from digitserve.bench.fleet import Measured
+from digitserve.bench.report import describe, timeline
+from digitserve.errors import DigitserveError
+
+_NINES = 4
+
+
+class CannotPlot(DigitserveError):
+    """matplotlib is missing, or the file cannot be written."""
+
+
+def require() -> None:
+    """Check that matplotlib is there.
+
+    Raises:
+        CannotPlot: says what to install.
+    """
+    if find_spec("matplotlib") is None:
+        raise CannotPlot("--plot needs matplotlib: pip install 'digitserve[plot]'")
+
+
+def write(measured: Measured, path: Path) -> None:
+    """Write a PNG.
+
+    Raises:
+        CannotPlot: the file cannot be written.
+    """
+    from matplotlib.figure import Figure  # noqa: PLC0415 - wanted for --plot only
+
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    by_percentile, over_time = figure.subplots(1, 2)
+    figure.suptitle(describe(measured.plan), fontsize=9)
+
+    # Even steps of nines: 0 %, 90 %, 99 %, ...
+    nines = np.linspace(0, _NINES, 200)
+    histogram = measured.counts.latencies
+    by_percentile.plot(nines, [histogram.percentile_s(1 - 10.0**-nine) * 1e3 for nine in nines])
+    by_percentile.set_xticks(range(_NINES + 1), ["0 %", "90 %", "99 %", "99.9 %", "99.99 %"])
+    by_percentile.set(xlabel="percentile", ylabel="latency, ms", yscale="log")
+    by_percentile.grid(visible=True, which="both", alpha=0.3)
+
+    requests = np.array(timeline(measured))
+    over_time.plot((np.arange(len(requests)) + 0.5) * SLOT_S, requests / SLOT_S)
+    over_time.set(xlabel="time, s", ylabel="OK answers/s")
+    over_time.set_ylim(bottom=0)
+    over_time.grid(visible=True, alpha=0.3)
+    try:
+        figure.savefig(path, format="png", dpi=120)
+    except OSError as error:
+        raise CannotPlot(f"cannot write {path}: {error.strerror}") from None

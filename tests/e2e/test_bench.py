@@ -1,0 +1,158 @@
+"""``digitserve bench`` as the real command against the real service: what it counts, and how it ends."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bundles import write_echo_bundle
+from serving import PATIENCE_S, Service, command, run_service, wait_until
+
+QUICK = ("--connections", "4", "--processes", "2", "--duration-s", "0.5", "--warm-up-s", "0")
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    path = tmp_path_factory.mktemp("models")
+    write_echo_bundle(path)
+    with run_service(path, path / "log", "--workers", "1") as running:
+        yield running
+
+
+def arguments(service: Service, *more: str) -> list[str]:
+    return command("bench", "--address", service.grpc_address, "--metrics", service.http_url + "/metrics", *more)
+
+
+def run(*line: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+
+
+def handled(service: Service) -> float:
+    return service.total("grpc_server_handled_total", grpc_method="Classify", grpc_code="OK")
+
+
+def test_the_report_agrees_with_the_services_counters(service: Service, tmp_path: Path) -> None:
+    """Over two processes, OK answers are the RPCs that the service handled; batches and CPU time come from its page; the
+    picture is a PNG.
+    """
+    pytest.importorskip("matplotlib", reason="--plot needs the extra 'plot'")
+    before = handled(service)
+    done = run(*arguments(service, *QUICK, "--images", "2", "--json", "--plot", str(tmp_path / "picture.png")))
+    assert (done.returncode, done.stderr) == (0, "")
+    seen = json.loads(done.stdout)
+    assert seen["codes"] == {"OK": handled(service) - before}
+    assert seen["codes"]["OK"] == seen["sent"] > 10
+    assert 0 < seen["latency_s"]["p50"] <= seen["latency_s"]["p99"] <= seen["latency_s"]["max"]
+    assert seen["images_per_s"] == 2 * seen["requests_per_s"] > 0
+    assert sum(seen["timeline"]["requests"]) <= seen["sent"]
+    assert seen["service"]["mean_batch_size"] >= 2 and seen["service"]["cpu_s_per_image"] > 0
+    assert len(seen["load_generator"]["busy"]) == 2
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_people_get_lines(service: Service) -> None:
+    """Without --json each figure has its line; a page that cannot be read is named, with the reason."""
+    done = run(*arguments(service, *QUICK, "--rate", "40", "--metrics", "http://127.0.0.1:1/metrics"))
+    assert done.returncode == 0, done.stderr
+    lines = dict(
+        line.split(maxsplit=1) for line in done.stdout.splitlines() if not line.startswith(("service", "load CPU"))
+    )
+    assert "open loop at 40.0 requests/s" in lines["load"]
+    assert lines["measured"].startswith("20 requests")
+    assert lines["latency"].startswith("p50 ")
+    assert lines["errors"] == "none"
+    assert lines["batches"].startswith("not available: http://127.0.0.1:1/metrics")
+
+
+def test_a_terminal_sees_the_progress(service: Service) -> None:
+    """On a terminal, standard error shows rate, errors and the time left while the load runs."""
+    parent, child = pty.openpty()
+    done = subprocess.run(
+        arguments(service, *QUICK, "--duration-s", "1"), stdout=subprocess.PIPE, stderr=child, timeout=PATIENCE_S, check=True
+    )  # fmt: skip
+    os.close(child)
+    shown = os.read(parent, 1 << 16).decode()
+    os.close(parent)
+    assert "requests/s" in shown and "errors" in shown and "s left" in shown
+    assert b"latency" in done.stdout
+
+
+def test_a_search_that_finds_nothing(service: Service) -> None:
+    """A microsecond is held at no rate: each probe is told, the exit code is 1."""
+    done = run(*arguments(service, *QUICK, "--slo-ms", "0.001", "--rate", "4", "--json", "--duration-s", "0.3"))
+    assert done.returncode == 1
+    seen = json.loads(done.stdout)
+    assert seen["highest_rate"] is None
+    assert [probe["held"] for probe in seen["probes"]] == [False] * len(seen["probes"])
+    assert [probe["rate"] for probe in seen["probes"]] == [4, 2, 1]
+    assert done.stderr.count("does not hold") == 3
+
+
+def test_refusals_are_told_by_code(service: Service) -> None:
+    """A service that answers nothing with OK makes the exit code 1, and its own words are shown."""
+    done = run(*arguments(service, *QUICK, "--sizes", "5000x2", "--images", "1"))
+    assert done.returncode == 1
+    assert "InvalidArgument" in done.stdout and "5000" in done.stdout
+
+
+@pytest.mark.parametrize("listening", [False, True])
+def test_nobody_answers(service: Service, listening: bool) -> None:
+    """Nobody at the port, or somebody who does not speak HTTP/2: exit code 3, with a word on what to look at."""
+    address = service.http_url.removeprefix("http://") if listening else "127.0.0.1:1"
+    done = run(*command("bench", "--address", address, "--timeout-s", "0.5"))
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "is 'digitserve serve' running at the address?" in done.stderr
+
+
+def test_ctrl_c_reports_what_was_measured(service: Service) -> None:
+    """Interrupted as by a terminal, with all its processes, it reports the time that it had, and ends with 130."""
+    before = handled(service)
+    process = subprocess.Popen(
+        arguments(service, *QUICK, "--duration-s", "600", "--json"), stdout=subprocess.PIPE, text=True, start_new_session=True
+    )  # fmt: skip
+    wait_until(lambda: handled(service) > before + 50, "answers")
+    os.killpg(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 130
+    seen = json.loads(out)
+    assert seen["stopped"] and 0 < seen["measured_s"] < 600
+    assert seen["codes"] == {"OK": handled(service) - before}
+
+
+def test_a_worker_that_is_killed_is_seen(tmp_path: Path) -> None:
+    """Connections that break are counted as failed, their requests as Unavailable, and the load finds the new worker."""
+    write_echo_bundle(tmp_path)
+    with run_service(tmp_path, tmp_path / "log", "--workers", "1") as service:
+        process = subprocess.Popen(
+            arguments(service, *QUICK, "--duration-s", "600", "--json"), stdout=subprocess.PIPE, text=True
+        )  # fmt: skip
+        wait_until(lambda: handled(service) > 50, "answers")
+        (worker,) = service.workers()
+        os.kill(worker, signal.SIGKILL)
+        wait_until(lambda: service.workers() not in ([], [worker]), "another worker")
+        before = handled(service)
+        wait_until(lambda: handled(service) > before + 50, "answers of the new worker")
+        process.send_signal(signal.SIGINT)
+        seen = json.loads(process.communicate(timeout=PATIENCE_S)[0])
+    assert seen["failed_connections"] >= 4
+    assert seen["codes"]["Unavailable"] >= 1
+    assert sum(seen["codes"].values()) == seen["sent"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--sizes", "28"), ("--sizes", "28x0"), ("--sizes", "28x28:nan"), ("--poisson",), ("--rate", "0"),
+        ("--method", "stream", "--deadline-s", "1"), ("--processes", "5", "--connections", "4"),
+    ],
+)  # fmt: skip
+def test_wrong_usage(wrong: tuple[str, ...]) -> None:
+    """What cannot be meant is refused with exit code 2 before anything is sent."""
+    done = run(*command("bench", "--address", "127.0.0.1:1", *wrong))
+    assert done.returncode == 2
+    assert "Error" in done.stderr
