@@ -59,8 +59,8 @@ train: $(VENV)/.dev ## Train the default network on MNIST, evaluate it, and expo
 	$(BIN)/digitserve-train evaluate runs/default
 	$(BIN)/digitserve-train export runs/default
 
-bench: $(VENV)/.dev ## Compare digitserve with a good grpc.aio service, side by side (needs h2load and 4 cores). ARGS=... adds flags.
-	$(BIN)/python -m tests.bench.compare --floors $(ARGS)
+bench: $(VENV)/.dev ## Measure against floors, targets and a good grpc.aio service; write docs/benchmarks.md (needs h2load). ARGS=... adds flags.
+	$(BIN)/python -m tests.bench.compare --write docs/benchmarks.md $(ARGS)
 
 image: ## Build the container image. TARGET=cuda builds the one for GPUs; ENGINE=podman or buildah will do as well.
 	$(ENGINE) build $(if $(TARGET),--target $(TARGET) -t digitserve:$(TARGET),-t digitserve) .

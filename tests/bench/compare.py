@@ -1,87 +1,154 @@
-"""digitserve beside a good ``grpc.aio`` service, on one core each in turn, under the same load from other cores.
+"""digitserve beside its floors and beside a good ``grpc.aio`` service, on stated cores, under the same load from others.
 
-    python -m tests.bench.compare --models models --seconds 5 --rounds 3
+    python -m tests.bench.compare --models models --seconds 5 --rounds 3 --write docs/benchmarks.md
 
 In every round each server is started, warmed up, loaded and ended, so what else the machine does falls on all of them
-alike: the ratio of the medians counts, not the figures. h2load counts HTTP answers and knows no grpc-status, so every
-run is checked against the server's own counts; a run that does not agree ends the benchmark.
+alike: ratios within a round count, not figures. Every run is checked against the server's own count of answers; a run that
+does not agree ends the benchmark. The load is ``digitserve bench``, checked once against h2load.
 """
 
 import argparse
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
-import tempfile
+import threading
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from statistics import median
-from typing import Any
 
-from tests.bench.load import Load, require_h2load, write_body
+from tests.bench import load as loads
+from tests.bench import targets
+from tests.bench.load import Load, require_programs
 from tests.bench.servers import ROOT, Aio, AioWindow, BenchError, Digitserve, Empty, Server
 
 from digitserve import client
-from digitserve.bundle import Golden, find, read
+from digitserve.bundle import Bundle, find, read
+from digitserve.errors import DigitserveError
 from digitserve.settings import Settings
 from digitserve.v1 import digits_pb2 as pb
 
-SERVERS: tuple[type[Server], ...] = (Digitserve, Aio, AioWindow)
+LOADS = {
+    "single": Load("single"),
+    "stream": Load("stream", method="stream", in_flight=4),
+    "large": Load("large", connections=16, in_flight=2, images=64),
+    "framed": Load("framed", side=64),
+    "idle": Load("idle", connections=1),
+}
+SERVERS: dict[type[Server], tuple[str, ...]] = {
+    Digitserve: ("single", "stream", "large", "framed", "idle"),
+    Aio: ("single",),
+    AioWindow: ("single",),
+    Empty: ("single", "stream", "framed", "idle"),
+}
+"""Which loads each server gets: the floor answers every message alike, and the peer has one method."""
+
+BESIDE = {
+    "beside": Load("beside", connections=2, images=1024),
+    "beside framed": Load("beside framed", connections=2, images=1024, side=64),
+}
+"""Large requests, beside which one client sends single images."""
+
+HEALTH_PAUSE_S = 0.05
 CONFIDENCE_TOLERANCE = 1e-4
 """Two batch sizes may sum in another order."""
 
 
-@dataclass(frozen=True)
-class Run:
-    """One server under load once.
+class Comparison:
+    """All rounds of one invocation.
 
     Attributes:
-        server: its name.
-        streams: requests in flight on each connection.
-        rate: requests answered a second.
-        batch_size: mean number of images in a batch; 0 where no network runs.
-        cpu_share: CPU seconds of all its processes a second.
-        cpu_us: CPU microseconds of all its processes a request; what others do on the core hardly moves it.
+        rounds: the figures of each, see ``targets.Figures``.
+        h2load_ratio: rate that the load saw to that of h2load, in the first round.
     """
 
-    server: str
-    streams: int
-    rate: float
-    batch_size: float
-    cpu_share: float
-    cpu_us: float
+    def __init__(self, options: argparse.Namespace, bundle: Bundle) -> None:
+        """Prepare."""
+        self._options = options
+        self._bundle = bundle
+        self._expected: pb.ClassifyResponse | None = None
+        self.rounds: list[dict[str, float]] = []
+        self.h2load_ratio: float | None = None
 
+    def run(self) -> None:
+        """Take the rounds."""
+        for number in range(1, self._options.rounds + 1):
+            self.rounds.append({})
+            self._floors(number)
+            for kind, names in SERVERS.items():
+                if kind.name in self._options.servers:
+                    self._serve(number, kind, kind.name, self._options.cores, names)
+            for workers in self._options.scale:
+                cores = ",".join(map(str, _cores(self._options.cores + "," + self._options.load_cores)[:workers]))
+                self._serve(number, Digitserve, f"digitserve {workers}", cores, ("large",))
 
-def measure(server: Server, load: Load, seconds: float) -> Run:
-    """Warm up, load, and check the counts of a server that is ready.
+    def _floors(self, number: int) -> None:
+        for name, arguments in {
+            "image_s": ("network", "--batch-size", "64", "--models", str(self._options.models.resolve())),
+            "single_s": ("network", "--batch-size", "1", "--models", str(self._options.models.resolve())),
+            "framing_s": ("framing", "--side", "64"),
+        }.items():
+            say(f"round {number}: {name}")
+            self.rounds[-1][name] = measure_floor(self._options.cores, self._options.seconds, *arguments)
+        self.rounds[-1]["image_s"] /= 64
 
-    Raises:
-        BenchError: the server counts another number of answers than h2load.
-    """
-    # A run of its own instead of h2load's --warm-up-time, whose requests the server would count and h2load would not.
-    load.run(server.grpc_port, min(1.0, seconds))
-    counts, cpu_s, start = server.quiet_counts(), server.cpu_s(), time.monotonic()
-    seen = load.run(server.grpc_port, seconds)
-    elapsed_s, cpu_s = time.monotonic() - start, server.cpu_s() - cpu_s
-    counted = server.quiet_counts().since(counts)
-    if counted.failed or not 0 <= counted.ok - seen.requests <= load.in_flight:
-        raise BenchError(
-            f"{server.name}: h2load saw {seen.requests} answers, the server counted {counted.ok} OK and "
-            f"{counted.failed} failed; expected {seen.requests} to {seen.requests + load.in_flight} OK and none failed"
-        )
-    return Run(
-        server.name, load.streams, seen.rate, counted.images / max(1, counted.batches), cpu_s / elapsed_s,
-        cpu_s * 1e6 / counted.ok,
-    )  # fmt: skip
+    def _serve(self, number: int, kind: type[Server], name: str, cores: str, load_names: tuple[str, ...]) -> None:
+        started = time.monotonic()
+        with kind(self._options.models, cores) as server:
+            ready_s = time.monotonic() - started
+            self._check_answers(server)
+            for load_name in load_names:
+                say(f"round {number}: {name}, {load_name}")
+                self._measure(server, f"{name}/{load_name}", LOADS[load_name])
+            if isinstance(server, Digitserve) and name == Digitserve.name:
+                self.rounds[-1] |= {"ready_s": ready_s, "worker_bytes": server.worker_bytes()}
+                for load_name, load in BESIDE.items():
+                    say(f"round {number}: {name}, {load_name}")
+                    self._measure_beside(server, load_name, load)
+                if self.h2load_ratio is None:
+                    seen = self.rounds[-1]["digitserve/single/rate"]
+                    other = loads.run_h2load(
+                        LOADS["single"], self._options.load_cores, server.grpc_port, self._options.seconds
+                    )
+                    self.h2load_ratio = seen / other
 
+    def _measure(self, server: Server, name: str, load: Load) -> None:
+        options = self._options
+        before, cpu_s = server.num_ok(), server.cpu_s()
+        seen = loads.run(load, options.load_cores, server.grpc_port, server.metrics_url(), options.seconds)
+        counted, cpu_s = (server.num_ok() - before) / load.images, server.cpu_s() - cpu_s
+        # The load's own count begins when its warm-up has ended, the server's when it began.
+        if not seen.num_ok <= counted:
+            raise BenchError(f"{name}: the load saw {seen.num_ok} answers, the server counted {counted:.0f}")
+        if seen.was_the_limit:
+            say(f"{name}: the load generator had no CPU to spare; give it more cores with --load-cores")
+        self.rounds[-1] |= {
+            f"{name}/rate": seen.rate, f"{name}/p50_s": seen.p50_s, f"{name}/p99_s": seen.p99_s,
+            f"{name}/cpu_us": cpu_s * 1e6 / counted,
+        }  # fmt: skip
 
-def ask(server: Server, golden: Golden) -> pb.ClassifyResponse:
-    """Classify the golden images, to be compared from server to server."""
-    request = pb.ClassifyRequest(pixels=golden.images.tobytes())
-    with client.connect(f"127.0.0.1:{server.grpc_port}") as channel:
-        return client.classify(channel, request, timeout_s=10)
+    def _measure_beside(self, server: Digitserve, name: str, load: Load) -> None:
+        options = self._options
+        spent_s, batches = server.batch_s()
+        with watching_health(server) as slowest:
+            heavy = loads.start(load, options.load_cores, server.grpc_port, server.metrics_url(), options.seconds + 1)
+            seen = loads.run(LOADS["idle"], options.load_cores, server.grpc_port, server.metrics_url(), options.seconds)
+            loads.finish(heavy, options.seconds + 1)
+        after_s, after = server.batch_s()
+        self.rounds[-1] |= {f"{name}/p99_s": seen.p99_s, f"{name}/batch_s": (after_s - spent_s) / (after - batches)}
+        self.rounds[-1]["health_s"] = max(self.rounds[-1].get("health_s", 0.0), *slowest)
+
+    def _check_answers(self, server: Server) -> None:
+        if isinstance(server, Empty):
+            return
+        request = pb.ClassifyRequest(pixels=self._bundle.golden.images.tobytes())
+        with client.connect(f"127.0.0.1:{server.grpc_port}") as channel:
+            answer = client.classify(channel, request, timeout_s=10)
+        self._expected = self._expected or answer
+        check_same(server.name, answer, self._expected)
 
 
 def check_same(name: str, got: pb.ClassifyResponse, expected: pb.ClassifyResponse) -> None:
@@ -101,118 +168,83 @@ def check_same(name: str, got: pb.ClassifyResponse, expected: pb.ClassifyRespons
         raise BenchError(f"{name} gave another answer: {got}, expected {expected}")
 
 
-def measure_network(models: Path, cores: str, seconds: float) -> float:
-    """Return the floor B, taken on the server's cores."""
-    command = [
-        "taskset", "-c", cores, sys.executable, "-m", "tests.bench.floors", "network",
-        "--models", str(models.resolve()), "--seconds", str(seconds),
-    ]  # fmt: skip
+@contextmanager
+def watching_health(server: Server) -> Iterator[list[float]]:
+    """Ask for the health all the while; yields the seconds that each answer took.
+
+    Raises:
+        BenchError: one was not SERVING, or did not come within a second.
+    """
+    taken_s, faults, stop = [0.0], [], threading.Event()
+
+    def ask() -> None:
+        with client.connect(f"127.0.0.1:{server.grpc_port}") as channel:
+            while not stop.wait(HEALTH_PAUSE_S):
+                started = time.monotonic()
+                try:
+                    status = client.health(channel, "", timeout_s=1.0)
+                except DigitserveError as error:
+                    status = str(error)
+                taken_s.append(time.monotonic() - started)
+                faults.extend([status] * (status != "SERVING"))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield taken_s
+    finally:
+        stop.set()
+        thread.join()
+    if faults:
+        raise BenchError(f"{server.name}: health said {faults[0]} under load")
+
+
+def measure_floor(cores: str, seconds: float, *arguments: str) -> float:
+    """Return the seconds that a floor takes, measured on the first of these cores."""
+    command = ["taskset", "-c", str(_cores(cores)[0]), sys.executable, "-m", "tests.bench.floors", *arguments]
+    command += ["--seconds", str(min(seconds, 3.0))]
     return float(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
 
 
-class Comparison:
-    """All runs of one invocation."""
-
-    def __init__(self, options: argparse.Namespace, body: Path, golden: Golden) -> None:
-        """Prepare; ``body`` is a file with one framed request."""
-        self._options = options
-        self._golden = golden
-        self._loads = [
-            Load(options.load_cores, num_cores(options.load_cores), options.connections, streams, body)
-            for streams in options.streams
-        ]
-        self._first_answer: pb.ClassifyResponse | None = None
-        self.runs: list[Run] = []
-        self.network_rates: list[float] = []
-
-    def run(self) -> None:
-        """Take the rounds, interleaved."""
-        options = self._options
-        kinds: list[type[Server]] = [
-            *(kind for kind in SERVERS if kind.name in options.servers),
-            *([Empty] if options.floors else []),
-        ]
-        for number in range(options.rounds):
-            for kind in kinds:
-                say(f"round {number + 1} of {options.rounds}: {kind.name}")
-                with kind(options.models, options.cores) as server:
-                    self._check(server)
-                    self.runs += [measure(server, load, options.seconds) for load in self._loads]
-            if options.floors:
-                say(f"round {number + 1} of {options.rounds}: B: network alone")
-                self.network_rates.append(measure_network(options.models, options.cores, options.seconds))
-
-    def _check(self, server: Server) -> None:
-        if not isinstance(server, Empty):
-            answer = ask(server, self._golden)
-            self._first_answer = self._first_answer or answer
-            check_same(server.name, answer, self._first_answer)
-
-    def rates(self, server: str, streams: int) -> list[float]:
-        """Return a server's requests a second, round by round."""
-        return [run.rate for run in self.runs if (run.server, run.streams) == (server, streams)]
-
-    def report(self) -> dict[str, Any]:
-        """Return everything as a value for JSON."""
-        loads = {}
-        for load in self._loads:
-            medians = {kind.name: median(self.rates(kind.name, load.streams)) for kind in SERVERS
-                       if self.rates(kind.name, load.streams)}  # fmt: skip
-            ours = medians.get(Digitserve.name)
-            entry: dict[str, Any] = {"medians": medians}
-            if ours:
-                entry["ratios"] = {name: ours / rate for name, rate in medians.items() if name != Digitserve.name}
-            if ours and self.network_rates:
-                empty, network = median(self.rates(Empty.name, load.streams)), median(self.network_rates)
-                entry["floors"] = {"E": empty, "B": network, "share": ours * (1 / empty + 1 / network)}
-            loads[str(load.streams)] = entry
-        return {
-            "settings": {
-                **vars(self._options), "models": str(self._options.models),
-                "machine": f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}",
-            },
-            "runs": [asdict(run) for run in self.runs],
-            "network_rates": self.network_rates,
-            "streams": loads,
-        }  # fmt: skip
-
-
-def table(report: dict[str, Any], runs: list[Run]) -> str:
-    """Write the report for people, as Markdown."""
-    settings = report["settings"]
-    lines = [
-        (
-            f"Single 28x28 images, {settings['connections']} connections, server on core {settings['cores']}, "
-        f"h2load on {settings['load_cores']}, {settings['rounds']} rounds of {settings['seconds']:g} s; "
-        f"{settings['machine']}.\n"
-        ),
-        "| streams | server | requests/s by round | median | digitserve is | images a batch | CPU | CPU us a request |",
-        "|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
-    for streams, entry in report["streams"].items():
-        for name in dict.fromkeys(run.server for run in runs):
-            own = [run for run in runs if (run.server, str(run.streams)) == (name, streams)]
-            ratio = entry.get("ratios", {}).get(name)
-            rounds = " ".join(f"{run.rate:.0f}" for run in own)
-            lines.append(
-                f"| {streams} | {name} | {rounds} | {median(run.rate for run in own):.0f} "
-                f"| {f'{ratio:.2f} x' if ratio else ''} | {median(run.batch_size for run in own):.1f} "
-                f"| {median(run.cpu_share for run in own):.0%} | {median(run.cpu_us for run in own):.0f} |"
-            )
-    for streams, entry in report["streams"].items():
-        if "floors" in entry:
-            floors = entry["floors"]
-            lines.append(
-                f"\n{streams} streams: E {floors['E']:.0f} empty RPCs/s, B {floors['B']:.0f} images/s, "
-                f"digitserve is {floors['share']:.0%} of 1/(1/E + 1/B)"
-            )
-    return "\n".join(lines)
-
-
-def num_cores(cores: str) -> int:
-    """Count the cores of a list such as ``0,2-3``."""
+def _cores(cores: str) -> list[int]:
     spans = [span.partition("-") for span in cores.split(",")]
-    return sum(int(last or first) - int(first) + 1 for first, _, last in spans)
+    return [core for first, _, last in spans for core in range(int(first), int(last or first) + 1)]
+
+
+def document(options: argparse.Namespace, comparison: Comparison, bundle: Bundle) -> str:
+    """Write everything that was measured, as Markdown."""
+    manifest = bundle.manifest
+    multiply_adds = float(manifest.training.get("multiply_adds", "inf"))
+    promised = targets.targets(multiply_adds, options.scale)
+    cpu = next(
+        (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "?"
+    )
+    left_out = "" if options.scale else " More than one worker needs more cores than this machine has (`--scale`)."
+    parts = [
+        "# Benchmarks",
+        "Written by `make bench`; ratios within a round count, figures move with the hour.",
+        (f"Model {manifest.name}/{manifest.version}, {multiply_adds:,.0f} multiply-adds. {cpu}, {os.cpu_count()} cores, Linux "
+        f"{platform.release()}, Python {platform.python_version()}. Server on core {options.cores}, load on {options.load_cores}; {options.rounds} rounds of "
+        f"{options.seconds:g} s a run, 64 connections unless the name says otherwise.{left_out}"),
+        "## Targets", targets.table(promised, comparison.rounds),
+        "## Figures", targets.rates(comparison.rounds),
+    ]  # fmt: skip
+    if comparison.h2load_ratio is not None:
+        parts.append(
+            f"The load saw {comparison.h2load_ratio:.2f} times the requests/s that h2load saw of the same server."
+        )
+    parts.append(
+        "`single`: one 28x28 image a request. `stream`: the same on streams, 4 in flight on each. `large`: 64 images a request, 16 connections with 2 in flight. `framed`: one 64x64 image "
+        "a request. `idle`: one client, one request at a time. E is the server `empty` under the same load: the raw completion queue answering without looking."
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
 
 
 def say(text: str) -> None:
@@ -223,17 +255,21 @@ def say(text: str) -> None:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     names = [kind.name for kind in SERVERS]
+    available = sorted(os.sched_getaffinity(0))
+    spare = ",".join(map(str, available[1:] or available))
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", type=Path, default=Path("models"), help="directory that holds the bundles")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measured run (default 5)")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved (default 3)")
-    parser.add_argument("--connections", type=int, default=64, help="default 64")
-    parser.add_argument("--streams", type=int, nargs="+", default=[1], help="in flight a connection (default 1)")
-    parser.add_argument("--cores", default="0", help="for the server (default 0)")
-    parser.add_argument("--load-cores", default="1-3", help="for h2load (default 1-3)")
+    parser.add_argument("--cores", default=str(available[0]), help="for the server (default: the first)")
+    parser.add_argument("--load-cores", default=spare, help="for the load (default: all others)")
     parser.add_argument("--servers", nargs="+", choices=names, default=names, help="default all")
-    parser.add_argument("--floors", action="store_true", help="also measure E and B, and the share of 1/(1/E + 1/B)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    parser.add_argument(
+        "--scale", type=int, nargs="*", default=list(range(2, len(available) // 2 + 1)),
+        help="numbers of workers to compare with one (default: 2 to half the cores)",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print the figures of each round as JSON instead")
+    parser.add_argument("--write", type=Path, help="also write the document here")
     return parser.parse_args(arguments)
 
 
@@ -243,17 +279,17 @@ def main(arguments: list[str] | None = None) -> int:
     # So that the servers are ended on the way out.
     signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(143))
     try:
-        require_h2load()
-        golden = read(find(options.models, Settings().model, None)).golden
-        with tempfile.TemporaryDirectory() as folder:
-            message = pb.ClassifyRequest(pixels=golden.images[0].tobytes()).SerializeToString()
-            comparison = Comparison(options, write_body(message, Path(folder) / "body"), golden)
-            comparison.run()
+        require_programs()
+        bundle = read(find(options.models, Settings().model, None))
+        comparison = Comparison(options, bundle)
+        comparison.run()
     except BenchError as error:
         say(f"compare: {error}")
         return 1
-    report = comparison.report()
-    sys.stdout.write((json.dumps(report, indent=2) if options.json else table(report, comparison.runs)) + "\n")
+    text = document(options, comparison, bundle)
+    if options.write:
+        options.write.write_text(text)
+    sys.stdout.write(json.dumps(comparison.rounds, indent=2) + "\n" if options.json else text)
     return 0
 
 

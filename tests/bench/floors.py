@@ -8,6 +8,7 @@ import argparse
 import signal
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,15 +17,26 @@ import numpy as np
 from numpy.typing import NDArray
 from tests.bench.aio_service import STATS
 
+from digitserve.bench.plan import Size
+from digitserve.bench.traffic import draw
 from digitserve.bundle import IMAGE_SIZE, find, read
 from digitserve.completion_queue import OPTIONS, Call, Server, Stream
+from digitserve.messages import Limits, decode, response_on_stream, rows
 from digitserve.rpc import CLASSIFY
 from digitserve.session import Session
 from digitserve.settings import Settings
 from digitserve.streams import CLASSIFY_STREAM
+from digitserve.v1 import digits_pb2 as pb
 
-ANSWER = np.zeros(10, np.float32).tobytes()
-"""Ten floats, as the figures in the notes on what is possible were taken."""
+ANSWER = pb.ClassifyResponse(
+    predictions=[pb.Prediction(label="7", class_index=7, confidence=0.99, verdict=pb.VERDICT_ACCEPTED, ood_score=-9.0)],
+    model_name="digits",
+    model_version="1",
+    timing=pb.Timing(queue_s=1e-3, preprocess_s=1e-4, inference_s=1e-3, batch_size=64),
+).SerializeToString()
+"""What digitserve answers to one image, so that the load cannot tell: serialized once."""
+
+ON_STREAM = response_on_stream(ANSWER)
 
 
 class EmptyTaker:
@@ -66,7 +78,7 @@ class EmptyStreamTaker:
     def on_message(self, stream: Stream, body: bytes) -> None:
         """Answer, and read on."""
         self._ok[0] += 1
-        stream.write(ANSWER)
+        stream.write(ON_STREAM)
         stream.flush()
         stream.read()
 
@@ -85,7 +97,7 @@ class EmptyStreamTaker:
 
 
 def serve_empty(port: int, stats: NDArray[np.float64]) -> None:
-    """Answer ``Classify``, and each message of ``ClassifyStream``, with ten floats until SIGTERM."""
+    """Answer ``Classify``, and each message of ``ClassifyStream``, with one and the same answer until SIGTERM."""
     ordinary = grpc.server(ThreadPoolExecutor(1), options=OPTIONS)
     server = Server(ordinary)
     server.take(CLASSIFY, EmptyTaker(stats))
@@ -106,20 +118,37 @@ def serve_empty(port: int, stats: NDArray[np.float64]) -> None:
         """Until core says that every connection is closed."""
 
 
-def measure_network(models: Path, seconds: float) -> float:
-    """Return the images a second that onnxruntime alone classifies, in full batches on one thread."""
-    settings = Settings()
-    bundle = read(find(models, settings.model, None))
+def measure_network(models: Path, seconds: float, batch_size: int) -> float:
+    """Return the seconds that onnxruntime alone takes for a batch, on one thread: the mean."""
+    bundle = read(find(models, Settings().model, None))
     session = Session(bundle, num_threads=1)
-    session.warm_up(settings.batch_limit)
-    golden = bundle.golden.images
-    images = np.ascontiguousarray(np.resize(golden, (settings.batch_limit, IMAGE_SIZE, IMAGE_SIZE, 1)))
-    num_batches = 0
-    start = time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        session.run(images)
-        num_batches += 1
-    return num_batches * len(images) / (time.perf_counter() - start)
+    images = np.ascontiguousarray(np.resize(bundle.golden.images, (batch_size, IMAGE_SIZE, IMAGE_SIZE, 1)))
+    return _mean_s(lambda: session.run(images), seconds)
+
+
+def measure_framing(side: int, seconds: float) -> float:
+    """Return the seconds that framing one image of the load takes, as a worker frames it: the mean."""
+    chance = np.random.default_rng(1)
+    drawn = [draw(digit, Size(side, side), chance) for digit in range(10)]
+    requests = [
+        decode(
+            pb.ClassifyRequest(pixels=image.tobytes(), height=side, width=side).SerializeToString(),
+            Limits("1", side, 1, 1 << 24),
+        )
+        for image in drawn
+    ]
+    return _mean_s(lambda: [rows(request, 0, 1) for request in requests], seconds) / len(requests)
+
+
+def _mean_s(call: Callable[[], object], seconds: float) -> float:
+    for _ in range(3):
+        call()
+    num, elapsed_s, started = 0, 0.0, time.perf_counter()
+    while elapsed_s < seconds:
+        call()
+        num += 1
+        elapsed_s = time.perf_counter() - started
+    return elapsed_s / num
 
 
 def main() -> None:
@@ -129,14 +158,20 @@ def main() -> None:
     empty = commands.add_parser("empty", help="E: serve empty RPCs")
     empty.add_argument("--port", type=int, required=True)
     empty.add_argument("--stats", type=Path, required=True)
-    network = commands.add_parser("network", help="B: print images/s of onnxruntime alone")
+    network = commands.add_parser("network", help="B: print the seconds of a batch of onnxruntime alone")
     network.add_argument("--models", type=Path, required=True)
-    network.add_argument("--seconds", type=float, default=3.0)
+    network.add_argument("--batch-size", type=int, required=True)
+    framing = commands.add_parser("framing", help="print the seconds of framing one image")
+    framing.add_argument("--side", type=int, required=True)
+    for command in (network, framing):
+        command.add_argument("--seconds", type=float, default=3.0)
     options = parser.parse_args()
     if options.floor == "empty":
         serve_empty(options.port, np.memmap(options.stats, np.float64, "w+", shape=(len(STATS),)))
+    elif options.floor == "network":
+        sys.stdout.write(f"{measure_network(options.models, options.seconds, options.batch_size)!r}\n")
     else:
-        sys.stdout.write(f"{measure_network(options.models, options.seconds):.1f}\n")
+        sys.stdout.write(f"{measure_framing(options.side, options.seconds)!r}\n")
 
 
 if __name__ == "__main__":

@@ -1,92 +1,144 @@
-"""The load: h2load on cores of its own, single images as gRPC requests, and what it says of a run."""
+"""The load: ``digitserve bench`` on cores of its own, and once h2load, to check the one against the other."""
 
+import json
 import re
 import shutil
 import struct
 import subprocess
+import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from tests.bench.servers import BenchError
+import numpy as np
+from tests.bench.servers import ROOT, BenchError
 
+from digitserve.bench.plan import Size
+from digitserve.bench.traffic import draw
 from digitserve.rpc import CLASSIFY
+from digitserve.v1 import digits_pb2 as pb
 
 DEBIAN_PACKAGE = "nghttp2-client"
+WARM_UP_S = 1.0
 
 
 @dataclass(frozen=True)
 class Load:
-    """How to load a server.
+    """What is sent to a server.
 
     Attributes:
-        cores: for h2load, as ``taskset -c`` takes them.
-        threads: of h2load.
+        name: for tables.
+        method: ``unary`` or ``stream``.
         connections: open at once.
-        streams: requests in flight on each.
-        body: file with one request, framed for gRPC.
+        in_flight: requests under way on each.
+        images: a request.
+        side: height and width of each image, in pixels.
     """
 
-    cores: str
-    threads: int
-    connections: int
-    streams: int
-    body: Path
+    name: str
+    method: str = "unary"
+    connections: int = 64
+    in_flight: int = 1
+    images: int = 1
+    side: int = 28
 
-    @property
-    def in_flight(self) -> int:
-        """Requests that are under way at any time, and at the end of a run."""
-        return self.connections * self.streams
-
-    def run(self, port: int, seconds: float) -> "Seen":
-        """Load the server on a port of 127.0.0.1.
-
-        Raises:
-            BenchError: a connection or a request failed on the level of HTTP.
-        """
-        command = [
-            "taskset", "-c", self.cores,
-            "h2load", f"-c{self.connections}", f"-m{self.streams}", f"-t{self.threads}", f"-D{seconds * 1e3:.0f}ms", "-d", str(self.body), "-H", "content-type: application/grpc", "-H", "te: trailers",
-            f"http://127.0.0.1:{port}{CLASSIFY}",
+    def command(self, cores: str, port: int, metrics: str, seconds: float) -> list[str]:
+        """Return the command that loads a server on a port of 127.0.0.1."""
+        processes = min(num_cores(cores), self.connections)
+        return [
+            "taskset", "-c", cores, str(Path(sys.executable).parent / "digitserve"), "bench",
+            "--address", f"127.0.0.1:{port}", "--metrics", metrics, "--processes", str(processes),
+            "--connections", str(self.connections), "--in-flight", str(self.in_flight), "--images", str(self.images),
+            "--sizes", f"{self.side}x{self.side}", "--method", self.method,
+            "--duration-s", str(seconds), "--warm-up-s", str(WARM_UP_S), "--json",
         ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + 30)
-        if done.returncode:
-            raise BenchError(f"h2load ended with {done.returncode}: {done.stderr}")
-        return read_report(done.stdout)
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What h2load counted: HTTP, which knows no grpc-status.
+    """What the load saw of a run.
 
     Attributes:
-        requests: answered with HTTP 200.
-        rate: the same a second.
+        rate: requests answered with OK a second.
+        p50_s: median latency.
+        p99_s: of 99 % of the requests.
+        num_ok: requests answered with OK, warm-up included.
+        was_the_limit: whether the load generator had no CPU to spare.
     """
 
-    requests: int
     rate: float
+    p50_s: float
+    p99_s: float
+    num_ok: int
+    was_the_limit: bool
 
 
-def read_report(text: str) -> Seen:
-    """Read h2load's report.
+def run(load: Load, cores: str, port: int, metrics: str, seconds: float) -> Seen:
+    """Load a server.
 
     Raises:
-        BenchError: something failed, or nothing was answered.
+        BenchError: something else than OK came back, or nothing.
     """
-    rate = re.search(r"^finished in .*?, ([\d.]+) req/s", text, re.MULTILINE)
-    counts = {kind: int(count) for count, kind in re.findall(r"(\d+) (failed|errored|timeout|2xx)", text)}
-    if rate is None or not counts.get("2xx") or any(counts[kind] for kind in ("failed", "errored", "timeout")):
-        raise BenchError(f"h2load saw failures, or nothing:\n{text}")
-    return Seen(counts["2xx"], float(rate[1]))
+    return finish(start(load, cores, port, metrics, seconds), seconds)
 
 
-def write_body(message: bytes, path: Path) -> Path:
-    """Write a message as gRPC frames it: one byte for 'not compressed', its length in four, big endian."""
-    path.write_bytes(struct.pack(">BI", 0, len(message)) + message)
-    return path
+def start(load: Load, cores: str, port: int, metrics: str, seconds: float) -> "subprocess.Popen[str]":
+    """Begin to load a server."""
+    command = load.command(cores, port, metrics, seconds)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
 
 
-def require_h2load() -> None:
+def finish(process: "subprocess.Popen[str]", seconds: float) -> Seen:
+    """Wait for the end of a load; see ``run``."""
+    out, errors = process.communicate(timeout=seconds + 60)
+    if process.returncode:
+        raise BenchError(f"the load ended with {process.returncode}: {errors}{out}")
+    return _read(json.loads(out))
+
+
+def _read(report: dict[str, Any]) -> Seen:
+    if set(report["codes"]) != {"OK"} or report["wrong"] or report["failed_connections"] or report["unanswered"]:
+        raise BenchError(f"the load saw failures: {report['codes']}, {report['messages']}, {report['wrong']} wrong")
+    latency = report["latency_s"]
+    return Seen(
+        report["requests_per_s"], latency["p50"], latency["p99"], report["codes"]["OK"],
+        report["load_generator"]["was_the_limit"],
+    )  # fmt: skip
+
+
+def run_h2load(load: Load, cores: str, port: int, seconds: float) -> float:
+    """Send the same with h2load, and return its requests a second. It counts HTTP answers and knows no grpc-status.
+
+    Raises:
+        BenchError: a connection or a request failed on the level of HTTP.
+    """
+    pixels = draw(7, Size(load.side, load.side), np.random.default_rng(1)).tobytes()
+    message = pb.ClassifyRequest(pixels=pixels, height=load.side, width=load.side).SerializeToString()
+    with tempfile.NamedTemporaryFile() as body:
+        # As gRPC frames it: one byte for "not compressed", the length in four, big endian.
+        body.write(struct.pack(">BI", 0, len(message)) + message)
+        body.flush()
+        command = [
+            "taskset", "-c", cores, "h2load", f"-c{load.connections}", f"-m{load.in_flight}",
+            f"-t{min(num_cores(cores), load.connections)}", f"-D{seconds * 1e3:.0f}ms", f"--warm-up-time={WARM_UP_S * 1e3:.0f}ms",
+            "-d", body.name, "-H", "content-type: application/grpc", "-H", "te: trailers",
+            f"http://127.0.0.1:{port}{CLASSIFY}",
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + 30)
+    rate = re.search(r"^finished in .*?, ([\d.]+) req/s", done.stdout, re.MULTILINE)
+    if done.returncode or rate is None or not re.search(r"\b0 failed, 0 errored, 0 timeout", done.stdout):
+        raise BenchError(f"h2load saw failures, or nothing:\n{done.stdout}{done.stderr}")
+    return float(rate[1])
+
+
+def num_cores(cores: str) -> int:
+    """Count the cores of a list such as ``0,2-3``."""
+    spans = [span.partition("-") for span in cores.split(",")]
+    return sum(int(last or first) - int(first) + 1 for first, _, last in spans)
+
+
+def require_programs() -> None:
     """Check that the programs are there.
 
     Raises:

@@ -15,7 +15,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -30,41 +29,11 @@ READY_S = 30.0
 END_S = 10.0
 """Longest wait for a server to end after SIGTERM; then it is killed."""
 
-QUIET_S = 5.0
-"""Longest wait for the counts to stand still after the load has ended."""
-
 STEP_S = 0.05
-
-_CLASSIFY = r'grpc_method="Classify",grpc_service="digitserve\.v1\.DigitService",grpc_type="unary"'
 
 
 class BenchError(Exception):
     """The benchmark cannot be trusted, or cannot run; the text says why."""
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What a server says of itself.
-
-    Attributes:
-        ok: requests answered with status OK.
-        failed: requests answered with another status, without those that their client cancelled.
-        batches: runs of the network.
-        images: rows in them.
-        open: requests taken on and not ended; 0 where it is not known.
-    """
-
-    ok: int
-    failed: int
-    batches: int
-    images: int
-    open: int = 0
-
-    def since(self, before: "Counts") -> "Counts":
-        """Return what was added after ``before``."""
-        return Counts(
-            self.ok - before.ok, self.failed - before.failed, self.batches - before.batches, self.images - before.images
-        )
 
 
 class Server:
@@ -73,6 +42,7 @@ class Server:
     Attributes:
         name: as the table calls it.
         grpc_port: where it listens, on 127.0.0.1.
+        http_port: where its metrics are, if it has any.
     """
 
     name = ""
@@ -84,7 +54,7 @@ class Server:
         self._folder = tempfile.TemporaryDirectory()
         self.stats_path = Path(self._folder.name) / "stats"
         self._log_path = Path(self._folder.name) / "log"
-        self.grpc_port = free_port()
+        self.grpc_port, self.http_port = free_port(), free_port()
 
     def command(self) -> list[str]:
         """Return the command that starts it."""
@@ -94,10 +64,13 @@ class Server:
         """Return whether it takes requests."""
         return "ready\n" in self._log()
 
-    def counts(self) -> Counts:
-        """Ask for its counts."""
-        ok, failed, batches, images = (int(value) for value in np.fromfile(self.stats_path, np.float64, len(STATS)))
-        return Counts(ok, failed, batches, images)
+    def metrics_url(self) -> str:
+        """Return where its metrics are; a server without any is asked in vain, and the load says so."""
+        return f"http://127.0.0.1:{self.http_port}/metrics"
+
+    def num_ok(self) -> int:
+        """Return how many requests, or messages of streams, it has answered with OK, by its own count."""
+        return int(np.fromfile(self.stats_path, np.float64, len(STATS))[STATS.index("ok")])
 
     def __enter__(self) -> Self:
         """Start it, and wait until it is ready."""
@@ -142,62 +115,54 @@ class Server:
     def _log(self) -> str:
         return self._log_path.read_text(errors="replace")
 
-    def quiet_counts(self) -> Counts:
-        """Return the counts once they stand still."""
-        ends = time.monotonic() + QUIET_S
-        before = self.counts()
-        while time.monotonic() < ends:
-            time.sleep(2 * STEP_S)
-            after = self.counts()
-            if after == before and not after.open:
-                return after
-            before = after
-        raise BenchError(f"{self.name}: the counts still change {QUIET_S:g} s after the load has ended: {before}")
-
     def cpu_s(self) -> float:
         """Return the CPU seconds that its processes have used."""
         return sum(_cpu_s(self._process.pid)) / os.sysconf("SC_CLK_TCK")
 
 
 class Digitserve(Server):
-    """The real command with one worker, its supervisor on the same cores."""
+    """The real command, its supervisor on the same cores: as many workers as there are cores."""
 
     name = "digitserve"
-
-    def __init__(self, models: Path, cores: str) -> None:
-        """Choose ports; nothing runs yet."""
-        super().__init__(models, cores)
-        self._http_port = free_port()
 
     def command(self) -> list[str]:
         """Return the command that starts it."""
         return [
-            str(Path(sys.executable).parent / "digitserve"), "serve", "--workers", "1", "--models", str(self._models),
-            "--grpc-port", str(self.grpc_port), "--http-port", str(self._http_port),
+            str(Path(sys.executable).parent / "digitserve"), "serve", "--models", str(self._models),
+            "--grpc-port", str(self.grpc_port), "--http-port", str(self.http_port),
         ]  # fmt: skip
 
     def is_ready(self) -> bool:
-        """Return whether ``/readyz`` says so."""
+        """Return whether ``/readyz`` says so of all workers."""
         try:
-            return bool(self._get("/readyz"))
+            return bool(self._get("/readyz")) and "digitserve is ready" in self._log()
         except (urllib.error.URLError, ConnectionError):
             return False
 
-    def counts(self) -> Counts:
-        """Read ``/metrics``."""
-        text = self._get("/metrics")
-        ended = {code: int(float(value)) for code, value in _handled(text)}
-        ok, canceled = ended.get("OK", 0), ended.get("Canceled", 0)
-        return Counts(
-            ok=ok,
-            failed=sum(ended.values()) - ok - canceled,
-            batches=_sample(text, "digitserve_batch_size_count"),
-            images=_sample(text, "digitserve_batch_size_sum"),
-            open=_sample(text, r"grpc_server_started_total\{" + _CLASSIFY + r"\}") - sum(ended.values()),
-        )
+    def num_ok(self) -> int:
+        """Count images: all requests of a run have equally many."""
+        return int(self.sample("digitserve_images_total"))
+
+    def sample(self, name: str) -> float:
+        """Return a sample of ``/metrics`` that has no labels."""
+        match = re.search(rf"^{name} (\S+)$", self._get("/metrics"), re.MULTILINE)
+        if match is None:
+            raise BenchError(f"/metrics has no sample {name}")
+        return float(match[1])
+
+    def batch_s(self) -> tuple[float, float]:
+        """Return seconds spent on batches, framing included, and how many there were."""
+        spent_s = sum(self.sample(f"digitserve_{what}_seconds_sum") for what in ("inference", "preprocess"))
+        return spent_s, self.sample("digitserve_batch_size_count")
+
+    def worker_bytes(self) -> int:
+        """Return the resident memory of one worker: the smallest."""
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in children]
+        return min(pages) * os.sysconf("SC_PAGE_SIZE")
 
     def _get(self, path: str) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self._http_port}{path}", timeout=5) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=5) as response:
             text: str = response.read().decode()
         return text
 
@@ -224,9 +189,9 @@ class AioWindow(Aio):
 
 
 class Empty(Server):
-    """The floor E: an empty RPC on the raw completion queue, ten floats back."""
+    """The floor E: an empty RPC on the raw completion queue, or an empty message on a stream there."""
 
-    name = "E: empty RPC"
+    name = "empty"
 
     def command(self) -> list[str]:
         """Return the command that starts it."""
@@ -242,18 +207,6 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
     return port
-
-
-def _handled(text: str) -> list[tuple[str, str]]:
-    pattern = r'^grpc_server_handled_total\{grpc_code="(\w+)",' + _CLASSIFY + r"\} (\S+)$"
-    return re.findall(pattern, text, re.MULTILINE)
-
-
-def _sample(text: str, name: str) -> int:
-    match = re.search(rf"^{name} (\S+)$", text, re.MULTILINE)
-    if match is None:
-        raise BenchError(f"/metrics has no sample that looks like {name}")
-    return int(float(match[1]))
 
 
 def _cpu_s(group: int) -> Iterator[int]:
