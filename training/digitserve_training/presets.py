@@ -158,6 +158,7 @@ _LARGE = Preset(
         Conv(128, padding="valid", batch_norm=True),
         Conv(192, padding="valid", batch_norm=True),
         Flatten(),
+        Dropout(0.4),
     ),
     recipe=Recipe(epochs=36, learning_rate=4e-3, warmup_epochs=1.0, weight_decay=0.05, paper=0.25, outliers=0.125),
     augmentation=_REAL_INK,
