@@ -68,7 +68,7 @@ class Settings:
         10.0, "A worker whose loop has not turned for so many seconds is replaced.", Bounds(0.5, 86400)
     )
     max_connection_age_s: float = _setting(
-        60.0,
+        300.0,
         "Seconds after which a client is asked to connect anew, give or take a tenth, so that connections spread over "
         "the workers; open calls and streams are not cut. 0: never.",
         Bounds(0, 86400),

@@ -180,7 +180,7 @@ class Worker:
             *OPTIONS,
             ("grpc.so_reuseport", 1),
             ("grpc.max_receive_message_length", self._settings.max_request_bytes),
-            # Core's grace after the age is without end unless set: a stream that lasts longer is not cut.
+            # No grace is set, which core takes as without end: calls and streams that are open at that age are not cut.
             ("grpc.max_connection_age_ms", round(self._settings.max_connection_age_s * 1e3) or NEVER_MS),
         )
         self._pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="ordinary")

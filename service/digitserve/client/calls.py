@@ -40,7 +40,6 @@ OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.per_rpc_retry_buffer_size", 1 << 30),
 )
 """Channel options of this client; the service's own limits decide how large a message may be."""
-_SILENT = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 
 
 class Unreachable(DigitserveError):
@@ -112,8 +111,8 @@ def failure(error: grpc.RpcError, timeout_s: float, what: str = "") -> Digitserv
     """
     code, details = error.code(), error.details()
     about = f"{what}: " if what else ""
-    if code in _SILENT:
-        return Unreachable(
-            f"{about}no answer within {timeout_s:g} s ({details}); is 'digitserve serve' running at the address?"
-        )
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return Unreachable(f"{about}no answer within {timeout_s:g} s ({details})")
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return Unreachable(f"{about}nobody answers ({details}); is 'digitserve serve' running at the address?")
     return Refused(f"{about}{code.name}: {details}", code)
