@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 from prometheus_client.parser import text_string_to_metric_families
@@ -150,6 +150,34 @@ class Service:
         """Send SIGTERM and return the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(PATIENCE_S)
+
+
+class Socket(NamedTuple):
+    """The service's end of a TCP connection, as the kernel has it.
+
+    Attributes:
+        client: the other end.
+        open: false once it is being closed.
+        unread_bytes: arrived and not yet read by the service.
+        inode: as in the links of /proc/PID/fd.
+    """
+
+    client: str
+    open: bool
+    unread_bytes: int
+    inode: str
+
+
+def sockets(address: str) -> list[Socket]:
+    """Return the connections to a port of this machine, open or just closed."""
+    port = f":{int(address.rpartition(':')[2]):04X}"
+    lines = [line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()]
+    return [
+        Socket(line[2], line[3] == "01", int(line[4].partition(":")[2], 16), line[9])
+        for line in lines
+        # The other end's port is 0 where somebody listens.
+        if line[1].endswith(port) and not line[2].endswith(":0000")
+    ]
 
 
 def wait_until(condition, what: str) -> None:  # noqa: ANN001

@@ -76,6 +76,12 @@ class Settings:
     stall_s: float = _setting(
         10.0, "A worker whose loop has not turned for so many seconds is replaced.", Bounds(0.5, 86400)
     )
+    max_connection_age_s: float = _setting(
+        300.0,
+        "Seconds after which a client is asked to connect anew, give or take a tenth, so that connections spread over "
+        "the workers; open calls and streams are not cut. 0: never.",
+        Bounds(0, 86400),
+    )
     log_format: str = _setting(
         "auto", "Log lines for people, or JSON for machines; auto looks for a terminal.",
         Bounds(choices=("auto", "text", "json")),

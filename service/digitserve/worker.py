@@ -58,6 +58,9 @@ FRAMING_UNIT_S = 4e-10
 PENDING_REQUESTS_BYTES = 8
 """Most memory held by waiting requests, in requests of the largest size."""
 
+NEVER_MS = (1 << 31) - 1
+"""Core's word for a connection age without end."""
+
 POOL_THREADS = 32
 """For the ordinary path; made when needed. Each open reflection stream holds one."""
 
@@ -191,6 +194,8 @@ class Worker:
             *OPTIONS,
             ("grpc.so_reuseport", 1),
             ("grpc.max_receive_message_length", self._settings.max_request_bytes),
+            # No grace is set, which core takes as without end: calls and streams that are open at that age are not cut.
+            ("grpc.max_connection_age_ms", round(self._settings.max_connection_age_s * 1e3) or NEVER_MS),
         )
         self._pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="ordinary")
         self._grpc = grpc.server(

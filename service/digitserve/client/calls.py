@@ -1,4 +1,4 @@
-"""A plain client of the service, on which ``classify`` and ``healthcheck`` stand."""
+"""Plain calls on one channel, and what every channel of this client is opened with. The commands stand on it."""
 
 import json
 from collections.abc import Iterator
@@ -32,13 +32,14 @@ RETRY_POLICY = json.dumps(
 )
 """The service config that hides a worker's replacement from its callers; any gRPC client takes it."""
 
-OPTIONS = (
+OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.service_config", RETRY_POLICY),
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
+    # Core keeps no more than 256 KiB of a call to send it again; a larger request would be sent once only.
+    ("grpc.per_rpc_retry_buffer_size", 1 << 30),
 )
 """Channel options of this client; the service's own limits decide how large a message may be."""
-_SILENT = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 
 
 class Unreachable(DigitserveError):
@@ -46,7 +47,15 @@ class Unreachable(DigitserveError):
 
 
 class Refused(DigitserveError):
-    """The service answered with a status other than OK; the text has its name and message."""
+    """The service answered with a status other than OK; the text has its name and message.
+
+    Attributes:
+        code: the status code.
+    """
+
+    def __init__(self, message: str, code: grpc.StatusCode) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 @contextmanager
@@ -64,23 +73,46 @@ def connect(address: str) -> Iterator[grpc.Channel]:
 def classify(channel: grpc.Channel, request: pb.ClassifyRequest, timeout_s: float) -> pb.ClassifyResponse:
     """Classify the images of one request."""
     stub = digits_pb2_grpc.DigitServiceStub(channel)  # type: ignore[no-untyped-call] # generated
-    response: pb.ClassifyResponse = _call(stub.Classify, request, timeout_s)
+    response: pb.ClassifyResponse = call(stub.Classify, request, timeout_s)
     return response
 
 
 def health(channel: grpc.Channel, service: str, timeout_s: float) -> str:
     """Ask for the health of a service, ``""`` for the whole; return the status's name, such as ``SERVING``."""
     request = health_pb2.HealthCheckRequest(service=service)
-    response = _call(health_pb2_grpc.HealthStub(channel).Check, request, timeout_s)
+    return health_name(call(health_pb2_grpc.HealthStub(channel).Check, request, timeout_s))
+
+
+def health_name(response: health_pb2.HealthCheckResponse) -> str:
+    """Return the name of a health status."""
     return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
 
 
-def _call(method: Any, request: Any, timeout_s: float) -> Any:
+def call(method: Any, request: Any, timeout_s: float) -> Any:
+    """Call a unary method and wait.
+
+    Raises:
+        Unreachable: nobody answers, or not in time.
+        Refused: another status than OK.
+    """
     try:
         return method(request, timeout=timeout_s)
     except grpc.RpcError as error:
-        if error.code() in _SILENT:
-            raise Unreachable(
-                f"no answer within {timeout_s:g} s ({error.details()}); is 'digitserve serve' running at the address?"
-            ) from None
-        raise Refused(f"{error.code().name}: {error.details()}") from None
+        raise failure(error, timeout_s) from None
+
+
+def failure(error: grpc.RpcError, timeout_s: float, what: str = "") -> DigitserveError:
+    """Return what a failed call means to its caller.
+
+    Args:
+        error: of a blocking or an asynchronous call.
+        timeout_s: what the caller had allowed.
+        what: of the request, when there are several.
+    """
+    code, details = error.code(), error.details()
+    about = f"{what}: " if what else ""
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return Unreachable(f"{about}no answer within {timeout_s:g} s ({details})")
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return Unreachable(f"{about}nobody answers ({details}); is 'digitserve serve' running at the address?")
+    return Refused(f"{about}{code.name}: {details}", code)

@@ -1,0 +1,97 @@
+"""What one ``Client`` and one ``AsyncClient`` get by themselves, and what an image costs them.
+
+    python -m tests.bench.client_rate --address 127.0.0.1:50051 --seconds 5
+
+Prints, for each and for 1 and 64 images a request, images/s and the client's own CPU time for an image (user and
+system, of this process only, so the service must run in another).
+"""
+
+import argparse
+import asyncio
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from digitserve.client import AsyncClient, Client
+
+IMAGES_PER_REQUEST = (1, 64)
+TIMEOUT_S = 60.0
+REQUESTS_PER_CALL = 256
+"""Enough for the pool to be full nearly all the time that a call lasts."""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What a run gave.
+
+    Attributes:
+        images_per_s: answered.
+        cpu_us: of the client, for each image.
+    """
+
+    images_per_s: float
+    cpu_us: float
+
+
+class Meter:
+    """Counts images against the clocks; a call is a turn of ``turns``."""
+
+    def __init__(self, seconds: float, num_images: int) -> None:
+        """Measure calls of ``num_images`` each, until ``seconds`` have passed."""
+        self._seconds = seconds
+        self._num_images = num_images
+
+    def turns(self) -> Iterator[None]:
+        """Go on until the time is over; the first turn warms up and does not count."""
+        yield
+        self._turns, self._cpu_s, start = 0, time.process_time(), time.monotonic()
+        while time.monotonic() - start < self._seconds:
+            yield
+            self._turns += 1
+        self._elapsed_s, self._cpu_s = time.monotonic() - start, time.process_time() - self._cpu_s
+
+    def rate(self) -> Rate:
+        """Return the rate, when the turns are over."""
+        num_images = self._turns * self._num_images
+        return Rate(num_images / self._elapsed_s, self._cpu_s * 1e6 / num_images)
+
+
+def measure_blocking(address: str, images: NDArray[np.uint8], images_per_request: int, seconds: float) -> Rate:
+    """Measure ``Client``, called by one thread."""
+    meter = Meter(seconds, len(images))
+    with Client(address, images_per_request=images_per_request, timeout_s=TIMEOUT_S) as client:
+        for _ in meter.turns():
+            client.classify(images)
+    return meter.rate()
+
+
+async def measure_async(address: str, images: NDArray[np.uint8], images_per_request: int, seconds: float) -> Rate:
+    """Measure ``AsyncClient``, called by one task."""
+    meter = Meter(seconds, len(images))
+    async with AsyncClient(address, images_per_request=images_per_request, timeout_s=TIMEOUT_S) as client:
+        for _ in meter.turns():
+            await client.classify(images)
+    return meter.rate()
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--address", default="127.0.0.1:50051")
+    parser.add_argument("--seconds", type=float, default=5.0, help="for each of the four runs")
+    options = parser.parse_args()
+    print(f"{'client':<12} {'images/request':>14} {'images/s':>10} {'client CPU us/image':>20}")
+    for images_per_request in IMAGES_PER_REQUEST:
+        images = np.random.default_rng(0).integers(0, 256, (images_per_request * REQUESTS_PER_CALL, 28, 28), np.uint8)
+        for name, rate in (
+            ("Client", measure_blocking(options.address, images, images_per_request, options.seconds)),
+            ("AsyncClient", asyncio.run(measure_async(options.address, images, images_per_request, options.seconds))),
+        ):
+            print(f"{name:<12} {images_per_request:>14} {rate.images_per_s:>10.0f} {rate.cpu_us:>20.1f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Which connection a call takes."""
+
+from contextlib import ExitStack
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from digitserve.client import Closed, Unreachable
+from digitserve.client.pool import Deadline, Pool, at_least_one
+
+
+@given(num_connections=st.integers(1, 9), steps=st.lists(st.integers(0, 40), max_size=80))
+def test_a_call_takes_the_connection_with_the_fewest_in_flight(num_connections: int, steps: list[int]) -> None:
+    """Whatever is borrowed and given back, the next call gets a connection that has the fewest calls in flight."""
+    pool = Pool(range(num_connections))
+    in_flight = [0] * num_connections
+    held: list[tuple[ExitStack, int]] = []
+    for step in steps:
+        if step % 2 and held:
+            stack, index = held.pop(step % len(held))
+            stack.close()
+            in_flight[index] -= 1
+        else:
+            stack = ExitStack()
+            index = stack.enter_context(pool.borrow())
+            assert in_flight[index] == min(in_flight)
+            in_flight[index] += 1
+            held.append((stack, index))
+
+
+def test_equals_take_turns() -> None:
+    """A caller that asks one after another goes round all connections, and so round all workers."""
+    pool = Pool("abc")
+    seen = []
+    for _ in range(7):
+        with pool.borrow() as one:
+            seen.append(one)
+
+    assert seen == list("abcabca")
+
+
+def test_a_failed_call_gives_its_connection_back() -> None:
+    """An error leaves nothing counted as in flight."""
+    pool = Pool("ab")
+    for _ in range(3):
+        with pytest.raises(KeyError), pool.borrow():
+            raise KeyError
+    with pool.borrow() as first, pool.borrow() as second:
+        assert {first, second} == {"a", "b"}
+
+
+def test_a_closed_pool_lends_nothing() -> None:
+    """After close the owner gets the connections to close, and callers an error that says so."""
+    pool = Pool("ab")
+
+    assert pool.close() == "ab"
+    with pytest.raises(Closed, match="closed"), pool.borrow():
+        pass
+
+
+def test_a_deadline_that_has_passed_says_so() -> None:
+    """No call is sent after the deadline."""
+    assert 0 < Deadline(60).remaining_s() <= 60
+    with pytest.raises(Unreachable, match="within 0 s"):
+        Deadline(0).remaining_s()
+
+
+def test_counts_below_one_are_refused_by_name() -> None:
+    """A client without connections, or with empty requests, is a mistake that is said at once."""
+    with pytest.raises(ValueError, match="num_connections: got 0"):
+        at_least_one(images_per_request=1, num_connections=0)
