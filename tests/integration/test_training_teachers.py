@@ -118,6 +118,29 @@ def test_a_teacher_must_be_finished_and_the_same(teacher_dir: Path, tmp_path: Pa
         teachers.load(start(teachers=(Teacher(str(teacher_dir), "abc"),)))
 
 
+def test_what_is_kept_of_a_run_teaches_the_same(teacher_dir: Path, tmp_path: Path) -> None:
+    """What ``keep`` writes is a fraction of the run, answers as the run does but for half precision, and is a teacher; it
+    is kept once, and only of a finished run.
+    """
+    kept = tmp_path / "kept"
+    ended = CliRunner().invoke(main, ["keep", str(teacher_dir), str(kept)])
+    assert ended.exit_code == 0, ended.output
+    file = checkpoint.FILE_NAME
+    assert (kept / file).stat().st_size < (teacher_dir / file).stat().st_size / 4
+
+    recipe = Recipe(epochs=1)
+    images = tf.constant(SPLIT.validation.images)
+    whole, half = (
+        teachers.answer(teachers.load(start(teachers=teachers.find([str(folder)]))), images, recipe).numpy()
+        for folder in (teacher_dir, kept)
+    )
+    assert half == pytest.approx(whole, abs=0.01)
+
+    again = CliRunner().invoke(main, ["keep", str(teacher_dir), str(kept)])
+    assert again.exit_code == 4
+    assert "holds a run already" in again.output
+
+
 def test_the_command_names_what_is_no_teacher(tmp_path: Path) -> None:
     """A folder without a run is no teacher: one line, status 4, nothing begun."""
     ended = CliRunner().invoke(

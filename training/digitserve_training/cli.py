@@ -161,6 +161,18 @@ def train_run(
     click.echo(f"{state.epoch} epochs done, in {folder}; next: digitserve-train evaluate {folder}")
 
 
+@main.command("keep")
+@_RUN
+@click.argument("folder", metavar="FOLDER", type=click.Path(path_type=Path))
+@_command
+def keep_teacher(run_dir: Path, folder: Path) -> None:
+    """Write what a finished run can teach into FOLDER: a fraction of its size, good for --teacher and nothing else."""
+    from digitserve_training import teachers  # noqa: PLC0415 - TensorFlow
+
+    teachers.keep(run_dir, folder)
+    click.echo(f"kept in {folder}; next: digitserve-train train --teacher {folder}")
+
+
 @main.command("evaluate")
 @click.argument("run_dirs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(

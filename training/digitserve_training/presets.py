@@ -143,7 +143,9 @@ _COMPACT = Preset(
         Conv(128, padding="valid", batch_norm=True),
         Flatten(),
     ),
-    recipe=Recipe(epochs=40, learning_rate=4e-3, warmup_epochs=1.0, weight_decay=0.05, paper=0.25, outliers=0.125),
+    recipe=Recipe(
+        epochs=40, learning_rate=4e-3, warmup_epochs=1.0, weight_decay=0.05, paper=0.25, outliers=0.125, teaching=0.9
+    ),
     augmentation=_REAL_INK,
 )
 

@@ -6,7 +6,10 @@ better teacher than the best of them (Hinton, Vinyals, Dean 2015, "Distilling th
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from digitserve_training import checkpoint
 from digitserve_training._tensorflow import keras, tf
@@ -14,7 +17,7 @@ from digitserve_training.checkpoint import Checkpoint
 from digitserve_training.errors import RunError
 from digitserve_training.presets import Recipe
 from digitserve_training.settings import Settings, Teacher, preset_of
-from digitserve_training.weights import fingerprint, restore
+from digitserve_training.weights import AVERAGE, fingerprint, restore
 
 
 def find(run_dirs: Sequence[str]) -> tuple[Teacher, ...]:
@@ -33,6 +36,19 @@ def load(settings: Settings) -> tuple[keras.Model, ...]:
         RunError: a teacher is gone, is not the network that it was, is not finished, or learned something else.
     """
     return tuple(restore(_checked(teacher, settings)) for teacher in settings.teachers)
+
+
+def keep(run_dir: Path, folder: Path) -> None:
+    """Write what a run can teach, and nothing else of it: its averaged weights, in half precision.
+
+    Raises:
+        RunError: there is no finished run, or the folder holds a run already.
+    """
+    state = _finished(run_dir)
+    if checkpoint.exists(folder):
+        raise RunError(f"{folder} holds a run already; choose another folder")
+    arrays = {name: array.astype(np.float16) for name, array in state.arrays.items() if name.startswith(f"{AVERAGE}/")}
+    checkpoint.save(folder, replace(state, arrays=arrays))
 
 
 def answer(networks: Sequence[keras.Model], images: tf.Tensor, recipe: Recipe) -> tf.Tensor:
@@ -57,12 +73,7 @@ def outcomes(logits: tf.Tensor, recipe: Recipe) -> tf.Tensor:
 
 
 def _checked(teacher: Teacher, settings: Settings) -> Checkpoint:
-    state = checkpoint.load(Path(teacher.run_dir))
-    if not state.finished:
-        raise RunError(
-            f"the teacher in {teacher.run_dir} has done {state.epoch} of {state.settings.epochs} epochs; "
-            f"finish it with digitserve-train train --resume --run-dir {teacher.run_dir}"
-        )
+    state = _finished(Path(teacher.run_dir))
     if fingerprint(state) != teacher.sha256:
         raise RunError(f"the network in {teacher.run_dir} is not the one that this run learned from; put that one back")
     # What a teacher was trained on must not be what its student is validated on.
@@ -70,6 +81,16 @@ def _checked(teacher: Teacher, settings: Settings) -> Checkpoint:
     told = [f"{name} {theirs[name]}, the student {ours[name]}" for name in ours if theirs[name] != ours[name]]
     if told:
         raise RunError(f"the teacher in {teacher.run_dir} learned something else: {'; '.join(told)}")
+    return state
+
+
+def _finished(run_dir: Path) -> Checkpoint:
+    state = checkpoint.load(run_dir)
+    if not state.finished:
+        raise RunError(
+            f"the teacher in {run_dir} has done {state.epoch} of {state.settings.epochs} epochs; "
+            f"finish it with digitserve-train train --resume --run-dir {run_dir}"
+        )
     return state
 
 

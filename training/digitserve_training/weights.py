@@ -44,7 +44,7 @@ def assign(variables: list[Any], arrays: Mapping[str, NDArray[Any]], owner: str)
     if [array.shape for array in stored] != [tuple(variable.shape) for variable in variables]:
         raise RunError(f"the checkpoint's {owner} has {len(stored)} arrays, not the {len(variables)} of this network")
     for variable, array in zip(variables, stored, strict=True):
-        variable.assign(array)
+        variable.assign(array.astype(variable.dtype))
 
 
 def fingerprint(state: Checkpoint) -> str:
