@@ -5,7 +5,7 @@ ENGINE ?= docker
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test testimage lint format train bench image stubs lock docs clean
+.PHONY: help serve test testimage lint format train bench soak image stubs lock docs clean
 
 help: ## Show what can be done.
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -61,6 +61,9 @@ train: $(VENV)/.dev ## Train the default network on MNIST, evaluate it, and expo
 
 bench: $(VENV)/.dev ## Measure against floors, targets and a good grpc.aio service; write docs/benchmarks.md (needs h2load). ARGS=... adds flags.
 	$(BIN)/python -m tests.bench.compare --write docs/benchmarks.md $(ARGS)
+
+soak: $(VENV)/.dev ## Send a million requests to one worker, and see what its memory does (minutes). ARGS=... adds flags.
+	$(BIN)/python -m tests.bench.soak $(ARGS)
 
 image: ## Build the container image. TARGET=cuda builds the one for GPUs; ENGINE=podman or buildah will do as well.
 	$(ENGINE) build $(if $(TARGET),--target $(TARGET) -t digitserve:$(TARGET),-t digitserve) .

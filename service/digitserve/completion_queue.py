@@ -66,7 +66,7 @@ class Call:
         deadline: Unix time in seconds, infinite when the caller set none.
         accepted: monotonic time in seconds.
         open: false once it was answered, failed or closed; then nothing more is sent.
-        context: whatever its taker keeps with it.
+        context: whatever its taker keeps with it, until then.
     """
 
     __slots__ = ("_core", "_silent", "_taker", "accepted", "context", "deadline", "open")
@@ -82,7 +82,7 @@ class Call:
 
     def reply(self, body: bytes) -> None:
         """Send the answer and status OK."""
-        self.open = False
+        self._end()
         self._core.start_server_batch(
             (
                 cygrpc.SendInitialMetadataOperation((), 0),
@@ -100,8 +100,13 @@ class Call:
             message: for the caller to read.
             details: a serialized ``google.rpc.Status``, for the caller's program.
         """
-        self.open = False
+        self._end()
         self._send_status(code, message, () if details is None else (("grpc-status-details-bin", details),))
+
+    def _end(self) -> None:
+        self.open = False
+        # What a taker keeps with a call mostly knows the call: a circle, which would wait for the garbage collector.
+        self.context = None
 
     def _send_status(self, code: int, message: str, trailing: tuple[tuple[str, bytes], ...]) -> None:
         self._core.start_server_batch(
@@ -139,6 +144,7 @@ class Call:
             self._taker.on_silence(self)
         else:
             self._taker.on_close(self)
+        self._end()
 
     def _sent(self, _event: Any) -> None:
         """Nothing is left to do; the event had to be taken off the queue."""
@@ -249,6 +255,7 @@ class Stream:
         self.open = False
         self._outbox.clear()
         self._taker.on_close(self, cancelled=cancelled)
+        self.context = None
 
     def _sent(self, _event: Any) -> None:
         """Nothing is left to do; the event had to be taken off the queue."""

@@ -154,9 +154,12 @@ class ClassifyStreamTaker:
         conversation: Conversation = stream.context
         self._conversations.discard(conversation)
         self._paused.pop(conversation, None)
-        for slot in conversation.waiting:
+        # Emptied, for slots know their conversation: a circle as well.
+        while conversation.waiting:
+            slot = conversation.waiting.popleft()
             if slot.entry is not None:
                 self._classifier.cancel(slot.entry)
+                slot.entry = None
         code = OK if conversation.ending is None else conversation.ending.code
         if cancelled:
             expired = stream.deadline <= time.time()
@@ -209,6 +212,8 @@ class ClassifyStreamTaker:
 
     def _fill(self, slot: Slot, outcome: bytes) -> None:
         slot.outcome = outcome
+        # An entry knows its slot: a circle, which would wait for the garbage collector.
+        slot.entry = None
         self._answered[slot.conversation] = None
 
     def _write(self, conversation: Conversation) -> None:

@@ -275,7 +275,7 @@ def test_draining_answers_what_was_read_and_sends_clients_elsewhere(models: Path
         assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
         assert outcomes == [[n] for n in range(len(outcomes))]
         assert len(outcomes) <= worker.block.cells["digitserve_images"][0, 0] < 1_000_000
-        assert worker.handled("ClassifyStream") == {"Unavailable": 1}
+        wait_until(lambda: worker.handled("ClassifyStream") == {"Unavailable": 1}, "the stream is counted")
 
 
 def test_a_quiet_stream_does_not_hold_up_a_drain(models: Path) -> None:

@@ -1,0 +1,74 @@
+"""A million requests to one worker: what its memory was before, and what it is after.
+
+    python -m tests.bench.soak --requests 1000000
+
+Mixed sizes, some of them framed, by ``digitserve bench``; the first tenth warms up what is allocated once.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.bench.servers import BenchError, Digitserve
+
+SIZES = "28x28:8,64x64:1,100x60:1"
+PAUSE_S = 2.0
+WARM_SHARE = 0.1
+LARGEST_GROWTH = 0.02
+
+
+def soak(server: Digitserve, load_cores: str, num_requests: int) -> tuple[int, int]:
+    """Load a server until it has answered so many requests; return a worker's bytes after the first tenth, and at the end.
+
+    Raises:
+        BenchError: the load ended before.
+    """
+    command = [
+        "taskset", "-c", load_cores, str(Path(sys.executable).parent / "digitserve"), "bench",
+        "--address", f"127.0.0.1:{server.grpc_port}", "--metrics", server.metrics_url(), "--sizes", SIZES,
+        "--processes", "1", "--duration-s", "86400",
+    ]  # fmt: skip
+    warm_bytes = 0
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as load:
+        try:
+            while (answered := server.num_ok()) < num_requests:
+                if load.poll() is not None:
+                    raise BenchError(f"the load ended with {load.returncode} after {answered} requests")
+                if not warm_bytes and answered >= WARM_SHARE * num_requests:
+                    warm_bytes = server.worker_bytes()
+                sys.stderr.write(f"\r{answered:,} of {num_requests:,} requests, {server.worker_bytes() / 1e6:.1f} MB ")
+                time.sleep(PAUSE_S)
+        finally:
+            load.terminate()
+    sys.stderr.write("\n")
+    return warm_bytes or server.worker_bytes(), server.worker_bytes()
+
+
+def main() -> int:
+    """Run as a command; 1 when the memory grew by more than 2 %."""
+    available = sorted(os.sched_getaffinity(0))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--models", type=Path, default=Path("models"), help="directory that holds the bundles")
+    parser.add_argument("--requests", type=int, default=1_000_000, help="default a million")
+    parser.add_argument("--cores", default=str(available[0]), help="for the server (default: the first)")
+    parser.add_argument(
+        "--load-cores",
+        default=",".join(map(str, available[1:] or available)),
+        help="for the load (default: all others)",
+    )
+    options = parser.parse_args()
+    with Digitserve(options.models, options.cores) as server:
+        warm_bytes, end_bytes = soak(server, options.load_cores, options.requests)
+    growth = end_bytes / warm_bytes - 1
+    sys.stdout.write(
+        f"{options.requests:,} requests: a worker had {warm_bytes / 1e6:.1f} MB after the first tenth and {end_bytes / 1e6:.1f} MB "
+        f"at the end, {growth:+.1%} (at most {LARGEST_GROWTH:+.0%})\n"
+    )
+    return 0 if growth <= LARGEST_GROWTH else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
