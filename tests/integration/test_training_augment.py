@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from digitserve_training._tensorflow import tf
-from digitserve_training.augment import augment
+from digitserve_training.augment import augment, mix
 from digitserve_training.presets import PRESETS, Augmentation
 
 USUAL = PRESETS["compact"].augmentation
@@ -139,3 +139,26 @@ def test_noise_is_bounded() -> None:
 
     assert 0.05 * 255 < noisy.std(axis=(1, 2, 3)).max() <= 0.11 * 255
     assert abs(noisy.mean() - 128) < 1
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_mixed_images_lie_between_two_of_the_batch(share: float) -> None:
+    """The chosen images, about so large a share, are blends of themselves and their neighbour; all others stay; the same
+    seed chooses and blends the same.
+    """
+    images = np.random.default_rng(1).integers(0, 256, (200, 28, 28, 1)).astype(np.uint8)
+
+    mixed, chosen = (tensor.numpy() for tensor in mix(tf.constant(images), tf.constant([1, 2]), share))
+
+    assert (mixed.shape, mixed.dtype) == (images.shape, np.dtype(np.uint8))
+    assert np.mean(chosen) == pytest.approx(share, abs=0.15)
+    assert np.array_equal(mixed[~chosen], images[~chosen])
+    neighbours = np.roll(images, 1, axis=0)
+    low, high = np.minimum(images, neighbours), np.maximum(images, neighbours)
+    assert np.all((low <= mixed) & (mixed <= high))
+    assert (
+        share == 0
+        or len({round(float(np.mean(one == other)), 1) for one, other in zip(mixed, images, strict=True)}) > 1
+    )
+    again, _ = mix(tf.constant(images), tf.constant([1, 2]), share)
+    assert np.array_equal(again.numpy(), mixed)

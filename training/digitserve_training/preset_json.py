@@ -33,7 +33,7 @@ SHARES = frozenset(
         "label_smoothing",
         "averaging",
     }
-    | {"paper", "teaching", "validation", "rate"}
+    | {"mixed", "paper", "teaching", "validation", "rate"}
 )
 """Fields that are fractions of a whole: 1 at most."""
 

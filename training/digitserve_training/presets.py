@@ -74,6 +74,8 @@ class Recipe:
         outliers: pictures that are no digit for each training image. With any, the network learns the probability of
             an image being a digit too, see ``train``.
         teaching: share of each target that teachers give, in a run that has any.
+        mixed: share of the images that are blended with another of their batch, in a run that has teachers: what such
+            an image shows, they alone say.
     """
 
     epochs: int
@@ -88,6 +90,7 @@ class Recipe:
     paper: float = 0.0
     outliers: float = 0.0
     teaching: float = 0.75
+    mixed: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,14 @@ _COMPACT = Preset(
         Flatten(),
     ),
     recipe=Recipe(
-        epochs=40, learning_rate=4e-3, warmup_epochs=1.0, weight_decay=0.05, paper=0.25, outliers=0.125, teaching=0.9
+        epochs=40,
+        learning_rate=4e-3,
+        warmup_epochs=1.0,
+        weight_decay=0.05,
+        paper=0.25,
+        outliers=0.125,
+        teaching=0.9,
+        mixed=0.5,
     ),
     augmentation=_REAL_INK,
 )

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from digitserve_training import checkpoint, distribute, teachers
 from digitserve_training._tensorflow import keras, tf
-from digitserve_training.augment import augment
+from digitserve_training.augment import augment, mix
 from digitserve_training.board import Board
 from digitserve_training.checkpoint import Checkpoint
 from digitserve_training.data import Labelled, Split
@@ -189,8 +189,10 @@ class Training:
         augmented = augment(tf.gather(images, places), seed, self._preset.augmentation)
         targets = targets_of(tf.gather(labels, places), len(self.settings.labels), recipe)
         if self._teachers:
+            augmented, mixed = mix(augmented, seed, recipe.mixed)
             taught = teachers.answer(self._teachers, augmented, recipe)
-            targets += recipe.teaching * (taught - targets)
+            share = tf.where(mixed, 1.0, recipe.teaching)[:, tf.newaxis]
+            targets += share * (taught - targets)
         with tf.GradientTape() as tape:
             losses = losses_of(self._network(augmented, training=True), targets, recipe)
             loss = counts * tf.nn.compute_average_loss(losses, global_batch_size=tf.shape(labels)[0])
