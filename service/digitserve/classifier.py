@@ -153,26 +153,36 @@ class Classifier:
         prepared = self._clock()
         outputs = self._session.run(images)
         done = self._clock()
-        probabilities, ood_score = outputs.probabilities, outputs.ood_score
-        class_index = probabilities.argmax(axis=1)
-        confidence = probabilities.max(axis=1)
-        verdict = np.where(ood_score > self._ood_threshold, UNFAMILIAR, ACCEPTED)
-        verdict[several] = SEVERAL
-        verdict[blank] = BLANK
-        for row, seen in framed:
-            verdict[row : row + len(seen)] = np.where(np.array(seen) == ACCEPTED, verdict[row : row + len(seen)], seen)
-        answers = list(
-            map(Answer, class_index.tolist(), confidence.tolist(), verdict.tolist(), ood_score.tolist(), probabilities)
-        )
+        # Lists from here on: for the one image of an idle service each call into numpy costs more than the loop that it saves.
+        class_index = outputs.probabilities.argmax(axis=1).tolist()
+        confidence = outputs.probabilities.max(axis=1).tolist()
+        ood_score = outputs.ood_score.tolist()
+        verdict = self._judge(ood_score, blank.tolist(), several.tolist(), framed)
+        answers = list(map(Answer, class_index, confidence, verdict, ood_score, outputs.probabilities))
         finished = self._batcher.complete(batch, answers, prepared - formed, done - prepared)
         tally = self._tally
         tally.images[0] += len(answers)
         tally.predictions(class_index, verdict)
-        tally.confidence.observe_many(confidence[verdict == ACCEPTED])
+        tally.confidence.observe_many([one for one, said in zip(confidence, verdict, strict=True) if said == ACCEPTED])
         tally.batch_size.observe(batch.num_images)
         tally.preprocess_s.observe(prepared - formed)
         tally.inference_s.observe(done - prepared)
         self._hand_out(finished, batch.num_images)
+
+    def _judge(
+        self, ood_score: list[float], blank: list[bool], several: list[bool], framed: list[tuple[int, list[int]]]
+    ) -> list[int]:
+        """Return the verdict on each row of a batch; what framing found holds, else what the pixels and the network say."""
+        threshold = self._ood_threshold
+        verdict = [UNFAMILIAR if score > threshold else ACCEPTED for score in ood_score]
+        for found, said in ((several, SEVERAL), (blank, BLANK)):
+            if True in found:
+                verdict = [said if one else other for one, other in zip(found, verdict, strict=True)]
+        for row, seen in framed:
+            for place, said in enumerate(seen, start=row):
+                if said != ACCEPTED:
+                    verdict[place] = said
+        return verdict
 
     def _hand_out(self, finished: list[Entry], batch_size: int) -> None:
         if not finished:

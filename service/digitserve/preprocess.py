@@ -192,7 +192,8 @@ def verdicts(images: Gray) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     blank = flat.max(axis=1) - flat.min(axis=1) < MIN_CONTRAST
     several = np.zeros(len(images), np.bool_)
     masks = images >= AS_IS_FIGURE_LEVEL
-    for index in np.flatnonzero(may_be_several(masks)):
+    # A single mask is looked at sooner than it is found out whether it must be.
+    for index in np.flatnonzero(may_be_several(masks)) if len(images) != 1 else (0,):
         seen = look(masks[index])
         several[index] = seen is not None and seen.several
     return blank, several & ~blank
