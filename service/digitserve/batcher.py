@@ -170,8 +170,8 @@ class Batcher:
         return self.draining or self.pending_images >= self._max_pending_images
 
     def crowded(self) -> bool:
-        """Return whether half of what may wait does."""
-        return 2 * self.pending_images >= self._max_pending_images
+        """Return whether half of what may wait does, in images or in bytes."""
+        return 2 * self.pending_images >= self._max_pending_images or 2 * self._pending_bytes >= self._max_pending_bytes
 
     def refuse(self) -> Overloaded | Draining:
         """Return the error for a request that finds the batcher full."""

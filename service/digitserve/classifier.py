@@ -101,7 +101,7 @@ class Classifier:
         now = self._clock()
         entry = Entry(
             Work(asker, asking, request), request.num_images, request.framing_work, len(request.pixels),
-            asking.accepted, _monotonic(asking.deadline, now),
+            now, _monotonic(asking.deadline, now),
         )  # fmt: skip
         self._batcher.admit(entry, now)
         return entry
@@ -187,17 +187,25 @@ class Classifier:
     def _hand_out(self, finished: list[Entry], batch_size: int) -> None:
         if not finished:
             return
-        self._tally.queue_s.observe_many([entry.first_batch - entry.arrived for entry in finished])
+        answered = [(entry, body) for entry in finished if (body := self._encode(entry, batch_size)) is not None]
+        self._tally.queue_s.observe_many([entry.first_batch - entry.arrived for entry, _ in answered])
         by_asker: dict[int, list[Entry]] = {}
-        for entry in finished:
+        for entry, _ in answered:
             by_asker.setdefault(id(entry.work.asker), []).append(entry)
         now = self._clock()
         for entries in by_asker.values():
             entries[0].work.asker.count(entries, now)
-        for entry in finished:
-            asker, asking, request = entry.work
-            seconds = (entry.first_batch - entry.arrived, entry.preprocess_s, entry.inference_s)
-            asker.reply(asking, self._encoder.encode(entry.answers, request.top_k, seconds, batch_size))
+        for entry, body in answered:
+            entry.work.asker.reply(entry.work.asking, body)
+
+    def _encode(self, entry: Entry, batch_size: int) -> bytes | None:
+        """Return a request's answer; None where that failed, which is its own fault and no neighbour's."""
+        seconds = (entry.first_batch - entry.arrived, entry.preprocess_s, entry.inference_s)
+        try:
+            return self._encoder.encode(entry.answers, entry.work.request.top_k, seconds, batch_size)
+        except Exception:
+            self._fail([entry])
+            return None
 
     def _fail(self, entries: list[Entry]) -> None:
         """Answer for a fault of ours: a fixed text for the callers, the traceback for the log."""

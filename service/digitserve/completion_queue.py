@@ -275,7 +275,9 @@ class _Acceptor:
     def accepted(self, event: Any) -> None:
         # Accepts that fail are those left over when the server shuts down.
         if event.success:
-            self.post()
+            # A call may be matched before the shutdown and its event be taken after it: the call is taken, no other is asked for.
+            if self._server.listening:
+                self.post()
             self._begin(event)
 
 
@@ -340,6 +342,11 @@ class Server:
     def begin_shutdown(self) -> None:
         """Stop listening and tell clients to go elsewhere (GOAWAY); calls that were taken go on."""
         grpc_server._begin_shutdown_once(self._state)  # noqa: SLF001
+
+    @property
+    def listening(self) -> bool:
+        """Whether more calls may come: from ``start`` to ``begin_shutdown``."""
+        return self._state.stage is grpc_server._ServerStage.STARTED  # noqa: SLF001
 
     def cancel_all(self) -> None:
         """End every call that is still open."""

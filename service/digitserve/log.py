@@ -4,6 +4,9 @@ import sys
 
 import structlog
 
+# Without the values of variables: they hold callers' images, and would take milliseconds to write.
+_tracebacks = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
+
 
 def configure(log_format: str, **context: object) -> None:
     """Set the process's logging up.
@@ -16,7 +19,7 @@ def configure(log_format: str, **context: object) -> None:
     renderer: structlog.typing.Processor = (
         structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if as_text else structlog.processors.JSONRenderer()
     )
-    exceptions: list[structlog.typing.Processor] = [] if as_text else [structlog.processors.dict_tracebacks]
+    exceptions: list[structlog.typing.Processor] = [] if as_text else [_tracebacks]
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

@@ -7,6 +7,7 @@ import functools
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
@@ -31,11 +32,13 @@ _log = structlog.get_logger("digitserve.ordinary")
 class OrdinaryPath(grpc.ServerInterceptor):
     """Counts the RPCs that take the server's ordinary path, and hides our faults from their callers.
 
-    Called on the polling thread for each call, and on the server's pool for its handler and its end.
+    Called on the polling thread for each call, and on a pool for its handler and its end: unary ones, which never wait, have
+    a pool of their own, so that open streams, each of which holds a thread, cannot keep health checks waiting.
     """
 
-    def __init__(self, tally: Tally) -> None:
+    def __init__(self, tally: Tally, unary_pool: ThreadPoolExecutor) -> None:
         self._tally = tally
+        self._unary_pool = unary_pool
         self._lock = threading.Lock()
 
     def intercept_service(
@@ -52,7 +55,8 @@ class OrdinaryPath(grpc.ServerInterceptor):
         if handler is None:
             self._end(row, CODES.index("Unimplemented"), started)
             return None
-        return _observed(handler, lambda code: self._end(row, code, started))
+        pool = None if handler.request_streaming or handler.response_streaming else self._unary_pool
+        return _observed(handler, lambda code: self._end(row, code, started), pool)
 
     def _end(self, row: int, code: int, started: float) -> None:
         with self._lock:
@@ -60,8 +64,8 @@ class OrdinaryPath(grpc.ServerInterceptor):
             self._tally.handling_s[row].observe(time.monotonic() - started)
 
 
-def _observed(handler: Any, end: Callable[[int], None]) -> "Handler":
-    """Wrap a handler so that ``end`` hears the status code once the RPC is over."""
+def _observed(handler: Any, end: Callable[[int], None], pool: ThreadPoolExecutor | None) -> "Handler":
+    """Wrap a handler so that ``end`` hears the status code once the RPC is over; ``pool`` stands in for the server's."""
     kind = "_".join(
         "stream" if streaming else "unary" for streaming in (handler.request_streaming, handler.response_streaming)
     )
@@ -78,6 +82,8 @@ def _observed(handler: Any, end: Callable[[int], None]) -> "Handler":
             _log.exception("request failed", method=kind)
             context.abort(grpc.StatusCode.INTERNAL, INTERNAL_MESSAGE)
 
+    if pool is not None:
+        observed.experimental_thread_pool = pool  # type: ignore[attr-defined] # where grpcio looks for it
     return handler._replace(**{kind: observed})  # type: ignore[no-any-return]
 
 

@@ -135,7 +135,7 @@ class ClassifyTaker:
     def count(self, entries: Sequence[Entry], now: float) -> None:
         """Count calls that are about to be answered."""
         self._tally.handled[CLASSIFY_ROW, OK] += len(entries)
-        self._tally.handling_s[CLASSIFY_ROW].observe_many([now - entry.arrived for entry in entries])
+        self._tally.handling_s[CLASSIFY_ROW].observe_many([now - entry.work.asking.accepted for entry in entries])
 
     def reply(self, call: Call, body: bytes) -> None:
         """Send the answer."""

@@ -5,8 +5,9 @@
        └───────────────── the next message is asked for when there is room ◀──written────┘
 
 What clients can make a worker hold is bounded: of each stream only so many images are on the way (read, and not yet sent
-as answers), and nothing is read from any while half of what may wait does. HTTP/2's flow control tells clients. Belongs
-to the worker and is called on its one thread only.
+as answers), and nothing is read from any while half of what may wait does. HTTP/2's flow control tells clients. A message
+that was asked for before and finds no room is held, one a stream, until there is: streams are slowed, never refused.
+Belongs to the worker and is called on its one thread only.
 """
 
 import time
@@ -16,8 +17,8 @@ from collections.abc import Callable, Sequence
 from digitserve.batcher import Entry
 from digitserve.classifier import Classifier
 from digitserve.completion_queue import Stream
-from digitserve.errors import DeadlineUnmeetable, Draining, RequestError
-from digitserve.messages import Limits, decode_on_stream, error_on_stream, response_on_stream
+from digitserve.errors import DeadlineUnmeetable, Draining, Overloaded, RequestError
+from digitserve.messages import Limits, Request, decode_on_stream, error_on_stream, response_on_stream
 from digitserve.metrics import SERVICE, STREAM_ROW, Tally
 from digitserve.rpc import CANCELED, DEADLINE_EXCEEDED, INTERNAL, OK, Status
 
@@ -98,6 +99,7 @@ class ClassifyStreamTaker:
         self._conversations: set[Conversation] = set()
         # Both in the order of their coming, and each conversation once.
         self._paused: dict[Conversation, None] = {}
+        self._held: deque[tuple[Slot, Request]] = deque()
         self._answered: dict[Conversation, None] = {}
         self._draining = False
 
@@ -122,7 +124,9 @@ class ClassifyStreamTaker:
         try:
             request = decode_on_stream(body, self._limits)
             slot.num_images = request.num_images
-            slot.entry = self._classifier.admit(self, slot, request)
+            # In the order of their coming: a large one must not see its room taken again and again.
+            if self._held or not self._admit(slot, request):
+                self._held.append((slot, request))
         except RequestError as error:
             self.refuse(slot, error)
         except Exception:
@@ -190,15 +194,17 @@ class ClassifyStreamTaker:
     # What the worker's loop calls.
 
     def flush(self) -> None:
-        """Write the answers that are due, a stream's together, and read on where that waited for room."""
+        """Write the answers that are due, a stream's together, and admit and read on what waited for room."""
+        while self._held and self._admit(*self._held[0]):
+            self._held.popleft()
+        while self._paused and not self._crowded():
+            conversation = next(iter(self._paused))
+            del self._paused[conversation]
+            self._read_on(conversation)
         if self._answered:
             answered, self._answered = self._answered, {}
             for conversation in answered:
                 self._write(conversation)
-        while self._paused and not self._classifier.crowded():
-            conversation = next(iter(self._paused))
-            del self._paused[conversation]
-            self._read_on(conversation)
 
     def drain(self) -> None:
         """Read nothing more, and end each stream when all that was read is answered."""
@@ -209,6 +215,20 @@ class ClassifyStreamTaker:
     def owes(self) -> bool:
         """Whether some answer is not sent yet."""
         return any(conversation.num_images for conversation in self._conversations)
+
+    def _admit(self, slot: Slot, request: Request) -> bool:
+        """Have a request admitted, or refused for good; return False where it only has to wait for room."""
+        if slot.open:
+            try:
+                slot.entry = self._classifier.admit(self, slot, request)
+            except Overloaded:
+                return False
+            except RequestError as error:
+                self.refuse(slot, error)
+        return True
+
+    def _crowded(self) -> bool:
+        return bool(self._held) or self._classifier.crowded()
 
     def _fill(self, slot: Slot, outcome: bytes) -> None:
         slot.outcome = outcome
@@ -232,7 +252,7 @@ class ClassifyStreamTaker:
             return
         if conversation.num_images >= self._window_images:
             return
-        if self._classifier.crowded():
+        if self._crowded():
             self._paused[conversation] = None
             return
         conversation.reading = True

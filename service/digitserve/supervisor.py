@@ -101,6 +101,9 @@ class WorkerSlot:
             self._supervisor.collector.retire(block)
         served_s = time.monotonic() - self.ready_since if self.ready_since else 0.0
         self.ready_since = None
+        if self._supervisor.stopping and code:
+            self._supervisor.num_failed_drains += 1
+            _log.error("worker failed while it drained", worker=self._number, pid=process.pid, exit_code=code)
         if not self._supervisor.stopping and (self._supervisor.started or not self.refusal):
             _log.error(
                 "worker ended unasked", worker=self._number, pid=process.pid, exit_code=code, refusal=self.refusal
@@ -206,6 +209,7 @@ class Supervisor:
         self.manifest = manifest
         self.provider = ""
         self.num_restarts = 0
+        self.num_failed_drains = 0
         self.started = False
         self.stopping = False
         self._hurried = False
@@ -315,7 +319,7 @@ class Supervisor:
         if late:
             _log.error("workers did not end within the grace, killing them", num_workers=len(late))
             return 1
-        if self._hurried:
+        if self._hurried or self.num_failed_drains:
             return 1
         _log.info("drained")
         return 0

@@ -64,6 +64,9 @@ NEVER_MS = (1 << 31) - 1
 POOL_THREADS = 32
 """For the ordinary path; made when needed. Each open reflection stream holds one."""
 
+UNARY_POOL_THREADS = 4
+"""For its unary calls, which never wait."""
+
 EXIT_REFUSED = 3
 EXIT_CRASHED = 70
 
@@ -165,6 +168,7 @@ class Worker:
         while not self._stopped:
             self._turn()
         self._pool.shutdown(wait=False)
+        self._unary_pool.shutdown(wait=False)
 
     def _turn(self) -> bool:
         """Handle what has arrived, then run one batch; return whether anything was there."""
@@ -198,9 +202,10 @@ class Worker:
             ("grpc.max_connection_age_ms", round(self._settings.max_connection_age_s * 1e3) or NEVER_MS),
         )
         self._pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="ordinary")
+        self._unary_pool = ThreadPoolExecutor(UNARY_POOL_THREADS, thread_name_prefix="ordinary_unary")
         self._grpc = grpc.server(
             self._pool,
-            interceptors=[OrdinaryPath(self._tally)],
+            interceptors=[OrdinaryPath(self._tally, self._unary_pool)],
             options=options,
         )
         self._grpc.add_registered_method_handlers(SERVICE, model.handlers())

@@ -181,6 +181,19 @@ def test_sigterm_answers_what_was_admitted(models: Path, tmp_path: Path) -> None
         # Core ends with CANCELLED what reaches it between its GOAWAY and the client's reading of it, unseen by us.
         assert set(load.outcomes) <= {"OK", "UNAVAILABLE", "CANCELLED"}
         assert '"drained"' in service.log.read_text()
+        assert "crashed" not in service.log.read_text()
+
+
+def test_a_worker_that_fails_while_it_drains_is_told(models: Path, tmp_path: Path) -> None:
+    """A worker that dies in the drain may have owed answers: the log says so, and the service ends with 1."""
+    with run_service(models, tmp_path / "log", "--workers", "1", "--lame-duck-s", "30", "--grace-s", "60") as service:
+        (worker,) = service.workers()
+        service.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: service.get("/readyz")[0] == 503, "not ready")
+        os.kill(worker, signal.SIGKILL)
+
+        assert service.process.wait(PATIENCE_S) == 1
+        assert "worker failed while it drained" in service.log.read_text()
 
 
 def test_a_worker_that_drains_alone_loses_no_call(models: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import numpy as np
@@ -16,6 +16,8 @@ from onnx import TensorProto, helper
 
 from bundles import echo_image, make_graph, manifest, write_echo_bundle
 from digitserve.bundle import Golden, write
+from digitserve.messages import Answer, Encoder
+from digitserve.metrics import METHOD_ROWS
 from digitserve.rpc import INTERNAL_MESSAGE
 from digitserve.v1 import digits_pb2 as pb
 from serving import PATIENCE_S, RunningWorker, run_worker, wait_until
@@ -286,6 +288,28 @@ def test_health_reflection_and_metadata_share_the_port(worker: RunningWorker) ->
     assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
 
 
+def test_health_is_answered_beside_any_number_of_open_streams(worker: RunningWorker) -> None:
+    """Reflection streams hold a thread each for as long as they are open: forty of them do not keep a health check waiting."""
+    reflect = worker.channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
+    gate = threading.Event()
+
+    def silent() -> Iterator[bytes]:
+        gate.wait(PATIENCE_S)
+        yield from ()
+
+    streams = [reflect(silent()) for _ in range(40)]
+    row = METHOD_ROWS["/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"]
+    wait_until(lambda: worker.block.cells["grpc_server_started"][row, 0] == 40, "all streams are open")
+    status = (
+        health_pb2_grpc.HealthStub(worker.channel).Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S / 2).status
+    )
+    gate.set()
+    for stream in streams:
+        stream.cancel()
+
+    assert status == health_pb2.HealthCheckResponse.SERVING
+
+
 def test_a_watcher_hears_of_the_drain(models: Path) -> None:
     """A client that watches the health hears SERVING, then NOT_SERVING when the worker drains."""
     heard: list[int] = []
@@ -327,6 +351,29 @@ def test_everything_admitted_is_answered_while_draining(models: Path) -> None:
         answers = [scores(pb.ClassifyResponse.FromString(future.result())) for future in futures]
 
     assert answers == [[n] for n in range(500)]
+
+
+def test_an_answer_that_cannot_be_written_is_its_own_fault(
+    worker: RunningWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When one answer of a batch cannot be encoded, its caller gets INTERNAL, its neighbours their answers, and each call
+    is counted once.
+    """
+    encode = Encoder.encode
+
+    def refusing(self: Encoder, answers: list[Answer], top_k: int, *rest: Any) -> bytes:
+        if top_k:
+            raise ValueError("cannot")
+        return encode(self, answers, top_k, *rest)
+
+    monkeypatch.setattr(Encoder, "encode", refusing)
+    call = worker.channel.unary_unary("/digitserve.v1.DigitService/Classify")
+    futures = [call.future(request_of(n, top_k=int(n == 7)).SerializeToString(), timeout=PATIENCE_S) for n in range(30)]
+    outcomes = [future.code() for future in futures]
+
+    assert outcomes.count(grpc.StatusCode.OK) == 29
+    assert outcomes[7] is grpc.StatusCode.INTERNAL
+    assert worker.handled() == {"OK": 29, "Internal": 1}
 
 
 def test_a_fault_of_ours_is_internal_with_a_fixed_text(tmp_path: Path) -> None:

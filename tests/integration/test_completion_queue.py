@@ -1,6 +1,7 @@
 """The contract with grpcio's internals: what ``completion_queue`` takes for granted, on the releases it is pinned to."""
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent import futures
 from importlib.metadata import requires, version
@@ -159,6 +160,41 @@ def test_a_message_over_the_limit_is_reported(channel: grpc.Channel, echo: Echo)
 
     assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     wait_until(lambda: echo.events == ["accept", "too large"], "it is reported")
+
+
+def test_calls_matched_before_a_shutdown_are_answered_after_it(echo: Echo) -> None:
+    """Calls that core has matched with an accept, and whose events are taken only after the shutdown has begun, are
+    answered like all others: no exception leaves the loop.
+    """
+    with futures.ThreadPoolExecutor(1) as pool:
+        ordinary = grpc.server(pool, options=OPTIONS)
+        port = ordinary.add_insecure_port("127.0.0.1:0")
+        server = Server(ordinary)
+        server.take(METHOD, echo)
+        server.start()
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = channel.unary_unary(METHOD)
+            first = call.future(b"first", timeout=PATIENCE_S)
+            while not first.done():
+                server.poll(0.05)
+            calls = [call.future(b"later", timeout=PATIENCE_S) for _ in range(100)]
+            # Nobody polls: core's own threads read the calls and match them.
+            time.sleep(0.5)
+            server.begin_shutdown()
+            while not all(future.done() for future in calls):
+                server.poll(0.05)
+            answered = sum(future.code() is grpc.StatusCode.OK for future in calls)
+        server.cancel_all()
+        while server.poll(0.05) is not None:
+            """Until core says that every connection is closed."""
+
+    assert answered == echo.events.count("message") - 1
+    assert {future.code() for future in calls} <= {
+        grpc.StatusCode.OK,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.UNAVAILABLE,
+    }
+    assert answered > 0
 
 
 def test_unknown_methods_take_the_ordinary_path(channel: grpc.Channel, echo: Echo) -> None:

@@ -190,23 +190,58 @@ def test_large_messages_are_bounded_too(worker: RunningWorker) -> None:
     assert most < WINDOW_IMAGES + 1000
 
 
-def test_streams_wait_where_unary_calls_would_be_refused(models: Path) -> None:
-    """With room for 16 images, four streams of 500 messages are read as fast as they are answered; none is refused."""
-    with run_worker(models, max_pending_images=16, max_batch_size=4) as worker:
-        outcomes: list[list[Any]] = []
+@pytest.mark.parametrize(
+    ("num_streams", "num_images", "limits"),
+    [
+        pytest.param(32, 1, {"max_pending_images": 16, "max_batch_size": 4}, id="many-streams"),
+        pytest.param(16, 1000, {}, id="large-messages"),
+        pytest.param(8, 200, {"max_request_bytes": 200_000}, id="many-bytes"),
+    ],
+)
+def test_streams_wait_where_unary_calls_would_be_refused(
+    models: Path, num_streams: int, num_images: int, limits: dict[str, int]
+) -> None:
+    """Streams that together bring more than may wait, in images or in bytes, are read as fast as they are answered; none of
+    their messages is refused, though all streams were asked for one when there was room.
+    """
+    own = list(range(num_images))
+    with run_worker(models, **limits) as worker:
+        outcomes: list[bool] = []
         threads = [
             threading.Thread(
-                target=lambda: outcomes.append([scores(one) for one in worker.stream(map(request_of, range(500)))])
+                target=lambda: outcomes.append(
+                    [scores(one) for one in worker.stream(request_of(*own) for _ in range(12))] == [own] * 12
+                )
             )
-            for _ in range(4)
+            for _ in range(num_streams)
         ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(PATIENCE_S)
 
-        assert outcomes == [[[n] for n in range(500)]] * 4
+        assert outcomes == [True] * num_streams
         assert worker.block.cells["digitserve_rejected"].sum() == 0
+
+
+def test_a_message_as_large_as_may_be_gets_its_turn_beside_small_ones(models: Path) -> None:
+    """Streams that always have something small to send do not take the room of one that needs all of it."""
+    with run_worker(models, max_pending_images=64, max_batch_size=8) as worker:
+        stop = threading.Event()
+
+        def small() -> Iterator[pb.ClassifyRequest]:
+            while not stop.is_set():
+                yield request_of(*range(16))
+
+        threads = [threading.Thread(target=lambda: [None for _ in worker.stream(small())]) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        large = [scores(one) for one in worker.stream(request_of(*range(64)) for _ in range(5))]
+        stop.set()
+        for thread in threads:
+            thread.join(PATIENCE_S)
+
+    assert large == [list(range(64))] * 5
 
 
 def test_a_request_that_can_never_fit_is_refused_in_its_place(models: Path) -> None:

@@ -161,12 +161,45 @@ def test_nothing_is_read_while_it_is_crowded() -> None:
     assert talk.stream.reads == 2
 
 
-def test_what_cannot_be_admitted_is_told_in_its_place() -> None:
-    """A message that finds the queue full gets its error, with the time to come back, behind earlier answers."""
+def test_what_finds_no_room_is_held_until_there_is() -> None:
+    """A message that finds the queue full waits for room in the order of its coming, and nothing more is read meanwhile."""
     talk = Talk()
     talk.send(1, 7)
     talk.classifier.is_full = True
     talk.send(1, 8)
+    talk.answer(0)
+    talk.taker.flush()
+    assert talk.markers() == [7]
+    assert (talk.conversation.reading, talk.taker.owes()) == (False, True)
+
+    talk.classifier.is_full = False
+    talk.taker.flush()
+    talk.answer(0)
+    talk.taker.flush()
+
+    assert talk.markers() == [7, 8]
+    assert talk.conversation.reading
+
+
+def test_what_is_held_of_a_stream_that_is_over_is_dropped() -> None:
+    """A client that goes away takes its held message with it; the next one has its turn."""
+    talk = Talk()
+    talk.classifier.is_full = True
+    talk.send(1, 1)
+    talk.stream.open = False
+    talk.taker.on_close(talk.stream, cancelled=True)  # type: ignore[arg-type]
+    talk.classifier.is_full = False
+    talk.taker.flush()
+
+    assert talk.classifier.admitted == []
+    assert not talk.taker.owes()
+
+
+def test_what_can_never_be_admitted_is_told_in_its_place() -> None:
+    """A message that is refused for good gets its error behind earlier answers."""
+    talk = Talk()
+    talk.send(1, 7)
+    talk.taker.on_message(talk.stream, b"\xff\xff")  # type: ignore[arg-type]
     talk.taker.flush()
     assert talk.stream.written == []
 
@@ -175,9 +208,8 @@ def test_what_cannot_be_admitted_is_told_in_its_place() -> None:
 
     first, second = (pb.ClassifyStreamResponse.FromString(body) for body in talk.stream.written)
     assert first.response.model_version == "7"
-    assert second.error.code == CODES.index("ResourceExhausted")
+    assert second.error.code == CODES.index("InvalidArgument")
     assert isinstance(second.error, status_pb2.Status)
-    assert len(second.error.details) == 1
 
 
 @pytest.mark.parametrize(
