@@ -82,7 +82,7 @@ class RunningWorker:
 @contextmanager
 def run_worker(models: Path, **changes: object) -> Iterator[RunningWorker]:
     """Run a worker on a thread of this process, and drain it in the end."""
-    settings = Settings(models=models, grpc_port=0, lame_duck_s=0.0, **changes)  # type: ignore[arg-type]
+    settings = Settings(models=models, lame_duck_s=0.0, **{"grpc_port": 0, **changes})  # type: ignore[arg-type]
     bundle = read(find(models, settings.model, settings.model_version))
     block = Block(bundle.manifest.labels)
     worker = Worker(settings, bundle, block, num_threads=1)

@@ -7,11 +7,12 @@ the same for all ways, so the network alone decides.
 """
 
 import json
+import select
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Self
 
@@ -27,6 +28,9 @@ BATCH_SIZES = {"cpu": (8, 16, 32, 64, 128, 256), "cuda": (64, 256, 1024, 4096)}
 
 MEASURED_S = 0.5
 """Of each batch size, after one batch to warm up."""
+
+PATIENCE_S = 120.0
+"""For a process to open the network, or to run one batch size."""
 
 GOOD_ENOUGH = 0.97
 """Share of the best rate that a smaller batch must reach to be preferred: it answers sooner."""
@@ -90,18 +94,27 @@ class Team:
         self._processes: list[subprocess.Popen[str]] = []
 
     def __enter__(self) -> Self:
-        """Start them, and wait until each has opened the network."""
+        """Start them, and wait until each has opened the network; where one does not, none is left.
+
+        Raises:
+            RefusalToStart: one could not, ended, or hangs.
+        """
         command = [sys.executable, "-m", "digitserve.tune", str(self._threads)]
-        for _ in range(self._workers):
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            self._processes.append(self._stack.enter_context(process))
-            self._tell(process, self._settings.to_json())
-        for process in self._processes:
-            self._hear(process)
+        with ExitStack() as stack:
+            for _ in range(self._workers):
+                # Without a buffer: what an ended process did not take must not come up again when its pipe is closed.
+                process = subprocess.Popen(command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+                self._processes.append(stack.enter_context(process))
+                # Before Popen waits for its end: one that hangs would not hear that its input has ended.
+                stack.callback(process.kill)
+                self._tell(process, self._settings.to_json())
+            for process in self._processes:
+                self._hear(process)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End them: the end of their input says so, which ``Popen`` brings and waits for."""
+        """End them."""
         self._stack.close()
 
     def measure(self, batch_size: int) -> Trial:
@@ -114,11 +127,15 @@ class Team:
 
     @staticmethod
     def _tell(process: subprocess.Popen[str], line: str) -> None:
-        process.stdin.write(line + "\n")  # type: ignore[union-attr] # a pipe
-        process.stdin.flush()  # type: ignore[union-attr]
+        # Where it has ended, that is heard next.
+        with suppress(BrokenPipeError):
+            process.stdin.write(line + "\n")  # type: ignore[union-attr] # a pipe
 
     @staticmethod
     def _hear(process: subprocess.Popen[str]) -> float:
+        # A process says one line at a time, in one write, so none waits in a buffer of ours.
+        if not select.select([process.stdout], [], [], PATIENCE_S)[0]:  # type: ignore[type-var] # a pipe
+            raise RefusalToStart(f"a process that ran the network hangs: it said nothing for {PATIENCE_S:g} s")
         line = process.stdout.readline()  # type: ignore[union-attr]
         heard = json.loads(line) if line else "a process that ran the network ended; its last words are above"
         if isinstance(heard, str):

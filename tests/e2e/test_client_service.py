@@ -110,7 +110,7 @@ def test_the_end_of_a_worker_goes_unseen(models: Path, tmp_path: Path, kind: str
 
 
 def test_a_large_request_survives_its_worker(models: Path, tmp_path: Path) -> None:
-    """A request of 4 MB that a worker took with it in its death is sent again, whole: beyond what core keeps by itself."""
+    """Requests of 1 MB that a worker took with it in its death are sent again, whole: beyond what core keeps by itself."""
     images = np.zeros((64, 256, 256), np.uint8)
     images[:, 100:150, 100:120] = 255
     with (

@@ -134,7 +134,7 @@ def test_the_open_loop_sends_what_is_due(worker: RunningWorker) -> None:
     """
     counts = load(replace(PLAN, address=worker.address, rate=100.0, duration_s=0.5))
     assert counts.measured == 50
-    assert counts.codes["OK"] + counts.unsent == counts.latencies.num == 50
+    assert counts.codes["OK"] + counts.unsent == counts.latencies_and_waits().num == 50
     assert counts.codes == worker.handled()
 
 

@@ -5,12 +5,16 @@ import random
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
 from numpy.typing import NDArray
 
 from bundles import echo_image, write_echo_bundle
@@ -26,6 +30,7 @@ from digitserve.client import (
     Unreachable,
     Verdict,
 )
+from digitserve.v1 import digits_pb2 as pb
 from serving import PATIENCE_S, RunningWorker, run_worker, sockets, wait_until
 
 
@@ -235,3 +240,139 @@ def test_each_connection_is_its_own(worker: RunningWorker) -> None:
         for _ in range(12):
             client.classify(echo_image(1))
         assert sum(one.open for one in sockets(worker.address)) == 5
+
+
+class Busy:
+    """A plain ``grpc.server`` that refuses its first calls of ``Classify``, with or without a time to retry."""
+
+    def __init__(self, num_refused: int, retry_after_s: float | None) -> None:
+        self.num_calls = 0
+        self._num_refused = num_refused
+        self._status = status_pb2.Status(code=code_pb2.RESOURCE_EXHAUSTED, message="no room")
+        if retry_after_s is not None:
+            retry, packed = error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration()), any_pb2.Any()
+            retry.retry_delay.FromNanoseconds(int(retry_after_s * 1e9))
+            packed.Pack(retry)
+            self._status.details.append(packed)
+
+    def classify(self, request: pb.ClassifyRequest, context: grpc.ServicerContext) -> pb.ClassifyResponse:
+        self.num_calls += 1
+        if self.num_calls <= self._num_refused:
+            context.abort_with_status(rpc_status.to_status(self._status))
+        return pb.ClassifyResponse(predictions=[pb.Prediction(label="1")] * request.num_images)
+
+    def model(self, _request: pb.GetModelRequest, _context: grpc.ServicerContext) -> pb.GetModelResponse:
+        return pb.GetModelResponse(model=pb.Model(max_request_bytes=1 << 20, max_images_per_request=64))
+
+    @contextmanager
+    def running(self) -> Iterator[str]:
+        """Serve, and give the address."""
+        handlers = {
+            "Classify": grpc.unary_unary_rpc_method_handler(
+                self.classify, pb.ClassifyRequest.FromString, pb.ClassifyResponse.SerializeToString
+            ),
+            "GetModel": grpc.unary_unary_rpc_method_handler(
+                self.model, pb.GetModelRequest.FromString, pb.GetModelResponse.SerializeToString
+            ),
+        }
+        with ThreadPoolExecutor(1) as pool:
+            server = grpc.server(pool)
+            server.add_registered_method_handlers("digitserve.v1.DigitService", handlers)
+            address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+            server.start()
+            try:
+                yield address
+            finally:
+                server.stop(0).wait(PATIENCE_S)
+
+
+@KINDS
+def test_a_service_without_room_is_asked_again(kind: str) -> None:
+    """RESOURCE_EXHAUSTED with a time to retry is tried again until there is room; the caller sees the answer only."""
+    busy = Busy(num_refused=3, retry_after_s=0.001)
+    with busy.running() as address:
+        (prediction,) = classify(kind, address, echo_image(1), timeout_s=PATIENCE_S)
+
+    assert prediction.label == "1"
+    assert busy.num_calls == 4
+
+
+@KINDS
+@pytest.mark.parametrize("retry_after_s", [None, 3600.0])
+def test_what_no_time_will_change_is_not_asked_again(kind: str, retry_after_s: float | None) -> None:
+    """RESOURCE_EXHAUSTED without a time to retry, or with one after the deadline, is told after one call."""
+    busy = Busy(num_refused=100, retry_after_s=retry_after_s)
+    with busy.running() as address, pytest.raises(Refused, match="RESOURCE_EXHAUSTED: no room") as refused:
+        classify(kind, address, echo_image(1), timeout_s=PATIENCE_S)
+
+    assert refused.value.retry_after_s == retry_after_s
+    assert busy.num_calls == 1
+
+
+@KINDS
+@pytest.mark.parametrize("smaller", [{"max_request_bytes": 5000}, {"max_pending_images": 16}])
+def test_limits_of_a_service_that_was_started_anew_are_learnt(models: Path, kind: str, smaller: dict[str, int]) -> None:
+    """After a restart with smaller limits the same client cuts anew and every call is answered; an image that no cut makes
+    small enough is refused all the same.
+    """
+
+    async def turn(use: Callable[..., Any], *arguments: Any) -> Any:
+        return await use(*arguments) if kind == "async" else await asyncio.to_thread(use, *arguments)
+
+    async def run() -> None:
+        arguments: dict[str, Any] = {"images_per_request": 50, "timeout_s": PATIENCE_S, "max_in_flight": 1}
+        with run_worker(models) as first:
+            address = first.address
+            client = (AsyncClient if kind == "async" else Client)(address, **arguments)
+            assert scores(await turn(client.classify, images_of(0, 50))) == list(range(50))
+        with run_worker(models, grpc_port=int(address.rpartition(":")[2]), **smaller) as second:
+            assert scores(await turn(client.classify, images_of(0, 50))) == list(range(50))
+            with pytest.raises(Refused):
+                await turn(client.classify, np.zeros((2, 5000), np.uint8))
+            before = second.handled()["OK"]
+            assert scores(await turn(client.classify, images_of(50, 6))) == list(range(50, 56))
+            assert second.handled()["OK"] == before + 1
+            await turn(client.close)
+
+    asyncio.run(run())
+
+
+def test_threads_whose_client_is_closed_are_told_so(worker: RunningWorker) -> None:
+    """Calls under way when another thread closes the client end with Closed, at whatever point they were."""
+    for _ in range(5):
+        client = Client(worker.address, num_connections=2, images_per_request=1, timeout_s=PATIENCE_S, max_in_flight=4)
+        before = worker.started()
+
+        def ask(client: Client = client) -> None:
+            while True:
+                client.classify(images_of(0, 20))
+
+        with ThreadPoolExecutor(3) as callers:
+            asking = [callers.submit(ask) for _ in range(3)]
+            wait_until(lambda before=before: worker.started() > before + 10, "calls are under way")
+            client.close()
+            assert [type(one.exception()) for one in asking] == [Closed] * 3
+
+
+def test_tasks_whose_client_is_closed_are_told_so(worker: RunningWorker) -> None:
+    """Calls under way when another task closes the client end with Closed; none returns fewer answers, and a task that was
+    cancelled beside that stays so.
+    """
+
+    async def ask(client: AsyncClient) -> None:
+        while True:
+            assert scores(await client.classify(images_of(0, 20))) == list(range(20))
+
+    async def run() -> None:
+        client = AsyncClient(worker.address, num_connections=2, images_per_request=1, timeout_s=PATIENCE_S)
+        before = worker.started()
+        asking = [asyncio.create_task(ask(client)) for _ in range(4)]
+        while worker.started() < before + 10:  # noqa: ASYNC110 - the worker is a thread
+            await asyncio.sleep(0.001)
+        asking[0].cancel()
+        await client.close()
+        ends = await asyncio.gather(*asking, return_exceptions=True)
+        assert [type(end) for end in ends] == [asyncio.CancelledError, Closed, Closed, Closed]
+
+    for _ in range(5):
+        asyncio.run(run())

@@ -137,8 +137,9 @@ def test_only_requests_of_the_measured_time_are_measured() -> None:
     tally.left_over(9.0, 20.0, sent=True)
     counts = tally.take()
     assert (counts.codes, counts.timeline, counts.unsent, counts.unanswered) == ({"OK": 1}, {0: 1}, 1, 0)
-    assert counts.latencies.max_s == pytest.approx(5.1)
-    assert counts.measured == counts.latencies.num == 2
+    assert (counts.latencies.num, counts.latencies.max_s) == (1, pytest.approx(5.1))
+    assert (counts.waits.num, counts.waits.max_s) == (1, pytest.approx(1.0))
+    assert counts.measured == counts.latencies_and_waits().num == 2
 
 
 def measured(ok_s: list[float], errors: int = 0, **changes: object) -> Measured:
@@ -157,6 +158,25 @@ def test_errors_count_as_late() -> None:
     assert report.holds(measured(fast, errors=10), 0.01)
     assert not report.holds(measured(fast, errors=11), 0.01)
     assert not report.holds(measured([]), 0.01)
+
+
+@pytest.mark.parametrize("sent", [True, False])
+def test_what_was_never_answered_counts_as_late(sent: bool) -> None:
+    """A rate does not hold because the measuring ended before the requests in line were late; percentiles know of them."""
+    tally = Tally()
+    tally.measure(0.0, 1.0)
+    for _ in range(98):
+        tally.ended(0.5, OK, 0.501)
+    for _ in range(2):
+        tally.left_over(0.999, 1.0, sent=sent)
+    seen = Measured(PLAN, Counts.from_json(json.loads(json.dumps(tally.take().to_json()))))
+
+    assert seen.counts.measured == seen.counts.latencies_and_waits().num == 100
+    assert not report.holds(seen, 0.01)
+    for _ in range(100):
+        tally.ended(0.5, OK, 0.501)
+    seen.counts.add(tally.take())
+    assert report.holds(seen, 0.01)
 
 
 def test_the_report_says_when_the_load_generator_was_the_limit() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from digitserve.client import Framing, Ink, InvalidRequest, Verdict
-from digitserve.client.parts import OVERHEAD_BYTES, Assembly, Part, check, decode, options, split
+from digitserve.client.parts import OVERHEAD_BYTES, PART_BYTES, Assembly, Part, check, decode, options, split
 from digitserve.v1 import digits_pb2 as pb
 
 LIMITS = pb.Model(max_request_bytes=16 << 20, max_images_per_request=4096)
@@ -72,6 +72,20 @@ def test_no_request_exceeds_a_limit(images_per_request: int, max_images: int, ma
     assert sum(request.num_images for request in requests) == 257
     assert all(request.num_images <= min(images_per_request, max_images) for request in requests)
     assert all(request.ByteSize() <= max_bytes or request.num_images == 1 for request in requests)
+
+
+def test_large_images_travel_few_at_a_time() -> None:
+    """Several images in one request have no more than PART_BYTES, however much the service takes; one may have more."""
+    limits = pb.Model(max_request_bytes=1 << 30, max_images_per_request=4096)
+    sizes = [
+        [
+            (part.stop - part.start) * side * side
+            for part in split(check(np.zeros((9, side, side), np.uint8)), 64, limits)
+        ]
+        for side in (28, 512, 1100)
+    ]
+
+    assert sizes == [[9 * 28 * 28], [PART_BYTES, PART_BYTES, 512 * 512], [1100 * 1100] * 9]
 
 
 def test_a_request_says_beside_its_pixels_less_than_is_left_for_it() -> None:

@@ -67,7 +67,7 @@ def run(plan: Plan, order: Order, out: TextIO, errors: TextIO) -> Outcome:
 
     Raises:
         Unreachable: nobody answers at the address.
-        LoadFailed: a process of the load generator ended by itself.
+        LoadFailed: a process of the load generator ended by itself, or hangs.
         CannotPlot: matplotlib is missing, or the picture cannot be written.
     """
     if order.plot is not None:

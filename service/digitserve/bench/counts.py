@@ -24,7 +24,8 @@ class Counts:
     """Counts that are merged by addition.
 
     Attributes:
-        latencies: of requests that were answered with OK, and, with the time they had waited, of those never answered.
+        latencies: of requests that were answered with OK.
+        waits: how long those that were never answered had waited in the end.
         codes: measured requests by the name of their code.
         messages: the first message for people of each code.
         timeline: OK answers by slot of ``SLOT_S``, from the beginning of the measured time on; answers to requests of the
@@ -39,6 +40,7 @@ class Counts:
     """
 
     latencies: Histogram = field(default_factory=Histogram)
+    waits: Histogram = field(default_factory=Histogram)
     codes: Counter[str] = field(default_factory=Counter)
     messages: dict[str, str] = field(default_factory=dict)
     timeline: Counter[int] = field(default_factory=Counter)
@@ -53,6 +55,7 @@ class Counts:
     def add(self, other: Self) -> None:
         """Count what another has counted."""
         self.latencies.add(other.latencies)
+        self.waits.add(other.waits)
         self.codes += other.codes
         self.timeline += other.timeline
         self.messages = other.messages | self.messages
@@ -69,9 +72,16 @@ class Counts:
         """Requests that ended with another code than OK."""
         return self.codes.total() - self.codes[CODES[wire.OK]]
 
+    def latencies_and_waits(self) -> Histogram:
+        """Return what percentiles are taken of: whoever was never answered has waited as well, and longer than is known."""
+        both = Histogram()
+        both.add(self.latencies)
+        both.add(self.waits)
+        return both
+
     def to_json(self) -> dict[str, object]:
         """Return it for JSON."""
-        return vars(self) | {"latencies": self.latencies.to_json()}
+        return vars(self) | {"latencies": self.latencies.to_json(), "waits": self.waits.to_json()}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Self:
@@ -80,6 +90,7 @@ class Counts:
             **{
                 **stored,
                 "latencies": Histogram.from_json(stored["latencies"]),
+                "waits": Histogram.from_json(stored["waits"]),
                 "codes": Counter(stored["codes"]),
                 "timeline": Counter({int(slot): num for slot, num in stored["timeline"].items()}),
             }
@@ -98,6 +109,7 @@ class Tally:
         self.counts = Counts()
         self._begins_s = self._ends_s = 0.0
         self._latencies_s: list[float] = []
+        self._waits_s: list[float] = []
 
     def measure(self, begins_s: float, ends_s: float) -> None:
         """Measure requests that are intended between two times of the monotonic clock."""
@@ -124,7 +136,7 @@ class Tally:
     def left_over(self, intended_s: float, now_s: float, *, sent: bool) -> None:
         """Count a request that nobody will answer any more, with the time that it has waited."""
         if self._begins_s <= intended_s < self._ends_s:
-            self._latencies_s.append(now_s - intended_s)
+            self._waits_s.append(now_s - intended_s)
             self.counts.unanswered += sent
             self.counts.unsent += not sent
 
@@ -132,6 +144,7 @@ class Tally:
         """Return what was counted since the last time."""
         taken = self.counts
         taken.latencies.record(self._latencies_s)
-        self._latencies_s = []
+        taken.waits.record(self._waits_s)
+        self._latencies_s, self._waits_s = [], []
         self.counts = Counts()
         return taken

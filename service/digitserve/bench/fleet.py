@@ -8,8 +8,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +30,7 @@ _LINE_BYTES = 1 << 22
 
 
 class LoadFailed(DigitserveError):
-    """A process of the load generator ended by itself; its error is on standard error."""
+    """A process of the load generator ended by itself, its error on standard error, or says nothing any more."""
 
 
 @dataclass
@@ -80,11 +80,11 @@ class Fleet:
 
         Raises:
             Unreachable: a process could not connect.
-            LoadFailed: a process ended by itself.
+            LoadFailed: a process ended by itself, or hangs.
         """
         try:
             self._processes = await asyncio.gather(*(self._start(index) for index in range(self._plan.processes)))
-            async with asyncio.timeout(self._plan.timeout_s + PATIENCE_S):
+            async with _within(self._plan.timeout_s + PATIENCE_S):
                 await asyncio.gather(*(self._connected(process) for process in self._processes))
             await self._measure()
         finally:
@@ -120,7 +120,7 @@ class Fleet:
         reader = asyncio.create_task(self._read_service())
         limit_s = self._ends_s - time.monotonic() + 2 * self._plan.timeout_s + PATIENCE_S
         try:
-            async with asyncio.timeout(limit_s):
+            async with _within(limit_s):
                 await asyncio.gather(*(self._follow(process) for process in self._processes))
             self._measured.service = await reader
         finally:
@@ -158,6 +158,20 @@ class Fleet:
         """Wait for a time, or until the run is stopped."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._stop.wait(), max(0.0, time_s - time.monotonic()))
+
+
+@asynccontextmanager
+async def _within(limit_s: float) -> AsyncIterator[None]:
+    """Bound the wait for processes.
+
+    Raises:
+        LoadFailed: the time is over.
+    """
+    try:
+        async with asyncio.timeout(limit_s):
+            yield
+    except TimeoutError:
+        raise LoadFailed(f"a process of the load generator hangs: it was not done within {limit_s:.0f} s") from None
 
 
 async def _tell(process: asyncio.subprocess.Process, line: str) -> None:

@@ -154,6 +154,10 @@ class Connection:
         """Streams that have not ended."""
         return len(self._streams)
 
+    def is_open(self, number: int) -> bool:
+        """Tell whether a stream has not ended; what has just been received may have ended it before its owner hears of it."""
+        return number in self._streams
+
     def can_open(self) -> bool:
         """Tell whether the peer takes another stream."""
         return (

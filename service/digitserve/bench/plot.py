@@ -41,7 +41,7 @@ def write(measured: Measured, path: Path) -> None:
 
     # Even steps of nines: 0 %, 90 %, 99 %, ...
     nines = np.linspace(0, _NINES, 200)
-    histogram = measured.counts.latencies
+    histogram = measured.counts.latencies_and_waits()
     by_percentile.plot(nines, [histogram.percentile_s(1 - 10.0**-nine) * 1e3 for nine in nines])
     by_percentile.set_xticks(range(_NINES + 1), ["0 %", "90 %", "99 %", "99.9 %", "99.99 %"])
     by_percentile.set(xlabel="percentile", ylabel="latency, ms", yscale="log")

@@ -25,7 +25,7 @@ def rate(measured: Measured) -> float:
 
 def holds(measured: Measured, slo_s: float) -> bool:
     """Tell whether 99 % of the requests that were to be sent were answered with OK within a time."""
-    # Requests left over are among the latencies with what they had waited; errors are not: they count as late.
+    # Errors and requests left over, however short they had waited, are not among the latencies: they count as late.
     num = measured.counts.measured
     return num > 0 and measured.counts.latencies.num_within(slo_s) >= 0.99 * num
 
@@ -57,7 +57,7 @@ def as_json(measured: Measured) -> dict[str, object]:
 
 def latencies(measured: Measured) -> dict[str, float | None]:
     """Return percentiles and the largest latency, in seconds; None without any."""
-    histogram = measured.counts.latencies
+    histogram = measured.counts.latencies_and_waits()
     if not histogram.num:
         return dict.fromkeys([*PERCENTILES, "max"])
     return {**{name: histogram.percentile_s(share) for name, share in PERCENTILES.items()}, "max": histogram.max_s}

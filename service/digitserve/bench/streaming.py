@@ -66,7 +66,9 @@ class StreamLane(Lane):
     def _half_close(self) -> None:
         if self._number is not None and not self._half_closed:
             self._half_closed = True
-            self._connection.send(self._number, b"", ended=True)
+            # Where the same bytes have also ended the stream, its end is among the events that follow.
+            if self._connection.is_open(self._number):
+                self._connection.send(self._number, b"", ended=True)
 
     def _take(self, events: list[http2.Event], now_s: float) -> None:
         for kind, number, value, ended in events:

@@ -1,7 +1,7 @@
 """``AsyncClient``: the same as ``blocking.Client`` for asyncio, on ``grpc.aio`` and its caller's event loop."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Self
 
@@ -9,18 +9,20 @@ import grpc.aio
 import numpy as np
 from numpy.typing import NDArray
 
-from digitserve.client.calls import Refused, Unreachable, failure, health_name
-from digitserve.client.parts import Assembly, Prediction, check, options, split
+from digitserve.client.calls import Refused, Unreachable, health_name
+from digitserve.client.parts import Assembly, Group, Prediction, check, options, same_limits, split
 from digitserve.client.pool import (
     CHANNEL_OPTIONS,
     HEALTH_REQUEST,
     MAX_IN_FLIGHT,
     NUM_CONNECTIONS,
+    Closed,
     Connection,
     Deadline,
     Pool,
     at_least_one,
     connection,
+    pause_s,
 )
 from digitserve.preprocess import Framing, Ink
 from digitserve.v1 import digits_pb2 as pb
@@ -53,7 +55,7 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close all connections; calls under way in other tasks end with an error."""
+        """Close all connections; calls under way in other tasks end with Closed."""
         for one in self._pool.close():
             await one.channel.close()
 
@@ -66,6 +68,17 @@ class AsyncClient:
         deadline = Deadline(self._timeout_s)
         groups, request_options = check(images), options(top_k, ink, framing)
         limits = self._limits or await self._ask_model(deadline)
+        try:
+            return await self._classify(groups, request_options, limits, deadline)
+        except Refused as error:
+            # The service may have been started anew with other limits.
+            if not error.may_be_of_limits or same_limits(now := await self._ask_model(deadline), limits):
+                raise
+        return await self._classify(groups, request_options, now, deadline)
+
+    async def _classify(
+        self, groups: list[Group], request_options: pb.ClassifyRequest, limits: pb.Model, deadline: Deadline
+    ) -> list[Prediction]:
         assembly = Assembly(split(groups, self._images_per_request, limits), request_options)
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -83,44 +96,62 @@ class AsyncClient:
     async def healthy(self) -> bool:
         """Return whether the service says SERVING; false too when nobody answers."""
         try:
-            with self._pool.borrow() as one:
-                response = await _call(one.health.Check, HEALTH_REQUEST, Deadline(self._timeout_s))
+            response = await self._call(lambda one: one.health.Check, HEALTH_REQUEST, Deadline(self._timeout_s))
         except (Unreachable, Refused):
             return False
         return health_name(response) == "SERVING"
 
     async def _ask_model(self, deadline: Deadline) -> pb.Model:
-        with self._pool.borrow() as one:
-            self._limits = (await _call(one.service.GetModel, pb.GetModelRequest(), deadline)).model
-        return self._limits
+        model: pb.Model = (await self._call(lambda one: one.service.GetModel, pb.GetModelRequest(), deadline)).model
+        self._limits = model
+        return model
 
     async def _work(self, assembly: Assembly, deadline: Deadline) -> None:
         """Send parts until none waits."""
         for part, request in assembly:
-            async with self._turn(deadline) as one:
+            async with self._turn(deadline):
                 # The service has answered before: if it is away now, it is starting anew, and is waited for.
-                response = await _call(
-                    one.service.Classify, request, deadline, assembly.what(part), wait_for_ready=True
+                response = await self._call(
+                    lambda one: one.service.Classify, request, deadline, assembly.what(part), wait_for_ready=True
                 )
             assembly.put(part, response)
 
     @asynccontextmanager
-    async def _turn(self, deadline: Deadline) -> AsyncIterator[Connection]:
-        """Wait until one more request may be under way, and lend a connection for it."""
+    async def _turn(self, deadline: Deadline) -> AsyncIterator[None]:
+        """Wait until one more request may be under way."""
         try:
             async with asyncio.timeout(deadline.remaining_s()):
                 await self._slots.acquire()
         except TimeoutError:
             raise deadline.passed() from None
         try:
-            with self._pool.borrow() as one:
-                yield one
+            yield
         finally:
             self._slots.release()
 
+    async def _call(
+        self, method: Callable[[Connection], Any], request: Any, deadline: Deadline, what: str = "", *,
+        wait_for_ready: bool = False,
+    ) -> Any:  # fmt: skip
+        """Call a method on any connection; again, on another, while the service says that it has no room just now."""
+        while True:
+            try:
+                with self._pool.borrow() as one:
+                    return await method(one)(request, timeout=deadline.remaining_s(), wait_for_ready=wait_for_ready)
+            except asyncio.CancelledError:
+                # A channel that is closed cancels its calls, without anybody having cancelled this task.
+                if self._pool.closed and not _is_cancelled():
+                    raise Closed from None
+                raise
+            except (grpc.RpcError, grpc.aio.UsageError) as error:
+                if self._pool.closed:
+                    raise Closed from None
+                if isinstance(error, grpc.aio.UsageError):
+                    raise
+                seconds = pause_s(error, deadline, what)
+            await asyncio.sleep(seconds)
 
-async def _call(method: Any, request: Any, deadline: Deadline, what: str = "", *, wait_for_ready: bool = False) -> Any:
-    try:
-        return await method(request, timeout=deadline.remaining_s(), wait_for_ready=wait_for_ready)
-    except grpc.RpcError as error:
-        raise failure(error, deadline.timeout_s, what) from None
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -4,25 +4,29 @@ A call of ``classify`` that needs several requests takes threads of the client's
 request is sent by the caller's thread alone. Blocking calls cost less than grpcio's futures, which wake two threads.
 """
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Self
 
 import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from digitserve.client.calls import Refused, Unreachable, failure, health_name
-from digitserve.client.parts import Assembly, Prediction, check, options, split
+from digitserve.client.calls import Refused, Unreachable, health_name
+from digitserve.client.parts import Assembly, Group, Prediction, check, options, same_limits, split
 from digitserve.client.pool import (
     CHANNEL_OPTIONS,
     HEALTH_REQUEST,
     MAX_IN_FLIGHT,
     NUM_CONNECTIONS,
+    Closed,
+    Connection,
     Deadline,
     Pool,
     at_least_one,
     connection,
+    pause_s,
 )
 from digitserve.preprocess import Framing, Ink
 from digitserve.v1 import digits_pb2 as pb
@@ -67,7 +71,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close all connections; calls under way in other threads end with an error."""
+        """Close all connections; calls under way in other threads end with Closed."""
         for one in self._pool.close():
             one.channel.close()
         self._threads.shutdown()
@@ -93,25 +97,19 @@ class Client:
             InvalidRequest: the images have another shape or type.
             Refused: the service refused; says which images, where there were several requests.
             Unreachable: no answer in time, or nobody at the address when first asked.
+            Closed: the client was closed, before or meanwhile.
         """
         self._pool.check_open()
         deadline = Deadline(self._timeout_s)
         groups, request_options = check(images), options(top_k, ink, framing)
         limits = self._limits or self._ask_model(deadline)
-        assembly = Assembly(split(groups, self._images_per_request, limits), request_options)
-        # This thread takes parts too: when other calls hold all of the client's threads, this one still moves.
-        others = [
-            self._threads.submit(self._work, assembly, deadline)
-            for _ in range(min(self._max_in_flight, assembly.num_parts) - 1)
-        ]
         try:
-            self._work(assembly, deadline)
-        finally:
-            started = [other for other in others if not other.cancel()]
-            wait(started)
-        for other in started:
-            other.result()
-        return assembly.predictions()
+            return self._classify(groups, request_options, limits, deadline)
+        except Refused as error:
+            # The service may have been started anew with other limits.
+            if not error.may_be_of_limits or same_limits(now := self._ask_model(deadline), limits):
+                raise
+        return self._classify(groups, request_options, now, deadline)
 
     def model(self) -> pb.Model:
         """Return the facts of the model being served: name, version, labels, limits, measured quality.
@@ -125,32 +123,70 @@ class Client:
     def healthy(self) -> bool:
         """Return whether the service says SERVING; false too when nobody answers."""
         try:
-            with self._pool.borrow() as one:
-                response = _call(one.health.Check, HEALTH_REQUEST, Deadline(self._timeout_s))
+            response = self._call(lambda one: one.health.Check, HEALTH_REQUEST, Deadline(self._timeout_s))
         except (Unreachable, Refused):
             return False
         return health_name(response) == "SERVING"
 
     def _ask_model(self, deadline: Deadline) -> pb.Model:
-        with self._pool.borrow() as one:
-            self._limits = _call(one.service.GetModel, pb.GetModelRequest(), deadline).model
-        return self._limits
+        model: pb.Model = self._call(lambda one: one.service.GetModel, pb.GetModelRequest(), deadline).model
+        self._limits = model
+        return model
+
+    def _classify(
+        self, groups: list[Group], request_options: pb.ClassifyRequest, limits: pb.Model, deadline: Deadline
+    ) -> list[Prediction]:
+        assembly = Assembly(split(groups, self._images_per_request, limits), request_options)
+        others: list[Future[None]] = []
+        try:
+            # This thread takes parts too: when other calls hold all of the client's threads, this one still moves.
+            others.extend(
+                self._submit(assembly, deadline) for _ in range(min(self._max_in_flight, assembly.num_parts) - 1)
+            )
+            self._work(assembly, deadline)
+        finally:
+            started = [other for other in others if not other.cancel()]
+            wait(started)
+        for other in started:
+            other.result()
+        return assembly.predictions()
+
+    def _submit(self, assembly: Assembly, deadline: Deadline) -> Future[None]:
+        try:
+            return self._threads.submit(self._work, assembly, deadline)
+        except RuntimeError:
+            # The threads end with the pool.
+            assembly.stop()
+            self._pool.check_open()
+            raise
 
     def _work(self, assembly: Assembly, deadline: Deadline) -> None:
         """Send parts until none waits; after a failure nobody takes another."""
         try:
             for part, request in assembly:
-                with self._pool.borrow() as one:
-                    # The service has answered before: if it is away now, it is starting anew, and is waited for.
-                    response = _call(one.service.Classify, request, deadline, assembly.what(part), wait_for_ready=True)
+                # The service has answered before: if it is away now, it is starting anew, and is waited for.
+                response = self._call(
+                    lambda one: one.service.Classify, request, deadline, assembly.what(part), wait_for_ready=True
+                )
                 assembly.put(part, response)
         except BaseException:
             assembly.stop()
             raise
 
-
-def _call(method: Any, request: Any, deadline: Deadline, what: str = "", *, wait_for_ready: bool = False) -> Any:
-    try:
-        return method(request, timeout=deadline.remaining_s(), wait_for_ready=wait_for_ready)
-    except grpc.RpcError as error:
-        raise failure(error, deadline.timeout_s, what) from None
+    def _call(
+        self, method: Callable[[Connection], Any], request: Any, deadline: Deadline, what: str = "", *,
+        wait_for_ready: bool = False,
+    ) -> Any:  # fmt: skip
+        """Call a method on any connection; again, on another, while the service says that it has no room just now."""
+        while True:
+            try:
+                with self._pool.borrow() as one:
+                    return method(one)(request, timeout=deadline.remaining_s(), wait_for_ready=wait_for_ready)
+            except (grpc.RpcError, ValueError) as error:
+                # A channel that was closed meanwhile says so in one way or the other.
+                if self._pool.closed:
+                    raise Closed from None
+                if isinstance(error, ValueError):
+                    raise
+                seconds = pause_s(error, deadline, what)
+            time.sleep(seconds)

@@ -6,7 +6,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import grpc
+from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status  # type: ignore[import-untyped]
 
 from digitserve.errors import DigitserveError
 from digitserve.v1 import digits_pb2 as pb
@@ -51,11 +53,20 @@ class Refused(DigitserveError):
 
     Attributes:
         code: the status code.
+        retry_after_s: when to come back, where the service said so (``RetryInfo``).
     """
 
-    def __init__(self, message: str, code: grpc.StatusCode) -> None:
+    def __init__(self, message: str, code: grpc.StatusCode, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.code = code
+        self.retry_after_s = retry_after_s
+
+    @property
+    def may_be_of_limits(self) -> bool:
+        """Whether the request may have been over the service's limits; not when it is only to come back later."""
+        return self.retry_after_s is None and self.code in {
+            grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED,
+        }  # fmt: skip
 
 
 @contextmanager
@@ -115,4 +126,12 @@ def failure(error: grpc.RpcError, timeout_s: float, what: str = "") -> Digitserv
         return Unreachable(f"{about}no answer within {timeout_s:g} s ({details})")
     if code is grpc.StatusCode.UNAVAILABLE:
         return Unreachable(f"{about}nobody answers ({details}); is 'digitserve serve' running at the address?")
-    return Refused(f"{about}{code.name}: {details}", code)
+    return Refused(f"{about}{code.name}: {details}", code, _retry_after_s(error))
+
+
+def _retry_after_s(error: grpc.RpcError) -> float | None:
+    status = rpc_status.from_call(error)
+    retry = error_details_pb2.RetryInfo()
+    if status is not None and any(packed.Unpack(retry) for packed in status.details):
+        return float(retry.retry_delay.ToNanoseconds()) / 1e9
+    return None

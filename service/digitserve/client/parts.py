@@ -25,6 +25,9 @@ FORMATS = {1: pb.PIXEL_FORMAT_GRAY8, 3: pb.PIXEL_FORMAT_RGB8, 4: pb.PIXEL_FORMAT
 OVERHEAD_BYTES = 64
 """More than a request holds beside its pixels: nine fields of at most 6 bytes and their tags."""
 
+PART_BYTES = 1 << 20
+"""Most pixels of a part with several images: many parts are under way at a time, and a worker bounds the bytes that wait."""
+
 MAX_NAMED = 8
 """Images of a part that an error names one by one."""
 
@@ -189,16 +192,24 @@ def split(groups: list[Group], images_per_request: int, limits: pb.Model) -> lis
     Args:
         groups: as ``check`` gave them.
         images_per_request: most images in a part.
-        limits: what the service takes; an image that is too large by itself is a part of its own, for it to refuse.
+        limits: what the service takes, of which no more than ``PART_BYTES`` is used; an image that is too large by itself is a part of its own, for it to refuse.
     """
     parts = []
+    most_bytes = min(limits.max_request_bytes - OVERHEAD_BYTES, PART_BYTES)
     for group in groups:
         height, width, channels = group.shape
-        fitting = (limits.max_request_bytes - OVERHEAD_BYTES) // (height * width * channels)
+        fitting = most_bytes // (height * width * channels)
         step = max(1, min(images_per_request, limits.max_images_per_request, fitting))
         num_images = len(group.indices)
         parts += [Part(group, start, min(start + step, num_images)) for start in range(0, num_images, step)]
     return parts
+
+
+def same_limits(one: pb.Model, other: pb.Model) -> bool:
+    """Tell whether images are cut alike for both."""
+    return (one.max_request_bytes, one.max_images_per_request) == (
+        other.max_request_bytes, other.max_images_per_request,
+    )  # fmt: skip
 
 
 def options(top_k: int, ink: Ink | None, framing: Framing | None) -> pb.ClassifyRequest:

@@ -1,14 +1,16 @@
 """Which connection a call takes, and how long it may still last: plain objects that both clients share."""
 
+import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from digitserve.client.calls import OPTIONS, Unreachable
+from digitserve.client.calls import OPTIONS, Refused, Unreachable, failure
 from digitserve.errors import DigitserveError
 from digitserve.v1 import digits_pb2_grpc
 
@@ -30,8 +32,15 @@ MAX_IN_FLIGHT = 32
 """Requests of the default 64 images that fit twice into a worker's default queue of 4 096, should all meet at one."""
 
 
+SHORTEST_PAUSE_S = 0.01
+"""Before a request that the service had no room for is sent again."""
+
+
 class Closed(DigitserveError):
     """The client was closed."""
+
+    def __init__(self) -> None:
+        super().__init__("the client was closed; make another")
 
 
 class Connection(NamedTuple):
@@ -54,14 +63,18 @@ T = TypeVar("T")
 
 
 class Pool(Generic[T]):
-    """Connections and the calls in flight on each. Any thread may borrow."""
+    """Connections and the calls in flight on each. Any thread may borrow.
+
+    Attributes:
+        closed: nothing is lent any more.
+    """
 
     def __init__(self, connections: Sequence[T]) -> None:
         self._connections = connections
         self._in_flight = [0] * len(connections)
         self._next = 0
         self._lock = threading.Lock()
-        self._closed = False
+        self.closed = False
 
     @contextmanager
     def borrow(self) -> Iterator[T]:
@@ -95,13 +108,13 @@ class Pool(Generic[T]):
         Raises:
             Closed: the pool was closed.
         """
-        if self._closed:
-            raise Closed("the client was closed; make another")
+        if self.closed:
+            raise Closed
 
     def close(self) -> Sequence[T]:
         """Lend no more; return the connections, for their owner to close."""
         with self._lock:
-            self._closed = True
+            self.closed = True
         return self._connections
 
 
@@ -128,6 +141,31 @@ class Deadline:
         return Unreachable(
             f"no answer to all images within {self.timeout_s:g} s; give fewer at once, or a longer timeout_s"
         )
+
+
+def pause_s(error: grpc.RpcError, deadline: Deadline, what: str) -> float:
+    """Return how long to wait before a failed call is made again: no shorter than a service with too much to do has said.
+
+    Args:
+        error: of a blocking or an asynchronous call.
+        deadline: of the call as a whole.
+        what: of the request, when there are several.
+
+    Raises:
+        Refused, Unreachable: it failed for good, or may come again only after the deadline.
+    """
+    told = failure(error, deadline.timeout_s, what)
+    if (
+        not isinstance(told, Refused)
+        or told.code is not grpc.StatusCode.RESOURCE_EXHAUSTED
+        or told.retry_after_s is None
+    ):
+        raise told
+    # Those that were refused together do not all come back together.
+    seconds = max(SHORTEST_PAUSE_S, told.retry_after_s) * random.uniform(1, 2)  # noqa: S311 - no secret
+    if seconds >= deadline.remaining_s():
+        raise told
+    return seconds
 
 
 def at_least_one(**numbers: int) -> None:
