@@ -20,6 +20,9 @@ from digitserve.errors import DeadlineUnmeetable, Draining, Overloaded
 LONG_SHARE = 4
 """A long lane that got nothing of the last batch gets one image in so many of the next, so that it never starves."""
 
+BESIDE_SHARE = 2
+"""Long entries fill a batch that has short ones up to one image in so many of its size."""
+
 _FIXED_WORK = 1 << 18
 """What framing an image costs apart from its pixels, in grey pixels."""
 
@@ -219,7 +222,9 @@ class Batcher:
             self._fill_in_turns(batch, max(1, self._max_batch_size // LONG_SHARE), now)
         self._fill(batch, now)
         before = batch.num_images
-        self._fill_in_turns(batch, self._max_batch_size, now)
+        # Short entries waited for the batch before this one; what joins them must not make them wait for as long again.
+        beside = max(before, self._max_batch_size // BESIDE_SHARE) if before else self._max_batch_size
+        self._fill_in_turns(batch, beside, now)
         self._long_skipped = bool(self._long) and not self._long_skipped and batch.num_images == before
         return batch
 

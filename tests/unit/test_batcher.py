@@ -115,14 +115,16 @@ def test_a_large_request_is_split_and_its_answers_come_whole_and_in_order() -> N
 
 
 def test_a_small_request_passes_a_large_one() -> None:
-    """A small request that comes after a large one is in the next batch, not behind all of the large one's images."""
+    """A small request that comes after a large one is in the next batch, not behind all of the large one's images; and that
+    batch is half as large, for it has waited for one already.
+    """
     batcher = make_batcher()
     admit(batcher, make_entry("large", 40))
     first = batcher.form(0.0)
     assert first is not None
     finish(batcher, first)
     admit(batcher, make_entry("small"))
-    assert parts(batcher.form(0.0)) == [("small", 0, 1), ("large", 8, 15)]
+    assert parts(batcher.form(0.0)) == [("small", 0, 1), ("large", 8, 11)]
 
 
 def test_large_requests_take_turns() -> None:
