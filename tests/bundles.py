@@ -1,6 +1,7 @@
 """Bundles for tests: a network whose output encodes its input, so that a test can prove whose answer a caller got."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from digitserve import bundle
+from digitserve.v1 import digits_pb2 as pb
 
 LABELS = tuple("0123456789")
 THRESHOLD = 2.0**24
@@ -22,6 +24,11 @@ def echo_image(number: int, num_labels: int = 10) -> NDArray[np.uint8]:
     # Ink that makes one figure, so that no verdict but the network's own is given.
     image[10:20, 10:20] = 255
     return image
+
+
+def echo_request(*numbers: int, **options: Any) -> pb.ClassifyRequest:
+    """Return a request whose answers have these numbers as scores."""
+    return pb.ClassifyRequest(pixels=b"".join(echo_image(number).tobytes() for number in numbers), **options)
 
 
 def echo_graph(num_labels: int = 10) -> bytes:

@@ -185,16 +185,14 @@ class Classifier:
         return verdict
 
     def _hand_out(self, finished: list[Entry], batch_size: int) -> None:
-        if not finished:
-            return
         answered = [(entry, body) for entry in finished if (body := self._encode(entry, batch_size)) is not None]
         self._tally.queue_s.observe_many([entry.first_batch - entry.arrived for entry, _ in answered])
-        by_asker: dict[int, list[Entry]] = {}
+        by_asker: dict[Asker, list[Entry]] = {}
         for entry, _ in answered:
-            by_asker.setdefault(id(entry.work.asker), []).append(entry)
+            by_asker.setdefault(entry.work.asker, []).append(entry)
         now = self._clock()
-        for entries in by_asker.values():
-            entries[0].work.asker.count(entries, now)
+        for asker, entries in by_asker.items():
+            asker.count(entries, now)
         for entry, body in answered:
             entry.work.asker.reply(entry.work.asking, body)
 

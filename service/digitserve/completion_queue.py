@@ -101,7 +101,7 @@ class Call:
             details: a serialized ``google.rpc.Status``, for the caller's program.
         """
         self._end()
-        self._send_status(code, message, () if details is None else (("grpc-status-details-bin", details),))
+        self._send_status(code, message, _trailing(details))
 
     def _end(self) -> None:
         self.open = False
@@ -215,9 +215,8 @@ class Stream:
         """Send the status; only when all that was written is sent. See ``Call.fail`` for what it takes."""
         self.open = False
         self._failed = bool(code)
-        trailing = () if details is None else (("grpc-status-details-bin", details),)
         self._core.start_server_batch(
-            (cygrpc.SendStatusFromServerOperation(trailing, code, message.encode(), 0),), self._sent
+            (cygrpc.SendStatusFromServerOperation(_trailing(details), code, message.encode(), 0),), self._sent
         )
 
     def _begin(self) -> None:
@@ -259,6 +258,10 @@ class Stream:
 
     def _sent(self, _event: Any) -> None:
         """Nothing is left to do; the event had to be taken off the queue."""
+
+
+def _trailing(details: bytes | None) -> tuple[tuple[str, bytes], ...]:
+    return () if details is None else (("grpc-status-details-bin", details),)
 
 
 class _Acceptor:

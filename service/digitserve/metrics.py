@@ -214,6 +214,17 @@ class Tally:
         """Count a request that is refused."""
         self._rejected[reason][0] += 1
 
+    def end(self, row: int, code: int, seconds: float) -> None:
+        """Count an RPC that is over.
+
+        Args:
+            row: of ``METHODS``.
+            code: gRPC's number.
+            seconds: that it took.
+        """
+        self.handled[row, code] += 1
+        self.handling_s[row].observe(seconds)
+
     def predictions(self, class_index: Sequence[int], verdict: Sequence[int]) -> None:
         """Count a batch's predictions.
 

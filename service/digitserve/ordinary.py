@@ -60,8 +60,7 @@ class OrdinaryPath(grpc.ServerInterceptor):
 
     def _end(self, row: int, code: int, started: float) -> None:
         with self._lock:
-            self._tally.handled[row, code] += 1
-            self._tally.handling_s[row].observe(time.monotonic() - started)
+            self._tally.end(row, code, time.monotonic() - started)
 
 
 def _observed(handler: Any, end: Callable[[int], None], pool: ThreadPoolExecutor | None) -> "Handler":

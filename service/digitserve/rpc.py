@@ -38,8 +38,8 @@ _CODES: dict[type[RequestError], int] = {
     Draining: CODES.index("Unavailable"),
 }
 OK = CODES.index("OK")
-CANCELED = CODES.index("Canceled")
-DEADLINE_EXCEEDED = CODES.index("DeadlineExceeded")
+_CANCELED = CODES.index("Canceled")
+_DEADLINE_EXCEEDED = CODES.index("DeadlineExceeded")
 INTERNAL_MESSAGE = "internal error; the server's log has the details"
 """All that a caller is told of our own faults."""
 
@@ -77,6 +77,19 @@ class Status(NamedTuple):
     def details(self) -> bytes | None:
         """Return what a program is told beyond code and message, serialized."""
         return None if self.retry_after_s is None else bytes(self.to_proto().SerializeToString())
+
+
+def broken_off(deadline: float, tally: Tally) -> int:
+    """Return the status code of an RPC that its caller ended, and count it as refused if its time was over.
+
+    Args:
+        deadline: Unix time in seconds.
+        tally: where to count.
+    """
+    if deadline > time.time():
+        return _CANCELED
+    tally.reject(DeadlineUnmeetable.reason)
+    return _DEADLINE_EXCEEDED
 
 
 INTERNAL = Status(CODES.index("Internal"), INTERNAL_MESSAGE)
@@ -125,10 +138,7 @@ class ClassifyTaker:
         """Forget a call that ended before it was answered."""
         if call.context is not None:
             self._classifier.cancel(call.context)
-        expired = call.deadline <= time.time()
-        if expired:
-            self._tally.reject(DeadlineUnmeetable.reason)
-        self._count_end(call, DEADLINE_EXCEEDED if expired else CANCELED)
+        self._count_end(call, broken_off(call.deadline, self._tally))
 
     # What the classifier calls.
 
@@ -155,5 +165,4 @@ class ClassifyTaker:
         call.fail(status.code, status.message, status.details())
 
     def _count_end(self, call: Call, code: int) -> None:
-        self._tally.handled[CLASSIFY_ROW, code] += 1
-        self._tally.handling_s[CLASSIFY_ROW].observe(self._clock() - call.accepted)
+        self._tally.end(CLASSIFY_ROW, code, self._clock() - call.accepted)

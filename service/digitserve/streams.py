@@ -17,10 +17,10 @@ from collections.abc import Callable, Sequence
 from digitserve.batcher import Entry
 from digitserve.classifier import Classifier
 from digitserve.completion_queue import Stream
-from digitserve.errors import DeadlineUnmeetable, Draining, Overloaded, RequestError
+from digitserve.errors import Draining, Overloaded, RequestError
 from digitserve.messages import Limits, Request, decode_on_stream, error_on_stream, response_on_stream
 from digitserve.metrics import SERVICE, STREAM_ROW, Tally
-from digitserve.rpc import CANCELED, DEADLINE_EXCEEDED, INTERNAL, OK, Status
+from digitserve.rpc import INTERNAL, OK, Status, broken_off
 
 CLASSIFY_STREAM = f"/{SERVICE}/ClassifyStream"
 
@@ -164,14 +164,11 @@ class ClassifyStreamTaker:
             if slot.entry is not None:
                 self._classifier.cancel(slot.entry)
                 slot.entry = None
-        code = OK if conversation.ending is None else conversation.ending.code
         if cancelled:
-            expired = stream.deadline <= time.time()
-            code = DEADLINE_EXCEEDED if expired else CANCELED
-            if expired:
-                self._tally.reject(DeadlineUnmeetable.reason)
-        self._tally.handled[STREAM_ROW, code] += 1
-        self._tally.handling_s[STREAM_ROW].observe(self._clock() - stream.accepted)
+            code = broken_off(stream.deadline, self._tally)
+        else:
+            code = OK if conversation.ending is None else conversation.ending.code
+        self._tally.end(STREAM_ROW, code, self._clock() - stream.accepted)
 
     # What the classifier calls.
 

@@ -14,10 +14,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from digitserve.bundle import IMAGE_SIZE, find, read
 from digitserve.errors import RefusalToStart
@@ -174,18 +174,19 @@ def main() -> None:
     _say(0.0)
     for line in sys.stdin:
         batch_size, seconds = json.loads(line)
-        _say(_mean_batch_s(session.run, batch_size, seconds))
+        images = np.zeros((batch_size, IMAGE_SIZE, IMAGE_SIZE, 1), np.uint8)
+        _say(mean_s(partial(session.run, images), seconds))
 
 
-def _mean_batch_s(run: Callable[[NDArray[np.uint8]], object], batch_size: int, seconds: float) -> float:
-    images = np.zeros((batch_size, IMAGE_SIZE, IMAGE_SIZE, 1), np.uint8)
-    run(images)
-    num_batches, elapsed_s, started = 0, 0.0, time.perf_counter()
+def mean_s(call: Callable[[], object], seconds: float) -> float:
+    """Return the mean seconds of a call, made once to warm up and then again and again for so many seconds."""
+    call()
+    num_calls, elapsed_s, started = 0, 0.0, time.perf_counter()
     while elapsed_s < seconds:
-        run(images)
-        num_batches += 1
+        call()
+        num_calls += 1
         elapsed_s = time.perf_counter() - started
-    return elapsed_s / num_batches
+    return elapsed_s / num_calls
 
 
 def _say(what: float | str) -> None:

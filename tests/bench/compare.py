@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tests.bench import load as loads
 from tests.bench import targets
-from tests.bench.load import Load, require_programs
+from tests.bench.load import Load, add_cores, cores_of, require_programs
 from tests.bench.servers import ROOT, Aio, AioWindow, BenchError, Digitserve, Empty, Server
 
 from digitserve import client
@@ -82,7 +82,7 @@ class Comparison:
                 if kind.name in self._options.servers:
                     self._serve(number, kind, kind.name, self._options.cores, names)
             for workers in self._options.scale:
-                cores = ",".join(map(str, _cores(self._options.cores + "," + self._options.load_cores)[:workers]))
+                cores = ",".join(map(str, cores_of(self._options.cores + "," + self._options.load_cores)[:workers]))
                 self._serve(number, Digitserve, f"digitserve {workers}", cores, ("large",))
 
     def _floors(self, number: int) -> None:
@@ -201,14 +201,9 @@ def watching_health(server: Server) -> Iterator[list[float]]:
 
 def measure_floor(cores: str, seconds: float, *arguments: str) -> float:
     """Return the seconds that a floor takes, measured on the first of these cores."""
-    command = ["taskset", "-c", str(_cores(cores)[0]), sys.executable, "-m", "tests.bench.floors", *arguments]
+    command = ["taskset", "-c", str(cores_of(cores)[0]), sys.executable, "-m", "tests.bench.floors", *arguments]
     command += ["--seconds", str(min(seconds, 3.0))]
     return float(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
-
-
-def _cores(cores: str) -> list[int]:
-    spans = [span.partition("-") for span in cores.split(",")]
-    return [core for first, _, last in spans for core in range(int(first), int(last or first) + 1)]
 
 
 def document(options: argparse.Namespace, comparison: Comparison, bundle: Bundle) -> str:
@@ -255,17 +250,14 @@ def say(text: str) -> None:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     names = [kind.name for kind in SERVERS]
-    available = sorted(os.sched_getaffinity(0))
-    spare = ",".join(map(str, available[1:] or available))
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", type=Path, default=Path("models"), help="directory that holds the bundles")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measured run (default 5)")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved (default 3)")
-    parser.add_argument("--cores", default=str(available[0]), help="for the server (default: the first)")
-    parser.add_argument("--load-cores", default=spare, help="for the load (default: all others)")
+    add_cores(parser)
     parser.add_argument("--servers", nargs="+", choices=names, default=names, help="default all")
     parser.add_argument(
-        "--scale", type=int, nargs="*", default=list(range(2, len(available) // 2 + 1)),
+        "--scale", type=int, nargs="*", default=list(range(2, len(os.sched_getaffinity(0)) // 2 + 1)),
         help="numbers of workers to compare with one (default: 2 to half the cores)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the figures of each round as JSON instead")

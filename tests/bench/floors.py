@@ -7,8 +7,6 @@ on one thread. A server that does both and nothing else answers 1/(1/E + 1/B) re
 import argparse
 import signal
 import sys
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from digitserve.rpc import CLASSIFY
 from digitserve.session import Session
 from digitserve.settings import Settings
 from digitserve.streams import CLASSIFY_STREAM
+from digitserve.tune import mean_s
 from digitserve.v1 import digits_pb2 as pb
 
 ANSWER = pb.ClassifyResponse(
@@ -123,7 +122,7 @@ def measure_network(models: Path, seconds: float, batch_size: int) -> float:
     bundle = read(find(models, Settings().model, None))
     session = Session(bundle, num_threads=1)
     images = np.ascontiguousarray(np.resize(bundle.golden.images, (batch_size, IMAGE_SIZE, IMAGE_SIZE, 1)))
-    return _mean_s(lambda: session.run(images), seconds)
+    return mean_s(lambda: session.run(images), seconds)
 
 
 def measure_framing(side: int, seconds: float) -> float:
@@ -137,18 +136,7 @@ def measure_framing(side: int, seconds: float) -> float:
         )
         for image in drawn
     ]
-    return _mean_s(lambda: [rows(request, 0, 1) for request in requests], seconds) / len(requests)
-
-
-def _mean_s(call: Callable[[], object], seconds: float) -> float:
-    for _ in range(3):
-        call()
-    num, elapsed_s, started = 0, 0.0, time.perf_counter()
-    while elapsed_s < seconds:
-        call()
-        num += 1
-        elapsed_s = time.perf_counter() - started
-    return elapsed_s / num
+    return mean_s(lambda: [rows(request, 0, 1) for request in requests], seconds) / len(requests)
 
 
 def main() -> None:

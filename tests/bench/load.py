@@ -1,9 +1,10 @@
 """The load: ``digitserve bench`` on cores of its own, and once h2load, to check the one against the other."""
 
+import argparse
 import json
+import os
 import re
 import shutil
-import struct
 import subprocess
 import sys
 import tempfile
@@ -11,13 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tests.bench.servers import ROOT, BenchError
 
-from digitserve.bench.plan import Size
-from digitserve.bench.traffic import draw
+from digitserve.bench.plan import Plan, Size
+from digitserve.bench.traffic import bodies
 from digitserve.rpc import CLASSIFY
-from digitserve.v1 import digits_pb2 as pb
 
 DEBIAN_PACKAGE = "nghttp2-client"
 WARM_UP_S = 1.0
@@ -45,7 +44,7 @@ class Load:
 
     def command(self, cores: str, port: int, metrics: str, seconds: float) -> list[str]:
         """Return the command that loads a server on a port of 127.0.0.1."""
-        processes = min(num_cores(cores), self.connections)
+        processes = min(len(cores_of(cores)), self.connections)
         return [
             "taskset", "-c", cores, str(Path(sys.executable).parent / "digitserve"), "bench",
             "--address", f"127.0.0.1:{port}", "--metrics", metrics, "--processes", str(processes),
@@ -113,15 +112,13 @@ def run_h2load(load: Load, cores: str, port: int, seconds: float) -> float:
     Raises:
         BenchError: a connection or a request failed on the level of HTTP.
     """
-    pixels = draw(7, Size(load.side, load.side), np.random.default_rng(1)).tobytes()
-    message = pb.ClassifyRequest(pixels=pixels, height=load.side, width=load.side).SerializeToString()
+    plan = Plan("", images=load.images, sizes=(Size(load.side, load.side),), method=load.method)
     with tempfile.NamedTemporaryFile() as body:
-        # As gRPC frames it: one byte for "not compressed", the length in four, big endian.
-        body.write(struct.pack(">BI", 0, len(message)) + message)
+        body.write(next(bodies(plan, 0)).framed)
         body.flush()
         command = [
             "taskset", "-c", cores, "h2load", f"-c{load.connections}", f"-m{load.in_flight}",
-            f"-t{min(num_cores(cores), load.connections)}", f"-D{seconds * 1e3:.0f}ms", f"--warm-up-time={WARM_UP_S * 1e3:.0f}ms",
+            f"-t{min(len(cores_of(cores)), load.connections)}", f"-D{seconds * 1e3:.0f}ms", f"--warm-up-time={WARM_UP_S * 1e3:.0f}ms",
             "-d", body.name, "-H", "content-type: application/grpc", "-H", "te: trailers",
             f"http://127.0.0.1:{port}{CLASSIFY}",
         ]  # fmt: skip
@@ -132,10 +129,18 @@ def run_h2load(load: Load, cores: str, port: int, seconds: float) -> float:
     return float(rate[1])
 
 
-def num_cores(cores: str) -> int:
-    """Count the cores of a list such as ``0,2-3``."""
+def cores_of(cores: str) -> list[int]:
+    """Read a list of cores such as ``0,2-3``."""
     spans = [span.partition("-") for span in cores.split(",")]
-    return sum(int(last or first) - int(first) + 1 for first, _, last in spans)
+    return [core for first, _, last in spans for core in range(int(first), int(last or first) + 1)]
+
+
+def add_cores(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say which cores the server and the load have."""
+    first, *others = sorted(os.sched_getaffinity(0))
+    spare = ",".join(map(str, others or [first]))
+    parser.add_argument("--cores", default=str(first), help="for the server (default: the first)")
+    parser.add_argument("--load-cores", default=spare, help="for the load (default: all others)")
 
 
 def require_programs() -> None:

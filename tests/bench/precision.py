@@ -7,7 +7,6 @@ Rounds are interleaved, so what else the machine does falls on both alike: the r
 
 import argparse
 import sys
-import time
 from pathlib import Path
 from statistics import median
 
@@ -16,18 +15,14 @@ from numpy.typing import NDArray
 
 from digitserve.bundle import IMAGE_SIZE, read
 from digitserve.session import Session
+from digitserve.tune import mean_s
 
 BATCH_SIZES = (1, 8, 64)
 
 
 def measure(session: Session, images: NDArray[np.uint8], seconds: float) -> float:
     """Return images a second, in batches of all of ``images``, for at least so many seconds."""
-    session.run(images)
-    num_batches, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        session.run(images)
-        num_batches += 1
-    return num_batches * len(images) / (time.perf_counter() - start)
+    return len(images) / mean_s(lambda: session.run(images), seconds)
 
 
 def main() -> None:

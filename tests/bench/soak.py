@@ -6,12 +6,12 @@ Mixed sizes, some of them framed, by ``digitserve bench``; the first tenth warms
 """
 
 import argparse
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from tests.bench.load import add_cores
 from tests.bench.servers import BenchError, Digitserve
 
 SIZES = "28x28:8,64x64:1,100x60:1"
@@ -49,16 +49,10 @@ def soak(server: Digitserve, load_cores: str, num_requests: int) -> tuple[int, i
 
 def main() -> int:
     """Run as a command; 1 when the memory grew by more than 2 %."""
-    available = sorted(os.sched_getaffinity(0))
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", type=Path, default=Path("models"), help="directory that holds the bundles")
     parser.add_argument("--requests", type=int, default=1_000_000, help="default a million")
-    parser.add_argument("--cores", default=str(available[0]), help="for the server (default: the first)")
-    parser.add_argument(
-        "--load-cores",
-        default=",".join(map(str, available[1:] or available)),
-        help="for the load (default: all others)",
-    )
+    add_cores(parser)
     options = parser.parse_args()
     with Digitserve(options.models, options.cores) as server:
         warm_bytes, end_bytes = soak(server, options.load_cores, options.requests)

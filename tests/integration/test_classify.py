@@ -14,7 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from onnx import TensorProto, helper
 
-from bundles import echo_image, make_graph, manifest, write_echo_bundle
+from bundles import echo_image, echo_request, make_graph, manifest, write_echo_bundle
 from digitserve.bundle import Golden, write
 from digitserve.messages import Answer, Encoder
 from digitserve.metrics import METHOD_ROWS
@@ -26,23 +26,6 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
 
-@pytest.fixture
-def models(tmp_path: Path) -> Path:
-    write_echo_bundle(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def worker(models: Path) -> Iterator[RunningWorker]:
-    with run_worker(models) as running:
-        yield running
-
-
-def request_of(*numbers: int, **options: object) -> pb.ClassifyRequest:
-    """Return a request whose answers are these numbers."""
-    return pb.ClassifyRequest(pixels=b"".join(echo_image(n).tobytes() for n in numbers), **options)
-
-
 def scores(response: pb.ClassifyResponse) -> list[int]:
     """Return the numbers that a response answers with."""
     return [int(prediction.ood_score) for prediction in response.predictions]
@@ -50,7 +33,7 @@ def scores(response: pb.ClassifyResponse) -> list[int]:
 
 def test_one_image_gets_its_answer(worker: RunningWorker) -> None:
     """A single image is answered with its label, confidence, verdict, model and timing."""
-    response = worker.classify(request_of(1234567))
+    response = worker.classify(echo_request(1234567))
 
     (prediction,) = response.predictions
     assert (prediction.label, prediction.class_index, prediction.confidence) == ("7", 7, 1.0)
@@ -66,12 +49,12 @@ def test_many_images_are_answered_in_order(worker: RunningWorker, num_images: in
     """A request of any number of images gets one prediction an image, in order, also when it is split over batches."""
     numbers = [n * 7919 % 2**24 for n in range(num_images)]
 
-    assert numbers == scores(worker.classify(request_of(*numbers)))
+    assert numbers == scores(worker.classify(echo_request(*numbers)))
 
 
 def test_top_k_lists_the_most_probable_first(worker: RunningWorker) -> None:
     """``top_k`` lists that many classes, the label included and first."""
-    (prediction,) = worker.classify(request_of(3, top_k=3)).predictions
+    (prediction,) = worker.classify(echo_request(3, top_k=3)).predictions
 
     assert [(score.label, score.confidence) for score in prediction.top][0] == ("3", 1.0)
     assert len(prediction.top) == 3
@@ -111,7 +94,7 @@ def test_scores_above_the_threshold_are_unfamiliar(tmp_path: Path) -> None:
     """``VERDICT_UNFAMILIAR`` is given above the manifest's threshold, and not at it."""
     write_echo_bundle(tmp_path, ood_threshold=100.0)
     with run_worker(tmp_path) as worker:
-        predictions = worker.classify(request_of(100, 101)).predictions
+        predictions = worker.classify(echo_request(100, 101)).predictions
 
     assert [p.verdict for p in predictions] == [pb.VERDICT_ACCEPTED, pb.VERDICT_UNFAMILIAR]
 
@@ -145,7 +128,7 @@ def test_bad_requests_are_refused_and_say_why(worker: RunningWorker, name: str) 
 
     assert refused.value.code().name == code
     assert part in refused.value.details()
-    assert scores(worker.classify(request_of(5))) == [5]
+    assert scores(worker.classify(echo_request(5))) == [5]
 
 
 def test_bytes_that_are_no_message_are_refused(worker: RunningWorker) -> None:
@@ -176,14 +159,14 @@ def test_a_message_over_the_limit_is_refused_and_counted(worker: RunningWorker) 
     assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "16777216" in refused.value.details()
     wait_until(lambda: worker.handled() == {"ResourceExhausted": 1}, "the refusal is counted")
-    assert scores(worker.classify(request_of(5))) == [5]
+    assert scores(worker.classify(echo_request(5))) == [5]
 
 
 def test_a_full_queue_refuses_with_a_time_to_retry(models: Path) -> None:
     """Beyond ``max_pending_images`` requests get RESOURCE_EXHAUSTED with ``RetryInfo``; all others are answered."""
     with run_worker(models, max_pending_images=64, max_batch_size=8) as worker:
         call = worker.channel.unary_unary("/digitserve.v1.DigitService/Classify")
-        body = request_of(*range(32)).SerializeToString()
+        body = echo_request(*range(32)).SerializeToString()
         futures = [call.future(body, timeout=PATIENCE_S) for _ in range(200)]
         outcomes = Counter(future.code() for future in futures)
         refused = next(future for future in futures if future.code() is grpc.StatusCode.RESOURCE_EXHAUSTED)
@@ -210,7 +193,7 @@ def test_of_2000_calls_each_caller_gets_its_own_answer(worker: RunningWorker) ->
     kept: dict[int, grpc.Future] = {}
     others: list[Future] = []
     for number in range(2000):
-        body = request_of(number).SerializeToString()
+        body = echo_request(number).SerializeToString()
         fate = chance.random()
         future = call.future(body, timeout=0.001 if fate < 1 / 6 else PATIENCE_S)
         if fate < 1 / 6:
@@ -238,7 +221,7 @@ def test_calls_of_many_connections_are_never_refused_by_core(models: Path) -> No
             grpc.insecure_channel(worker.address, options=(("grpc.use_local_subchannel_pool", 1),)) for _ in range(10)
         ]
         calls = [channel.unary_unary("/digitserve.v1.DigitService/Classify") for channel in channels]
-        futures = [calls[n % 10].future(request_of(n).SerializeToString(), timeout=PATIENCE_S) for n in range(5000)]
+        futures = [calls[n % 10].future(echo_request(n).SerializeToString(), timeout=PATIENCE_S) for n in range(5000)]
         answers = [scores(pb.ClassifyResponse.FromString(future.result())) for future in futures]
         for channel in channels:
             channel.close()
@@ -250,11 +233,11 @@ def test_calls_of_many_connections_are_never_refused_by_core(models: Path) -> No
 def test_an_unmeetable_deadline_never_reaches_the_network(worker: RunningWorker) -> None:
     """Requests of 4 000 images that have a millisecond are refused or dropped; no image of theirs is classified."""
     call = worker.channel.unary_unary("/digitserve.v1.DigitService/Classify")
-    body = request_of(*range(4000)).SerializeToString()
+    body = echo_request(*range(4000)).SerializeToString()
     futures = [call.future(body, timeout=0.001) for _ in range(20)]
 
     assert {future.code() for future in futures} == {grpc.StatusCode.DEADLINE_EXCEEDED}
-    assert scores(worker.classify(request_of(5))) == [5]
+    assert scores(worker.classify(echo_request(5))) == [5]
     wait_until(lambda: sum(worker.handled().values()) == worker.started(), "every call has ended")
     assert set(worker.handled()) <= {"OK", "DeadlineExceeded", "Canceled"}
     assert worker.block.cells["digitserve_images"][0, 0] == 1
@@ -264,10 +247,10 @@ def test_a_large_request_lets_small_ones_pass(worker: RunningWorker) -> None:
     """While a request of 4 000 images runs, small ones are answered before it ends."""
     order: list[str] = []
     call = worker.channel.unary_unary("/digitserve.v1.DigitService/Classify")
-    large = call.future(request_of(*range(4000)).SerializeToString(), timeout=PATIENCE_S)
+    large = call.future(echo_request(*range(4000)).SerializeToString(), timeout=PATIENCE_S)
     large.add_done_callback(lambda _: order.append("large"))
     wait_until(lambda: worker.block.cells["digitserve_images"][0, 0] > 0, "the large request is running")
-    small = call.future(request_of(9).SerializeToString(), timeout=PATIENCE_S)
+    small = call.future(echo_request(9).SerializeToString(), timeout=PATIENCE_S)
     small.add_done_callback(lambda _: order.append("small"))
     large.result()
     small.result()
@@ -345,7 +328,7 @@ def test_everything_admitted_is_answered_while_draining(models: Path) -> None:
     """Calls that were on their way when the worker was told to drain are answered; later ones go elsewhere."""
     with run_worker(models) as worker:
         call = worker.channel.unary_unary("/digitserve.v1.DigitService/Classify")
-        futures = [call.future(request_of(n).SerializeToString(), timeout=PATIENCE_S) for n in range(500)]
+        futures = [call.future(echo_request(n).SerializeToString(), timeout=PATIENCE_S) for n in range(500)]
         wait_until(lambda: worker.started() == 500, "all calls were taken on")
         worker.worker.drain()
         answers = [scores(pb.ClassifyResponse.FromString(future.result())) for future in futures]
@@ -368,7 +351,9 @@ def test_an_answer_that_cannot_be_written_is_its_own_fault(
 
     monkeypatch.setattr(Encoder, "encode", refusing)
     call = worker.channel.unary_unary("/digitserve.v1.DigitService/Classify")
-    futures = [call.future(request_of(n, top_k=int(n == 7)).SerializeToString(), timeout=PATIENCE_S) for n in range(30)]
+    futures = [
+        call.future(echo_request(n, top_k=int(n == 7)).SerializeToString(), timeout=PATIENCE_S) for n in range(30)
+    ]
     outcomes = [future.code() for future in futures]
 
     assert outcomes.count(grpc.StatusCode.OK) == 29

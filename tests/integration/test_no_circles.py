@@ -4,26 +4,18 @@ import gc
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import grpc
 import pytest
 
-from bundles import echo_image, write_echo_bundle
+from bundles import echo_request
 from digitserve.batcher import Entry
 from digitserve.completion_queue import Call, Stream
 from digitserve.streams import Conversation, Slot
 from digitserve.v1 import digits_pb2 as pb
-from serving import RunningWorker, run_worker, wait_until
+from serving import RunningWorker, wait_until
 
 OURS = (Call, Stream, Entry, Conversation, Slot)
-
-
-@pytest.fixture
-def worker(tmp_path: Path) -> Iterator[RunningWorker]:
-    write_echo_bundle(tmp_path)
-    with run_worker(tmp_path) as running:
-        yield running
 
 
 @contextmanager
@@ -43,20 +35,15 @@ def uncollected() -> Iterator[Counter[str]]:
         gc.enable()
 
 
-def request_of(number: int) -> pb.ClassifyRequest:
-    """Return a request of one image."""
-    return pb.ClassifyRequest(pixels=echo_image(number).tobytes())
-
-
 def test_calls_leave_no_circles(worker: RunningWorker) -> None:
     """Answered, refused, cancelled and expired calls are freed as soon as they are over."""
     with uncollected() as found:
         for number in range(50):
-            worker.classify(request_of(number))
+            worker.classify(echo_request(number))
             with pytest.raises(grpc.RpcError):
                 worker.classify(pb.ClassifyRequest(pixels=b"no"))
         call = worker.channel.unary_unary("/digitserve.v1.DigitService/Classify")
-        body = request_of(1).SerializeToString()
+        body = echo_request(1).SerializeToString()
         for number in range(50):
             future = call.future(body, timeout=0.001 if number % 2 else None)
             future.cancel()
@@ -69,8 +56,8 @@ def test_streams_leave_no_circles(worker: RunningWorker) -> None:
     """Streams that ended, and streams that were cancelled in the middle, are freed as soon as they are over."""
     with uncollected() as found:
         for _ in range(10):
-            assert len(list(worker.stream(request_of(number) for number in range(20)))) == 20
-            answers = worker.stream(request_of(number) for number in range(1000))
+            assert len(list(worker.stream(echo_request(number) for number in range(20)))) == 20
+            answers = worker.stream(echo_request(number) for number in range(1000))
             next(answers)
             answers.cancel()
         wait_until(lambda: sum(worker.handled("ClassifyStream").values()) == 20, "every stream has ended")

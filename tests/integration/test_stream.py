@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 import pytest
 
-from bundles import echo_image, write_echo_bundle
+from bundles import echo_request
 from digitserve.metrics import STREAM_ROW
 from digitserve.settings import Settings
 from digitserve.streams import WINDOW_BATCHES
@@ -19,23 +19,6 @@ from digitserve.v1 import digits_pb2 as pb
 from serving import PATIENCE_S, RunningWorker, run_worker, wait_until
 
 WINDOW_IMAGES = WINDOW_BATCHES * Settings().batch_limit
-
-
-@pytest.fixture
-def models(tmp_path: Path) -> Path:
-    write_echo_bundle(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def worker(models: Path) -> Iterator[RunningWorker]:
-    with run_worker(models) as running:
-        yield running
-
-
-def request_of(*numbers: int, **options: Any) -> pb.ClassifyRequest:
-    """Return a request whose answers are these numbers."""
-    return pb.ClassifyRequest(pixels=b"".join(echo_image(n).tobytes() for n in numbers), **options)
 
 
 def scores(outcome: pb.ClassifyStreamResponse) -> list[int] | int:
@@ -79,7 +62,7 @@ def test_answers_come_in_the_order_of_their_requests(worker: RunningWorker) -> N
     numbers = itertools.count(1)
     expected = [[next(numbers) for _ in range(size)] for size in sizes]
 
-    outcomes = [scores(outcome) for outcome in worker.stream(request_of(*part) for part in expected)]
+    outcomes = [scores(outcome) for outcome in worker.stream(echo_request(*part) for part in expected)]
 
     assert outcomes == expected
     wait_until(lambda: worker.handled("ClassifyStream") == {"OK": 1}, "the stream is counted")
@@ -92,12 +75,12 @@ def test_a_bad_request_costs_only_itself(worker: RunningWorker) -> None:
     bad = [
         pb.ClassifyRequest(pixels=bytes(800)),
         pb.ClassifyRequest(),
-        request_of(1, model_version="9"),
+        echo_request(1, model_version="9"),
     ]
     requests: list[pb.ClassifyRequest] = []
     for number, one in enumerate(bad):
-        requests += [request_of(number), one]
-    requests.append(request_of(99))
+        requests += [echo_request(number), one]
+    requests.append(echo_request(99))
 
     outcomes = list(worker.stream(requests))
 
@@ -109,7 +92,7 @@ def test_a_bad_request_costs_only_itself(worker: RunningWorker) -> None:
 def test_bytes_that_are_no_message_cost_only_themselves(worker: RunningWorker) -> None:
     """Bytes that protobuf cannot parse get their error in their place."""
     call = worker.channel.stream_stream("/digitserve.v1.DigitService/ClassifyStream")
-    good = pb.ClassifyStreamRequest(request=request_of(7)).SerializeToString()
+    good = pb.ClassifyStreamRequest(request=echo_request(7)).SerializeToString()
 
     outcomes = [pb.ClassifyStreamResponse.FromString(body) for body in call(iter([good, b"\xff\xff\xff", b"", good]))]
 
@@ -128,7 +111,7 @@ def test_a_conversation_may_be_one_message_at_a_time(worker: RunningWorker) -> N
     paced = Paced()
     answers = worker.stream(paced)
     for number in range(20):
-        paced.send(request_of(number))
+        paced.send(echo_request(number))
         assert scores(next(answers)) == [number]
     paced.close()
 
@@ -141,12 +124,12 @@ def test_many_streams_each_get_their_own_answers(worker: RunningWorker) -> None:
 
     def converse(number: int) -> None:
         own = [number * 1000 + n for n in range(300)]
-        outcomes[number] = [scores(outcome) for outcome in worker.stream(request_of(n) for n in own)]
+        outcomes[number] = [scores(outcome) for outcome in worker.stream(echo_request(n) for n in own)]
 
     threads = [threading.Thread(target=converse, args=(number,)) for number in range(16)]
     for thread in threads:
         thread.start()
-    single = [worker.classify(request_of(n)).predictions[0].ood_score for n in range(50)]
+    single = [worker.classify(echo_request(n)).predictions[0].ood_score for n in range(50)]
     for thread in threads:
         thread.join(PATIENCE_S)
 
@@ -159,7 +142,7 @@ def test_a_client_that_does_not_read_is_not_read_from(worker: RunningWorker) -> 
     buffers, some megabytes; when it reads, it gets every answer.
     """
     total, own = 2_000, list(range(64))
-    request = request_of(*own, top_k=10)
+    request = echo_request(*own, top_k=10)
     answers = worker.stream(request for _ in range(total))
     images = worker.block.cells["digitserve_images"]
     taken = -1.0
@@ -182,7 +165,7 @@ def test_large_messages_are_bounded_too(worker: RunningWorker) -> None:
         nonlocal most
         for number in range(12):
             most = max([most, *(one.num_images for one in worker.worker._streams._conversations)])
-            yield request_of(*range(number, number + 1000))
+            yield echo_request(*range(number, number + 1000))
 
     outcomes = [scores(outcome) for outcome in worker.stream(watched())]
 
@@ -210,7 +193,7 @@ def test_streams_wait_where_unary_calls_would_be_refused(
         threads = [
             threading.Thread(
                 target=lambda: outcomes.append(
-                    [scores(one) for one in worker.stream(request_of(*own) for _ in range(12))] == [own] * 12
+                    [scores(one) for one in worker.stream(echo_request(*own) for _ in range(12))] == [own] * 12
                 )
             )
             for _ in range(num_streams)
@@ -231,12 +214,12 @@ def test_a_message_as_large_as_may_be_gets_its_turn_beside_small_ones(models: Pa
 
         def small() -> Iterator[pb.ClassifyRequest]:
             while not stop.is_set():
-                yield request_of(*range(16))
+                yield echo_request(*range(16))
 
         threads = [threading.Thread(target=lambda: [None for _ in worker.stream(small())]) for _ in range(3)]
         for thread in threads:
             thread.start()
-        large = [scores(one) for one in worker.stream(request_of(*range(64)) for _ in range(5))]
+        large = [scores(one) for one in worker.stream(echo_request(*range(64)) for _ in range(5))]
         stop.set()
         for thread in threads:
             thread.join(PATIENCE_S)
@@ -247,7 +230,7 @@ def test_a_message_as_large_as_may_be_gets_its_turn_beside_small_ones(models: Pa
 def test_a_request_that_can_never_fit_is_refused_in_its_place(models: Path) -> None:
     """A message of more images than may wait is an error of its own; its neighbours are answered."""
     with run_worker(models, max_pending_images=16) as worker:
-        outcomes = [scores(one) for one in worker.stream([request_of(1), request_of(*range(17)), request_of(2)])]
+        outcomes = [scores(one) for one in worker.stream([echo_request(1), echo_request(*range(17)), echo_request(2)])]
 
     assert outcomes == [[1], -3, [2]]
 
@@ -257,9 +240,9 @@ def test_a_message_over_the_limit_ends_the_stream_after_earlier_answers(models: 
     with run_worker(models, max_request_bytes=100_000) as worker:
         paced = Paced()
         answers = worker.stream(paced)
-        paced.send(request_of(1), request_of(2))
+        paced.send(echo_request(1), echo_request(2))
         assert [scores(next(answers)), scores(next(answers))] == [[1], [2]]
-        paced.send(request_of(*range(200)))
+        paced.send(echo_request(*range(200)))
         with pytest.raises(grpc.RpcError) as ended:
             next(answers)
 
@@ -269,21 +252,21 @@ def test_a_message_over_the_limit_ends_the_stream_after_earlier_answers(models: 
 
 def test_a_cancelled_stream_is_forgotten(worker: RunningWorker) -> None:
     """When a client cancels, what waits of its stream is dropped, and the stream counts as cancelled."""
-    answers = worker.stream(request_of(*range(1000)) for _ in range(1000))
+    answers = worker.stream(echo_request(*range(1000)) for _ in range(1000))
     next(answers)
     answers.cancel()
 
     wait_until(lambda: worker.handled("ClassifyStream") == {"Canceled": 1}, "the stream is counted")
     wait_until(lambda: worker.block.cells["digitserve_pending_images"][0, 0] == 0, "nothing waits")
     assert not worker.worker._streams._conversations
-    assert [scores(one) for one in worker.stream([request_of(3)])] == [[3]]
+    assert [scores(one) for one in worker.stream([echo_request(3)])] == [[3]]
 
 
 def test_a_stream_that_expires_is_forgotten(worker: RunningWorker) -> None:
     """A stream's deadline ends the whole of it."""
     paced = Paced()
     answers = worker.stream(paced, timeout_s=1.0)
-    paced.send(request_of(1))
+    paced.send(echo_request(1))
     assert scores(next(answers)) == [1]
     with pytest.raises(grpc.RpcError) as ended:
         next(answers)
@@ -301,7 +284,7 @@ def test_draining_answers_what_was_read_and_sends_clients_elsewhere(models: Path
     """
     outcomes = []
     with run_worker(models) as worker:
-        answers = worker.stream(request_of(n) for n in range(1_000_000))
+        answers = worker.stream(echo_request(n) for n in range(1_000_000))
         outcomes.append(scores(next(answers)))
         worker.worker.drain()
         with pytest.raises(grpc.RpcError) as ended:
@@ -318,7 +301,7 @@ def test_a_quiet_stream_does_not_hold_up_a_drain(models: Path) -> None:
     paced = Paced()
     with run_worker(models, grace_s=PATIENCE_S) as worker:
         answers = worker.stream(paced)
-        paced.send(request_of(1))
+        paced.send(echo_request(1))
         assert scores(next(answers)) == [1]
         worker.worker.drain()
         with pytest.raises(grpc.RpcError) as ended:
@@ -334,7 +317,7 @@ def test_framed_images_and_options_work_on_streams(worker: RunningWorker) -> Non
     paper[10:50, 18:23] = 0
     colour = pb.ClassifyRequest(pixels=paper.tobytes(), height=60, width=40, pixel_format=pb.PIXEL_FORMAT_RGB8)
 
-    framed, listed = worker.stream([colour, request_of(3, top_k=2)])
+    framed, listed = worker.stream([colour, echo_request(3, top_k=2)])
 
     assert framed.response.predictions[0].verdict == pb.VERDICT_ACCEPTED
     assert len(listed.response.predictions[0].top) == 2
