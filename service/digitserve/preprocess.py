@@ -43,10 +43,10 @@ NOISY_TRIM_STRENGTH = 0.3
 """The same where there is noise, or where pixels are so large that a faint one would add more than it holds."""
 
 MAX_COLORS = 8192
-"""Colours turned to grey at once: their floats stay in the cache, and below what malloc fetches from the kernel."""
+"""Colours turned to grey at once: their sums stay in the cache, and below what malloc fetches from the kernel."""
 
-_MILLI_LUMA = np.array([299, 587, 114, 0], np.float32)
-"""Shares of red, green, blue and alpha in grey, in thousandths."""
+_MILLI_LUMA = np.array([299, 587, 114], np.uint32)
+"""Shares of red, green and blue in grey, in thousandths."""
 
 SURE_LIGHTNESS = 0.65
 """Lightness of the border, -1 to 1, from which nothing else is asked to tell which side ink is on."""
@@ -124,23 +124,25 @@ def to_gray(pixels: bytes | memoryview, num_images: int, height: int, width: int
     gray = np.empty(len(colors), np.uint8)
     for start in range(0, len(gray), MAX_COLORS):
         chunk = slice(start, start + MAX_COLORS)
-        gray[chunk] = _luma(colors[chunk].astype(np.float32))
+        gray[chunk] = _luma(colors[chunk])
     return gray.reshape(num_images, height, width)
 
 
-def _luma(colors: Floats) -> NDArray[np.floating]:
-    """Return the grey of colours, to be cut down to whole numbers.
-
-    Up to their one division all numbers are whole and exact, so that no quotient below a whole number is rounded to it.
-    """
-    milli: Floats = colors.dot(_MILLI_LUMA[: colors.shape[1]])
-    if colors.shape[1] == len(_MILLI_LUMA):
-        on_white: NDArray[np.float64] = np.multiply(milli - 255_000, colors[:, 3], dtype=np.float64)
-        on_white += 255 * 255_000 + 127 + 255 * 500
-        on_white /= 255_000
-        return on_white
-    milli += 500
-    milli /= 1000
+def _luma(colors: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    """Return the grey of colours; all numbers are whole, so that nothing is rounded twice."""
+    red, green, blue = _MILLI_LUMA
+    milli: NDArray[np.uint32] = colors[:, 0] * red
+    milli += colors[:, 1] * green
+    milli += colors[:, 2] * blue
+    if colors.shape[1] > len(_MILLI_LUMA):
+        alpha = colors[:, 3].astype(np.uint32)
+        milli *= alpha
+        milli += (255 - alpha) * 255_000
+        milli += 127_627
+        milli //= 255_000
+    else:
+        milli += 500
+        milli //= 1000
     return milli
 
 
@@ -272,8 +274,11 @@ def _reduce(gray: Gray) -> Floats:
     height, width = height // factor, width // factor
     whole = gray[: height * factor, : width * factor].reshape(height, factor, -1)
     rows = np.add.reduce(whole, axis=1, dtype=np.uint16)  # 255 * 257 fits: factors up to 257
-    blocks: Floats = rows.reshape(-1, factor).astype(np.float32).dot(np.ones(factor, np.float32)).reshape(height, width)
-    blocks *= 1 / factor**2
+    # Not a product with ones: with so few columns some builds of BLAS read past them and report invalid values.
+    sums = rows[:, ::factor].astype(np.uint32)
+    for column in range(1, factor):
+        sums += rows[:, column::factor]
+    blocks: Floats = np.multiply(sums, 1 / factor**2, dtype=np.float32)
     return blocks
 
 
