@@ -283,9 +283,9 @@ class Batcher:
 
     def _fill(self, batch: Batch, now: float) -> None:
         """Take short entries in their order, as long as there is room."""
-        while self._short and self._room(batch, self._short[0], self._max_batch_size):
+        while self._short and (room := self._room(batch, self._short[0], self._max_batch_size)):
             entry = self._short[0]
-            if not self._alive(batch, entry, now) or self._take(batch, entry, self._max_batch_size, now):
+            if not self._alive(batch, entry, now) or self._take(batch, entry, room, now):
                 self._short.popleft()
 
     def _fill_in_turns(self, batch: Batch, limit: int, now: float) -> None:
@@ -294,9 +294,9 @@ class Batcher:
             entry = self._long[0]
             if not self._alive(batch, entry, now):
                 self._long.popleft()
-            elif self._room(batch, entry, limit):
+            elif room := self._room(batch, entry, limit):
                 self._long.popleft()
-                if not self._take(batch, entry, limit, now):
+                if not self._take(batch, entry, room, now):
                     self._long.append(entry)
 
     def _room(self, batch: Batch, entry: Entry, limit: int) -> int:
@@ -317,10 +317,10 @@ class Batcher:
             return False
         return True
 
-    def _take(self, batch: Batch, entry: Entry, limit: int, now: float) -> bool:
-        """Put images of an entry into a batch; return whether that was the rest of them."""
+    def _take(self, batch: Batch, entry: Entry, room: int, now: float) -> bool:
+        """Put up to ``room`` images of an entry into a batch; return whether that was the rest of them."""
         start = entry.taken
-        count = min(entry.num_images - start, self._room(batch, entry, limit))
+        count = min(entry.num_images - start, room)
         entry.taken = start + count
         if not start:
             entry.first_batch = now

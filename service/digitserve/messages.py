@@ -45,6 +45,14 @@ VERDICTS = (pb.VERDICT_ACCEPTED, pb.VERDICT_UNFAMILIAR, pb.VERDICT_BLANK, pb.VER
 """In the order of ``metrics.VERDICTS``."""
 ACCEPTED, UNFAMILIAR, BLANK, SEVERAL = range(4)
 
+_ONE_IMAGE = pb.ClassifyRequest(pixels=bytes(IMAGE_BYTES))
+_HEAD = _ONE_IMAGE.SerializeToString()[:-IMAGE_BYTES]
+"""What comes before the pixels of a request that holds one image of the network's size and nothing else."""
+_HEAD_ON_STREAM = pb.ClassifyStreamRequest(request=_ONE_IMAGE).SerializeToString()[:-IMAGE_BYTES]
+
+_PLAIN = (1, IMAGE_SIZE, IMAGE_SIZE, 1, Ink.LIGHT_ON_DARK, Framing.AS_IS, True, 0)
+"""What is known of it, as ``Request`` has it."""
+
 _CONTINUED = 0x80
 """Marks a byte of a length that another one follows."""
 
@@ -131,14 +139,12 @@ def decode(body: bytes, limits: Limits) -> Request:
         InvalidRequest: says what was got, what was expected, and which image.
         NotServed: another model version is asked for.
     """
-    return _check_quickly(_parse(pb.ClassifyRequest, body), len(body), limits)
+    return _plain(body, _HEAD) or _check(_parse(pb.ClassifyRequest, body), limits)
 
 
 def decode_on_stream(body: bytes, limits: Limits) -> Request:
     """Parse and check a ``ClassifyStreamRequest``; raises as ``decode`` does."""
-    message = _parse(pb.ClassifyStreamRequest, body).request
-    # Around one image of the network's size lie a tag and a length of two bytes.
-    return _check_quickly(message, len(body) - 3, limits)
+    return _plain(body, _HEAD_ON_STREAM) or _check(_parse(pb.ClassifyStreamRequest, body).request, limits)
 
 
 def response_on_stream(body: bytes) -> bytes:
@@ -158,12 +164,11 @@ def _parse(kind: Any, body: bytes) -> Any:
         raise InvalidRequest(f"got {len(body)} bytes that are no {kind.DESCRIPTOR.name}; expected protobuf") from None
 
 
-def _check_quickly(message: pb.ClassifyRequest, num_bytes: int, limits: Limits) -> Request:
-    pixels = message.pixels
-    # The common case, decided by one comparison: one image of the network's size and every option at its default.
-    if len(pixels) == IMAGE_BYTES and num_bytes == IMAGE_BYTES + 3:
-        return Request(pixels, 1, IMAGE_SIZE, IMAGE_SIZE, 1, Ink.LIGHT_ON_DARK, Framing.AS_IS, True, 0)  # noqa: FBT003
-    return _check(message, pixels, limits)
+def _plain(body: bytes, head: bytes) -> Request | None:
+    """Decide the common case by one comparison: nothing but one image of the network's size."""
+    if len(body) != len(head) + IMAGE_BYTES or not body.startswith(head):
+        return None
+    return Request(body[len(head) :], *_PLAIN)
 
 
 def _varint(number: int) -> bytes:
@@ -176,7 +181,8 @@ def _varint(number: int) -> bytes:
     return bytes(written)
 
 
-def _check(message: pb.ClassifyRequest, pixels: bytes, limits: Limits) -> Request:
+def _check(message: pb.ClassifyRequest, limits: Limits) -> Request:
+    pixels = message.pixels
     if message.model_version not in {"", limits.model_version}:
         raise NotServed(f"model_version: got '{shorten(message.model_version)}'; served is '{limits.model_version}'")
     _check_known(message.pixel_format, pb.PixelFormat.values(), "pixel_format", pb.PixelFormat.keys())

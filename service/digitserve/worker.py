@@ -8,6 +8,7 @@ it on standard output. When its standard input closes, the supervisor is gone, a
 runs the same object on a thread of the one process.
 """
 
+import contextlib
 import gc
 import json
 import os
@@ -60,6 +61,9 @@ PENDING_REQUESTS_BYTES = 8
 
 NEVER_MS = (1 << 31) - 1
 """Core's word for a connection age without end."""
+
+YOUNG_OBJECTS = 20_000
+"""Allocations between two rounds of the collector: more than a full batch holds at once, which would only be walked over."""
 
 POOL_THREADS = 32
 """For the ordinary path; made when needed. Each open reflection stream holds one."""
@@ -142,6 +146,7 @@ class Worker:
         # What exists now lives for ever: the collector need not look at it again.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(YOUNG_OBJECTS)
         while not self._drain.is_set():
             self._turn()
         ends = time.monotonic() + self._settings.grace_s
@@ -221,8 +226,20 @@ class Worker:
             self._health.set(service, status)
 
 
+def read_in_bulk() -> None:
+    """Let core's threads, which read the sockets, wait for this one's pauses, in place of interrupting it at each arrival.
+
+    Threads of this policy do not preempt others when they wake. Those that core starts later inherit it. An interrupted
+    batch is slower by far more than reading takes: the caches are no longer its own (docs/decisions.md).
+    """
+    # A sandbox may forbid it; the worker does the same, only slower.
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
 def main() -> int:
     """Run as the supervisor's child: ``python -m digitserve.worker BLOCK_FD NUM_THREADS``."""
+    read_in_bulk()
     block_fd, num_threads = map(int, sys.argv[1:3])
     settings = Settings.from_json(sys.stdin.readline())
     log.configure(settings.log_format, pid=os.getpid())

@@ -23,7 +23,7 @@ from pathlib import Path
 from tests.bench import load as loads
 from tests.bench import targets
 from tests.bench.load import Load, add_cores, cores_of, require_programs
-from tests.bench.servers import ROOT, Aio, AioWindow, BenchError, Digitserve, Empty, Server
+from tests.bench.servers import ROOT, Aio, AioWindow, BenchError, Digitserve, Empty, EmptyInBulk, Server
 
 from digitserve import client
 from digitserve.bundle import Bundle, find, read
@@ -43,6 +43,7 @@ SERVERS: dict[type[Server], tuple[str, ...]] = {
     Aio: ("single",),
     AioWindow: ("single",),
     Empty: ("single", "stream", "framed", "idle"),
+    EmptyInBulk: ("single", "stream"),
 }
 """Which loads each server gets: the floor answers every message alike, and the peer has one method."""
 
@@ -230,7 +231,8 @@ def document(options: argparse.Namespace, comparison: Comparison, bundle: Bundle
         )
     parts.append(
         "`single`: one 28x28 image a request. `stream`: the same on streams, 4 in flight on each. `large`: 64 images a request, 16 connections with 2 in flight. `framed`: one 64x64 image "
-        "a request. `idle`: one client, one request at a time. E is the server `empty` under the same load: the raw completion queue answering without looking."
+        "a request. `idle`: one client, one request at a time. E is the server `empty` under the same load: the raw completion queue answering without looking. `empty, in bulk` is the same under the scheduling policy that "
+        "workers set for themselves, by which it gains more than they do."
     )
     return "\n\n".join(parts) + "\n"
 

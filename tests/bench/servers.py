@@ -201,6 +201,16 @@ class Empty(Server):
         ]  # fmt: skip
 
 
+class EmptyInBulk(Empty):
+    """The same under the scheduling policy of a worker (``worker.read_in_bulk``), which its threads inherit."""
+
+    name = "empty, in bulk"
+
+    def command(self) -> list[str]:
+        """Return the command that starts it."""
+        return ["chrt", "--batch", "0", *super().command()]
+
+
 def free_port() -> int:
     """Return a port of 127.0.0.1 that nobody uses at the moment."""
     with socket.socket() as probe:

@@ -110,6 +110,18 @@ def test_the_http_side_answers(models: Path, tmp_path: Path) -> None:
         assert service.get("/nonesuch")[0] == 404
 
 
+def test_no_thread_of_a_worker_interrupts_another(models: Path, tmp_path: Path) -> None:
+    """All threads of a worker, core's among them, have the policy under which waking does not preempt; the supervisor has not."""
+    with run_service(models, tmp_path / "log", "--workers", "1") as service:
+        with service.channel() as channel:
+            assert ask(channel, 3) == 3
+        (worker,) = service.workers()
+        threads = [int(thread.name) for thread in Path(f"/proc/{worker}/task").iterdir()]
+        assert len(threads) > 1
+        assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_BATCH}
+        assert os.sched_getscheduler(service.process.pid) == os.SCHED_OTHER
+
+
 def test_counters_equal_what_clients_counted(models: Path, tmp_path: Path) -> None:
     """Over several workers, started, handled, images and predictions are exactly what the clients sent and got."""
     with run_service(models, tmp_path / "log", "--workers", "2") as service:
