@@ -51,7 +51,7 @@ class Load:
         self._patient = patient
         self._reconnect = reconnect
         self.outcomes: Counter[str] = Counter()
-        self.wrong = 0
+        self.failures: list[str] = []
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._threads = [threading.Thread(target=self._ask, args=(service, n)) for n in range(num_callers)]
@@ -80,6 +80,7 @@ class Load:
                     outcome = "OK" if ask(channel, number, patient=self._patient) == number else "WRONG"
                 except grpc.RpcError as error:
                     outcome = error.code().name
+                    self.failures.append(error.debug_error_string())
                 with self._lock:
                     self.outcomes[outcome] += 1
 
@@ -223,8 +224,8 @@ def test_a_worker_that_drains_alone_loses_no_call(models: Path, tmp_path: Path) 
             answered = reconnecting.outcomes["OK"]
             wait_until(lambda: reconnecting.outcomes["OK"] >= answered + 100, "100 more answers")
 
-        assert set(keeping.outcomes) == {"OK"}
-        assert set(reconnecting.outcomes) == {"OK"}
+        assert set(keeping.outcomes) == {"OK"}, keeping.failures
+        assert set(reconnecting.outcomes) == {"OK"}, reconnecting.failures
         calls = keeping.outcomes.total() + reconnecting.outcomes.total()
         assert service.total("grpc_server_handled_total", grpc_method="Classify", grpc_code="OK") >= calls
 
