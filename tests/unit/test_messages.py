@@ -60,6 +60,21 @@ def test_a_default_image_reaches_the_network_byte_for_byte() -> None:
     assert request.framing_work == 0
 
 
+@given(st.binary(min_size=IMAGE_BYTES, max_size=IMAGE_BYTES))
+def test_the_common_request_is_told_as_protobuf_tells_it(image: bytes) -> None:
+    """What has the length of the commonest request, or its beginning, means what it means to protobuf."""
+    common = pb.ClassifyRequest(pixels=image).SerializeToString()
+    assert decode(common, LIMITS).pixels == image
+    for longer in (common + common, common + pb.ClassifyRequest(top_k=3).SerializeToString()):
+        message = pb.ClassifyRequest.FromString(longer)
+        request = decode(longer, LIMITS)
+        assert (request.pixels, request.top_k) == (message.pixels, message.top_k)
+    as_long = pb.ClassifyRequest(pixels=image[:-2], top_k=3).SerializeToString()
+    assert len(as_long) == len(common)
+    with pytest.raises(InvalidRequest, match="got 782 bytes"):
+        decode(as_long, LIMITS)
+
+
 @given(st.integers(1, 5), st.booleans())
 def test_a_stream_takes_the_same_requests(num_images: int, spelled_out: bool) -> None:
     """A request on a stream is the request alone, down to the quick way of a single image."""
