@@ -278,13 +278,11 @@ def rows(request: Request, start: int, stop: int) -> tuple[bytes | memoryview, l
 
 
 class Encoder:
-    """Writes ``ClassifyResponse`` messages for one model; keeps one message and fills it again and again."""
+    """Writes ``ClassifyResponse`` messages for one model."""
 
     def __init__(self, name: str, version: str, labels: tuple[str, ...]) -> None:
         self._labels = labels
-        self._response = pb.ClassifyResponse(model_name=name, model_version=version)
-        self._single = pb.ClassifyResponse(model_name=name, model_version=version)
-        self._prediction = self._single.predictions.add()
+        self._model = pb.ClassifyResponse(model_name=name, model_version=version).SerializeToString()
 
     def encode(self, answers: list[Answer], top_k: int, seconds: tuple[float, float, float], batch_size: int) -> bytes:
         """Write the response to a request.
@@ -295,31 +293,23 @@ class Encoder:
             seconds: in the queue, in preprocessing, in the network.
             batch_size: of the batch that answered the last image.
         """
-        if len(answers) == 1 and not top_k:
-            response = self._single
-            self._fill(self._prediction, answers[0])
-        else:
-            response = self._response
-            del response.predictions[:]
-            for answer in answers:
-                prediction = response.predictions.add()
-                self._fill(prediction, answer)
-                if top_k and answer.verdict != BLANK:
-                    self._list(prediction, answer.probabilities, top_k)
+        # Never a message that is kept and filled again: protobuf frees what it held before only with the message itself.
+        response = pb.ClassifyResponse()
+        for answer in answers:
+            prediction = response.predictions.add()
+            self._fill(prediction, answer)
+            if top_k and answer.verdict != BLANK:
+                self._list(prediction, answer.probabilities, top_k)
         timing = response.timing
         timing.queue_s, timing.preprocess_s, timing.inference_s = seconds
         timing.batch_size = batch_size
-        return response.SerializeToString()
+        # Two messages in a row are one that has the fields of both.
+        return response.SerializeToString() + self._model
 
     def _fill(self, prediction: pb.Prediction, answer: Answer) -> None:
-        index = answer.class_index
-        if answer.verdict == BLANK:
-            prediction.label = ""
-            prediction.class_index = 0
-            prediction.confidence = 0.0
-        else:
-            prediction.label = self._labels[index]
-            prediction.class_index = index
+        if answer.verdict != BLANK:
+            prediction.label = self._labels[answer.class_index]
+            prediction.class_index = answer.class_index
             prediction.confidence = answer.confidence
         prediction.verdict = VERDICTS[answer.verdict]
         prediction.ood_score = answer.ood_score

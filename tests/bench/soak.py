@@ -2,7 +2,7 @@
 
     python -m tests.bench.soak --requests 1000000
 
-Mixed sizes, some of them framed, by ``digitserve bench``; the first tenth warms up what is allocated once.
+Two images each, of mixed sizes, some of them framed, by ``digitserve bench``; the first tenth warms up what is allocated once.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from tests.bench.load import add_cores
 from tests.bench.servers import BenchError, Digitserve
 
 SIZES = "28x28:8,64x64:1,100x60:1"
+IMAGES = 2
 PAUSE_S = 2.0
 WARM_SHARE = 0.1
 LARGEST_GROWTH = 0.02
@@ -28,13 +29,13 @@ def soak(server: Digitserve, load_cores: str, num_requests: int) -> tuple[int, i
     """
     command = [
         "taskset", "-c", load_cores, str(Path(sys.executable).parent / "digitserve"), "bench",
-        "--address", f"127.0.0.1:{server.grpc_port}", "--metrics", server.metrics_url(), "--sizes", SIZES,
+        "--address", f"127.0.0.1:{server.grpc_port}", "--metrics", server.metrics_url(), "--sizes", SIZES, "--images", str(IMAGES),
         "--processes", "1", "--duration-s", "86400",
     ]  # fmt: skip
     warm_bytes = 0
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as load:
         try:
-            while (answered := server.num_ok()) < num_requests:
+            while (answered := server.num_ok() // IMAGES) < num_requests:
                 if load.poll() is not None:
                     raise BenchError(f"the load ended with {load.returncode} after {answered} requests")
                 if not warm_bytes and answered >= WARM_SHARE * num_requests:

@@ -28,6 +28,7 @@ from digitserve.messages import (
 from digitserve.metrics import VERDICTS as VERDICT_NAMES
 from digitserve.preprocess import Framing, Ink, frame, to_gray
 from digitserve.v1 import digits_pb2 as pb
+from memory import allocated_bytes
 
 LIMITS = Limits(model_version="7", max_side=40, max_images=6, max_request_bytes=1 << 20)
 LABELS = tuple("abcdefghij")
@@ -395,3 +396,20 @@ def test_a_message_that_is_used_again_leaks_nothing_into_the_next(
         seconds = (float(number), number / 2, number / 4)
         fresh = Encoder("digits", "7", LABELS).encode(answers, top_k, seconds, number)
         assert read(encoder.encode(answers, top_k, seconds, number)) == read(fresh)
+
+
+def test_answers_that_are_sent_leave_no_memory_behind() -> None:
+    """What is allocated does not grow with the answers that were written: a worker that runs for months needs no more."""
+    encoder = Encoder("digits", "7", LABELS)
+    probabilities = np.full(10, 0.1, np.float32)
+    answers = [Answer(index % 10, 0.9, index % 4, -3.0, probabilities) for index in range(64)]
+
+    def write() -> None:
+        encoder.encode(answers, 3, (0.001, 0.001, 0.001), 64)
+
+    write()
+    before = allocated_bytes()
+    for _ in range(200):
+        write()
+    # Not 0: other threads of this process may be at work.
+    assert allocated_bytes() - before < 8 * 200 * len(answers)

@@ -1,0 +1,19 @@
+"""What this process has allocated, by the C library's own books: Python's do not know of the memory of extensions."""
+
+import ctypes
+
+_FIELDS = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+
+
+class _Mallinfo2(ctypes.Structure):
+    """``struct mallinfo2`` of glibc 2.33 and later."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in _FIELDS.split()]
+
+
+def allocated_bytes() -> int:
+    """Return bytes that were allocated and not freed, over all threads."""
+    library = ctypes.CDLL(None)
+    library.mallinfo2.restype = _Mallinfo2
+    info = library.mallinfo2()
+    return int(info.uordblks + info.hblkhd)
