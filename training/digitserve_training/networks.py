@@ -4,6 +4,7 @@ A network takes uint8 pixels, scales them itself and gives logits; probabilities
 ``export``. Importing this module imports TensorFlow.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 from digitserve_training._tensorflow import keras
@@ -43,6 +44,10 @@ def build(layers: Sequence[Layer]) -> keras.Model:
 def _apply(layer: Layer, tensor: keras.KerasTensor, name: str) -> keras.KerasTensor:
     if isinstance(layer, Residual):
         return _residual(layer, tensor, name)
+    if isinstance(layer, Flatten):
+        # Not Keras's layer, which asks each batch for its size: whether tf2onnx can fold that away hangs on the hashes of
+        # its names, and so would the exported bytes.
+        return keras.ops.reshape(tensor, (-1, math.prod(tensor.shape[1:])))
     for keras_layer in _keras_layers(layer, name):
         tensor = keras_layer(tensor)
     return tensor
@@ -68,8 +73,6 @@ def _keras_layers(layer: Layer, name: str) -> Iterator[keras.layers.Layer]:
             yield keras.layers.BatchNormalization(name=name)
         case GlobalAveragePool():
             yield keras.layers.GlobalAveragePooling2D(name=name)
-        case Flatten():
-            yield keras.layers.Flatten(name=name)
         case Dropout(rate):
             yield keras.layers.Dropout(rate, name=name)
         case Dense(units, activation):
