@@ -44,10 +44,6 @@ def build(layers: Sequence[Layer]) -> keras.Model:
 def _apply(layer: Layer, tensor: keras.KerasTensor, name: str) -> keras.KerasTensor:
     if isinstance(layer, Residual):
         return _residual(layer, tensor, name)
-    if isinstance(layer, Flatten):
-        # Not Keras's layer, which asks each batch for its size: whether tf2onnx can fold that away hangs on the hashes of
-        # its names, and so would the exported bytes.
-        return keras.ops.reshape(tensor, (-1, math.prod(tensor.shape[1:])))
     for keras_layer in _keras_layers(layer, name):
         tensor = keras_layer(tensor)
     return tensor
@@ -73,12 +69,21 @@ def _keras_layers(layer: Layer, name: str) -> Iterator[keras.layers.Layer]:
             yield keras.layers.BatchNormalization(name=name)
         case GlobalAveragePool():
             yield keras.layers.GlobalAveragePooling2D(name=name)
+        case Flatten():
+            yield _Flatten(name=name)
         case Dropout(rate):
             yield keras.layers.Dropout(rate, name=name)
         case Dense(units, activation):
             # Logits stay float32 under mixed precision: softmax and loss need the digits.
             dtype = "float32" if activation == "linear" else None
             yield keras.layers.Dense(units, activation=activation, name=name, dtype=dtype)
+
+
+class _Flatten(keras.layers.Layer):  # type: ignore[misc] # Keras has no types
+    """Keras's own asks each batch for its size: whether tf2onnx folds that away hangs on the hashes of its names."""
+
+    def call(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
+        return keras.ops.reshape(inputs, (-1, math.prod(inputs.shape[1:])))
 
 
 def _convolution(layer: Conv, name: str) -> Iterator[keras.layers.Layer]:
