@@ -3,11 +3,11 @@
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 import grpc
@@ -27,12 +27,12 @@ from serving import PATIENCE_S, RunningWorker, run_worker, wait_until
 PLAN = Plan("", connections=4, in_flight=3, duration_s=0.4, warm_up_s=0.0, timeout_s=PATIENCE_S)
 
 
-def load(plan: Plan) -> Counts:
+def load(plan: Plan, clock: Callable[[], float] = time.monotonic) -> Counts:
     """Run a plan on this thread and return what it counted."""
     counts = Counts()
-    running = Load(plan, 0, counts.add)
+    running = Load(plan, 0, counts.add, clock)
     running.connect()
-    running.run(time.monotonic())
+    running.run(clock())
     running.close()
     return counts
 
@@ -120,6 +120,20 @@ def test_counts_are_those_of_the_service(worker: RunningWorker) -> None:
     assert counts.latencies.num == counts.sent
     assert counts.checked >= 1 and not counts.wrong
     assert not counts.failed_connections
+
+
+@pytest.mark.parametrize("num_readings", range(10, 16))
+def test_what_is_sent_in_the_measured_time_is_counted_in_it(worker: RunningWorker, num_readings: int) -> None:
+    """Wherever among the first requests the measured time ends: with a clock that moves only by being read, no request
+    falls between two readings.
+    """
+    readings = count()
+    counts = load(
+        replace(PLAN, address=worker.address, duration_s=num_readings - 0.5, timeout_s=1e9),
+        clock=lambda: next(readings),
+    )
+    assert counts.codes == worker.handled()
+    assert counts.codes.total() == counts.sent > 0
 
 
 def test_the_warm_up_is_sent_and_not_measured(worker: RunningWorker) -> None:

@@ -202,12 +202,14 @@ class Load:
         if self._issuing:
             if schedule is not None:
                 schedule.advance(min(self._clock(), self._ends_s))
-            while free and (schedule is None or schedule.line) and self._clock() < self._ends_s:
+            # Read once: a request let through at one time and stamped at another could be sent in the measured time and
+            # counted outside of it.
+            while free and (schedule is None or schedule.line) and (now_s := self._clock()) < self._ends_s:
                 lane = free.popleft()
                 if not lane.can_issue():
                     lane.parked += 1
                     continue
-                lane.issue(self._clock() if schedule is None else schedule.line.popleft())
+                lane.issue(now_s if schedule is None else schedule.line.popleft())
                 self._dirty[lane] = None
         for lane in self._dirty:
             lane.flush()
