@@ -37,8 +37,9 @@ import grpc.aio
 import numpy as np
 import uvloop
 from numpy.typing import NDArray
+from tests.bench import bundles
 
-from digitserve.bundle import IMAGE_SIZE, Bundle, find, read
+from digitserve.bundle import IMAGE_SIZE, Bundle
 from digitserve.errors import InvalidRequest, NotServed, RequestError
 from digitserve.messages import (
     ACCEPTED,
@@ -231,7 +232,7 @@ async def serve(models: Path, port: int, stats: NDArray[np.float64], window_s: f
         ("grpc.server.max_pending_requests_hard_limit", 1 << 30),
     )
     server = grpc.aio.server(options=options)
-    service = Service(read(find(models, Settings().model, None)), stats, window_s, niceness)
+    service = Service(bundles.served(models), stats, window_s, niceness)
     handlers: dict[str, Any] = {"Classify": grpc.unary_unary_rpc_method_handler(service.classify)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     server.add_registered_method_handlers(SERVICE, handlers)

@@ -20,15 +20,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.bench import bundles, targets
 from tests.bench import load as loads
-from tests.bench import targets
 from tests.bench.load import Load, add_cores, cores_of, require_programs
 from tests.bench.servers import ROOT, Aio, AioWindow, BenchError, Digitserve, Empty, EmptyInBulk, Server
 
 from digitserve import client
-from digitserve.bundle import Bundle, find, read
+from digitserve.bundle import Bundle
 from digitserve.errors import DigitserveError
-from digitserve.settings import Settings
 from digitserve.v1 import digits_pb2 as pb
 
 LOADS = {
@@ -274,7 +273,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(143))
     try:
         require_programs()
-        bundle = read(find(options.models, Settings().model, None))
+        bundle = bundles.served(options.models)
         comparison = Comparison(options, bundle)
         comparison.run()
     except BenchError as error:

@@ -19,8 +19,9 @@ from statistics import median
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
+from tests.bench import bundles
 
-from digitserve.bundle import IMAGE_SIZE, INPUT_NAME, OUTPUT_NAMES, Bundle, find, read
+from digitserve.bundle import IMAGE_SIZE, INPUT_NAME, OUTPUT_NAMES, Bundle
 from digitserve.errors import ProviderError
 from digitserve.session import Session
 from digitserve.settings import Settings
@@ -154,7 +155,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="interleaved (default 5)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu tries the check itself")
     options = parser.parse_args()
-    bundle = read(find(options.models, Settings().model, None))
+    bundle = bundles.served(options.models)
     try:
         session = Session(bundle, device=options.device)
     except ProviderError as error:

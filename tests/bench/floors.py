@@ -13,16 +13,16 @@ from pathlib import Path
 import grpc
 import numpy as np
 from numpy.typing import NDArray
+from tests.bench import bundles
 from tests.bench.aio_service import STATS
 
 from digitserve.bench.plan import Size
 from digitserve.bench.traffic import draw
-from digitserve.bundle import IMAGE_SIZE, find, read
+from digitserve.bundle import IMAGE_SIZE
 from digitserve.completion_queue import OPTIONS, Call, Server, Stream
 from digitserve.messages import Limits, decode, response_on_stream, rows
 from digitserve.rpc import CLASSIFY
 from digitserve.session import Session
-from digitserve.settings import Settings
 from digitserve.streams import CLASSIFY_STREAM
 from digitserve.tune import mean_s
 from digitserve.v1 import digits_pb2 as pb
@@ -119,7 +119,7 @@ def serve_empty(port: int, stats: NDArray[np.float64]) -> None:
 
 def measure_network(models: Path, seconds: float, batch_size: int) -> float:
     """Return the seconds that onnxruntime alone takes for a batch, on one thread: the mean."""
-    bundle = read(find(models, Settings().model, None))
+    bundle = bundles.served(models)
     session = Session(bundle, num_threads=1)
     images = np.ascontiguousarray(np.resize(bundle.golden.images, (batch_size, IMAGE_SIZE, IMAGE_SIZE, 1)))
     return mean_s(lambda: session.run(images), seconds)

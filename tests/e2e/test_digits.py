@@ -1,4 +1,4 @@
-"""The shipped bundle behind the real command: the labels that callers get are the ones that were promised."""
+"""The shipped bundles behind the real command: the labels that callers get are the ones that were promised."""
 
 import json
 import os
@@ -26,9 +26,16 @@ IN_FLIGHT = 2000
 """Images asked for at a time: below what a worker lets wait."""
 
 
+@pytest.fixture(scope="module", params=["digits", "digits-int8"])
+def name(request: pytest.FixtureRequest) -> str:
+    """Return the name of a shipped model: what is promised holds for each."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with run_service(MODELS, tmp_path_factory.mktemp("service") / "log", "--workers", "1") as running:
+def service(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[Service]:
+    log = tmp_path_factory.mktemp("service") / "log"
+    with run_service(MODELS, log, "--workers", "1", "--model", name) as running:
         yield running
 
 
@@ -55,12 +62,14 @@ def classify(service: Service, images: NDArray[np.uint8], images_a_request: int,
 
 @needs_mnist
 @pytest.mark.parametrize("images_a_request", [1, 100])
-def test_all_test_images_get_the_labels_of_onnxruntime_alone(service: Service, images_a_request: int) -> None:
+def test_all_test_images_get_the_labels_of_onnxruntime_alone(
+    service: Service, name: str, images_a_request: int
+) -> None:
     """All 10 000 test images through ``Classify``, singly and 100 a request, get the labels that onnxruntime alone
     gives them on the same bundle, at the accuracy that the manifest states, which is at least 99.5 %.
     """
     images, labels = mnist_test()
-    bundle = read(find(MODELS, "digits"))
+    bundle = read(find(MODELS, name))
     session = Session(bundle)
     batches = [session.run(images[n : n + 500, ..., None]) for n in range(0, len(images), 500)]
     alone = np.concatenate([outputs.probabilities for outputs in batches])
@@ -72,7 +81,9 @@ def test_all_test_images_get_the_labels_of_onnxruntime_alone(service: Service, i
     assert np.array_equal(served, alone.argmax(axis=1))
     assert np.allclose([p.confidence for p in predictions], alone.max(axis=1), atol=1e-5)
     accuracy = float((served == labels).mean())
-    assert accuracy == pytest.approx(bundle.manifest.quality["test_accuracy"], abs=1e-9)
+    # In float32 not one label; in int8 another processor may round a value the other way, and so read an image or two anew.
+    few = bundle.manifest.golden_tolerance / 10
+    assert accuracy == pytest.approx(bundle.manifest.quality["test_accuracy"], abs=few)
     assert accuracy >= 0.995
 
 
@@ -105,12 +116,12 @@ def test_digits_on_paper_are_read(service: Service) -> None:
 
 
 @needs_mnist
-def test_strangers_are_told_from_digits(service: Service) -> None:
+def test_strangers_are_told_from_digits(service: Service, name: str) -> None:
     """Letters in typefaces and strokes that training never saw, scribbles, textures and noise are stranger than digits:
     AUROC at least 0.98 together and 0.95 each; what lies above the threshold is called unfamiliar.
     """
     images, _ = mnist_test()
-    threshold = read(find(MODELS, "digits")).manifest.ood_threshold
+    threshold = read(find(MODELS, name)).manifest.ood_threshold
     digits = [prediction.ood_score for prediction in classify(service, images[:2000], 100)]
     strange: list[float] = []
     for kind, pictures in outliers.judged(300, seed=5).items():
