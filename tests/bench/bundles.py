@@ -1,4 +1,4 @@
-"""Which bundle a benchmark is about: the one that ``digitserve serve`` would take."""
+"""Which bundle a benchmark is about: the servers that it starts, and the floors beside them, must agree on it."""
 
 import os
 from pathlib import Path
@@ -8,9 +8,9 @@ from digitserve.settings import Settings
 
 
 def served(models: Path) -> Bundle:
-    """Read the bundle that is served of a directory: the model that DIGITSERVE_MODEL names, as everywhere.
+    """Read what ``digitserve serve`` takes in the same environment: the newest of the model that DIGITSERVE_MODEL names.
 
     Raises:
         BundleError: there is none, or it is broken.
     """
-    return read(find(models, os.environ.get("DIGITSERVE_MODEL", Settings().model)))
+    return read(find(models, os.environ.get("DIGITSERVE_MODEL") or Settings().model))

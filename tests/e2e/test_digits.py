@@ -26,7 +26,13 @@ IN_FLIGHT = 2000
 """Images asked for at a time: below what a worker lets wait."""
 
 
-@pytest.fixture(scope="module", params=["digits", "digits-int8"])
+SHIPPED = {"digits": 1e-9, "digits-int8": 2e-4}
+"""The shipped models, and how far their accuracy may be from the manifest's: in float32 by not one label, in int8 by two
+images of 10 000, for another processor may round a value the other way.
+"""
+
+
+@pytest.fixture(scope="module", params=SHIPPED)
 def name(request: pytest.FixtureRequest) -> str:
     """Return the name of a shipped model: what is promised holds for each."""
     return str(request.param)
@@ -81,9 +87,7 @@ def test_all_test_images_get_the_labels_of_onnxruntime_alone(
     assert np.array_equal(served, alone.argmax(axis=1))
     assert np.allclose([p.confidence for p in predictions], alone.max(axis=1), atol=1e-5)
     accuracy = float((served == labels).mean())
-    # In float32 not one label; in int8 another processor may round a value the other way, and so read an image or two anew.
-    few = bundle.manifest.golden_tolerance / 10
-    assert accuracy == pytest.approx(bundle.manifest.quality["test_accuracy"], abs=few)
+    assert accuracy == pytest.approx(bundle.manifest.quality["test_accuracy"], abs=SHIPPED[name])
     assert accuracy >= 0.995
 
 
