@@ -47,7 +47,7 @@ lint: $(VENV)/.dev ## Check style, types, import directions, the proto, stale st
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/python tests/check_generated.py
+	$(BIN)/python scripts/check_generated.py
 	$(BIN)/python -m cogapp --check --diff README.md docs/models.md
 
 format: $(VENV)/.dev ## Bring the code into shape.
@@ -60,16 +60,16 @@ train: $(VENV)/.dev ## Train the default network on MNIST, evaluate it, and expo
 	$(BIN)/digitserve-train export runs/default
 
 bench: $(VENV)/.dev ## Measure against floors, targets and a good grpc.aio service; write docs/benchmarks.md (needs h2load). ARGS=... adds flags.
-	$(BIN)/python -m tests.bench.compare --write docs/benchmarks.md $(ARGS)
+	$(BIN)/python -m benchmarks.compare --write docs/benchmarks.md $(ARGS)
 
 soak: $(VENV)/.dev ## Send a million requests to one worker, and see what its memory does (minutes). ARGS=... adds flags.
-	$(BIN)/python -m tests.bench.soak $(ARGS)
+	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 image: ## Build the container image. TARGET=cuda builds the one for GPUs; ENGINE=podman or buildah will do as well.
 	$(ENGINE) build $(if $(TARGET),--target $(TARGET) -t digitserve:$(TARGET),-t digitserve) .
 
 stubs: $(VENV)/.dev ## Generate the protocol's Python modules anew.
-	$(BIN)/python tests/check_generated.py --write
+	$(BIN)/python scripts/check_generated.py --write
 
 docs: $(VENV)/.dev ## Write the generated tables of README and docs anew.
 	$(BIN)/python -m cogapp -r README.md docs/models.md

@@ -37,11 +37,12 @@ import grpc.aio
 import numpy as np
 import uvloop
 from numpy.typing import NDArray
-from tests.bench import bundles
 
-from digitserve.bundle import IMAGE_SIZE, Bundle
+from benchmarks import bundles
 from digitserve.errors import InvalidRequest, NotServed, RequestError
-from digitserve.messages import (
+from digitserve.inference.bundle import IMAGE_SIZE, Bundle
+from digitserve.inference.session import Session
+from digitserve.protocol.codec import (
     ACCEPTED,
     BLANK,
     SEVERAL,
@@ -53,10 +54,9 @@ from digitserve.messages import (
     decode,
     rows,
 )  # fmt: skip
-from digitserve.metrics import SERVICE
-from digitserve.preprocess import verdicts
-from digitserve.session import Session
 from digitserve.settings import Settings
+from digitserve.telemetry.block import SERVICE
+from digitserve.vision.framing import verdicts
 
 MAX_BATCH_SIZE = Settings().batch_limit
 MAX_PENDING_IMAGES = Settings().max_pending_images

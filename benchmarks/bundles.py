@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from digitserve.bundle import Bundle, find, read
+from digitserve.inference.bundle import Bundle, find, read
 from digitserve.settings import Settings
 
 

@@ -1,6 +1,6 @@
 """What one ``Client`` and one ``AsyncClient`` get by themselves, and what an image costs them.
 
-    python -m tests.bench.client_rate --address 127.0.0.1:50051 --seconds 5
+    python -m benchmarks.client_rate --address 127.0.0.1:50051 --seconds 5
 
 Prints, for each and for 1 and 64 images a request, images/s and the client's own CPU time for an image (user and
 system, of this process only, so the service must run in another).

@@ -1,6 +1,6 @@
 """digitserve beside its floors and beside a good ``grpc.aio`` service, on stated cores, under the same load from others.
 
-    python -m tests.bench.compare --models models --seconds 5 --rounds 3 --write docs/benchmarks.md
+    python -m benchmarks.compare --models models --seconds 5 --rounds 3 --write docs/benchmarks.md
 
 In every round each server is started, warmed up, loaded and ended, so what else the machine does falls on all of them
 alike: ratios within a round count, not figures. Every run is checked against the server's own count of answers; a run that
@@ -20,14 +20,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.bench import bundles, targets
-from tests.bench import load as loads
-from tests.bench.load import Load, add_cores, cores_of, require_programs
-from tests.bench.servers import ROOT, Aio, AioWindow, BenchError, Digitserve, Empty, EmptyInBulk, Server
-
+from benchmarks import bundles, targets
+from benchmarks import load as loads
+from benchmarks.load import Load, add_cores, cores_of, require_programs
+from benchmarks.servers import ROOT, Aio, AioWindow, BenchError, Digitserve, Empty, EmptyInBulk, Server
 from digitserve import client
-from digitserve.bundle import Bundle
 from digitserve.errors import DigitserveError
+from digitserve.inference.bundle import Bundle
 from digitserve.v1 import digits_pb2 as pb
 
 LOADS = {
@@ -201,7 +200,7 @@ def watching_health(server: Server) -> Iterator[list[float]]:
 
 def measure_floor(cores: str, seconds: float, *arguments: str) -> float:
     """Return the seconds that a floor takes, measured on the first of these cores."""
-    command = ["taskset", "-c", str(cores_of(cores)[0]), sys.executable, "-m", "tests.bench.floors", *arguments]
+    command = ["taskset", "-c", str(cores_of(cores)[0]), sys.executable, "-m", "benchmarks.floors", *arguments]
     command += ["--seconds", str(min(seconds, 3.0))]
     return float(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
 

@@ -1,6 +1,6 @@
 """On a machine with a GPU: digitserve's sessions on CUDA beside those on the CPU, and beside onnxruntime alone on CUDA.
 
-    python -m tests.bench.cuda_check --models models
+    python -m benchmarks.cuda_check --models models
 
 First, whether CUDA answers as the CPU does: labels equal, probabilities within 1e-3. Then images a second of ``Session``
 at each bucket, and of onnxruntime's own CUDA session at the same sizes, fed plain arrays and opened with all defaults but
@@ -19,11 +19,11 @@ from statistics import median
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from tests.bench import bundles
 
-from digitserve.bundle import IMAGE_SIZE, INPUT_NAME, OUTPUT_NAMES, Bundle
+from benchmarks import bundles
 from digitserve.errors import ProviderError
-from digitserve.session import Session
+from digitserve.inference.bundle import IMAGE_SIZE, INPUT_NAME, OUTPUT_NAMES, Bundle
+from digitserve.inference.session import Session
 from digitserve.settings import Settings
 
 PROBABILITY_TOLERANCE = 1e-3

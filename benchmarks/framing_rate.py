@@ -1,7 +1,7 @@
 """What framing one image costs: microseconds, as single calls of ``frame`` and as the worker calls it for a request.
 
-    DIGITSERVE_MNIST=mnist.npz python -m tests.bench.framing_rate --json before.json
-    DIGITSERVE_MNIST=mnist.npz python -m tests.bench.framing_rate --against before.json
+    DIGITSERVE_MNIST=mnist.npz python -m benchmarks.framing_rate --json before.json
+    DIGITSERVE_MNIST=mnist.npz python -m benchmarks.framing_rate --against before.json
 
 Rounds go through all kinds in turn, so what else the machine does falls on all alike. Minima are compared: they are what
 the code costs where nothing disturbs it. Ink is always found out, and OpenBLAS should have one thread, as in a worker.
@@ -19,11 +19,11 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from tests.digits import mnist_test
 
-from digitserve.messages import Request, rows
-from digitserve.preprocess import Framing, Ink, frame, verdicts
-from digitserve_training.paper import Paper, draw
+from digitserve.protocol.codec import Request, rows
+from digitserve.vision.framing import Framing, Ink, frame, verdicts
+from digitserve_training.synth.scans import Paper, draw
+from tests.support.digits import mnist_test
 
 Gray = NDArray[np.uint8]
 

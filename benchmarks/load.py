@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.bench.servers import ROOT, BenchError
-
+from benchmarks.servers import ROOT, BenchError
 from digitserve.bench.plan import Plan, Size
 from digitserve.bench.traffic import bodies
-from digitserve.rpc import CLASSIFY
+from digitserve.transport.classify import CLASSIFY
 
 DEBIAN_PACKAGE = "nghttp2-client"
 WARM_UP_S = 1.0

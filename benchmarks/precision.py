@@ -1,6 +1,6 @@
 """Two bundles of one network side by side, such as float32 and int8: images a second of a session on one thread.
 
-    python -m tests.bench.precision models/digits/1 models/digits/2 --rounds 9
+    python -m benchmarks.precision models/digits/1 models/digits/2 --rounds 9
 
 Rounds are interleaved, so what else the machine does falls on both alike: the ratio of the medians counts.
 """
@@ -13,9 +13,9 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from digitserve.bundle import IMAGE_SIZE, read
-from digitserve.session import Session
-from digitserve.tune import mean_s
+from digitserve.inference.bundle import IMAGE_SIZE, read
+from digitserve.inference.session import Session
+from digitserve.supervision.autotune import mean_s
 
 BATCH_SIZES = (1, 8, 64)
 

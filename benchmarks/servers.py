@@ -20,9 +20,10 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
-from tests.bench.aio_service import STATS
 
-ROOT = Path(__file__).parents[2]
+from benchmarks.aio_service import STATS
+
+ROOT = Path(__file__).parents[1]
 READY_S = 30.0
 """Longest wait for a server to take requests."""
 
@@ -176,7 +177,7 @@ class Aio(Server):
     def command(self) -> list[str]:
         """Return the command that starts it."""
         return [
-            sys.executable, "-m", "tests.bench.aio_service", "--models", str(self._models),
+            sys.executable, "-m", "benchmarks.aio_service", "--models", str(self._models),
             "--port", str(self.grpc_port), "--stats", str(self.stats_path), *self.flags,
         ]  # fmt: skip
 
@@ -196,7 +197,7 @@ class Empty(Server):
     def command(self) -> list[str]:
         """Return the command that starts it."""
         return [
-            sys.executable, "-m", "tests.bench.floors", "empty", "--port", str(self.grpc_port),
+            sys.executable, "-m", "benchmarks.floors", "empty", "--port", str(self.grpc_port),
             "--stats", str(self.stats_path),
         ]  # fmt: skip
 

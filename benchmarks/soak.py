@@ -1,6 +1,6 @@
 """A million requests to one worker: what its memory was before, and what it is after.
 
-    python -m tests.bench.soak --requests 1000000
+    python -m benchmarks.soak --requests 1000000
 
 Two images each, of mixed sizes, some of them framed, by ``digitserve bench``; the first tenth warms up what is allocated once.
 """
@@ -11,8 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from tests.bench.load import add_cores
-from tests.bench.servers import BenchError, Digitserve
+from benchmarks.load import add_cores
+from benchmarks.servers import BenchError, Digitserve
 
 SIZES = "28x28:8,64x64:1,100x60:1"
 IMAGES = 2

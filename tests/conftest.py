@@ -1,6 +1,27 @@
-"""What every test shares: property tests that draw the same examples each time, however slow the machine is."""
+"""Fixtures that tests share, and property tests that draw the same examples on every run, however slow the machine is."""
 
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
+
+from support.bundles import write_echo_bundle
+from support.serving import RunningWorker, run_worker
 
 settings.register_profile("digitserve", deadline=None, derandomize=True, database=None, print_blob=True)
 settings.load_profile("digitserve")
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """Return a directory of models that holds the echo network's bundle."""
+    write_echo_bundle(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def worker(models: Path) -> Iterator[RunningWorker]:
+    """Run a worker that serves the echo network, on a thread."""
+    with run_worker(models) as running:
+        yield running

@@ -84,21 +84,21 @@ def _serve(context: click.Context, /, *, tune: bool, **values: Any) -> None:
 
 
 def _run(settings: Settings) -> int:
-    from digitserve import supervisor  # noqa: PLC0415
+    from digitserve.supervision import supervisor  # noqa: PLC0415
 
     return supervisor.serve(settings)
 
 
 def _propose(settings: Settings) -> int:
-    from digitserve import device, tune  # noqa: PLC0415
-    from digitserve.cpu import cpu_budget  # noqa: PLC0415
+    from digitserve.supervision import autotune, device  # noqa: PLC0415
+    from digitserve.supervision.cpu_budget import cpu_budget  # noqa: PLC0415
 
     budget = cpu_budget()
-    trials: list[tune.Trial] = []
-    for trial in tune.measure(settings.settled(device.settle(settings), budget), max(1, int(budget))):
-        click.echo(tune.table([trial], header=not trials))
+    trials: list[autotune.Trial] = []
+    for trial in autotune.measure(settings.settled(device.settle(settings), budget), max(1, int(budget))):
+        click.echo(autotune.table([trial], header=not trials))
         trials.append(trial)
-    click.echo(tune.proposal(tune.best(trials)))
+    click.echo(autotune.proposal(autotune.best(trials)))
     return 0
 
 
@@ -156,13 +156,14 @@ def classify(
     Exit codes: 0 every image was classified; 1 a file or image was refused;
     2 wrong usage; 3 nobody answers at the address.
     """
-    from digitserve import client, images  # noqa: PLC0415
+    from digitserve import client  # noqa: PLC0415
+    from digitserve.vision import image_files  # noqa: PLC0415
 
     code = 0
     with client.connect(address) as channel:
         for path in files:
             try:
-                request = images.read_request(path, size)
+                request = image_files.read_request(path, size)
                 request.top_k = top_k
                 _show(path, client.classify(channel, request, timeout_s), as_json)
             except client.Unreachable as error:

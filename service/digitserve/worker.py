@@ -25,18 +25,18 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from digitserve import log
-from digitserve.batcher import Batcher
-from digitserve.bundle import Bundle, find, read
-from digitserve.classifier import Classifier
-from digitserve.completion_queue import OPTIONS, Server
+from digitserve.batching.batcher import Batcher
+from digitserve.batching.pipeline import Classifier
 from digitserve.errors import RefusalToStart
-from digitserve.messages import Limits
-from digitserve.metrics import SERVICE, Block, Tally
-from digitserve.ordinary import ModelServicer, OrdinaryPath
-from digitserve.rpc import CLASSIFY, ClassifyTaker
-from digitserve.session import Session
+from digitserve.inference.bundle import Bundle, find, read
+from digitserve.inference.session import Session
+from digitserve.protocol.codec import Limits
 from digitserve.settings import Settings, endpoint
-from digitserve.streams import CLASSIFY_STREAM, ClassifyStreamTaker
+from digitserve.telemetry.block import SERVICE, Block, Tally
+from digitserve.transport.classify import CLASSIFY, ClassifyTaker
+from digitserve.transport.classify_stream import CLASSIFY_STREAM, ClassifyStreamTaker
+from digitserve.transport.grpcio.completion_queue import OPTIONS, Server
+from digitserve.transport.grpcio.ordinary import ModelServicer, OrdinaryPath
 
 IDLE_TURN_S = 0.1
 """Longest wait for an event: how late a request to drain is noticed, and how often an idle heart beats."""

@@ -8,7 +8,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from digitserve import bundle
+from digitserve.inference import bundle
 from digitserve.v1 import digits_pb2 as pb
 
 LABELS = tuple("0123456789")

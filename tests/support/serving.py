@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import grpc
 from prometheus_client.parser import text_string_to_metric_families
 
-from digitserve.bundle import find, read
 from digitserve.client import OPTIONS
-from digitserve.metrics import Block
+from digitserve.inference.bundle import find, read
 from digitserve.settings import Settings
+from digitserve.telemetry.block import Block
 from digitserve.v1 import digits_pb2 as pb
 from digitserve.worker import Worker
 

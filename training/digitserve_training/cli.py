@@ -14,12 +14,14 @@ from typing import Any
 
 import click
 
-from digitserve_training import checkpoint, data, preset_json, settings
-from digitserve_training.datasets import DATASETS
+from digitserve_training.data import splits
+from digitserve_training.data.datasets import DATASETS
 from digitserve_training.errors import TrainingError
-from digitserve_training.presets import DEFAULT_PRESET, PRESETS
-from digitserve_training.settings import DEFAULT_SEED, PRECISIONS, Asked
-from digitserve_training.space import GROUPS
+from digitserve_training.fit import checkpoint, settings
+from digitserve_training.fit.settings import DEFAULT_SEED, PRECISIONS, Asked
+from digitserve_training.model import preset_files
+from digitserve_training.model.presets import DEFAULT_PRESET, PRESETS
+from digitserve_training.tune.space import GROUPS
 
 PACKAGES = (
     "tensorflow",
@@ -44,9 +46,9 @@ class _PresetName(click.ParamType[str]):
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Refuse what is neither."""
-        if value not in PRESETS and not value.endswith(preset_json.SUFFIX):
+        if value not in PRESETS and not value.endswith(preset_files.SUFFIX):
             self.fail(
-                f"'{value}' is neither a preset ({', '.join(PRESETS)}) nor named ...{preset_json.SUFFIX}", param, ctx
+                f"'{value}' is neither a preset ({', '.join(PRESETS)}) nor named ...{preset_files.SUFFIX}", param, ctx
             )
         return value
 
@@ -57,7 +59,7 @@ _DATA = click.option(
     type=click.Path(path_type=Path),
     help="File or folder of the dataset as it is published: for MNIST an npz file laid out like keras.datasets.mnist, or "
     "a folder of idx files; for folder, one sub-folder of pictures a class. If not given, for MNIST what the environment "
-    f"variable {data.ENVIRONMENT} names, else Keras's cache, which is filled by a download, where Keras has the dataset.",
+    f"variable {splits.ENVIRONMENT} names, else Keras's cache, which is filled by a download, where Keras has the dataset.",
 )
 _THREADS = click.option(
     "--threads", type=click.IntRange(min=1), help="Threads that TensorFlow computes with; all processors if not given."
@@ -101,7 +103,7 @@ def main() -> None:
 
 @main.command("train")
 @_PRESET
-@click.option("--dataset", type=click.Choice(list(DATASETS)), help=f"What is learned; {data.MNIST} if not given.")
+@click.option("--dataset", type=click.Choice(list(DATASETS)), help=f"What is learned; {splits.MNIST} if not given.")
 @_DATA
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Folder of this run; runs/PRESET if not given.")
 @click.option(
@@ -140,21 +142,21 @@ def train_run(
     One device by default, all GPUs of the machine where there are several, or the cluster that TF_CONFIG describes:
     then start the same command on every worker, with a run folder that all of them see.
     """
-    folder = run_dir or Path("runs") / preset_json.find(asked["preset"]).name
+    folder = run_dir or Path("runs") / preset_files.find(asked["preset"]).name
     _use_threads(threads)
-    from digitserve_training import distribute, teachers  # noqa: PLC0415 - TensorFlow
-    from digitserve_training.train import train  # noqa: PLC0415 - TensorFlow
+    from digitserve_training.fit import distribute, teachers  # noqa: PLC0415 - TensorFlow
+    from digitserve_training.fit.train import train  # noqa: PLC0415 - TensorFlow
 
     strategy = distribute.strategy()
     wanted = Asked(**asked, teachers=teachers.find(teacher_dirs) or None)
     stored = checkpoint.load(folder).settings if resume else None
-    labelled = data.read_training(data_path, wanted.dataset or (stored.dataset if stored else data.MNIST))
-    sha256 = data.fingerprint(labelled)
+    labelled = splits.read_training(data_path, wanted.dataset or (stored.dataset if stored else splits.MNIST))
+    sha256 = splits.fingerprint(labelled)
     chosen = settings.resume(wanted, stored, sha256) if stored else settings.start(wanted, labelled.names, sha256)
     held_out = settings.preset_of(chosen).recipe.validation
     try:
         with strategy.scope():
-            state = train(chosen, data.split(labelled, chosen.limit, held_out), folder, resume=resume)
+            state = train(chosen, splits.split(labelled, chosen.limit, held_out), folder, resume=resume)
     except KeyboardInterrupt:
         click.echo(f"\ninterrupted; {_how_to_resume(folder)}", err=True)
         sys.exit(INTERRUPTED)
@@ -167,7 +169,7 @@ def train_run(
 @_command
 def keep_teacher(run_dir: Path, folder: Path) -> None:
     """Write what a finished run can teach into FOLDER: a fraction of its size, good for --teacher and nothing else."""
-    from digitserve_training import teachers  # noqa: PLC0415 - TensorFlow
+    from digitserve_training.fit import teachers  # noqa: PLC0415 - TensorFlow
 
     teachers.keep(run_dir, folder)
     click.echo(f"kept in {folder}; next: digitserve-train train --teacher {folder}")
@@ -188,7 +190,7 @@ def evaluate_runs(
 ) -> None:
     """Measure networks on validation and test images and on what is made of them; write reports into RUN/report."""
     _use_threads(threads)
-    from digitserve_training import report  # noqa: PLC0415 - TensorFlow
+    from digitserve_training.evaluate import report  # noqa: PLC0415 - TensorFlow
 
     for text in report.report(run_dirs, data_path, results):
         click.echo(text)
@@ -214,7 +216,7 @@ def evaluate_runs(
 def export_run(run_dir: Path, data_path: Path | None, threads: int | None, precision: Any, **destination: Any) -> None:
     """Convert a finished run to ONNX, check it against Keras, and write a bundle; or write nothing and say why."""
     _use_threads(threads)
-    from digitserve_training.export import Destination, export  # noqa: PLC0415 - TensorFlow
+    from digitserve_training.export.export import Destination, export  # noqa: PLC0415 - TensorFlow
 
     exported = export(run_dir, data_path, Destination(**destination), precision)
     for label, text in exported.figures().items():
@@ -255,21 +257,22 @@ def tune_preset(
 ) -> None:
     """Search for better values on validation images; stop it at any time, and go on with the same command."""
     _use_threads(threads)
-    from digitserve_training import tune  # noqa: PLC0415 - TensorFlow
+    from digitserve_training.tune import search  # noqa: PLC0415 - TensorFlow
 
-    labelled = data.read_training(data_path)
-    chosen = settings.start(Asked(**asked), labelled.names, data.fingerprint(labelled))
+    labelled = splits.read_training(data_path)
+    chosen = settings.start(Asked(**asked), labelled.names, splits.fingerprint(labelled))
     folder = study_dir or Path("runs") / f"tune-{chosen.preset}"
-    split = data.split(labelled, chosen.limit, settings.preset_of(chosen).recipe.validation)
+    split = splits.split(labelled, chosen.limit, settings.preset_of(chosen).recipe.validation)
     try:
-        ended = tune.tune(chosen, split, tune.Search(vary, max_multiply_adds, max_parameters), folder, trials)
+        ended = search.tune(chosen, split, search.Search(vary, max_multiply_adds, max_parameters), folder, trials)
     except KeyboardInterrupt:
         click.echo(
-            f"\ninterrupted; {tune.num_done(folder)} of {trials} trials are done; go on with the same command", err=True
+            f"\ninterrupted; {search.num_done(folder)} of {trials} trials are done; go on with the same command",
+            err=True,
         )
         sys.exit(INTERRUPTED)
-    click.echo(tune.render(ended))
-    click.echo(f"next: digitserve-train train --preset {tune.require_preset(folder)}")
+    click.echo(search.render(ended))
+    click.echo(f"next: digitserve-train train --preset {search.require_preset(folder)}")
 
 
 def _require_packages() -> None:

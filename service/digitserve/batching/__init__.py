@@ -1,0 +1,1 @@
+"""Where requests wait: admission, batch formation, preparation of images, running and answering."""

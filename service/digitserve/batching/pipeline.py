@@ -14,18 +14,18 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import structlog
 
-from digitserve.batcher import Batch, Batcher, Entry
-from digitserve.bundle import IMAGE_SIZE, Bundle
+from digitserve.batching.batcher import Batch, Batcher, Entry
 from digitserve.errors import DeadlineUnmeetable, Draining, Overloaded, RequestError
-from digitserve.messages import ACCEPTED, BLANK, SEVERAL, UNFAMILIAR, Answer, Encoder, Request, rows
-from digitserve.metrics import Tally
-from digitserve.preprocess import verdicts
-from digitserve.session import Session
+from digitserve.inference.bundle import IMAGE_SIZE, Bundle
+from digitserve.inference.session import Session
+from digitserve.protocol.codec import ACCEPTED, BLANK, SEVERAL, UNFAMILIAR, Answer, Encoder, Request, rows
+from digitserve.telemetry.block import Tally
+from digitserve.vision.framing import verdicts
 
 _FOREVER = 1e18
 """Core says about 9.2e18, in seconds of Unix time, where a call has no deadline."""
 
-_log = structlog.get_logger("digitserve.classifier")
+_log = structlog.get_logger("digitserve.batching.pipeline")
 
 
 class Asking(Protocol):

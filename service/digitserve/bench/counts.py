@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from digitserve.bench import wire
 from digitserve.bench.histogram import Histogram
-from digitserve.metrics import CODES
+from digitserve.telemetry.block import CODES
 
 SLOT_S = 0.1
 """Answers over time are counted in slots of this length."""

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Self
 
-from digitserve.metrics import SERVICE
+from digitserve.telemetry.block import SERVICE
 
 UNARY, STREAM = "unary", "stream"
 PATHS = {UNARY: f"/{SERVICE}/Classify", STREAM: f"/{SERVICE}/ClassifyStream"}

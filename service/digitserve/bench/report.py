@@ -7,7 +7,7 @@ from digitserve.bench.counts import SLOT_S
 from digitserve.bench.fleet import Measured
 from digitserve.bench.metrics_page import NotAvailable
 from digitserve.bench.plan import Plan
-from digitserve.metrics import CODES
+from digitserve.telemetry.block import CODES
 
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
 

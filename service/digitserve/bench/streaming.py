@@ -8,7 +8,7 @@ from google.protobuf.message import DecodeError
 from digitserve.bench import frames, http2, wire
 from digitserve.bench.lanes import LOST, NO_MESSAGE, Context, Lane
 from digitserve.bench.wire import Status
-from digitserve.metrics import CODES
+from digitserve.telemetry.block import CODES
 from digitserve.v1 import digits_pb2 as pb
 
 _RESPONSE_TAG = b"\x0a"

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from digitserve.metrics import CODES
+from digitserve.telemetry.block import CODES
 
 OK = CODES.index("OK")
 CANCELED = CODES.index("Canceled")

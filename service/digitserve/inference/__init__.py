@@ -1,0 +1,1 @@
+"""Model bundles and the onnxruntime sessions that run them."""

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from digitserve import providers
-from digitserve.bundle import IMAGE_SIZE, INPUT_NAME, OUTPUT_NAMES
+from digitserve.inference import providers
+from digitserve.inference.bundle import IMAGE_SIZE, INPUT_NAME, OUTPUT_NAMES
 
 if TYPE_CHECKING:
     import onnxruntime as ort

@@ -1,6 +1,6 @@
 """Execution providers: which one runs the graph, how it is set up, and its memory. The only module that loads onnxruntime.
 
-    --device auto ──supervisor: ``device.settle`` ──▶ ``python -m digitserve.providers`` ──▶ cpu or cuda, for all workers
+    --device auto ──supervisor: ``device.settle`` ──▶ ``python -m digitserve.inference.providers`` ──▶ cpu or cuda, for all workers
     --device cuda ──worker: ``Session`` ──▶ ``settle`` ──▶ ``open_graph``, or a refusal to start that says what is missing
 
 onnxruntime falls back to the CPU in silence at four places: when a provider's libraries do not load, when creating a session
@@ -27,8 +27,9 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime as ort
 
-from digitserve import cuda, log
+from digitserve import log
 from digitserve.errors import BundleError, ProviderError
+from digitserve.inference import cuda
 
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
@@ -45,7 +46,7 @@ _CUDA_LIBRARY = Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_c
 _SILENT, _WARNING = 4, 2
 """onnxruntime's severities of log lines: nothing but what ends the process; and its default."""
 
-_log = structlog.get_logger("digitserve.providers")
+_log = structlog.get_logger("digitserve.inference.providers")
 
 
 def settle(device: str) -> str:

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from digitserve import providers
-from digitserve.binding import Bound, Plain, Run
-from digitserve.bundle import (
+from digitserve.errors import BundleError
+from digitserve.inference import providers
+from digitserve.inference.bundle import (
     GOLDEN_SCORE_FACTOR,
     IMAGE_SIZE,
     Bundle,
     TensorSpec,
     signature,
 )  # fmt: skip
-from digitserve.errors import BundleError
+from digitserve.inference.io_binding import Bound, Plain, Run
 
 if TYPE_CHECKING:
     import onnxruntime as ort

@@ -13,11 +13,11 @@ import numpy as np
 from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 
-from digitserve.batcher import framing_work
-from digitserve.bundle import IMAGE_SIZE
+from digitserve.batching.batcher import framing_work
 from digitserve.errors import InvalidRequest, NotServed, TooLarge
-from digitserve.preprocess import Framing, Ink, as_is, frame, to_gray
+from digitserve.inference.bundle import IMAGE_SIZE
 from digitserve.v1 import digits_pb2 as pb
+from digitserve.vision.framing import Framing, Ink, as_is, frame, to_gray
 
 IMAGE_BYTES = IMAGE_SIZE * IMAGE_SIZE
 

@@ -1,0 +1,1 @@
+"""The supervisor process: ports, worker processes, restarts, CPU budget, HTTP endpoints."""

@@ -19,8 +19,8 @@ from typing import Self
 
 import numpy as np
 
-from digitserve.bundle import IMAGE_SIZE, find, read
 from digitserve.errors import RefusalToStart
+from digitserve.inference.bundle import IMAGE_SIZE, find, read
 from digitserve.settings import Settings
 
 BATCH_SIZES = {"cpu": (8, 16, 32, 64, 128, 256), "cuda": (64, 256, 1024, 4096)}
@@ -99,7 +99,7 @@ class Team:
         Raises:
             RefusalToStart: one could not, ended, or hangs.
         """
-        command = [sys.executable, "-m", "digitserve.tune", str(self._threads)]
+        command = [sys.executable, "-m", "digitserve.supervision.autotune", str(self._threads)]
         with ExitStack() as stack:
             for _ in range(self._workers):
                 # Without a buffer: what an ended process did not take must not come up again when its pipe is closed.
@@ -162,7 +162,7 @@ def proposal(trial: Trial) -> str:
 def main() -> None:
     """Run as a process of a team: settings on the first line of standard input, then a batch size and seconds a line."""
     # Only here does onnxruntime come in.
-    from digitserve.session import Session  # noqa: PLC0415
+    from digitserve.inference.session import Session  # noqa: PLC0415
 
     settings = Settings.from_json(sys.stdin.readline())
     try:

@@ -7,7 +7,7 @@ import structlog
 
 from digitserve.settings import Settings
 
-_log = structlog.get_logger("digitserve.device")
+_log = structlog.get_logger("digitserve.supervision.device")
 
 
 def settle(settings: Settings) -> str:
@@ -18,7 +18,7 @@ def settle(settings: Settings) -> str:
     """
     if settings.device != "auto":
         return settings.device
-    program = [sys.executable, "-m", "digitserve.providers", settings.log_format]
+    program = [sys.executable, "-m", "digitserve.inference.providers", settings.log_format]
     looked = subprocess.run(program, stdout=subprocess.PIPE, check=False)
     if looked.returncode:
         _log.error("looking for CUDA failed, running on the CPU", exit_code=looked.returncode)

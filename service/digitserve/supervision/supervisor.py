@@ -22,15 +22,15 @@ import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from digitserve import device
-from digitserve.bundle import Bundle, Manifest, find, read
-from digitserve.collector import ServiceCollector
-from digitserve.cpu import cpu_budget
 from digitserve.errors import RefusalToStart, SettingsError
-from digitserve.http import HttpServer, make_app
-from digitserve.lifecycle import START_LIMIT_S, Backoff, Pulse
-from digitserve.metrics import Block
+from digitserve.inference.bundle import Bundle, Manifest, find, read
 from digitserve.settings import Settings, endpoint
+from digitserve.supervision import device
+from digitserve.supervision.cpu_budget import cpu_budget
+from digitserve.supervision.http import HttpServer, make_app
+from digitserve.supervision.restart_policy import START_LIMIT_S, Backoff, Pulse
+from digitserve.telemetry.block import Block
+from digitserve.telemetry.collector import ServiceCollector
 
 if TYPE_CHECKING:
     from digitserve.worker import Worker
@@ -49,7 +49,7 @@ _WORKER_ENVIRONMENT = {
     "GRPC_VERBOSITY": "ERROR",
 }
 
-_log = structlog.get_logger("digitserve.supervisor")
+_log = structlog.get_logger("digitserve.supervision.supervisor")
 
 
 class WorkerSlot:

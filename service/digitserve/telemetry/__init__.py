@@ -1,0 +1,1 @@
+"""Metrics: declared once, recorded by workers in shared memory, collected by the supervisor."""

@@ -10,7 +10,7 @@ import numpy as np
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from digitserve.metrics import CODES, METHODS, UNAVAILABLE, Block, Cells, Spec, specs
+from digitserve.telemetry.block import CODES, METHODS, UNAVAILABLE, Block, Cells, Spec, specs
 
 
 class ServiceCollector(Collector):

@@ -12,9 +12,8 @@ from typing import NamedTuple
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
-from digitserve.batcher import Entry
-from digitserve.classifier import Classifier
-from digitserve.completion_queue import Call
+from digitserve.batching.batcher import Entry
+from digitserve.batching.pipeline import Classifier
 from digitserve.errors import (
     DeadlineUnmeetable,
     Draining,
@@ -24,8 +23,9 @@ from digitserve.errors import (
     RequestError,
     TooLarge,
 )  # fmt: skip
-from digitserve.messages import Limits, decode
-from digitserve.metrics import CLASSIFY_ROW, CODES, SERVICE, Tally
+from digitserve.protocol.codec import Limits, decode
+from digitserve.telemetry.block import CLASSIFY_ROW, CODES, SERVICE, Tally
+from digitserve.transport.grpcio.completion_queue import Call
 
 CLASSIFY = f"/{SERVICE}/Classify"
 

@@ -14,13 +14,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from digitserve.batcher import Entry
-from digitserve.classifier import Classifier
-from digitserve.completion_queue import Stream
+from digitserve.batching.batcher import Entry
+from digitserve.batching.pipeline import Classifier
 from digitserve.errors import Draining, Overloaded, RequestError
-from digitserve.messages import Limits, Request, decode_on_stream, error_on_stream, response_on_stream
-from digitserve.metrics import SERVICE, STREAM_ROW, Tally
-from digitserve.rpc import INTERNAL, OK, Status, broken_off
+from digitserve.protocol.codec import Limits, Request, decode_on_stream, error_on_stream, response_on_stream
+from digitserve.telemetry.block import SERVICE, STREAM_ROW, Tally
+from digitserve.transport.classify import INTERNAL, OK, Status, broken_off
+from digitserve.transport.grpcio.completion_queue import Stream
 
 CLASSIFY_STREAM = f"/{SERVICE}/ClassifyStream"
 

@@ -1,0 +1,1 @@
+"""Pixels: grey conversion, background, polarity, connected components, and framing as in MNIST."""

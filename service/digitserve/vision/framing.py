@@ -15,9 +15,9 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from digitserve.background import MIN_CONTRAST, Floats, residuals, take_off_background
-from digitserve.bundle import IMAGE_SIZE
-from digitserve.figures import MAX_SIDE, Box, look, may_be_several
+from digitserve.inference.bundle import IMAGE_SIZE
+from digitserve.vision.background import MIN_CONTRAST, Floats, residuals, take_off_background
+from digitserve.vision.components import MAX_SIDE, Box, look, may_be_several
 
 Gray = NDArray[np.uint8]
 

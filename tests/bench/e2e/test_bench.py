@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bundles import write_echo_bundle
-from serving import PATIENCE_S, Service, command, run_service, wait_until
+from support.bundles import write_echo_bundle
+from support.serving import PATIENCE_S, Service, command, run_service, wait_until
 
 QUICK = ("--connections", "4", "--processes", "2", "--duration-s", "0.5", "--warm-up-s", "0")
 

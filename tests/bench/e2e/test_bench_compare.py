@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bundles import write_echo_bundle
+from support.bundles import write_echo_bundle
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LIMIT_S = 90.0
 SERVERS = {"digitserve", "grpc.aio", "empty"}
 
@@ -30,7 +30,7 @@ def test_servers_answer_alike_and_their_counts_agree(tmp_path: Path) -> None:
     # Whatever cores there are will do: nothing is timed here.
     cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
     command = [
-        sys.executable, "-m", "tests.bench.compare", "--models", str(tmp_path), "--seconds", "0.5", "--rounds", "1",
+        sys.executable, "-m", "benchmarks.compare", "--models", str(tmp_path), "--seconds", "0.5", "--rounds", "1",
         "--cores", cores, "--load-cores", cores, "--servers", *SERVERS, "--scale", "--json",
         "--write", str(tmp_path / "benchmarks.md"),
     ]  # fmt: skip

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from bundles import write_echo_bundle
 from digitserve.bench import fleet
 from digitserve.bench.fleet import Fleet, LoadFailed
 from digitserve.bench.plan import Plan
-from serving import PATIENCE_S, run_worker
+from support.bundles import write_echo_bundle
+from support.serving import PATIENCE_S, run_worker
 
 
 class Hanging(Fleet):

@@ -14,7 +14,7 @@ from digitserve.bench.counts import Tally
 from digitserve.bench.lanes import Context, Lane
 from digitserve.bench.streaming import StreamLane
 from digitserve.bench.traffic import Body
-from serving import PATIENCE_S
+from support.serving import PATIENCE_S
 
 STREAM = 1
 """The number of a connection's first stream."""

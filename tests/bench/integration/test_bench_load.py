@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from google.rpc import status_pb2
 
-from bundles import write_echo_bundle
-from digits import MODELS
 from digitserve.bench.counts import Counts
 from digitserve.bench.load import Load, Unreachable
 from digitserve.bench.plan import PATHS, Plan, Size
 from digitserve.bench.traffic import draw
 from digitserve.v1 import digits_pb2 as pb
-from serving import PATIENCE_S, RunningWorker, run_worker, wait_until
+from support.bundles import write_echo_bundle
+from support.digits import MODELS
+from support.serving import PATIENCE_S, RunningWorker, run_worker, wait_until
 
 PLAN = Plan("", connections=4, in_flight=3, duration_s=0.4, warm_up_s=0.0, timeout_s=PATIENCE_S)
 

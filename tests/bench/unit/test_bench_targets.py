@@ -1,9 +1,10 @@
 """The benchmark's arithmetic: what a target is computed from, and what counts as kept."""
 
 import pytest
-from tests.bench import targets
-from tests.bench.targets import SMALL_NETWORK
-from tests.bench.targets import targets as promised
+
+from benchmarks import targets
+from benchmarks.targets import SMALL_NETWORK
+from benchmarks.targets import targets as promised
 
 FIGURES = {
     "image_s": 1e-4, "single_s": 2e-4, "framing_s": 5e-5,

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bundles import echo_image, write_echo_bundle
 from digitserve.client import AsyncClient, Client, Framing
-from serving import PATIENCE_S, Service, run_service, sockets, wait_until
+from support.bundles import echo_image, write_echo_bundle
+from support.serving import PATIENCE_S, Service, run_service, sockets, wait_until
 
 
 @pytest.fixture(scope="module")

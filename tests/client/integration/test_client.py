@@ -17,7 +17,6 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from numpy.typing import NDArray
 
-from bundles import echo_image, write_echo_bundle
 from digitserve.client import (
     AsyncClient,
     Client,
@@ -31,7 +30,8 @@ from digitserve.client import (
     Verdict,
 )
 from digitserve.v1 import digits_pb2 as pb
-from serving import PATIENCE_S, RunningWorker, run_worker, sockets, wait_until
+from support.bundles import echo_image, write_echo_bundle
+from support.serving import PATIENCE_S, RunningWorker, run_worker, sockets, wait_until
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from digitserve.errors import InvalidRequest
-from digitserve.images import MAX_FILE_PIXELS, read_request
 from digitserve.v1 import digits_pb2 as pb
+from digitserve.vision.image_files import MAX_FILE_PIXELS, read_request
 
 GRADIENT = np.linspace(0, 255, 12 * 20).astype(np.uint8).reshape(12, 20)
 ORIENTATION = 0x0112

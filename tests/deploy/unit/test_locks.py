@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-REQUIREMENTS = Path(__file__).parent.parent.parent / "requirements"
+REQUIREMENTS = Path(__file__).parents[3] / "requirements"
 LOCKS = ["serve.txt", "dev.txt", "cuda.txt"]
 
 

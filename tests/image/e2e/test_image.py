@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bundles import echo_image
-from digits import MODELS
-from digitserve.bundle import find
-from serving import PATIENCE_S, command, wait_until
+from digitserve.inference.bundle import find
+from support.bundles import echo_image
+from support.digits import MODELS
+from support.serving import PATIENCE_S, command, wait_until
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 BASE, IMAGE, CONTAINER = "localhost/python:3.11", "localhost/digitserve-test", "digitserve-test"
 LENT = [Path("/etc/ssl/certs"), Path("/etc/pip.conf")]
 """The host's package settings, lent to the build where there are any; the Dockerfile names none."""

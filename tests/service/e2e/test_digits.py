@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from digits import MODELS, mnist_test, needs_mnist, scanned_digits
-from digitserve.bundle import find, read
-from digitserve.session import Session
+from digitserve.inference.bundle import find, read
+from digitserve.inference.session import Session
 from digitserve.v1 import digits_pb2 as pb
 from digitserve.v1 import digits_pb2_grpc
-from digitserve_training import outliers
-from digitserve_training.evaluate import JUDGED_PAPER
-from digitserve_training.paper import draw
-from digitserve_training.scores import auroc
-from serving import PATIENCE_S, Service, run_service
+from digitserve_training.evaluate.evaluation import JUDGED_PAPER
+from digitserve_training.evaluate.scores import auroc
+from digitserve_training.synth import non_digits
+from digitserve_training.synth.scans import draw
+from support.digits import MODELS, mnist_test, needs_mnist, scanned_digits
+from support.serving import PATIENCE_S, Service, run_service
 
 IN_FLIGHT = 2000
 """Images asked for at a time: below what a worker lets wait."""
@@ -128,7 +128,7 @@ def test_strangers_are_told_from_digits(service: Service, name: str) -> None:
     threshold = read(find(MODELS, name)).manifest.ood_threshold
     digits = [prediction.ood_score for prediction in classify(service, images[:2000], 100)]
     strange: list[float] = []
-    for kind, pictures in outliers.judged(300, seed=5).items():
+    for kind, pictures in non_digits.judged(300, seed=5).items():
         predictions = classify(service, pictures[..., 0], 100)
         scores = [prediction.ood_score for prediction in predictions]
         assert auroc(np.array(digits), np.array(scores)) >= 0.95, kind

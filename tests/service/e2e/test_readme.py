@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from digits import MODELS, scanned_digits
 from digitserve.v1 import digits_pb2 as pb
-from serving import PATIENCE_S, command, run_service
+from support.digits import MODELS, scanned_digits
+from support.serving import PATIENCE_S, command, run_service
 
 README = (MODELS.parent / "README.md").read_text()
 

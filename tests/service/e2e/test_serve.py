@@ -15,9 +15,9 @@ import grpc
 import pytest
 from PIL import Image
 
-from bundles import echo_image, write_echo_bundle
 from digitserve.v1 import digits_pb2 as pb
-from serving import PATIENCE_S, Service, command, run_service, wait_until
+from support.bundles import echo_image, write_echo_bundle
+from support.serving import PATIENCE_S, Service, command, run_service, wait_until
 
 CLASSIFY = "/digitserve.v1.DigitService/Classify"
 

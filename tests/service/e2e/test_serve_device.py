@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from bundles import write_echo_bundle
-from digits import MODELS
-from serving import PATIENCE_S, command, run_service
+from support.bundles import write_echo_bundle
+from support.digits import MODELS
+from support.serving import PATIENCE_S, command, run_service
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_auto_serves_on_the_cpu_and_says_why_once(models: Path, tmp_path: Path) 
 
 def check_cuda(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run what a machine with a GPU is to run."""
-    program = [sys.executable, "-m", "tests.bench.cuda_check", "--models", str(MODELS), *arguments]
+    program = [sys.executable, "-m", "benchmarks.cuda_check", "--models", str(MODELS), *arguments]
     return subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 

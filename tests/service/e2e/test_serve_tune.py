@@ -4,8 +4,8 @@ import re
 import subprocess
 from pathlib import Path
 
-from bundles import write_echo_bundle
-from serving import PATIENCE_S, command
+from support.bundles import write_echo_bundle
+from support.serving import PATIENCE_S, command
 
 
 def test_tuning_tries_every_way_and_proposes_a_command(tmp_path: Path) -> None:

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from bundles import write_echo_bundle
-from digitserve import tune
 from digitserve.errors import RefusalToStart
 from digitserve.settings import Settings
+from digitserve.supervision import autotune
+from support.bundles import write_echo_bundle
 
 
-def ended(team: tune.Team) -> list[bool]:
+def ended(team: autotune.Team) -> list[bool]:
     return [process.returncode is not None for process in team._processes]
 
 
 def test_processes_that_cannot_open_the_network_are_not_left(tmp_path: Path) -> None:
     """Without a bundle the team refuses to start, and all of its processes have ended."""
-    team = tune.Team(Settings(models=tmp_path), 2, 1)
+    team = autotune.Team(Settings(models=tmp_path), 2, 1)
     with pytest.raises(RefusalToStart), team:
         pass
 
@@ -33,11 +33,11 @@ def test_a_process_that_hangs_or_ends_is_told(
 ) -> None:
     """A process that stops answering, or is gone, ends the measuring with a message; the others are ended too."""
     write_echo_bundle(tmp_path)
-    with tune.Team(Settings(models=tmp_path), 2, 1) as team:
+    with autotune.Team(Settings(models=tmp_path), 2, 1) as team:
         os.kill(team._processes[0].pid, how)
         if how is signal.SIGKILL:
             team._processes[0].wait()
-        monkeypatch.setattr(tune, "PATIENCE_S", 0.2)
+        monkeypatch.setattr(autotune, "PATIENCE_S", 0.2)
         with pytest.raises(RefusalToStart, match=said):
             team.measure(1)
 

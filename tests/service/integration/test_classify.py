@@ -14,13 +14,13 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from onnx import TensorProto, helper
 
-from bundles import echo_image, echo_request, make_graph, manifest, write_echo_bundle
-from digitserve.bundle import Golden, write
-from digitserve.messages import Answer, Encoder
-from digitserve.metrics import METHOD_ROWS
-from digitserve.rpc import INTERNAL_MESSAGE
+from digitserve.inference.bundle import Golden, write
+from digitserve.protocol.codec import Answer, Encoder
+from digitserve.telemetry.block import METHOD_ROWS
+from digitserve.transport.classify import INTERNAL_MESSAGE
 from digitserve.v1 import digits_pb2 as pb
-from serving import PATIENCE_S, RunningWorker, run_worker, wait_until
+from support.bundles import echo_image, echo_request, make_graph, manifest, write_echo_bundle
+from support.serving import PATIENCE_S, RunningWorker, run_worker, wait_until
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

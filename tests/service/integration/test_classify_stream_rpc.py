@@ -11,12 +11,12 @@ import grpc
 import numpy as np
 import pytest
 
-from bundles import echo_request
-from digitserve.metrics import STREAM_ROW
 from digitserve.settings import Settings
-from digitserve.streams import WINDOW_BATCHES
+from digitserve.telemetry.block import STREAM_ROW
+from digitserve.transport.classify_stream import WINDOW_BATCHES
 from digitserve.v1 import digits_pb2 as pb
-from serving import PATIENCE_S, RunningWorker, run_worker, wait_until
+from support.bundles import echo_request
+from support.serving import PATIENCE_S, RunningWorker, run_worker, wait_until
 
 WINDOW_IMAGES = WINDOW_BATCHES * Settings().batch_limit
 

@@ -12,8 +12,8 @@ import pytest
 from grpc import _server as grpc_server
 from packaging.requirements import Requirement
 
-from digitserve.completion_queue import OPTIONS, Call, Server
-from serving import PATIENCE_S, wait_until
+from digitserve.transport.grpcio.completion_queue import OPTIONS, Call, Server
+from support.serving import PATIENCE_S, wait_until
 
 METHOD = "/test.Echo/Echo"
 

@@ -12,10 +12,10 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from bundles import echo_image, write_echo_bundle
 from digitserve.client import OPTIONS, Client
 from digitserve.v1 import digits_pb2 as pb
-from serving import PATIENCE_S, RunningWorker, run_worker, sockets, wait_until
+from support.bundles import echo_image, write_echo_bundle
+from support.serving import PATIENCE_S, RunningWorker, run_worker, sockets, wait_until
 
 AGE_S = 0.1
 DEPTH = 32

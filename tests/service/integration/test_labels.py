@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from bundles import echo_image, write_echo_bundle
-from digitserve.collector import ServiceCollector
+from digitserve.telemetry.collector import ServiceCollector
 from digitserve.v1 import digits_pb2 as pb
-from serving import PATIENCE_S, RunningWorker, run_worker, wait_until
+from support.bundles import echo_image, write_echo_bundle
+from support.serving import PATIENCE_S, RunningWorker, run_worker, wait_until
 
 LONG = 'a "long" label, of ' + "many words " * 20
 LABELS = ("お", LONG, *"CDEFGHIJKLMNOPQRSTUVWXYZ")

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 import grpc
 import pytest
 
-from bundles import echo_request
-from digitserve.batcher import Entry
-from digitserve.completion_queue import Call, Stream
-from digitserve.streams import Conversation, Slot
+from digitserve.batching.batcher import Entry
+from digitserve.transport.classify_stream import Conversation, Slot
+from digitserve.transport.grpcio.completion_queue import Call, Stream
 from digitserve.v1 import digits_pb2 as pb
-from serving import RunningWorker, wait_until
+from support.bundles import echo_request
+from support.serving import RunningWorker, wait_until
 
 OURS = (Call, Stream, Entry, Conversation, Slot)
 

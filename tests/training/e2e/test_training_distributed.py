@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from digitserve_training import checkpoint, data, settings
-from digitserve_training.data import Labelled, Split
+from digitserve_training.data import splits
+from digitserve_training.data.splits import Labelled, Split
 from digitserve_training.errors import RunError, WorkerError
-from digitserve_training.settings import Asked, Settings
-from digitserve_training.train import train
+from digitserve_training.fit import checkpoint, settings
+from digitserve_training.fit.settings import Asked, Settings
+from digitserve_training.fit.train import train
 
 EPOCHS = 3
 
@@ -23,7 +24,7 @@ MIRRORED = """
 import sys
 import numpy as np
 from digitserve_training._tensorflow import tf
-from digitserve_training.train import Training
+from digitserve_training.fit.train import Training
 from test_training_distributed import begin
 
 cpu, = tf.config.list_physical_devices("CPU")
@@ -51,10 +52,10 @@ WORKER = f"""
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-from digitserve_training import distribute
+from digitserve_training.fit import distribute
 from digitserve_training._tensorflow import use_threads
 from digitserve_training.errors import TrainingError
-from digitserve_training.train import Training, train
+from digitserve_training.fit.train import Training, train
 from test_training_distributed import begin
 
 folder, seed = Path(sys.argv[1]), int(sys.argv[2])
@@ -86,7 +87,7 @@ def begin(preset: str, seed: int = 1) -> tuple[Settings, Split]:
         image[4 + 2 * label : 6 + 2 * label] = 255
     labelled = Labelled(images, labels)
     asked = Asked(preset=preset, epochs=EPOCHS, seed=seed)
-    return settings.start(asked, labelled.names, data.fingerprint(labelled)), data.split(labelled)
+    return settings.start(asked, labelled.names, splits.fingerprint(labelled)), splits.split(labelled)
 
 
 def run_workers(folder: Path, seeds: tuple[int, int]) -> list[tuple[int, str]]:

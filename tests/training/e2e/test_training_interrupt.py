@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from digitserve_training import checkpoint
-from digitserve_training.layers import Conv, Flatten
-from digitserve_training.preset_json import preset_to_json
-from digitserve_training.presets import PRESETS
+from digitserve_training.fit import checkpoint
+from digitserve_training.model.layers import Conv, Flatten
+from digitserve_training.model.preset_files import preset_to_json
+from digitserve_training.model.presets import PRESETS
 
 COMMAND = [sys.executable, "-c", "from digitserve_training.cli import main; main(prog_name='digitserve-train')"]
 

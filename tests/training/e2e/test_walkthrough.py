@@ -7,8 +7,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from digits import MODELS, needs_mnist
-from serving import PATIENCE_S
+from support.digits import MODELS, needs_mnist
+from support.serving import PATIENCE_S
 
 NOTEBOOK = MODELS.parent / "docs" / "walkthrough.ipynb"
 SMALLER = "PRESET = 'lenet5'\nNUM_IMAGES = 2_400\nEPOCHS = 1"

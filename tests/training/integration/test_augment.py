@@ -5,8 +5,8 @@ import pytest
 from numpy.typing import NDArray
 
 from digitserve_training._tensorflow import tf
-from digitserve_training.augment import augment, mix
-from digitserve_training.presets import PRESETS, Augmentation
+from digitserve_training.augment.augmentation import augment, mix
+from digitserve_training.model.presets import PRESETS, Augmentation
 
 USUAL = PRESETS["compact"].augmentation
 

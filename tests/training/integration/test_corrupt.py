@@ -7,10 +7,10 @@ import pytest
 from numpy.typing import NDArray
 
 from digitserve_training._tensorflow import tf
-from digitserve_training.corrupt import CORRUPTIONS, Corruption, corrupt
-from digitserve_training.pool import NO_LABEL
-from digitserve_training.presets import PRESETS, Recipe
-from digitserve_training.train import losses_of, targets_of
+from digitserve_training.augment.corrupt import CORRUPTIONS, Corruption, corrupt
+from digitserve_training.fit.pool import NO_LABEL
+from digitserve_training.fit.train import losses_of, targets_of
+from digitserve_training.model.presets import PRESETS, Recipe
 
 CLASSIC = PRESETS["lenet5"].recipe
 WITH_OUTLIERS = dataclasses.replace(CLASSIC, outliers=0.1)

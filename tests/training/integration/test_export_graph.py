@@ -6,17 +6,17 @@ import numpy as np
 import onnx
 import pytest
 
-from digitserve.bundle import Golden
-from digitserve.session import Session
-from digitserve_training import parity
+from digitserve.inference.bundle import Golden
+from digitserve.inference.session import Session
 from digitserve_training._tensorflow import keras, tf
-from digitserve_training.candidate import open_session
-from digitserve_training.data import LABELS
+from digitserve_training.data.splits import LABELS
 from digitserve_training.errors import ParityError
-from digitserve_training.graph import Answering, answering, convert, reference
-from digitserve_training.layers import Conv, Dense, Flatten, GlobalAveragePool, Layer, MaxPool
-from digitserve_training.networks import build
-from digitserve_training.presets import PRESETS
+from digitserve_training.evaluate.candidate import open_session
+from digitserve_training.export import parity
+from digitserve_training.model.layers import Conv, Dense, Flatten, GlobalAveragePool, Layer, MaxPool
+from digitserve_training.model.networks import build
+from digitserve_training.model.onnx_graph import Answering, answering, convert, reference
+from digitserve_training.model.presets import PRESETS
 
 IMAGES = np.random.default_rng(7).integers(0, 256, (211, 28, 28, 1), dtype=np.uint8)
 SMALL: tuple[Layer, ...] = (

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from digitserve_training._tensorflow import keras
-from digitserve_training.layers import Dense, Flatten, Layer, costs, count_parameters
-from digitserve_training.networks import build
-from digitserve_training.presets import PRESETS, Preset
+from digitserve_training.model.layers import Dense, Flatten, Layer, costs, count_parameters
+from digitserve_training.model.networks import build
+from digitserve_training.model.presets import PRESETS, Preset
 
 
 def keras_layers(network: keras.Model, number: int) -> list[keras.layers.Layer]:

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from digitserve import bundle
-from digitserve.session import Session
+from digitserve.inference import bundle
+from digitserve.inference.session import Session
 from digitserve.v1 import digits_pb2 as pb
-from digitserve_training import checkpoint, data, settings
 from digitserve_training.cli import main
+from digitserve_training.data import splits
 from digitserve_training.errors import DataError, RunError
-from digitserve_training.settings import Asked
-from published import figures, write_emnist_letters, write_pictures
-from serving import run_worker
+from digitserve_training.fit import checkpoint, settings
+from digitserve_training.fit.settings import Asked
+from support.published import figures, write_emnist_letters, write_pictures
+from support.serving import run_worker
 
 LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 SHAPES = ("narrow", "square", "tall $and$ thin")
@@ -57,7 +58,7 @@ def test_the_whole_way(
         ended = invoke(command, *options)
         assert ended.exit_code == 0, ended.output
 
-    exported, test = bundle.read(models / name / "1"), data.read_test(source, name)
+    exported, test = bundle.read(models / name / "1"), splits.read_test(source, name)
     assert exported.manifest.labels == test.names == labels
     assert (exported.manifest.training["dataset"], len(test)) == (name, num_test)
     assert (exported.manifest.training["recipe"]["paper"], exported.manifest.training["recipe"]["outliers"]) == (0, 0)
@@ -77,8 +78,8 @@ def test_the_whole_way(
 
 def begun(run_dir: Path, name: str, source: Path) -> Path:
     """Leave a run as it stands once its settings are known; its weights are never asked for."""
-    training = data.read_training(source, name)
-    chosen = settings.start(Asked(dataset=name), training.names, data.fingerprint(training))
+    training = splits.read_training(source, name)
+    chosen = settings.start(Asked(dataset=name), training.names, splits.fingerprint(training))
     checkpoint.save(run_dir, checkpoint.Checkpoint(chosen, 0, (), {}))
     return run_dir
 

@@ -20,23 +20,26 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from digitserve import bundle
-from digitserve.session import Session
-from digitserve_training import candidate, checkpoint, data, precision, settings
+from digitserve.inference import bundle
+from digitserve.inference.session import Session
 from digitserve_training._tensorflow import keras
 from digitserve_training.cli import main
-from digitserve_training.data import Labelled
+from digitserve_training.data import splits
+from digitserve_training.data.splits import Labelled
 from digitserve_training.errors import DataError, ParityError, RunError
-from digitserve_training.evaluate import measure
-from digitserve_training.export import Destination, publish
-from digitserve_training.graph import answering, convert
-from digitserve_training.layers import Conv, Flatten
-from digitserve_training.preset_json import preset_to_json
-from digitserve_training.presets import PRESETS
-from digitserve_training.quantize import quantize
-from digitserve_training.settings import Asked, Settings
-from digitserve_training.train import Training, train
-from digitserve_training.weights import restore
+from digitserve_training.evaluate import candidate
+from digitserve_training.evaluate.evaluation import measure
+from digitserve_training.export import precision
+from digitserve_training.export.export import Destination, publish
+from digitserve_training.export.quantize import quantize
+from digitserve_training.fit import checkpoint, settings
+from digitserve_training.fit.settings import Asked, Settings
+from digitserve_training.fit.train import Training, train
+from digitserve_training.fit.weights import restore
+from digitserve_training.model.layers import Conv, Flatten
+from digitserve_training.model.onnx_graph import answering, convert
+from digitserve_training.model.preset_files import preset_to_json
+from digitserve_training.model.presets import PRESETS
 
 NUM_TRAINING = 1_200
 NUM_TEST = 200
@@ -45,8 +48,8 @@ EPOCHS = 8
 
 def real_digits() -> dict[str, Any]:
     """Return arrays laid out like MNIST: a part of it, or ``load_digits`` enlarged to 20x20 and padded to 28x28."""
-    if os.environ.get(data.ENVIRONMENT):
-        training, test = data.read_training(), data.read_test()
+    if os.environ.get(splits.ENVIRONMENT):
+        training, test = splits.read_training(), splits.read_test()
         images = np.concatenate([training.images[:NUM_TRAINING, ..., 0], test.images[:NUM_TEST, ..., 0]])
         labels = np.concatenate([training.labels[:NUM_TRAINING], test.labels[:NUM_TEST]])
     else:
@@ -94,14 +97,14 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory, invoke: Invoke) -> Path:
 @pytest.fixture
 def test_images(digits_path: Path) -> Labelled:
     """Read the test part of the small set."""
-    return data.read_test(digits_path)
+    return splits.read_test(digits_path)
 
 
-def start(digits_path: Path, *, epochs: int, limit: int, **asked: Any) -> tuple[Settings, data.Split]:
+def start(digits_path: Path, *, epochs: int, limit: int, **asked: Any) -> tuple[Settings, splits.Split]:
     """Return settings and images of a run on a part of the small set."""
-    training = data.read_training(digits_path)
-    chosen = settings.start(Asked(epochs=epochs, limit=limit, **asked), training.names, data.fingerprint(training))
-    return chosen, data.split(training, limit)
+    training = splits.read_training(digits_path)
+    chosen = settings.start(Asked(epochs=epochs, limit=limit, **asked), training.names, splits.fingerprint(training))
+    return chosen, splits.split(training, limit)
 
 
 def test_training_learns(run_dir: Path) -> None:
@@ -233,8 +236,8 @@ def test_manifest_says_how_to_train_again(
     assert (training["preset"], training["seed"], training["epochs"]) == ("compact", 3, EPOCHS)
     assert (training["split"]["training_images"], training["split"]["validation_images"]) == (1_100, 100)
     assert training["data_sha256"] == {
-        "training": data.fingerprint(data.read_training(digits_path)),
-        "test": data.fingerprint(test_images),
+        "training": splits.fingerprint(splits.read_training(digits_path)),
+        "test": splits.fingerprint(test_images),
     }
     assert training["command"].startswith("digitserve-train train --preset compact --epochs 8 --seed 3")
     assert {"tensorflow", "keras", "tf2onnx", "onnx"} == training["versions"].keys()
@@ -274,7 +277,7 @@ def test_ood_threshold_accepts_validation_images(
     invoke("export", run_dir, "--models", tmp_path)
 
     exported = bundle.read(tmp_path / "digits" / "1")
-    validation = data.split(data.read_training(digits_path)).validation
+    validation = splits.split(splits.read_training(digits_path)).validation
     scores = Session(exported).run(validation.images).ood_score
     assert np.mean(scores <= exported.manifest.ood_threshold) >= 0.995
 
@@ -450,7 +453,7 @@ def test_quantising_is_repeatable_and_leaves_no_trace(run_dir: Path, digits_path
     (tmp_path / "graph").write_bytes(opened.graph)
     np.save(tmp_path / "images.npy", calibration)
     program = (
-        "import pathlib, sys, numpy; from digitserve_training.quantize import quantize; "
+        "import pathlib, sys, numpy; from digitserve_training.export.quantize import quantize; "
         "folder = pathlib.Path(sys.argv[1]); images = numpy.load(folder / 'images.npy'); "
         "(folder / 'int8').write_bytes(quantize((folder / 'graph').read_bytes(), images))"
     )
@@ -468,11 +471,11 @@ def test_quantising_is_repeatable_and_leaves_no_trace(run_dir: Path, digits_path
 def test_keras_fetches_mnist_when_no_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without --data and DIGITSERVE_MNIST, Keras's own copy is taken, checked like any other."""
     arrays = real_digits()
-    monkeypatch.delenv(data.ENVIRONMENT, raising=False)
+    monkeypatch.delenv(splits.ENVIRONMENT, raising=False)
     parts = ((arrays["x_train"], arrays["y_train"]), (arrays["x_test"], arrays["y_test"]))
     monkeypatch.setattr(keras.datasets.mnist, "load_data", lambda: parts)
 
-    assert (len(data.read_training()), len(data.read_test())) == (NUM_TRAINING, NUM_TEST)
+    assert (len(splits.read_training()), len(splits.read_test())) == (NUM_TRAINING, NUM_TEST)
 
 
 def test_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -481,8 +484,8 @@ def test_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> Non
     def unreachable() -> None:
         raise OSError("no route to host")
 
-    monkeypatch.delenv(data.ENVIRONMENT, raising=False)
+    monkeypatch.delenv(splits.ENVIRONMENT, raising=False)
     monkeypatch.setattr(keras.datasets.mnist, "load_data", unreachable)
 
     with pytest.raises(DataError, match=r"no route to host\..* name it with --data PATH or DIGITSERVE_MNIST: an npz"):
-        data.read_training()
+        splits.read_training()

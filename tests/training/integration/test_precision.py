@@ -6,14 +6,16 @@ import numpy as np
 import onnx
 import pytest
 
-from digitserve_training import candidate, data, parity
 from digitserve_training._tensorflow import keras
-from digitserve_training.data import Labelled, Split
+from digitserve_training.data import splits
+from digitserve_training.data.splits import Labelled, Split
 from digitserve_training.errors import RunError
-from digitserve_training.graph import convert
-from digitserve_training.settings import Asked, Settings, resume, start
-from digitserve_training.train import Training, train
-from digitserve_training.weights import restore
+from digitserve_training.evaluate import candidate
+from digitserve_training.export import parity
+from digitserve_training.fit.settings import Asked, Settings, resume, start
+from digitserve_training.fit.train import Training, train
+from digitserve_training.fit.weights import restore
+from digitserve_training.model.onnx_graph import convert
 
 
 def bars(number: int) -> Labelled:
@@ -29,7 +31,7 @@ def bars(number: int) -> Labelled:
 def begin(precision: str) -> tuple[Settings, Split]:
     images = bars(300)
     asked = Asked(preset="lenet5", epochs=8, precision=precision)
-    return start(asked, images.names, data.fingerprint(images)), data.split(images)
+    return start(asked, images.names, splits.fingerprint(images)), splits.split(images)
 
 
 def test_learns_and_leaves_float32(tmp_path: Path) -> None:

@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from digitserve_training import checkpoint, data, settings, teachers
 from digitserve_training._tensorflow import tf
 from digitserve_training.cli import main
-from digitserve_training.data import Labelled
+from digitserve_training.data import splits
+from digitserve_training.data.splits import Labelled
 from digitserve_training.errors import RunError
-from digitserve_training.presets import Recipe
-from digitserve_training.settings import Asked, Settings, Teacher
-from digitserve_training.train import Training, train
-from digitserve_training.weights import restore
+from digitserve_training.fit import checkpoint, settings, teachers
+from digitserve_training.fit.settings import Asked, Settings, Teacher
+from digitserve_training.fit.train import Training, train
+from digitserve_training.fit.weights import restore
+from digitserve_training.model.presets import Recipe
 
 
 def bars(number: int, seed: int) -> Labelled:
@@ -28,12 +29,12 @@ def bars(number: int, seed: int) -> Labelled:
 
 
 IMAGES = bars(240, 1)
-SPLIT = data.split(IMAGES)
+SPLIT = splits.split(IMAGES)
 
 
 def start(**asked: object) -> Settings:
     """Complete settings of a run on the bars."""
-    return settings.start(Asked(**{"preset": "lenet5", "epochs": 1, **asked}), IMAGES.names, data.fingerprint(IMAGES))  # type: ignore[arg-type]
+    return settings.start(Asked(**{"preset": "lenet5", "epochs": 1, **asked}), IMAGES.names, splits.fingerprint(IMAGES))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def teacher_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_student_learns_what_its_teacher_says(teacher_dir: Path, tmp_path: Path) -> None:
     """Where labels are wrong and teachers give all of the target, the student learns what the teacher says."""
-    wrong = data.Split(dataclasses.replace(SPLIT.training, labels=(SPLIT.training.labels + 1) % 10), SPLIT.validation)
+    wrong = splits.Split(dataclasses.replace(SPLIT.training, labels=(SPLIT.training.labels + 1) % 10), SPLIT.validation)
     chosen = start(epochs=12, teachers=teachers.find([str(teacher_dir)]))
     preset = settings.preset_of(chosen)
     recipe = dataclasses.replace(preset.recipe, teaching=1.0)

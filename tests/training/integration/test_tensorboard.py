@@ -10,14 +10,15 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
-from digitserve_training import checkpoint, data, settings
 from digitserve_training._tensorflow import tf
-from digitserve_training.board import FOLDER, NUM_IMAGES, Board
-from digitserve_training.data import Labelled, Split
+from digitserve_training.data import splits
+from digitserve_training.data.splits import Labelled, Split
 from digitserve_training.errors import RunError
-from digitserve_training.settings import Asked
-from digitserve_training.train import train
-from limits import largest_file
+from digitserve_training.fit import checkpoint, settings
+from digitserve_training.fit.settings import Asked
+from digitserve_training.fit.tensorboard import FOLDER, NUM_IMAGES, Board
+from digitserve_training.fit.train import train
+from support.limits import largest_file
 
 EXAMPLES = np.zeros((2, 28, 28, 1), np.uint8)
 
@@ -28,8 +29,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Split]:
     run_dir: Path = tmp_path_factory.mktemp("run")
     generator = np.random.default_rng(1)
     images = Labelled(generator.integers(0, 256, (150, 28, 28, 1), np.uint8), generator.integers(0, 10, 150))
-    split = data.split(images)
-    train(settings.start(Asked(preset="lenet5", epochs=2), images.names, data.fingerprint(images)), split, run_dir)
+    split = splits.split(images)
+    train(settings.start(Asked(preset="lenet5", epochs=2), images.names, splits.fingerprint(images)), split, run_dir)
     return run_dir, split
 
 

@@ -17,13 +17,15 @@ import optuna
 import pytest
 from click.testing import CliRunner, Result
 
-from digits import scanned_digits
-from digitserve_training import checkpoint, data, tune
 from digitserve_training.cli import main
+from digitserve_training.data import splits
 from digitserve_training.errors import DataError, DivergedError, RunError
-from digitserve_training.layers import Conv, Dropout, Flatten
-from digitserve_training.preset_json import find, preset_to_json
-from digitserve_training.presets import Augmentation, Preset, Recipe
+from digitserve_training.fit import checkpoint
+from digitserve_training.model.layers import Conv, Dropout, Flatten
+from digitserve_training.model.preset_files import find, preset_to_json
+from digitserve_training.model.presets import Augmentation, Preset, Recipe
+from digitserve_training.tune import search
+from support.digits import scanned_digits
 
 NUM_IMAGES = 300
 SMALL = Preset(
@@ -85,14 +87,14 @@ def study_dir(tmp_path_factory: pytest.TempPathFactory, invoke: Invoke) -> Path:
 
 def table(folder: Path) -> list[dict[str, str]]:
     """Return the rows of a study's table."""
-    with (folder / tune.TABLE_NAME).open(newline="") as file:
+    with (folder / search.TABLE_NAME).open(newline="") as file:
         return list(csv.DictReader(file))
 
 
 @contextmanager
 def opened(folder: Path) -> Iterator[optuna.Study]:
     """Open a study as Optuna does, past our code."""
-    storage = optuna.storages.RDBStorage(f"sqlite:///{folder / tune.STUDY_NAME}")
+    storage = optuna.storages.RDBStorage(f"sqlite:///{folder / search.STUDY_NAME}")
     try:
         yield optuna.load_study(study_name="tune", storage=storage)
     finally:
@@ -103,7 +105,7 @@ def opened(folder: Path) -> Iterator[optuna.Study]:
 def test_the_test_images_are_never_read(digits_path: Path, study_dir: Path) -> None:
     """A study ends well on a file whose test images nobody can read."""
     with pytest.raises(DataError, match="cannot be read"):
-        data.read_test(digits_path)
+        splits.read_test(digits_path)
 
     assert [row["state"] for row in table(study_dir)] == ["complete"] * 3
 
@@ -119,10 +121,10 @@ def test_the_preset_itself_comes_first(study_dir: Path) -> None:
 def test_the_best_trial_becomes_a_preset_that_trains(study_dir: Path, digits_path: Path, tmp_path: Path) -> None:
     """The preset that is written has the values of the lowest loss, and train takes it like any other."""
     lowest = min(table(study_dir), key=lambda row: float(row["validation_loss"]))
-    best = find(str(study_dir / tune.PRESET_NAME))
+    best = find(str(study_dir / search.PRESET_NAME))
     run_dir = tmp_path / "run"
 
-    options = ["--preset", study_dir / tune.PRESET_NAME, "--data", digits_path, "--epochs", 1, "--run-dir", run_dir]
+    options = ["--preset", study_dir / search.PRESET_NAME, "--data", digits_path, "--epochs", 1, "--run-dir", run_dir]
     trained = CliRunner().invoke(main, ["train", *map(str, options)], catch_exceptions=False)
 
     assert trained.exit_code == 0, trained.output
@@ -145,7 +147,7 @@ def test_many_sittings_are_like_one(study_dir: Path, tmp_path: Path, invoke: Inv
     losses = [float(row["validation_loss"]) for row in table(tmp_path)]
     shown = [line.split()[:2] for line in second.stdout.splitlines() if " complete " in line]
     assert shown == [[str(number), "complete"] for number in np.argsort(losses)]
-    assert f"next: digitserve-train train --preset {tmp_path / tune.PRESET_NAME}" in second.stdout
+    assert f"next: digitserve-train train --preset {tmp_path / search.PRESET_NAME}" in second.stdout
 
 
 def test_a_finished_study_is_left_as_it_is(study_dir: Path, invoke: Invoke) -> None:
@@ -198,12 +200,12 @@ def test_networks_beyond_the_limits_are_not_trained(tmp_path: Path, invoke: Invo
     rows = table(tmp_path)
     assert [(row["state"], row["validation_loss"]) for row in rows] == [("pruned", "")] * 2
     assert all("at most 100 allowed: not trained" in row["why"] for row in rows)
-    assert not (tmp_path / tune.PRESET_NAME).exists()
+    assert not (tmp_path / search.PRESET_NAME).exists()
 
 
 def test_what_lags_behind_is_stopped(tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     """A trial whose loss is above the median of the others after an epoch gets no second one."""
-    monkeypatch.setattr(tune, "STARTUP_TRIALS", 1)
+    monkeypatch.setattr(search, "STARTUP_TRIALS", 1)
     common = ("--epochs", 2, "--vary", "learning-rate")
     assert invoke(tmp_path, "--trials", 1, *common).exit_code == 0
     with opened(tmp_path) as study:
@@ -256,9 +258,9 @@ def test_one_search_at_a_time(tmp_path: Path, invoke: Invoke) -> None:
 
 def test_a_damaged_study_is_refused(tmp_path: Path, invoke: Invoke) -> None:
     """A file that is no study is told of, and left as it is."""
-    (tmp_path / tune.STUDY_NAME).write_text("no database" * 100)
+    (tmp_path / search.STUDY_NAME).write_text("no database" * 100)
 
     ended = invoke(tmp_path)
 
     assert (ended.exit_code, "study.db cannot be used as a study" in ended.stderr) == (RunError.exit_code, True)
-    assert (tmp_path / tune.STUDY_NAME).read_text() == "no database" * 100
+    assert (tmp_path / search.STUDY_NAME).read_text() == "no database" * 100

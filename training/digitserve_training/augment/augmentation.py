@@ -7,11 +7,11 @@ stopped and resumed sees the same images as one that was not.
 """
 
 from digitserve_training._tensorflow import tf
-from digitserve_training.corrupt import corrupt
-from digitserve_training.networks import LARGEST_PIXEL
-from digitserve_training.pixels import dilate, erode, smooth, uniform
-from digitserve_training.presets import Augmentation
-from digitserve_training.warp import warp
+from digitserve_training.augment.corrupt import corrupt
+from digitserve_training.augment.pixels import dilate, erode, smooth, uniform
+from digitserve_training.augment.warp import warp
+from digitserve_training.model.networks import LARGEST_PIXEL
+from digitserve_training.model.presets import Augmentation
 
 
 def augment(images: tf.Tensor, seed: tf.Tensor, bounds: Augmentation) -> tf.Tensor:

@@ -7,9 +7,9 @@ one, ``corruptions``: its drawings are made differently, and some of its kinds a
 from collections.abc import Callable
 
 from digitserve_training._tensorflow import tf
-from digitserve_training.pixels import dilate, erode, smooth, uniform
-from digitserve_training.presets import Augmentation
-from digitserve_training.warp import warp
+from digitserve_training.augment.pixels import dilate, erode, smooth, uniform
+from digitserve_training.augment.warp import warp
+from digitserve_training.model.presets import Augmentation
 
 Corruption = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 

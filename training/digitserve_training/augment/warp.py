@@ -3,7 +3,7 @@
 from math import radians
 
 from digitserve_training._tensorflow import tf
-from digitserve_training.presets import Augmentation
+from digitserve_training.model.presets import Augmentation
 
 FIELD_SIZE = 5
 """Points along each side of the coarse grid whose displacements are interpolated to make an elastic field."""

@@ -1,0 +1,1 @@
+"""Data sets: their files, labels, splits and fingerprints."""

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from digitserve_training import idx, pictures
+from digitserve_training.data import idx, picture_folder
 from digitserve_training.errors import DataError
 
 Part = Literal["train", "test"]
@@ -150,7 +150,7 @@ def _read_emnist(path: Path, part: Part, *, kind: str, first_label: int) -> Arra
 
 
 def _read_pictures(path: Path, part: Part) -> Arrays:
-    return Arrays(*pictures.read(path, part))
+    return Arrays(*picture_folder.read(path, part))
 
 
 def _read_idx(folder: Path, prefix: str) -> Arrays:

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from digitserve_training import datasets
-from digitserve_training.datasets import Arrays, Part
+from digitserve_training.data import datasets
+from digitserve_training.data.datasets import Arrays, Part
 from digitserve_training.errors import DataError
 
 ENVIRONMENT = datasets.ENVIRONMENT

@@ -1,0 +1,1 @@
+"""Evaluation of a trained network: calibration, corruption suite, report, results table."""

@@ -9,17 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from digitserve.bundle import GOLDEN_TOLERANCE, Bundle, Golden, Manifest, signature
 from digitserve.errors import BundleError
-from digitserve.session import Session, answer_once
-from digitserve_training import checkpoint, data
-from digitserve_training.calibrate import fit_temperature
-from digitserve_training.checkpoint import Checkpoint
-from digitserve_training.data import Labelled, Split
+from digitserve.inference.bundle import GOLDEN_TOLERANCE, Bundle, Golden, Manifest, signature
+from digitserve.inference.session import Session, answer_once
+from digitserve_training.data import splits
+from digitserve_training.data.splits import Labelled, Split
 from digitserve_training.errors import DataError, ParityError
-from digitserve_training.graph import Answering, answering, convert, reference
-from digitserve_training.settings import preset_of
-from digitserve_training.weights import restore
+from digitserve_training.evaluate.calibration import fit_temperature
+from digitserve_training.fit import checkpoint
+from digitserve_training.fit.checkpoint import Checkpoint
+from digitserve_training.fit.settings import preset_of
+from digitserve_training.fit.weights import restore
+from digitserve_training.model.onnx_graph import Answering, answering, convert, reference
 
 NUM_GOLDEN = 14
 """Validation images in ``golden.npz``; a blank image and noise come on top."""
@@ -58,7 +59,7 @@ def open_candidate(run_dir: Path, data_path: Path | None) -> Candidate:
 
     Args:
         run_dir: a run's folder.
-        data_path: as ``data.read_training`` takes it.
+        data_path: as ``splits.read_training`` takes it.
 
     Raises:
         RunError: there is no run.
@@ -66,7 +67,9 @@ def open_candidate(run_dir: Path, data_path: Path | None) -> Candidate:
         ParityError: the graph does not give the network's answers.
     """
     state = checkpoint.load(run_dir)
-    split = data.split(_read_same(state, data_path), state.settings.limit, preset_of(state.settings).recipe.validation)
+    split = splits.split(
+        _read_same(state, data_path), state.settings.limit, preset_of(state.settings).recipe.validation
+    )
     network = restore(state)
     # Logits but for a constant, by onnxruntime on one thread: TensorFlow's last bits differ from time to time, and with
     # them the temperature's last digit.
@@ -103,8 +106,8 @@ def open_session(graph: bytes, golden: Golden, labels: tuple[str, ...]) -> Sessi
 
 
 def _read_same(state: Checkpoint, data_path: Path | None) -> Labelled:
-    labelled = data.read_training(data_path, state.settings.dataset)
-    got, expected = data.fingerprint(labelled), state.settings.data_sha256
+    labelled = splits.read_training(data_path, state.settings.dataset)
+    got, expected = splits.fingerprint(labelled), state.settings.data_sha256
     if got != expected:
         raise DataError(
             f"these training images have sha256 {got}; the run was trained on {expected}: name the same file with --data"

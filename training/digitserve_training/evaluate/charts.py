@@ -19,8 +19,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from numpy.typing import NDArray
 from PIL import Image
 
-from digitserve_training.results import Row, by_recipe
-from digitserve_training.scores import Floats, Reliability
+from digitserve_training.evaluate.results import Row, by_recipe
+from digitserve_training.evaluate.scores import Floats, Reliability
 
 ACCENT, INK, GREY, PALE = "#0072b2", "#222222", "#767676", "#d9d9d9"
 """The accent is the blue of Okabe and Ito 2008, "Color Universal Design"."""

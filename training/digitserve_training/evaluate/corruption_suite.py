@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from digitserve_training.presets import Augmentation
+from digitserve_training.model.presets import Augmentation
 
 Pixels = NDArray[np.floating]
 """One image, float[28,28] from 0 (background) to 1 (full ink)."""

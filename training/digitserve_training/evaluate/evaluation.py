@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from digitserve.preprocess import Framing, Ink, frame, prepare
-from digitserve.session import Outputs, Session
-from digitserve_training import corruptions, outliers, scores
-from digitserve_training.calibrate import ood_threshold
-from digitserve_training.data import Labelled
-from digitserve_training.paper import Paper, readings
-from digitserve_training.presets import Augmentation
-from digitserve_training.scores import Reliability
+from digitserve.inference.session import Outputs, Session
+from digitserve.vision.framing import Framing, Ink, frame, prepare
+from digitserve_training.data.splits import Labelled
+from digitserve_training.evaluate import corruption_suite, scores
+from digitserve_training.evaluate.calibration import ood_threshold
+from digitserve_training.evaluate.scores import Reliability
+from digitserve_training.model.presets import Augmentation
+from digitserve_training.synth import non_digits
+from digitserve_training.synth.scans import Paper, readings
 
 BATCH_SIZE = 256
 
@@ -169,9 +170,9 @@ class Exam:
         """The test images under each corruption of the suite."""
         return {
             corruption.name: Labelled(
-                corruptions.corrupted(self.test.images, corruption, SEED), self.test.labels, self.test.names
+                corruption_suite.corrupted(self.test.images, corruption, SEED), self.test.labels, self.test.names
             )
-            for corruption in corruptions.CORRUPTIONS
+            for corruption in corruption_suite.CORRUPTIONS
         }
 
     @cached_property
@@ -189,7 +190,7 @@ class Exam:
     @cached_property
     def strangers(self) -> dict[str, NDArray[np.uint8]]:
         """Pictures that are no digits, by kind."""
-        return outliers.judged(NUM_STRANGERS, SEED) if self.digits else {}
+        return non_digits.judged(NUM_STRANGERS, SEED) if self.digits else {}
 
     @cached_property
     def mistaken_verdicts(self) -> float:
@@ -237,7 +238,7 @@ def evaluate(
     held_out, test = measure(session, validation), measure(session, exam.test)
     threshold = ood_threshold(held_out.ood_score)
     suite = {name: measure(session, labelled) for name, labelled in exam.corrupted.items()}
-    trained = {corruption.name: corruption.trained(augmentation) for corruption in corruptions.CORRUPTIONS}
+    trained = {corruption.name: corruption.trained(augmentation) for corruption in corruption_suite.CORRUPTIONS}
     return Evaluation(
         validation=held_out,
         test=test,

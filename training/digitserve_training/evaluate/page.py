@@ -18,12 +18,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 
-from digitserve_training import charts, scores
-from digitserve_training.checkpoint import replacing
 from digitserve_training.errors import RunError
-from digitserve_training.evaluate import Evaluation, Measurement, Strangers, described
-from digitserve_training.results import Row
-from digitserve_training.settings import Settings
+from digitserve_training.evaluate import charts, scores
+from digitserve_training.evaluate.evaluation import Evaluation, Measurement, Strangers, described
+from digitserve_training.evaluate.results import Row
+from digitserve_training.fit.checkpoint import replacing
+from digitserve_training.fit.settings import Settings
 
 EVALUATION_NAME = "evaluation.json"
 PAGE_NAME = "index.html"
@@ -109,7 +109,7 @@ def render(subject: Subject, evaluation: Evaluation, rows: Sequence[Row] = ()) -
     """
     drawn = _charts(subject, evaluation, rows)
     environment = Environment(
-        loader=PackageLoader("digitserve_training", ""),
+        loader=PackageLoader("digitserve_training.evaluate", ""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from digitserve_training import data, page, results
-from digitserve_training.candidate import Candidate, open_candidate
-from digitserve_training.evaluate import Evaluation, Exam, Measurement, evaluate
-from digitserve_training.layers import count_multiply_adds, count_parameters
-from digitserve_training.page import Subject
-from digitserve_training.results import Row
-from digitserve_training.settings import preset_of
+from digitserve_training.data import splits
+from digitserve_training.evaluate import page, results
+from digitserve_training.evaluate.candidate import Candidate, open_candidate
+from digitserve_training.evaluate.evaluation import Evaluation, Exam, Measurement, evaluate
+from digitserve_training.evaluate.page import Subject
+from digitserve_training.evaluate.results import Row
+from digitserve_training.fit.settings import preset_of
+from digitserve_training.model.layers import count_multiply_adds, count_parameters
 
 FOLDER = "report"
 
@@ -26,7 +27,7 @@ def report(run_dirs: Sequence[Path], data_path: Path | None, results_path: Path 
 
     Args:
         run_dirs: folders of runs.
-        data_path: as ``data.read_training`` takes it.
+        data_path: as ``splits.read_training`` takes it.
         results_path: JSON file of rows that each run's row is added to, None for no such file.
 
     Yields:
@@ -40,7 +41,7 @@ def report(run_dirs: Sequence[Path], data_path: Path | None, results_path: Path 
         candidate = open_candidate(run_dir, data_path)
         settings = candidate.state.settings
         if settings.dataset not in exams:
-            exams[settings.dataset] = Exam(data.read_test(data_path, settings.dataset), digits=settings.digits)
+            exams[settings.dataset] = Exam(splits.read_test(data_path, settings.dataset), digits=settings.digits)
         augmentation = preset_of(settings).augmentation
         evaluation = evaluate(
             candidate.session, candidate.split.validation, exams[settings.dataset], augmentation, candidate.sha256

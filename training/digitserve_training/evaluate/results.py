@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-from digitserve_training.checkpoint import replacing
 from digitserve_training.errors import RunError
+from digitserve_training.fit.checkpoint import replacing
 
 
 @dataclass(frozen=True)

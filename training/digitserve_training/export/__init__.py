@@ -1,0 +1,1 @@
+"""Export of a run to a verified bundle: parity, quantisation, precision."""

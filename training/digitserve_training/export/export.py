@@ -10,22 +10,25 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
-from digitserve import bundle
-from digitserve.bundle import Manifest, signature
-from digitserve_training import checkpoint, data, page, parity
+from digitserve.inference import bundle
+from digitserve.inference.bundle import Manifest, signature
 from digitserve_training._tensorflow import tf
-from digitserve_training.calibrate import ood_threshold
-from digitserve_training.candidate import Candidate, open_candidate
-from digitserve_training.checkpoint import Checkpoint
-from digitserve_training.data import Labelled
+from digitserve_training.data import splits
+from digitserve_training.data.splits import Labelled
 from digitserve_training.errors import RunError
-from digitserve_training.evaluate import Measurement, measure
-from digitserve_training.layers import count_multiply_adds, count_parameters
-from digitserve_training.parity import Parity
-from digitserve_training.precision import INT8_GOLDEN_TOLERANCE, Int8, Precision, to_int8
-from digitserve_training.preset_json import described
-from digitserve_training.report import FOLDER
-from digitserve_training.settings import Settings, preset_of
+from digitserve_training.evaluate import page
+from digitserve_training.evaluate.calibration import ood_threshold
+from digitserve_training.evaluate.candidate import Candidate, open_candidate
+from digitserve_training.evaluate.evaluation import Measurement, measure
+from digitserve_training.evaluate.report import FOLDER
+from digitserve_training.export import parity
+from digitserve_training.export.parity import Parity
+from digitserve_training.export.precision import INT8_GOLDEN_TOLERANCE, Int8, Precision, to_int8
+from digitserve_training.fit import checkpoint
+from digitserve_training.fit.checkpoint import Checkpoint
+from digitserve_training.fit.settings import Settings, preset_of
+from digitserve_training.model.layers import count_multiply_adds, count_parameters
+from digitserve_training.model.preset_files import described
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def export(
 
     Args:
         run_dir: the run's folder.
-        data_path: as ``data.read_training`` takes it.
+        data_path: as ``splits.read_training`` takes it.
         destination: where the bundle goes.
         precision: what its graph computes in.
 
@@ -98,7 +101,7 @@ def export(
     settled = settle(destination, state.settings)
     _require_finished(state, run_dir)
     candidate = open_candidate(run_dir, data_path)
-    test = data.read_test(data_path, candidate.state.settings.dataset)
+    test = splits.read_test(data_path, candidate.state.settings.dataset)
     shown = run_dir / FOLDER if precision == "float32" and page.reported(run_dir / FOLDER) == candidate.sha256 else None
     return publish(candidate, test, settled, shown, precision)
 
@@ -202,10 +205,10 @@ def _training(candidate: Candidate, test: Labelled) -> dict[str, Any]:
             "training_images": len(candidate.split.training),
             "validation_images": len(candidate.split.validation),
             "stratified": True,
-            "seed": data.SPLIT_SEED,
+            "seed": splits.SPLIT_SEED,
             "limit": settings.limit,
         },
-        "data_sha256": {"training": settings.data_sha256, "test": data.fingerprint(test)},
+        "data_sha256": {"training": settings.data_sha256, "test": splits.fingerprint(test)},
         "versions": _versions(),
         "parameters": count_parameters(layers),
         "multiply_adds": count_multiply_adds(layers),

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from digitserve.bundle import GOLDEN_TOLERANCE
-from digitserve.session import Session
+from digitserve.inference.bundle import GOLDEN_TOLERANCE
+from digitserve.inference.session import Session
 from digitserve_training.errors import ParityError
-from digitserve_training.evaluate import run
-from digitserve_training.graph import Answering, reference
+from digitserve_training.evaluate.evaluation import run
+from digitserve_training.model.onnx_graph import Answering, reference
 
 BATCH_SIZES = (1, 2, 3, 7, 64, 129)
 """Sizes that a service may form, none of them what the network was trained or measured with."""

@@ -9,14 +9,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from digitserve.bundle import Golden
-from digitserve.session import Outputs, Session, answer_once
-from digitserve_training.candidate import Candidate, open_session
-from digitserve_training.data import Labelled
+from digitserve.inference.bundle import Golden
+from digitserve.inference.session import Outputs, Session, answer_once
+from digitserve_training.data.splits import Labelled
 from digitserve_training.errors import ParityError
-from digitserve_training.evaluate import run
-from digitserve_training.parity import BATCH_SIZES
-from digitserve_training.quantize import quantize
+from digitserve_training.evaluate.candidate import Candidate, open_session
+from digitserve_training.evaluate.evaluation import run
+from digitserve_training.export.parity import BATCH_SIZES
+from digitserve_training.export.quantize import quantize
 
 Precision = Literal["float32", "int8"]
 

@@ -1,6 +1,6 @@
 """Quantisation: from the float32 graph to one whose large layers compute in int8.
 
-``precision`` calls it for ``export --precision int8``. Beside ``digitserve.session`` this is the only module that knows
+``precision`` calls it for ``export --precision int8``. Beside ``digitserve.inference.session`` this is the only module that knows
 onnxruntime, and it knows ``onnxruntime.quantization`` alone. Needs no TensorFlow.
 """
 
@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-import digitserve.session  # noqa: F401 - tells onnxruntime to send nothing, which must be said before its import
-from digitserve.bundle import INPUT_NAME
+import digitserve.inference.session  # noqa: F401 - tells onnxruntime to send nothing, which must be said before its import
+from digitserve.inference.bundle import INPUT_NAME
 
 # isort: split
 from onnxruntime.quantization import QuantFormat, QuantType, quant_pre_process, quantize_static

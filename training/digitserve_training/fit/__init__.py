@@ -1,0 +1,1 @@
+"""Training: settings, batches, steps, checkpoints, teachers, distribution."""

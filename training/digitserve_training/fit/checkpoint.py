@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digitserve_training.errors import RunError
-from digitserve_training.settings import Settings, Teacher
+from digitserve_training.fit.settings import Settings, Teacher
 
 FILE_NAME = "checkpoint.npz"
 METRICS_NAME = "metrics.jsonl"

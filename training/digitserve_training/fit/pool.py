@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from digitserve_training import outliers
-from digitserve_training.data import Labelled
-from digitserve_training.paper import Paper, readings
-from digitserve_training.presets import Recipe
+from digitserve_training.data.splits import Labelled
+from digitserve_training.model.presets import Recipe
+from digitserve_training.synth import non_digits
+from digitserve_training.synth.scans import Paper, readings
 
 NO_LABEL = -1
 """Label of an image that is no digit."""
@@ -77,11 +77,11 @@ class Pool:
 def _read_off_paper(training: Labelled, seed: int) -> Labelled:
     images, labels = training.images.copy(), training.labels.copy()
     replaced = np.random.default_rng(seed).permutation(len(labels))[: round(OTHER_HANDS * len(labels))]
-    images[replaced], labels[replaced] = outliers.digits_of_other_hands(len(replaced), seed)
+    images[replaced], labels[replaced] = non_digits.digits_of_other_hands(len(replaced), seed)
     read = readings(images, PAPER, seed)
     # Now and then nothing is left of a digit of 8 pixels.
     return Labelled(np.where(read.any(axis=(1, 2, 3), keepdims=True), read, images), labels)
 
 
 def _outliers(number: int, seed: int) -> Labelled:
-    return Labelled(outliers.drawn_for_training(number, seed), np.full(number, NO_LABEL))
+    return Labelled(non_digits.drawn_for_training(number, seed), np.full(number, NO_LABEL))

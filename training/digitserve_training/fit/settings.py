@@ -5,11 +5,11 @@ Used by ``cli`` and ``train``; kept in each checkpoint, so that a run is resumed
 
 from dataclasses import dataclass, replace
 
-from digitserve_training import datasets
-from digitserve_training.data import MNIST
+from digitserve_training.data import datasets
+from digitserve_training.data.splits import MNIST
 from digitserve_training.errors import RunError
-from digitserve_training.preset_json import SUFFIX, find, preset_from_json, preset_to_json
-from digitserve_training.presets import PRESETS, Preset
+from digitserve_training.model.preset_files import SUFFIX, find, preset_from_json, preset_to_json
+from digitserve_training.model.presets import PRESETS, Preset
 
 DEFAULT_SEED = 1
 

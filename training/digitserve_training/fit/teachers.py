@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from digitserve_training import checkpoint
 from digitserve_training._tensorflow import keras, tf
-from digitserve_training.checkpoint import Checkpoint
 from digitserve_training.errors import RunError
-from digitserve_training.presets import Recipe
-from digitserve_training.settings import Settings, Teacher, preset_of
-from digitserve_training.weights import AVERAGE, fingerprint, restore
+from digitserve_training.fit import checkpoint
+from digitserve_training.fit.checkpoint import Checkpoint
+from digitserve_training.fit.settings import Settings, Teacher, preset_of
+from digitserve_training.fit.weights import AVERAGE, fingerprint, restore
+from digitserve_training.model.presets import Recipe
 
 
 def find(run_dirs: Sequence[str]) -> tuple[Teacher, ...]:

@@ -12,9 +12,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from digitserve_training import distribute
 from digitserve_training._tensorflow import tf
 from digitserve_training.errors import RunError
+from digitserve_training.fit import distribute
 
 FOLDER = "tensorboard"
 NUM_IMAGES = 32

@@ -19,19 +19,19 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from digitserve_training import checkpoint, distribute, teachers
 from digitserve_training._tensorflow import keras, tf
-from digitserve_training.augment import augment, mix
-from digitserve_training.board import Board
-from digitserve_training.checkpoint import Checkpoint
-from digitserve_training.data import Labelled, Split
+from digitserve_training.augment.augmentation import augment, mix
+from digitserve_training.data.splits import Labelled, Split
 from digitserve_training.errors import DivergedError, RunError
-from digitserve_training.layers import INPUT_SHAPE
-from digitserve_training.networks import build
-from digitserve_training.pool import NO_LABEL, Pool
-from digitserve_training.presets import Recipe
-from digitserve_training.settings import Settings, preset_of
-from digitserve_training.weights import AVERAGE, assign
+from digitserve_training.fit import checkpoint, distribute, teachers
+from digitserve_training.fit.checkpoint import Checkpoint
+from digitserve_training.fit.pool import NO_LABEL, Pool
+from digitserve_training.fit.settings import Settings, preset_of
+from digitserve_training.fit.tensorboard import Board
+from digitserve_training.fit.weights import AVERAGE, assign
+from digitserve_training.model.layers import INPUT_SHAPE
+from digitserve_training.model.networks import build
+from digitserve_training.model.presets import Recipe
 
 VALIDATION_BATCH_SIZE = 500
 

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digitserve_training._tensorflow import keras
-from digitserve_training.checkpoint import Checkpoint
 from digitserve_training.errors import RunError
-from digitserve_training.networks import build
-from digitserve_training.settings import preset_of
+from digitserve_training.fit.checkpoint import Checkpoint
+from digitserve_training.fit.settings import preset_of
+from digitserve_training.model.networks import build
 
 AVERAGE = "average"
 """Owner of the averaged weights among a checkpoint's arrays: what is evaluated, exported, and learned from."""

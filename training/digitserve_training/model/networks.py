@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from digitserve_training._tensorflow import keras
-from digitserve_training.layers import (
+from digitserve_training.model.layers import (
     INPUT_SHAPE,
     AveragePool,
     BatchNorm,

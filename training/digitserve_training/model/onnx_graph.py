@@ -1,6 +1,6 @@
 """From a Keras network to the ONNX graph that is served, and Keras's own answers to compare it with.
 
-``evaluate`` and ``export`` both measure the graph that this module makes, run by ``digitserve.session``, so what is
+``evaluate`` and ``export`` both measure the graph that this module makes, run by ``digitserve.inference.session``, so what is
 reported is what is served.
 """
 
@@ -11,11 +11,11 @@ import onnx
 import tf2onnx
 from numpy.typing import NDArray
 
-from digitserve.bundle import INPUT_NAME, OUTPUT_NAMES
-from digitserve.session import Outputs
+from digitserve.inference.bundle import INPUT_NAME, OUTPUT_NAMES
+from digitserve.inference.session import Outputs
 from digitserve_training._tensorflow import keras, tf
 from digitserve_training.errors import ParityError
-from digitserve_training.layers import INPUT_SHAPE
+from digitserve_training.model.layers import INPUT_SHAPE
 
 OPSET = 18
 """The highest that tf2onnx 1.17 writes."""

@@ -14,8 +14,8 @@ from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from digitserve_training.errors import RunError
-from digitserve_training.layers import INPUT_SHAPE, BatchNorm, Dense, Dropout, Flatten, Layer, Residual, Shape
-from digitserve_training.presets import DEFAULT_PRESET, PRESETS, Preset
+from digitserve_training.model.layers import INPUT_SHAPE, BatchNorm, Dense, Dropout, Flatten, Layer, Residual, Shape
+from digitserve_training.model.presets import DEFAULT_PRESET, PRESETS, Preset
 
 SUFFIX = ".json"
 

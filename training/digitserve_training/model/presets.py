@@ -6,7 +6,7 @@ A preset is all that decides a training apart from the images, the seed and the 
 from dataclasses import dataclass
 from typing import Literal
 
-from digitserve_training.layers import (
+from digitserve_training.model.layers import (
     AveragePool,
     BatchNorm,
     Conv,

@@ -1,0 +1,1 @@
+"""Synthetic images: scans on paper, pen strokes, and images that show no digit."""

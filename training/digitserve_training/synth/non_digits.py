@@ -17,10 +17,10 @@ from matplotlib.ft2font import FT2Font
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from digitserve.bundle import IMAGE_SIZE
-from digitserve.preprocess import Ink, frame
-from digitserve_training import pen
-from digitserve_training.pen import DIGIT_STROKES, FIELD, LETTER_STROKES
+from digitserve.inference.bundle import IMAGE_SIZE
+from digitserve.vision.framing import Ink, frame
+from digitserve_training.synth import strokes
+from digitserve_training.synth.strokes import DIGIT_STROKES, FIELD, LETTER_STROKES
 
 Gray = NDArray[np.uint8]
 Drawing = Callable[[np.random.Generator], Gray]
@@ -80,7 +80,7 @@ def _digit(label: str, generator: np.random.Generator) -> Gray:
     if generator.random() < 0.25:
         return _glyph(label, _chosen(TRAINING_TYPEFACES, generator))
     ways = DIGIT_STROKES[label]
-    return pen.written(ways[int(generator.integers(len(ways)))], generator)
+    return strokes.written(ways[int(generator.integers(len(ways)))], generator)
 
 
 def judged(number: int, seed: int) -> dict[str, Gray]:
@@ -138,12 +138,12 @@ def _signs(typeface: str) -> tuple[str, ...]:
 
 def _scribble(generator: np.random.Generator) -> Gray:
     """Draw one to three curves through random points, each turning back on itself a few times."""
-    strokes = [
+    lines = [
         # Fewer turns come out as a 1, a 2 or a 7 now and then.
-        pen.smoothed(generator.uniform(0.15, 0.85, (int(generator.integers(6, 12)), 2)))
+        strokes.smoothed(generator.uniform(0.15, 0.85, (int(generator.integers(6, 12)), 2)))
         for _ in range(int(generator.integers(1, 4)))
     ]
-    return pen.stroked(strokes, generator.uniform(2, 6))
+    return strokes.stroked(lines, generator.uniform(2, 6))
 
 
 def _grating(generator: np.random.Generator) -> Gray:
@@ -174,7 +174,7 @@ def _judged_letter(generator: np.random.Generator) -> Gray:
 
 
 def _penned_letter(generator: np.random.Generator) -> Gray:
-    return pen.written(LETTER_STROKES[_chosen(tuple(LETTER_STROKES), generator)], generator)
+    return strokes.written(LETTER_STROKES[_chosen(tuple(LETTER_STROKES), generator)], generator)
 
 
 def _spiral(generator: np.random.Generator) -> Gray:
@@ -185,7 +185,7 @@ def _spiral(generator: np.random.Generator) -> Gray:
     angle = 2 * np.pi * (turns * time + generator.random())
     x = 0.5 + radius * np.cos(angle) + drift[0] * (time - 0.5)
     y = 0.5 + radius * np.sin(angle) * generator.uniform(0.4, 1) + drift[1] * (time - 0.5)
-    return pen.stroked([list(zip(x.tolist(), y.tolist(), strict=True))], generator.uniform(2, 5))
+    return strokes.stroked([list(zip(x.tolist(), y.tolist(), strict=True))], generator.uniform(2, 5))
 
 
 def _checks(generator: np.random.Generator) -> Gray:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from digitserve.preprocess import Ink, frame
+from digitserve.vision.framing import Ink, frame
 
 Gray = NDArray[np.uint8]
 

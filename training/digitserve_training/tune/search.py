@@ -24,15 +24,15 @@ from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
 
 from digitserve_training._tensorflow import keras
-from digitserve_training.checkpoint import replacing
-from digitserve_training.data import Split
+from digitserve_training.data.splits import Split
 from digitserve_training.errors import DivergedError, RunError
-from digitserve_training.layers import Layer, count_multiply_adds, count_parameters
-from digitserve_training.preset_json import preset_to_json
-from digitserve_training.presets import Preset
-from digitserve_training.settings import Settings, preset_of
-from digitserve_training.space import Range, ranges, vary
-from digitserve_training.train import Training
+from digitserve_training.fit.checkpoint import replacing
+from digitserve_training.fit.settings import Settings, preset_of
+from digitserve_training.fit.train import Training
+from digitserve_training.model.layers import Layer, count_multiply_adds, count_parameters
+from digitserve_training.model.preset_files import preset_to_json
+from digitserve_training.model.presets import Preset
+from digitserve_training.tune.space import Range, ranges, vary
 
 STUDY_NAME = "study.db"
 TABLE_NAME = "trials.csv"

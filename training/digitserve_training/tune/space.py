@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from digitserve_training.errors import RunError
-from digitserve_training.layers import Conv, Dense, Dropout, Layer, Residual
-from digitserve_training.preset_json import SHARES
-from digitserve_training.presets import Augmentation, Preset
+from digitserve_training.model.layers import Conv, Dense, Dropout, Layer, Residual
+from digitserve_training.model.preset_files import SHARES
+from digitserve_training.model.presets import Augmentation, Preset
 
 BLOCK = 16
 """Filters come in multiples of it, which suits onnxruntime's blocked convolutions."""

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import grpc
 import structlog
 
-from digitserve.bundle import IMAGE_SIZE, Bundle
-from digitserve.completion_queue import final_code
-from digitserve.messages import Limits
-from digitserve.metrics import CODES, METHOD_ROWS, OTHER_ROW, Tally
-from digitserve.rpc import INTERNAL_MESSAGE
-from digitserve.session import Session
+from digitserve.inference.bundle import IMAGE_SIZE, Bundle
+from digitserve.inference.session import Session
+from digitserve.protocol.codec import Limits
+from digitserve.telemetry.block import CODES, METHOD_ROWS, OTHER_ROW, Tally
+from digitserve.transport.classify import INTERNAL_MESSAGE
+from digitserve.transport.grpcio.completion_queue import final_code
 from digitserve.v1 import digits_pb2 as pb
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _CANCELED = CODES.index("Canceled")
 
-_log = structlog.get_logger("digitserve.ordinary")
+_log = structlog.get_logger("digitserve.transport.grpcio.ordinary")
 
 
 class OrdinaryPath(grpc.ServerInterceptor):

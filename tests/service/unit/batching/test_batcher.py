@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from digitserve.batcher import LONG_SHARE, Batch, Batcher, Entry, Estimate, framing_work
+from digitserve.batching.batcher import LONG_SHARE, Batch, Batcher, Entry, Estimate, framing_work
 from digitserve.errors import DeadlineUnmeetable, Draining, Overloaded
 
 IMAGE_S = 0.001

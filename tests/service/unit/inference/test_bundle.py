@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bundles import LABELS, echo_golden, echo_graph, manifest, write_echo_bundle
-from digitserve import bundle
 from digitserve.errors import BundleError
+from digitserve.inference import bundle
+from support.bundles import LABELS, echo_golden, echo_graph, manifest, write_echo_bundle
 
 
 @pytest.fixture

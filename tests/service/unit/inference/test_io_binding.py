@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from bundles import echo_graph, echo_image
-from digits import MODELS
-from digitserve import bundle, providers
-from digitserve.binding import Bound, Plain, bucket_size
+from digitserve.inference import bundle, providers
+from digitserve.inference.io_binding import Bound, Plain, bucket_size
+from support.bundles import echo_graph, echo_image
+from support.digits import MODELS
 
 MAX_BATCH_SIZE = 64
 

@@ -8,9 +8,9 @@ import onnxruntime as ort
 import pytest
 from structlog.testing import capture_logs
 
-from bundles import echo_graph
-from digitserve import cuda, providers
 from digitserve.errors import BundleError, ProviderError
+from digitserve.inference import cuda, providers
+from support.bundles import echo_graph
 
 REFUSING = "AzureExecutionProvider"
 """A real provider of the CPU wheel that runs none of our nodes: each would fall back to the CPU."""
@@ -79,7 +79,7 @@ def test_a_missing_runtime_library_is_named() -> None:
 
 def test_the_look_for_auto_prints_one_word() -> None:
     """The supervisor reads ``cpu`` or ``cuda`` from standard output; the reason is a line of JSON on standard error."""
-    program = [sys.executable, "-m", "digitserve.providers", "json"]
+    program = [sys.executable, "-m", "digitserve.inference.providers", "json"]
     looked = subprocess.run(program, capture_output=True, text=True, check=True)
     assert looked.stdout == "cpu\n"
     (line,) = looked.stderr.splitlines()

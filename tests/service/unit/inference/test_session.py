@@ -12,10 +12,10 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from bundles import echo_golden, echo_graph, echo_image, make_graph, manifest, write_echo_bundle
-from digitserve import bundle
 from digitserve.errors import BundleError, ProviderError
-from digitserve.session import Session
+from digitserve.inference import bundle
+from digitserve.inference.session import Session
+from support.bundles import echo_golden, echo_graph, echo_image, make_graph, manifest, write_echo_bundle
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def test_onnxruntime_writes_nothing_into_the_home_folder(tmp_path: Path) -> None
     home = tmp_path / "home"
     home.mkdir()
     program = (
-        "import sys, pathlib; from digitserve import bundle, session;"
+        "import sys, pathlib; from digitserve.inference import bundle, session;"
         "session.Session(bundle.read(pathlib.Path(sys.argv[1]))).warm_up(2)"
     )
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "ORT_", "HOME"))}

@@ -6,9 +6,9 @@ from google.rpc import status_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from digitserve.batcher import framing_work
+from digitserve.batching.batcher import framing_work
 from digitserve.errors import InvalidRequest, NotServed
-from digitserve.messages import (
+from digitserve.protocol.codec import (
     ACCEPTED,
     BLANK,
     IMAGE_BYTES,
@@ -25,10 +25,10 @@ from digitserve.messages import (
     response_on_stream,
     rows,
 )  # fmt: skip
-from digitserve.metrics import VERDICTS as VERDICT_NAMES
-from digitserve.preprocess import Framing, Ink, frame, to_gray
+from digitserve.telemetry.block import VERDICTS as VERDICT_NAMES
 from digitserve.v1 import digits_pb2 as pb
-from memory import allocated_bytes
+from digitserve.vision.framing import Framing, Ink, frame, to_gray
+from support.memory import allocated_bytes
 
 LIMITS = Limits(model_version="7", max_side=40, max_images=6, max_request_bytes=1 << 20)
 LABELS = tuple("abcdefghij")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from digitserve.tune import GOOD_ENOUGH, Trial, best, proposal, table, ways
+from digitserve.supervision.autotune import GOOD_ENOUGH, Trial, best, proposal, table, ways
 
 TRIALS = st.builds(
     Trial,

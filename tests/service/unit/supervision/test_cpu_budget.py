@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from digitserve.cpu import cpu_budget
+from digitserve.supervision.cpu_budget import cpu_budget
 
 HOST = 64
 """CPUs of the affinity mask where the quota should decide."""

@@ -6,8 +6,8 @@ import sys
 import pytest
 from structlog.testing import capture_logs
 
-from digitserve import device
 from digitserve.settings import Settings
+from digitserve.supervision import device
 
 
 @pytest.mark.parametrize("named", ["cpu", "cuda"])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from digitserve.lifecycle import FIRST_DELAY_S, MAX_DELAY_S, STABLE_S, Backoff, Pulse
+from digitserve.supervision.restart_policy import FIRST_DELAY_S, MAX_DELAY_S, STABLE_S, Backoff, Pulse
 
 
 def test_the_first_crash_costs_no_delay() -> None:

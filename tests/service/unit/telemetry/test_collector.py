@@ -8,8 +8,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from digitserve.collector import ServiceCollector
-from digitserve.metrics import CLASSIFY_ROW, CODES, METHOD_ROWS, OTHER_ROW, Block, Tally
+from digitserve.telemetry.block import CLASSIFY_ROW, CODES, METHOD_ROWS, OTHER_ROW, Block, Tally
+from digitserve.telemetry.collector import ServiceCollector
 
 LABELS = tuple("0123456789")
 CLASSIFY = {"grpc_type": "unary", "grpc_service": "digitserve.v1.DigitService", "grpc_method": "Classify"}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from digitserve.metrics import (
+from digitserve.telemetry.block import (
     BATCH_BUCKETS,
     CLASSIFY_ROW,
     CODES,

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from digitserve.errors import Overloaded
-from digitserve.messages import Limits
-from digitserve.metrics import CODES, STREAM_ROW, Block, Tally
-from digitserve.streams import WINDOW_BATCHES, ClassifyStreamTaker
+from digitserve.protocol.codec import Limits
+from digitserve.telemetry.block import CODES, STREAM_ROW, Block, Tally
+from digitserve.transport.classify_stream import WINDOW_BATCHES, ClassifyStreamTaker
 from digitserve.v1 import digits_pb2 as pb
 
 LABELS = tuple("0123456789")

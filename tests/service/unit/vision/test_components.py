@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from digitserve.figures import MAX_SIDE, MIN_KEPT_RATIO, Box, look, may_be_several
+from digitserve.vision.components import MAX_SIDE, MIN_KEPT_RATIO, Box, look, may_be_several
 
 Mask = NDArray[np.bool_]
 

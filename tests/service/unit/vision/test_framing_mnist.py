@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from digitserve.preprocess import Framing, Ink, find_ink, frame, prepare, verdicts
+from digitserve.vision.framing import Framing, Ink, find_ink, frame, prepare, verdicts
 
 Gray = NDArray[np.uint8]
 

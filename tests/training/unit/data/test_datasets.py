@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from digitserve_training import data, datasets, idx
+from digitserve_training.data import datasets, idx, splits
+from digitserve_training.data.picture_folder import read_picture
 from digitserve_training.errors import DataError
-from digitserve_training.pictures import read_picture
-from digitserve_training.settings import Asked, preset_of, start
-from published import figures, packed_as_idx, write_emnist_letters, write_idx
+from digitserve_training.fit.settings import Asked, preset_of, start
+from support.published import figures, packed_as_idx, write_emnist_letters, write_idx
 
 NUM = 24
 IMAGES, LABELS = figures(NUM, 10)
@@ -36,7 +36,7 @@ def test_idx_folders(tmp_path: Path, name: str, packed: bool) -> None:
     write_idx(tmp_path, train, IMAGES.transpose(axes), LABELS, packed=packed)
     write_idx(tmp_path, test, OTHERS.transpose(axes), OTHER_LABELS, packed=packed)
 
-    training, testing = data.read_training(tmp_path, name), data.read_test(tmp_path, name)
+    training, testing = splits.read_training(tmp_path, name), splits.read_test(tmp_path, name)
 
     assert np.array_equal(training.images, IMAGES[..., None]) and np.array_equal(training.labels, LABELS)
     assert np.array_equal(testing.images, OTHERS[..., None]) and np.array_equal(testing.labels, OTHER_LABELS)
@@ -48,11 +48,11 @@ def test_emnist_letters(tmp_path: Path) -> None:
     images, labels = figures(52, 26)
     write_emnist_letters(tmp_path, (images, labels), (OTHERS, OTHER_LABELS))
 
-    training = data.read_training(tmp_path, "emnist-letters")
+    training = splits.read_training(tmp_path, "emnist-letters")
 
     assert "".join(training.names[label] for label in training.labels[:26]) == "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
     assert np.array_equal(training.images[..., 0], images)
-    assert len(data.read_test(tmp_path, "emnist-letters")) == 10
+    assert len(splits.read_test(tmp_path, "emnist-letters")) == 10
 
 
 def test_kmnist_npz(tmp_path: Path) -> None:
@@ -62,11 +62,11 @@ def test_kmnist_npz(tmp_path: Path) -> None:
         np.savez_compressed(tmp_path / f"kmnist-{part}-labels.npz", labels.astype(np.uint8))
     write_idx(tmp_path, "train", OTHERS, OTHER_LABELS)
 
-    training = data.read_training(tmp_path, "kmnist")
+    training = splits.read_training(tmp_path, "kmnist")
 
     assert np.array_equal(training.images[..., 0], IMAGES)
     assert (training.names[0], training.names[9]) == ("お", "を")
-    assert len(data.read_test(tmp_path, "kmnist")) == 10
+    assert len(splits.read_test(tmp_path, "kmnist")) == 10
 
 
 def test_fashion_mnist_npz(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_fashion_mnist_npz(tmp_path: Path) -> None:
     path = tmp_path / "fashion.npz"
     np.savez(path, x_train=IMAGES, y_train=LABELS, x_test=OTHERS, y_test=OTHER_LABELS)
 
-    training = data.read_training(path, "fashion-mnist")
+    training = splits.read_training(path, "fashion-mnist")
 
     assert np.array_equal(training.images[..., 0], IMAGES)
     assert (training.names[0], training.names[9]) == ("T-shirt/top", "Ankle boot")
@@ -83,11 +83,11 @@ def test_fashion_mnist_npz(tmp_path: Path) -> None:
 def test_the_environment_names_mnist_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """DIGITSERVE_MNIST stands in for --data where MNIST is learned, and for no other set."""
     write_idx(tmp_path, "train", IMAGES, LABELS)
-    monkeypatch.setenv(data.ENVIRONMENT, str(tmp_path))
+    monkeypatch.setenv(splits.ENVIRONMENT, str(tmp_path))
 
-    assert len(data.read_training()) == NUM
+    assert len(splits.read_training()) == NUM
     with pytest.raises(DataError, match="kmnist is not fetched by itself"):
-        data.read_training(dataset="kmnist")
+        splits.read_training(dataset="kmnist")
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_what_keras_does_not_fetch(tmp_path: Path, name: str, origin: str, files
     """Without --data, or with one that leads nowhere, the message says where a set is found and what to name."""
     for path in (None, tmp_path / "nowhere"):
         with pytest.raises(DataError) as refused:
-            data.read_training(path, name)
+            splits.read_training(path, name)
 
         assert origin in str(refused.value) and files in str(refused.value)
         assert "--data" in str(refused.value)
@@ -112,7 +112,7 @@ def test_what_keras_does_not_fetch(tmp_path: Path, name: str, origin: str, files
 def test_unknown_dataset() -> None:
     """A name that is no dataset's is answered with those there are."""
     with pytest.raises(DataError, match="no dataset 'cifar10'; datasets: mnist, fashion-mnist, kmnist, emnist-digits"):
-        data.read_training(None, "cifar10")
+        splits.read_training(None, "cifar10")
 
 
 @pytest.mark.parametrize("name", list(datasets.DATASETS))
@@ -174,7 +174,7 @@ def written(folder: Path, name: str, content: bytes | None) -> Path:
 def test_bad_idx_files(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
     """An idx file that is missing, cut short, of another kind or at odds with the other is refused, saying how."""
     with pytest.raises(DataError, match=message):
-        data.read_training(written(tmp_path, name, content), "fashion-mnist")
+        splits.read_training(written(tmp_path, name, content), "fashion-mnist")
 
 
 def test_letters_out_of_range(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_letters_out_of_range(tmp_path: Path) -> None:
     write_idx(tmp_path, "emnist-letters-train", IMAGES, LABELS)
 
     with pytest.raises(DataError, match="labels run from 0 to 9; expected 1 to 26"):
-        data.read_training(tmp_path, "emnist-letters")
+        splits.read_training(tmp_path, "emnist-letters")
 
 
 @pytest.mark.parametrize("name", ["kmnist", "emnist-letters", "folder"])
@@ -192,7 +192,7 @@ def test_a_file_where_a_folder_should_be(tmp_path: Path, name: str) -> None:
     path.write_bytes(RAW_IMAGES)
 
     with pytest.raises(DataError, match=r"set\.npz is a file; expected (the|a) folder"):
-        data.read_training(path, name)
+        splits.read_training(path, name)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_bad_kmnist_files(tmp_path: Path, spoil: Callable[[Path], object], messa
     spoil(tmp_path / "kmnist-train-labels.npz")
 
     with pytest.raises(DataError, match=message):
-        data.read_training(tmp_path, "kmnist")
+        splits.read_training(tmp_path, "kmnist")
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
@@ -269,7 +269,7 @@ def test_damaged_npz_never_escapes(tmp_path_factory: pytest.TempPathFactory, con
     path = tmp_path_factory.getbasetemp() / "damaged.npz"
     path.write_bytes(content)
     with contextlib.suppress(DataError):
-        assert np.array_equal(data.read_training(path).images[..., 0], IMAGES[:2])
+        assert np.array_equal(splits.read_training(path).images[..., 0], IMAGES[:2])
 
 
 def picture_bytes(kind: str) -> bytes:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from digitserve.preprocess import Ink, frame
-from digitserve_training import data
+from digitserve.vision.framing import Ink, frame
+from digitserve_training.data import splits
+from digitserve_training.data.picture_folder import read_picture
 from digitserve_training.errors import DataError
-from digitserve_training.pictures import read_picture
-from published import figures, write_pictures
+from support.published import figures, write_pictures
 
 NAMES = ("ape", "bee", "cat")
 
@@ -28,7 +28,7 @@ def numbered(folder: Path, *counts: int) -> Path:
     return folder
 
 
-def identities(labelled: data.Labelled) -> set[tuple[int, int]]:
+def identities(labelled: splits.Labelled) -> set[tuple[int, int]]:
     """Return class and number of each picture."""
     return {(int(first), int(second)) for first, second in labelled.images[:, 0, :2, 0]}
 
@@ -37,7 +37,7 @@ def test_a_sixth_of_each_class_is_tested_with(tmp_path: Path) -> None:
     """Where no parts are given, a sixth of each class, at least one picture, is the test part, the same each time."""
     numbered(tmp_path, 60, 13, 2)
 
-    training, test = data.read_training(tmp_path, "folder"), data.read_test(tmp_path, "folder")
+    training, test = splits.read_training(tmp_path, "folder"), splits.read_test(tmp_path, "folder")
 
     assert (training.names, test.names) == (NAMES, NAMES)
     assert np.bincount(test.labels).tolist() == [10, 2, 1]
@@ -45,19 +45,19 @@ def test_a_sixth_of_each_class_is_tested_with(tmp_path: Path) -> None:
         (2, 0), (2, 1)
     }  # fmt: skip
     assert not identities(training) & identities(test)
-    assert np.array_equal(data.read_test(tmp_path, "folder").images, test.images)
+    assert np.array_equal(splits.read_test(tmp_path, "folder").images, test.images)
     assert all(label == image[0, 0, 0] for image, label in zip(training.images, training.labels, strict=True))
 
 
 def test_training_opens_no_picture_of_the_test(tmp_path: Path) -> None:
     """The training part is read even where every picture of the test part is unusable."""
     numbered(tmp_path, 12, 12)
-    for label, number in identities(data.read_test(tmp_path, "folder")):
+    for label, number in identities(splits.read_test(tmp_path, "folder")):
         (tmp_path / NAMES[label] / f"{number:03}.png").write_bytes(b"spoilt")
 
-    assert len(data.read_training(tmp_path, "folder")) == 20
+    assert len(splits.read_training(tmp_path, "folder")) == 20
     with pytest.raises(DataError, match="cannot be read as a picture"):
-        data.read_test(tmp_path, "folder")
+        splits.read_test(tmp_path, "folder")
 
 
 def test_given_parts(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_given_parts(tmp_path: Path) -> None:
     (tmp_path / "train" / "ape" / ".DS_Store").write_bytes(b"\0")
     (tmp_path / "train" / ".cache").mkdir()
 
-    training, test = data.read_training(tmp_path, "folder"), data.read_test(tmp_path, "folder")
+    training, test = splits.read_training(tmp_path, "folder"), splits.read_test(tmp_path, "folder")
 
     assert np.bincount(training.labels).tolist() == [3, 4]
     assert np.bincount(test.labels).tolist() == [1, 2]
@@ -80,7 +80,7 @@ def test_classes_may_be_called_train(tmp_path: Path) -> None:
     images, labels = figures(6, 2)
     write_pictures(tmp_path, images, labels, ("plane", "train"))
 
-    assert data.read_training(tmp_path, "folder").names == ("plane", "train")
+    assert splits.read_training(tmp_path, "folder").names == ("plane", "train")
 
 
 def no_classes(folder: Path) -> None:
@@ -153,7 +153,7 @@ def test_bad_folders(tmp_path: Path, lay_out: Callable[[Path], None], message: s
     lay_out(tmp_path)
 
     with pytest.raises(DataError, match=message):
-        data.read_training(tmp_path, "folder")
+        splits.read_training(tmp_path, "folder")
 
 
 def test_pictures_are_framed_as_served(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from digitserve_training import data
-from digitserve_training.data import Labelled
+from digitserve_training.data import splits
+from digitserve_training.data.splits import Labelled
 from digitserve_training.errors import DataError
 
 
@@ -32,7 +32,7 @@ def test_read(tmp_path: Path) -> None:
     """Images come as uint8[N,28,28,1] and labels as int64[N], training and test apart."""
     path = stored(tmp_path)
 
-    training, test = data.read_training(path), data.read_test(path)
+    training, test = splits.read_training(path), splits.read_test(path)
 
     assert (training.images.shape, training.images.dtype) == ((240, 28, 28, 1), np.dtype(np.uint8))
     assert (training.labels.shape, training.labels.dtype) == ((240,), np.dtype(np.int64))
@@ -42,20 +42,20 @@ def test_read(tmp_path: Path) -> None:
 
 def test_environment_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a path, DIGITSERVE_MNIST says where MNIST is; a path that is given goes before it."""
-    monkeypatch.setenv(data.ENVIRONMENT, str(stored(tmp_path)))
+    monkeypatch.setenv(splits.ENVIRONMENT, str(stored(tmp_path)))
 
-    assert len(data.read_training()) == 240
+    assert len(splits.read_training()) == 240
     with pytest.raises(DataError, match="no file"):
-        data.read_training(tmp_path / "other.npz")
+        splits.read_training(tmp_path / "other.npz")
 
 
 def test_training_never_reads_test_images(tmp_path: Path) -> None:
     """What reads the training set does not touch the test set: it may even be unusable."""
     path = stored(tmp_path, x_test=np.zeros((3, 2), np.float64))
 
-    assert len(data.read_training(path)) == 240
+    assert len(splits.read_training(path)) == 240
     with pytest.raises(DataError, match="part 'test'"):
-        data.read_test(path)
+        splits.read_test(path)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_training_never_reads_test_images(tmp_path: Path) -> None:
 def test_wrong_arrays_are_refused(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
     """Arrays that are not MNIST's are refused, and the message says what was got and what was expected."""
     with pytest.raises(DataError, match=message):
-        data.read_training(stored(tmp_path, **changed))
+        splits.read_training(stored(tmp_path, **changed))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
@@ -88,7 +88,7 @@ def test_truncated_file_is_refused(tmp_path: Path, share: float) -> None:
     path.write_bytes(content[: int(share * len(content))])
 
     with pytest.raises(DataError, match=r"digits\.npz cannot be read as npz"):
-        data.read_training(path)
+        splits.read_training(path)
 
 
 def test_flipped_bytes_are_refused(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_flipped_bytes_are_refused(tmp_path: Path) -> None:
     path.write_bytes(content)
 
     with pytest.raises(DataError, match="cannot be read as npz"):
-        data.read_training(path)
+        splits.read_training(path)
 
 
 @pytest.mark.parametrize("content", [b"no archive at all", b"\x93NUMPY\x01\x00"])
@@ -109,12 +109,12 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
     with pytest.raises(DataError, match=r"digits\.npz cannot be read as npz"):
-        data.read_training(path)
+        splits.read_training(path)
 
 
 def test_split_parts_the_training_set(tmp_path: Path) -> None:
     """Each training image is either trained on or validated with, one in twelve the latter, never both."""
-    parts = data.split(data.read_training(stored(tmp_path)))
+    parts = splits.split(splits.read_training(stored(tmp_path)))
 
     numbers = [set(part.images[:, 0, 0, 0].tolist()) for part in (parts.training, parts.validation)]
     assert [len(part) for part in numbers] == [220, 20]
@@ -125,7 +125,7 @@ def test_split_of_mnist_sized_set() -> None:
     """Of MNIST's 60 000 training images, 5 000 are held out."""
     labels = np.arange(60_000) % 10
 
-    parts = data.split(Labelled(np.zeros((60_000, 1, 1, 1), np.uint8), labels))
+    parts = splits.split(Labelled(np.zeros((60_000, 1, 1, 1), np.uint8), labels))
 
     assert (len(parts.training), len(parts.validation)) == (55_000, 5_000)
     assert np.bincount(parts.validation.labels).tolist() == [500] * 10
@@ -133,8 +133,8 @@ def test_split_of_mnist_sized_set() -> None:
 
 def test_split_is_stratified_and_fixed(tmp_path: Path) -> None:
     """Labels keep their shares in every part, to within one image, and the split is the same each time."""
-    training = data.read_training(stored(tmp_path))
-    first, again = data.split(training), data.split(training)
+    training = splits.read_training(stored(tmp_path))
+    first, again = splits.split(training), splits.split(training)
 
     shares = np.bincount(training.labels) / len(training)
     for part in (first.training, first.validation):
@@ -145,9 +145,9 @@ def test_split_is_stratified_and_fixed(tmp_path: Path) -> None:
 
 def test_limit_takes_a_stratified_subset(tmp_path: Path) -> None:
     """A limit counts all images used, and its subset keeps the labels' shares."""
-    training = data.read_training(stored(tmp_path))
+    training = splits.read_training(stored(tmp_path))
 
-    parts = data.split(training, limit=60)
+    parts = splits.split(training, limit=60)
 
     assert (len(parts.training), len(parts.validation)) == (55, 5)
     assert np.all(np.abs(np.bincount(parts.training.labels) - np.bincount(training.labels) * 55 / 240) <= 1)
@@ -156,18 +156,18 @@ def test_limit_takes_a_stratified_subset(tmp_path: Path) -> None:
 def test_limit_that_leaves_nothing_to_validate(tmp_path: Path) -> None:
     """A limit so low that no image can be held out is refused."""
     with pytest.raises(DataError, match="11 training images; expected at least 12"):
-        data.split(data.read_training(stored(tmp_path)), limit=11)
+        splits.split(splits.read_training(stored(tmp_path)), limit=11)
 
 
 def test_fingerprint_tells_sets_apart(tmp_path: Path) -> None:
     """The fingerprint depends on pixels, labels and order, and on nothing else."""
-    training = data.read_training(stored(tmp_path))
-    fingerprint = data.fingerprint(training)
+    training = splits.read_training(stored(tmp_path))
+    fingerprint = splits.fingerprint(training)
     pixels, labels = training.images.copy(), training.labels.copy()
     pixels[3, 4, 5] += 1
     labels[3] += 1
 
-    assert data.fingerprint(Labelled(training.images.copy(), training.labels.astype(np.int64))) == fingerprint
-    assert data.fingerprint(Labelled(pixels, training.labels)) != fingerprint
-    assert data.fingerprint(Labelled(training.images, labels)) != fingerprint
-    assert data.fingerprint(training.take(np.arange(240)[::-1])) != fingerprint
+    assert splits.fingerprint(Labelled(training.images.copy(), training.labels.astype(np.int64))) == fingerprint
+    assert splits.fingerprint(Labelled(pixels, training.labels)) != fingerprint
+    assert splits.fingerprint(Labelled(training.images, labels)) != fingerprint
+    assert splits.fingerprint(training.take(np.arange(240)[::-1])) != fingerprint

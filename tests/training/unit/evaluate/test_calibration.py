@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from digitserve_training.calibrate import COLDEST, HOTTEST, fit_temperature, ood_threshold
+from digitserve_training.evaluate.calibration import COLDEST, HOTTEST, fit_temperature, ood_threshold
 
 
 @pytest.mark.parametrize("num_images", [5, 199, 200, 1000, 5000])

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from digitserve_training.corruptions import CORRUPTIONS, Corruption, corrupted
-from digitserve_training.presets import PRESETS, Augmentation
+from digitserve_training.evaluate.corruption_suite import CORRUPTIONS, Corruption, corrupted
+from digitserve_training.model.presets import PRESETS, Augmentation
 
 
 def strokes(num_images: int = 16) -> NDArray[np.uint8]:

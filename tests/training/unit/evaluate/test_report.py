@@ -9,15 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_training_results import ROW, SECOND, SMALL
 
-from digitserve.session import Outputs
-from digitserve_training import charts, page, scores, settings
-from digitserve_training.data import LABELS, Labelled
+from digitserve.inference.session import Outputs
+from digitserve_training.data.splits import LABELS, Labelled
 from digitserve_training.errors import RunError
-from digitserve_training.evaluate import Evaluation, Measurement, Robustness, Strangers
-from digitserve_training.page import Page, Subject
-from digitserve_training.settings import Asked
+from digitserve_training.evaluate import charts, page, scores
+from digitserve_training.evaluate.evaluation import Evaluation, Measurement, Robustness, Strangers
+from digitserve_training.evaluate.page import Page, Subject
+from digitserve_training.fit import settings
+from digitserve_training.fit.settings import Asked
+from support.result_rows import ROW, SECOND, SMALL
 
 VOID = {"meta", "img", "br"}
 HISTORY = tuple(

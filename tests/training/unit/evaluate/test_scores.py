@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from digitserve_training import scores
-from digitserve_training.scores import Floats
+from digitserve_training.evaluate import scores
+from digitserve_training.evaluate.scores import Floats
 
 few = settings(max_examples=10)
 """For what libraries take milliseconds to compute."""

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from digitserve_training import checkpoint, settings
-from digitserve_training.checkpoint import Checkpoint
-from digitserve_training.data import LABELS
+from digitserve_training.data.splits import LABELS
 from digitserve_training.errors import RunError
-from digitserve_training.layers import Flatten
-from digitserve_training.preset_json import preset_to_json
-from digitserve_training.presets import DEFAULT_PRESET, PRESETS
-from digitserve_training.settings import Asked, Settings
-from limits import largest_file
+from digitserve_training.fit import checkpoint, settings
+from digitserve_training.fit.checkpoint import Checkpoint
+from digitserve_training.fit.settings import Asked, Settings
+from digitserve_training.model.layers import Flatten
+from digitserve_training.model.preset_files import preset_to_json
+from digitserve_training.model.presets import DEFAULT_PRESET, PRESETS
+from support.limits import largest_file
 
 STARTED = settings.start(Asked(seed=5, limit=600), LABELS, data_sha256="abc")
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from digitserve_training.layers import (
+from digitserve_training.model.layers import (
     AveragePool,
     BatchNorm,
     Conv,
@@ -16,7 +16,7 @@ from digitserve_training.layers import (
     count_multiply_adds,
     count_parameters,
 )
-from digitserve_training.presets import DEFAULT_PRESET, PRESETS, Preset
+from digitserve_training.model.presets import DEFAULT_PRESET, PRESETS, Preset
 
 
 def test_conv2_dense256_layer_by_layer() -> None:

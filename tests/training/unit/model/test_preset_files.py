@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from digitserve_training.errors import RunError
-from digitserve_training.layers import (
+from digitserve_training.model.layers import (
     BatchNorm,
     Conv,
     Dense,
@@ -21,8 +21,8 @@ from digitserve_training.layers import (
     MaxPool,
     Residual,
 )
-from digitserve_training.preset_json import SHARES, described, find, preset_from_json, preset_to_json
-from digitserve_training.presets import DEFAULT_PRESET, PRESETS, Augmentation, Preset, Recipe
+from digitserve_training.model.preset_files import SHARES, described, find, preset_from_json, preset_to_json
+from digitserve_training.model.presets import DEFAULT_PRESET, PRESETS, Augmentation, Preset, Recipe
 
 SMALL = Preset(
     name="small",

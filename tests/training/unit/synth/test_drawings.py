@@ -5,12 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from digitserve.preprocess import Framing, Ink, prepare
-from digitserve_training import outliers, paper, pen
-from digitserve_training.data import Labelled
-from digitserve_training.paper import Paper
-from digitserve_training.pool import NO_LABEL, Pool
-from digitserve_training.presets import PRESETS
+from digitserve.vision.framing import Framing, Ink, prepare
+from digitserve_training.data.splits import Labelled
+from digitserve_training.fit.pool import NO_LABEL, Pool
+from digitserve_training.model.presets import PRESETS
+from digitserve_training.synth import non_digits, scans, strokes
+from digitserve_training.synth.scans import Paper
 
 CLASSIC = PRESETS["conv2-dense256"].recipe
 REAL_INK = dataclasses.replace(CLASSIC, batch_size=32, paper=0.25, outliers=0.125)
@@ -18,7 +18,7 @@ REAL_INK = dataclasses.replace(CLASSIC, batch_size=32, paper=0.25, outliers=0.12
 
 def digits(number: int = 96) -> Labelled:
     """Return digits that a pen wrote."""
-    images, labels = outliers.digits_of_other_hands(number, seed=5)
+    images, labels = non_digits.digits_of_other_hands(number, seed=5)
     return Labelled(images, labels)
 
 
@@ -26,7 +26,7 @@ def digits(number: int = 96) -> Labelled:
 def test_drawings_keep_their_sizes(plain: float) -> None:
     """The shorter side of each drawing lies within the paper's sizes; plain ones are light on black."""
     generator = np.random.default_rng(1)
-    drawn = [paper.draw(digit[..., 0], Paper(16, 64, plain), generator) for digit in digits(40).images]
+    drawn = [scans.draw(digit[..., 0], Paper(16, 64, plain), generator) for digit in digits(40).images]
 
     assert all(16 <= min(drawing.shape) <= 64 and max(drawing.shape) <= 96 for drawing in drawn)
     assert len({min(drawing.shape) for drawing in drawn}) > 10
@@ -37,14 +37,14 @@ def test_scans_count_black_dots() -> None:
     """A coarse scan has 8 to 16 pixels a side, seventeen shades at most, ink from edge to edge, and the digit's shape."""
     generator = np.random.default_rng(1)
     written = digits(60).images
-    scans = [paper.draw(digit[..., 0], Paper(scanned=1.0), generator) for digit in written]
+    dotted = [scans.draw(digit[..., 0], Paper(scanned=1.0), generator) for digit in written]
 
-    assert {len(scan) for scan in scans} == set(range(8, 17))
-    assert all(scan.shape == (len(scan), len(scan)) for scan in scans)
-    assert len(np.unique(np.concatenate([scan.ravel() for scan in scans]))) <= paper.DOTS**2 + 1
-    rows = [np.count_nonzero(scan.any(axis=1)) / len(scan) for scan in scans]
+    assert {len(scan) for scan in dotted} == set(range(8, 17))
+    assert all(scan.shape == (len(scan), len(scan)) for scan in dotted)
+    assert len(np.unique(np.concatenate([scan.ravel() for scan in dotted]))) <= scans.DOTS**2 + 1
+    rows = [np.count_nonzero(scan.any(axis=1)) / len(scan) for scan in dotted]
     assert np.mean(rows) > 0.9
-    read = paper.readings(written, Paper(scanned=1.0), seed=1)
+    read = scans.readings(written, Paper(scanned=1.0), seed=1)
     likeness = [np.corrcoef(one.ravel(), other.ravel())[0, 1] for one, other in zip(read, written, strict=True)]
     assert np.median(likeness) > 0.75
 
@@ -52,7 +52,7 @@ def test_scans_count_black_dots() -> None:
 def test_readings_are_like_what_was_written() -> None:
     """A digit of 100 pixels and more, read off paper, is the digit again: framed as MNIST is, nearly the same pixels."""
     written = digits(24).images
-    read = paper.readings(written, Paper(100, 200, plain=0.0, unevenness=20, noise=3), seed=1)
+    read = scans.readings(written, Paper(100, 200, plain=0.0, unevenness=20, noise=3), seed=1)
 
     assert (read.shape, read.dtype) == (written.shape, np.dtype(np.uint8))
     likeness = [np.corrcoef(one.ravel(), other.ravel())[0, 1] for one, other in zip(read, written, strict=True)]
@@ -62,10 +62,10 @@ def test_readings_are_like_what_was_written() -> None:
 def test_drawings_come_from_the_seed() -> None:
     """The same seed draws the same; another draws something else."""
     for draw in (
-        lambda seed: outliers.drawn_for_training(30, seed),
-        lambda seed: outliers.digits_of_other_hands(30, seed)[0],
-        lambda seed: np.concatenate([*outliers.judged(6, seed).values()]),
-        lambda seed: paper.readings(digits(10).images, Paper(), seed),
+        lambda seed: non_digits.drawn_for_training(30, seed),
+        lambda seed: non_digits.digits_of_other_hands(30, seed)[0],
+        lambda seed: np.concatenate([*non_digits.judged(6, seed).values()]),
+        lambda seed: scans.readings(digits(10).images, Paper(), seed),
     ):
         assert np.array_equal(draw(1), draw(1))
         assert not np.array_equal(draw(1), draw(2))
@@ -73,14 +73,14 @@ def test_drawings_come_from_the_seed() -> None:
 
 def test_judged_typefaces_strokes_and_signs_are_never_trained_on() -> None:
     """No typeface serves both training and judging, and no letter is drawn with a pen for training."""
-    assert not set(outliers.TRAINING_TYPEFACES) & set(outliers.JUDGED_TYPEFACES)
-    assert not outliers.LOOKALIKES & set(outliers.LETTERS)
-    assert not set(pen.LETTER_STROKES) & outliers.LOOKALIKES
+    assert not set(non_digits.TRAINING_TYPEFACES) & set(non_digits.JUDGED_TYPEFACES)
+    assert not non_digits.LOOKALIKES & set(non_digits.LETTERS)
+    assert not set(strokes.LETTER_STROKES) & non_digits.LOOKALIKES
 
 
 def test_every_kind_of_stranger_has_ink() -> None:
     """No picture that is to be refused is blank, or it would be refused for that."""
-    for pictures in outliers.judged(50, seed=1).values():
+    for pictures in non_digits.judged(50, seed=1).values():
         assert pictures.shape == (50, 28, 28, 1)
         assert np.all(pictures.max(axis=(1, 2, 3)) > 96)
 

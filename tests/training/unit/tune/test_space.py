@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from digitserve_training.errors import RunError
-from digitserve_training.layers import Conv, Dense, Dropout, Flatten, Residual
-from digitserve_training.preset_json import preset_from_json, preset_to_json
-from digitserve_training.presets import PRESETS, Augmentation, Preset, Recipe
-from digitserve_training.space import GROUPS, Range, ranges, vary
+from digitserve_training.model.layers import Conv, Dense, Dropout, Flatten, Residual
+from digitserve_training.model.preset_files import preset_from_json, preset_to_json
+from digitserve_training.model.presets import PRESETS, Augmentation, Preset, Recipe
+from digitserve_training.tune.space import GROUPS, Range, ranges, vary
 
 ALL = tuple(GROUPS)
 NESTED = Preset(
