@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 
 from benchmarks import bundles
 from digitserve.errors import InvalidRequest, NotServed, RequestError
-from digitserve.inference.bundle import IMAGE_SIZE, Bundle
+from digitserve.inference.bundle import Bundle
 from digitserve.inference.session import Session
 from digitserve.protocol.codec import (
     ACCEPTED,
@@ -56,6 +56,7 @@ from digitserve.protocol.codec import (
 )  # fmt: skip
 from digitserve.settings import Settings
 from digitserve.telemetry.block import SERVICE
+from digitserve.types import IMAGE_SIZE
 from digitserve.vision.framing import verdicts
 
 MAX_BATCH_SIZE = Settings().batch_limit

@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 
 from benchmarks import bundles
 from digitserve.errors import ProviderError
-from digitserve.inference.bundle import IMAGE_SIZE, INPUT_NAME, OUTPUT_NAMES, Bundle
+from digitserve.inference.bundle import INPUT_NAME, OUTPUT_NAMES, Bundle
 from digitserve.inference.session import Session
 from digitserve.settings import Settings
+from digitserve.types import IMAGE_SIZE
 
 PROBABILITY_TOLERANCE = 1e-3
 TARGET = 0.8

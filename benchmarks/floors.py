@@ -18,13 +18,13 @@ from benchmarks import bundles
 from benchmarks.aio_service import STATS
 from digitserve.bench.plan import Size
 from digitserve.bench.traffic import draw
-from digitserve.inference.bundle import IMAGE_SIZE
 from digitserve.inference.session import Session
 from digitserve.protocol.codec import Limits, decode, response_on_stream, rows
 from digitserve.supervision.autotune import mean_s
 from digitserve.transport.classify import CLASSIFY
 from digitserve.transport.classify_stream import CLASSIFY_STREAM
 from digitserve.transport.grpcio.completion_queue import OPTIONS, Call, Server, Stream
+from digitserve.types import IMAGE_SIZE
 from digitserve.v1 import digits_pb2 as pb
 
 ANSWER = pb.ClassifyResponse(

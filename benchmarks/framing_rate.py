@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from digitserve.protocol.codec import Request, rows
-from digitserve.vision.framing import Framing, Ink, frame, verdicts
+from digitserve.types import Framing, Ink
+from digitserve.vision.framing import frame, verdicts
 from digitserve_training.synth.scans import Paper, draw
 from tests.support.digits import mnist_test
 

@@ -13,9 +13,10 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from digitserve.inference.bundle import IMAGE_SIZE, read
+from digitserve.inference.bundle import read
 from digitserve.inference.session import Session
 from digitserve.supervision.autotune import mean_s
+from digitserve.types import IMAGE_SIZE
 
 BATCH_SIZES = (1, 8, 64)
 

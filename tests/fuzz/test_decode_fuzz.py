@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from digitserve.errors import InvalidRequest, NotServed
 from digitserve.protocol.codec import IMAGE_BYTES, Limits, Request, decode, rows
+from digitserve.types import Framing, Ink
 from digitserve.v1 import digits_pb2 as pb
-from digitserve.vision.framing import Framing, Ink
 
 LIMITS = Limits(model_version="7", max_side=40, max_images=6, max_request_bytes=1 << 20)
 SIDES = st.one_of(st.just(0), st.just(28), st.integers(1, 41), st.integers(0, 2**32 - 1))

@@ -16,10 +16,11 @@ import structlog
 
 from digitserve.batching.batcher import Batch, Batcher, Entry
 from digitserve.errors import DeadlineUnmeetable, Draining, Overloaded, RequestError
-from digitserve.inference.bundle import IMAGE_SIZE, Bundle
+from digitserve.inference.bundle import Bundle
 from digitserve.inference.session import Session
 from digitserve.protocol.codec import ACCEPTED, BLANK, SEVERAL, UNFAMILIAR, Answer, Encoder, Request, rows
 from digitserve.telemetry.block import Tally
+from digitserve.types import IMAGE_SIZE
 from digitserve.vision.framing import verdicts
 
 _FOREVER = 1e18

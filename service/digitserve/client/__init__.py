@@ -13,7 +13,7 @@ from digitserve.client.calls import OPTIONS, RETRY_POLICY, Refused, Unreachable,
 from digitserve.client.parts import ClassScore, Prediction, Verdict
 from digitserve.client.pool import Closed
 from digitserve.errors import InvalidRequest
-from digitserve.vision.framing import Framing, Ink
+from digitserve.types import Framing, Ink
 
 __all__ = [
     "OPTIONS",

@@ -24,8 +24,8 @@ from digitserve.client.pool import (
     connection,
     pause_s,
 )
+from digitserve.types import Framing, Ink
 from digitserve.v1 import digits_pb2 as pb
-from digitserve.vision.framing import Framing, Ink
 
 
 class AsyncClient:

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digitserve.errors import InvalidRequest
+from digitserve.types import Framing, Ink
 from digitserve.v1 import digits_pb2 as pb
-from digitserve.vision.framing import Framing, Ink
 
 Images = NDArray[np.uint8]
 

@@ -27,11 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digitserve.errors import BundleError
+from digitserve.types import IMAGE_SIZE
 
 FORMAT = 1
-IMAGE_SIZE = 28
-"""Height and width of the network's input, in pixels: MNIST's."""
-
 GOLDEN_TOLERANCE = 1e-4
 """Largest difference allowed between a golden probability and the one computed here, unless a manifest says otherwise."""
 

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digitserve.inference import providers
-from digitserve.inference.bundle import IMAGE_SIZE, INPUT_NAME, OUTPUT_NAMES
+from digitserve.inference.bundle import INPUT_NAME, OUTPUT_NAMES
+from digitserve.types import IMAGE_SIZE
 
 if TYPE_CHECKING:
     import onnxruntime as ort

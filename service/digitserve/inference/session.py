@@ -15,14 +15,9 @@ from numpy.typing import NDArray
 
 from digitserve.errors import BundleError
 from digitserve.inference import providers
-from digitserve.inference.bundle import (
-    GOLDEN_SCORE_FACTOR,
-    IMAGE_SIZE,
-    Bundle,
-    TensorSpec,
-    signature,
-)  # fmt: skip
+from digitserve.inference.bundle import GOLDEN_SCORE_FACTOR, Bundle, TensorSpec, signature
 from digitserve.inference.io_binding import Bound, Plain, Run
+from digitserve.types import IMAGE_SIZE
 
 if TYPE_CHECKING:
     import onnxruntime as ort

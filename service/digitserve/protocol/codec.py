@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from digitserve.batching.batcher import framing_work
 from digitserve.errors import InvalidRequest, NotServed, TooLarge
-from digitserve.inference.bundle import IMAGE_SIZE
+from digitserve.types import IMAGE_SIZE, Framing, Ink
 from digitserve.v1 import digits_pb2 as pb
-from digitserve.vision.framing import Framing, Ink, as_is, frame, to_gray
+from digitserve.vision.framing import as_is, frame, to_gray
 
 IMAGE_BYTES = IMAGE_SIZE * IMAGE_SIZE
 

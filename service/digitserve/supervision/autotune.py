@@ -20,8 +20,9 @@ from typing import Self
 import numpy as np
 
 from digitserve.errors import RefusalToStart
-from digitserve.inference.bundle import IMAGE_SIZE, find, read
+from digitserve.inference.bundle import find, read
 from digitserve.settings import Settings
+from digitserve.types import IMAGE_SIZE
 
 BATCH_SIZES = {"cpu": (8, 16, 32, 64, 128, 256), "cuda": (64, 256, 1024, 4096)}
 """Tried for ``max_batch_size``, by device."""

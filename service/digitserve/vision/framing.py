@@ -8,18 +8,15 @@ The worker calls it on its one thread when it forms a batch; the training packag
 will see. It keeps no state but small tables of weights.
 """
 
-from enum import Enum
 from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from digitserve.inference.bundle import IMAGE_SIZE
+from digitserve.types import IMAGE_SIZE, Framing, Gray, Ink
 from digitserve.vision.background import MIN_CONTRAST, Floats, residuals, take_off_background
 from digitserve.vision.components import MAX_SIDE, Box, look, may_be_several
-
-Gray = NDArray[np.uint8]
 
 INK_SIZE = 20
 """Longest side of a digit's ink in MNIST, in pixels; 9 997 of its 10 000 test images have exactly that."""
@@ -53,21 +50,6 @@ SURE_LIGHTNESS = 0.65
 
 MIN_RING = 3
 """Shortest side of an image that has an inside within its outermost pixels."""
-
-
-class Ink(Enum):
-    """Which side of the grey scale the strokes are on."""
-
-    LIGHT_ON_DARK = "light_on_dark"
-    DARK_ON_LIGHT = "dark_on_light"
-    AUTO = "auto"
-
-
-class Framing(Enum):
-    """How an image is brought to the network's input size."""
-
-    AS_IS = "as_is"
-    MNIST = "mnist"
 
 
 class Framed(NamedTuple):

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from digitserve.inference.bundle import IMAGE_SIZE
-from digitserve.vision.framing import Ink, frame, to_gray
+from digitserve.types import IMAGE_SIZE, Ink
+from digitserve.vision.framing import frame, to_gray
 from digitserve_training.errors import DataError
 
 Gray = NDArray[np.uint8]

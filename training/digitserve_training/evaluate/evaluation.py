@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digitserve.inference.session import Outputs, Session
-from digitserve.vision.framing import Framing, Ink, frame, prepare
+from digitserve.types import Framing, Ink
+from digitserve.vision.framing import frame, prepare
 from digitserve_training.data.splits import Labelled
 from digitserve_training.evaluate import corruption_suite, scores
 from digitserve_training.evaluate.calibration import ood_threshold

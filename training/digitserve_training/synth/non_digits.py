@@ -17,8 +17,8 @@ from matplotlib.ft2font import FT2Font
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from digitserve.inference.bundle import IMAGE_SIZE
-from digitserve.vision.framing import Ink, frame
+from digitserve.types import IMAGE_SIZE, Ink
+from digitserve.vision.framing import frame
 from digitserve_training.synth import strokes
 from digitserve_training.synth.strokes import DIGIT_STROKES, FIELD, LETTER_STROKES
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from digitserve.vision.framing import Ink, frame
+from digitserve.types import Ink
+from digitserve.vision.framing import frame
 
 Gray = NDArray[np.uint8]
 

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import grpc
 import structlog
 
-from digitserve.inference.bundle import IMAGE_SIZE, Bundle
+from digitserve.inference.bundle import Bundle
 from digitserve.inference.session import Session
 from digitserve.protocol.codec import Limits
 from digitserve.telemetry.block import CODES, METHOD_ROWS, OTHER_ROW, Tally
 from digitserve.transport.classify import INTERNAL_MESSAGE
 from digitserve.transport.grpcio.completion_queue import final_code
+from digitserve.types import IMAGE_SIZE
 from digitserve.v1 import digits_pb2 as pb
 
 if TYPE_CHECKING:

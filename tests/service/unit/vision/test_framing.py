@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from digitserve.vision.framing import Framing, Ink, as_is, find_ink, frame, prepare, to_gray, verdicts
+from digitserve.types import Framing, Ink
+from digitserve.vision.framing import as_is, find_ink, frame, prepare, to_gray, verdicts
 
 Gray = NDArray[np.uint8]
 

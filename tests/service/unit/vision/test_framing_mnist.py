@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from digitserve.vision.framing import Framing, Ink, find_ink, frame, prepare, verdicts
+from digitserve.types import Framing, Ink
+from digitserve.vision.framing import find_ink, frame, prepare, verdicts
 
 Gray = NDArray[np.uint8]
 

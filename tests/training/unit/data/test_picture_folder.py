@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from digitserve.vision.framing import Ink, frame
+from digitserve.types import Ink
+from digitserve.vision.framing import frame
 from digitserve_training.data import splits
 from digitserve_training.data.picture_folder import read_picture
 from digitserve_training.errors import DataError

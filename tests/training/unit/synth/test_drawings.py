@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from digitserve.vision.framing import Framing, Ink, prepare
+from digitserve.types import Framing, Ink
+from digitserve.vision.framing import prepare
 from digitserve_training.data.splits import Labelled
 from digitserve_training.fit.pool import NO_LABEL, Pool
 from digitserve_training.model.presets import PRESETS

@@ -1,0 +1,79 @@
+"""Facts of the protocol, stated once: names of services and methods, gRPC's status codes, verdicts."""
+
+from enum import IntEnum
+from typing import NamedTuple
+
+SERVICE = "digitserve.v1.DigitService"
+HEALTH_SERVICE = "grpc.health.v1.Health"
+REFLECTION_SERVICE = "grpc.reflection.v1alpha.ServerReflection"
+
+
+class Method(NamedTuple):
+    """An RPC method.
+
+    Attributes:
+        kind: ``unary``, ``server_stream`` or ``bidi_stream``: the label ``grpc_type`` of metrics.
+        service: full name of its service.
+        name: its name within the service.
+    """
+
+    kind: str
+    service: str
+    name: str
+
+    @property
+    def path(self) -> str:
+        """The path of its HTTP/2 requests, ``/package.Service/Method``."""
+        return f"/{self.service}/{self.name}"
+
+
+CLASSIFY = Method("unary", SERVICE, "Classify")
+CLASSIFY_STREAM = Method("bidi_stream", SERVICE, "ClassifyStream")
+GET_MODEL = Method("unary", SERVICE, "GetModel")
+HEALTH_CHECK = Method("unary", HEALTH_SERVICE, "Check")
+HEALTH_WATCH = Method("server_stream", HEALTH_SERVICE, "Watch")
+HEALTH_LIST = Method("unary", HEALTH_SERVICE, "List")
+REFLECTION = Method("bidi_stream", REFLECTION_SERVICE, "ServerReflectionInfo")
+
+
+class Code(IntEnum):
+    """gRPC's status codes.
+
+    Source: github.com/grpc/grpc, doc/statuscodes.md.
+    """
+
+    OK = 0
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+    UNAUTHENTICATED = 16
+
+    @property
+    def label(self) -> str:
+        """The value of the metrics' label ``grpc_code``, as go-grpc-prometheus writes it."""
+        if self is Code.OK:
+            return "OK"
+        # Go spells this one with one l.
+        return "Canceled" if self is Code.CANCELLED else self.name.title().replace("_", "")
+
+
+class Verdict(IntEnum):
+    """Whether a prediction should be believed; the numbers are those of ``digitserve.v1.Verdict``."""
+
+    UNSPECIFIED = 0
+    ACCEPTED = 1
+    UNFAMILIAR = 2
+    BLANK = 3
+    SEVERAL = 4
