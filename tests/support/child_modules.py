@@ -1,5 +1,6 @@
 """Modules for child processes of tests, and checks that a process leaves nothing behind."""
 
+import gc
 import os
 from pathlib import Path
 from textwrap import dedent
@@ -18,6 +19,8 @@ def write_module(folder: Path, name: str, source: str, monkeypatch: pytest.Monke
 
 def open_descriptors() -> set[str]:
     """Return this process's open file descriptors with what they refer to."""
+    # Unreachable objects, such as tracebacks of earlier tests, may still hold some.
+    gc.collect()
     found = set()
     for link in Path("/proc/self/fd").iterdir():
         try:
