@@ -271,4 +271,5 @@ class InlineSlot:
             self._worker.drain()
 
     def kill(self) -> None:
-        """Do nothing: a thread cannot be ended from outside. It ends with the process."""
+        """Drain: a thread cannot be ended from outside."""
+        self.drain()

@@ -118,8 +118,8 @@ def test_banner(models: Path, tmp_path: Path) -> None:
 
         image = tmp_path / "seven.png"
         Image.fromarray(echo_image(7)).save(image)
-        tried = service.banner.split("try")[1].split()
-        result = run(*tried[1:-1], str(image))
+        arguments = service.banner.split("try")[1].split()
+        result = run(*arguments[1:-1], str(image))
         assert (result.returncode, result.stdout.split()[1]) == (0, "7")
 
 
