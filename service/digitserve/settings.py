@@ -98,7 +98,7 @@ class Settings:
     grace_s: float = _setting(
         20.0,
         _LIFECYCLE,
-        "Maximum seconds from SIGTERM until all admitted requests are answered.",
+        "Seconds after SIGTERM within which admitted requests are answered; the others then fail.",
         Bounds(0, 86400),
     )
     lame_duck_s: float = _setting(
@@ -162,11 +162,15 @@ def environment_variable(setting: Field[Any]) -> str:
     return "DIGITSERVE_" + setting.name.upper()
 
 
+_INJECTED = ("tcp://", "udp://", "sctp://")
+"""Start of the values that Kubernetes injects for the port of a Service."""
+
+
 def environment_value(setting: Field[Any], environ: Mapping[str, str]) -> str | None:
     """Return the text of a setting's environment variable, or ``None`` if the setting is not set there.
 
-    An empty variable counts as not set: Compose files and Helm charts pass on empty variables. So does the value
-    ``tcp://ADDRESS:PORT`` of a port, which is ignored with a warning on standard error: Kubernetes injects
+    An empty variable counts as not set: Compose files and Helm charts pass on empty variables. A port with a value such as
+    ``tcp://ADDRESS:PORT`` also counts as not set, with a warning on standard error: Kubernetes injects
     ``DIGITSERVE_GRPC_PORT=tcp://...`` into each container of a namespace that has a Service named ``digitserve-grpc``.
 
     Args:
@@ -175,7 +179,7 @@ def environment_value(setting: Field[Any], environ: Mapping[str, str]) -> str | 
     """
     variable = environment_variable(setting)
     value = environ.get(variable)
-    if value and variable.endswith("_PORT") and value.startswith("tcp://"):
+    if value and variable.endswith("_PORT") and value.startswith(_INJECTED):
         _warn_ignored(variable, value)
         return None
     return value or None

@@ -60,7 +60,7 @@ class WorkerSlot:
 
     Attributes:
         first_ready: set once a worker of this slot has been ready.
-        refusal: why the last worker did not start; ``None`` if it did or if the reason is not known.
+        refusal: why a worker did not start; ``None`` again once a worker is ready.
     """
 
     def __init__(
