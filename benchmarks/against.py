@@ -54,10 +54,10 @@ class AgainstCommit:
     def document(self) -> str:
         """Return the result as Markdown."""
         options = self.options
-        this, that = (self._installations[name].description for name in (THIS, THAT))
         setup = runs.describe_setup(self.bundle, options.cores, options.load_cores, options.rounds, options.seconds)
         parts = [
-            f"# {this} against {that}",
+            f"# Working tree against {options.against}",
+            "\n".join(f"- {name}: {installed.description}" for name, installed in self._installations.items()),
             setup,
             "## Ratios this/that, per round: median (minimum to maximum)",
             ratios.table(self.rounds, options.loads),

@@ -83,7 +83,7 @@ def install(commit: str, cache: Path = CACHE) -> Installation:
     Raises:
         BenchError: there is no such commit, or a step of the installation failed.
     """
-    sha = _git("rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}")
+    sha = _git("rev-parse", "--verify", "--end-of-options", f"{commit}^{{commit}}")
     folder = cache.resolve() / sha
     source, environment = folder / "source", folder / "venv"
     _extract(sha, source)
@@ -154,7 +154,7 @@ def _make_environment(environment: Path, source: Path, *, shared: bool) -> None:
 
 
 def _git(*arguments: str) -> str:
-    return _run(["git", "-C", ROOT, *arguments], f"git {arguments[0]}").stdout.strip()
+    return _run(["git", "-C", ROOT, *arguments], " ".join(["git", *arguments])).stdout.strip()
 
 
 def _run(
