@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,7 @@ def test_report_and_manifest_agree() -> None:
     assert f"{manifest.quality['test_accuracy']:.2%}".rstrip("%") in (path / "report" / "index.html").read_text()
 
 
+@pytest.mark.skipif(find_spec("tensorflow") is None, reason="training needs the extra 'training'")
 def test_what_is_trained_here_is_served(tmp_path: Path) -> None:
     """``train``, ``evaluate`` and ``export`` on a small set, as commands, make a bundle that ``serve`` accepts and
     that answers as its manifest says.
