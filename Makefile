@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 ENGINE ?= docker
 BIN    := $(VENV)/bin
+# Pages with generated tables.
+GENERATED := docs/models.md docs/reference/settings.md docs/reference/metrics.md
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-service testimage lint format train bench soak image stubs lock docs clean
@@ -56,7 +58,7 @@ lint: $(VENV)/.dev ## Check style, types, import layers, the proto, generated st
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python scripts/check_generated.py
-	$(BIN)/python -m cogapp --check --diff README.md docs/models.md
+	$(BIN)/python -m cogapp --check --diff $(GENERATED)
 
 format: $(VENV)/.dev ## Apply the automatic fixes of ruff and format the code.
 	$(BIN)/ruff check --fix .
@@ -80,7 +82,7 @@ stubs: $(VENV)/.dev ## Generate the Python modules of the protocol.
 	$(BIN)/python scripts/check_generated.py --write
 
 docs: $(VENV)/.dev ## Update the generated tables in docs/.
-	$(BIN)/python -m cogapp -r README.md docs/models.md
+	$(BIN)/python -m cogapp -r $(GENERATED)
 
 # All locks agree with serve.txt, so one environment can hold serve, test and dev. No lock contains an index address.
 # onnxruntime and onnxruntime-gpu install the same files, so an environment can hold only one: cuda.txt omits onnxruntime.
