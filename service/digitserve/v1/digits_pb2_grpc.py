@@ -64,8 +64,8 @@ class DigitServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ClassifyStream(self, request_iterator, context):
-        """The same for many requests on one stream. Answers are in the order of the requests; an invalid request gets an error in
-        its place and does not affect the others.
+        """The same for many requests on one stream. Answers are in the order of the requests; an invalid request gets an
+        error in its place and does not affect the others.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
