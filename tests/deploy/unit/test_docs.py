@@ -1,9 +1,12 @@
-"""The documentation: its links lead somewhere, and the README stays one page."""
+"""The documentation: its links lead somewhere, what it copies from the code is current, the README stays one page."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+
+from digitserve.client import RETRY_POLICY
 
 ROOT = Path(__file__).parents[3]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -37,3 +40,10 @@ def test_every_page_of_the_documentation_is_in_its_index() -> None:
 def test_the_readme_is_short() -> None:
     """The README has at most 90 lines; everything else is in ``docs/``."""
     assert len((ROOT / "README.md").read_text().splitlines()) <= 90
+
+
+def test_the_documented_retry_policy_is_that_of_the_client() -> None:
+    """The service config in ``docs/how-to/clients.md`` is ``digitserve.client.RETRY_POLICY``."""
+    page = (ROOT / "docs" / "how-to" / "clients.md").read_text()
+    documented = re.search(r"```json\n(.*?)```", page, re.DOTALL)[1]  # type: ignore[index]
+    assert json.loads(documented) == json.loads(RETRY_POLICY)
