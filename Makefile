@@ -69,16 +69,16 @@ train: $(VENV)/.dev ## Train the default network on MNIST, evaluate it, and expo
 	$(BIN)/digitserve-train evaluate runs/default
 	$(BIN)/digitserve-train export runs/default
 
-bench: $(VENV)/.dev ## Compare the service with targets, lower bounds and a grpc.aio service; write docs/benchmarks.md (needs h2load).
-	$(BIN)/python -m benchmarks.compare --write docs/benchmarks.md $(ARGS)
+bench: $(VENV)/.dev ## Measure against targets and a grpc.aio service, and write docs/benchmarks.md; ARGS="--against COMMIT" compares two commits.
+	$(BIN)/python -m benchmarks.compare $(if $(findstring --against,$(ARGS)),,--write docs/benchmarks.md) $(ARGS)
 
-soak: $(VENV)/.dev ## Send a million requests to one worker and report its memory (takes minutes). ARGS=... adds flags.
+soak: $(VENV)/.dev ## Check the memory growth of a worker over a million requests (minutes). ARGS=... adds flags.
 	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 image: ## Build the container image. TARGET=cuda: for GPUs (experimental). ENGINE=podman or buildah: instead of docker.
 	$(ENGINE) build $(if $(TARGET),--target $(TARGET) -t digitserve:$(TARGET),-t digitserve) .
 
-stubs: $(VENV)/.dev ## Generate the Python modules of the protocol.
+stubs: $(VENV)/.dev ## Regenerate the Python modules of the protocol.
 	$(BIN)/python scripts/check_generated.py --write
 
 docs: $(VENV)/.dev ## Update the generated tables in docs/.
