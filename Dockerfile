@@ -11,7 +11,7 @@ RUN python3 -m venv /opt/digitserve
 FROM tools AS build
 COPY requirements/serve.txt requirements/
 RUN /opt/digitserve/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements/serve.txt
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY service service
 COPY training training
 # Not editable: the image holds the installed package, compiled, and none of the tools that installed it.
@@ -22,7 +22,7 @@ RUN /opt/digitserve/bin/pip install --no-cache-dir --no-deps --no-build-isolatio
 FROM tools AS build-cuda
 COPY requirements/cuda.txt requirements/
 RUN /opt/digitserve/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements/cuda.txt
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY service service
 COPY training training
 RUN /opt/digitserve/bin/pip install --no-cache-dir --no-deps --no-build-isolation . \

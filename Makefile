@@ -1,14 +1,16 @@
-# Everything a newcomer, an operator and CI call. Nothing to install first but Python 3.11+ with venv, and make.
+# The commands of users, operators, developers and CI. Needs only Python 3.11 or newer with venv, make and a package index.
 PYTHON ?= python3
 VENV   ?= .venv
 ENGINE ?= docker
 BIN    := $(VENV)/bin
+# Pages with generated tables.
+GENERATED := docs/models.md docs/reference/settings.md docs/reference/metrics.md
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test testimage lint format train bench soak image stubs lock docs clean
+.PHONY: help serve test test-service testimage lint format train bench soak image stubs lock docs clean
 
-help: ## Show what can be done.
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+help: ## List the targets.
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' || \
@@ -17,7 +19,7 @@ $(VENV)/bin/python:
 	  { echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# Locks first, with hashes; then the project itself, which has none.
+# First the locked requirements, checked by hash; then the project itself, which has no hash.
 define install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/$(1).txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
@@ -28,29 +30,37 @@ $(VENV)/.serve: requirements/serve.txt pyproject.toml | $(VENV)/bin/python
 	@echo "Installing what serving needs into $(VENV) ..."
 	$(call install,serve)
 
-$(VENV)/.dev: requirements/dev.txt pyproject.toml | $(VENV)/bin/python
-	@echo "Installing what training and tests need into $(VENV), TensorFlow included (2 GB, about a minute) ..."
-	$(call install,dev)
+$(VENV)/.test: requirements/test.txt pyproject.toml | $(VENV)/bin/python
+	@echo "Installing what the tests of the service need into $(VENV) (without TensorFlow) ..."
+	$(call install,test)
 	@touch $(VENV)/.serve
 
-serve: $(VENV)/.serve ## Serve the newest model in models/ on gRPC port 50051 and HTTP port 8080. ARGS=... adds flags.
+$(VENV)/.dev: requirements/dev.txt pyproject.toml | $(VENV)/bin/python
+	@echo "Installing what training and all tests need into $(VENV) (with TensorFlow: 2 GB, about a minute) ..."
+	$(call install,dev)
+	@touch $(VENV)/.serve $(VENV)/.test
+
+serve: $(VENV)/.serve ## Serve the newest version of models/digits: gRPC on port 50051, HTTP on 8080. ARGS=... adds flags.
 	@exec $(BIN)/digitserve serve $(ARGS)
 
-test: $(VENV)/.dev ## Run all tests. ARGS=... goes to pytest.
+test: $(VENV)/.dev ## Run all tests but those of the image. ARGS=... is passed to pytest (folders, -k, ...).
 	$(BIN)/python -m pytest $(ARGS)
 
-testimage: $(VENV)/.dev ## Build the image over a base made of Debian packages, and run it (needs root, podman, buildah, runc, mmdebstrap).
+test-service: $(VENV)/.test ## Run the tests of service, client, bench, deployment and fuzzing, without TensorFlow.
+	$(BIN)/python -m pytest tests/service tests/client tests/bench tests/deploy tests/fuzz $(ARGS)
+
+testimage: $(VENV)/.dev ## Build the image on a base of Debian packages and test it (needs root, podman, buildah, runc, mmdebstrap).
 	$(BIN)/python -m pytest tests/image $(ARGS)
 
-lint: $(VENV)/.dev ## Check style, types, import directions, the proto, stale stubs and stale tables.
+lint: $(VENV)/.dev ## Check style, types, import layers, the proto, generated stubs and generated tables.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python scripts/check_generated.py
-	$(BIN)/python -m cogapp --check --diff README.md docs/models.md
+	$(BIN)/python -m cogapp --check --diff $(GENERATED)
 
-format: $(VENV)/.dev ## Bring the code into shape.
+format: $(VENV)/.dev ## Apply the automatic fixes of ruff and format the code.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -65,22 +75,23 @@ bench: $(VENV)/.dev ## Measure against targets and a grpc.aio service, and write
 soak: $(VENV)/.dev ## Check the memory growth of a worker over a million requests (minutes). ARGS=... adds flags.
 	$(BIN)/python -m benchmarks.soak $(ARGS)
 
-image: ## Build the container image. TARGET=cuda builds the one for GPUs; ENGINE=podman or buildah will do as well.
+image: ## Build the container image. TARGET=cuda: for GPUs (experimental). ENGINE=podman or buildah: instead of docker.
 	$(ENGINE) build $(if $(TARGET),--target $(TARGET) -t digitserve:$(TARGET),-t digitserve) .
 
 stubs: $(VENV)/.dev ## Regenerate the Python modules of the protocol.
 	$(BIN)/python scripts/check_generated.py --write
 
-docs: $(VENV)/.dev ## Write the generated tables of README and docs anew.
-	$(BIN)/python -m cogapp -r README.md docs/models.md
+docs: $(VENV)/.dev ## Update the generated tables in docs/.
+	$(BIN)/python -m cogapp -r $(GENERATED)
 
-# The other locks follow the first, so that one environment holds serve and dev. No index address gets into any.
-# onnxruntime and onnxruntime-gpu are one package twice, of which an environment can hold one: cuda leaves the first out.
+# All locks agree with serve.txt, so one environment can hold serve, test and dev. No lock contains an index address.
+# onnxruntime and onnxruntime-gpu install the same files, so an environment can hold only one: cuda.txt omits onnxruntime.
 LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml
-lock: $(VENV)/.dev ## Resolve the dependencies of pyproject.toml anew.
+lock: $(VENV)/.dev ## Resolve the dependencies of pyproject.toml and write requirements/*.txt.
 	$(LOCK) --group build --output-file requirements/serve.txt $(ARGS)
 	$(LOCK) --extra training --group build --group dev --group bench -c requirements/serve.txt --output-file requirements/dev.txt $(ARGS)
+	$(LOCK) --extra plot --group build --group test --group bench -c requirements/dev.txt --output-file requirements/test.txt $(ARGS)
 	$(LOCK) --extra cuda --group build -c requirements/serve.txt --no-emit-package onnxruntime --output-file requirements/cuda.txt $(ARGS)
 
-clean: ## Remove the virtual environment and all caches; models and runs stay.
+clean: ## Remove the virtual environment and caches; keep models/ and runs/.
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

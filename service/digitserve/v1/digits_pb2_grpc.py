@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class DigitServiceStub:
-    """Answers which digit each image shows.
+    """Classifies images of handwritten digits.
     """
 
     def __init__(self, channel):
@@ -53,25 +53,26 @@ class DigitServiceStub:
 
 
 class DigitServiceServicer:
-    """Answers which digit each image shows.
+    """Classifies images of handwritten digits.
     """
 
     def Classify(self, request, context):
-        """Classifies one or more images of one size; one prediction an image, in order.
+        """Classifies one or more images of the same size. Returns one prediction per image, in order.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ClassifyStream(self, request_iterator, context):
-        """The same for many requests on one stream; answers come in request order, and a bad request costs only itself.
+        """The same for many requests on one stream. Answers are in the order of the requests; an invalid request gets an
+        error in its place and does not affect the others.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """Describes the model being served.
+        """Describes the model that is served.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -104,7 +105,7 @@ def add_DigitServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DigitService:
-    """Answers which digit each image shows.
+    """Classifies images of handwritten digits.
     """
 
     @staticmethod

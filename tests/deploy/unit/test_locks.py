@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 REQUIREMENTS = Path(__file__).parents[3] / "requirements"
-LOCKS = ["serve.txt", "dev.txt", "cuda.txt"]
+LOCKS = ["serve.txt", "test.txt", "dev.txt", "cuda.txt"]
 
 
 def pins(lock: str) -> dict[str, set[str]]:
@@ -39,3 +39,11 @@ def test_the_lock_for_cuda_is_the_lock_for_serving_on_another_onnxruntime() -> N
     serve, on_cuda = pins("serve.txt"), pins("cuda.txt")
     assert on_cuda.pop("onnxruntime-gpu") == serve.pop("onnxruntime")
     assert {name: versions for name, versions in on_cuda.items() if not name.startswith("nvidia-")} == serve
+
+
+def test_the_lock_for_tests_of_the_service_is_part_of_the_lock_for_all_tests() -> None:
+    """Both environments run the tests on the same versions, and only the larger one brings TensorFlow."""
+    test, dev = pins("test.txt"), pins("dev.txt")
+    assert {name: dev.get(name) for name in test} == test
+    assert "tensorflow-cpu" in dev
+    assert not [name for name in test if name.startswith(("tensorflow", "keras"))]

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,7 @@ def test_report_and_manifest_agree() -> None:
     assert f"{manifest.quality['test_accuracy']:.2%}".rstrip("%") in (path / "report" / "index.html").read_text()
 
 
+@pytest.mark.skipif(find_spec("tensorflow") is None, reason="training needs the extra 'training'")
 def test_train_evaluate_export_serve(tmp_path: Path) -> None:
     """The commands ``train``, ``evaluate`` and ``export`` on a small data set make a bundle that ``serve`` accepts and
     that reaches the accuracy of its manifest.
