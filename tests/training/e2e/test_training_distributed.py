@@ -15,7 +15,7 @@ from digitserve_training.data import splits
 from digitserve_training.data.splits import Labelled, Split
 from digitserve_training.errors import RunError, WorkerError
 from digitserve_training.fit import checkpoint, settings
-from digitserve_training.fit.settings import Asked, Settings
+from digitserve_training.fit.settings import Options, Settings
 from digitserve_training.fit.train import train
 
 EPOCHS = 3
@@ -86,8 +86,8 @@ def begin(preset: str, seed: int = 1) -> tuple[Settings, Split]:
     for image, label in zip(images, labels, strict=True):
         image[4 + 2 * label : 6 + 2 * label] = 255
     labelled = Labelled(images, labels)
-    asked = Asked(preset=preset, epochs=EPOCHS, seed=seed)
-    return settings.start(asked, labelled.names, splits.fingerprint(labelled)), splits.split(labelled)
+    asked = Options(preset=preset, epochs=EPOCHS, seed=seed)
+    return settings.resolve(asked, labelled.names, splits.fingerprint(labelled)), splits.split(labelled)
 
 
 def run_workers(folder: Path, seeds: tuple[int, int]) -> list[tuple[int, str]]:

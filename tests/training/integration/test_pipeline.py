@@ -33,11 +33,11 @@ from digitserve_training.export import precision
 from digitserve_training.export.export import Destination, publish
 from digitserve_training.export.quantize import quantize
 from digitserve_training.fit import checkpoint, settings
-from digitserve_training.fit.settings import Asked, Settings
+from digitserve_training.fit.settings import Options, Settings
 from digitserve_training.fit.train import Training, train
-from digitserve_training.fit.weights import restore
+from digitserve_training.fit.weights import restore_network
 from digitserve_training.model.layers import Conv, Flatten
-from digitserve_training.model.onnx_graph import answering, convert
+from digitserve_training.model.onnx_graph import convert, serving_function
 from digitserve_training.model.preset_files import preset_to_json
 from digitserve_training.model.presets import PRESETS
 
@@ -103,7 +103,9 @@ def test_images(digits_path: Path) -> Labelled:
 def start(digits_path: Path, *, epochs: int, limit: int, **asked: Any) -> tuple[Settings, splits.Split]:
     """Return settings and images of a run on a part of the small set."""
     training = splits.read_training(digits_path)
-    chosen = settings.start(Asked(epochs=epochs, limit=limit, **asked), training.names, splits.fingerprint(training))
+    chosen = settings.resolve(
+        Options(epochs=epochs, limit=limit, **asked), training.names, splits.fingerprint(training)
+    )
     return chosen, splits.split(training, limit)
 
 
@@ -202,7 +204,7 @@ def test_export_makes_a_bundle_that_the_service_opens(
     exported = bundle.read(tmp_path / "digits" / "1")
     outputs = Session(exported).run(test_images.images)
 
-    logits = restore(checkpoint.load(run_dir))(test_images.images, training=False).numpy()
+    logits = restore_network(checkpoint.load(run_dir))(test_images.images, training=False).numpy()
     assert np.array_equal(outputs.probabilities.argmax(axis=1), logits.argmax(axis=1))
     accuracy = np.mean(logits.argmax(axis=1) == test_images.labels)
     assert exported.manifest.quality["test_accuracy"] == pytest.approx(accuracy)
@@ -347,7 +349,7 @@ def perturbed(network: keras.Model, amount: float) -> keras.Model:
 def test_failed_parity_writes_nothing(run_dir: Path, digits_path: Path, tmp_path: Path, test_images: Labelled) -> None:
     """Where Keras and the graph differ on test images, by weights that really differ, there is no bundle."""
     opened = candidate.open_candidate(run_dir, digits_path)
-    other = replace(opened, answer=answering(perturbed(restore(opened.state), 0.5), 1.0))
+    other = replace(opened, answer=serving_function(perturbed(restore_network(opened.state), 0.5), 1.0))
 
     with pytest.raises(ParityError, match=r"largest difference of a probability 0\.\d+.* of 200 labels differ"):
         publish(other, test_images, Destination(tmp_path / "models"))
@@ -359,7 +361,7 @@ def test_failed_export_ends_with_figures(
     run_dir: Path, tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The command whose converter got the weights wrong ends with status 6, figures, and nothing written."""
-    wrong = answering(perturbed(restore(checkpoint.load(run_dir)), 5.0), 1.0)
+    wrong = serving_function(perturbed(restore_network(checkpoint.load(run_dir)), 5.0), 1.0)
     monkeypatch.setattr(candidate, "convert", lambda _: convert(wrong))
 
     ended = invoke("export", run_dir, "--models", tmp_path / "models")
@@ -375,7 +377,7 @@ def test_measured_accuracy_and_loss(run_dir: Path, digits_path: Path, test_image
 
     measured = measure(opened.session, test_images)
 
-    logits = restore(opened.state)(test_images.images, training=False) / opened.temperature
+    logits = restore_network(opened.state)(test_images.images, training=False) / opened.temperature
     losses = keras.losses.sparse_categorical_crossentropy(test_images.labels, logits, from_logits=True)
     assert measured.loss == pytest.approx(float(np.mean(losses)), rel=1e-4)
     assert measured.accuracy == pytest.approx(np.mean(np.argmax(logits, axis=1) == test_images.labels))

@@ -12,9 +12,9 @@ from digitserve_training.data.splits import Labelled, Split
 from digitserve_training.errors import RunError
 from digitserve_training.evaluate import candidate
 from digitserve_training.export import parity
-from digitserve_training.fit.settings import Asked, Settings, resume, start
+from digitserve_training.fit.settings import Options, Settings, resume, start
 from digitserve_training.fit.train import Training, train
-from digitserve_training.fit.weights import restore
+from digitserve_training.fit.weights import restore_network
 from digitserve_training.model.onnx_graph import convert
 
 
@@ -30,7 +30,7 @@ def bars(number: int) -> Labelled:
 
 def begin(precision: str) -> tuple[Settings, Split]:
     images = bars(300)
-    asked = Asked(preset="lenet5", epochs=8, precision=precision)
+    asked = Options(preset="lenet5", epochs=8, precision=precision)
     return start(asked, images.names, splits.fingerprint(images)), splits.split(images)
 
 
@@ -41,7 +41,7 @@ def test_learns_and_leaves_float32(tmp_path: Path) -> None:
 
     assert state.history[-1]["validation_accuracy"] > 0.9
     assert {str(array.dtype) for array in state.arrays.values() if array.ndim} == {"float32"}
-    answer = candidate.answering(restore(state), 1.0)
+    answer = candidate.serving_function(restore_network(state), 1.0)
     graph = convert(answer)
     held = {value.data_type for value in onnx.load_from_string(graph).graph.initializer}
     assert held <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.INT32}
@@ -78,8 +78,8 @@ def test_a_run_keeps_its_precision() -> None:
     """A run is resumed in the precision that it was started with; runs from before there was a choice, in float32."""
     chosen, _ = begin("bfloat16")
 
-    assert resume(Asked(), chosen, chosen.data_sha256) == chosen
+    assert resume(Options(), chosen, chosen.data_sha256) == chosen
     with pytest.raises(RunError, match="precision was bfloat16, now float32"):
-        resume(Asked(precision="float32"), chosen, chosen.data_sha256)
+        resume(Options(precision="float32"), chosen, chosen.data_sha256)
     old = {name: value for name, value in vars(chosen).items() if name != "precision"}
     assert Settings(**old).precision == "float32"

@@ -13,9 +13,9 @@ from digitserve_training.data import splits
 from digitserve_training.data.splits import Labelled
 from digitserve_training.errors import RunError
 from digitserve_training.fit import checkpoint, settings, teachers
-from digitserve_training.fit.settings import Asked, Settings, Teacher
+from digitserve_training.fit.settings import Options, Settings, TeacherRun
 from digitserve_training.fit.train import Training, train
-from digitserve_training.fit.weights import restore
+from digitserve_training.fit.weights import restore_network
 from digitserve_training.model.presets import Recipe
 
 
@@ -34,7 +34,9 @@ SPLIT = splits.split(IMAGES)
 
 def start(**asked: object) -> Settings:
     """Complete settings of a run on the bars."""
-    return settings.start(Asked(**{"preset": "lenet5", "epochs": 1, **asked}), IMAGES.names, splits.fingerprint(IMAGES))  # type: ignore[arg-type]
+    return settings.resolve(
+        Options(**{"preset": "lenet5", "epochs": 1, **asked}), IMAGES.names, splits.fingerprint(IMAGES)
+    )  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -48,28 +50,30 @@ def teacher_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_student_learns_what_its_teacher_says(teacher_dir: Path, tmp_path: Path) -> None:
     """Where labels are wrong and teachers give all of the target, the student learns what the teacher says."""
     wrong = splits.Split(dataclasses.replace(SPLIT.training, labels=(SPLIT.training.labels + 1) % 10), SPLIT.validation)
-    chosen = start(epochs=12, teachers=teachers.find([str(teacher_dir)]))
+    chosen = start(epochs=12, teachers=teachers.identify([str(teacher_dir)]))
     preset = settings.preset_of(chosen)
-    recipe = dataclasses.replace(preset.recipe, teaching=1.0)
+    recipe = dataclasses.replace(preset.recipe, distillation=1.0)
     chosen = dataclasses.replace(chosen, definition=settings.preset_to_json(dataclasses.replace(preset, recipe=recipe)))
 
     state = train(chosen, wrong, tmp_path / "student")
 
-    said = restore(state)(SPLIT.validation.images, training=False).numpy().argmax(axis=1)
-    taught = restore(checkpoint.load(teacher_dir))(SPLIT.validation.images, training=False).numpy().argmax(axis=1)
+    said = restore_network(state)(SPLIT.validation.images, training=False).numpy().argmax(axis=1)
+    taught = (
+        restore_network(checkpoint.load(teacher_dir))(SPLIT.validation.images, training=False).numpy().argmax(axis=1)
+    )
     assert np.mean(said == taught) > 0.9
     assert np.mean(taught == SPLIT.validation.labels) > 0.9
 
 
 def test_several_teachers_are_asked_for_their_mean(teacher_dir: Path) -> None:
     """The answer is the mean of what each network thinks probable, and sums to one."""
-    first = restore(checkpoint.load(teacher_dir))
-    second = restore(checkpoint.Checkpoint(start(), 0, (), Training(start(seed=9), SPLIT).arrays()))
+    first = restore_network(checkpoint.load(teacher_dir))
+    second = restore_network(checkpoint.Checkpoint(start(), 0, (), Training(start(seed=9), SPLIT).arrays()))
     images, recipe = tf.constant(SPLIT.validation.images), Recipe(epochs=1, outliers=0.1)
 
-    both = teachers.answer([first, second], images, recipe).numpy()
+    both = teachers.soft_targets([first, second], images, recipe).numpy()
 
-    alone = [teachers.answer([network], images, recipe).numpy() for network in (first, second)]
+    alone = [teachers.soft_targets([network], images, recipe).numpy() for network in (first, second)]
     assert both == pytest.approx(np.mean(alone, axis=0), abs=1e-6)
     assert both.shape == (len(SPLIT.validation), 11)
     assert both.sum(axis=1) == pytest.approx(1, abs=1e-5)
@@ -77,16 +81,16 @@ def test_several_teachers_are_asked_for_their_mean(teacher_dir: Path) -> None:
 
 def test_checkpoints_keep_who_taught(teacher_dir: Path, tmp_path: Path) -> None:
     """A student's checkpoint names its teachers, its command repeats them, and it is resumed with no other."""
-    chosen = start(teachers=teachers.find([str(teacher_dir)]))
+    chosen = start(teachers=teachers.identify([str(teacher_dir)]))
     train(chosen, SPLIT, tmp_path / "student")
 
     stored = checkpoint.load(tmp_path / "student").settings
 
     assert stored == chosen
     assert stored.command.endswith(f" --teacher {teacher_dir}")
-    assert settings.resume(Asked(), stored, stored.data_sha256) == chosen
+    assert settings.resolve_resumed(Options(), stored, stored.data_sha256) == chosen
     with pytest.raises(RunError, match="teachers was"):
-        settings.resume(Asked(teachers=(Teacher("elsewhere", "abc"),)), stored, stored.data_sha256)
+        settings.resolve_resumed(Options(teachers=(TeacherRun("elsewhere", "abc"),)), stored, stored.data_sha256)
 
 
 @pytest.mark.parametrize(
@@ -102,10 +106,10 @@ def test_no_teacher_that_may_have_seen_what_the_student_is_judged_by(
     teacher_dir: Path, changes: dict[str, object], told: str
 ) -> None:
     """A teacher of other images, another split or other outcomes is refused, with both values."""
-    chosen = start(teachers=teachers.find([str(teacher_dir)]))
+    chosen = start(teachers=teachers.identify([str(teacher_dir)]))
 
     with pytest.raises(RunError, match=told):
-        teachers.load(dataclasses.replace(chosen, **changes))  # type: ignore[arg-type]
+        teachers.load_networks(dataclasses.replace(chosen, **changes))  # type: ignore[arg-type]
 
 
 def test_a_teacher_must_be_finished_and_the_same(teacher_dir: Path, tmp_path: Path) -> None:
@@ -113,10 +117,10 @@ def test_a_teacher_must_be_finished_and_the_same(teacher_dir: Path, tmp_path: Pa
     state = checkpoint.load(teacher_dir)
     checkpoint.save(tmp_path / "unfinished", dataclasses.replace(state, epoch=3))
     with pytest.raises(RunError, match="has done 3 of 12 epochs"):
-        teachers.load(start(teachers=teachers.find([str(tmp_path / "unfinished")])))
+        teachers.load_networks(start(teachers=teachers.identify([str(tmp_path / "unfinished")])))
 
     with pytest.raises(RunError, match="is not the one that this run learned from"):
-        teachers.load(start(teachers=(Teacher(str(teacher_dir), "abc"),)))
+        teachers.load_networks(start(teachers=(TeacherRun(str(teacher_dir), "abc"),)))
 
 
 def test_what_is_kept_of_a_run_teaches_the_same(teacher_dir: Path, tmp_path: Path) -> None:
@@ -132,7 +136,9 @@ def test_what_is_kept_of_a_run_teaches_the_same(teacher_dir: Path, tmp_path: Pat
     recipe = Recipe(epochs=1)
     images = tf.constant(SPLIT.validation.images)
     whole, half = (
-        teachers.answer(teachers.load(start(teachers=teachers.find([str(folder)]))), images, recipe).numpy()
+        teachers.soft_targets(
+            teachers.load_networks(start(teachers=teachers.identify([str(folder)]))), images, recipe
+        ).numpy()
         for folder in (teacher_dir, kept)
     )
     assert half == pytest.approx(whole, abs=0.01)

@@ -15,8 +15,8 @@ from digitserve_training.data import splits
 from digitserve_training.data.splits import Labelled, Split
 from digitserve_training.errors import RunError
 from digitserve_training.fit import checkpoint, settings
-from digitserve_training.fit.settings import Asked
-from digitserve_training.fit.tensorboard import FOLDER, NUM_IMAGES, Board
+from digitserve_training.fit.settings import Options
+from digitserve_training.fit.tensorboard import FOLDER, NUM_IMAGES, TensorBoardWriter
 from digitserve_training.fit.train import train
 from support.limits import largest_file
 
@@ -30,7 +30,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Split]:
     generator = np.random.default_rng(1)
     images = Labelled(generator.integers(0, 256, (150, 28, 28, 1), np.uint8), generator.integers(0, 10, 150))
     split = splits.split(images)
-    train(settings.start(Asked(preset="lenet5", epochs=2), images.names, splits.fingerprint(images)), split, run_dir)
+    train(
+        settings.resolve(Options(preset="lenet5", epochs=2), images.names, splits.fingerprint(images)), split, run_dir
+    )
     return run_dir, split
 
 
@@ -83,7 +85,7 @@ def test_resumed_run_has_no_epoch_twice(tmp_path: Path) -> None:
     """Stopped before or after TensorBoard was told of an epoch, and resumed, each epoch is there once."""
     told = [{"epoch": epoch, "training_loss": 1 / epoch} for epoch in range(1, 6)]
     for done, epochs in ((0, told[:3]), (2, told[2:3]), (4, told[4:])):
-        with Board(tmp_path, told[:done], EXAMPLES) as board:
+        with TensorBoardWriter(tmp_path, told[:done], EXAMPLES) as board:
             for metrics in epochs:
                 board.write(metrics)
 
@@ -97,7 +99,7 @@ def test_no_place_to_write(tmp_path: Path) -> None:
     (tmp_path / FOLDER).write_text("a file where the folder should be")
 
     with pytest.raises(RunError, match="TensorBoard's file cannot be written to"):
-        Board(tmp_path, (), EXAMPLES)
+        TensorBoardWriter(tmp_path, (), EXAMPLES)
 
 
 def test_full_disk_is_told(tmp_path: Path) -> None:
@@ -105,7 +107,7 @@ def test_full_disk_is_told(tmp_path: Path) -> None:
     and closing the file does not hide it.
     """
     with ExitStack() as limited, pytest.raises(RunError, match="the checkpoint is intact: make room"):  # noqa: PT012, SIM117
-        with Board(tmp_path, (), EXAMPLES) as board:
+        with TensorBoardWriter(tmp_path, (), EXAMPLES) as board:
             size = max(path.stat().st_size for path in (tmp_path / FOLDER).iterdir())
             limited.enter_context(largest_file(size + 10))
             board.write({"epoch": 1, "training_loss": 0.5, "validation_loss": 0.5})

@@ -22,7 +22,7 @@ from digitserve_training.data import splits
 from digitserve_training.errors import DataError, DivergedError, RunError
 from digitserve_training.fit import checkpoint
 from digitserve_training.model.layers import Conv, Dropout, Flatten
-from digitserve_training.model.preset_files import find, preset_to_json
+from digitserve_training.model.preset_files import preset_to_json
 from digitserve_training.model.presets import Augmentation, Preset, Recipe
 from digitserve_training.tune import search
 from support.digits import scanned_digits
@@ -32,7 +32,9 @@ SMALL = Preset(
     name="small",
     summary="for tests",
     layers=(Conv(4, kernel=5, stride=4), Dropout(0.25), Flatten()),
-    recipe=Recipe(epochs=2, learning_rate=0.01, batch_size=32, warmup_epochs=0.0, averaging=0.0, schedule="constant"),
+    recipe=Recipe(
+        epochs=2, learning_rate=0.01, batch_size=32, warmup_epochs=0.0, ema_momentum=0.0, schedule="constant"
+    ),
     augmentation=Augmentation(),
 )
 
@@ -151,7 +153,7 @@ def test_many_sittings_are_like_one(study_dir: Path, tmp_path: Path, invoke: Inv
 
 
 def test_a_finished_study_is_left_as_it_is(study_dir: Path, invoke: Invoke) -> None:
-    """Asked for no more trials than there are, it shows them and trains nothing."""
+    """Options for no more trials than there are, it shows them and trains nothing."""
     before = table(study_dir)
 
     ended = invoke(study_dir, "--trials", 2)
