@@ -144,7 +144,7 @@ def train_run(
 @click.argument("folder", metavar="FOLDER", type=click.Path(path_type=Path))
 @_command
 def keep_teacher(run_dir: Path, folder: Path) -> None:
-    """Write a small copy of a finished run into FOLDER. It can be used with --teacher, and for nothing else."""
+    """Write a small copy of a finished run, RUN, into FOLDER. It can be used with --teacher, and for nothing else."""
     _use_threads(None)
     from digitserve_training.fit import teachers  # noqa: PLC0415 - TensorFlow
 
@@ -166,7 +166,7 @@ def keep_teacher(run_dir: Path, folder: Path) -> None:
 def evaluate_runs(
     run_dirs: tuple[Path, ...], results: Path | None, data_path: Path | None, threads: int | None
 ) -> None:
-    """Measure networks on validation, test, corrupted and unfamiliar images; write reports into RUN/report."""
+    """Measure the networks of runs on validation, test, corrupted and unfamiliar images; write reports into RUN/report."""
     _use_threads(threads)
     from digitserve_training.evaluate import report  # noqa: PLC0415 - TensorFlow
 
@@ -200,7 +200,7 @@ def evaluate_runs(
 @THREADS
 @_command
 def export_run(run_dir: Path, data_path: Path | None, threads: int | None, precision: Any, **destination: Any) -> None:
-    """Convert a finished run to ONNX, compare it with Keras, and write a model bundle if the outputs are equal."""
+    """Convert a finished run, RUN, to ONNX, compare its outputs with Keras, and write a model bundle if they agree."""
     _use_threads(threads)
     from digitserve_training.export.export import Destination, export  # noqa: PLC0415 - TensorFlow
 
