@@ -1,4 +1,4 @@
-"""Training on several devices and workers, in separate processes: TensorFlow configures devices only once per process."""
+"""Training on several devices and workers, in separate processes: TensorFlow configures devices once per process."""
 
 import json
 import os
@@ -120,8 +120,8 @@ def environment(**added: str) -> dict[str, str]:
 
 
 def test_two_devices_train_like_one() -> None:
-    """Without dropout, batch norm and augmentation, two replicas take the same steps as one device, even for a batch of a
-    single image. With them, replicas stay equal, except that their dropout differs.
+    """Without dropout, batch norm and augmentation, two replicas take the same steps as one device, even for a batch
+    of a single image. With them, replicas stay equal, except that their dropout differs.
     """
     ended = subprocess.run(
         [sys.executable, "-c", MIRRORED], env=environment(), capture_output=True, text=True, check=False
@@ -132,8 +132,8 @@ def test_two_devices_train_like_one() -> None:
 
 @pytest.mark.timeout(300)
 def test_two_workers_then_one(tmp_path: Path) -> None:
-    """Two workers in a TF_CONFIG cluster have equal weights after two epochs, and only the chief writes files. If one is
-    killed, the other ends with an error, and one process can resume from its checkpoint.
+    """Two workers in a TF_CONFIG cluster have equal weights after two epochs, and only the chief writes files. If one
+    is killed, the other ends with an error, and one process can resume from its checkpoint.
     """
     (code, error), (killed, _) = run_workers(tmp_path, (1, 1))
 

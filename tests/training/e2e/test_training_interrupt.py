@@ -60,8 +60,8 @@ def test_interrupt_keeps_the_last_checkpoint(tmp_path: Path, noise_path: Path) -
 
 
 def test_interrupted_search_keeps_its_trials(tmp_path: Path, noise_path: Path) -> None:
-    """Ctrl-C ends a search with exit code 130 and no traceback, keeps finished trials, marks the current one as failed, and
-    enqueues its values again.
+    """Ctrl-C ends a search with exit code 130 and no traceback, keeps finished trials, marks the current one as
+    failed, and enqueues its values again.
     """
     preset = replace(PRESETS["lenet5"], name="small", layers=(Conv(2, stride=4), Flatten()))
     (tmp_path / "small.json").write_text(preset_to_json(preset))

@@ -36,8 +36,8 @@ def test_no_outputs_are_kept(notebook: nbformat.NotebookNode) -> None:
 
 @needs_mnist
 def test_top_to_bottom(notebook: nbformat.NotebookNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With fewer images, all cells run: they train, show mistakes, export, and get the same label from the ONNX file and
-    from the running service.
+    """With fewer images, all cells run: they train, show mistakes, export, and get the same label from the ONNX file
+    and from the running service.
     """
     for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "MPLCONFIGDIR"):
         monkeypatch.setenv(name, str(tmp_path / name))

@@ -120,7 +120,7 @@ def test_training_learns(run_dir: Path) -> None:
 
 @pytest.mark.parametrize("preset", ["compact", "conv2-dense256"])
 def test_resumed_training_is_the_same_training(digits_path: Path, tmp_path: Path, preset: str) -> None:
-    """A run that is stopped after an epoch and resumed ends with exactly the weights and metrics of an unstopped run."""
+    """A run that is stopped and resumed ends with exactly the weights and metrics of a run that was not stopped."""
     chosen, split = start(digits_path, preset=preset, epochs=2, limit=300)
     through = train(chosen, split, tmp_path / "through")
 
@@ -178,7 +178,7 @@ def test_divergence_stops_with_the_last_good_checkpoint(tmp_path: Path, invoke: 
 
 
 def test_evaluate_reports(run_dir: Path, invoke: Invoke, test_images: Labelled) -> None:
-    """``evaluate`` writes the confusion matrix as text, JSON and image; it agrees with the accuracy, which the page has."""
+    """``evaluate`` writes the confusion matrix as text, JSON and image, and an accuracy that agrees with it."""
     ended = invoke("evaluate", run_dir)
 
     assert ended.exit_code == 0
@@ -360,7 +360,7 @@ def test_failed_parity_writes_nothing(run_dir: Path, digits_path: Path, tmp_path
 def test_failed_export_reports_differences(
     run_dir: Path, tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the converted graph has wrong weights, the command ends with exit code 6 and the differences, and writes nothing."""
+    """If the graph has wrong weights, the command ends with exit code 6 and the differences, and writes nothing."""
     wrong = serving_function(perturbed(restore_network(checkpoint.load(run_dir)), 5.0), 1.0)
     monkeypatch.setattr(candidate, "convert", lambda _: convert(wrong))
 
@@ -393,8 +393,9 @@ def wide_int8_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_int8_bundle_is_the_same_network(
     run_dir: Path, tmp_path: Path, invoke: Invoke, digits_path: Path, test_images: Labelled, wide_int8_limits: None
 ) -> None:
-    """An int8 bundle opens in the service, computes in int8, and gives at least 99 % of images the label of float32. Its
-    golden outputs, quality and threshold are measured with the int8 graph; the manifest has the differences to float32.
+    """An int8 bundle opens in the service, computes in int8, and gives at least 99 % of images the label of float32.
+    Its golden outputs, quality and threshold are measured with the int8 graph; the manifest has the differences to
+    float32.
     """
     ended = invoke("export", run_dir, "--models", tmp_path, "--precision", "int8")
     assert ended.exit_code == 0, ended.output

@@ -36,7 +36,7 @@ def start(precision: str) -> tuple[Settings, Split]:
 
 
 def test_bfloat16_learns_and_exports_float32(tmp_path: Path) -> None:
-    """A training in bfloat16 learns; checkpoint and exported graph are float32, and the graph passes the parity check."""
+    """A training in bfloat16 learns; checkpoint and graph are float32, and the graph passes the parity check."""
     settings, split = start("bfloat16")
     state = train(settings, split, tmp_path)
 

@@ -1,4 +1,4 @@
-"""Knowledge distillation: students learn from teachers, runs store their teachers, and unsuitable teachers are rejected."""
+"""Knowledge distillation: students learn from teachers, runs store their teachers, and unfit teachers are rejected."""
 
 import dataclasses
 from pathlib import Path
@@ -124,8 +124,8 @@ def test_a_teacher_must_be_finished_and_the_same(teacher_dir: Path, tmp_path: Pa
 
 
 def test_keep_writes_a_small_teacher(teacher_dir: Path, tmp_path: Path) -> None:
-    """``keep`` writes a copy of a quarter of the run's size or less. As a teacher it gives the same soft targets, except
-    for the rounding to float16. A folder that already holds a run is rejected.
+    """``keep`` writes a copy of a quarter of the run's size or less. As a teacher it gives the same soft targets,
+    except for the rounding to float16. A folder that already holds a run is rejected.
     """
     kept = tmp_path / "kept"
     ended = CliRunner().invoke(main, ["keep", str(teacher_dir), str(kept)])

@@ -1,7 +1,7 @@
 """The commands of ``digitserve-train``: train, keep, evaluate, export, tune.
 
-This module does not import TensorFlow, so help is fast and a missing extra can be explained; each command imports what it
-needs when it runs. ``_command`` turns errors into a message and an exit code.
+This module does not import TensorFlow, so help is fast and a missing extra can be explained; each command imports
+what it needs when it runs. ``_command`` turns errors into a message and an exit code.
 """
 
 import sys
@@ -113,8 +113,8 @@ def train_run(
 ) -> None:
     """Train a network, with a checkpoint after each epoch. It can be stopped and resumed at any time.
 
-    Uses one device, all GPUs of this machine if there are several, or the cluster in the environment variable TF_CONFIG.
-    For a cluster, start the same command on every worker, with a run folder that all of them can read.
+    Uses one device, all GPUs of this machine if there are several, or the cluster in the environment variable
+    TF_CONFIG. For a cluster, start the same command on every worker, with a run folder that all of them can read.
     """
     folder = run_dir or Path("runs") / preset_files.find_preset(values["preset"]).name
     _use_threads(threads)
@@ -166,7 +166,7 @@ def keep_teacher(run_dir: Path, folder: Path) -> None:
 def evaluate_runs(
     run_dirs: tuple[Path, ...], results: Path | None, data_path: Path | None, threads: int | None
 ) -> None:
-    """Measure the networks of runs on validation, test, corrupted and unfamiliar images; write reports into RUN/report."""
+    """Measure networks on validation, test, corrupted and unfamiliar images; write a report into each RUN/report."""
     _use_threads(threads)
     from digitserve_training.evaluate import report  # noqa: PLC0415 - TensorFlow
 
@@ -292,7 +292,7 @@ def _require_packages() -> None:
     missing = [package for package in PACKAGES if not _installed(package)]
     if missing:
         _fail(
-            f"needs {', '.join(missing)}, which are not installed; install them with: pip install 'digitserve[training]'",
+            f"needs {', '.join(missing)}; install what is missing with: pip install 'digitserve[training]'",
             EXIT_USAGE,
         )
 

@@ -16,8 +16,8 @@ from digitserve_training.model.presets import DEFAULT_PRESET, PRESETS
 
 EXIT_CODES = (
     "Exit codes: 0 success; 1 a file cannot be read or written; 2 wrong usage, or the training extra is missing; "
-    "3 the data cannot be used; 4 the run cannot be used; 5 the loss is not finite; 6 the exported graph differs from the "
-    "network; 7 distributed workers disagree, or one is lost; 130 interrupted."
+    "3 the data cannot be used; 4 the run cannot be used; 5 the loss is not finite; 6 the exported graph differs from "
+    "the network; 7 distributed workers disagree, or one is lost; 130 interrupted."
 )
 """For help; 3 to 7 are the codes of ``errors``."""
 
@@ -44,7 +44,7 @@ class Command(click.Command):
             with formatter.section(title):
                 formatter.write_dl(records)
 
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """Write the exit codes."""
         formatter.write_paragraph()
         formatter.write_text(EXIT_CODES)
@@ -72,10 +72,10 @@ DATA = option(
     "data_path",
     group="Data",
     type=click.Path(path_type=Path),
-    help="File or folder of the dataset as published: for MNIST an npz file with the arrays of keras.datasets.mnist, or a "
-    "folder of idx files; for 'folder', a folder with one sub-folder of images per class. Default: for MNIST the path in "
-    f"the environment variable {splits.ENVIRONMENT}; else Keras's cache, downloaded if missing, for the datasets that "
-    "Keras provides.",
+    help="File or folder of the dataset as published: for MNIST an npz file with the arrays of keras.datasets.mnist, or "
+    "a folder of idx files; for 'folder', a folder with one sub-folder of images per class. Default: for MNIST the path "
+    f"in the environment variable {splits.ENVIRONMENT}; else Keras's cache, downloaded if missing, for the datasets "
+    "that Keras provides.",
 )
 THREADS = option(
     "--threads",

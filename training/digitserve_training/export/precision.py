@@ -25,9 +25,9 @@ NUM_CALIBRATION = 500
 each label in its share."""
 
 INT8_GOLDEN_TOLERANCE = 2e-3
-"""The ``Manifest.golden_tolerance`` of int8 bundles. Other kernels may round a value the other way, which is a difference
-of one quantisation step. Between optimised and plain kernels one step changed a probability of 1 000 test images by up to
-6e-4 (with weights of eight bits; 7e-6 with seven), so about three times that is allowed."""
+"""The ``Manifest.golden_tolerance`` of int8 bundles. Other kernels may round a value the other way, which is a
+difference of one quantisation step. Between optimised and plain kernels one step changed a probability of 1 000 test
+images by up to 6e-4 (with weights of eight bits; 7e-6 with seven), so about three times that is allowed."""
 
 MAX_ACCURACY_LOSS = 5e-4
 """Largest allowed loss of accuracy on validation images: 0.05 percentage points."""
@@ -36,8 +36,8 @@ MAX_MEAN_DIFFERENCE = 5e-3
 """Largest allowed mean difference of probabilities: a few times that of valid graphs."""
 
 MAX_DIFFERENCE = 0.5
-"""Largest allowed difference of any probability. If two labels are close, one rounding step changes their probabilities a
-lot, but rarely the label."""
+"""Largest allowed difference of any probability. If two labels are close, one rounding step changes their
+probabilities a lot, but rarely the label."""
 
 MAX_OTHER_LABELS = 0.005
 """Largest allowed share of images whose most probable label differs, correct or not."""
@@ -65,7 +65,8 @@ class Difference:
 
     def __str__(self) -> str:
         return (
-            f"accuracy {self.int8_accuracy:.2%}, float32 {self.float32_accuracy:.2%}, allowed loss {MAX_ACCURACY_LOSS:.2%}; "
+            f"accuracy {self.int8_accuracy:.2%}, float32 {self.float32_accuracy:.2%}, "
+            f"allowed loss {MAX_ACCURACY_LOSS:.2%}; "
             f"mean difference of a probability {self.mean_difference:.2g}, allowed {MAX_MEAN_DIFFERENCE:g}, "
             f"largest {self.largest_difference:.2g}, allowed {MAX_DIFFERENCE:g}; "
             f"{self.num_other_labels} of {self.num_images} labels differ, allowed {MAX_OTHER_LABELS:.1%}"

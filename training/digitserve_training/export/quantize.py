@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-import digitserve.inference.session  # noqa: F401 - turns off onnxruntime's telemetry, which works only before its import
+import digitserve.inference.session  # noqa: F401 - turns off onnxruntime's telemetry before its import
 from digitserve.inference.bundle import INPUT_NAME
 
 # isort: split
@@ -39,8 +39,8 @@ class _Batches:
 def quantize(graph: bytes, calibration: NDArray[np.uint8]) -> bytes:
     """Quantise weights per output channel, and activations by their range on the calibration images.
 
-    The first and the last layer stay float32. A convolution over one channel has too little work to gain from a quantised
-    input, and its rounding errors affect all later layers; logits need the precision.
+    The first and the last layer stay float32. A convolution over one channel has too little work to gain from a
+    quantised input, and its rounding errors affect all later layers; logits need the precision.
 
     Weights use seven of the eight bits. Processors without VNNI add two products in 16 bits, which silently overflows
     with eight-bit weights. With seven bits every processor gives the same sums; this cost at most two of 10 000 test

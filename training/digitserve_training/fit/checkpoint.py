@@ -1,8 +1,8 @@
 """Checkpoints: everything that a stopped training needs to continue as if it had not stopped.
 
-``train`` saves one after each epoch; ``cli``, ``teachers``, ``evaluate`` and ``export`` load it. One file holds settings,
-history and all arrays and is replaced atomically. So the folder of a run always holds one valid checkpoint, and an
-interrupt, a crash or a full disk loses at most the current epoch. Needs no TensorFlow.
+``train`` saves one after each epoch; ``cli``, ``teachers``, ``evaluate`` and ``export`` load it. One file holds
+settings, history and all arrays and is replaced atomically. So the folder of a run always holds one valid checkpoint,
+and an interrupt, a crash or a full disk loses at most the current epoch. Needs no TensorFlow.
 """
 
 import json

@@ -49,8 +49,8 @@ def is_chief() -> bool:
 def replica_share(num_images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Return the current replica's share of a batch; call it in a replica's context.
 
-    If a batch has fewer images than there are replicas, some replicas have none. Each of these takes an image of another
-    replica with weight 0, because batch normalisation cannot compute statistics of an empty batch.
+    If a batch has fewer images than there are replicas, some replicas have none. Each of these takes an image of
+    another replica with weight 0, because batch normalisation cannot compute statistics of an empty batch.
 
     Args:
         num_images: int32[], of the whole batch, at least 1.
@@ -88,7 +88,8 @@ def require_same_settings(description: str) -> None:
     current = tf.distribute.get_strategy()
     digest = int.from_bytes(hashlib.sha256(description.encode()).digest()[:4]) // 2
 
-    # One compiled function, because collectives block: if replicas ran one after the other, the first would wait forever.
+    # One compiled function, because collectives block: if replicas ran one after the other, the first would wait
+    # forever.
     total = tf.function(
         lambda: current.reduce(
             tf.distribute.ReduceOp.SUM, current.run(lambda: tf.constant(digest, tf.int64)), axis=None

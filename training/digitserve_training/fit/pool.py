@@ -1,7 +1,7 @@
 """The pool of images that a training draws its batches from: digits, simulated scans of digits, and non-digits.
 
-Created by ``train``. Scans and non-digits are drawn from the seed whenever a training starts or resumes, so they are not
-stored. Needs no TensorFlow.
+Created by ``train``. Scans and non-digits are drawn from the seed whenever a training starts or resumes, so they are
+not stored. Needs no TensorFlow.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ NO_LABEL = -1
 """Label of an image that is not a digit."""
 
 SCANS = Paper(smallest=8, largest=64, plain=0.4, scanned=0.25)
-"""Smaller and cleaner than the scans for evaluation: framing makes large drawings look like MNIST, small ones are hard."""
+"""Smaller and cleaner than the scans for evaluation: large drawings look like MNIST after framing, small ones do not."""
 
 OTHER_WRITING = 0.3
 """Share of the scans that do not show MNIST's digits but digits in other handwriting, or printed."""

@@ -1,7 +1,7 @@
 """Settings of a training: what determines its result, resolved from options, a preset and defaults.
 
-``cli`` and ``tune`` resolve them, ``train`` follows them, and each checkpoint stores them, so that a run is resumed with
-the settings that it was started with. Needs no TensorFlow.
+``cli`` and ``tune`` resolve them, ``train`` follows them, and each checkpoint stores them, so that a run is resumed
+with the settings that it was started with. Needs no TensorFlow.
 """
 
 from collections.abc import Mapping

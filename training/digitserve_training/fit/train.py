@@ -1,13 +1,13 @@
 """The training loop: settings and a split training set in, a run's folder with a checkpoint out.
 
-Called by ``cli`` for a run and by ``tune`` for each trial. The training set is one tensor in memory. Each step gathers its
-batch, augments it and takes one step of AdamW, all in one compiled function. The exponential moving average of the weights
-after the last epoch is validated, evaluated and exported. No epoch is selected by its validation result, so no images can
-leak into a selection.
+Called by ``cli`` for a run and by ``tune`` for each trial. The training set is one tensor in memory. Each step
+gathers its batch, augments it and takes one step of AdamW, all in one compiled function. The exponential moving
+average of the weights after the last epoch is validated, evaluated and exported. No epoch is selected by its
+validation result, so no images can leak into a selection.
 
-Everything runs under the current ``tf.distribute`` strategy, see ``distribute``. Every worker draws the same batches, and
-each replica takes its share of each batch. Weights, statistics and averages are equal on all replicas after every step.
-So each worker validates independently, and only the chief writes files.
+Everything runs under the current ``tf.distribute`` strategy, see ``distribute``. Every worker draws the same batches,
+and each replica takes its share of each batch. Weights, statistics and averages are equal on all replicas after every
+step. So each worker validates independently, and only the chief writes files.
 """
 
 from collections.abc import Iterator
@@ -128,7 +128,10 @@ class Training:
     def examples(self) -> NDArray[np.uint8]:
         """Return the augmented training images of the first step: uint8[N,28,28,1], N at most the batch size."""
         indices = next(self._pool.batches(1))
-        return augment(tf.gather(self._images, indices), self._seed(0, 0), self.settings.preset.augmentation).numpy()  # type: ignore[no-any-return]
+        images: NDArray[np.uint8] = augment(
+            tf.gather(self._images, indices), self._seed(0, 0), self.settings.preset.augmentation
+        ).numpy()
+        return images
 
     def run_epoch(self, epoch: int) -> dict[str, float]:
         """Train on all training images once, then validate.
@@ -229,7 +232,7 @@ class Training:
                 variable.assign(mean)
 
     def _spread_dropout(self) -> None:
-        """Give each replica its own dropout seeds; Keras starts all replicas with the first one's, as checkpoints do."""
+        """Give each replica its own dropout seeds; Keras and checkpoints give all replicas the first one's."""
         states = [
             layer.seed_generator.state
             for layer in self._network.layers

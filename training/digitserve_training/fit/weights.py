@@ -42,8 +42,7 @@ def assign_variables(variables: list[Any], arrays: Mapping[str, NDArray[Any]], p
     stored = _with_prefix(prefix, arrays)
     if [array.shape for array in stored] != [tuple(variable.shape) for variable in variables]:
         raise RunError(
-            f"the checkpoint has {len(stored)} {prefix} arrays, which do not fit the {len(variables)} variables of this "
-            "network"
+            f"the checkpoint's {len(stored)} {prefix} arrays do not fit the {len(variables)} variables of this network"
         )
     for variable, array in zip(variables, stored, strict=True):
         variable.assign(array.astype(variable.dtype))

@@ -1,7 +1,7 @@
 """Conversion of a Keras network to the ONNX graph that is served, and Keras's own outputs to compare it with.
 
-``evaluate`` and ``export`` both measure the graph made here, run by ``digitserve.inference.session``, so reports describe
-what is served.
+``evaluate`` and ``export`` both measure the graph made here, run by ``digitserve.inference.session``, so reports
+describe what is served.
 """
 
 from typing import Any, Protocol

@@ -1,7 +1,7 @@
 """Presets as JSON: the format of preset files, and of the preset in checkpoints and manifests.
 
-Used by ``fit.settings``, ``tune`` and ``export``. A preset is validated when it is read, including the shapes between its
-layers, so a network that cannot be built is rejected before training starts. Needs no TensorFlow.
+Used by ``fit.settings``, ``tune`` and ``export``. A preset is validated when it is read, including the shapes between
+its layers, so a network that cannot be built is rejected before training starts. Needs no TensorFlow.
 """
 
 import json

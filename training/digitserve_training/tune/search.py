@@ -1,9 +1,9 @@
 """Hyperparameter search: a preset and a budget in; a folder with the study, its table and the best preset out.
 
-Called by ``cli``. Each trial trains the preset with other hyperparameters for a few epochs with ``train.Training``. The
-objective is the loss on the validation images; test images are never read. Optuna draws the values and prunes trials that
-are worse than the median. The study is an SQLite file in which each trial is complete or marked as failed, so a search can
-continue after Ctrl-C, a crash or a full disk.
+Called by ``cli``. Each trial trains the preset with other hyperparameters for a few epochs with ``train.Training``.
+The objective is the loss on the validation images; test images are never read. Optuna draws the values and prunes
+trials that are worse than the median. The study is an SQLite file in which each trial is complete or marked as
+failed, so a search can continue after Ctrl-C, a crash or a full disk.
 
     base preset ▶ with_values ▶ Training ▶ validation loss after each epoch ▶ study.db ▶ trials.csv, preset.json
 """
@@ -79,7 +79,8 @@ def tune(base: Settings, split: Split, search: Search, folder: Path, num_trials:
         All trials, including failed ones.
 
     Raises:
-        RunError: the study was started with another search or other settings, is in use by another process, or cannot be
+        RunError: the study was started with another search or other settings, is in use by another process, or cannot
+        be
             read or written.
         KeyboardInterrupt: passed on; the current trial is marked as failed, all others are kept.
     """

@@ -1,4 +1,4 @@
-"""Checkpoints and the settings in them: a failed write keeps the last checkpoint; a run resumes with its own settings."""
+"""Checkpoints and settings: a failed write keeps the last checkpoint, and a run resumes with its own settings."""
 
 import json
 from dataclasses import replace

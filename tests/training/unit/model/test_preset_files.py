@@ -134,7 +134,7 @@ def test_presets_are_found_by_name_and_by_file(tmp_path: Path) -> None:
     ],
 )
 def test_invalid_values_are_rejected(path: list[Any], value: Any, message: str) -> None:
-    """An unknown field, a wrong type or an invalid value: the error names its place, the value and what was expected."""
+    """Unknown fields, wrong types, invalid values: the error names the place, the value and what was expected."""
     edited = preset_to_dict(SMALL)
     place: Any = edited
     for step in path[:-1]:

@@ -48,7 +48,7 @@ def test_every_drawn_preset_is_valid(data: st.DataObject, preset: Preset) -> Non
 
 
 def test_each_value_is_applied() -> None:
-    """Values are rounded to three digits, each Dropout gets its own rate, even in a Residual, and shares stay below 1."""
+    """Values are rounded to three digits, each Dropout gets its own rate, even in a Residual; shares are at most 1."""
     values = {"learning_rate": 0.00123456, "weight_decay": 0.0456789, "augmentation": 2.0, "corrupted": 0.5}
     rates = {"dropout_1": 0.11111, "dropout_2": 0.22222, "dropout_3": 0.33333}
 
