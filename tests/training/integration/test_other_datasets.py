@@ -61,7 +61,7 @@ def test_the_whole_way(
     exported, test = bundle.read(models / name / "1"), splits.read_test(source, name)
     assert exported.manifest.labels == test.names == labels
     assert (exported.manifest.training["dataset"], len(test)) == (name, num_test)
-    assert (exported.manifest.training["recipe"]["paper"], exported.manifest.training["recipe"]["outliers"]) == (0, 0)
+    assert (exported.manifest.training["recipe"]["scanned"], exported.manifest.training["recipe"]["outliers"]) == (0, 0)
     assert f"--dataset {name}" in exported.manifest.training["command"]
     report = json.loads((exported.path / "report" / "evaluation.json").read_text())
     assert (report["test"]["labels"], np.shape(report["test"]["confusion"])) == (list(labels), (len(labels),) * 2)
