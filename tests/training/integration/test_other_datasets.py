@@ -15,7 +15,7 @@ from digitserve_training.cli import main
 from digitserve_training.data import splits
 from digitserve_training.errors import DataError, RunError
 from digitserve_training.fit import checkpoint, settings
-from digitserve_training.fit.settings import Asked
+from digitserve_training.fit.settings import Options
 from support.published import figures, write_emnist_letters, write_pictures
 from support.serving import run_worker
 
@@ -61,7 +61,7 @@ def test_the_whole_way(
     exported, test = bundle.read(models / name / "1"), splits.read_test(source, name)
     assert exported.manifest.labels == test.names == labels
     assert (exported.manifest.training["dataset"], len(test)) == (name, num_test)
-    assert (exported.manifest.training["recipe"]["paper"], exported.manifest.training["recipe"]["outliers"]) == (0, 0)
+    assert (exported.manifest.training["recipe"]["scanned"], exported.manifest.training["recipe"]["outliers"]) == (0, 0)
     assert f"--dataset {name}" in exported.manifest.training["command"]
     report = json.loads((exported.path / "report" / "evaluation.json").read_text())
     assert (report["test"]["labels"], np.shape(report["test"]["confusion"])) == (list(labels), (len(labels),) * 2)
@@ -79,7 +79,7 @@ def test_the_whole_way(
 def begun(run_dir: Path, name: str, source: Path) -> Path:
     """Leave a run as it stands once its settings are known; its weights are never asked for."""
     training = splits.read_training(source, name)
-    chosen = settings.start(Asked(dataset=name), training.names, splits.fingerprint(training))
+    chosen = settings.resolve(Options(dataset=name), training.names, splits.fingerprint(training))
     checkpoint.save(run_dir, checkpoint.Checkpoint(chosen, 0, (), {}))
     return run_dir
 

@@ -64,7 +64,7 @@ class Dataset:
         keras: its name in ``keras.datasets`` if Keras can fetch it.
         environment: variable that names the path where ``--data`` does not.
         digits: whether it shows the ten digits. Only then is a letter no label, and paper what they are read off: see
-            ``settings.preset_of``.
+            ``Settings.recipe``.
     """
 
     name: str

@@ -18,11 +18,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 
+from digitserve_training.atomic import replace_file
 from digitserve_training.errors import RunError
 from digitserve_training.evaluate import charts, scores
 from digitserve_training.evaluate.evaluation import Evaluation, Measurement, Strangers, described
 from digitserve_training.evaluate.results import Row
-from digitserve_training.fit.checkpoint import replacing
 from digitserve_training.fit.settings import Settings
 
 EVALUATION_NAME = "evaluation.json"
@@ -158,7 +158,7 @@ def write(folder: Path, evaluation: Evaluation, page: Page) -> Path:
         folder.mkdir(exist_ok=True)
         with ExitStack() as stack:
             for name, content in files.items():
-                file = stack.enter_context(replacing(folder / name))
+                file = stack.enter_context(replace_file(folder / name))
                 file.write(content)
                 # All are on disk before the first takes its place, so that a full disk leaves the old ones.
                 file.flush()

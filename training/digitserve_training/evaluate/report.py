@@ -12,7 +12,6 @@ from digitserve_training.evaluate.candidate import Candidate, open_candidate
 from digitserve_training.evaluate.evaluation import Evaluation, Exam, Measurement, evaluate
 from digitserve_training.evaluate.page import Subject
 from digitserve_training.evaluate.results import Row
-from digitserve_training.fit.settings import preset_of
 from digitserve_training.model.layers import count_multiply_adds, count_parameters
 
 FOLDER = "report"
@@ -42,11 +41,11 @@ def report(run_dirs: Sequence[Path], data_path: Path | None, results_path: Path 
         settings = candidate.state.settings
         if settings.dataset not in exams:
             exams[settings.dataset] = Exam(splits.read_test(data_path, settings.dataset), digits=settings.digits)
-        augmentation = preset_of(settings).augmentation
+        augmentation = settings.preset.augmentation
         evaluation = evaluate(
             candidate.session, candidate.split.validation, exams[settings.dataset], augmentation, candidate.sha256
         )
-        yield f"{settings.preset} after {candidate.state.epoch} of {settings.epochs} epochs\n"
+        yield f"{settings.preset.name} after {candidate.state.epoch} of {settings.epochs} epochs\n"
         yield render(evaluation)
         summary = row(candidate, evaluation)
         if results_path is not None and candidate.state.finished:
@@ -59,9 +58,9 @@ def report(run_dirs: Sequence[Path], data_path: Path | None, results_path: Path 
 def row(candidate: Candidate, evaluation: Evaluation) -> Row:
     """Sum up a run in one row."""
     settings = candidate.state.settings
-    layers = preset_of(settings).network(len(settings.labels))
+    layers = settings.layers
     return Row(
-        preset=settings.preset,
+        preset=settings.preset.name,
         seed=settings.seed,
         command=settings.command,
         parameters=count_parameters(layers),

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
+from digitserve_training.atomic import replace_file
 from digitserve_training.errors import RunError
-from digitserve_training.fit.checkpoint import replacing
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def add(path: Path, rows: Iterable[Row]) -> None:
     """
     kept = {row.command: row for row in read(path)} | {row.command: row for row in rows}
     ordered = sorted(kept.values(), key=lambda row: (row.preset, row.seed, row.command))
-    with replacing(path) as file:
+    with replace_file(path) as file:
         file.write((json.dumps([asdict(row) for row in ordered], indent=1) + "\n").encode())
 
 
