@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc.aio
 
-from digitserve.client.channel import Connection
+from digitserve.client.channel import Connection, to_client_error
 from digitserve.client.errors import ClientError
 from digitserve.client.pool import Deadline, Pool
 from digitserve.client.predictions import Prediction
@@ -25,6 +25,10 @@ from digitserve.client.stream_window import (
     to_outcome,
 )
 from digitserve.v1 import digits_pb2 as pb
+
+_WRITE_FAILED = "Internal error from Core"
+"""Details of the status INTERNAL that grpc.aio itself sets when it writes to a stream that has ended, before it has received
+the stream's own status."""
 
 
 class AsyncStream:
@@ -120,6 +124,8 @@ class AsyncStream:
             self._pool.check_open()
             if isinstance(error, grpc.aio.UsageError):
                 raise
+            if error.details() == _WRITE_FAILED:
+                raise StreamInterrupted(to_client_error(error, self._timeout_s, f"image {item.index}")) from None
             return failed_outcome(item, error, self._timeout_s)
         return to_outcome(item, None if message is grpc.aio.EOF else message, self._options.top_k)
 

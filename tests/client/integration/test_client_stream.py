@@ -49,18 +49,22 @@ def stream(kind: str, address: str, images: Iterable[Any], each: Callable[[Any],
     timeout_s = options.pop("timeout_s", PATIENCE_S)
 
     async def run() -> None:
-        async with AsyncClient(address, num_connections=4, timeout_s=timeout_s) as client:
-            async with aclosing(client.classify_stream(images, **options)) as outcomes:
-                async for outcome in outcomes:
-                    each(outcome)
+        async with (
+            AsyncClient(address, num_connections=4, timeout_s=timeout_s) as client,
+            aclosing(client.classify_stream(images, **options)) as outcomes,
+        ):
+            async for outcome in outcomes:
+                each(outcome)
 
     if kind == "async":
         asyncio.run(run())
     else:
-        with Client(address, num_connections=4, timeout_s=timeout_s) as client:
-            with closing(client.classify_stream(images, **options)) as outcomes:
-                for outcome in outcomes:
-                    each(outcome)
+        with (
+            Client(address, num_connections=4, timeout_s=timeout_s) as client,
+            closing(client.classify_stream(images, **options)) as outcomes,
+        ):
+            for outcome in outcomes:
+                each(outcome)
 
 
 def numbers_of(outcomes: list[Any]) -> list[int]:
@@ -121,7 +125,7 @@ def test_an_answer_does_not_wait_for_the_next_image(worker: RunningWorker, kind:
 
     async def images_async() -> AsyncIterator[Any]:
         for number in range(20):
-            while number and answered.empty():
+            while number and answered.empty():  # noqa: ASYNC110 - the queue serves both kinds of client
                 await asyncio.sleep(0.001)
             assert not number or answered.get() == number - 1
             yield echo_image(number)
@@ -198,13 +202,15 @@ def test_a_stream_survives_worker_replacement(models: Path, kind: str) -> None:
             if len(outcomes) in {500, 1000, 1500}:
                 workers.append(stack.enter_context(run_worker(models, grpc_port=port)))
                 workers[-2].worker.drain()
+                wait_until(lambda: ended_streams(workers[-2]), "the stream on the drained worker ended")
 
         stream(kind, workers[0].address, (echo_image(n) for n in range(3000)), each)
         wait_until(lambda: len(ended_streams(workers[-1])) == 1, "the last stream is counted")
         ends = [ended_streams(worker) for worker in workers]
 
     assert numbers_of(outcomes) == list(range(3000))
-    assert ends == [{"Unavailable": 1}] * 3 + [{"OK": 1}]
+    # A draining worker may reject the stream more than once.
+    assert [list(end) for end in ends] == [["Unavailable"]] * 3 + [["OK"]]
 
 
 @KINDS
