@@ -5,11 +5,8 @@ Each command imports what it needs when it runs, so that ``--help``, shell compl
 
 import click
 
-from digitserve.cli.bench import bench
-from digitserve.cli.classify import classify
-from digitserve.cli.healthcheck import healthcheck
+from digitserve.cli import bench, classify, healthcheck, serve
 from digitserve.cli.options import CommandGroup
-from digitserve.cli.serve import serve
 
 __all__ = ["main"]
 
@@ -17,7 +14,7 @@ __all__ = ["main"]
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="digitserve", prog_name="digitserve")
 def main() -> None:
-    r"""Classify images of handwritten digits over gRPC.
+    """Classify images of handwritten digits over gRPC.
 
     \b
     Exit codes of all commands:
@@ -28,8 +25,8 @@ def main() -> None:
       3    no service answers at the address
       4    the service did not answer in time
       130  stopped by Ctrl-C
-    """
+    """  # noqa: D301 - click does not wrap a paragraph that starts with backslash b
 
 
-for command in (serve, classify, bench, healthcheck):
+for command in (serve.serve, classify.classify, bench.bench, healthcheck.healthcheck):
     main.add_command(command)

@@ -136,12 +136,12 @@ def _option(name: str, section: str, /, **arguments: Any) -> Callable[[Any], Any
 )
 @click.pass_context
 def bench(context: click.Context, /, **values: Any) -> None:
-    r"""Load a service and report throughput, latencies, errors, batch sizes and CPU time.
+    """Load a service and report throughput, latencies, errors, batch sizes and CPU time.
 
     \b
     Exit codes: 0 measured; 1 no request was answered with OK, or an answer was wrong,
     or no rate met --slo-ms; 2 wrong usage; 3 no service answers; 130 stopped by Ctrl-C.
-    """
+    """  # noqa: D301 - click does not wrap a paragraph that starts with backslash b
     require_extra("bench")
     from digitserve.bench import command  # noqa: PLC0415
     from digitserve.bench.load import Unreachable  # noqa: PLC0415

@@ -58,14 +58,14 @@ def classify(
     context: click.Context, /, *, files: tuple[str, ...], size: tuple[int, int] | None, ink: str | None, top_k: int,
     as_json: bool, address: str, timeout_s: float,
 ) -> None:  # fmt: skip
-    r"""Classify the digits in FILES; - reads standard input.
+    """Classify the digits in FILES; - reads standard input.
 
     Reads PNG, JPEG, BMP, GIF, WEBP, TIFF, .npy arrays uint8[H,W], [N,H,W] or [N,H,W,C], and with --size raw pixels.
 
     \b
     Exit codes: 0 all images were classified; 1 a file or image was rejected;
     2 wrong usage; 3 no service answers; 4 no answer in time; 130 stopped by Ctrl-C.
-    """
+    """  # noqa: D301 - click does not wrap a paragraph that starts with backslash b
     from digitserve.client import Client, Ink, RequestRejected  # noqa: PLC0415
     from digitserve.errors import ImageFileError  # noqa: PLC0415
     from digitserve.vision.image_files import read_images  # noqa: PLC0415
@@ -107,17 +107,17 @@ def _to_json(prediction: "Prediction") -> dict[str, Any]:
     return {
         "label": prediction.label,
         "class_index": prediction.class_index,
-        "confidence": _shortest(prediction.confidence),
+        "confidence": shortest(prediction.confidence),
         "verdict": f"VERDICT_{prediction.verdict.name}",
-        "ood_score": _shortest(prediction.ood_score),
+        "ood_score": shortest(prediction.ood_score),
         "top": [
-            {"label": score.label, "class_index": score.class_index, "confidence": _shortest(score.confidence)}
+            {"label": score.label, "class_index": score.class_index, "confidence": shortest(score.confidence)}
             for score in prediction.top
         ],
     }
 
 
-def _shortest(number: float) -> float:
+def shortest(number: float) -> float:
     """Return the number with the fewest digits that is the same as float32, the type in the protocol."""
     return float(str(np.float32(number)))
 

@@ -19,12 +19,12 @@ from digitserve.cli.output import print_line
 )
 @click.pass_context
 def healthcheck(context: click.Context, /, *, address: str, timeout_s: float, service: str) -> None:
-    r"""Print the health of a service, as grpc.health.v1 reports it.
+    """Print the health of a service, as grpc.health.v1 reports it.
 
     \b
     Exit codes: 0 SERVING; 1 any other status; 2 wrong usage; 3 no service answers;
     4 no answer in time; 130 stopped by Ctrl-C.
-    """
+    """  # noqa: D301 - click does not wrap a paragraph that starts with backslash b
     from digitserve.client import Client  # noqa: PLC0415
 
     with Client(address, num_connections=1, timeout_s=timeout_s) as client:
