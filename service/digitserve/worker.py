@@ -3,14 +3,13 @@
     starting ──verified, warmed, listening──▶ ready ──drain()──▶ lame duck ──▶ answering ──▶ stopped
                                                health SERVING     NOT_SERVING   GOAWAY, no new calls
 
-The supervisor starts it by exec as ``python -m digitserve.worker``, with its settings on standard input, and hears from
-it on standard output. When its standard input closes, the supervisor is gone, and the worker drains. ``--workers 0``
+The supervisor starts it by exec as ``python -m digitserve.worker``, sends its settings
+over the channel of ``child_process``, and gets one answer. When the channel closes, the worker drains. ``--workers 0``
 runs the same object on a thread of the one process.
 """
 
 import contextlib
 import gc
-import json
 import os
 import signal
 import sys
@@ -27,6 +26,7 @@ from grpc_reflection.v1alpha import reflection
 from digitserve import log
 from digitserve.batching.batcher import Batcher
 from digitserve.batching.pipeline import Classifier
+from digitserve.child_process import Channel, ChannelClosed
 from digitserve.errors import StartupError
 from digitserve.inference.bundle import Bundle, find, read
 from digitserve.inference.session import Session
@@ -238,23 +238,25 @@ def read_in_bulk() -> None:
 
 
 def main() -> int:
-    """Run as the supervisor's child: ``python -m digitserve.worker BLOCK_FD NUM_THREADS``."""
+    """Run as the supervisor's child: ``python -P -m digitserve.worker``."""
     read_in_bulk()
-    block_fd, num_threads = map(int, sys.argv[1:3])
-    settings = Settings.from_json(sys.stdin.readline())
+    channel = Channel.to_parent()
+    order = channel.receive()
+    settings = Settings.from_dict(order["settings"])
     log.configure(settings.log_format, pid=os.getpid())
     # Ctrl-C reaches the whole terminal's group; the supervisor decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         bundle = read(find(settings.models, settings.model, settings.model_version))
-        worker = Worker(settings, bundle, Block(bundle.manifest.labels, block_fd), num_threads)
+        worker = Worker(settings, bundle, Block(bundle.manifest.labels, order["block_fd"]), order["num_threads"])
         worker.listen()
     except StartupError as error:
-        _say(event="refused", message=str(error))
+        channel.send({"event": "refused", "message": str(error)})
         return EXIT_REFUSED
     signal.signal(signal.SIGTERM, lambda _signal, _frame: worker.drain())
-    threading.Thread(target=_watch_parent, args=(worker.drain,), daemon=True).start()
-    _say(event="ready", provider=worker.provider)
+    threading.Thread(target=_watch_parent, args=(channel, worker.drain), daemon=True).start()
+    with contextlib.suppress(ChannelClosed):
+        channel.send({"event": "ready", "provider": worker.provider})
     try:
         worker.run()
     except Exception:
@@ -265,13 +267,10 @@ def main() -> int:
     return 0
 
 
-def _say(**message: object) -> None:
-    print(json.dumps(message), flush=True)  # noqa: T201 - standard output is the line to the supervisor
-
-
-def _watch_parent(drain: Callable[[], None]) -> None:
-    """Drain when told to, or when the supervisor's end of the pipe closes."""
-    sys.stdin.readline()
+def _watch_parent(channel: Channel, drain: Callable[[], None]) -> None:
+    """Drain when the supervisor closes its end of the channel, or has ended."""
+    with contextlib.suppress(ChannelClosed):
+        channel.receive()
     drain()
 
 

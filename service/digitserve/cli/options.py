@@ -36,19 +36,6 @@ class Option(click.Option):
         super().__init__(*args, **kwargs)
         self.section = section
 
-    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
-        """Return the value of the environment variable; None if Kubernetes set it."""
-        value = super().resolve_envvar_value(ctx)
-        return None if value is not None and is_injected(value) else value
-
-
-def is_injected(value: str) -> bool:
-    """Return whether Kubernetes set an environment variable.
-
-    For a Service named digitserve-grpc it sets DIGITSERVE_GRPC_PORT=tcp://10.96.0.1:50051 in every container.
-    """
-    return value.startswith(("tcp://", "udp://", "sctp://"))
-
 
 class Command(click.Command):
     """A command whose ``--help`` lists options in sections."""
@@ -129,8 +116,10 @@ def _default_address() -> str:
     host = os.environ.get("DIGITSERVE_HOST") or "127.0.0.1"
     # A service that listens on all addresses is reached by the loopback address of the same kind.
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not bound
-    port = os.environ.get("DIGITSERVE_GRPC_PORT") or "50051"
-    return endpoint(host, 50051 if is_injected(port) else port)  # type: ignore[arg-type] # checked with the address
+    port = os.environ.get("DIGITSERVE_GRPC_PORT", "")
+    # Kubernetes sets it to tcp://ADDRESS:PORT in every container if there is a Service named digitserve-grpc.
+    port = "50051" if port.startswith("tcp://") else port or "50051"
+    return endpoint(host, port)  # type: ignore[arg-type] # checked with the address
 
 
 def _parse_address(_context: click.Context, _parameter: click.Parameter, text: str) -> str:

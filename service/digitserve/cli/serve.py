@@ -1,5 +1,6 @@
 """``digitserve serve``: flags from the declarations in ``settings``; the supervisor does the work."""
 
+import os
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,10 @@ from typing import Any
 import click
 
 from digitserve.cli.exit_codes import ExitCode
-from digitserve.cli.options import DEFAULT_SECTION, Command, FiniteRange, Option, require_extra
+from digitserve.cli.options import Command, FiniteRange, Option, require_extra
 from digitserve.cli.output import print_error, print_line
 from digitserve.errors import StartupError
-from digitserve.settings import Settings, environment_variable, flag
+from digitserve.settings import Settings, environment_value, environment_variable, flag
 
 
 def _type(setting: Field[Any]) -> "click.ParamType[Any]":
@@ -26,11 +27,23 @@ def _type(setting: Field[Any]) -> "click.ParamType[Any]":
     return click.STRING
 
 
+class _SettingOption(Option):
+    """The option of a setting; its environment variable is read as ``settings`` defines."""
+
+    def __init__(self, setting: Field[Any], **arguments: Any) -> None:
+        super().__init__([flag(setting), setting.name], **arguments)
+        self._setting = setting
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:  # noqa: ARG002 - click's signature
+        """Return the value of the environment variable."""
+        return environment_value(self._setting, os.environ)
+
+
 def _option(setting: Field[Any]) -> Option:
     """Create the option that a setting declares."""
-    return Option(
-        [flag(setting), setting.name],
-        section=setting.metadata.get("group", DEFAULT_SECTION),
+    return _SettingOption(
+        setting,
+        section=setting.metadata["group"],
         type=_type(setting),
         default=setting.default,
         envvar=environment_variable(setting),
@@ -66,7 +79,7 @@ def _propose(settings: Settings) -> int:
 
     budget = cpu_budget()
     trials: list[autotune.Trial] = []
-    for trial in autotune.measure(settings.settled(device.settle(settings), budget), max(1, int(budget))):
+    for trial in autotune.measure(settings.resolve(device.resolve(settings), budget), max(1, int(budget))):
         print_line(autotune.table([trial], header=not trials))
         trials.append(trial)
     print_line(autotune.proposal(autotune.best(trials)))

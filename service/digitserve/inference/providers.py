@@ -1,6 +1,6 @@
 """Execution providers: which one runs the graph, how it is set up, and its memory. The only module that loads onnxruntime.
 
-    --device auto ──supervisor: ``device.settle`` ──▶ ``python -m digitserve.inference.providers`` ──▶ cpu or cuda, for all workers
+    --device auto ──supervisor: ``device.resolve`` ──▶ child process ``digitserve.inference.providers`` ──▶ cpu or cuda, for all workers
     --device cuda ──worker: ``Session`` ──▶ ``settle`` ──▶ ``open_graph``, or a refusal to start that says what is missing
 
 onnxruntime falls back to the CPU in silence at four places: when a provider's libraries do not load, when creating a session
@@ -13,7 +13,6 @@ import ctypes
 import io
 import math
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
 from digitserve import log
+from digitserve.child_process import Channel
 from digitserve.errors import BundleError, ProviderError
 from digitserve.inference import cuda
 
@@ -181,9 +181,10 @@ def host_array(device: str, shape: Sequence[int], dtype: DTypeLike) -> NDArray[A
 
 
 def main() -> None:
-    """Run as the supervisor's child: print what ``auto`` comes to here, with the log line that says why."""
-    log.configure(sys.argv[1], pid=os.getpid())
-    print(settle("auto"))  # noqa: T201 - standard output is the line to the supervisor
+    """Run as the supervisor's child: send the device that ``auto`` means here; the log line says why."""
+    channel = Channel.to_parent()
+    log.configure(channel.receive()["log_format"], pid=os.getpid())
+    channel.send({"device": settle("auto")})
 
 
 if __name__ == "__main__":
