@@ -11,7 +11,6 @@ import click
 from digitserve.cli.exit_codes import ExitCode, exit_code
 from digitserve.cli.output import print_error
 from digitserve.errors import DigitserveError
-from digitserve.settings import endpoint
 
 if TYPE_CHECKING:
     from click.formatting import HelpFormatter
@@ -119,7 +118,7 @@ def _default_address() -> str:
     port = os.environ.get("DIGITSERVE_GRPC_PORT", "")
     # Kubernetes sets it to tcp://ADDRESS:PORT in every container if there is a Service named digitserve-grpc.
     port = "50051" if port.startswith("tcp://") else port or "50051"
-    return endpoint(host, port)  # type: ignore[arg-type] # checked with the address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _parse_address(_context: click.Context, _parameter: click.Parameter, text: str) -> str:
