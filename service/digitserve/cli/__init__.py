@@ -25,6 +25,7 @@ def main() -> None:
       3    no service answers at the address
       4    the service did not answer in time
       130  stopped by Ctrl-C
+      141  the reader of standard output ended, such as head
     """  # noqa: D301 - click does not wrap a paragraph that starts with backslash b
 
 

@@ -43,7 +43,7 @@ class Command(click.Command):
         """Write the options, section by section in the order of their first option; those without a section last."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
-            if (record := parameter.get_help_record(ctx)) is not None:
+            if isinstance(parameter, click.Option) and (record := parameter.get_help_record(ctx)) is not None:
                 sections.setdefault(getattr(parameter, "section", DEFAULT_SECTION), []).append(record)
         sections |= {DEFAULT_SECTION: sections.pop(DEFAULT_SECTION, [])}
         for title, records in sections.items():

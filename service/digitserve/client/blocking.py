@@ -57,7 +57,7 @@ class Client:
 
         Raises:
             InvalidAddress: the address cannot be that of a gRPC service.
-            ValueError: a number is not above 0.
+            InvalidRequest: a number is not above 0.
         """
         require_positive(
             num_connections=num_connections, timeout_s=timeout_s, images_per_request=images_per_request,

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 import grpc
 
 from digitserve.client.channel import to_client_error
-from digitserve.client.errors import Closed, DeadlineExceeded, RequestRejected
+from digitserve.client.errors import Closed, DeadlineExceeded, InvalidRequest, RequestRejected
 
 NUM_CONNECTIONS = 32
 """SO_REUSEPORT assigns each connection to one of N workers at random: of K connections, a worker gets none with probability
@@ -142,8 +142,8 @@ def require_positive(**numbers: float | None) -> None:
     """Check arguments that count something or are durations.
 
     Raises:
-        ValueError: names the argument that is not above 0.
+        InvalidRequest: names the argument that is not above 0.
     """
     for name, number in numbers.items():
         if number is not None and not number > 0:
-            raise ValueError(f"{name}: got {number}; expected a number above 0")
+            raise InvalidRequest(f"{name}: got {number}; expected a number above 0")

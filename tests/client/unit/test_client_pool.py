@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from digitserve.client import Closed, DeadlineExceeded
+from digitserve.client import Closed, DeadlineExceeded, InvalidRequest
 from digitserve.client.pool import Deadline, Pool, require_positive
 
 
@@ -68,5 +68,5 @@ def test_a_passed_deadline_raises() -> None:
 
 def test_numbers_not_above_zero_are_rejected_by_name() -> None:
     """A client without connections or with empty requests is rejected when it is created."""
-    with pytest.raises(ValueError, match="num_connections: got 0"):
+    with pytest.raises(InvalidRequest, match="num_connections: got 0"):
         require_positive(images_per_request=1, num_connections=0)
