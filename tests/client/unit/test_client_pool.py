@@ -6,8 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from digitserve.client import Closed, DeadlineExceeded, InvalidRequest
+from digitserve.client import (
+    ClientError,
+    Closed,
+    DeadlineExceeded,
+    InvalidAddress,
+    InvalidRequest,
+    RequestRejected,
+    Unreachable,
+)
 from digitserve.client.pool import Deadline, Pool, require_positive
+from digitserve.errors import DigitserveError
 
 
 @given(num_connections=st.integers(1, 9), steps=st.lists(st.integers(0, 40), max_size=80))
@@ -70,3 +79,12 @@ def test_numbers_not_above_zero_are_rejected_by_name() -> None:
     """A client without connections or with empty requests is rejected when it is created."""
     with pytest.raises(InvalidRequest, match="num_connections: got 0"):
         require_positive(images_per_request=1, num_connections=0)
+
+
+def test_every_error_derives_from_one_class() -> None:
+    """``except ClientError`` catches all errors of the client; the usual built-in classes work as well."""
+    for error, base in (
+        (InvalidRequest, ValueError), (InvalidAddress, ValueError), (Unreachable, ConnectionError),
+        (DeadlineExceeded, TimeoutError), (RequestRejected, Exception), (Closed, Exception),
+    ):  # fmt: skip
+        assert issubclass(error, ClientError) and issubclass(error, DigitserveError) and issubclass(error, base)
