@@ -5,6 +5,7 @@ import random
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,23 @@ def test_an_address_without_a_service_is_unreachable_at_once(models: Path, kind:
     with Client(address) as client:
         assert not client.healthy()
     assert not awaited(address, lambda other: other.healthy())
+
+
+@KINDS
+def test_the_http_port_of_a_service_is_explained(kind: str) -> None:
+    """An address where an HTTP/1 server answers is a wrong port, not a service that is down."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            with pytest.raises(Unreachable, match="the server does not speak gRPC; use the gRPC port"):
+                classify(kind, f"127.0.0.1:{server.server_port}", echo_image(1))
+        finally:
+            server.shutdown()
 
 
 @KINDS
