@@ -101,7 +101,7 @@ def to_client_error(error: grpc.RpcError, timeout_s: float, prefix: str = "") ->
     prefix = f"{prefix}: " if prefix else ""
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded(f"{prefix}no answer within {timeout_s:g} s ({details})")
-    if code is grpc.StatusCode.UNAVAILABLE and "Failed parsing HTTP/2" in details:
+    if code is grpc.StatusCode.UNAVAILABLE and "Failed parsing HTTP/2" in (details or ""):
         return Unreachable(
             f"{prefix}the server does not speak gRPC; use the gRPC port of the service, 50051 by default"
         )
