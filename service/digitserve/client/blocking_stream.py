@@ -68,6 +68,7 @@ class BlockingStream:
             self._finish()
         finally:
             self.close()
+            self._borrowed.close()
 
     def close(self) -> None:
         """End the stream; its iterator raises Closed if the client was closed."""
