@@ -117,7 +117,7 @@ def _default_address() -> str:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not bound
     port = os.environ.get("DIGITSERVE_GRPC_PORT", "")
     # Kubernetes sets it to tcp://ADDRESS:PORT in every container if there is a Service named digitserve-grpc.
-    port = "50051" if port.startswith("tcp://") else port or "50051"
+    port = "50051" if port.startswith(("tcp://", "udp://", "sctp://")) else port or "50051"
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

@@ -1,8 +1,10 @@
 """The images of one ``classify_stream`` that are in flight. No I/O; the streams of both clients share it.
 
-images ──to_item──▶ StreamWindow.add ──next_after──▶ ClassifyStream ──to_outcome──▶ predictions, in order
-                             ▲                              │
-                             └── sent again on a new stream ┘ when a worker is replaced
+    images ──to_item──▶ StreamWindow.add ──next_after──▶ ClassifyStream ──to_outcome──▶ predictions, in order
+                                 ▲                              │
+                                 └── sent again on a new stream ┘ when a worker is replaced
+
+A window is changed by one thread or task at a time, under its stream's condition.
 """
 
 import random
@@ -37,16 +39,13 @@ class StreamItem:
         index: position in the input, from 0.
         message: to send; None if the image is invalid.
         error: why the image is invalid; None if it is valid.
+        num_bytes: size of the pixels.
     """
 
     index: int
     message: pb.ClassifyStreamRequest | None
     error: InvalidRequest | None = None
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of the pixels."""
-        return len(self.message.request.pixels) if self.message is not None else 0
+    num_bytes: int = 0
 
 
 def to_item(index: int, image: object, options: pb.ClassifyRequest) -> StreamItem:
@@ -61,7 +60,7 @@ def to_item(index: int, image: object, options: pb.ClassifyRequest) -> StreamIte
     request = message.request
     request.pixels, request.num_images = array.tobytes(), 1
     request.height, request.width, request.pixel_format = height, width, FORMATS[channels]
-    return StreamItem(index, message)
+    return StreamItem(index, message, num_bytes=array.nbytes)
 
 
 class StreamInterrupted(Exception):

@@ -143,6 +143,13 @@ def test_the_default_address_is_that_of_the_service(
     assert default_address(monkeypatch, **environment) == address
 
 
+def test_serve_ignores_a_port_that_kubernetes_injects(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DIGITSERVE_GRPC_PORT=tcp://... is not an operator's choice: the default port is used."""
+    monkeypatch.setenv("DIGITSERVE_GRPC_PORT", "tcp://10.96.0.1:50051")
+    with main.commands["serve"].make_context("serve", []) as context:
+        assert context.params["grpc_port"] == 50051
+
+
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command whose packages are not installed says in one line what to install."""
     for name, missing in (("serve", "onnxruntime"), ("bench", "hpack")):
