@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 
 from digitserve.child_process import Channel, ChannelClosed, Child
-from digitserve.errors import RefusalToStart
+from digitserve.errors import StartupError
 from digitserve.inference.bundle import find, read
 from digitserve.settings import Settings
 from digitserve.types import IMAGE_SIZE
@@ -73,7 +73,7 @@ def measure(settings: Settings, budget: int) -> Iterator[Trial]:
         budget: CPUs to distribute, at least 1. On CUDA one worker uses the device.
 
     Raises:
-        RefusalToStart: the bundle or the execution provider failed a check, or a child process failed.
+        StartupError: the bundle or the execution provider failed a check, or a child process failed.
     """
     for workers, threads in layouts(budget if settings.device == "cpu" else 1):
         with SessionProcesses(settings, workers, threads) as processes:
@@ -95,7 +95,7 @@ class SessionProcesses:
         """Start the processes, and wait until each has opened the network. If one fails, all are ended.
 
         Raises:
-            RefusalToStart: a process could not open the network, ended, or did not answer.
+            StartupError: a process could not open the network, ended, or did not answer.
         """
         with ExitStack() as stack:
             for _ in range(self._workers):
@@ -115,7 +115,7 @@ class SessionProcesses:
         """Run batches of one size in all processes at the same time.
 
         Raises:
-            RefusalToStart: a process ended or did not answer.
+            StartupError: a process ended or did not answer.
         """
         for child in self._children:
             _send(child, {"batch_size": batch_size, "duration_s": MEASURED_S})
@@ -134,13 +134,13 @@ def _receive(child: Child, event: str) -> dict[str, Any]:
     try:
         message: dict[str, Any] = child.channel.receive(ANSWER_TIMEOUT_S)
     except TimeoutError:
-        raise RefusalToStart(
+        raise StartupError(
             f"a process that measured the network did not answer within {ANSWER_TIMEOUT_S:g} s"
         ) from None
     except ChannelClosed:
-        raise RefusalToStart("a process that measured the network ended; see its output above") from None
+        raise StartupError("a process that measured the network ended; see its output above") from None
     if message["event"] != event:
-        raise RefusalToStart(message["message"])
+        raise StartupError(message["message"])
     return message
 
 
@@ -176,7 +176,7 @@ def _answer(channel: Channel) -> None:
     try:
         bundle = read(find(settings.models, settings.model, settings.model_version))
         session = Session(bundle, device=settings.device, num_threads=request["num_threads"])
-    except RefusalToStart as error:
+    except StartupError as error:
         channel.send({"event": "refused", "message": str(error)})
         return
     channel.send({"event": "ready"})

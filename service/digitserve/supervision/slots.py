@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import structlog
 
 from digitserve.child_process import AsyncChild, ChannelClosed
-from digitserve.errors import RefusalToStart
+from digitserve.errors import StartupError
 from digitserve.inference.bundle import find, read
 from digitserve.settings import Settings
 from digitserve.supervision.restart_policy import START_LIMIT_S, HeartbeatMonitor, RestartBackoff
@@ -98,7 +98,7 @@ class WorkerSlot:
         """Keep a worker running until ``drain`` or ``kill``.
 
         Raises:
-            RefusalToStart: the slot's first worker did not become ready. Later workers are retried: the cause may go away.
+            StartupError: the slot's first worker did not become ready. Later workers are retried: the cause may go away.
         """
         while True:
             served_s = await self._run_worker()
@@ -205,7 +205,7 @@ class WorkerSlot:
         """Log and report a worker's end, unless it is what ``drain`` or ``kill`` asked for.
 
         Raises:
-            RefusalToStart: no worker of this slot has been ready yet.
+            StartupError: no worker of this slot has been ready yet.
         """
         if self._stop.is_set():
             if exit_code and not self._killed:
@@ -213,7 +213,7 @@ class WorkerSlot:
                 self._events.drain_failed()
             return
         if not self.first_ready.is_set():
-            raise RefusalToStart(
+            raise StartupError(
                 self.refusal or f"a worker ended with exit code {exit_code} before it was ready; see its output above"
             )
         _log.error("worker ended unexpectedly", worker=self._number, pid=pid, exit_code=exit_code, refusal=self.refusal)
@@ -243,7 +243,7 @@ class InlineSlot:
         """Run the worker until ``drain``.
 
         Raises:
-            RefusalToStart: the worker did not start.
+            StartupError: the worker did not start.
         """
         # Imported here, because it loads onnxruntime into the supervisor's process.
         from digitserve.worker import Worker  # noqa: PLC0415

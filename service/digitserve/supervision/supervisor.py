@@ -21,7 +21,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from digitserve.errors import RefusalToStart
+from digitserve.errors import StartupError
 from digitserve.inference.bundle import Manifest, find, read
 from digitserve.settings import Settings, endpoint
 from digitserve.supervision import device
@@ -48,7 +48,7 @@ def serve(settings: Settings, out: TextIO = sys.stdout) -> int:
         The exit code: 0 after a drain in which every admitted request was answered, otherwise 1.
 
     Raises:
-        RefusalToStart: a setting cannot be served; the message says which, and what would work.
+        StartupError: a setting cannot be served; the message says which, and what would work.
     """
     manifest = read(find(settings.models, settings.model, settings.model_version)).manifest
     with (
@@ -86,7 +86,7 @@ class Supervisor:
         self.manifest = manifest
         self._provider = ""
         self._num_restarts = 0
-        self._refusal: RefusalToStart | None = None
+        self._refusal: StartupError | None = None
         self._failed = False
         self._signalled = False
         self._stop = asyncio.Event()
@@ -131,7 +131,7 @@ class Supervisor:
             out: receives the banner once each slot has had a ready worker.
 
         Raises:
-            RefusalToStart: the first worker of a slot did not become ready.
+            StartupError: the first worker of a slot did not become ready.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -173,7 +173,7 @@ class Supervisor:
     def _task_ended(self, task: "asyncio.Task[None]") -> None:
         """End the service when one of its tasks fails: the exception of a task is silent until the task is awaited."""
         error = None if task.cancelled() else task.exception()
-        if isinstance(error, RefusalToStart):
+        if isinstance(error, StartupError):
             self._refusal = self._refusal or error
         elif error is not None or not self._stop.is_set():
             self._failed = True

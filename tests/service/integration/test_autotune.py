@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from digitserve.errors import RefusalToStart
+from digitserve.errors import StartupError
 from digitserve.settings import Settings
 from digitserve.supervision import autotune
 from support.bundles import write_echo_bundle
@@ -19,7 +19,7 @@ def ended(processes: autotune.SessionProcesses) -> list[bool]:
 def test_processes_that_cannot_open_the_network_are_ended(tmp_path: Path) -> None:
     """Without a bundle the measurement refuses to start, and all child processes have ended."""
     processes = autotune.SessionProcesses(Settings(models=tmp_path), 2, 1)
-    with pytest.raises(RefusalToStart, match="no version of model 'digits'"), processes:
+    with pytest.raises(StartupError, match="no version of model 'digits'"), processes:
         pass
 
     assert ended(processes) == [True, True]
@@ -39,7 +39,7 @@ def test_a_process_that_hangs_or_ends_is_reported(
         if stop is signal.SIGKILL:
             first.wait()
         monkeypatch.setattr(autotune, "ANSWER_TIMEOUT_S", 0.2)
-        with pytest.raises(RefusalToStart, match=message):
+        with pytest.raises(StartupError, match=message):
             processes.measure(1)
 
     assert ended(processes) == [True, True]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from digitserve.errors import RefusalToStart
+from digitserve.errors import StartupError
 from digitserve.settings import Settings
 from digitserve.supervision import restart_policy, slots, supervisor
 from digitserve.supervision.slots import WorkerSlot
@@ -138,14 +138,14 @@ def test_a_worker_that_ends_is_replaced(script: Script) -> None:
 def test_a_refusal_of_the_first_worker_ends_the_slot(script: Script) -> None:
     """Its reason is the message of the error."""
     script("channel.send({'event': 'refused', 'message': 'check failed'})\nsys.exit(3)")
-    with pytest.raises(RefusalToStart, match="check failed"):
+    with pytest.raises(StartupError, match="check failed"):
         run_slot()
 
 
 def test_a_first_worker_that_crashes_ends_the_slot(script: Script) -> None:
     """A worker that ends before it is ready, without a reason, is a refusal to start with its exit code."""
     script("os._exit(9)")
-    with pytest.raises(RefusalToStart, match="ended with exit code 9 before it was ready"):
+    with pytest.raises(StartupError, match="ended with exit code 9 before it was ready"):
         run_slot()
 
 
@@ -153,7 +153,7 @@ def test_a_first_worker_that_hangs_ends_the_slot(script: Script, monkeypatch: py
     """A worker that does not become ready in time is killed; that is a refusal to start."""
     monkeypatch.setattr(slots, "START_LIMIT_S", 0.01)
     script("time.sleep(600)")
-    with pytest.raises(RefusalToStart, match=r"did not become ready within 0\.01 s"):
+    with pytest.raises(StartupError, match=r"did not become ready within 0\.01 s"):
         run_slot()
 
 
@@ -261,7 +261,7 @@ if number == 2:
 def test_a_worker_that_crashes_during_the_start_is_a_refusal(models: Path, script: Script) -> None:
     """The service does not show its banner and does not restart the worker for ever."""
     script("os._exit(9)")
-    with pytest.raises(RefusalToStart, match="ended with exit code 9 before it was ready"):
+    with pytest.raises(StartupError, match="ended with exit code 9 before it was ready"):
         serve(models)
 
 

@@ -1,0 +1,33 @@
+"""The command ``digitserve``: parses flags, calls the modules that do the work, and maps errors to exit codes.
+
+Each command imports what it needs when it runs, so that ``--help``, shell completion and short commands start fast.
+"""
+
+import click
+
+from digitserve.cli import bench, classify, healthcheck, serve
+from digitserve.cli.options import CommandGroup
+
+__all__ = ["main"]
+
+
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="digitserve", prog_name="digitserve")
+def main() -> None:
+    """Classify images of handwritten digits over gRPC.
+
+    \b
+    Exit codes of all commands:
+      0    success
+      1    the result is negative: a file or image was rejected, the service is not
+           healthy or did not start, the measurement has no valid result
+      2    wrong usage
+      3    no service answers at the address
+      4    the service did not answer in time
+      130  stopped by Ctrl-C
+      141  the reader of standard output ended, such as head
+    """  # noqa: D301 - click does not wrap a paragraph that starts with backslash b
+
+
+for command in (serve.serve, classify.classify, bench.bench, healthcheck.healthcheck):
+    main.add_command(command)

@@ -1,0 +1,45 @@
+"""Using both clients of the client library in one test."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from digitserve.client import AsyncClient, Client, Prediction
+from support.bundles import echo_image
+
+
+def images_of(first: int, num_images: int) -> NDArray[np.uint8]:
+    """Return uint8[N,28,28] whose answers are consecutive numbers."""
+    images = [echo_image(number) for number in range(first, first + num_images)]
+    return np.array(images, np.uint8).reshape(-1, 28, 28)
+
+
+def scores(predictions: list[Prediction]) -> list[int]:
+    """Return the numbers that predictions carry."""
+    return [int(prediction.ood_score) for prediction in predictions]
+
+
+def awaited(address: str, use: Callable[[AsyncClient], Awaitable[Any]], **arguments: Any) -> Any:
+    """Use an asynchronous client in a loop of its own."""
+
+    async def run() -> Any:
+        async with AsyncClient(address, **arguments) as client:
+            return await use(client)
+
+    return asyncio.run(run())
+
+
+def classify(kind: str, address: str, images: Any, **arguments: Any) -> list[Prediction]:
+    """Classify once with either client."""
+    options = {name: arguments.pop(name) for name in ("top_k", "ink", "framing") if name in arguments}
+    if kind == "async":
+        return awaited(address, lambda client: client.classify(images, **options), **arguments)
+    with Client(address, **arguments) as client:
+        return client.classify(images, **options)
+
+
+KINDS = pytest.mark.parametrize("kind", ["sync", "async"])
