@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from digitserve.inference.bundle import find
+from digitserve.inference.bundle import find_bundle
 from support.bundles import echo_image
 from support.digits import MODELS
 from support.serving import PATIENCE_S, command, wait_until
@@ -86,7 +86,7 @@ def test_the_container_serves_within_its_budget_and_drains(ports: tuple[int, int
     digit = tmp_path / "seven.png"
     Image.fromarray(echo_image(7)).save(digit)
     asked = run(*command("classify", "--json", "--address", f"127.0.0.1:{grpc_port}", str(digit)))
-    assert json.loads(asked)["model"] == f"digits/{find(MODELS, 'digits').name}"
+    assert json.loads(asked)["model"] == f"digits/{find_bundle(MODELS, 'digits').name}"
     assert "SERVING" in run("podman", "exec", CONTAINER, "digitserve", "healthcheck")
     with urllib.request.urlopen(f"http://127.0.0.1:{http_port}/readyz", timeout=PATIENCE_S) as ready:
         assert ready.status == 200
