@@ -139,6 +139,9 @@ def frame(gray: Gray, ink: Ink) -> Framed:
         gray: uint8[H, W].
         ink: polarity; AUTO finds it.
 
+    Returns:
+        ``BLANK`` if there is no ink.
+
     Source: LeCun, Cortes, Burges, "The MNIST database", on normalisation. Every MNIST image has its centre of
         mass within pixel 14 of both axes (counted from 0), so shifts are whole pixels.
     """

@@ -1,7 +1,7 @@
 """Polarity of an image: whether its strokes are lighter or darker than their background.
 
-``framing`` calls it for requests with ``Ink.AUTO``, on the worker's thread. The border decides where it is clearly light
-or dark. Otherwise a background is fitted for either polarity, and the fit with the smaller residual decides.
+``framing`` calls it for requests with ``Ink.AUTO``, on the worker's thread. A border that is clearly light or dark decides
+alone. Otherwise a background is fitted for either polarity, and the residuals are weighed together with the border.
 """
 
 from functools import lru_cache
