@@ -28,7 +28,7 @@ from digitserve.batching.batcher import Batcher
 from digitserve.batching.pipeline import Classifier
 from digitserve.child_process import Channel, ChannelClosed
 from digitserve.errors import StartupError
-from digitserve.inference.bundle import Bundle, find, read
+from digitserve.inference.bundle import Bundle, find_bundle, read_bundle
 from digitserve.inference.session import Session
 from digitserve.protocol.codec import Limits
 from digitserve.settings import Settings, endpoint
@@ -247,7 +247,7 @@ def main() -> int:
     # Ctrl-C reaches the whole terminal's group; the supervisor decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        bundle = read(find(settings.models, settings.model, settings.model_version))
+        bundle = read_bundle(find_bundle(settings.models, settings.model, settings.model_version))
         worker = Worker(settings, bundle, Block(bundle.manifest.labels, order["block_fd"]), order["num_threads"])
         worker.listen()
     except StartupError as error:

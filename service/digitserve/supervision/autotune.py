@@ -17,7 +17,7 @@ import numpy as np
 
 from digitserve.child_process import Channel, ChannelClosed, Child
 from digitserve.errors import StartupError
-from digitserve.inference.bundle import find, read
+from digitserve.inference.bundle import find_bundle, read_bundle
 from digitserve.settings import Settings
 from digitserve.types import IMAGE_SIZE
 
@@ -174,7 +174,7 @@ def _answer(channel: Channel) -> None:
     request = channel.receive()
     settings = Settings.from_dict(request["settings"])
     try:
-        bundle = read(find(settings.models, settings.model, settings.model_version))
+        bundle = read_bundle(find_bundle(settings.models, settings.model, settings.model_version))
         session = Session(bundle, device=settings.device, num_threads=request["num_threads"])
     except StartupError as error:
         channel.send({"event": "refused", "message": str(error)})

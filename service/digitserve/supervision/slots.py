@@ -17,7 +17,7 @@ import structlog
 
 from digitserve.child_process import AsyncChild, ChannelClosed
 from digitserve.errors import StartupError
-from digitserve.inference.bundle import find, read
+from digitserve.inference.bundle import find_bundle, read_bundle
 from digitserve.settings import Settings
 from digitserve.supervision.restart_policy import START_LIMIT_S, HeartbeatMonitor, RestartBackoff
 from digitserve.telemetry.block import Block
@@ -251,7 +251,7 @@ class InlineSlot:
         settings = self._settings
         block = self._collector.new_block()
         try:
-            bundle = read(find(settings.models, settings.model, settings.model_version))
+            bundle = read_bundle(find_bundle(settings.models, settings.model, settings.model_version))
             worker = self._worker = await asyncio.to_thread(Worker, settings, bundle, block, self._num_threads)
             worker.listen()
             if self._draining:

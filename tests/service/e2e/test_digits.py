@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from digitserve.inference.bundle import find, read
+from digitserve.inference.bundle import find_bundle, read_bundle
 from digitserve.inference.session import Session
 from digitserve.v1 import digits_pb2 as pb
 from digitserve.v1 import digits_pb2_grpc
@@ -77,7 +77,7 @@ def test_labels_of_all_test_images_equal_those_of_onnxruntime(
     bundle. The accuracy is that of the manifest, and at least 99.5 %.
     """
     images, labels = mnist_test()
-    bundle = read(find(MODELS, name))
+    bundle = read_bundle(find_bundle(MODELS, name))
     session = Session(bundle)
     batches = [session.run(images[n : n + 500, ..., None]) for n in range(0, len(images), 500)]
     alone = np.concatenate([outputs.probabilities for outputs in batches])
@@ -130,7 +130,7 @@ def test_non_digits_are_rejected(service: Service, name: str) -> None:
     get the verdict unfamiliar, unless they are blank or show several shapes.
     """
     images, _ = mnist_test()
-    threshold = read(find(MODELS, name)).manifest.ood_threshold
+    threshold = read_bundle(find_bundle(MODELS, name)).manifest.ood_threshold
     digit_scores = [prediction.ood_score for prediction in classify(service, images[:2000], 100)]
     non_digit_scores: list[float] = []
     for kind, pictures in non_digits.judged(300, seed=5).items():
@@ -150,8 +150,8 @@ def test_non_digits_are_rejected(service: Service, name: str) -> None:
 
 def test_report_and_manifest_agree() -> None:
     """The report in the shipped bundle describes the graph next to it: same accuracy, threshold and calibration error."""
-    path = find(MODELS, "digits")
-    manifest = read(path).manifest
+    path = find_bundle(MODELS, "digits")
+    manifest = read_bundle(path).manifest
     report = json.loads((path / "report" / "evaluation.json").read_text())
 
     assert report["test"]["accuracy"] == manifest.quality["test_accuracy"]
