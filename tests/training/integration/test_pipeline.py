@@ -27,7 +27,7 @@ from digitserve_training.cli import main
 from digitserve_training.data import splits
 from digitserve_training.data.splits import Labelled
 from digitserve_training.errors import DataError, ParityError, RunError
-from digitserve_training.evaluate import candidate
+from digitserve_training.evaluate import converted_model
 from digitserve_training.evaluate.evaluation import measure
 from digitserve_training.export import precision
 from digitserve_training.export.export import Destination, publish
@@ -323,7 +323,7 @@ def test_other_images_are_refused(run_dir: Path, digits_path: Path, tmp_path: Pa
     np.savez(tmp_path / "other.npz", allow_pickle=False, **arrays)
 
     with pytest.raises(DataError, match="the run was trained on"):
-        candidate.open_candidate(run_dir, tmp_path / "other.npz")
+        converted_model.convert_run(run_dir, tmp_path / "other.npz")
 
 
 def test_report_that_cannot_be_written(run_dir: Path, tmp_path: Path, invoke: Invoke) -> None:
@@ -346,7 +346,7 @@ def perturbed(network: keras.Model, amount: float) -> keras.Model:
 
 def test_failed_parity_writes_nothing(run_dir: Path, digits_path: Path, tmp_path: Path, test_images: Labelled) -> None:
     """Where Keras and the graph differ on test images, by weights that really differ, there is no bundle."""
-    opened = candidate.open_candidate(run_dir, digits_path)
+    opened = converted_model.convert_run(run_dir, digits_path)
     other = replace(opened, answer=answering(perturbed(restore(opened.state), 0.5), 1.0))
 
     with pytest.raises(ParityError, match=r"largest difference of a probability 0\.\d+.* of 200 labels differ"):
@@ -360,7 +360,7 @@ def test_failed_export_ends_with_figures(
 ) -> None:
     """The command whose converter got the weights wrong ends with status 6, figures, and nothing written."""
     wrong = answering(perturbed(restore(checkpoint.load(run_dir)), 5.0), 1.0)
-    monkeypatch.setattr(candidate, "convert", lambda _: convert(wrong))
+    monkeypatch.setattr(converted_model, "convert", lambda _: convert(wrong))
 
     ended = invoke("export", run_dir, "--models", tmp_path / "models")
 
@@ -371,7 +371,7 @@ def test_failed_export_ends_with_figures(
 
 def test_measured_accuracy_and_loss(run_dir: Path, digits_path: Path, test_images: Labelled) -> None:
     """Accuracy and loss are those that Keras computes from the same network at the fitted temperature."""
-    opened = candidate.open_candidate(run_dir, digits_path)
+    opened = converted_model.convert_run(run_dir, digits_path)
 
     measured = measure(opened.session, test_images)
 
@@ -398,7 +398,7 @@ def test_int8_bundle_is_the_same_network(
     assert ended.exit_code == 0, ended.output
 
     exported = bundle.read(tmp_path / "digits" / "1")
-    opened, session = candidate.open_candidate(run_dir, digits_path), Session(exported)
+    opened, session = converted_model.convert_run(run_dir, digits_path), Session(exported)
     images = np.concatenate([opened.split.training.images, test_images.images])
     got, expected = session.run(images), opened.session.run(images)
     assert b"QuantizeLinear" in exported.graph
@@ -422,7 +422,7 @@ def test_int8_that_costs_accuracy_writes_nothing(
     run_dir: Path, digits_path: Path, tmp_path: Path, test_images: Labelled
 ) -> None:
     """Calibrated on blank images, the ranges fit no digit: the gate refuses that graph, with figures."""
-    opened = candidate.open_candidate(run_dir, digits_path)
+    opened = converted_model.convert_run(run_dir, digits_path)
     training = opened.split.training
     blank = replace(opened.split, training=replace(training, images=np.zeros_like(training.images)))
 
@@ -447,7 +447,7 @@ def test_each_figure_of_int8_is_bounded(change: dict[str, float]) -> None:
 
 def test_quantising_is_repeatable_and_leaves_no_trace(run_dir: Path, digits_path: Path, tmp_path: Path) -> None:
     """In a process of its own it gives the same bytes, says nothing, and leaves neither files nor telemetry."""
-    opened = candidate.open_candidate(run_dir, digits_path)
+    opened = converted_model.convert_run(run_dir, digits_path)
     calibration, home = opened.split.training.images[:20], tmp_path / "home"
     home.mkdir()
     (tmp_path / "graph").write_bytes(opened.graph)
@@ -487,5 +487,7 @@ def test_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delenv(splits.ENVIRONMENT, raising=False)
     monkeypatch.setattr(keras.datasets.mnist, "load_data", unreachable)
 
-    with pytest.raises(DataError, match=r"no route to host\..* name it with --data PATH or DIGITSERVE_MNIST: an npz"):
+    with pytest.raises(
+        DataError, match=r"no route to host\..* give its path with --data PATH or DIGITSERVE_MNIST: an npz"
+    ):
         splits.read_training()

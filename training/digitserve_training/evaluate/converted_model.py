@@ -1,6 +1,6 @@
-"""A trained network made ready to be measured: restored, converted to ONNX, and opened as a service would open it.
+"""A trained network restored from its run, converted to ONNX, calibrated, and opened as the service opens a bundle.
 
-``evaluate`` and ``export`` both start here, so both speak of the same graph.
+``report`` and ``export`` both start with ``convert_run``, so both use the same graph.
 """
 
 import hashlib
@@ -23,21 +23,21 @@ from digitserve_training.fit.weights import restore
 from digitserve_training.model.onnx_graph import Answering, answering, convert, reference
 
 NUM_GOLDEN = 14
-"""Validation images in ``golden.npz``; a blank image and noise come on top."""
+"""Validation images in ``golden.npz``; a blank image and a noise image are added."""
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A trained network, converted and opened: all that is measured and may become a bundle.
+class ConvertedModel:
+    """A trained network, converted to ONNX and opened: it can be measured, and exported as a bundle.
 
     Attributes:
-        state: the checkpoint that it comes from.
-        split: the images that it was trained and validated on.
-        answer: Keras's answers.
-        graph: the ONNX file's bytes.
-        temperature: that probabilities were divided by, fitted on the validation images.
-        golden: inputs with Keras's answers.
-        session: onnxruntime over ``graph``, which gave the golden answers too.
+        state: checkpoint that the network was restored from.
+        split: images for training and validation.
+        answer: the Keras network as a function.
+        graph: the bytes of the ONNX file.
+        temperature: divisor of the logits, fitted on the validation images.
+        golden: inputs with the outputs of the Keras network.
+        session: onnxruntime session of ``graph``; it was verified against ``golden``.
     """
 
     state: Checkpoint
@@ -50,39 +50,39 @@ class Candidate:
 
     @property
     def sha256(self) -> str:
-        """Fingerprint of the graph: equal weights give equal graphs."""
+        """Sha256 of the graph, hexadecimal; equal weights give equal graphs."""
         return hashlib.sha256(self.graph).hexdigest()
 
 
-def open_candidate(run_dir: Path, data_path: Path | None) -> Candidate:
-    """Restore a run's network, convert it and open the graph.
+def convert_run(run_dir: Path, data_path: Path | None) -> ConvertedModel:
+    """Restore a run's network, convert it to ONNX, fit its temperature and open the graph.
 
     Args:
-        run_dir: a run's folder.
-        data_path: as ``splits.read_training`` takes it.
+        run_dir: the run's folder.
+        data_path: path of the dataset, see ``splits.read_training``.
 
     Raises:
-        RunError: there is no run.
-        DataError: these are not the images that the run was trained on.
-        ParityError: the graph does not give the network's answers.
+        RunError: the folder contains no run.
+        DataError: the images differ from the ones that the run was trained on.
+        ParityError: the outputs of the graph differ from those of the network.
     """
     state = checkpoint.load(run_dir)
     split = splits.split(
         _read_same(state, data_path), state.settings.limit, preset_of(state.settings).recipe.validation
     )
     network = restore(state)
-    # Logits but for a constant, by onnxruntime on one thread: TensorFlow's last bits differ from time to time, and with
-    # them the temperature's last digit.
+    # The logarithms of these probabilities equal the logits up to a constant. onnxruntime computes them on one thread:
+    # TensorFlow's results vary in the last bits, which would change the last digit of the temperature.
     untempered = answer_once(convert(answering(network, 1.0)), split.validation.images).probabilities
     temperature = fit_temperature(np.log(np.maximum(untempered, np.finfo(np.float32).tiny)), split.validation.labels)
     answer = answering(network, temperature)
     graph, golden = convert(answer), make_golden(answer, split.validation)
     session = open_session(graph, golden, state.settings.labels)
-    return Candidate(state, split, answer, graph, temperature, golden, session)
+    return ConvertedModel(state, split, answer, graph, temperature, golden, session)
 
 
 def make_golden(answer: Answering, validation: Labelled) -> Golden:
-    """Choose a few images, a blank and noise among them, and note Keras's answers."""
+    """Return a few validation images, a blank image and a noise image with the outputs of the Keras network."""
     noise = np.random.default_rng(0).integers(0, 256, (1, *validation.images.shape[1:]), dtype=np.uint8)
     images = np.concatenate([validation.images[:NUM_GOLDEN], np.zeros_like(noise), noise])
     outputs = reference(answer, images)
@@ -90,10 +90,10 @@ def make_golden(answer: Answering, validation: Labelled) -> Golden:
 
 
 def open_session(graph: bytes, golden: Golden, labels: tuple[str, ...]) -> Session:
-    """Open a graph that is no bundle yet, by the checks that a service opens bundles with.
+    """Open a graph before it is part of a bundle, with the checks that the service applies to bundles.
 
     Raises:
-        ParityError: its signature is wrong, or its golden answers differ; the message gives figures.
+        ParityError: the signature is wrong, or the outputs for the golden inputs differ; the message gives figures.
     """
     inputs, outputs = signature(len(labels))
     manifest = Manifest("unpublished", 0, "", inputs, outputs, labels, 0.0, {}, {})
@@ -101,7 +101,7 @@ def open_session(graph: bytes, golden: Golden, labels: tuple[str, ...]) -> Sessi
         return Session(Bundle(Path(), manifest, graph, golden))
     except BundleError as error:
         raise ParityError(
-            f"the exported graph is not the trained network (tolerance {GOLDEN_TOLERANCE:g}): {error}"
+            f"the exported graph differs from the trained network (tolerance {GOLDEN_TOLERANCE:g}): {error}"
         ) from None
 
 
@@ -110,11 +110,11 @@ def _read_same(state: Checkpoint, data_path: Path | None) -> Labelled:
     got, expected = splits.fingerprint(labelled), state.settings.data_sha256
     if got != expected:
         raise DataError(
-            f"these training images have sha256 {got}; the run was trained on {expected}: name the same file with --data"
+            f"these training images have sha256 {got}; the run was trained on {expected}: give the same file with --data"
         )
     if labelled.names != state.settings.labels:
         raise DataError(
-            f"these images are labelled {', '.join(labelled.names)}; "
-            f"the run was trained on {', '.join(state.settings.labels)}: name the same folder with --data"
+            f"the labels of these images are {', '.join(labelled.names)}; "
+            f"the run was trained on {', '.join(state.settings.labels)}: give the same folder with --data"
         )
     return labelled

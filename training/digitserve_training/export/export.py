@@ -18,7 +18,7 @@ from digitserve_training.data.splits import Labelled
 from digitserve_training.errors import RunError
 from digitserve_training.evaluate import page
 from digitserve_training.evaluate.calibration import ood_threshold
-from digitserve_training.evaluate.candidate import Candidate, open_candidate
+from digitserve_training.evaluate.converted_model import ConvertedModel, convert_run
 from digitserve_training.evaluate.evaluation import Measurement, measure
 from digitserve_training.evaluate.report import FOLDER
 from digitserve_training.export import parity
@@ -100,14 +100,18 @@ def export(
     state = checkpoint.load(run_dir)
     settled = settle(destination, state.settings)
     _require_finished(state, run_dir)
-    candidate = open_candidate(run_dir, data_path)
+    candidate = convert_run(run_dir, data_path)
     test = splits.read_test(data_path, candidate.state.settings.dataset)
-    shown = run_dir / FOLDER if precision == "float32" and page.reported(run_dir / FOLDER) == candidate.sha256 else None
+    shown = (
+        run_dir / FOLDER
+        if precision == "float32" and page.reported_sha256(run_dir / FOLDER) == candidate.sha256
+        else None
+    )
     return publish(candidate, test, settled, shown, precision)
 
 
 def publish(
-    candidate: Candidate,
+    candidate: ConvertedModel,
     test: Labelled,
     destination: Destination,
     report: Path | None = None,
@@ -152,7 +156,7 @@ def settle(destination: Destination, settings: Settings) -> Destination:
     return Destination(models, name, max(taken, default=0) + 1 if version is None else version)
 
 
-def _manifest(candidate: Candidate, test: Labelled, destination: Destination, measured: Parity) -> Manifest:
+def _manifest(candidate: ConvertedModel, test: Labelled, destination: Destination, measured: Parity) -> Manifest:
     held_out = measure(candidate.session, candidate.split.validation)
     labels = candidate.state.settings.labels
     inputs, outputs = signature(len(labels))
@@ -188,7 +192,7 @@ def _require_finished(state: Checkpoint, run_dir: Path) -> None:
         )
 
 
-def _training(candidate: Candidate, test: Labelled) -> dict[str, Any]:
+def _training(candidate: ConvertedModel, test: Labelled) -> dict[str, Any]:
     settings, preset = candidate.state.settings, preset_of(candidate.state.settings)
     layers = preset.network(len(settings.labels))
     return {

@@ -13,7 +13,7 @@ from digitserve.inference.bundle import Golden
 from digitserve.inference.session import Outputs, Session, answer_once
 from digitserve_training.data.splits import Labelled
 from digitserve_training.errors import ParityError
-from digitserve_training.evaluate.candidate import Candidate, open_session
+from digitserve_training.evaluate.converted_model import ConvertedModel, open_session
 from digitserve_training.evaluate.evaluation import run
 from digitserve_training.export.parity import BATCH_SIZES
 from digitserve_training.export.quantize import quantize
@@ -92,7 +92,7 @@ class Int8:
         test: for the record.
     """
 
-    candidate: Candidate
+    candidate: ConvertedModel
     num_calibration: int
     validation: Difference
     test: Difference
@@ -114,11 +114,11 @@ class Int8:
         return told
 
 
-def to_int8(candidate: Candidate, test: Labelled) -> Int8:
+def to_int8(candidate: ConvertedModel, test: Labelled) -> Int8:
     """Make an int8 candidate of a float32 one.
 
     Args:
-        candidate: as ``open_candidate`` gives it.
+        candidate: as ``convert_run`` gives it.
         test: its test images.
 
     Raises:

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from digitserve_training.data.splits import Labelled
 from digitserve_training.model.presets import Recipe
 from digitserve_training.synth import non_digits
-from digitserve_training.synth.scans import Paper, readings
+from digitserve_training.synth.digits import synthetic_digits
+from digitserve_training.synth.scans import ScanParameters, scan_and_frame
 
 NO_LABEL = -1
 """Label of an image that is no digit."""
 
-PAPER = Paper(smallest=8, largest=64, plain=0.4, scanned=0.25)
+PAPER = ScanParameters(min_side_px=8, max_side_px=64, clean_share=0.4, coarse_share=0.25)
 """Smaller and cleaner than what is judged: large drawings come out like MNIST, small ones are the hard ones."""
 
 OTHER_HANDS = 0.3
@@ -77,11 +78,11 @@ class Pool:
 def _read_off_paper(training: Labelled, seed: int) -> Labelled:
     images, labels = training.images.copy(), training.labels.copy()
     replaced = np.random.default_rng(seed).permutation(len(labels))[: round(OTHER_HANDS * len(labels))]
-    images[replaced], labels[replaced] = non_digits.digits_of_other_hands(len(replaced), seed)
-    read = readings(images, PAPER, seed)
+    images[replaced], labels[replaced] = synthetic_digits(len(replaced), seed)
+    read = scan_and_frame(images, PAPER, seed)
     # Now and then nothing is left of a digit of 8 pixels.
     return Labelled(np.where(read.any(axis=(1, 2, 3), keepdims=True), read, images), labels)
 
 
 def _outliers(number: int, seed: int) -> Labelled:
-    return Labelled(non_digits.drawn_for_training(number, seed), np.full(number, NO_LABEL))
+    return Labelled(non_digits.for_training(number, seed), np.full(number, NO_LABEL))
