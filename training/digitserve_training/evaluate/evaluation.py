@@ -129,8 +129,7 @@ class Evaluation:
         threshold: OOD score above which an image is unfamiliar, from the validation images.
         corruptions: accuracy on the corruption suite.
         corrupted_reliability: confidence and accuracy over the whole suite; None without a suite.
-        framed: accuracy on digits from other sources, after the service's framing; empty if the dataset is not about
-            digits.
+        framed: accuracy on scanned digits after the service's framing; empty if the dataset is not about digits.
         non_digits: results for images that show no digit, first for all kinds together; empty if the dataset is not
             about digits.
         mistaken_verdicts: share of test digits that the service would call blank or several shapes.

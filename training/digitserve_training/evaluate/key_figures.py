@@ -93,8 +93,8 @@ def _corruptions(evaluation: Evaluation) -> Iterator[KeyFigure]:
     yield KeyFigure(
         "Accuracy on corrupted images",
         percent(evaluation.corruption_accuracy),
-        f"Mean over {len(evaluation.corruptions)} kinds of corruption of the test images; "
-        f"{num_unseen} of them have no similar kind in the augmentation.",
+        f"Mean over {len(evaluation.corruptions)} kinds of corruption of the test images. "
+        f"Kinds without a similar one in the augmentation: {num_unseen}.",
     )
 
 
@@ -103,7 +103,7 @@ def _framed(evaluation: Evaluation) -> Iterator[KeyFigure]:
         yield KeyFigure(
             one.name,
             percent(one.accuracy),
-            "Accuracy on digits from another source, segmented and framed as the service does it.",
+            "Accuracy after segmentation and framing as in the service.",
         )
 
 

@@ -148,7 +148,7 @@ def test_all_sections_in_order(parsed: ParsedPage) -> None:
         "95 % confidence interval (Wilson): 80.52 % to 88.60 %",
         "Temperature 0.930",
         "Accuracy on corrupted images 71.75 %",
-        "1 of them have no similar kind in the augmentation",
+        "Kinds without a similar one in the augmentation: 1.",
         "simulated scans 93.37 %",
         "AUROC 0.9876",
         "84.21 % of the images without a digit are rejected",
