@@ -28,7 +28,7 @@ from digitserve import log
 from digitserve.batching.batcher import Batcher
 from digitserve.batching.pipeline import Classifier
 from digitserve.errors import RefusalToStart
-from digitserve.inference.bundle import Bundle, find, read
+from digitserve.inference.bundle import Bundle, find_bundle, read_bundle
 from digitserve.inference.session import Session
 from digitserve.protocol.codec import Limits
 from digitserve.settings import Settings, endpoint
@@ -246,7 +246,7 @@ def main() -> int:
     # Ctrl-C reaches the whole terminal's group; the supervisor decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        bundle = read(find(settings.models, settings.model, settings.model_version))
+        bundle = read_bundle(find_bundle(settings.models, settings.model, settings.model_version))
         worker = Worker(settings, bundle, Block(bundle.manifest.labels, block_fd), num_threads)
         worker.listen()
     except RefusalToStart as error:

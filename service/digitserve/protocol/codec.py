@@ -17,7 +17,8 @@ from digitserve.batching.batcher import framing_work
 from digitserve.errors import InvalidRequest, NotServed, TooLarge
 from digitserve.types import IMAGE_SIZE, Framing, Ink
 from digitserve.v1 import digits_pb2 as pb
-from digitserve.vision.framing import as_is, frame, to_gray
+from digitserve.vision.framing import as_is, frame
+from digitserve.vision.gray import to_gray
 
 IMAGE_BYTES = IMAGE_SIZE * IMAGE_SIZE
 

@@ -28,7 +28,8 @@ from digitserve.protocol.codec import (
 from digitserve.telemetry.block import VERDICTS as VERDICT_NAMES
 from digitserve.types import Framing, Ink
 from digitserve.v1 import digits_pb2 as pb
-from digitserve.vision.framing import frame, to_gray
+from digitserve.vision.framing import frame
+from digitserve.vision.gray import to_gray
 from support.memory import allocated_bytes
 
 LIMITS = Limits(model_version="7", max_side=40, max_images=6, max_request_bytes=1 << 20)
