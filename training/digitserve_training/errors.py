@@ -1,51 +1,51 @@
-"""What can go wrong in training, each kind with the exit status that ``digitserve-train`` ends with.
+"""Errors of the training package, each with the exit status of ``digitserve-train``.
 
     TrainingError
-    ├── DataError         the images are missing, damaged, or something else
-    ├── RunError          the run's folder cannot be used as asked: nothing to resume, another preset, not finished
-    ├── DivergedError     the loss is no longer a number
-    ├── ParityError       the exported graph disagrees with the network
-    └── WorkerError       of several workers, one is gone or does something else
+    ├── DataError         images are missing, damaged or of another kind than expected
+    ├── RunError          a run's folder cannot be used: nothing to resume, other settings, not finished
+    ├── DivergedError     the loss is not finite
+    ├── ParityError       the exported graph does not give the network's outputs
+    └── WorkerError       distributed workers disagree, or one of them is lost
 
-Texts are for whoever trains: what was got, what was expected, what to do.
+Each message says what was found, what was expected and what the user can do. ``cli`` prints it without a traceback.
 """
 
 
 class TrainingError(Exception):
-    """Base of every error that is raised on purpose; its text is fit to be shown.
+    """Base class of all errors that this package raises on purpose; its text is written for the user.
 
     Attributes:
-        exit_code: of the command that it ends.
+        exit_code: exit status of a command that fails with this error.
     """
 
     exit_code = 1
 
 
 class DataError(TrainingError):
-    """The images or labels cannot be used; training again on the same file will not help."""
+    """The images or labels cannot be used; the same file will fail again."""
 
     exit_code = 3
 
 
 class RunError(TrainingError):
-    """A run's folder cannot be used as it was asked."""
+    """A run's folder cannot be used as requested."""
 
     exit_code = 4
 
 
 class DivergedError(TrainingError):
-    """The loss is not finite; the last checkpoint before it is kept."""
+    """The loss is not finite; the last checkpoint before that is kept."""
 
     exit_code = 5
 
 
 class ParityError(TrainingError):
-    """The exported graph gives other answers than the network; nothing was written."""
+    """The exported graph does not give the network's outputs; no bundle was written."""
 
     exit_code = 6
 
 
 class WorkerError(TrainingError):
-    """Several workers cannot train together; the last checkpoint is kept."""
+    """Distributed workers cannot train together; the last checkpoint is kept."""
 
     exit_code = 7

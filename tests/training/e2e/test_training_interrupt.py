@@ -1,4 +1,4 @@
-"""Ctrl-C on the real command."""
+"""Ctrl-C during the real command."""
 
 import csv
 import os
@@ -18,15 +18,15 @@ from digitserve_training.model.layers import Conv, Flatten
 from digitserve_training.model.preset_files import preset_to_json
 from digitserve_training.model.presets import PRESETS
 
-COMMAND = [sys.executable, "-c", "from digitserve_training.cli import main; main(prog_name='digitserve-train')"]
+COMMAND = [sys.executable, "-m", "digitserve_training.cli"]
 
 EPOCHS = 10_000
-"""More epochs, and more trials, than can be trained before the signal comes."""
+"""More epochs, and more trials, than can finish before the signal."""
 
 
 @pytest.fixture
 def noise_path(tmp_path: Path) -> Path:
-    """Images of noise laid out like MNIST: what is learned does not matter here."""
+    """Write noise in MNIST's layout; the quality of the network does not matter here."""
     generator = np.random.default_rng(1)
     arrays = {
         f"{kind}_{part}": generator.integers(0, top, shape, dtype=np.uint8)
@@ -39,28 +39,29 @@ def noise_path(tmp_path: Path) -> Path:
 
 
 def test_interrupt_keeps_the_last_checkpoint(tmp_path: Path, noise_path: Path) -> None:
-    """Interrupted at any time, training ends with status 130, keeps whole epochs, and says how to go on."""
+    """Ctrl-C ends training with exit code 130 and no traceback, keeps the finished epochs, and prints how to resume."""
     options = ["--data", str(noise_path), "--run-dir", str(tmp_path / "run"), "--epochs", str(EPOCHS), "--threads", "1"]
     process = subprocess.Popen([*COMMAND, "train", *options], stderr=subprocess.PIPE, text=True)
     try:
         metrics = tmp_path / "run" / checkpoint.METRICS_NAME
         wait_until(lambda: metrics.exists() and metrics.stat().st_size > 0, process)
         process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=60)
     finally:
         process.kill()
 
     assert process.returncode == 130
-    assert "Traceback" not in told
-    kept = checkpoint.load(tmp_path / "run")
-    assert kept.epoch == len(kept.history) >= 1
-    assert f"{kept.epoch} of {EPOCHS} epochs are kept" in told
-    assert f"go on with: digitserve-train train --resume --run-dir {tmp_path / 'run'}" in told
+    state = checkpoint.load(tmp_path / "run")
+    assert state.epoch == len(state.history) >= 1
+    assert error == (
+        f"\ninterrupted; {state.epoch} of {EPOCHS} epochs are saved; "
+        f"continue with: digitserve-train train --resume --run-dir {tmp_path / 'run'}\n"
+    )
 
 
 def test_interrupted_search_keeps_its_trials(tmp_path: Path, noise_path: Path) -> None:
-    """Interrupted, a search ends with status 130, keeps what is done, marks the trial under way as failed, and will try
-    its values again.
+    """Ctrl-C ends a search with exit code 130 and no traceback, keeps finished trials, marks the current one as
+    failed, and enqueues its values again.
     """
     preset = replace(PRESETS["lenet5"], name="small", layers=(Conv(2, stride=4), Flatten()))
     (tmp_path / "small.json").write_text(preset_to_json(preset))
@@ -78,31 +79,31 @@ def test_interrupted_search_keeps_its_trials(tmp_path: Path, noise_path: Path) -
         finally:
             process.kill()
         errors.seek(0)
-        told = errors.read()
+        error = errors.read()
 
-    assert process.returncode == 130, told
-    assert "Traceback" not in told
-    assert f"interrupted; 1 of {EPOCHS} trials are done; go on with the same command" in told
+    assert process.returncode == 130, error
+    assert "Traceback" not in error
+    assert f"interrupted; 1 of {EPOCHS} trials are finished; continue with the same command" in error
     with (tmp_path / "study" / "trials.csv").open(newline="") as file:
-        done, failed, waiting = csv.DictReader(file)
-    assert [trial["state"] for trial in (done, failed, waiting)] == ["complete", "fail", "waiting"]
-    assert failed["learning_rate"] != done["learning_rate"]
+        complete, failed, waiting = csv.DictReader(file)
+    assert [trial["state"] for trial in (complete, failed, waiting)] == ["complete", "fail", "waiting"]
+    assert failed["learning_rate"] != complete["learning_rate"]
 
 
 def read_until(start: str, process: subprocess.Popen[str]) -> None:
-    """Read lines of a process until one starts so."""
+    """Read standard output of a process until a line starts with ``start``."""
     for line in process.stdout or ():
         if line.startswith(start):
             return
-    pytest.fail(f"it ended without a line '{start}...'")
+    pytest.fail(f"the process ended without a line '{start}...'")
 
 
 def wait_until(holds: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    """Wait until something was done; a process that ended before says why."""
+    """Wait until a condition holds, for two minutes at most; fail with standard error if the process ends first."""
     for _ in range(1_200):
         if holds():
             return
         if process.poll() is not None:
-            pytest.fail(f"it ended with status {process.returncode}: {process.communicate()[1]}")
+            pytest.fail(f"the process ended with exit code {process.returncode}: {process.communicate()[1]}")
         time.sleep(0.1)
-    pytest.fail("nothing was done within two minutes")
+    pytest.fail("the condition did not hold within two minutes")

@@ -1,4 +1,4 @@
-"""The notebook, run as a reader would run it."""
+"""The notebook ``docs/walkthrough.ipynb``, run from top to bottom."""
 
 import re
 from pathlib import Path
@@ -27,7 +27,7 @@ def printed(notebook: nbformat.NotebookNode, cell_id: str) -> str:
 
 
 def test_no_outputs_are_kept(notebook: nbformat.NotebookNode) -> None:
-    """The notebook is checked in as it is written: no outputs, no counts, so that a change to it can be read."""
+    """The notebook in the repository has no outputs and no execution counts, so that its diffs are readable."""
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
 
     assert len(cells) > 5
@@ -36,8 +36,8 @@ def test_no_outputs_are_kept(notebook: nbformat.NotebookNode) -> None:
 
 @needs_mnist
 def test_top_to_bottom(notebook: nbformat.NotebookNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run from the first cell to the last, on fewer images, the notebook trains, shows mistakes, exports, and gets the
-    same label from the file and from the running service.
+    """With fewer images, all cells run: they train, show mistakes, export, and get the same label from the ONNX file
+    and from the running service.
     """
     for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "MPLCONFIGDIR"):
         monkeypatch.setenv(name, str(tmp_path / name))
@@ -49,6 +49,6 @@ def test_top_to_bottom(notebook: nbformat.NotebookNode, tmp_path: Path, monkeypa
     assert re.match(r"\d+ of 200 are wrong", printed(notebook, "mistakes"))
     (picture,) = (cell for cell in notebook.cells if cell.id == "picture")
     assert any("image/png" in output.get("data", ()) for output in picture.outputs)
-    said = [re.search(r"says (\d), (\S+%) sure", printed(notebook, part)) for part in ("file", "service")]
-    assert said[0] and said[1]
-    assert said[0].groups() == said[1].groups()
+    answers = [re.search(r"says (\d), (\S+%) sure", printed(notebook, part)) for part in ("file", "service")]
+    assert answers[0] and answers[1]
+    assert answers[0].groups() == answers[1].groups()

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from digitserve_training._tensorflow import tf
 from digitserve_training.augment.corrupt import CORRUPTIONS, Corruption, corrupt
 from digitserve_training.fit.pool import NO_LABEL
-from digitserve_training.fit.train import losses_of, targets_of
+from digitserve_training.fit.train import cross_entropy, hard_targets
 from digitserve_training.model.presets import PRESETS, Recipe
 
 CLASSIC = PRESETS["lenet5"].recipe
@@ -68,7 +68,7 @@ def test_plain_loss_is_cross_entropy() -> None:
 
     expected = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits).numpy()
 
-    assert losses_of(logits, targets_of(labels, 3, CLASSIC), CLASSIC).numpy() == pytest.approx(expected)
+    assert cross_entropy(logits, hard_targets(labels, 3, CLASSIC), CLASSIC).numpy() == pytest.approx(expected)
 
 
 def test_outliers_add_the_outcome_no_digit() -> None:
@@ -81,7 +81,7 @@ def test_outliers_add_the_outcome_no_digit() -> None:
 
     expected = [-np.log(is_digit[0]) - np.log(of_label), -np.log(1 - is_digit[1])]
 
-    losses = losses_of(logits, targets_of(labels, 3, WITH_OUTLIERS), WITH_OUTLIERS)
+    losses = cross_entropy(logits, hard_targets(labels, 3, WITH_OUTLIERS), WITH_OUTLIERS)
 
     assert losses.numpy() == pytest.approx(expected, rel=1e-5)
 
@@ -92,7 +92,7 @@ def test_smoothed_targets_sum_to_one(recipe: Recipe) -> None:
     smoothed = dataclasses.replace(recipe, label_smoothing=0.1)
     num_outcomes = 4 if recipe.outliers else 3
 
-    targets = targets_of(tf.constant([0, 2], tf.int64), 3, smoothed)
-    losses = losses_of(tf.zeros([2, 3]), targets, smoothed).numpy()
+    targets = hard_targets(tf.constant([0, 2], tf.int64), 3, smoothed)
+    losses = cross_entropy(tf.zeros([2, 3]), targets, smoothed).numpy()
 
     assert losses == pytest.approx(np.log(num_outcomes), rel=1e-5)

@@ -1,4 +1,4 @@
-"""Keras networks against the presets that describe them."""
+"""Keras networks, compared with the presets that they are built from."""
 
 import numpy as np
 import pytest
@@ -10,13 +10,13 @@ from digitserve_training.model.presets import PRESETS, Preset
 
 
 def keras_layers(network: keras.Model, number: int) -> list[keras.layers.Layer]:
-    """Return the Keras layers that one layer of a preset became."""
+    """Return the Keras layers that were built from one layer of a preset."""
     return [layer for layer in network.layers if layer.name.split("_")[1:2] == [str(number)]]
 
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=list(PRESETS))
 def test_keras_agrees_layer_by_layer(preset: Preset) -> None:
-    """Each layer that Keras builds has the shape and the parameters that the preset was counted to have."""
+    """Each Keras layer has the output shape and the number of parameters that ``costs`` computes."""
     network = build(preset.network(10))
 
     for number, cost in enumerate(costs(preset.network(10)), start=1):
@@ -27,13 +27,13 @@ def test_keras_agrees_layer_by_layer(preset: Preset) -> None:
 
 
 def test_conv2_dense256_in_keras() -> None:
-    """Keras too counts 2 380 938 parameters in conv2-dense256."""
+    """Keras counts 2 380 938 parameters in conv2-dense256."""
     assert build(PRESETS["conv2-dense256"].network(10)).count_params() == 2_380_938
 
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=list(PRESETS))
 def test_pixels_in_logits_out(preset: Preset) -> None:
-    """A network takes uint8 pixels and gives finite float32 logits, one row an image, whatever the batch."""
+    """A network maps uint8 pixels to finite float32 logits, one row per image, independent of the batch."""
     network = build(preset.network(10))
     images = np.random.default_rng(1).integers(0, 256, (3, 28, 28, 1), dtype=np.uint8)
 
@@ -45,7 +45,7 @@ def test_pixels_in_logits_out(preset: Preset) -> None:
 
 
 def test_scaling_is_part_of_the_network() -> None:
-    """Pixels of 255 count as 1: the sum over a full image is its number of pixels."""
+    """A pixel of 255 is scaled to 1: the sum over a white image is its number of pixels."""
     layers: tuple[Layer, ...] = (Flatten(), Dense(1, activation="linear"))
     network = build(layers)
     network.set_weights([np.ones((784, 1)), np.zeros(1)])
@@ -54,7 +54,7 @@ def test_scaling_is_part_of_the_network() -> None:
 
 
 def test_weights_come_from_the_seed() -> None:
-    """The same seed gives the same initial weights, another seed others."""
+    """The same seed gives the same initial weights; another seed gives others."""
     drawn = []
     for seed in (1, 1, 2):
         keras.utils.set_random_seed(seed)

@@ -15,7 +15,7 @@ from digitserve_training.cli import main
 from digitserve_training.data import splits
 from digitserve_training.errors import DataError, RunError
 from digitserve_training.fit import checkpoint, settings
-from digitserve_training.fit.settings import Asked
+from digitserve_training.fit.settings import Options
 from support.dataset_files import labelled_shapes, write_emnist_letters, write_pictures
 from support.serving import run_worker
 
@@ -79,7 +79,7 @@ def test_train_resume_evaluate_export_serve(
 def start_run(run_dir: Path, name: str, source: Path) -> Path:
     """Write the checkpoint of a run before its first epoch; the tests do not need its weights."""
     training = splits.read_training(source, name)
-    chosen = settings.start(Asked(dataset=name), training.names, splits.fingerprint(training))
+    chosen = settings.resolve(Options(dataset=name), training.names, splits.fingerprint(training))
     checkpoint.save(run_dir, checkpoint.Checkpoint(chosen, 0, (), {}))
     return run_dir
 

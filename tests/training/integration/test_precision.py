@@ -1,4 +1,4 @@
-"""Mixed precision: faster arithmetic while training, and no trace of it in what comes out."""
+"""Mixed precision: layers compute in it while training; checkpoints and exported graphs are float32."""
 
 from pathlib import Path
 
@@ -12,14 +12,14 @@ from digitserve_training.data.splits import Labelled, Split
 from digitserve_training.errors import RunError
 from digitserve_training.evaluate import candidate
 from digitserve_training.export import parity
-from digitserve_training.fit.settings import Asked, Settings, resume, start
+from digitserve_training.fit.settings import Options, Settings, resolve, resolve_resumed
 from digitserve_training.fit.train import Training, train
-from digitserve_training.fit.weights import restore
-from digitserve_training.model.onnx_graph import convert
+from digitserve_training.fit.weights import restore_network
+from digitserve_training.model.onnx_graph import convert, serving_function
 
 
 def bars(number: int) -> Labelled:
-    """Draw images of ten kinds that any network tells apart: a bar at one of ten heights, in noise."""
+    """Draw ten classes of images that are easy to learn: a bar at one of ten heights, in noise."""
     generator = np.random.default_rng(1)
     labels = np.arange(number) % 10
     images = generator.integers(0, 64, (number, 28, 28, 1), np.uint8)
@@ -28,31 +28,32 @@ def bars(number: int) -> Labelled:
     return Labelled(images, labels)
 
 
-def begin(precision: str) -> tuple[Settings, Split]:
+def start(precision: str) -> tuple[Settings, Split]:
+    """Return settings and images of a run in a precision."""
     images = bars(300)
-    asked = Asked(preset="lenet5", epochs=8, precision=precision)
-    return start(asked, images.names, splits.fingerprint(images)), splits.split(images)
+    options = Options(preset="lenet5", epochs=8, precision=precision)
+    return resolve(options, images.names, splits.fingerprint(images)), splits.split(images)
 
 
-def test_learns_and_leaves_float32(tmp_path: Path) -> None:
-    """A training in bfloat16 learns; checkpoint and exported graph are float32 alone, and the graph is the network."""
-    chosen, split = begin("bfloat16")
-    state = train(chosen, split, tmp_path)
+def test_bfloat16_learns_and_exports_float32(tmp_path: Path) -> None:
+    """A training in bfloat16 learns; checkpoint and graph are float32, and the graph passes the parity check."""
+    settings, split = start("bfloat16")
+    state = train(settings, split, tmp_path)
 
     assert state.history[-1]["validation_accuracy"] > 0.9
     assert {str(array.dtype) for array in state.arrays.values() if array.ndim} == {"float32"}
-    answer = candidate.answering(restore(state), 1.0)
-    graph = convert(answer)
-    held = {value.data_type for value in onnx.load_from_string(graph).graph.initializer}
-    assert held <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.INT32}
-    session = candidate.open_session(graph, candidate.make_golden(answer, split.validation), split.training.names)
-    parity.require(parity.compare(answer, session, split.validation.images))
+    function = serving_function(restore_network(state), 1.0)
+    graph = convert(function)
+    types = {value.data_type for value in onnx.load_from_string(graph).graph.initializer}
+    assert types <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.INT32}
+    session = candidate.open_session(graph, candidate.make_golden(function, split.validation), split.training.names)
+    parity.require(parity.compare(function, session, split.validation.images))
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_layers_compute_in_it(precision: str) -> None:
-    """While training, every layer but the logits computes in the precision asked for, on float32 weights."""
-    training = Training(*begin(precision))
+def test_layers_compute_in_the_precision(precision: str) -> None:
+    """While training, every layer but the last computes in the precision of the settings, with float32 weights."""
+    training = Training(*start(precision))
 
     *inner, logits = [layer for layer in training._network.layers if layer.weights]
     assert {layer.compute_dtype for layer in inner} == {precision}
@@ -62,9 +63,9 @@ def test_layers_compute_in_it(precision: str) -> None:
     assert keras.config.dtype_policy().name == "float32"
 
 
-def test_float16_skips_what_overflows() -> None:
-    """A step whose scaled gradients overflow halves the scale and leaves the weights as they were."""
-    training = Training(*begin("float16"))
+def test_float16_skips_steps_that_overflow() -> None:
+    """A step whose scaled gradients overflow halves the loss scale and does not change the weights."""
+    training = Training(*start("float16"))
     before = [weight.numpy() for weight in training._network.weights]
     training._optimizer.dynamic_scale.assign(1e38)
 
@@ -75,11 +76,11 @@ def test_float16_skips_what_overflows() -> None:
 
 
 def test_a_run_keeps_its_precision() -> None:
-    """A run is resumed in the precision that it was started with; runs from before there was a choice, in float32."""
-    chosen, _ = begin("bfloat16")
+    """A run is resumed in the precision that it was started with; a run stored without precision, in float32."""
+    settings, _ = start("bfloat16")
 
-    assert resume(Asked(), chosen, chosen.data_sha256) == chosen
+    assert resolve_resumed(Options(), settings, settings.data_sha256) == settings
     with pytest.raises(RunError, match="precision was bfloat16, now float32"):
-        resume(Asked(precision="float32"), chosen, chosen.data_sha256)
-    old = {name: value for name, value in vars(chosen).items() if name != "precision"}
-    assert Settings(**old).precision == "float32"
+        resolve_resumed(Options(precision="float32"), settings, settings.data_sha256)
+    old = {name: value for name, value in settings.to_dict().items() if name != "precision"}
+    assert Settings.from_dict(old, "a checkpoint").precision == "float32"

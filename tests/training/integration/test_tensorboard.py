@@ -1,4 +1,4 @@
-"""RUN/tensorboard, read back by TensorBoard's own reader."""
+"""The event file in RUN/tensorboard, read with TensorBoard's own reader."""
 
 import json
 from contextlib import ExitStack
@@ -15,8 +15,8 @@ from digitserve_training.data import splits
 from digitserve_training.data.splits import Labelled, Split
 from digitserve_training.errors import RunError
 from digitserve_training.fit import checkpoint, settings
-from digitserve_training.fit.settings import Asked
-from digitserve_training.fit.tensorboard import FOLDER, NUM_IMAGES, Board
+from digitserve_training.fit.settings import Options
+from digitserve_training.fit.tensorboard import FOLDER, NUM_IMAGES, TensorBoardWriter
 from digitserve_training.fit.train import train
 from support.limits import largest_file
 
@@ -25,12 +25,14 @@ EXAMPLES = np.zeros((2, 28, 28, 1), np.uint8)
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Split]:
-    """Train for two epochs on noise: what is learned does not matter here."""
+    """Train for two epochs on noise; the quality of the network does not matter here."""
     run_dir: Path = tmp_path_factory.mktemp("run")
     generator = np.random.default_rng(1)
     images = Labelled(generator.integers(0, 256, (150, 28, 28, 1), np.uint8), generator.integers(0, 10, 150))
     split = splits.split(images)
-    train(settings.start(Asked(preset="lenet5", epochs=2), images.names, splits.fingerprint(images)), split, run_dir)
+    train(
+        settings.resolve(Options(preset="lenet5", epochs=2), images.names, splits.fingerprint(images)), split, run_dir
+    )
     return run_dir, split
 
 
@@ -42,23 +44,23 @@ def read(run_dir: Path) -> EventAccumulator:
 
 
 def scalars(events: EventAccumulator) -> dict[int, dict[str, float]]:
-    """Return scalars by epoch and name; a value that is there twice fails."""
+    """Return scalars by epoch and name, and fail if a value occurs twice."""
     found: dict[int, dict[str, float]] = {}
     for tag in events.Tags()["tensors"]:
         for event in events.Tensors(tag) if tag != "augmented" else ():
-            assert tag not in found.setdefault(event.step, {}), f"{tag} of epoch {event.step} is there twice"
+            assert tag not in found.setdefault(event.step, {}), f"{tag} of epoch {event.step} occurs twice"
             found[event.step][tag] = float(make_ndarray(event.tensor_proto))
     return found
 
 
 def recorded(run_dir: Path) -> dict[int, Any]:
-    """Return ``metrics.jsonl`` by epoch and name, as TensorBoard has it: in float32."""
+    """Return the values of ``metrics.jsonl`` by epoch and name, to float32 precision as in TensorBoard."""
     records = map(json.loads, (run_dir / checkpoint.METRICS_NAME).read_text().splitlines())
     return {record.pop("epoch"): pytest.approx(record, rel=1e-6) for record in records}
 
 
 def test_every_metric_of_every_epoch(trained: tuple[Path, Split]) -> None:
-    """TensorBoard reads exactly the values of metrics.jsonl, learning rate and images a second among them."""
+    """The scalars are exactly the values of metrics.jsonl, including learning rate and images per second."""
     run_dir, _ = trained
 
     found = scalars(read(run_dir))
@@ -68,7 +70,7 @@ def test_every_metric_of_every_epoch(trained: tuple[Path, Split]) -> None:
 
 
 def test_training_images_are_shown(trained: tuple[Path, Split]) -> None:
-    """Some training images are there as PNG, as the network sees them: lenet5 does not augment, so unchanged."""
+    """The event file has training images as PNG after augmentation; lenet5 has none, so they are unchanged."""
     run_dir, split = trained
 
     (event,) = read(run_dir).Tensors("augmented")
@@ -80,32 +82,30 @@ def test_training_images_are_shown(trained: tuple[Path, Split]) -> None:
 
 
 def test_resumed_run_has_no_epoch_twice(tmp_path: Path) -> None:
-    """Stopped before or after TensorBoard was told of an epoch, and resumed, each epoch is there once."""
-    told = [{"epoch": epoch, "training_loss": 1 / epoch} for epoch in range(1, 6)]
-    for done, epochs in ((0, told[:3]), (2, told[2:3]), (4, told[4:])):
-        with Board(tmp_path, told[:done], EXAMPLES) as board:
+    """A run that was stopped before or after an epoch was written, and then resumed, has each epoch once."""
+    records = [{"epoch": epoch, "training_loss": 1 / epoch} for epoch in range(1, 6)]
+    for num_finished, epochs in ((0, records[:3]), (2, records[2:3]), (4, records[4:])):
+        with TensorBoardWriter(tmp_path, records[:num_finished], EXAMPLES) as writer:
             for metrics in epochs:
-                board.write(metrics)
+                writer.write(metrics)
 
     assert scalars(read(tmp_path)) == {
         epoch: pytest.approx({"training_loss": 1 / epoch}, rel=1e-6) for epoch in range(1, 6)
     }
 
 
-def test_no_place_to_write(tmp_path: Path) -> None:
-    """Where the folder cannot be made, training says so before its first step."""
+def test_folder_that_cannot_be_created(tmp_path: Path) -> None:
+    """If the folder cannot be created, an error is raised before the first step."""
     (tmp_path / FOLDER).write_text("a file where the folder should be")
 
     with pytest.raises(RunError, match="TensorBoard's file cannot be written to"):
-        Board(tmp_path, (), EXAMPLES)
+        TensorBoardWriter(tmp_path, (), EXAMPLES)
 
 
-def test_full_disk_is_told(tmp_path: Path) -> None:
-    """Where there is no room for an epoch's events, training ends with a message that says that the checkpoint stands,
-    and closing the file does not hide it.
-    """
-    with ExitStack() as limited, pytest.raises(RunError, match="the checkpoint is intact: make room"):  # noqa: PT012, SIM117
-        with Board(tmp_path, (), EXAMPLES) as board:
+def test_full_disk_is_reported(tmp_path: Path) -> None:
+    """If the disk is full, the error says that the checkpoint is intact, and a failure to close does not replace it."""
+    with ExitStack() as limited, pytest.raises(RunError, match="the checkpoint is intact: free some space"):  # noqa: PT012, SIM117
+        with TensorBoardWriter(tmp_path, (), EXAMPLES) as writer:
             size = max(path.stat().st_size for path in (tmp_path / FOLDER).iterdir())
             limited.enter_context(largest_file(size + 10))
-            board.write({"epoch": 1, "training_loss": 0.5, "validation_loss": 0.5})
+            writer.write({"epoch": 1, "training_loss": 0.5, "validation_loss": 0.5})

@@ -1,6 +1,6 @@
-"""Small real studies on a few scanned digits: searched, stopped, gone on with, pruned, and turned into a preset.
+"""Hyperparameter search on a few scanned digits: run, stopped, continued, pruned, and written as a preset.
 
-All of them read a file whose test images are damaged, so none of them can have looked at one.
+All studies read a file whose test images are damaged, so a study that read test images would fail.
 """
 
 import csv
@@ -22,7 +22,7 @@ from digitserve_training.data import splits
 from digitserve_training.errors import DataError, DivergedError, RunError
 from digitserve_training.fit import checkpoint
 from digitserve_training.model.layers import Conv, Dropout, Flatten
-from digitserve_training.model.preset_files import find, preset_to_json
+from digitserve_training.model.preset_files import find_preset, preset_to_json
 from digitserve_training.model.presets import Augmentation, Preset, Recipe
 from digitserve_training.tune import search
 from support.digits import scanned_digits
@@ -32,14 +32,16 @@ SMALL = Preset(
     name="small",
     summary="for tests",
     layers=(Conv(4, kernel=5, stride=4), Dropout(0.25), Flatten()),
-    recipe=Recipe(epochs=2, learning_rate=0.01, batch_size=32, warmup_epochs=0.0, averaging=0.0, schedule="constant"),
+    recipe=Recipe(
+        epochs=2, learning_rate=0.01, batch_size=32, warmup_epochs=0.0, ema_momentum=0.0, schedule="constant"
+    ),
     augmentation=Augmentation(),
 )
 
 
 @pytest.fixture(scope="module")
 def digits_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write scanned digits as an npz file, and damage its test images."""
+    """Write scanned digits as an npz file with damaged test images."""
     images, labels = scanned_digits()
     large = np.pad(np.kron(images[:NUM_IMAGES], np.ones((1, 3, 3), np.uint8)), ((0, 0), (2, 2), (2, 2)))
     path: Path = tmp_path_factory.mktemp("digits") / "digits.npz"
@@ -93,7 +95,7 @@ def table(folder: Path) -> list[dict[str, str]]:
 
 @contextmanager
 def opened(folder: Path) -> Iterator[optuna.Study]:
-    """Open a study as Optuna does, past our code."""
+    """Open a study with Optuna directly."""
     storage = optuna.storages.RDBStorage(f"sqlite:///{folder / search.STUDY_NAME}")
     try:
         yield optuna.load_study(study_name="tune", storage=storage)
@@ -103,15 +105,15 @@ def opened(folder: Path) -> Iterator[optuna.Study]:
 
 
 def test_the_test_images_are_never_read(digits_path: Path, study_dir: Path) -> None:
-    """A study ends well on a file whose test images nobody can read."""
+    """A study succeeds with a file whose test images cannot be read."""
     with pytest.raises(DataError, match="cannot be read"):
         splits.read_test(digits_path)
 
     assert [row["state"] for row in table(study_dir)] == ["complete"] * 3
 
 
-def test_the_preset_itself_comes_first(study_dir: Path) -> None:
-    """The first trial trains the base as it is, so that every study says whether the search was worth it."""
+def test_the_first_trial_is_the_base_preset(study_dir: Path) -> None:
+    """The first trial trains the base preset unchanged, so every study compares the others with it."""
     first = table(study_dir)[0]
 
     names = ("learning_rate", "weight_decay", "width", "dropout_1")
@@ -119,9 +121,9 @@ def test_the_preset_itself_comes_first(study_dir: Path) -> None:
 
 
 def test_the_best_trial_becomes_a_preset_that_trains(study_dir: Path, digits_path: Path, tmp_path: Path) -> None:
-    """The preset that is written has the values of the lowest loss, and train takes it like any other."""
+    """The preset file has the values of the trial with the lowest loss, and ``train --preset`` accepts it."""
     lowest = min(table(study_dir), key=lambda row: float(row["validation_loss"]))
-    best = find(str(study_dir / search.PRESET_NAME))
+    best = find_preset(str(study_dir / search.PRESET_NAME))
     run_dir = tmp_path / "run"
 
     options = ["--preset", study_dir / search.PRESET_NAME, "--data", digits_path, "--epochs", 1, "--run-dir", run_dir]
@@ -130,14 +132,14 @@ def test_the_best_trial_becomes_a_preset_that_trains(study_dir: Path, digits_pat
     assert trained.exit_code == 0, trained.output
     assert best.recipe.learning_rate == pytest.approx(float(lowest["learning_rate"]), rel=0.01)
     assert (best.name, best.recipe.epochs) == ("small-tuned", SMALL.recipe.epochs)
-    kept = checkpoint.load(run_dir)
-    assert kept.settings.preset == "small-tuned"
-    # Equal preset, seed, epochs and images: the very figure of the trial.
-    assert kept.history[-1]["validation_loss"] == float(lowest["validation_loss"])
+    state = checkpoint.load(run_dir)
+    assert state.settings.preset == best
+    # Equal preset, seed, epochs and images give exactly the loss of the trial.
+    assert state.history[-1]["validation_loss"] == float(lowest["validation_loss"])
 
 
-def test_many_sittings_are_like_one(study_dir: Path, tmp_path: Path, invoke: Invoke) -> None:
-    """A study that is gone on with draws what it would have drawn, trains no trial twice, and shows a table."""
+def test_a_continued_study_equals_an_uninterrupted_one(study_dir: Path, tmp_path: Path, invoke: Invoke) -> None:
+    """A continued study draws the same values, trains no trial twice, and prints a table sorted by loss."""
     first = invoke(tmp_path, "--trials", 2)
     before = table(tmp_path)
     second = invoke(tmp_path, "--trials", 3)
@@ -150,8 +152,8 @@ def test_many_sittings_are_like_one(study_dir: Path, tmp_path: Path, invoke: Inv
     assert f"next: digitserve-train train --preset {tmp_path / search.PRESET_NAME}" in second.stdout
 
 
-def test_a_finished_study_is_left_as_it_is(study_dir: Path, invoke: Invoke) -> None:
-    """Asked for no more trials than there are, it shows them and trains nothing."""
+def test_a_finished_study_is_unchanged(study_dir: Path, invoke: Invoke) -> None:
+    """If the study already has enough trials, the command prints them and trains nothing."""
     before = table(study_dir)
 
     ended = invoke(study_dir, "--trials", 2)
@@ -170,8 +172,8 @@ def test_a_finished_study_is_left_as_it_is(study_dir: Path, invoke: Invoke) -> N
         (["--max-parameters", 10], "max_parameters was None, now 10"),
     ],
 )
-def test_another_search_is_refused(study_dir: Path, invoke: Invoke, options: list[object], message: str) -> None:
-    """What a study was started with is what it goes on with; each difference is named, and nothing is changed."""
+def test_another_search_is_rejected(study_dir: Path, invoke: Invoke, options: list[object], message: str) -> None:
+    """A study can only be continued with its own settings; the error names each difference, and nothing is changed."""
     before = table(study_dir)
 
     ended = invoke(study_dir, *options, "--trials", 9)
@@ -180,8 +182,8 @@ def test_another_search_is_refused(study_dir: Path, invoke: Invoke, options: lis
     assert table(study_dir) == before
 
 
-def test_an_edited_preset_is_refused(study_dir: Path, tmp_path: Path, invoke: Invoke) -> None:
-    """The same name with another definition is another search."""
+def test_an_edited_preset_is_rejected(study_dir: Path, tmp_path: Path, invoke: Invoke) -> None:
+    """A preset with the same name and another definition cannot continue a study."""
     path = tmp_path / "small.json"
     path.write_text(preset_to_json(replace(SMALL, recipe=replace(SMALL.recipe, label_smoothing=0.1))))
 
@@ -192,36 +194,38 @@ def test_an_edited_preset_is_refused(study_dir: Path, tmp_path: Path, invoke: In
 
 @pytest.mark.parametrize("limit", ["--max-parameters", "--max-multiply-adds"])
 def test_networks_beyond_the_limits_are_not_trained(tmp_path: Path, invoke: Invoke, limit: str) -> None:
-    """Trials that are too large are pruned before their first epoch, and a study of nothing else says so."""
+    """Trials with too large networks are pruned before their first epoch; a study with no other trials is an error."""
     ended = invoke(tmp_path, "--trials", 2, limit, 100)
 
     assert ended.exit_code == RunError.exit_code
-    assert "no trial was trained to the end" in ended.stderr
+    assert "no trial is complete" in ended.stderr
     rows = table(tmp_path)
     assert [(row["state"], row["validation_loss"]) for row in rows] == [("pruned", "")] * 2
     assert all("at most 100 allowed: not trained" in row["why"] for row in rows)
     assert not (tmp_path / search.PRESET_NAME).exists()
 
 
-def test_what_lags_behind_is_stopped(tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A trial whose loss is above the median of the others after an epoch gets no second one."""
+def test_trials_worse_than_the_median_are_pruned(
+    tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trial whose loss after an epoch is above the median of the others is pruned."""
     monkeypatch.setattr(search, "STARTUP_TRIALS", 1)
     common = ("--epochs", 2, "--vary", "learning-rate")
     assert invoke(tmp_path, "--trials", 1, *common).exit_code == 0
     with opened(tmp_path) as study:
-        # A tenth of the base's rate learns next to nothing in an epoch.
+        # A tenth of the base's learning rate learns almost nothing in an epoch.
         study.enqueue_trial({"learning_rate": 0.001})
 
     assert invoke(tmp_path, "--trials", 2, *common).exit_code == 0
 
     assert [(row["state"], row["why"]) for row in table(tmp_path)] == [
         ("complete", ""),
-        ("pruned", "behind the others after 1 of 2 epochs"),
+        ("pruned", "worse than the median after 1 of 2 epochs"),
     ]
 
 
-def test_divergence_is_an_answer(tmp_path: Path, invoke: Invoke) -> None:
-    """A trial that diverges ends that trial, not the study."""
+def test_a_diverged_trial_is_pruned(tmp_path: Path, invoke: Invoke) -> None:
+    """Divergence ends a trial as pruned, and does not end the study."""
     path = tmp_path / "wild.json"
     path.write_text(preset_to_json(replace(SMALL, recipe=replace(SMALL.recipe, learning_rate=1e30))))
 
@@ -231,8 +235,8 @@ def test_divergence_is_an_answer(tmp_path: Path, invoke: Invoke) -> None:
     assert [(row["state"], row["why"]) for row in table(tmp_path)] == [("pruned", "diverged")]
 
 
-def test_a_crash_is_seen_and_made_good(tmp_path: Path, invoke: Invoke) -> None:
-    """A trial that was under way when the process died is marked as failed, and its values are tried again."""
+def test_a_crashed_trial_is_repeated(tmp_path: Path, invoke: Invoke) -> None:
+    """A trial that was running when the process crashed is marked as failed, and its values are tried again."""
     assert invoke(tmp_path, "--trials", 1, "--vary", "dropout").exit_code == 0
     with opened(tmp_path) as study:
         study.ask({"dropout_1": optuna.distributions.FloatDistribution(0.0, 0.7)})
@@ -245,19 +249,19 @@ def test_a_crash_is_seen_and_made_good(tmp_path: Path, invoke: Invoke) -> None:
 
 
 def test_one_search_at_a_time(tmp_path: Path, invoke: Invoke) -> None:
-    """While a search holds the folder, a second one is refused."""
-    held = os.open(tmp_path, os.O_RDONLY)
+    """While a search has locked the folder, a second one is rejected."""
+    descriptor = os.open(tmp_path, os.O_RDONLY)
     try:
-        fcntl.flock(held, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         ended = invoke(tmp_path)
     finally:
-        os.close(held)
+        os.close(descriptor)
 
-    assert (ended.exit_code, "another search is under way" in ended.stderr) == (RunError.exit_code, True)
+    assert (ended.exit_code, "another search is running" in ended.stderr) == (RunError.exit_code, True)
 
 
-def test_a_damaged_study_is_refused(tmp_path: Path, invoke: Invoke) -> None:
-    """A file that is no study is told of, and left as it is."""
+def test_a_damaged_study_is_rejected(tmp_path: Path, invoke: Invoke) -> None:
+    """A file that is not a study is rejected and not changed."""
     (tmp_path / search.STUDY_NAME).write_text("no database" * 100)
 
     ended = invoke(tmp_path)

@@ -64,7 +64,7 @@ class Dataset:
         keras_name: name in ``keras.datasets``; None if Keras cannot download the dataset.
         path_variable: environment variable with the path, used if ``--data`` is not given.
         digits: whether the images show the ten digits. Only digits are trained with simulated scans and with non-digit
-            images as outliers: in another dataset a letter may be a valid label. See ``fit.settings``.
+            images as outliers: in another dataset a letter may be a valid label. See ``Settings.recipe``.
     """
 
     name: str

@@ -18,9 +18,8 @@ from digitserve_training.errors import DataError, ParityError
 from digitserve_training.evaluate.calibration import fit_temperature
 from digitserve_training.fit import checkpoint
 from digitserve_training.fit.checkpoint import Checkpoint
-from digitserve_training.fit.settings import preset_of
-from digitserve_training.fit.weights import restore
-from digitserve_training.model.onnx_graph import Answering, answering, convert, reference
+from digitserve_training.fit.weights import restore_network
+from digitserve_training.model.onnx_graph import ServingFunction, convert, run_keras, serving_function
 
 NUM_GOLDEN = 14
 """Validation images in ``golden.npz``; a blank image and a noise image are added."""
@@ -42,7 +41,7 @@ class ConvertedModel:
 
     state: Checkpoint
     split: Split
-    answer: Answering = field(repr=False)
+    answer: ServingFunction = field(repr=False)
     graph: bytes = field(repr=False)
     temperature: float
     golden: Golden = field(repr=False)
@@ -67,25 +66,23 @@ def convert_run(run_dir: Path, data_path: Path | None) -> ConvertedModel:
         ParityError: the outputs of the graph differ from those of the network.
     """
     state = checkpoint.load(run_dir)
-    split = splits.split(
-        _read_same(state, data_path), state.settings.limit, preset_of(state.settings).recipe.validation
-    )
-    network = restore(state)
+    split = splits.split(_read_same(state, data_path), state.settings.limit, state.settings.recipe.validation)
+    network = restore_network(state)
     # The logarithms of these probabilities equal the logits up to a constant. onnxruntime computes them on one thread:
     # TensorFlow's results vary in the last bits, which would change the last digit of the temperature.
-    untempered = run_unverified(convert(answering(network, 1.0)), split.validation.images).probabilities
+    untempered = run_unverified(convert(serving_function(network, 1.0)), split.validation.images).probabilities
     temperature = fit_temperature(np.log(np.maximum(untempered, np.finfo(np.float32).tiny)), split.validation.labels)
-    answer = answering(network, temperature)
+    answer = serving_function(network, temperature)
     graph, golden = convert(answer), make_golden(answer, split.validation)
     session = open_session(graph, golden, state.settings.labels)
     return ConvertedModel(state, split, answer, graph, temperature, golden, session)
 
 
-def make_golden(answer: Answering, validation: Labelled) -> Golden:
+def make_golden(answer: ServingFunction, validation: Labelled) -> Golden:
     """Return a few validation images, a blank image and a noise image with the outputs of the Keras network."""
     noise = np.random.default_rng(0).integers(0, 256, (1, *validation.images.shape[1:]), dtype=np.uint8)
     images = np.concatenate([validation.images[:NUM_GOLDEN], np.zeros_like(noise), noise])
-    outputs = reference(answer, images)
+    outputs = run_keras(answer, images)
     return Golden(images, outputs.probabilities, outputs.ood_score)
 
 

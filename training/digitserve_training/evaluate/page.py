@@ -18,13 +18,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from digitserve.types import Gray
+from digitserve_training.atomic import replace_file
 from digitserve_training.errors import RunError
 from digitserve_training.evaluate import charts, scores
 from digitserve_training.evaluate.evaluation import Evaluation, Measurement, OodResult, as_json
 from digitserve_training.evaluate.formatting import percent
 from digitserve_training.evaluate.key_figures import grouped, key_figures
 from digitserve_training.evaluate.results import Row
-from digitserve_training.fit.checkpoint import replacing
 from digitserve_training.fit.settings import Settings
 
 EVALUATION_NAME = "evaluation.json"
@@ -147,7 +147,7 @@ def write(folder: Path, evaluation: Evaluation, page: Page) -> Path:
         folder.mkdir(exist_ok=True)
         with ExitStack() as stack:
             for name, content in files.items():
-                file = stack.enter_context(replacing(folder / name))
+                file = stack.enter_context(replace_file(folder / name))
                 file.write(content)
                 # All files are on disk before the first one replaces an old one, so a full disk keeps the old report.
                 file.flush()

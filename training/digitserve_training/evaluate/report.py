@@ -13,7 +13,6 @@ from digitserve_training.evaluate.converted_model import ConvertedModel, convert
 from digitserve_training.evaluate.evaluation import Evaluation, Measurement, evaluate
 from digitserve_training.evaluate.page import ReportedRun
 from digitserve_training.evaluate.results import Row
-from digitserve_training.fit.settings import preset_of
 from digitserve_training.model.layers import count_multiply_adds, count_parameters
 
 FOLDER = "report"
@@ -47,9 +46,9 @@ def report(run_dirs: Sequence[Path], data_path: Path | None, results_path: Path 
         if settings.dataset not in sets:
             test = splits.read_test(data_path, settings.dataset)
             sets[settings.dataset] = evaluation_sets.build(test, digits=settings.digits)
-        augmentation = preset_of(settings).augmentation
+        augmentation = settings.preset.augmentation
         evaluation = evaluate(model.session, model.split.validation, sets[settings.dataset], augmentation, model.sha256)
-        yield f"{settings.preset} after {model.state.epoch} of {settings.epochs} epochs\n"
+        yield f"{settings.preset.name} after {model.state.epoch} of {settings.epochs} epochs\n"
         yield render(evaluation)
         summary = summary_row(model, evaluation)
         if results_path is not None and model.state.finished:
@@ -62,9 +61,9 @@ def report(run_dirs: Sequence[Path], data_path: Path | None, results_path: Path 
 def summary_row(model: ConvertedModel, evaluation: Evaluation) -> Row:
     """Return the row of a run in the table of results."""
     settings = model.state.settings
-    layers = preset_of(settings).network(len(settings.labels))
+    layers = settings.layers
     return Row(
-        preset=settings.preset,
+        preset=settings.preset.name,
         seed=settings.seed,
         command=settings.command,
         parameters=count_parameters(layers),

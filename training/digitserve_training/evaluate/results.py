@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
+from digitserve_training.atomic import replace_file
 from digitserve_training.errors import RunError
 from digitserve_training.evaluate.formatting import group_thousands, percent
-from digitserve_training.fit.checkpoint import replacing
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def add(path: Path, rows: Iterable[Row]) -> None:
     """
     merged = {row.command: row for row in read(path)} | {row.command: row for row in rows}
     ordered = sorted(merged.values(), key=lambda row: (row.preset, row.seed, row.command))
-    with replacing(path) as file:
+    with replace_file(path) as file:
         file.write((json.dumps([asdict(row) for row in ordered], indent=1) + "\n").encode())
 
 

@@ -1,7 +1,8 @@
-"""Export: a finished run in, a verified bundle out, or nothing at all.
+"""Export: a finished run in, a verified bundle out.
 
-The graph is held against Keras on every test image, in batches of odd sizes, before anything is written, and an int8
-graph against that one by ``precision``; its quality is what onnxruntime measured. The bundle holds no time and no path, so the same run gives the same files again.
+Called by ``cli``. Before anything is written, ``parity`` compares the graph with Keras on every test image, and
+``precision`` compares an int8 graph with the float32 one. The quality in the manifest is measured with onnxruntime. A
+bundle holds no time and no path, so exporting a run again gives the same files.
 """
 
 import re
@@ -23,22 +24,22 @@ from digitserve_training.evaluate.evaluation import Measurement, measure
 from digitserve_training.evaluate.report import FOLDER
 from digitserve_training.export import parity
 from digitserve_training.export.parity import Parity
-from digitserve_training.export.precision import INT8_GOLDEN_TOLERANCE, Int8, Precision, to_int8
+from digitserve_training.export.precision import INT8_GOLDEN_TOLERANCE, Int8Candidate, Precision, to_int8
 from digitserve_training.fit import checkpoint
 from digitserve_training.fit.checkpoint import Checkpoint
-from digitserve_training.fit.settings import Settings, preset_of
+from digitserve_training.fit.settings import Settings
 from digitserve_training.model.layers import count_multiply_adds, count_parameters
-from digitserve_training.model.preset_files import described
+from digitserve_training.model.preset_files import preset_to_dict
 
 
 @dataclass(frozen=True)
 class Destination:
-    """Where a bundle goes.
+    """Where a bundle is written.
 
     Attributes:
         models: folder of all models.
-        name: the model's, None for the dataset's: "digits" for MNIST and its like.
-        version: the bundle's, None for one above the highest there is.
+        name: of the model; None for "digits" if the dataset holds digits, else for the dataset's name.
+        version: of the bundle; None for the highest existing version plus 1.
     """
 
     models: Path
@@ -47,25 +48,25 @@ class Destination:
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedBundle:
     """A bundle that was written.
 
     Attributes:
         path: its folder.
-        manifest: as it was written, but for the sha256.
-        parity: how far its graph is from the network.
+        manifest: as written, except for the sha256.
+        parity: differences between the graph and the network.
         graph_bytes: size of ``model.onnx``.
-        int8: what int8 cost, where it was asked for.
+        int8: the int8 graph and its differences from the float32 one; None for a float32 bundle.
     """
 
     path: Path
     manifest: Manifest
     parity: Parity
     graph_bytes: int
-    int8: Int8 | None = None
+    int8: Int8Candidate | None = None
 
-    def figures(self) -> dict[str, str]:
-        """Return what is worth telling, by name."""
+    def summary(self) -> dict[str, str]:
+        """Return the lines that the command prints, by title."""
         quality, training = self.manifest.quality, self.manifest.training
         return {
             "bundle": str(self.path),
@@ -82,32 +83,30 @@ class Exported:
 
 def export(
     run_dir: Path, data_path: Path | None, destination: Destination, precision: Precision = "float32"
-) -> Exported:
-    """Turn a finished run into a bundle; the run's report goes with it if it is of this very graph.
+) -> ExportedBundle:
+    """Export a finished run as a bundle, with the run's report if that was made from the same graph.
 
     Args:
         run_dir: the run's folder.
-        data_path: as ``splits.read_training`` takes it.
-        destination: where the bundle goes.
+        data_path: as for ``splits.read_training``.
+        destination: where the bundle is written.
         precision: what its graph computes in.
 
     Raises:
         RunError: there is no run, it is not finished, or the bundle cannot be written.
         DataError: these are not the images that the run was trained on.
-        ParityError: the graph does not give the network's answers, or int8 loses too much; nothing was written.
+        ParityError: the graph does not give the network's outputs, or int8 differs too much; nothing was written.
     """
-    # All that is cheap to know comes before minutes of measuring.
+    # Quick checks first: measuring takes minutes.
     state = checkpoint.load(run_dir)
-    settled = settle(destination, state.settings)
+    resolved = resolve_destination(destination, state.settings)
     _require_finished(state, run_dir)
     candidate = convert_run(run_dir, data_path)
     test = splits.read_test(data_path, candidate.state.settings.dataset)
-    shown = (
-        run_dir / FOLDER
-        if precision == "float32" and page.reported_sha256(run_dir / FOLDER) == candidate.sha256
-        else None
-    )
-    return publish(candidate, test, settled, shown, precision)
+    report: Path | None = run_dir / FOLDER
+    if precision != "float32" or page.reported_sha256(run_dir / FOLDER) != candidate.sha256:
+        report = None
+    return publish(candidate, test, resolved, report, precision)
 
 
 def publish(
@@ -116,7 +115,7 @@ def publish(
     destination: Destination,
     report: Path | None = None,
     precision: Precision = "float32",
-) -> Exported:
+) -> ExportedBundle:
     """Check a candidate's parity on the test images, measure it, and write its bundle.
 
     Raises:
@@ -128,26 +127,26 @@ def publish(
     int8 = to_int8(candidate, test) if precision == "int8" else None
     candidate = candidate if int8 is None else int8.candidate
     manifest = _with_precision(
-        _manifest(candidate, test, settle(destination, candidate.state.settings), measured), int8
+        _manifest(candidate, test, resolve_destination(destination, candidate.state.settings), measured), int8
     )
     try:
         path = bundle.write_bundle(destination.models, manifest, candidate.graph, candidate.golden, report)
     except OSError as error:
         raise RunError(f"no bundle was written in {destination.models}: {error}") from None
-    return Exported(path, manifest, measured, len(candidate.graph), int8)
+    return ExportedBundle(path, manifest, measured, len(candidate.graph), int8)
 
 
-def settle(destination: Destination, settings: Settings) -> Destination:
-    """Fill in name and version.
+def resolve_destination(destination: Destination, settings: Settings) -> Destination:
+    """Fill in the default name and version.
 
     Raises:
-        RunError: that version exists, or the name is no folder's name.
+        RunError: the version exists, or the name is not a plain name.
     """
     models, version = destination.models, destination.version
     default = "digits" if settings.digits else settings.dataset
     name = default if destination.name is None else destination.name
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise RunError(f"'{name}' is no name for a model; expected a plain name such as digits")
+        raise RunError(f"'{name}' is not a valid model name; expected a plain name such as digits")
     taken = bundle.list_versions(models, name)
     if version in taken:
         raise RunError(
@@ -173,13 +172,13 @@ def _manifest(candidate: ConvertedModel, test: Labelled, destination: Destinatio
     )
 
 
-def _with_precision(manifest: Manifest, int8: Int8 | None) -> Manifest:
+def _with_precision(manifest: Manifest, int8: Int8Candidate | None) -> Manifest:
     if int8 is None:
         return replace(manifest, training={**manifest.training, "precision": "float32"})
     return replace(
         manifest,
-        training={**manifest.training, "precision": "int8", "quantization": int8.described()},
-        quality={**manifest.quality, **int8.figures()},
+        training={**manifest.training, "precision": "int8", "quantization": int8.description()},
+        quality={**manifest.quality, **int8.quality()},
         golden_tolerance=INT8_GOLDEN_TOLERANCE,
     )
 
@@ -188,23 +187,22 @@ def _require_finished(state: Checkpoint, run_dir: Path) -> None:
     if not state.finished:
         raise RunError(
             f"the run stopped after {state.epoch} of {state.settings.epochs} epochs; "
-            f"finish it with digitserve-train train --resume --run-dir {run_dir}"
+            f"continue it with digitserve-train train --resume --run-dir {run_dir}"
         )
 
 
 def _training(candidate: ConvertedModel, test: Labelled) -> dict[str, Any]:
-    settings, preset = candidate.state.settings, preset_of(candidate.state.settings)
-    layers = preset.network(len(settings.labels))
+    settings = candidate.state.settings
     return {
-        "preset": preset.name,
-        "definition": described(preset),
+        "preset": settings.preset.name,
+        "definition": preset_to_dict(settings.preset),
         "dataset": settings.dataset,
         "seed": settings.seed,
         "epochs": settings.epochs,
         "command": settings.command,
         "teachers": [asdict(teacher) for teacher in settings.teachers],
-        "recipe": asdict(preset.recipe) | {"epochs": settings.epochs, "learning_rate": settings.learning_rate},
-        "augmentation": asdict(preset.augmentation),
+        "recipe": asdict(settings.recipe) | {"epochs": settings.epochs, "learning_rate": settings.learning_rate},
+        "augmentation": asdict(settings.preset.augmentation),
         "split": {
             "training_images": len(candidate.split.training),
             "validation_images": len(candidate.split.validation),
@@ -214,16 +212,15 @@ def _training(candidate: ConvertedModel, test: Labelled) -> dict[str, Any]:
         },
         "data_sha256": {"training": settings.data_sha256, "test": splits.fingerprint(test)},
         "versions": _versions(),
-        "parameters": count_parameters(layers),
-        "multiply_adds": count_multiply_adds(layers),
+        "parameters": count_parameters(settings.layers),
+        "multiply_adds": count_multiply_adds(settings.layers),
         "temperature": candidate.temperature,
     }
 
 
 def _versions() -> dict[str, str]:
-    # TensorFlow's package is called tensorflow-cpu or tensorflow, so the module is asked.
-    asked = {package: installed_version(package) for package in ("keras", "tf2onnx", "onnx")}
-    return {"tensorflow": tf.__version__, **asked}
+    # TensorFlow's package may be tensorflow or tensorflow-cpu, so its version comes from the module.
+    return {"tensorflow": tf.__version__} | {name: installed_version(name) for name in ("keras", "tf2onnx", "onnx")}
 
 
 def _quality(test: Measurement, validation: Measurement, measured: Parity) -> dict[str, float]:

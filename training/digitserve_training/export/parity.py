@@ -1,6 +1,6 @@
-"""Parity: whether the graph that is served gives the answers of the network that was trained.
+"""Parity check: the exported graph must give the outputs of the trained Keras network.
 
-``export`` asks before it writes anything.
+``export`` calls it before it writes anything.
 """
 
 from dataclasses import dataclass
@@ -12,24 +12,24 @@ from digitserve.inference.bundle import GOLDEN_TOLERANCE
 from digitserve.inference.session import Session
 from digitserve_training.errors import ParityError
 from digitserve_training.evaluate.evaluation import run
-from digitserve_training.model.onnx_graph import Answering, reference
+from digitserve_training.model.onnx_graph import ServingFunction, run_keras
 
 BATCH_SIZES = (1, 2, 3, 7, 64, 129)
-"""Sizes that a service may form, none of them what the network was trained or measured with."""
+"""Batch sizes that a service may form; the network was not trained or evaluated with any of them."""
 
 OOD_TOLERANCE = 1e-3
-"""Largest difference allowed between OOD scores: they are as large as logits, and thresholds stand some units apart."""
+"""Largest allowed difference between OOD scores; they have the size of logits, and thresholds differ by some units."""
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How far a graph is from the network that it was made of.
+    """Differences between a graph's outputs and those of its network.
 
     Attributes:
         largest_difference: of any probability of any image.
         largest_ood_difference: of any OOD score.
-        num_other_labels: images whose most probable label differs.
-        num_images: images compared.
+        num_other_labels: number of images whose most probable label differs.
+        num_images: number of images compared.
     """
 
     largest_difference: float
@@ -46,7 +46,7 @@ class Parity:
 
     @property
     def holds(self) -> bool:
-        """Whether all figures are as allowed; written so that a NaN is not."""
+        """Whether all differences are allowed; a NaN is not."""
         return (
             self.largest_difference <= GOLDEN_TOLERANCE
             and self.largest_ood_difference <= OOD_TOLERANCE
@@ -54,15 +54,15 @@ class Parity:
         )
 
 
-def compare(answer: Answering, session: Session, images: NDArray[np.uint8]) -> Parity:
-    """Hold onnxruntime's answers against Keras's, in batches of odd sizes.
+def compare(function: ServingFunction, session: Session, images: NDArray[np.uint8]) -> Parity:
+    """Compare onnxruntime's outputs with Keras's, in batches of ``BATCH_SIZES``.
 
     Args:
-        answer: as ``graph.answering`` gives it.
-        session: over the graph that was made of it.
+        function: from ``onnx_graph.serving_function``.
+        session: of the graph that was converted from it.
         images: uint8[N,28,28,1], N at least 1.
     """
-    expected, got = reference(answer, images), run(session, images, BATCH_SIZES)
+    expected, got = run_keras(function, images), run(session, images, BATCH_SIZES)
     return Parity(
         float(np.max(np.abs(expected.probabilities - got.probabilities))),
         float(np.max(np.abs(expected.ood_score - got.ood_score))),
@@ -72,10 +72,10 @@ def compare(answer: Answering, session: Session, images: NDArray[np.uint8]) -> P
 
 
 def require(parity: Parity) -> None:
-    """Refuse a graph that gives other answers than its network.
+    """Reject a graph that does not give its network's outputs.
 
     Raises:
-        ParityError: with the figures.
+        ParityError: with all differences.
     """
     if not parity.holds:
-        raise ParityError(f"the exported graph is not the trained network: {parity}")
+        raise ParityError(f"the exported graph does not give the outputs of the trained network: {parity}")

@@ -1,7 +1,7 @@
-"""What a bundle computes in: float32, as the network was trained, or int8, if that costs next to nothing.
+"""Precision of a bundle: float32, or int8 if the int8 graph differs little enough from the float32 one.
 
-``export`` comes here once the float32 graph has passed its parity check. What int8 costs is measured against that graph,
-and decided on validation images; test images are measured for the record.
+``export`` calls ``to_int8`` after the parity check of the float32 graph. The int8 graph is compared with that graph.
+The comparison on validation images decides; the one on test images is only recorded.
 """
 
 from dataclasses import dataclass, replace
@@ -21,37 +21,39 @@ from digitserve_training.export.quantize import quantize
 Precision = Literal["float32", "int8"]
 
 NUM_CALIBRATION = 500
-"""Training images that ranges are taken from; the first ones, in which the split gives each label its share."""
+"""Number of training images for calibration: the first ones, because the split orders images so that any first part has
+each label in its share."""
 
 INT8_GOLDEN_TOLERANCE = 2e-3
-"""As ``Manifest.golden_tolerance``: other kernels may round a value the other way, and then it is a whole step off.
-Between optimised and plain kernels one step moved a probability of 1 000 test images by up to 6e-4 (with weights of eight
-bits; 7e-6 with seven), so some times that is allowed."""
+"""The ``Manifest.golden_tolerance`` of int8 bundles. Other kernels may round a value the other way, which is a
+difference of one quantisation step. Between optimised and plain kernels one step changed a probability of 1 000 test
+images by up to 6e-4 (with weights of eight bits; 7e-6 with seven), so about three times that is allowed."""
 
-ACCURACY_LOSS = 5e-4
-"""Largest loss of accuracy on validation images: 0.05 percentage points."""
+MAX_ACCURACY_LOSS = 5e-4
+"""Largest allowed loss of accuracy on validation images: 0.05 percentage points."""
 
-MEAN_DIFFERENCE = 5e-3
-"""Of probabilities; some times what sound graphs show."""
+MAX_MEAN_DIFFERENCE = 5e-3
+"""Largest allowed mean difference of probabilities: a few times that of valid graphs."""
 
-LARGEST_DIFFERENCE = 0.5
-"""Of any probability; where two labels are close, a step of rounding moves it far, but not to another answer."""
+MAX_DIFFERENCE = 0.5
+"""Largest allowed difference of any probability. If two labels are close, one rounding step changes their
+probabilities a lot, but rarely the label."""
 
-OTHER_LABELS = 0.005
-"""Largest share of images whose most probable label may differ, whether for better or for worse."""
+MAX_OTHER_LABELS = 0.005
+"""Largest allowed share of images whose most probable label differs, correct or not."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far an int8 graph is from its float32 graph on labelled images.
+    """Differences between an int8 graph and its float32 graph on labelled images.
 
     Attributes:
-        float32_accuracy: share of images that the float32 graph labels right.
-        int8_accuracy: the same of the int8 graph.
+        float32_accuracy: accuracy of the float32 graph.
+        int8_accuracy: accuracy of the int8 graph.
         largest_difference: of any probability of any image.
         mean_difference: of all probabilities of all images.
-        num_other_labels: images whose most probable label differs.
-        num_images: images compared.
+        num_other_labels: number of images whose most probable label differs.
+        num_images: number of images compared.
     """
 
     float32_accuracy: float
@@ -63,33 +65,34 @@ class Difference:
 
     def __str__(self) -> str:
         return (
-            f"accuracy {self.int8_accuracy:.2%}, float32 {self.float32_accuracy:.2%}, allowed loss {ACCURACY_LOSS:.2%}; "
-            f"mean difference of a probability {self.mean_difference:.2g}, allowed {MEAN_DIFFERENCE:g}, "
-            f"largest {self.largest_difference:.2g}, allowed {LARGEST_DIFFERENCE:g}; "
-            f"{self.num_other_labels} of {self.num_images} labels differ, allowed {OTHER_LABELS:.1%}"
+            f"accuracy {self.int8_accuracy:.2%}, float32 {self.float32_accuracy:.2%}, "
+            f"allowed loss {MAX_ACCURACY_LOSS:.2%}; "
+            f"mean difference of a probability {self.mean_difference:.2g}, allowed {MAX_MEAN_DIFFERENCE:g}, "
+            f"largest {self.largest_difference:.2g}, allowed {MAX_DIFFERENCE:g}; "
+            f"{self.num_other_labels} of {self.num_images} labels differ, allowed {MAX_OTHER_LABELS:.1%}"
         )
 
     @property
     def is_small(self) -> bool:
-        """Whether all figures are as allowed; written so that a NaN is not."""
+        """Whether all differences are allowed; a NaN is not."""
         return (
-            # 1e-9 for shares that are not what they are in decimals.
-            self.float32_accuracy - self.int8_accuracy <= ACCURACY_LOSS + 1e-9
-            and self.mean_difference <= MEAN_DIFFERENCE
-            and self.largest_difference <= LARGEST_DIFFERENCE
-            and self.num_other_labels <= OTHER_LABELS * self.num_images
+            # 1e-9 because accuracies such as 0.9895 are not exact in binary.
+            self.float32_accuracy - self.int8_accuracy <= MAX_ACCURACY_LOSS + 1e-9
+            and self.mean_difference <= MAX_MEAN_DIFFERENCE
+            and self.largest_difference <= MAX_DIFFERENCE
+            and self.num_other_labels <= MAX_OTHER_LABELS * self.num_images
         )
 
 
 @dataclass(frozen=True)
-class Int8:
-    """A candidate in int8, and what that costs.
+class Int8Candidate:
+    """A candidate with an int8 graph, and its differences from the float32 one.
 
     Attributes:
-        candidate: the int8 graph in place of the float32 one; its golden answers are the int8 graph's own.
-        num_calibration: training images that ranges were taken from.
-        validation: what the refusal was decided on.
-        test: for the record.
+        candidate: with the int8 graph and that graph's own golden outputs.
+        num_calibration: number of training images used for calibration.
+        validation: differences on validation images, which decided that the graph is accepted.
+        test: differences on test images, only recorded.
     """
 
     candidate: ConvertedModel
@@ -97,43 +100,43 @@ class Int8:
     validation: Difference
     test: Difference
 
-    def described(self) -> dict[str, Any]:
-        """Return what goes into a manifest's ``training``."""
+    def description(self) -> dict[str, Any]:
+        """Return the entry ``quantization`` of a manifest's ``training``."""
         return {"calibration_images": self.num_calibration, "quantized": "all layers but the first and the last"}
 
-    def figures(self) -> dict[str, float]:
-        """Return what goes into a manifest's ``quality``."""
-        told: dict[str, float] = {}
+    def quality(self) -> dict[str, float]:
+        """Return the entries for a manifest's ``quality``."""
+        entries: dict[str, float] = {}
         for part, difference in (("validation", self.validation), ("test", self.test)):
-            told |= {
+            entries |= {
                 f"float32_{part}_accuracy": difference.float32_accuracy,
                 f"int8_{part}_largest_difference": difference.largest_difference,
                 f"int8_{part}_mean_difference": difference.mean_difference,
                 f"int8_{part}_other_labels": difference.num_other_labels,
             }
-        return told
+        return entries
 
 
-def to_int8(candidate: ConvertedModel, test: Labelled) -> Int8:
-    """Make an int8 candidate of a float32 one.
+def to_int8(candidate: ConvertedModel, test: Labelled) -> Int8Candidate:
+    """Quantise a candidate's graph and compare it with the float32 one.
 
     Args:
-        candidate: as ``convert_run`` gives it.
-        test: its test images.
+        candidate: from ``convert_run``.
+        test: test images of its dataset.
 
     Raises:
-        ParityError: the int8 graph is too far from the float32 one; the message gives figures.
+        ParityError: the int8 graph differs too much; the message has all differences.
     """
     calibration = candidate.split.training.images[:NUM_CALIBRATION]
     graph = quantize(candidate.graph, calibration)
     images = candidate.golden.images
-    # Nothing but the graph itself can say what its golden answers are: Keras's are further off than a damage may be.
-    answers = run_unverified(graph, images)
-    golden = Golden(images, answers.probabilities, answers.ood_score)
+    # Golden outputs come from the graph itself: Keras's would need a tolerance that hides a damaged graph.
+    outputs = run_unverified(graph, images)
+    golden = Golden(images, outputs.probabilities, outputs.ood_score)
     session = open_session(graph, golden, candidate.state.settings.labels)
     validation = compare(candidate.session, session, candidate.split.validation)
     require(validation)
-    return Int8(
+    return Int8Candidate(
         replace(candidate, graph=graph, golden=golden, session=session),
         len(calibration),
         validation,
@@ -142,11 +145,11 @@ def to_int8(candidate: ConvertedModel, test: Labelled) -> Int8:
 
 
 def compare(float32: Session, int8: Session, labelled: Labelled) -> Difference:
-    """Hold the answers of an int8 graph against those of its float32 graph, in batches of odd sizes.
+    """Compare the outputs of an int8 graph with those of its float32 graph, in batches of ``BATCH_SIZES``.
 
     Args:
-        float32: over the graph that was quantised.
-        int8: over what came of it.
+        float32: session of the graph that was quantised.
+        int8: session of the quantised graph.
         labelled: at least one image.
     """
     expected, got = (run(session, labelled.images, BATCH_SIZES) for session in (float32, int8))
@@ -162,14 +165,14 @@ def compare(float32: Session, int8: Session, labelled: Labelled) -> Difference:
 
 
 def require(difference: Difference) -> None:
-    """Refuse a graph that lost too much.
+    """Reject an int8 graph that differs too much.
 
     Raises:
-        ParityError: with the figures.
+        ParityError: with all differences.
     """
     if not difference.is_small:
         raise ParityError(
-            f"the int8 graph is too far from the float32 one on validation images: {difference}; "
+            f"the int8 graph differs too much from the float32 one on validation images: {difference}; "
             "nothing was written: export with --precision float32"
         )
 

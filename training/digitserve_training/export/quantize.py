@@ -1,7 +1,7 @@
-"""Quantisation: from the float32 graph to one whose large layers compute in int8.
+"""Quantisation of a float32 graph: its large layers compute in int8.
 
-``precision`` calls it for ``export --precision int8``. Beside ``digitserve.inference.session`` this is the only module that knows
-onnxruntime, and it knows ``onnxruntime.quantization`` alone. Needs no TensorFlow.
+``precision`` calls it for ``export --precision int8``. It imports only ``onnxruntime.quantization``; graphs are run by
+``digitserve.inference.session``. Needs no TensorFlow.
 """
 
 import tempfile
@@ -11,43 +11,43 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-import digitserve.inference.session  # noqa: F401 - tells onnxruntime to send nothing, which must be said before its import
+import digitserve.inference.session  # noqa: F401 - turns off onnxruntime's telemetry before its import
 from digitserve.inference.bundle import INPUT_NAME
 
 # isort: split
 from onnxruntime.quantization import QuantFormat, QuantType, quant_pre_process, quantize_static
 
 HEAVY = ("Conv", "MatMul", "Gemm")
-"""Operators that hold a network's weights; all that lies between them stays float32, softmax and OOD score above all."""
+"""Operators with a network's weights; all others stay float32, in particular softmax and OOD score."""
 
 _BATCH_SIZE = 100
 
 
 class _Batches:
-    """Calibration images as onnxruntime asks for them: a batch a call, then None; lives for one calibration."""
+    """Calibration images in onnxruntime's interface: one batch per call, then None; lives for one calibration."""
 
     def __init__(self, images: NDArray[np.uint8]) -> None:
         """Take uint8[N,28,28,1], N at least 1."""
         self._batches = iter([images[start : start + _BATCH_SIZE] for start in range(0, len(images), _BATCH_SIZE)])
 
     def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
-        """Return the next inputs of the graph by name."""
+        """Return the next inputs of the graph by name, None after the last batch."""
         batch = next(self._batches, None)
         return None if batch is None else {INPUT_NAME: batch}
 
 
 def quantize(graph: bytes, calibration: NDArray[np.uint8]) -> bytes:
-    """Quantise weights by output channel, and activations by the range that they have on the calibration images.
+    """Quantise weights per output channel, and activations by their range on the calibration images.
 
-    The first and the last layer stay float32: a convolution over one channel has too little work to pay for
-    quantising its input, and what it rounds off is lost to all that follows; logits need their digits.
+    The first and the last layer stay float32. A convolution over one channel has too little work to gain from a
+    quantised input, and its rounding errors affect all later layers; logits need the precision.
 
-    Weights get seven bits of the eight. Processors without VNNI add two products in 16 bits, which int8 weights
-    overflow in silence; with seven bits every processor gives the same sums, at the cost of no more
-    than two of 10 000 test images on the two networks that were tried.
+    Weights use seven of the eight bits. Processors without VNNI add two products in 16 bits, which silently overflows
+    with eight-bit weights. With seven bits every processor gives the same sums; this cost at most two of 10 000 test
+    images on the two networks that were tried.
 
     Args:
-        graph: as ``graph.convert`` gives it.
+        graph: from ``onnx_graph.convert``.
         calibration: uint8[N,28,28,1], N at least 1.
 
     Returns:
@@ -57,8 +57,8 @@ def quantize(graph: bytes, calibration: NDArray[np.uint8]) -> bytes:
     """
     with tempfile.TemporaryDirectory(prefix="digitserve-") as folder:
         original, prepared, quantized = (Path(folder) / name for name in ("original", "prepared", "quantized"))
-        # A file, because of a model in memory onnxruntime 1.31 loses the weights. Symbolic shapes need sympy, and are
-        # for transformers.
+        # From a file, because onnxruntime 1.31 loses the weights of a model in memory. Symbolic shape inference needs
+        # sympy and is for transformers.
         original.write_bytes(graph)
         quant_pre_process(original, prepared, skip_symbolic_shape=True)
         quantize_static(

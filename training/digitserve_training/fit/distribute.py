@@ -1,11 +1,11 @@
-"""One device or many: which ``tf.distribute`` strategy a training runs under, and what its replicas agree on.
+"""Distributed training: the ``tf.distribute`` strategy, and what replicas and workers must agree on.
 
     default strategy                one device
-    MirroredStrategy                all GPUs of this machine, where there are several (CUDA_VISIBLE_DEVICES chooses)
+    MirroredStrategy                all GPUs of this machine, if there are several (limited by CUDA_VISIBLE_DEVICES)
     MultiWorkerMirroredStrategy     the workers that TF_CONFIG describes, each started with the same command
 
-Called by ``cli`` and ``train``. All but ``strategy`` speak of the strategy in whose scope they are called; under the
-default one each of them is trivially true.
+``cli`` chooses the strategy. ``train`` calls the other functions in the strategy's scope; with one device they change
+nothing.
 """
 
 import hashlib
@@ -17,11 +17,13 @@ from digitserve_training._tensorflow import tf
 from digitserve_training.errors import WorkerError
 
 
-def strategy() -> tf.distribute.Strategy:
-    """Choose by what there is; before TensorFlow's first operation, and only once in a process.
+def choose_strategy() -> tf.distribute.Strategy:
+    """Choose the strategy by TF_CONFIG and the available GPUs.
+
+    Call it before TensorFlow's first operation, and once per process.
 
     Raises:
-        WorkerError: TF_CONFIG describes no cluster with this worker in it.
+        WorkerError: TF_CONFIG is invalid, or its cluster does not contain this worker.
     """
     try:
         cluster = tf.distribute.cluster_resolver.TFConfigClusterResolver()
@@ -40,21 +42,21 @@ def strategy() -> tf.distribute.Strategy:
 
 
 def is_chief() -> bool:
-    """Whether this process is the one that writes and tells."""
+    """Whether this process writes files and shows progress; with one worker it does."""
     return bool(tf.distribute.get_strategy().extended.should_checkpoint)
 
 
-def share(num_images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Part a batch among replicas; in a replica's context.
+def replica_share(num_images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the current replica's share of a batch; call it in a replica's context.
 
-    A batch smaller than the number of replicas leaves some without images. These take one that is another's, because
-    batch normalisation has no statistics of nothing, and it does not count.
+    If a batch has fewer images than there are replicas, some replicas have none. Each of these takes an image of
+    another replica with weight 0, because batch normalisation cannot compute statistics of an empty batch.
 
     Args:
         num_images: int32[], of the whole batch, at least 1.
 
     Returns:
-        Places in the batch, int32[M], M at least 1, and float32[]: 1, or 0 where they do not count.
+        Indices into the batch, int32[M], M at least 1; and their weight in the loss, float32[], 1 or 0.
     """
     replica = tf.distribute.get_replica_context()
     number, total = tf.cast(replica.replica_id_in_sync_group, tf.int32), replica.num_replicas_in_sync
@@ -62,11 +64,11 @@ def share(num_images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.range(start, tf.maximum(end, start + 1)), tf.cast(end > start, tf.float32)
 
 
-def agree_on_overflow(gradients: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """Make gradients NaN where those of any replica are not finite; in a replica's context.
+def share_overflow(gradients: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Make all gradients NaN if those of any replica are not finite; call it in a replica's context.
 
-    Keras's LossScaleOptimizer decides on each replica's own gradients, before they are summed, whether to skip a step:
-    if the replicas do not decide alike, the weights become NaN.
+    Keras's LossScaleOptimizer decides whether to skip a step from each replica's own gradients, before they are summed.
+    If the replicas decided differently, the weights would become NaN.
     """
     finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
     replica = tf.distribute.get_replica_context()
@@ -74,19 +76,20 @@ def agree_on_overflow(gradients: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     return [gradient + overflow for gradient in gradients]
 
 
-def require_same(described: str) -> None:
-    """Check that every worker is about to do the same.
+def require_same_settings(description: str) -> None:
+    """Check that all workers have the same settings.
 
     Args:
-        described: what this one does.
+        description: of this worker's settings and epoch; compared as text.
 
     Raises:
-        WorkerError: another one does something else; raised on every worker.
+        WorkerError: the descriptions differ; raised on every worker.
     """
     current = tf.distribute.get_strategy()
-    digest = int.from_bytes(hashlib.sha256(described.encode()).digest()[:4]) // 2
+    digest = int.from_bytes(hashlib.sha256(description.encode()).digest()[:4]) // 2
 
-    # Inside one compiled function, because collectives block: run one by one, replicas would wait for each other.
+    # One compiled function, because collectives block: if replicas ran one after the other, the first would wait
+    # forever.
     total = tf.function(
         lambda: current.reduce(
             tf.distribute.ReduceOp.SUM, current.run(lambda: tf.constant(digest, tf.int64)), axis=None
@@ -94,22 +97,22 @@ def require_same(described: str) -> None:
     )
     if int(total()) != digest * current.num_replicas_in_sync:
         raise WorkerError(
-            f"the workers do not do the same; this one is at {described}: start the same command with the same images "
-            "on every worker, with a --run-dir that all of them see"
+            f"the workers have different settings; this one is at {description}: start the same command with the same "
+            "images on every worker, with a --run-dir that all of them can read"
         )
 
 
 @contextmanager
-def telling_of_lost_workers() -> Iterator[None]:
-    """Turn what TensorFlow raises when another worker is gone into a message.
+def convert_worker_errors() -> Iterator[None]:
+    """Raise TensorFlow's errors about a lost worker as ``WorkerError``.
 
     Raises:
-        WorkerError: another worker ended, or cannot be reached.
+        WorkerError: another worker ended or cannot be reached.
     """
     try:
         yield
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
         raise WorkerError(
-            f"another worker is gone ({type(error).__name__}); the last checkpoint is kept: "
+            f"another worker was lost ({type(error).__name__}); the last checkpoint is kept: "
             "start every worker again with --resume"
         ) from None

@@ -1,7 +1,7 @@
-"""What a training draws its batches from: digits as they are, digits read off paper, and pictures of no digit.
+"""The pool of images that a training draws its batches from: digits, simulated scans of digits, and non-digits.
 
-Everything but the digits themselves is drawn anew from the seed when a training starts, resumed or not, so nothing of it
-needs to be kept. Needs no TensorFlow.
+Created by ``train``. Scans and non-digits are drawn from the seed whenever a training starts or resumes, so they are
+not stored. Needs no TensorFlow.
 """
 
 from collections.abc import Iterator
@@ -16,33 +16,34 @@ from digitserve_training.synth.digits import synthetic_digits
 from digitserve_training.synth.scans import ScanParameters, scan_and_frame
 
 NO_LABEL = -1
-"""Label of an image that is no digit."""
+"""Label of an image that is not a digit."""
 
-PAPER = ScanParameters(min_side_px=8, max_side_px=64, clean_share=0.4, coarse_share=0.25)
-"""Smaller and cleaner than what is judged: large drawings come out like MNIST, small ones are the hard ones."""
+SCANS = ScanParameters(min_side_px=8, max_side_px=64, clean_share=0.4, coarse_share=0.25)
+"""Smaller and cleaner than the scans for evaluation: large drawings look like MNIST after framing, small ones do not."""
 
-OTHER_HANDS = 0.3
-"""Share of the images read off paper that are not MNIST's, but written as its writers did not write, or printed."""
+OTHER_WRITING = 0.3
+"""Share of the scans that do not show MNIST's digits but digits in other handwriting, or printed."""
 
-LARGEST_OUTLIERS = 16_384
+MAX_OUTLIERS = 16_384
 
 
 class Pool:
-    """All images of one training, and the order in which they are taken; lives as long as the training.
+    """All images of one training, and the order in which they are used; lives as long as the training.
 
     Attributes:
-        images: uint8[M,28,28,1]: first the N training images, then as many readings, then outliers.
+        images: uint8[M,28,28,1]: first the N training images, then one scan of each if the recipe has scans, then
+            outliers.
         labels: int64[M]; ``NO_LABEL`` for outliers.
     """
 
     def __init__(self, training: Labelled, recipe: Recipe, seed: int) -> None:
-        """Draw what the recipe asks for beyond the training images."""
+        """Draw the scans and outliers that the recipe needs."""
         self._recipe, self._seed, self._num_training = recipe, seed, len(training)
         parts = [training]
-        if recipe.paper:
-            parts.append(_read_off_paper(training, seed))
+        if recipe.scanned:
+            parts.append(_scans(training, seed))
         if recipe.outliers:
-            parts.append(_outliers(min(LARGEST_OUTLIERS, len(training)), seed))
+            parts.append(_outliers(min(MAX_OUTLIERS, len(training)), seed))
         self._num_outliers = len(parts[-1]) if recipe.outliers else 0
         self.images = np.concatenate([part.images for part in parts])
         self.labels = np.concatenate([part.labels for part in parts])
@@ -53,36 +54,35 @@ class Pool:
         return -(-self._num_training // self._recipe.batch_size)
 
     def batches(self, epoch: int) -> Iterator[NDArray[np.int64]]:
-        """Give one pass over the training images in random order, as indices into ``images``.
+        """Yield one pass over the training images in random order, as indices into ``images``.
 
-        Each training image comes once, as it is or with its reading in its place; each batch has its share of outliers on top,
-        at random places in it.
+        Each training image occurs once, either itself or its scan. Outliers are added to each batch at random places.
 
         Args:
             epoch: counted from 1; equal epochs give equal batches.
         """
         generator = np.random.default_rng((self._seed, epoch))
         order = generator.permutation(self._num_training)
-        if self._recipe.paper:
-            order += self._num_training * (generator.random(len(order)) < self._recipe.paper)
+        if self._recipe.scanned:
+            order += self._num_training * (generator.random(len(order)) < self._recipe.scanned)
         first_outlier = len(self.images) - self._num_outliers
         for start in range(0, len(order), self._recipe.batch_size):
             batch = order[start : start + self._recipe.batch_size]
-            added = round(len(batch) * self._recipe.outliers)
-            if added:
-                batch = np.concatenate([batch, first_outlier + generator.integers(0, self._num_outliers, added)])
+            num_outliers = round(len(batch) * self._recipe.outliers)
+            if num_outliers:
+                batch = np.concatenate([batch, first_outlier + generator.integers(0, self._num_outliers, num_outliers)])
                 generator.shuffle(batch)
             yield batch
 
 
-def _read_off_paper(training: Labelled, seed: int) -> Labelled:
+def _scans(training: Labelled, seed: int) -> Labelled:
     images, labels = training.images.copy(), training.labels.copy()
-    replaced = np.random.default_rng(seed).permutation(len(labels))[: round(OTHER_HANDS * len(labels))]
+    replaced = np.random.default_rng(seed).permutation(len(labels))[: round(OTHER_WRITING * len(labels))]
     images[replaced], labels[replaced] = synthetic_digits(len(replaced), seed)
-    read = scan_and_frame(images, PAPER, seed)
-    # Now and then nothing is left of a digit of 8 pixels.
-    return Labelled(np.where(read.any(axis=(1, 2, 3), keepdims=True), read, images), labels)
+    scans = scan_and_frame(images, SCANS, seed)
+    # A few digits of 8 pixels come out empty; those stay unscanned.
+    return Labelled(np.where(scans.any(axis=(1, 2, 3), keepdims=True), scans, images), labels)
 
 
-def _outliers(number: int, seed: int) -> Labelled:
-    return Labelled(non_digits.for_training(number, seed), np.full(number, NO_LABEL))
+def _outliers(num_images: int, seed: int) -> Labelled:
+    return Labelled(non_digits.for_training(num_images, seed), np.full(num_images, NO_LABEL))

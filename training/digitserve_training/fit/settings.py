@@ -1,25 +1,29 @@
-"""What decides a training, completed from what was asked for, from a run's checkpoint and from the preset.
+"""Settings of a training: what determines its result, resolved from options, a preset and defaults.
 
-Used by ``cli`` and ``train``; kept in each checkpoint, so that a run is resumed as it was started. Needs no TensorFlow.
+``cli`` and ``tune`` resolve them, ``train`` follows them, and each checkpoint stores them, so that a run is resumed
+with the settings that it was started with. Needs no TensorFlow.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 from digitserve_training.data import datasets
 from digitserve_training.data.splits import MNIST
 from digitserve_training.errors import RunError
-from digitserve_training.model.preset_files import SUFFIX, find, preset_from_json, preset_to_json
-from digitserve_training.model.presets import PRESETS, Preset
+from digitserve_training.model.layers import Layer
+from digitserve_training.model.preset_files import SUFFIX, find_preset, preset_from_json, preset_to_json
+from digitserve_training.model.presets import PRESETS, Preset, Recipe
 
 DEFAULT_SEED = 1
 
 PRECISIONS = ("float32", "bfloat16", "float16")
-"""What layers compute with while training; the first is the default. Weights are float32 always."""
+"""What layers compute in while training; the first is the default. Weights are always float32."""
 
 
 @dataclass(frozen=True)
-class Teacher:
-    """A run whose network others learn from.
+class TeacherRun:
+    """A finished run whose network is a teacher in knowledge distillation.
 
     Attributes:
         run_dir: its folder.
@@ -31,8 +35,8 @@ class Teacher:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What someone asked for; None where nothing was said. The preset is a name or a file, as ``find`` takes it."""
+class Options:
+    """Options of the user; None means the default. ``preset`` is a name or a file, as ``find_preset`` takes it."""
 
     preset: str | None = None
     seed: int | None = None
@@ -41,29 +45,27 @@ class Asked:
     limit: int | None = None
     dataset: str | None = None
     precision: str | None = None
-    teachers: tuple[Teacher, ...] | None = None
+    teachers: tuple[TeacherRun, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides a training: on one machine, with as many threads, equal settings end in equal weights.
+    """What determines a training: equal settings give equal weights, on one machine with the same number of threads.
 
     Attributes:
-        preset: its name.
-        definition: the whole preset as JSON, so that a run needs neither the file it came from nor a list of presets.
+        preset: network and recipe as the user chose them; see ``recipe`` for the recipe that is applied.
         seed: of weights, order of images, augmentation and dropout.
-        epochs: to be trained in all; the learning rate follows it.
+        epochs: of the whole run; the learning rate schedule depends on it.
         learning_rate: the peak.
-        limit: images used of the training set, None for all.
-        dataset: what is learned.
-        labels: names of what is told apart, in the order of the logits.
+        limit: number of images of the training set to use, None for all.
+        dataset: name of the dataset.
+        labels: names of the labels, in the order of the logits.
         data_sha256: fingerprint of the whole training set.
-        precision: what layers compute with, one of ``PRECISIONS``; runs from before there was a choice have the first.
-        teachers: whose answers are learned beside the labels.
+        precision: what layers compute in, one of ``PRECISIONS``.
+        teachers: runs whose networks add to the targets.
     """
 
-    preset: str
-    definition: str
+    preset: Preset
     seed: int
     epochs: int
     learning_rate: float
@@ -72,18 +74,35 @@ class Settings:
     labels: tuple[str, ...]
     data_sha256: str
     precision: str = PRECISIONS[0]
-    teachers: tuple[Teacher, ...] = ()
+    teachers: tuple[TeacherRun, ...] = ()
 
     @property
     def digits(self) -> bool:
-        """Whether digits are learned: then paper, print and strangers make sense."""
+        """Whether the dataset holds digits, for which scans, other handwriting and non-digits are available."""
         return datasets.find(self.dataset).digits
 
     @property
+    def recipe(self) -> Recipe:
+        """The preset's recipe, without scans and outliers if the dataset does not hold digits.
+
+        Outliers are letters and other drawings, which such a dataset may be about; scans are simulated for digits only.
+
+        Raises:
+            DataError: the dataset is unknown.
+        """
+        return self.preset.recipe if self.digits else replace(self.preset.recipe, scanned=0.0, outliers=0.0)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """All layers of the network; the last outputs one logit per label."""
+        return self.preset.network(len(self.labels))
+
+    @property
     def command(self) -> str:
-        """What trains the same again; a preset that is not built in stands in ``definition``, to be saved as that file."""
-        preset = _stored(self)
-        name = preset.name if PRESETS.get(preset.name) == preset else preset.name + SUFFIX
+        """Command line that trains the same network; a preset that is not built in is named as a file ``NAME.json``."""
+        preset = self.preset
+        built_in = PRESETS.get(preset.name)
+        name = preset.name if built_in and not _edits(built_in, preset) else preset.name + SUFFIX
         limit = f" --limit {self.limit}" if self.limit is not None else ""
         dataset = f" --dataset {self.dataset}" if self.dataset != MNIST else ""
         precision = f" --precision {self.precision}" if self.precision != PRECISIONS[0] else ""
@@ -93,88 +112,95 @@ class Settings:
             f"--learning-rate {self.learning_rate!r}{limit}{dataset}{precision}{teachers}"
         )
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON values: ``preset`` is the name, ``definition`` the whole preset as JSON text."""
+        return asdict(self) | {"preset": self.preset.name, "definition": preset_to_json(self.preset)}
 
-def start(asked: Asked, labels: tuple[str, ...], data_sha256: str) -> Settings:
-    """Complete what was asked for a new run by the preset's values.
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any], source: str) -> "Settings":
+        """Restore settings from ``to_dict``; those of older versions may lack ``precision`` and ``teachers``.
+
+        Args:
+            stored: JSON values.
+            source: where they come from, for error messages.
+
+        Raises:
+            RunError: the preset is invalid.
+            KeyError, TypeError: a field is missing, unknown or of another type.
+        """
+        values = dict(stored)
+        values["preset"] = preset_from_json(values.pop("definition"), f"the preset in {source}")
+        values["labels"] = tuple(values["labels"])
+        values["teachers"] = tuple(TeacherRun(**teacher) for teacher in values.get("teachers", ()))
+        return cls(**values)
+
+
+def resolve(options: Options, labels: tuple[str, ...], data_sha256: str) -> Settings:
+    """Resolve the settings of a new run from options, the preset and defaults.
 
     Args:
-        asked: what was said.
-        labels: of the training set.
-        data_sha256: its fingerprint.
+        options: of the user.
+        labels: names of the training set's labels.
+        data_sha256: fingerprint of the training set.
 
     Raises:
         RunError: there is no such preset.
     """
-    preset = find(asked.preset)
+    preset = find_preset(options.preset)
     return Settings(
-        preset=preset.name,
-        definition=preset_to_json(preset),
-        seed=DEFAULT_SEED if asked.seed is None else asked.seed,
-        epochs=preset.recipe.epochs if asked.epochs is None else asked.epochs,
-        learning_rate=preset.recipe.learning_rate if asked.learning_rate is None else asked.learning_rate,
-        limit=asked.limit,
-        dataset=MNIST if asked.dataset is None else asked.dataset,
+        preset=preset,
+        seed=DEFAULT_SEED if options.seed is None else options.seed,
+        epochs=preset.recipe.epochs if options.epochs is None else options.epochs,
+        learning_rate=preset.recipe.learning_rate if options.learning_rate is None else options.learning_rate,
+        limit=options.limit,
+        dataset=MNIST if options.dataset is None else options.dataset,
         labels=labels,
         data_sha256=data_sha256,
-        precision=PRECISIONS[0] if asked.precision is None else asked.precision,
-        teachers=() if asked.teachers is None else asked.teachers,
+        precision=PRECISIONS[0] if options.precision is None else options.precision,
+        teachers=() if options.teachers is None else options.teachers,
     )
 
 
-def resume(asked: Asked, stored: Settings, data_sha256: str) -> Settings:
-    """Take a run's settings again, if nothing else was asked for.
+def resolve_resumed(options: Options, stored: Settings, data_sha256: str) -> Settings:
+    """Return the settings of a stored run after checking that the options do not contradict them.
 
     Raises:
-        RunError: names each setting that differs, with both values; a preset that was edited since counts if it is
-            asked for.
+        RunError: names each setting that differs, with both values. A preset that was edited since the run started is a
+            difference only if the options name it.
     """
-    now = {name: value for name, value in vars(asked).items() if value is not None} | {"data_sha256": data_sha256}
-    edited = []
-    if asked.preset is not None:
-        preset = find(asked.preset)
-        now["preset"] = preset.name
-        edited = _differences(_stored(stored), preset) if preset.name == stored.preset else []
-    told = [
-        f"{name} was {getattr(stored, name)}, now {value}"
-        for name, value in now.items()
-        if getattr(stored, name) != value
-    ]
-    if told or edited:
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    if options.preset is not None:
+        given["preset"] = find_preset(options.preset)
+    changes = differences(stored, replace(stored, **given, data_sha256=data_sha256))
+    if changes:
         raise RunError(
-            f"a run is resumed as it was started, but {'; '.join(told + edited)}; start again in another folder"
+            f"a run can only be resumed with its own settings, but {'; '.join(changes)}; start again in another folder"
         )
     return stored
 
 
-def preset_of(settings: Settings) -> Preset:
-    """Return the preset that a run was started with, whatever became of its name since; its recipe suits the dataset.
-
-    What is no digit may be what another set is about, and only digits are read off paper: so other sets are learned
-    without either, and without the outcome that outliers bring.
-
-    Raises:
-        DataError: the dataset is unknown.
-        RunError: the checkpoint holds no preset.
-    """
-    preset = _stored(settings)
-    if settings.digits:
-        return preset
-    return replace(preset, recipe=replace(preset.recipe, paper=0.0, outliers=0.0))
-
-
-def _stored(settings: Settings) -> Preset:
-    return preset_from_json(settings.definition, "what the checkpoint keeps")
-
-
-def _differences(stored: Preset, now: Preset) -> list[str]:
-    """Name what shapes a training and was edited."""
-    parts = {"recipe": (stored.recipe, now.recipe), "augmentation": (stored.augmentation, now.augmentation)}
-    told = [
-        f"{part}.{name} of preset '{now.name}' was {value}, now {getattr(new, name)}"
-        for part, (old, new) in parts.items()
-        for name, value in vars(old).items()
-        if getattr(new, name) != value
+def differences(old: Settings, new: Settings) -> list[str]:
+    """Describe each setting that differs, with both values; an edited preset by the fields that were edited."""
+    names = [field.name for field in fields(Settings) if field.name != "preset"]
+    others = [
+        f"{name} was {getattr(old, name)}, now {getattr(new, name)}"
+        for name in names
+        if getattr(old, name) != getattr(new, name)
     ]
-    if stored.layers != now.layers:
-        told.append(f"the layers of preset '{now.name}' were others")
-    return told
+    if old.preset.name != new.preset.name:
+        return [f"preset was {old.preset.name}, now {new.preset.name}", *others]
+    return others + _edits(old.preset, new.preset)
+
+
+def _edits(old: Preset, new: Preset) -> list[str]:
+    """Describe the differences between two presets that change a training; a summary does not."""
+    parts = {"recipe": (old.recipe, new.recipe), "augmentation": (old.augmentation, new.augmentation)}
+    edits = [
+        f"{part}.{name} of preset '{new.name}' was {value}, now {getattr(after, name)}"
+        for part, (before, after) in parts.items()
+        for name, value in vars(before).items()
+        if getattr(after, name) != value
+    ]
+    if old.layers != new.layers:
+        edits.append(f"the layers of preset '{new.name}' have changed")
+    return edits

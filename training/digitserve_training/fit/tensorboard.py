@@ -1,6 +1,6 @@
-"""What TensorBoard shows of a run: each epoch's metrics as scalars, and some training images as the network sees them.
+"""TensorBoard events of a run: each epoch's metrics as scalars, and some augmented training images.
 
-Written by ``train`` on the chief, into RUN/tensorboard, under the names that ``metrics.jsonl`` has.
+Written by ``train`` on the chief into RUN/tensorboard, under the names that ``metrics.jsonl`` has.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,11 +20,11 @@ FOLDER = "tensorboard"
 NUM_IMAGES = 32
 
 
-class Board:
-    """A run's event file, from the first epoch on; lives for one call of ``train``. Silent but on the chief.
+class TensorBoardWriter:
+    """Writer of a run's event file; lives for one call of ``train``. Only the chief writes.
 
-    A resumed run starts its file again from the checkpoint's history, as ``metrics.jsonl`` does, so that no epoch is
-    there twice or missing, whenever the run was stopped.
+    A resumed run writes the file again from the checkpoint's history, as it does with ``metrics.jsonl``, so each epoch
+    occurs exactly once, whenever the run was stopped.
     """
 
     def __init__(self, run_dir: Path, history: Iterable[Mapping[str, float]], examples: NDArray[np.uint8]) -> None:
@@ -32,15 +32,15 @@ class Board:
 
         Args:
             run_dir: the run's folder.
-            history: metrics of the epochs that were done before.
+            history: metrics of the epochs that are finished.
             examples: uint8[N,28,28,1], augmented training images.
 
         Raises:
-            RunError: it cannot be written.
+            RunError: the file cannot be written.
         """
         self._folder = run_dir / FOLDER
-        with _telling(self._folder):
-            self._writer = _writer(self._folder) if distribute.is_chief() else tf.summary.create_noop_writer()
+        with _convert_errors(self._folder):
+            self._writer = _create_writer(self._folder) if distribute.is_chief() else tf.summary.create_noop_writer()
             with self._writer.as_default(step=0):
                 tf.summary.image("augmented", examples, max_outputs=NUM_IMAGES)
         for metrics in history:
@@ -53,38 +53,39 @@ class Board:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            with _telling(self._folder):
+            with _convert_errors(self._folder):
                 self._writer.close()
         except RunError:
-            # What is under way already says more than that closing failed too.
+            # An exception from the block says more than the failure to close the file.
             if error is None:
                 raise
 
     def write(self, metrics: Mapping[str, float]) -> None:
-        """Add an epoch's metrics, and see to it that they are on disk.
+        """Write an epoch's metrics and flush them.
 
         Raises:
-            RunError: they cannot be written; the epoch's checkpoint is there already.
+            RunError: they cannot be written; the epoch's checkpoint is already saved.
         """
-        with _telling(self._folder), self._writer.as_default(step=int(metrics["epoch"])):
+        with _convert_errors(self._folder), self._writer.as_default(step=int(metrics["epoch"])):
             for name, value in metrics.items():
                 if name != "epoch":
                     tf.summary.scalar(name, value)
             self._writer.flush()
 
 
-def _writer(folder: Path) -> tf.summary.SummaryWriter:
+def _create_writer(folder: Path) -> tf.summary.SummaryWriter:
     for stale in folder.glob("events.out.tfevents.*"):
         stale.unlink()
     return tf.summary.create_file_writer(str(folder))
 
 
 @contextmanager
-def _telling(folder: Path) -> Iterator[None]:
-    """Turn what goes wrong in writing into a message."""
+def _convert_errors(folder: Path) -> Iterator[None]:
+    """Raise errors of writing as ``RunError``."""
     try:
         yield
     except (OSError, tf.errors.OpError) as error:
         raise RunError(
-            f"TensorBoard's file cannot be written to {folder}: {error}; the checkpoint is intact: make room, then resume"
+            f"TensorBoard's file cannot be written to {folder}: {error}; the checkpoint is intact: free some space, "
+            "then resume"
         ) from None

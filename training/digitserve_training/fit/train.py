@@ -1,12 +1,13 @@
-"""Training: MNIST's training set and a preset in, a run's folder with a checkpoint out.
+"""The training loop: settings and a split training set in, a run's folder with a checkpoint out.
 
-The whole training set lies in memory as one tensor; each step gathers its batch, augments it and takes one step of
-AdamW, all in one compiled function. What is validated, evaluated and exported is the moving average of the weights at
-the last epoch: nothing is chosen by looking, so no set of images can leak into the choice.
+Called by ``cli`` for a run and by ``tune`` for each trial. The training set is one tensor in memory. Each step
+gathers its batch, augments it and takes one step of AdamW, all in one compiled function. The exponential moving
+average of the weights after the last epoch is validated, evaluated and exported. No epoch is selected by its
+validation result, so no images can leak into a selection.
 
-Everything runs under the current ``tf.distribute`` strategy, see ``distribute``. Every worker draws the same batches;
-each replica takes its share of each. Weights, statistics and averages are the same on all replicas after every step,
-so each worker validates on its own, and the chief alone writes.
+Everything runs under the current ``tf.distribute`` strategy, see ``distribute``. Every worker draws the same batches,
+and each replica takes its share of each batch. Weights, statistics and averages are equal on all replicas after every
+step. So each worker validates independently, and only the chief writes files.
 """
 
 from collections.abc import Iterator
@@ -26,9 +27,9 @@ from digitserve_training.errors import DivergedError, RunError
 from digitserve_training.fit import checkpoint, distribute, teachers
 from digitserve_training.fit.checkpoint import Checkpoint
 from digitserve_training.fit.pool import NO_LABEL, Pool
-from digitserve_training.fit.settings import Settings, preset_of
-from digitserve_training.fit.tensorboard import Board
-from digitserve_training.fit.weights import AVERAGE, assign
+from digitserve_training.fit.settings import Settings, differences
+from digitserve_training.fit.tensorboard import TensorBoardWriter
+from digitserve_training.fit.weights import AVERAGE, assign_variables
 from digitserve_training.model.layers import INPUT_SHAPE
 from digitserve_training.model.networks import build
 from digitserve_training.model.presets import Recipe
@@ -36,66 +37,66 @@ from digitserve_training.model.presets import Recipe
 VALIDATION_BATCH_SIZE = 500
 
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
-"""Keras's name of each precision: weights and optimizer stay float32 in all of them."""
+"""Keras's dtype policy of each precision; weights and optimizer stay float32 in all of them."""
 
 
 def train(settings: Settings, split: Split, run_dir: Path, *, resume: bool = False) -> Checkpoint:
     """Train under the current ``tf.distribute`` strategy, with a checkpoint after each epoch.
 
     Args:
-        settings: what to do.
-        split: the images; only ``split.training`` moves the weights.
-        run_dir: where the checkpoint, ``metrics.jsonl`` and ``tensorboard`` go, from the chief alone; with several
-            workers, a folder that all of them see.
-        resume: go on from the checkpoint in ``run_dir``.
+        settings: of the run.
+        split: the images; only ``split.training`` changes the weights.
+        run_dir: folder for the checkpoint, ``metrics.jsonl`` and ``tensorboard``, which only the chief writes; several
+            workers need a folder that all of them can read.
+        resume: continue from the checkpoint in ``run_dir``.
 
     Returns:
         The last checkpoint.
 
     Raises:
-        RunError: the folder holds a run and ``resume`` is false, or holds none, or another one, and it is true.
+        RunError: a new run, but the folder holds one; or a resumed run, but the folder holds none or one with other
+            settings.
         DivergedError: the loss is not finite.
-        WorkerError: the workers do not do the same, or one of them is gone; the last checkpoint is good.
-        KeyboardInterrupt: as raised; the last checkpoint is good.
+        WorkerError: the workers have different settings, or one of them is lost; the last checkpoint is kept.
+        KeyboardInterrupt: passed on; the last checkpoint is kept.
     """
-    # Read before the workers first wait for each other, and so before the chief writes anything.
-    state = _stored(settings, run_dir, resume=resume)
-    with distribute.telling_of_lost_workers():
+    # Loaded before the workers first synchronise, and so before the chief writes anything.
+    state = _load_state(settings, run_dir, resume=resume)
+    with distribute.convert_worker_errors():
         training = Training(settings, split)
         if state is None:
             state = Checkpoint(settings, 0, (), training.arrays())
-            # Written before the first step, so that even a run stopped in its first epoch can be resumed.
+            # Saved before the first step, so that a run stopped in its first epoch can be resumed too.
             _save(run_dir, state)
         else:
             training.restore(state)
-        distribute.require_same(f"epoch {state.epoch} of {settings}")
+        distribute.require_same_settings(f"epoch {state.epoch} of {settings}")
         return _run_epochs(training, state, run_dir)
 
 
 class Training:
-    """A training under way: the network, its average and its optimizer; lives for one call of ``train``.
+    """One training in memory: the network, its average and its optimizer; lives for one call of ``train`` or one trial.
 
     Attributes:
-        settings: what it was built from.
+        settings: that it was built from.
     """
 
     def __init__(self, settings: Settings, split: Split) -> None:
-        """Build everything from the seed, as it is before the first epoch."""
+        """Build everything from the seed, in its state before the first epoch."""
         keras.utils.set_random_seed(settings.seed)
         tf.config.experimental.enable_op_determinism()
         self.settings = settings
-        self._preset = preset_of(settings)
+        self._recipe = settings.recipe
         self._validation = split.validation
-        self._pool = Pool(split.training, self._preset.recipe, settings.seed)
+        self._pool = Pool(split.training, self._recipe, settings.seed)
         self._strategy = tf.distribute.get_strategy()
         self._images, self._labels = tf.constant(self._pool.images), tf.constant(self._pool.labels)
-        layers = self._preset.network(len(settings.labels))
-        with _policy(POLICIES[settings.precision]):
-            self._network = build(layers)
-            self._teachers = teachers.load(settings)
-        self._average = build(layers)
+        with _dtype_policy(POLICIES[settings.precision]):
+            self._network = build(settings.layers)
+            self._teachers = teachers.load_networks(settings)
+        self._average = build(settings.layers)
         self._average.set_weights(self._network.get_weights())
-        self._optimizer = _optimizer(self._preset.recipe, settings, self._pool.steps_per_epoch)
+        self._optimizer = _optimizer(settings, self._pool.steps_per_epoch)
         self._optimizer.build(self._network.trainable_variables)
         self._spread_dropout()
         self._compiled_step = tf.function(
@@ -107,33 +108,39 @@ class Training:
         )
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return every variable by name, as a checkpoint holds them."""
+        """Return every variable by its name in checkpoints."""
         return {
-            f"{owner}/{number}": variable.numpy()
-            for owner, variables in self._variables().items()
+            f"{prefix}/{number}": variable.numpy()
+            for prefix, variables in self._variables().items()
             for number, variable in enumerate(variables)
         }
 
     def restore(self, state: Checkpoint) -> None:
-        """Go back to where a checkpoint was taken.
+        """Restore the state of a checkpoint.
 
         Raises:
-            RunError: its arrays are not this network's.
+            RunError: its arrays do not fit this network.
         """
-        for owner, variables in self._variables().items():
-            assign(variables, state.arrays, owner)
+        for prefix, variables in self._variables().items():
+            assign_variables(variables, state.arrays, prefix)
         self._spread_dropout()
 
     def examples(self) -> NDArray[np.uint8]:
-        """Return training images as the first step sees them: uint8[N,28,28,1], N at most a batch."""
+        """Return the augmented training images of the first step: uint8[N,28,28,1], N at most the batch size."""
         indices = next(self._pool.batches(1))
-        return augment(tf.gather(self._images, indices), self._seed(0, 0), self._preset.augmentation).numpy()  # type: ignore[no-any-return]
+        images: NDArray[np.uint8] = augment(
+            tf.gather(self._images, indices), self._seed(0, 0), self.settings.preset.augmentation
+        ).numpy()
+        return images
 
     def run_epoch(self, epoch: int) -> dict[str, float]:
-        """Pass once over the training images, then validate.
+        """Train on all training images once, then validate.
 
         Args:
-            epoch: counted from 1; decides the order of the images and their augmentation.
+            epoch: counted from 1; determines the order of the images and their augmentation.
+
+        Returns:
+            The epoch's metrics.
 
         Raises:
             DivergedError: the loss of a step is not finite.
@@ -141,9 +148,10 @@ class Training:
         started = monotonic()
         batches = list(self._pool.batches(epoch))
         losses = []
-        hidden = None if distribute.is_chief() else True
+        # None hides the progress bar if standard error is not a terminal.
+        disable = None if distribute.is_chief() else True
         with tqdm(
-            batches, desc=f"epoch {epoch}/{self.settings.epochs}", unit="step", leave=False, disable=hidden
+            batches, desc=f"epoch {epoch}/{self.settings.epochs}", unit="step", leave=False, disable=disable
         ) as bar:
             for number, indices in enumerate(bar, start=(epoch - 1) * len(batches)):
                 losses.append(float(self._compiled_step(indices, number)))
@@ -151,7 +159,7 @@ class Training:
                 bar.set_postfix(loss=f"{np.mean(losses[-50:]):.4f}", refresh=False)
         images_per_s = sum(map(len, batches)) / (monotonic() - started)
         accuracy, loss = self._validate()
-        # The last step's own loss was finite, and may still have ruined the weights.
+        # A last step with a finite loss may still have made the weights unusable.
         _require_finite(loss, epoch)
         metrics = {
             "epoch": epoch,
@@ -174,46 +182,46 @@ class Training:
         }
 
     def _step(self, indices: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
-        """Take one step: from int64[N] and the step's number to the mean loss of the batch."""
-        # Gathered once a worker: only the batch travels to the other devices, never the whole training set.
+        """Take one step on the images at ``indices`` (int64[N]) and return the mean loss of the batch."""
+        # Gathered once per worker, so that other devices receive the batch and not the whole training set.
         images, labels = tf.gather(self._images, indices), tf.gather(self._labels, indices)
         losses = self._strategy.run(self._replica_step, (images, labels, number))
         return self._strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
 
     def _replica_step(self, images: tf.Tensor, labels: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
-        """Take one replica's part in a step: its share of the mean loss, and the step that all have in common."""
+        """Compute one replica's share of the mean loss, and take the step with the gradients of all replicas."""
         replica = tf.distribute.get_replica_context()
-        places, counts = distribute.share(tf.shape(labels)[0])
+        indices, weight = distribute.replica_share(tf.shape(labels)[0])
         seed = self._seed(number, replica.replica_id_in_sync_group)
-        recipe = self._preset.recipe
-        augmented = augment(tf.gather(images, places), seed, self._preset.augmentation)
-        targets = targets_of(tf.gather(labels, places), len(self.settings.labels), recipe)
+        recipe = self._recipe
+        augmented = augment(tf.gather(images, indices), seed, self.settings.preset.augmentation)
+        targets = hard_targets(tf.gather(labels, indices), len(self.settings.labels), recipe)
         if self._teachers:
-            augmented, mixed = mix(augmented, seed, recipe.mixed)
-            taught = teachers.answer(self._teachers, augmented, recipe)
-            share = tf.where(mixed, 1.0, recipe.teaching)[:, tf.newaxis]
-            targets += share * (taught - targets)
+            augmented, blended = mix(augmented, seed, recipe.mixup)
+            soft_targets = teachers.soft_targets(self._teachers, augmented, recipe)
+            distillation = tf.where(blended, 1.0, recipe.distillation)[:, tf.newaxis]
+            targets += distillation * (soft_targets - targets)
         with tf.GradientTape() as tape:
-            losses = losses_of(self._network(augmented, training=True), targets, recipe)
-            loss = counts * tf.nn.compute_average_loss(losses, global_batch_size=tf.shape(labels)[0])
+            losses = cross_entropy(self._network(augmented, training=True), targets, recipe)
+            loss = weight * tf.nn.compute_average_loss(losses, global_batch_size=tf.shape(labels)[0])
             scaled = self._optimizer.scale_loss(loss)
         variables = self._network.trainable_variables
         gradients = tape.gradient(scaled, variables)
         if self.settings.precision == "float16":
-            gradients = distribute.agree_on_overflow(gradients)
-        # Summed over replicas by the optimizer.
+            gradients = distribute.share_overflow(gradients)
+        # The optimizer sums the gradients over replicas.
         self._optimizer.apply_gradients(zip(gradients, variables, strict=True))
-        self._share_statistics()
-        self._move_average(number)
+        self._average_statistics()
+        self._update_average(number)
         return loss
 
     def _seed(self, number: tf.Tensor | int, replica: tf.Tensor | int) -> tf.Tensor:
-        """Return the seed of a replica's augmentation in a step, no two alike: int32[2]."""
+        """Return the seed of a replica's augmentation in a step, unique in the run: int32[2]."""
         num_steps = self.settings.epochs * self._pool.steps_per_epoch
         return tf.stack([self.settings.seed, number + num_steps * replica])
 
-    def _share_statistics(self) -> None:
-        """Give every replica the mean of all replicas' batch normalisation statistics; Keras 3 leaves each its own."""
+    def _average_statistics(self) -> None:
+        """Set batch normalisation statistics to their mean over replicas; Keras 3 keeps separate ones per replica."""
         statistics = self._network.non_trainable_weights
         if statistics:
             replica = tf.distribute.get_replica_context()
@@ -224,7 +232,7 @@ class Training:
                 variable.assign(mean)
 
     def _spread_dropout(self) -> None:
-        """Give each replica seeds of its own; checkpoints hold the first replica's, and Keras starts all with those."""
+        """Give each replica its own dropout seeds; Keras and checkpoints give all replicas the first one's."""
         states = [
             layer.seed_generator.state
             for layer in self._network.layers
@@ -238,10 +246,10 @@ class Training:
 
         tf.function(lambda: self._strategy.run(spread))()
 
-    def _move_average(self, number: tf.Tensor) -> None:
-        """Move the average towards the weights, faster at first, when the average is mostly the initial weights."""
-        done = tf.cast(number, tf.float32)
-        momentum = tf.minimum(self._preset.recipe.averaging, (1 + done) / (10 + done))
+    def _update_average(self, number: tf.Tensor) -> None:
+        """Update the moving average, faster in the first steps, when it mostly holds the initial weights."""
+        steps = tf.cast(number, tf.float32)
+        momentum = tf.minimum(self._recipe.ema_momentum, (1 + steps) / (10 + steps))
         for average, current in zip(self._average.weights, self._network.weights, strict=True):
             average.assign(momentum * average + (1 - momentum) * current)
 
@@ -252,15 +260,16 @@ class Training:
         return float(np.mean(logits.argmax(axis=1) == self._validation.labels)), float(np.mean(losses))
 
 
-def _stored(settings: Settings, run_dir: Path, *, resume: bool) -> Checkpoint | None:
-    """Return the checkpoint to go on from, None for a new run."""
+def _load_state(settings: Settings, run_dir: Path, *, resume: bool) -> Checkpoint | None:
+    """Return the checkpoint to continue from, None for a new run."""
     if not resume:
         if checkpoint.exists(run_dir):
-            raise RunError(f"{run_dir} holds a run already; go on with --resume, or choose another --run-dir")
+            raise RunError(f"{run_dir} already holds a run; continue it with --resume, or choose another --run-dir")
         return None
     state = checkpoint.load(run_dir)
-    if state.settings != settings:
-        raise RunError(f"the run in {run_dir} was started as {state.settings}; it cannot go on as {settings}")
+    changes = differences(state.settings, settings)
+    if changes:
+        raise RunError(f"the run in {run_dir} can only be resumed with its own settings, but {'; '.join(changes)}")
     return state
 
 
@@ -268,12 +277,12 @@ def _run_epochs(training: Training, state: Checkpoint, run_dir: Path) -> Checkpo
     settings = training.settings
     if state.finished:
         return state
-    with Board(run_dir, state.history, training.examples()) as board:
+    with TensorBoardWriter(run_dir, state.history, training.examples()) as writer:
         for epoch in range(state.epoch + 1, settings.epochs + 1):
             metrics = training.run_epoch(epoch)
             state = Checkpoint(settings, epoch, (*state.history, metrics), training.arrays())
             _save(run_dir, state)
-            board.write(metrics)
+            writer.write(metrics)
     return state
 
 
@@ -282,10 +291,10 @@ def _save(run_dir: Path, state: Checkpoint) -> None:
         checkpoint.save(run_dir, state)
 
 
-def targets_of(labels: tf.Tensor, num_labels: int, recipe: Recipe) -> tf.Tensor:
-    """Return how probable each outcome is to be said: float32[N,outcomes].
+def hard_targets(labels: tf.Tensor, num_labels: int, recipe: Recipe) -> tf.Tensor:
+    """Return one-hot targets with the recipe's label smoothing: float32[N,outcomes].
 
-    With outliers there is one more outcome than labels, "none of these".
+    The outcomes are the labels and, if the recipe has outliers, "not a digit".
     """
     num_outcomes = num_labels + 1 if recipe.outliers else num_labels
     labels = tf.where(labels == NO_LABEL, tf.constant(num_labels, labels.dtype), labels)
@@ -293,16 +302,17 @@ def targets_of(labels: tf.Tensor, num_labels: int, recipe: Recipe) -> tf.Tensor:
     return tf.one_hot(labels, num_outcomes, 1 - recipe.label_smoothing + spread, spread)
 
 
-def losses_of(logits: tf.Tensor, targets: tf.Tensor, recipe: Recipe) -> tf.Tensor:
+def cross_entropy(logits: tf.Tensor, targets: tf.Tensor, recipe: Recipe) -> tf.Tensor:
     """Return the cross-entropy of each image in nats: float32[N].
 
-    "None of these" has the logit 0 by definition: then -logsumexp(logits), the graph's ``ood_score``, is the logarithm of
-    the odds of an image being no digit, while softmax(logits) is what each label is worth given that it is one.
+    "Not a digit" has the logit 0 by definition. Then -logsumexp(logits), the graph's ``ood_score``, is the logarithm of
+    the odds that an image is not a digit, and softmax(logits) are the probabilities of the labels if it is a digit.
     """
-    return tf.nn.softmax_cross_entropy_with_logits(targets, teachers.outcomes(logits, recipe))
+    return tf.nn.softmax_cross_entropy_with_logits(targets, teachers.outcome_logits(logits, recipe))
 
 
-def _optimizer(recipe: Recipe, settings: Settings, steps_per_epoch: int) -> keras.optimizers.Optimizer:
+def _optimizer(settings: Settings, steps_per_epoch: int) -> keras.optimizers.Optimizer:
+    recipe = settings.recipe
     warmup_steps = int(min(recipe.warmup_epochs, settings.epochs / 2) * steps_per_epoch)
     schedule = keras.optimizers.schedules.CosineDecay(
         initial_learning_rate=0.0,
@@ -313,13 +323,13 @@ def _optimizer(recipe: Recipe, settings: Settings, steps_per_epoch: int) -> kera
     )
     optimizer = keras.optimizers.AdamW(schedule, weight_decay=recipe.weight_decay)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    # Gradients below 6e-8 are zero in float16; bfloat16 has float32's exponents.
+    # float16 rounds gradients below 6e-8 to zero; bfloat16 has the range of float32.
     return keras.optimizers.LossScaleOptimizer(optimizer) if settings.precision == "float16" else optimizer
 
 
 @contextmanager
-def _policy(name: str) -> Iterator[None]:
-    """Build layers under one of Keras's policies."""
+def _dtype_policy(name: str) -> Iterator[None]:
+    """Set Keras's dtype policy for the layers that are built in the block."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(name)
     try:
@@ -336,6 +346,6 @@ def _in_batches(labelled: Labelled) -> Iterator[Labelled]:
 def _require_finite(loss: float, epoch: int) -> None:
     if not np.isfinite(loss):
         raise DivergedError(
-            f"the loss became {loss} in epoch {epoch}; the checkpoint of epoch {epoch - 1} is kept; "
+            f"the loss became {loss} in epoch {epoch}; the checkpoint of epoch {epoch - 1} is kept: "
             "train again in another folder with a lower --learning-rate"
         )

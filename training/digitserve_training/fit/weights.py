@@ -1,6 +1,6 @@
-"""Weights between checkpoints and networks: a trained network out of its checkpoint, and which network it is.
+"""Weights of checkpoints: the trained network that a checkpoint holds, and its fingerprint.
 
-Used by ``train``, ``teachers`` and ``candidate``.
+Used by ``train``, ``teachers`` and ``evaluate.candidate``.
 """
 
 import hashlib
@@ -13,47 +13,48 @@ from numpy.typing import NDArray
 from digitserve_training._tensorflow import keras
 from digitserve_training.errors import RunError
 from digitserve_training.fit.checkpoint import Checkpoint
-from digitserve_training.fit.settings import preset_of
 from digitserve_training.model.networks import build
 
 AVERAGE = "average"
-"""Owner of the averaged weights among a checkpoint's arrays: what is evaluated, exported, and learned from."""
+"""Prefix of the averaged weights in a checkpoint: they are evaluated, exported and used by teachers."""
 
 
-def restore(state: Checkpoint) -> keras.Model:
-    """Rebuild the network that a checkpoint holds, with its averaged weights.
+def restore_network(state: Checkpoint) -> keras.Model:
+    """Build the network of a checkpoint, with its averaged weights.
 
     Returns:
         A model from uint8[N,28,28,1] to logits.
 
     Raises:
-        RunError: the checkpoint holds no preset, or other arrays than its network has.
+        RunError: the arrays do not have the shapes of the network's weights.
     """
-    network = build(preset_of(state.settings).network(len(state.settings.labels)))
-    assign(network.weights, state.arrays, AVERAGE)
+    network = build(state.settings.layers)
+    assign_variables(network.weights, state.arrays, AVERAGE)
     return network
 
 
-def assign(variables: list[Any], arrays: Mapping[str, NDArray[Any]], owner: str) -> None:
-    """Set variables to the arrays ``owner/0``, ``owner/1``, ... of a checkpoint.
+def assign_variables(variables: list[Any], arrays: Mapping[str, NDArray[Any]], prefix: str) -> None:
+    """Set variables to the arrays ``prefix/0``, ``prefix/1``, ... of a checkpoint.
 
     Raises:
-        RunError: the arrays are not of these shapes.
+        RunError: the arrays do not have the shapes of the variables.
     """
-    stored = _of(owner, arrays)
+    stored = _with_prefix(prefix, arrays)
     if [array.shape for array in stored] != [tuple(variable.shape) for variable in variables]:
-        raise RunError(f"the checkpoint's {owner} has {len(stored)} arrays, not the {len(variables)} of this network")
+        raise RunError(
+            f"the checkpoint's {len(stored)} {prefix} arrays do not fit the {len(variables)} variables of this network"
+        )
     for variable, array in zip(variables, stored, strict=True):
         variable.assign(array.astype(variable.dtype))
 
 
-def fingerprint(state: Checkpoint) -> str:
+def weights_sha256(state: Checkpoint) -> str:
     """Return the sha256 (hexadecimal) of the averaged weights."""
     digest = hashlib.sha256()
-    for array in _of(AVERAGE, state.arrays):
+    for array in _with_prefix(AVERAGE, state.arrays):
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
 
-def _of(owner: str, arrays: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-    return [arrays[name] for name in (f"{owner}/{number}" for number in range(len(arrays))) if name in arrays]
+def _with_prefix(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    return [arrays[name] for name in (f"{prefix}/{number}" for number in range(len(arrays))) if name in arrays]

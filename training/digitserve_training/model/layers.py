@@ -1,7 +1,7 @@
-"""What a network is made of, as plain values: each layer knows its output shape and what it costs.
+"""Layers of a network as plain values. Each knows its output shape and its cost.
 
-Nothing here needs TensorFlow, so a preset can be described, listed and counted anywhere. ``networks`` turns these values
-into Keras layers, one to one; an integration test holds the two to the same shapes and counts.
+Needs no TensorFlow, so presets can be listed and counted without it. ``networks`` builds one Keras layer or block from
+each value; an integration test checks that both have the same shapes and counts.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,20 +11,20 @@ from typing import Literal
 
 Activation = Literal["relu", "tanh", "linear"]
 Shape = tuple[int, ...]
-"""One image's tensor, without the batch axis: (height, width, channels), or (features,) once flattened."""
+"""Shape of one image's tensor, without the batch axis: (height, width, channels), or (features,) once flattened."""
 
 INPUT_SHAPE: Shape = (28, 28, 1)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one layer makes of a shape.
+    """Output shape and cost of one layer.
 
     Attributes:
         output: shape of one image's tensor after the layer.
-        parameters: numbers that the layer stores, moving statistics included, as ``keras.Model.count_params`` has it.
-        multiply_adds: for one image, at inference; batch normalisation is folded into its convolution and costs none,
-            and padding counts as if it were image, as is usual.
+        parameters: numbers that the layer stores, including moving statistics, as ``keras.Model.count_params`` counts.
+        multiply_adds: per image, at inference. Batch normalisation is folded into its convolution and costs nothing;
+            padding counts as image, as is usual.
     """
 
     output: Shape
@@ -34,7 +34,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Conv:
-    """A square 2-D convolution, then its activation; with ``batch_norm``, no bias and a normalisation in between."""
+    """A square 2-D convolution and its activation; ``batch_norm`` replaces the bias by a normalisation in between."""
 
     filters: int
     kernel: int = 3
@@ -44,17 +44,17 @@ class Conv:
     activation: Activation = "relu"
 
     def cost(self, shape: Shape) -> Cost:
-        """Count what the layer does to ``shape`` (height, width, channels)."""
+        """Return the layer's cost for ``shape`` (height, width, channels)."""
         height, width, channels = shape
         output = (self._length(height), self._length(width), self.filters)
         kernels = self.kernel**2 * channels * self.filters
-        # Scale, offset, moving mean and moving variance stand in for the bias.
+        # Scale, offset, moving mean and moving variance replace the bias.
         per_filter = 4 if self.batch_norm else 1
         return Cost(output, kernels + per_filter * self.filters, kernels * output[0] * output[1])
 
     def _length(self, length: int) -> int:
-        reach = 0 if self.padding == "same" else self.kernel - 1
-        return -(-(length - reach) // self.stride)
+        lost = 0 if self.padding == "same" else self.kernel - 1
+        return -(-(length - lost) // self.stride)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class MaxPool:
     size: int = 2
 
     def cost(self, shape: Shape) -> Cost:
-        """Count what the layer does to ``shape`` (height, width, channels)."""
+        """Return the layer's cost for ``shape`` (height, width, channels)."""
         height, width, channels = shape
         return Cost((height // self.size, width // self.size, channels))
 
@@ -76,30 +76,30 @@ class AveragePool:
     size: int = 2
 
     def cost(self, shape: Shape) -> Cost:
-        """Count what the layer does to ``shape`` (height, width, channels)."""
+        """Return the layer's cost for ``shape`` (height, width, channels)."""
         return MaxPool(self.size).cost(shape)
 
 
 @dataclass(frozen=True)
 class BatchNorm:
-    """Batch normalisation on its own, where it does not stand between a convolution and its activation."""
+    """Batch normalisation as a layer of its own, not between a convolution and its activation."""
 
     def cost(self, shape: Shape) -> Cost:
-        """Count what the layer does to any ``shape``; one multiply-add a value, for it may have nothing to fold into."""
+        """Return the layer's cost for any ``shape``: one multiply-add per value, because it may not be foldable."""
         return Cost(shape, 4 * shape[-1], prod(shape))
 
 
 @dataclass(frozen=True)
 class Residual:
-    """What the inner layers make of a tensor plus the tensor itself, then ReLU (He et al. 2016).
+    """A residual block: ReLU(inner layers of a tensor + the tensor itself) (He et al. 2016).
 
-    Where the inner layers change the shape, a 1x1 convolution with normalisation brings the tensor to it.
+    If the inner layers change the shape, the shortcut is a 1x1 convolution with batch normalisation.
     """
 
     inner: tuple["Layer", ...]
 
     def cost(self, shape: Shape) -> Cost:
-        """Count what the layer does to ``shape`` (height, width, channels)."""
+        """Return the block's cost for ``shape`` (height, width, channels)."""
         parts = [*costs(self.inner, shape)]
         shortcut = self.shortcut(shape)
         if shortcut is not None:
@@ -107,7 +107,7 @@ class Residual:
         return Cost(parts[-1].output, sum(part.parameters for part in parts), sum(part.multiply_adds for part in parts))
 
     def shortcut(self, shape: Shape) -> Conv | None:
-        """Return what brings a tensor of ``shape`` to the shape that the inner layers give, None if it has it."""
+        """Return the convolution of the shortcut, or None if the inner layers keep ``shape``."""
         output = [*costs(self.inner, shape)][-1].output
         if output == shape:
             return None
@@ -119,39 +119,39 @@ class GlobalAveragePool:
     """Mean of each channel over height and width."""
 
     def cost(self, shape: Shape) -> Cost:
-        """Count what the layer does to ``shape`` (height, width, channels)."""
+        """Return the layer's cost for ``shape`` (height, width, channels)."""
         return Cost(shape[-1:])
 
 
 @dataclass(frozen=True)
 class Flatten:
-    """All values in one row."""
+    """All values as one vector of features."""
 
     def cost(self, shape: Shape) -> Cost:
-        """Count what the layer does to any ``shape``."""
+        """Return the layer's cost for any ``shape``."""
         return Cost((prod(shape),))
 
 
 @dataclass(frozen=True)
 class Dropout:
-    """In training, zero this fraction of the values; at inference, nothing."""
+    """Zero a fraction ``rate`` of the values in training; do nothing at inference."""
 
     rate: float
 
     def cost(self, shape: Shape) -> Cost:
-        """Count what the layer does to any ``shape``."""
+        """Return the layer's cost for any ``shape``."""
         return Cost(shape)
 
 
 @dataclass(frozen=True)
 class Dense:
-    """A fully connected layer; the last one of a network gives logits and has no activation."""
+    """A fully connected layer. The last one of a network outputs logits and has no activation."""
 
     units: int
     activation: Activation = "relu"
 
     def cost(self, shape: Shape) -> Cost:
-        """Count what the layer does to ``shape`` (features,)."""
+        """Return the layer's cost for ``shape`` (features,)."""
         (features,) = shape
         return Cost((self.units,), (features + 1) * self.units, features * self.units)
 
@@ -160,7 +160,7 @@ Layer = Conv | MaxPool | AveragePool | BatchNorm | Residual | GlobalAveragePool 
 
 
 def costs(layers: Sequence[Layer], shape: Shape = INPUT_SHAPE) -> Iterator[Cost]:
-    """Follow one image's tensor of ``shape`` through the layers and give the cost of each in turn."""
+    """Yield the cost of each layer in turn for an image of ``shape``."""
     for layer in layers:
         cost = layer.cost(shape)
         shape = cost.output
@@ -168,10 +168,10 @@ def costs(layers: Sequence[Layer], shape: Shape = INPUT_SHAPE) -> Iterator[Cost]
 
 
 def count_parameters(layers: Sequence[Layer]) -> int:
-    """Count the numbers that a network stores, moving statistics included."""
+    """Count the numbers that a network stores, including moving statistics."""
     return sum(cost.parameters for cost in costs(layers))
 
 
 def count_multiply_adds(layers: Sequence[Layer]) -> int:
-    """Count the multiply-adds of classifying one image; see ``Cost.multiply_adds`` for what is counted."""
+    """Count the multiply-adds per image; ``Cost.multiply_adds`` says what is counted."""
     return sum(cost.multiply_adds for cost in costs(layers))

@@ -1,7 +1,7 @@
-"""Keras networks out of a preset's layers: one builder for all presets.
+"""Keras networks from a preset's layers: one builder for all presets.
 
-A network takes uint8 pixels, scales them itself and gives logits; probabilities, temperature and OOD score are added by
-``export``. Importing this module imports TensorFlow.
+A network takes uint8 pixels, scales them itself and outputs logits. ``onnx_graph`` adds probabilities, temperature and
+OOD score. Called by ``fit``. Importing this module imports TensorFlow.
 """
 
 import math
@@ -26,10 +26,10 @@ LARGEST_PIXEL = 255
 
 
 def build(layers: Sequence[Layer]) -> keras.Model:
-    """Build a network with fresh weights, drawn from Keras's global seed.
+    """Build a network with new weights, drawn from Keras's global seed.
 
     Args:
-        layers: a preset's layers; the last gives one logit a label.
+        layers: all layers of a preset; the last outputs one logit per label.
 
     Returns:
         A model from uint8[N,28,28,1] to float32[N,labels] logits.
@@ -51,10 +51,10 @@ def _apply(layer: Layer, tensor: keras.KerasTensor, name: str) -> keras.KerasTen
 
 def _residual(layer: Residual, tensor: keras.KerasTensor, name: str) -> keras.KerasTensor:
     shortcut = layer.shortcut(tuple(tensor.shape[1:]))
-    kept = tensor if shortcut is None else _apply(shortcut, tensor, f"{name}_shortcut")
+    bypass = tensor if shortcut is None else _apply(shortcut, tensor, f"{name}_shortcut")
     for number, inner in enumerate(layer.inner, start=1):
         tensor = _apply(inner, tensor, f"{name}_{number}")
-    return keras.layers.ReLU(name=f"{name}_relu")(keras.layers.Add(name=f"{name}_add")([kept, tensor]))
+    return keras.layers.ReLU(name=f"{name}_relu")(keras.layers.Add(name=f"{name}_add")([bypass, tensor]))
 
 
 def _keras_layers(layer: Layer, name: str) -> Iterator[keras.layers.Layer]:
@@ -74,13 +74,17 @@ def _keras_layers(layer: Layer, name: str) -> Iterator[keras.layers.Layer]:
         case Dropout(rate):
             yield keras.layers.Dropout(rate, name=name)
         case Dense(units, activation):
-            # Logits stay float32 under mixed precision: softmax and loss need the digits.
+            # Logits stay float32 under mixed precision, because softmax and loss need the precision.
             dtype = "float32" if activation == "linear" else None
             yield keras.layers.Dense(units, activation=activation, name=name, dtype=dtype)
 
 
 class _Flatten(keras.layers.Layer):  # type: ignore[misc] # Keras has no types
-    """Keras's own asks each batch for its size: whether tf2onnx folds that away hangs on the hashes of its names."""
+    """Flatten with a constant shape, so that equal weights export to equal graphs.
+
+    Keras's own layer reads the size of each batch. Whether tf2onnx removes that operation depends on the hashes of its
+    names, which differ between processes.
+    """
 
     def call(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
         return keras.ops.reshape(inputs, (-1, math.prod(inputs.shape[1:])))

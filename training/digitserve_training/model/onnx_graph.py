@@ -1,7 +1,7 @@
-"""From a Keras network to the ONNX graph that is served, and Keras's own answers to compare it with.
+"""Conversion of a Keras network to the ONNX graph that is served, and Keras's own outputs to compare it with.
 
-``evaluate`` and ``export`` both measure the graph that this module makes, run by ``digitserve.inference.session``, so what is
-reported is what is served.
+``evaluate`` and ``export`` both measure the graph made here, run by ``digitserve.inference.session``, so reports
+describe what is served.
 """
 
 from typing import Any, Protocol
@@ -18,33 +18,33 @@ from digitserve_training.errors import ParityError
 from digitserve_training.model.layers import INPUT_SHAPE
 
 OPSET = 18
-"""The highest that tf2onnx 1.17 writes."""
+"""The highest opset that tf2onnx 1.17 writes."""
 
-FREE_AXIS = "batch"
-_REFERENCE_BATCH_SIZE = 500
+BATCH_AXIS = "batch"
+_KERAS_BATCH_SIZE = 500
 
 
-class Answering(Protocol):
+class ServingFunction(Protocol):
     """A ``tf.function`` from images uint8[N,28,28,1] to ``probabilities`` and ``ood_score``."""
 
     input_signature: Any
 
     def __call__(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Answer for a batch."""
+        """Classify a batch."""
 
 
-def answering(network: keras.Model, temperature: float) -> Answering:
-    """Complete a network by what a bundle's graph gives.
+def serving_function(network: keras.Model, temperature: float) -> ServingFunction:
+    """Add the outputs of a bundle's graph to a network.
 
-    probabilities = softmax(logits / temperature), and ood_score = -logsumexp(logits), written as
-    log(max(softmax(logits))) - max(logits): the same number by fewer operations, and no exponent can overflow.
+    probabilities = softmax(logits / temperature), and ood_score = -logsumexp(logits). The latter is computed as
+    log(max(softmax(logits))) - max(logits): the same number with fewer operations, and no exponent can overflow.
 
     Args:
         network: from uint8[N,28,28,1] to float32[N,labels] logits.
         temperature: above 0.
     """
 
-    def answer(images: tf.Tensor) -> dict[str, tf.Tensor]:
+    def classify(images: tf.Tensor) -> dict[str, tf.Tensor]:
         logits = network(images, training=False)
         untempered = tf.nn.softmax(logits)
         probabilities = untempered if temperature == 1 else tf.nn.softmax(logits / temperature)
@@ -52,55 +52,55 @@ def answering(network: keras.Model, temperature: float) -> Answering:
         return dict(zip(OUTPUT_NAMES, (probabilities, ood_score), strict=True))
 
     images_spec = tf.TensorSpec([None, *INPUT_SHAPE], tf.uint8, name=INPUT_NAME)
-    compiled: Answering = tf.function(answer, input_signature=[images_spec])
+    compiled: ServingFunction = tf.function(classify, input_signature=[images_spec])
     return compiled
 
 
-def reference(answer: Answering, images: NDArray[np.uint8]) -> Outputs:
-    """Ask Keras.
+def run_keras(function: ServingFunction, images: NDArray[np.uint8]) -> Outputs:
+    """Run a network in Keras, in batches.
 
     Args:
-        answer: as ``answering`` gives it.
+        function: from ``serving_function``.
         images: uint8[N,28,28,1].
     """
-    starts = range(0, len(images), _REFERENCE_BATCH_SIZE)
-    batches = [answer(tf.constant(images[start : start + _REFERENCE_BATCH_SIZE])) for start in starts]
+    starts = range(0, len(images), _KERAS_BATCH_SIZE)
+    batches = [function(tf.constant(images[start : start + _KERAS_BATCH_SIZE])) for start in starts]
     return Outputs(*(np.concatenate([batch[name].numpy() for batch in batches]) for name in OUTPUT_NAMES))
 
 
-def convert(answer: Answering) -> bytes:
+def convert(function: ServingFunction) -> bytes:
     """Convert to ONNX; equal weights give equal bytes.
 
     Args:
-        answer: as ``answering`` gives it.
+        function: from ``serving_function``.
 
     Returns:
         A serialised model with the input ``images`` and the outputs ``probabilities`` and ``ood_score``.
 
     Raises:
-        ParityError: onnx finds it invalid.
+        ParityError: the graph does not pass onnx's checker.
     """
-    model, _ = tf2onnx.convert.from_function(answer, answer.input_signature, opset=OPSET)
-    _settle(model)
+    model, _ = tf2onnx.convert.from_function(function, function.input_signature, opset=OPSET)
+    _normalise(model)
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ParityError(f"onnx finds the converted graph invalid: {error}") from None
+        raise ParityError(f"the converted graph does not pass onnx's checker: {error}") from None
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def _settle(model: onnx.ModelProto) -> None:
-    """Take out what differs between two conversions of one network: counters in names, and tf2onnx's remarks."""
+def _normalise(model: onnx.ModelProto) -> None:
+    """Remove what differs between two conversions of one network: counters in names, and tf2onnx's comments."""
     model.producer_name, model.producer_version, model.doc_string = "digitserve-train", "", ""
     model.graph.name, model.graph.doc_string = "digits", ""
     del model.graph.value_info[:]
     for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_param = FREE_AXIS
+        value.type.tensor_type.shape.dim[0].dim_param = BATCH_AXIS
     _rename(model.graph)
 
 
 def _rename(graph: onnx.GraphProto) -> None:
-    """Give tensors numbers in the order of their first use; the graph's own inputs and outputs keep their names."""
+    """Number tensors in the order of their first use; the graph's inputs and outputs keep their names."""
     names = {value.name: value.name for value in (*graph.input, *graph.output)} | {"": ""}
     for number, node in enumerate(graph.node):
         node.name = f"{node.op_type}_{number}"

@@ -1,6 +1,8 @@
-"""Presets: named networks with the recipe that trains them, as data over the one builder in ``networks``.
+"""Presets: named networks with the recipe that trains them, as plain data.
 
-A preset is all that decides a training apart from the images, the seed and the number of epochs. Needs no TensorFlow.
+A preset, the images, the seed and the number of epochs determine a training. ``networks`` builds the Keras network of
+any preset; ``preset_files`` reads and writes presets as JSON, with the field names of the classes below. Needs no
+TensorFlow.
 """
 
 from dataclasses import dataclass
@@ -22,23 +24,23 @@ from digitserve_training.model.layers import (
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Bounds of the random changes that ``augment`` makes to each training image, each drawn on its own.
+    """Bounds of the random changes that ``augment`` makes to each training image; each is drawn independently.
 
     Attributes:
-        rotation_deg: largest turn, either way.
-        scale: largest change of size as a fraction, either way, for height and width apart.
-        zoom: largest change of size as a fraction, for height and width together.
-        shear: largest horizontal shift for each pixel of height, either way.
-        shift_px: largest move along each axis, in pixels.
-        thicken: largest share of the dilated image (3x3 maximum) that is blended in.
-        thin: largest share of the eroded image (3x3 minimum) that is blended in; strokes of MNIST are about three
-            pixels wide, so the eroded image alone may be empty.
-        blur: largest share of the blurred image (3x3 binomial) that is blended in.
-        contrast: largest loss of ink as a fraction.
+        rotation_deg: largest rotation, in either direction.
+        scale: largest relative change of size, in either direction, drawn separately for height and width.
+        zoom: largest relative change of size, the same for height and width.
+        shear: largest horizontal shift per pixel of height, in either direction.
+        shift_px: largest shift along each axis.
+        thicken: largest weight of the dilated image (3x3 maximum) in the result.
+        thin: largest weight of the eroded image (3x3 minimum) in the result; strokes of MNIST are about three pixels
+            wide, so the eroded image alone may be empty.
+        blur: largest weight of the blurred image (3x3 binomial) in the result.
+        contrast: largest relative loss of ink.
         noise: largest standard deviation of the Gaussian noise, as a fraction of full ink.
-        elastic_px: largest displacement of a point of the coarse grid that bends the image, along each axis.
-        corrupted: share of the other images that get one corruption on top, see ``corrupt``.
-        clean: share of the images that are only bent: turned, scaled, sheared, moved, or stretched.
+        elastic_px: largest displacement along each axis of a point of the coarse grid of the elastic distortion.
+        corrupted: share of the images that are not ``clean`` to which one corruption is added, see ``corrupt``.
+        clean: share of the images with geometric changes only: rotation, scale, shear, shift and elastic distortion.
     """
 
     rotation_deg: float = 0.0
@@ -58,24 +60,24 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained: AdamW, a linear warm-up, then the schedule. Without decay, AdamW is Adam.
+    """How a network is trained: AdamW with a linear warm-up and a schedule. Without weight decay, AdamW is Adam.
 
     Attributes:
-        epochs: passes over the training images, unless told otherwise.
-        batch_size: images a step.
+        epochs: passes over the training images, unless ``--epochs`` overrides it.
+        batch_size: images per step.
         learning_rate: the peak, reached at the end of the warm-up.
-        warmup_epochs: epochs of linear warm-up; at most half of the run, however short.
+        warmup_epochs: epochs of linear warm-up, at most half of the run.
         weight_decay: decoupled, on kernels only.
         label_smoothing: share of each target that is spread over all labels.
-        averaging: momentum of the moving average of the weights, which is what is evaluated and exported.
+        ema_momentum: momentum of the exponential moving average of the weights, which is evaluated and exported.
         validation: share of the training set that is held out.
-        schedule: "cosine" falls from the peak to zero over the run, "constant" stays there.
-        paper: share of the training images that are shown as the service would read them off paper.
-        outliers: pictures that are no digit for each training image. With any, the network learns the probability of
-            an image being a digit too, see ``train``.
-        teaching: share of each target that teachers give, in a run that has any.
-        mixed: share of the images that are blended with another of their batch, in a run that has teachers: what such
-            an image shows, they alone say.
+        schedule: "cosine" decays from the peak to zero over the run, "constant" stays at the peak.
+        scanned: share of the training images that are replaced by a simulated scan, framed as the service does it.
+        outliers: images that are not digits, per training image. If above 0, the network also learns the probability
+            that an image is a digit, see ``train``.
+        distillation: weight of the teachers' probabilities in each target, in a run with teachers.
+        mixup: share of the images that are blended with another image of their batch, in a run with teachers. The
+            targets of such images come from the teachers alone.
     """
 
     epochs: int
@@ -84,13 +86,13 @@ class Recipe:
     warmup_epochs: float = 1.0
     weight_decay: float = 0.0
     label_smoothing: float = 0.0
-    averaging: float = 0.999
+    ema_momentum: float = 0.999
     validation: float = 1 / 12
     schedule: Literal["cosine", "constant"] = "cosine"
-    paper: float = 0.0
+    scanned: float = 0.0
     outliers: float = 0.0
-    teaching: float = 0.75
-    mixed: float = 0.0
+    distillation: float = 0.75
+    mixup: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -98,11 +100,11 @@ class Preset:
     """A network and how to train it.
 
     Attributes:
-        name: what ``--preset`` takes.
-        summary: one line for the help text.
-        layers: all but the last, see ``network``.
-        recipe: optimisation.
-        augmentation: of training images only.
+        name: value of ``--preset``.
+        summary: a description in one line.
+        layers: all but the last, which ``network`` adds.
+        recipe: how it is trained.
+        augmentation: random changes of training images.
     """
 
     name: str
@@ -112,7 +114,7 @@ class Preset:
     augmentation: Augmentation
 
     def network(self, num_labels: int) -> tuple[Layer, ...]:
-        """Return all layers, the last of which gives one logit a label."""
+        """Return all layers; the last outputs one logit per label."""
         return (*self.layers, Dense(num_labels, activation="linear"))
 
 
@@ -135,10 +137,10 @@ _REAL_INK = Augmentation(
 
 _COMPACT = Preset(
     name="compact",
-    summary="the default: five convolutions, strides in place of pooling, batch norm; for real ink",
+    summary="the default: five convolutions, strides instead of pooling, batch norm; augmented for real scans",
     layers=(
-        # Strides first, so that most of the work happens on 7x7 and less; no padding in the end, so that the last
-        # convolution sees the whole image at once. Multiples of 16 suit onnxruntime's blocked convolutions.
+        # Strides first, so that most of the work is on 7x7 and less. No padding at the end, so that the last
+        # convolution sees the whole image. Multiples of 16 suit onnxruntime's blocked convolutions.
         Conv(32, kernel=5, stride=2, batch_norm=True),
         Conv(64, stride=2, batch_norm=True),
         Conv(96, padding="valid", batch_norm=True),
@@ -151,17 +153,17 @@ _COMPACT = Preset(
         learning_rate=4e-3,
         warmup_epochs=1.0,
         weight_decay=0.05,
-        paper=0.25,
+        scanned=0.25,
         outliers=0.125,
-        teaching=0.9,
-        mixed=0.5,
+        distillation=0.9,
+        mixup=0.5,
     ),
     augmentation=_REAL_INK,
 )
 
 _LARGE = Preset(
     name="large",
-    summary="compact's teacher: nearly three times its multiply-adds, more of them before the second stride",
+    summary="teacher of compact: nearly three times its multiply-adds, more of them before the second stride",
     layers=(
         Conv(32, kernel=5, stride=2, batch_norm=True),
         Conv(48, batch_norm=True),
@@ -172,7 +174,7 @@ _LARGE = Preset(
         Flatten(),
         Dropout(0.4),
     ),
-    recipe=Recipe(epochs=36, learning_rate=4e-3, warmup_epochs=1.0, weight_decay=0.05, paper=0.25, outliers=0.125),
+    recipe=Recipe(epochs=36, learning_rate=4e-3, warmup_epochs=1.0, weight_decay=0.05, scanned=0.25, outliers=0.125),
     augmentation=_REAL_INK,
 )
 
@@ -216,7 +218,7 @@ _RESNET8 = Preset(
     augmentation=Augmentation(rotation_deg=10.0, scale=0.1, shear=0.1, shift_px=2.0),
 )
 
-# -- Known networks, as they are found in tutorials and competitions: Adam at a constant rate, no augmentation ---------
+# -- Networks from tutorials and competitions: Adam with a constant learning rate, no augmentation ---------------------
 
 _LENET5 = Preset(
     name="lenet5",
@@ -230,7 +232,7 @@ _LENET5 = Preset(
         Dense(120, activation="tanh"),
         Dense(84, activation="tanh"),
     ),
-    recipe=Recipe(epochs=20, warmup_epochs=0.0, schedule="constant", averaging=0.0),
+    recipe=Recipe(epochs=20, warmup_epochs=0.0, schedule="constant", ema_momentum=0.0),
     augmentation=Augmentation(),
 )
 
@@ -246,11 +248,11 @@ _CONV2_DENSE256 = Preset(
         Dense(256),
         Dropout(0.5),
     ),
-    recipe=Recipe(epochs=12, warmup_epochs=0.0, schedule="constant", averaging=0.0),
+    recipe=Recipe(epochs=12, warmup_epochs=0.0, schedule="constant", ema_momentum=0.0),
     augmentation=Augmentation(),
 )
 
-# Dropout and learning rate were found by, and started from 0.25, 0.25 and 0.001 in: digitserve-train tune --preset convpool2-bn
+# Dropout and learning rate (0.25, 0.25 and 0.001 before) were found by: digitserve-train tune --preset convpool2-bn
 # --trials 12 --epochs 2 --limit 24000 --vary learning-rate --vary width --vary dropout --max-multiply-adds 9000000
 _CONVPOOL2_BN = Preset(
     name="convpool2-bn",
@@ -264,7 +266,7 @@ _CONVPOOL2_BN = Preset(
         Dropout(0.0292),
         Flatten(),
     ),
-    recipe=Recipe(epochs=12, learning_rate=6.11e-3, warmup_epochs=0.0, schedule="constant", averaging=0.0),
+    recipe=Recipe(epochs=12, learning_rate=6.11e-3, warmup_epochs=0.0, schedule="constant", ema_momentum=0.0),
     augmentation=Augmentation(),
 )
 
@@ -282,7 +284,7 @@ _CONV3_DENSE2 = Preset(
         Dense(128),
         Dense(64),
     ),
-    recipe=Recipe(epochs=5, warmup_epochs=0.0, schedule="constant", averaging=0.0),
+    recipe=Recipe(epochs=5, warmup_epochs=0.0, schedule="constant", ema_momentum=0.0),
     augmentation=Augmentation(),
 )
 
@@ -307,7 +309,7 @@ _VGG_BN = Preset(
         BatchNorm(),
         Dropout(0.5),
     ),
-    recipe=Recipe(epochs=10, warmup_epochs=0.0, schedule="constant", averaging=0.0, validation=0.2),
+    recipe=Recipe(epochs=10, warmup_epochs=0.0, schedule="constant", ema_momentum=0.0, validation=0.2),
     augmentation=Augmentation(),
 )
 

@@ -1,10 +1,11 @@
-"""Search for a better recipe: a preset and a budget in, a folder with the study, its table and the best preset out.
+"""Hyperparameter search: a preset and a budget in; a folder with the study, its table and the best preset out.
 
-Each trial trains the preset with other values for a few epochs, by ``train.Training``, and is judged by the loss on the
-validation images; test images are never read. Optuna chooses the values and stops what lags behind. The study is an
-SQLite file, in which a trial is either whole or marked as failed, so it goes on after Ctrl-C, a crash or a full disk.
+Called by ``cli``. Each trial trains the preset with other hyperparameters for a few epochs with ``train.Training``.
+The objective is the loss on the validation images; test images are never read. Optuna draws the values and prunes
+trials that are worse than the median. The study is an SQLite file in which each trial is complete or marked as
+failed, so a search can continue after Ctrl-C, a crash or a full disk.
 
-    base preset ▶ vary ▶ Training ▶ validation loss after each epoch ▶ study.db ▶ trials.csv, preset.json
+    base preset ▶ with_values ▶ Training ▶ validation loss after each epoch ▶ study.db ▶ trials.csv, preset.json
 """
 
 import csv
@@ -24,36 +25,36 @@ from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
 
 from digitserve_training._tensorflow import keras
+from digitserve_training.atomic import replace_file
 from digitserve_training.data.splits import Split
 from digitserve_training.errors import DivergedError, RunError
-from digitserve_training.fit.checkpoint import replacing
-from digitserve_training.fit.settings import Settings, preset_of
+from digitserve_training.fit.settings import Settings
 from digitserve_training.fit.train import Training
 from digitserve_training.model.layers import Layer, count_multiply_adds, count_parameters
 from digitserve_training.model.preset_files import preset_to_json
 from digitserve_training.model.presets import Preset
-from digitserve_training.tune.space import Range, ranges, vary
+from digitserve_training.tune.space import Range, search_ranges, with_values
 
 STUDY_NAME = "study.db"
 TABLE_NAME = "trials.csv"
 PRESET_NAME = "preset.json"
 
 STARTUP_TRIALS = 5
-"""Trials before any is held against the others: a median of fewer says little."""
+"""Complete trials before the first one can be pruned: the median of fewer says little."""
 
 _SEARCH = "search"
 _LOSS, _ACCURACY, _WHY = "validation_loss", "validation_accuracy", "why"
-_DONE = (TrialState.COMPLETE, TrialState.PRUNED)
+_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched; a study is gone on with by an equal search of equal settings.
+    """Search space and limits; a study can only be continued with an equal search and equal settings.
 
     Attributes:
-        vary: names out of ``space.GROUPS`` of what may differ from the base preset.
-        max_multiply_adds: a network beyond it is not trained; None for no bound.
-        max_parameters: the same for stored numbers.
+        vary: names of the groups in ``space.GROUPS`` that may differ from the base preset.
+        max_multiply_adds: a larger network is not trained; None for no limit.
+        max_parameters: a network with more stored numbers is not trained; None for no limit.
     """
 
     vary: tuple[str, ...]
@@ -64,48 +65,49 @@ class Search:
 # -- The study ---------------------------------------------------------------------------------------------------------
 
 
-def tune(chosen: Settings, split: Split, search: Search, folder: Path, num_trials: int) -> list[FrozenTrial]:
-    """Search until the study has so many finished trials; a study that is in the folder is gone on with.
+def tune(base: Settings, split: Split, search: Search, folder: Path, num_trials: int) -> list[FrozenTrial]:
+    """Search until the study has ``num_trials`` finished trials; a study in the folder is continued.
 
     Args:
-        chosen: of every trial, but for the preset and the learning rate, which are the base's.
-        split: the images; the validation images judge.
-        search: what may differ.
+        base: settings of every trial, except for the hyperparameters that are drawn.
+        split: the images; the loss on the validation images is the objective.
+        search: search space and limits.
         folder: of the study.
-        num_trials: finished ones in all, pruned ones and those of earlier sittings among them.
+        num_trials: number of finished trials in total, including pruned ones and those of earlier calls.
 
     Returns:
-        All trials, failed ones too.
+        All trials, including failed ones.
 
     Raises:
-        RunError: the study was started with something else, is under way elsewhere, or cannot be read or written.
-        KeyboardInterrupt: as raised; the trial under way is marked as failed, all others are kept.
+        RunError: the study was started with another search or other settings, is in use by another process, or cannot
+        be
+            read or written.
+        KeyboardInterrupt: passed on; the current trial is marked as failed, all others are kept.
     """
-    base = preset_of(chosen)
-    drawn = ranges(base, search.vary)
-    with _alone(folder), _study(folder) as study:
-        _begin(study, chosen, search, drawn)
-        write(folder, base, study.trials)
-        while len(done(study.trials)) < num_trials:
-            # The sampler follows what is done, so that a study draws the same values in one sitting or in many.
-            study.sampler = optuna.samplers.TPESampler(seed=chosen.seed + len(done(study.trials)))
+    ranges = search_ranges(base.preset, search.vary)
+    with _exclusive(folder), _open_study(folder) as study:
+        _prepare(study, base, search, ranges)
+        write_results(folder, base.preset, study.trials)
+        while len(finished(study.trials)) < num_trials:
+            # The seed depends on the finished trials, so a study draws the same values in one call or in many.
+            study.sampler = optuna.samplers.TPESampler(seed=base.seed + len(finished(study.trials)))
             try:
-                study.optimize(lambda trial: _objective(trial, chosen, split, search, drawn), n_trials=1)
+                study.optimize(lambda trial: _objective(trial, base, split, search, ranges), n_trials=1)
             except KeyboardInterrupt:
-                _try_again(study)
+                _retry_last(study)
                 raise
             finally:
-                write(folder, base, study.trials)
+                write_results(folder, base.preset, study.trials)
         return study.trials
 
 
-def done(trials: list[FrozenTrial]) -> list[FrozenTrial]:
-    """Return the trials that ended by themselves: trained to the end, or pruned."""
-    return [trial for trial in trials if trial.state in _DONE]
+def finished(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Return the trials that are complete or pruned, and so not failed or running."""
+    return [trial for trial in trials if trial.state in _FINISHED]
 
 
 def best(trials: list[FrozenTrial]) -> FrozenTrial | None:
-    """Return the trial with the lowest loss of those that were trained to the end, None where there is none."""
+    """Return the complete trial with the lowest loss, None if no trial is complete."""
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     return min(complete, key=_loss_of, default=None)
 
@@ -114,37 +116,32 @@ def require_preset(folder: Path) -> Path:
     """Return the file of the best preset.
 
     Raises:
-        RunError: no trial was trained to the end.
+        RunError: no trial is complete.
     """
     path = folder / PRESET_NAME
     if not path.exists():
-        raise RunError(f"no trial was trained to the end, {folder / TABLE_NAME} says why; vary less, or allow more")
+        raise RunError(f"no trial is complete; {folder / TABLE_NAME} says why: vary less, or raise the limits")
     return path
 
 
-def num_done(folder: Path) -> int:
-    """Count the finished trials that a folder has, 0 where there is no study."""
+def num_finished(folder: Path) -> int:
+    """Count the finished trials of the study in a folder, 0 if there is none."""
     if not (folder / TABLE_NAME).exists():
         return 0
     with (folder / TABLE_NAME).open(newline="", encoding="utf-8") as file:
-        return sum(row["state"] in {state.name.lower() for state in _DONE} for row in csv.DictReader(file))
+        return sum(row["state"] in {state.name.lower() for state in _FINISHED} for row in csv.DictReader(file))
 
 
-def _objective(trial: Trial, chosen: Settings, split: Split, search: Search, drawn: Mapping[str, Range]) -> float:
-    values = {name: trial.suggest_float(name, of.low, of.high, log=of.log, step=of.step) for name, of in drawn.items()}
+def _objective(trial: Trial, base: Settings, split: Split, search: Search, ranges: Mapping[str, Range]) -> float:
+    values = {name: trial.suggest_float(name, of.low, of.high, log=of.log, step=of.step) for name, of in ranges.items()}
     tqdm.write(f"trial {trial.number}  " + "  ".join(f"{name} {value:.3g}" for name, value in values.items()))
-    preset = vary(preset_of(chosen), values)
-    _require_small(trial, preset.network(len(chosen.labels)), search)
-    settings = replace(
-        chosen,
-        preset=preset.name,
-        definition=preset_to_json(preset),
-        learning_rate=preset.recipe.learning_rate,
-    )
+    preset = with_values(base.preset, values)
+    settings = replace(base, preset=preset, learning_rate=preset.recipe.learning_rate)
+    _prune_large(trial, settings.layers, search)
     try:
         return _train(trial, Training(settings, split))
     except DivergedError:
-        # Pruned, not failed: it is an answer, and the sampler learns from it.
+        # Pruned, not failed, so that the sampler learns to avoid such values.
         raise _pruned(trial, "diverged") from None
     finally:
         keras.backend.clear_session()
@@ -157,18 +154,19 @@ def _train(trial: Trial, training: Training) -> float:
         trial.report(metrics[_LOSS], epoch)
         trial.set_user_attr(_ACCURACY, metrics[_ACCURACY])
         if epoch < epochs and trial.should_prune():
-            raise _pruned(trial, f"behind the others after {epoch} of {epochs} epochs")
+            raise _pruned(trial, f"worse than the median after {epoch} of {epochs} epochs")
     return metrics[_LOSS]
 
 
-def _require_small(trial: Trial, layers: tuple[Layer, ...], search: Search) -> None:
+def _prune_large(trial: Trial, layers: tuple[Layer, ...], search: Search) -> None:
+    """Record the size of a network, and prune the trial if it exceeds a limit of the search."""
     counts = {"multiply_adds": count_multiply_adds(layers), "parameters": count_parameters(layers)}
-    bounds = {"multiply_adds": search.max_multiply_adds, "parameters": search.max_parameters}
+    limits = {"multiply_adds": search.max_multiply_adds, "parameters": search.max_parameters}
     for name, count in counts.items():
         trial.set_user_attr(name, count)
-    for name, bound in bounds.items():
-        if bound is not None and counts[name] > bound:
-            raise _pruned(trial, f"{counts[name]} {name}, at most {bound} allowed: not trained")
+    for name, limit in limits.items():
+        if limit is not None and counts[name] > limit:
+            raise _pruned(trial, f"{counts[name]} {name}, at most {limit} allowed: not trained")
 
 
 def _pruned(trial: Trial, why: str) -> optuna.TrialPruned:
@@ -177,28 +175,28 @@ def _pruned(trial: Trial, why: str) -> optuna.TrialPruned:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder against a second search, which would take the trial under way for one that was cut off."""
+def _exclusive(folder: Path) -> Iterator[None]:
+    """Lock the folder, because a second search would treat the running trial as one that crashed."""
     folder.mkdir(parents=True, exist_ok=True)
-    held = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunError(f"another search is under way in {folder}; wait, or choose another --study-dir") from None
+            raise RunError(f"another search is running in {folder}; wait, or choose another --study-dir") from None
         yield
     finally:
-        os.close(held)
+        os.close(descriptor)
 
 
 @contextmanager
-def _study(folder: Path) -> Iterator[optuna.Study]:
-    """Open the folder's study, or a new one.
+def _open_study(folder: Path) -> Iterator[optuna.Study]:
+    """Open the folder's study, or create one.
 
     Raises:
         RunError: the file cannot be read or written.
     """
-    # Ours are the lines that are worth reading; Optuna would add one for each trial.
+    # Optuna would log a line per trial, beside the one that _objective prints.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     path = folder / STUDY_NAME
     try:
@@ -210,52 +208,56 @@ def _study(folder: Path) -> Iterator[optuna.Study]:
             storage.remove_session()
             storage.engine.dispose()
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        told = str(error.__cause__ or error).partition("\n")[0]
-        raise RunError(f"{path} cannot be used as a study: {told}; make room, or choose another --study-dir") from None
+        reason = str(error.__cause__ or error).partition("\n")[0]
+        raise RunError(
+            f"{path} cannot be used as a study: {reason}; free some space, or choose another --study-dir"
+        ) from None
 
 
-def _begin(study: optuna.Study, chosen: Settings, search: Search, drawn: Mapping[str, Range]) -> None:
-    """Note what a new study is about and let it try the base first; clear up and compare where it is gone on with.
+def _prepare(study: optuna.Study, base: Settings, search: Search, ranges: Mapping[str, Range]) -> None:
+    """Enqueue the base preset as the first trial of a new study; check and clean up a study that is continued.
 
     Raises:
-        RunError: names what the study was started with and is asked otherwise.
+        RunError: names each value that differs from what the study was started with.
     """
-    asked = json.loads(json.dumps(asdict(chosen) | asdict(search)))
+    wanted = json.loads(json.dumps(base.to_dict() | asdict(search)))
     if _SEARCH not in study.user_attrs:
-        study.enqueue_trial({name: of.base for name, of in drawn.items()}, skip_if_exists=True)
-        study.set_user_attr(_SEARCH, asked)
-    _require_same(study.user_attrs[_SEARCH], asked)
+        study.enqueue_trial({name: of.base for name, of in ranges.items()}, skip_if_exists=True)
+        study.set_user_attr(_SEARCH, wanted)
+    _require_same(study.user_attrs[_SEARCH], wanted)
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
-        # Only a crash leaves such a trial, for the folder is ours alone.
+        # The folder is locked, so the process that ran this trial has crashed.
         study.tell(trial.number, state=TrialState.FAIL)
         study.enqueue_trial(trial.params)
 
 
-def _try_again(study: optuna.Study) -> None:
-    """Let the values of the last trial be tried again, if it was cut off and not only what follows it."""
+def _retry_last(study: optuna.Study) -> None:
+    """Enqueue the values of the last trial again if it failed; an interrupt may also come after it finished."""
     last = study.trials[-1]
     if last.state == TrialState.FAIL:
         study.enqueue_trial(last.params)
 
 
-def _require_same(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    told = [
+def _require_same(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    changes = [
         # A definition is a page long.
-        f"preset '{asked['preset']}' was edited"
+        f"preset '{wanted['preset']}' was edited"
         if name == "definition"
         else f"{name} was {stored.get(name)}, now {value}"
-        for name, value in asked.items()
-        if stored.get(name) != value and not (name == "definition" and stored["preset"] != asked["preset"])
+        for name, value in wanted.items()
+        if stored.get(name) != value and not (name == "definition" and stored["preset"] != wanted["preset"])
     ]
-    if told:
-        raise RunError(f"a study is gone on with as it was started, but {'; '.join(told)}; choose another --study-dir")
+    if changes:
+        raise RunError(
+            f"a study can only be continued with its own settings, but {'; '.join(changes)}; choose another --study-dir"
+        )
 
 
-# -- What it leaves ----------------------------------------------------------------------------------------------------
+# -- Results -----------------------------------------------------------------------------------------------------------
 
 
-def write(folder: Path, base: Preset, trials: list[FrozenTrial]) -> None:
-    """Write the table of all trials, and the best one as a preset that ``train --preset`` takes."""
+def write_results(folder: Path, base: Preset, trials: list[FrozenTrial]) -> None:
+    """Write the table of all trials, and the best one as a preset file for ``train --preset``."""
     table = io.StringIO()
     rows = _rows(trials)
     writer = csv.DictWriter(table, rows[0] if rows else ["number", "state"], lineterminator="\n")
@@ -268,21 +270,22 @@ def write(folder: Path, base: Preset, trials: list[FrozenTrial]) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all; an interrupt may come at any time."""
     try:
-        with replacing(path) as file:
+        with replace_file(path) as file:
             file.write(text.encode())
     except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror or error}; make room, then go on") from None
+        raise RunError(
+            f"{path} cannot be written: {error.strerror or error}; free some space, then run the same command"
+        ) from None
 
 
 def preset_of_trial(base: Preset, trial: FrozenTrial) -> Preset:
-    """Return the preset that a trial trained; it keeps the base's epochs."""
+    """Return the preset that a trial trained, with the base's number of epochs."""
     summary = f"{base.name} as tuned by trial {trial.number}: validation loss {_loss_of(trial):.4f}"
-    return replace(vary(base, trial.params), summary=summary)
+    return replace(with_values(base, trial.params), summary=summary)
 
 
-def render(trials: list[FrozenTrial]) -> str:
+def render_table(trials: list[FrozenTrial]) -> str:
     """Return the trials as a table for the terminal, best first."""
     rows = [{name: _short(value) for name, value in row.items()} for row in _rows(sorted(trials, key=_rank))]
     if not rows:

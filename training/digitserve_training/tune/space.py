@@ -1,6 +1,6 @@
-"""What a search varies: the ranges that a preset gives rise to, and a preset with other values drawn from them.
+"""The search space of a preset: ranges of hyperparameters around its values, and the preset with drawn values.
 
-``tune`` draws and trains, ``cli`` lists the names. Needs neither TensorFlow nor Optuna.
+``search`` draws the values; ``cli`` lists the groups. Needs neither TensorFlow nor Optuna.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -12,19 +12,19 @@ from digitserve_training.model.preset_files import SHARES
 from digitserve_training.model.presets import Augmentation, Preset
 
 BLOCK = 16
-"""Filters come in multiples of it, which suits onnxruntime's blocked convolutions."""
+"""Numbers of filters are rounded to multiples of it, which suits onnxruntime's blocked convolutions."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """What one value is drawn from.
+    """Range of one hyperparameter.
 
     Attributes:
-        low: smallest.
-        high: largest.
-        base: what leaves the base preset as it is.
-        log: whether equal ratios are equally likely, not equal differences.
-        step: between neighbours, None for any number in between.
+        low: smallest value.
+        high: largest value.
+        base: value of the base preset.
+        log: whether values are drawn on a logarithmic scale.
+        step: between values, None for a continuous range.
     """
 
     low: float
@@ -67,27 +67,27 @@ GROUPS: Mapping[str, Callable[[Preset], dict[str, Range]]] = {
     "dropout": _dropout,
     "augmentation": _augmentation,
 }
-"""What can be varied, with the ranges of a preset; none where the preset has nothing of the kind."""
+"""Groups of hyperparameters, each with its ranges for a preset; a group that does not apply to the preset has none."""
 
 
-def ranges(preset: Preset, vary: tuple[str, ...]) -> dict[str, Range]:
-    """Return the range of each value that is searched, by name.
+def search_ranges(preset: Preset, groups: tuple[str, ...]) -> dict[str, Range]:
+    """Return the ranges of all hyperparameters in the groups, by name.
 
     Raises:
-        RunError: the preset has nothing of what is to be varied.
+        RunError: none of the groups applies to the preset.
     """
-    found = {name: drawn for group in vary for name, drawn in GROUPS[group](preset).items()}
+    found = {name: drawn for group in groups for name, drawn in GROUPS[group](preset).items()}
     if not found:
-        raise RunError(f"preset '{preset.name}' has no {' and no '.join(vary)} to vary; vary something else")
+        raise RunError(f"preset '{preset.name}' has no {' and no '.join(groups)} to vary; vary something else")
     return found
 
 
-def vary(preset: Preset, values: Mapping[str, float]) -> Preset:
-    """Return a preset with other values, rounded to three digits so that what is written is what was trained.
+def with_values(preset: Preset, values: Mapping[str, float]) -> Preset:
+    """Return a preset with other hyperparameters, rounded to three digits so that the preset file is what was trained.
 
     Args:
         preset: the base.
-        values: by the names of ``ranges``; what is not named stays.
+        values: by the names of ``search_ranges``; others are unchanged.
     """
     rounded = {name: float(f"{value:.3g}") for name, value in values.items()}
     recipe = preset.recipe
@@ -115,16 +115,16 @@ def _layers(layers: tuple[Layer, ...], width: float, rates: Iterator[float]) -> 
             case Residual(inner):
                 yield Residual(tuple(_layers(inner, width, rates)))
             case Conv(filters):
-                yield replace(layer, filters=_wide(filters, width, BLOCK if filters >= BLOCK else 1))
+                yield replace(layer, filters=_scaled(filters, width, BLOCK if filters >= BLOCK else 1))
             case Dense(units):
-                yield replace(layer, units=_wide(units, width, 1))
+                yield replace(layer, units=_scaled(units, width, 1))
             case Dropout(rate):
                 yield Dropout(next(rates, rate))
             case _:
                 yield layer
 
 
-def _wide(number: int, width: float, multiple: int) -> int:
+def _scaled(number: int, width: float, multiple: int) -> int:
     return number if width == 1 else max(round(number * width / multiple), 1) * multiple
 
 

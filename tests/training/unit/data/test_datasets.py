@@ -7,6 +7,7 @@ import struct
 import tracemalloc
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from PIL import Image
 from digitserve_training.data import datasets, idx, splits
 from digitserve_training.data.picture_folder import read_picture
 from digitserve_training.errors import DataError
-from digitserve_training.fit.settings import Asked, preset_of, start
+from digitserve_training.fit.settings import Options, resolve
 from support.dataset_files import idx_bytes, labelled_shapes, write_emnist_letters, write_idx
 
 NUM = 24
@@ -118,16 +119,15 @@ def test_unknown_dataset() -> None:
 @pytest.mark.parametrize("name", list(datasets.DATASETS))
 def test_only_digits_have_scans_and_outliers(name: str) -> None:
     """For datasets without digits, the share of scans and of outliers is 0, and the rest of the preset is unchanged."""
-    chosen = start(Asked(preset="compact", dataset=name), ("a", "b"), "abc")
-    mnist = preset_of(start(Asked(preset="compact"), ("a", "b"), "abc"))
-    preset = preset_of(chosen)
+    chosen = resolve(Options(preset="compact", dataset=name), ("a", "b"), "abc")
+    mnist = resolve(Options(preset="compact"), ("a", "b"), "abc")
 
-    assert mnist.recipe.paper > 0 and mnist.recipe.outliers > 0
+    assert mnist.recipe.scanned > 0 and mnist.recipe.outliers > 0
+    assert (chosen.preset, chosen.layers) == (mnist.preset, mnist.layers)
     if name in {"mnist", "emnist-digits"}:
-        assert preset == mnist
+        assert chosen.recipe == mnist.recipe
     else:
-        assert (preset.recipe.paper, preset.recipe.outliers) == (0.0, 0.0)
-        assert (preset.layers, preset.recipe.epochs) == (mnist.layers, mnist.recipe.epochs)
+        assert chosen.recipe == replace(mnist.recipe, scanned=0.0, outliers=0.0)
 
 
 # -- Bad files ---------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from digitserve_training.evaluate import charts, page, scores
 from digitserve_training.evaluate.evaluation import Evaluation, Measurement, OodResult, SetResult
 from digitserve_training.evaluate.page import Page, ReportedRun
 from digitserve_training.fit import settings
-from digitserve_training.fit.settings import Asked
+from digitserve_training.fit.settings import Options
 from support.result_rows import ROW, SECOND, SMALL
 
 VOID_TAGS = {"meta", "img", "br"}
@@ -25,7 +25,7 @@ HISTORY = tuple(
     {"epoch": epoch, "training_loss": 1 / epoch, "validation_loss": 0.5 / epoch, "validation_accuracy": 1 - 0.1 / epoch}
     for epoch in range(1, 6)
 )
-RUN = ReportedRun(ROW, settings.start(Asked(seed=1), LABELS, "0123456789abcdef" * 4), HISTORY, 0.93)
+RUN = ReportedRun(ROW, settings.resolve(Options(seed=1), LABELS, "0123456789abcdef" * 4), HISTORY, 0.93)
 ROWS = (ROW, SECOND, SMALL)
 
 

@@ -1,4 +1,4 @@
-"""What presets promise about their networks, counted without TensorFlow; an integration test holds Keras to the same."""
+"""Shapes and costs of the presets' networks, computed without TensorFlow; an integration test compares with Keras."""
 
 import pytest
 
@@ -20,7 +20,7 @@ from digitserve_training.model.presets import DEFAULT_PRESET, PRESETS, Preset
 
 
 def test_conv2_dense256_layer_by_layer() -> None:
-    """The preset conv2-dense256 is the network of the issue: shapes, parameters and multiply-adds of each layer."""
+    """The preset conv2-dense256 has the known shapes, parameters and multiply-adds of each layer."""
     table = [
         (cost.output, cost.parameters, cost.multiply_adds) for cost in costs(PRESETS["conv2-dense256"].network(10))
     ]
@@ -39,7 +39,7 @@ def test_conv2_dense256_layer_by_layer() -> None:
 
 
 def test_conv2_dense256_dropout() -> None:
-    """The preset conv2-dense256 drops a quarter of the pooled values and half of the dense ones."""
+    """The dropout rates of conv2-dense256 are 0.25 after pooling and 0.5 after the dense layer."""
     assert [layer.rate for layer in PRESETS["conv2-dense256"].layers if isinstance(layer, Dropout)] == [0.25, 0.5]
 
 
@@ -47,7 +47,7 @@ def test_conv2_dense256_dropout() -> None:
     ("name", "parameters", "multiply_adds"), [("compact", 350_000, 6_000_000), ("tiny", 20_000, 1_000_000)]
 )
 def test_small_presets_are_small(name: str, parameters: int, multiply_adds: int) -> None:
-    """The default fits 350 000 parameters and 6 million multiply-adds, ``tiny`` 20 000 and one million."""
+    """The default has at most 350 000 parameters and 6 million multiply-adds; ``tiny`` 20 000 and one million."""
     layers = PRESETS[name].network(10)
 
     assert count_parameters(layers) <= parameters
@@ -56,25 +56,25 @@ def test_small_presets_are_small(name: str, parameters: int, multiply_adds: int)
 
 @pytest.mark.parametrize("name", ["compact", "tiny"])
 def test_small_presets_suit_blocked_convolutions(name: str) -> None:
-    """Filters come in multiples of 16, without which onnxruntime falls back to its slower convolution."""
+    """Numbers of filters are multiples of 16; otherwise onnxruntime uses a slower convolution."""
     assert all(layer.filters % 16 == 0 for layer in PRESETS[name].layers if isinstance(layer, Conv))
 
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=list(PRESETS))
-def test_every_preset_gives_one_logit_a_label(preset: Preset) -> None:
-    """Whatever the preset, its last layer is linear and as wide as there are labels."""
+def test_every_preset_outputs_one_logit_per_label(preset: Preset) -> None:
+    """The last layer of every preset is linear and has one unit per label."""
     assert preset.network(7)[-1] == Dense(7, activation="linear")
     assert [*costs(preset.network(7))][-1].output == (7,)
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("lenet5", 61_706), ("vgg-bn", 597_738), ("conv3-dense2", 249_162)])
 def test_known_networks_have_their_known_sizes(name: str, parameters: int) -> None:
-    """LeNet-5 has the 61 706 parameters that every textbook counts; vgg-bn the 598 thousand of its description."""
+    """LeNet-5 has the 61 706 parameters of the textbooks, vgg-bn the 598 thousand of its description."""
     assert count_parameters(PRESETS[name].network(10)) == parameters
 
 
 def test_preset_names() -> None:
-    """Presets are found by their own names, and the default is one of them."""
+    """The keys of ``PRESETS`` are the presets' names, and the default is one of them."""
     assert all(name == preset.name for name, preset in PRESETS.items())
     assert DEFAULT_PRESET in PRESETS
 
@@ -100,7 +100,7 @@ def test_preset_names() -> None:
 def test_cost_of_each_kind_of_layer(
     layer: Conv, shape: tuple[int, ...], output: tuple[int, ...], parameters: int, multiply_adds: int
 ) -> None:
-    """Shapes, parameters and multiply-adds are what pencil and paper give."""
+    """Output shape, parameters and multiply-adds of each kind of layer equal the values computed by hand."""
     cost = layer.cost(shape)
 
     assert (cost.output, cost.parameters, cost.multiply_adds) == (output, parameters, multiply_adds)

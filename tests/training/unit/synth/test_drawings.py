@@ -15,7 +15,7 @@ from digitserve_training.synth.digits import synthetic_digits
 from digitserve_training.synth.scans import ScanParameters
 
 CLASSIC = PRESETS["conv2-dense256"].recipe
-REAL_INK = dataclasses.replace(CLASSIC, batch_size=32, paper=0.25, outliers=0.125)
+REAL_INK = dataclasses.replace(CLASSIC, batch_size=32, scanned=0.25, outliers=0.125)
 
 
 def digits(number: int = 96) -> Labelled:

@@ -1,4 +1,4 @@
-"""What a search may vary: ranges that hold the preset itself, and presets that can be built wherever they are drawn."""
+"""Search space: ranges contain the base preset, and every drawn preset can be built."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from digitserve_training.errors import RunError
 from digitserve_training.model.layers import Conv, Dense, Dropout, Flatten, Residual
 from digitserve_training.model.preset_files import preset_from_json, preset_to_json
 from digitserve_training.model.presets import PRESETS, Augmentation, Preset, Recipe
-from digitserve_training.tune.space import GROUPS, Range, ranges, vary
+from digitserve_training.tune.space import GROUPS, Range, search_ranges, with_values
 
 ALL = tuple(GROUPS)
 NESTED = Preset(
@@ -23,34 +23,36 @@ NESTED = Preset(
 
 
 @pytest.mark.parametrize("preset", [*PRESETS.values(), NESTED], ids=lambda preset: preset.name)
-def test_the_base_is_in_reach(preset: Preset) -> None:
-    """With the base's own values, the first trial trains the preset itself, under another name."""
-    drawn = ranges(preset, ALL)
+def test_the_base_is_in_range(preset: Preset) -> None:
+    """With the base values the result is the preset itself, under another name."""
+    ranges = search_ranges(preset, ALL)
+    tuned = replace(preset, name=f"{preset.name}-tuned")
 
-    assert all(of.low <= of.base <= of.high for of in drawn.values())
-    assert vary(preset, {name: of.base for name, of in drawn.items()}) == replace(preset, name=f"{preset.name}-tuned")
-    assert vary(preset, {}) == replace(preset, name=f"{preset.name}-tuned")
+    assert all(of.low <= of.base <= of.high for of in ranges.values())
+    assert with_values(preset, {name: of.base for name, of in ranges.items()}) == tuned
+    assert with_values(preset, {}) == tuned
 
 
-def within(of: Range) -> st.SearchStrategy[float]:
-    """Draw any value of a range."""
+def values_in(of: Range) -> st.SearchStrategy[float]:
+    """Return a strategy for all values of a range."""
     return st.floats(of.low, of.high)
 
 
 @given(data=st.data(), preset=st.sampled_from([*PRESETS.values(), NESTED]))
-def test_whatever_is_drawn_can_be_built(data: st.DataObject, preset: Preset) -> None:
-    """Any values within the ranges make a preset that reads as one, which checks its network and its shares."""
-    drawn = vary(preset, {name: data.draw(within(of), name) for name, of in ranges(preset, ALL).items()})
+def test_every_drawn_preset_is_valid(data: st.DataObject, preset: Preset) -> None:
+    """Any values within the ranges give a valid preset: decoding its JSON checks the network and the shares."""
+    values = {name: data.draw(values_in(of), name) for name, of in search_ranges(preset, ALL).items()}
+    drawn = with_values(preset, values)
 
     assert preset_from_json(preset_to_json(drawn), "drawn") == drawn
 
 
-def test_each_value_goes_where_it_belongs() -> None:
-    """Rates are rounded to three digits; each Dropout, nested ones too, gets its own; shares stay shares."""
+def test_each_value_is_applied() -> None:
+    """Values are rounded to three digits, each Dropout gets its own rate, even in a Residual; shares are at most 1."""
     values = {"learning_rate": 0.00123456, "weight_decay": 0.0456789, "augmentation": 2.0, "corrupted": 0.5}
     rates = {"dropout_1": 0.11111, "dropout_2": 0.22222, "dropout_3": 0.33333}
 
-    varied = vary(NESTED, values | rates)
+    varied = with_values(NESTED, values | rates)
 
     assert (varied.recipe.learning_rate, varied.recipe.weight_decay) == (0.00123, 0.0457)
     assert varied.augmentation == Augmentation(shift_px=4.0, blur=1.0, corrupted=0.5)
@@ -67,28 +69,29 @@ def test_each_value_goes_where_it_belongs() -> None:
     ],
 )
 def test_width(width: float, layers: tuple[Conv | Dense, ...]) -> None:
-    """Filters of 16 and more stay multiples of 16; fewer filters and dense units take any number; 1 changes nothing."""
+    """16 and more filters stay multiples of 16; fewer filters and dense units are scaled freely; 1 changes nothing."""
     base = replace(NESTED, layers=(Conv(6), Conv(24), Conv(64), Dense(10)))
 
-    assert vary(base, {"width": width}).layers == layers
+    assert with_values(base, {"width": width}).layers == layers
 
 
 def test_ten_dropouts_keep_their_order() -> None:
-    """The tenth Dropout gets the tenth rate, not the second."""
+    """Rates are applied in numeric order, so the tenth Dropout gets the tenth rate and not the second."""
     base = replace(NESTED, layers=tuple(Dropout(number / 100) for number in range(1, 13)))
 
-    drawn = ranges(base, ("dropout",))
+    ranges = search_ranges(base, ("dropout",))
 
-    assert vary(base, {name: of.base for name, of in drawn.items()}).layers == base.layers
+    assert with_values(base, {name: of.base for name, of in ranges.items()}).layers == base.layers
 
 
-def test_only_what_is_asked_for_varies() -> None:
-    """Groups that are not named add no range, and what a preset lacks adds none either."""
-    assert set(ranges(NESTED, ("learning-rate", "dropout"))) == {"learning_rate", "dropout_1", "dropout_2", "dropout_3"}
-    assert set(ranges(PRESETS["lenet5"], ALL)) == {"learning_rate", "weight_decay", "width"}
+def test_only_the_named_groups_vary() -> None:
+    """Groups that are not named, or that do not apply to the preset, add no range."""
+    names = {"learning_rate", "dropout_1", "dropout_2", "dropout_3"}
+    assert set(search_ranges(NESTED, ("learning-rate", "dropout"))) == names
+    assert set(search_ranges(PRESETS["lenet5"], ALL)) == {"learning_rate", "weight_decay", "width"}
 
 
 def test_nothing_to_vary() -> None:
-    """A search over nothing is refused."""
+    """A search is rejected if none of its groups applies to the preset."""
     with pytest.raises(RunError, match="preset 'lenet5' has no dropout and no augmentation to vary"):
-        ranges(PRESETS["lenet5"], ("dropout", "augmentation"))
+        search_ranges(PRESETS["lenet5"], ("dropout", "augmentation"))

@@ -1,0 +1,321 @@
+"""The commands of ``digitserve-train``: train, keep, evaluate, export, tune.
+
+This module does not import TensorFlow, so help is fast and a missing extra can be explained; each command imports
+what it needs when it runs. ``_command`` turns errors into a message and an exit code.
+"""
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from digitserve_training.cli.options import DATA, EXIT_CODES, LIMIT, PRESET, RUN, SEED, THREADS, Command, option
+from digitserve_training.data import splits
+from digitserve_training.data.datasets import DATASETS
+from digitserve_training.errors import TrainingError
+from digitserve_training.fit import checkpoint, settings
+from digitserve_training.fit.settings import PRECISIONS, Options
+from digitserve_training.model import preset_files
+from digitserve_training.tune.space import GROUPS
+
+PACKAGES = (
+    "tensorflow",
+    "keras",
+    "tf2onnx",
+    "onnx",
+    "matplotlib",
+    "tqdm",
+    "sklearn",
+    "scipy",
+    "jinja2",
+    "optuna",
+    "tensorboard",
+)
+EXIT_CANNOT_WRITE = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+def _command(function: Callable[..., None]) -> Callable[..., None]:
+    """Check for the training extra first, and turn errors of the command into a message and an exit code."""
+
+    @wraps(function)
+    def checked(**options: Any) -> None:
+        _require_packages()
+        try:
+            function(**options)
+        except TrainingError as error:
+            _fail(str(error), error.exit_code)
+        except OSError as error:
+            _fail(f"{error.filename or 'a file'}: {error.strerror or error}", EXIT_CANNOT_WRITE)
+        except KeyboardInterrupt:
+            # Commands write files atomically, so there is nothing to clean up.
+            _interrupted("")
+
+    return checked
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXIT_CODES)
+@click.version_option(package_name="digitserve", prog_name="digitserve-train")
+def main() -> None:
+    """Train a network on MNIST or other images, evaluate it, and export it as a model bundle for digitserve."""
+
+
+@main.command("train", cls=Command)
+@PRESET
+@option("--epochs", group="Training", type=click.IntRange(min=1), help="Number of epochs. Default: the preset's.")
+@SEED
+@option(
+    "--learning-rate",
+    group="Training",
+    type=click.FloatRange(0, min_open=True),
+    help="Peak learning rate. Default: the preset's.",
+)
+@option(
+    "--precision",
+    group="Training",
+    type=click.Choice(PRECISIONS),
+    help=f"What layers compute in while training. Default: {PRECISIONS[0]}.",
+)
+@option(
+    "--teacher",
+    "teacher_dirs",
+    group="Training",
+    multiple=True,
+    type=click.Path(),
+    metavar="RUN",
+    help="Folder of a finished run whose network is a teacher (knowledge distillation); repeat to average several.",
+)
+@option("--dataset", group="Data", type=click.Choice(list(DATASETS)), help=f"Dataset. Default: {splits.MNIST}.")
+@DATA
+@LIMIT
+@option("--run-dir", group="Run", type=click.Path(path_type=Path), help="Folder of this run. Default: runs/PRESET.")
+@option(
+    "--resume",
+    group="Run",
+    is_flag=True,
+    help="Continue the run in --run-dir with the settings that it was started with.",
+)
+@THREADS
+@_command
+def train_run(
+    data_path: Path | None,
+    run_dir: Path | None,
+    threads: int | None,
+    teacher_dirs: tuple[str, ...],
+    *,
+    resume: bool,
+    **values: Any,
+) -> None:
+    """Train a network, with a checkpoint after each epoch. It can be stopped and resumed at any time.
+
+    Uses one device, all GPUs of this machine if there are several, or the cluster in the environment variable
+    TF_CONFIG. For a cluster, start the same command on every worker, with a run folder that all of them can read.
+    """
+    folder = run_dir or Path("runs") / preset_files.find_preset(values["preset"]).name
+    _use_threads(threads)
+    from digitserve_training.fit import distribute, teachers  # noqa: PLC0415 - TensorFlow
+    from digitserve_training.fit.train import train  # noqa: PLC0415 - TensorFlow
+
+    strategy = distribute.choose_strategy()
+    options = Options(**values, teachers=teachers.identify(teacher_dirs) or None)
+    stored = checkpoint.load(folder).settings if resume else None
+    labelled = splits.read_training(data_path, options.dataset or (stored.dataset if stored else splits.MNIST))
+    sha256 = splits.fingerprint(labelled)
+    if stored is None:
+        resolved = settings.resolve(options, labelled.names, sha256)
+    else:
+        resolved = settings.resolve_resumed(options, stored, sha256)
+    split = splits.split(labelled, resolved.limit, resolved.recipe.validation)
+    try:
+        with strategy.scope():
+            state = train(resolved, split, folder, resume=resume)
+    except KeyboardInterrupt:
+        _interrupted(_how_to_resume(folder))
+    click.echo(f"{state.epoch} epochs finished, in {folder}; next: digitserve-train evaluate {folder}")
+
+
+@main.command("keep", cls=Command)
+@RUN
+@click.argument("folder", metavar="FOLDER", type=click.Path(path_type=Path))
+@_command
+def keep_teacher(run_dir: Path, folder: Path) -> None:
+    """Write a small copy of a finished run, RUN, into FOLDER. It can be used with --teacher, and for nothing else."""
+    _use_threads(None)
+    from digitserve_training.fit import teachers  # noqa: PLC0415 - TensorFlow
+
+    teachers.save_teacher(run_dir, folder)
+    click.echo(f"teacher written to {folder}; next: digitserve-train train --teacher {folder}")
+
+
+@main.command("evaluate", cls=Command)
+@click.argument("run_dirs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@option(
+    "--results",
+    group="Output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="JSON file of results: add one row per run, and compare with its other rows in the report.",
+)
+@DATA
+@THREADS
+@_command
+def evaluate_runs(
+    run_dirs: tuple[Path, ...], results: Path | None, data_path: Path | None, threads: int | None
+) -> None:
+    """Measure networks on validation, test, corrupted and unfamiliar images; write a report into each RUN/report."""
+    _use_threads(threads)
+    from digitserve_training.evaluate import report  # noqa: PLC0415 - TensorFlow
+
+    for text in report.report(run_dirs, data_path, results):
+        click.echo(text)
+
+
+@main.command("export", cls=Command)
+@RUN
+@DATA
+@option(
+    "--models",
+    group="Output",
+    type=click.Path(path_type=Path),
+    default=Path("models"),
+    show_default=True,
+    help="Folder of all models.",
+)
+@option("--name", group="Output", help="Name of the model. Default: 'digits', or the dataset's name if not of digits.")
+@option(
+    "--version", group="Output", type=click.IntRange(min=1), help="Version of the bundle. Default: the highest plus 1."
+)
+@option(
+    "--precision",
+    group="Output",
+    type=click.Choice(["float32", "int8"]),
+    default="float32",
+    show_default=True,
+    help="What the graph computes in; int8 is rejected if it loses more than 0.05 percentage points of accuracy.",
+)
+@THREADS
+@_command
+def export_run(run_dir: Path, data_path: Path | None, threads: int | None, precision: Any, **destination: Any) -> None:
+    """Convert a finished run, RUN, to ONNX, compare its outputs with Keras, and write a model bundle if they agree."""
+    _use_threads(threads)
+    from digitserve_training.export.export import Destination, export  # noqa: PLC0415 - TensorFlow
+
+    exported = export(run_dir, data_path, Destination(**destination), precision)
+    for title, text in exported.summary().items():
+        click.echo(f"{title:>12}  {text}")
+
+
+@main.command("tune", cls=Command)
+@PRESET
+@option(
+    "--epochs", group="Training", type=click.IntRange(min=1), default=3, show_default=True, help="Epochs per trial."
+)
+@SEED
+@DATA
+@LIMIT
+@option(
+    "--study-dir",
+    group="Search",
+    type=click.Path(path_type=Path),
+    help="Folder of the study. Default: runs/tune-PRESET.",
+)
+@option(
+    "--trials",
+    group="Search",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    help="Total number of finished trials.",
+)
+@option(
+    "--vary",
+    group="Search",
+    type=click.Choice(list(GROUPS)),
+    multiple=True,
+    default=list(GROUPS),
+    show_default=True,
+    help="Group of hyperparameters to vary, if it applies to the preset; repeat for several.",
+)
+@option(
+    "--max-multiply-adds",
+    group="Search",
+    type=click.IntRange(min=1),
+    help="Skip networks with more multiply-adds per image.",
+)
+@option("--max-parameters", group="Search", type=click.IntRange(min=1), help="Skip networks with more parameters.")
+@THREADS
+@_command
+def tune_preset(
+    data_path: Path | None,
+    study_dir: Path | None,
+    trials: int,
+    vary: tuple[str, ...],
+    max_multiply_adds: int | None,
+    max_parameters: int | None,
+    threads: int | None,
+    **values: Any,
+) -> None:
+    """Search for better hyperparameters, judged on validation images.
+
+    It can be stopped at any time; the same command continues it.
+    """
+    _use_threads(threads)
+    from digitserve_training.tune import search  # noqa: PLC0415 - TensorFlow
+
+    labelled = splits.read_training(data_path)
+    base = settings.resolve(Options(**values), labelled.names, splits.fingerprint(labelled))
+    folder = study_dir or Path("runs") / f"tune-{base.preset.name}"
+    split = splits.split(labelled, base.limit, base.recipe.validation)
+    try:
+        finished = search.tune(base, split, search.Search(vary, max_multiply_adds, max_parameters), folder, trials)
+    except KeyboardInterrupt:
+        _interrupted(f"; {search.num_finished(folder)} of {trials} trials are finished; continue with the same command")
+    click.echo(search.render_table(finished))
+    click.echo(f"next: digitserve-train train --preset {search.require_preset(folder)}")
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    click.echo(f"digitserve-train: {message}", err=True)
+    sys.exit(code)
+
+
+def _interrupted(rest: str) -> NoReturn:
+    click.echo(f"\ninterrupted{rest}", err=True)
+    sys.exit(EXIT_INTERRUPTED)
+
+
+def _require_packages() -> None:
+    missing = [package for package in PACKAGES if not _installed(package)]
+    if missing:
+        _fail(
+            f"needs {', '.join(missing)}; install what is missing with: pip install 'digitserve[training]'",
+            EXIT_USAGE,
+        )
+
+
+def _installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _use_threads(threads: int | None) -> None:
+    from digitserve_training._tensorflow import use_threads  # noqa: PLC0415 - TensorFlow
+
+    if threads is not None:
+        use_threads(threads)
+
+
+def _how_to_resume(folder: Path) -> str:
+    if not checkpoint.exists(folder):
+        return "; nothing was trained"
+    state = checkpoint.load(folder)
+    return (
+        f"; {state.epoch} of {state.settings.epochs} epochs are saved; "
+        f"continue with: digitserve-train train --resume --run-dir {folder}"
+    )
