@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from digitserve_training.fit import checkpoint
@@ -22,20 +21,6 @@ COMMAND = [sys.executable, "-m", "digitserve_training.cli"]
 
 EPOCHS = 10_000
 """More epochs, and more trials, than can finish before the signal."""
-
-
-@pytest.fixture
-def noise_path(tmp_path: Path) -> Path:
-    """Write noise in MNIST's layout; the quality of the network does not matter here."""
-    generator = np.random.default_rng(1)
-    arrays = {
-        f"{kind}_{part}": generator.integers(0, top, shape, dtype=np.uint8)
-        for part in ("train", "test")
-        for kind, top, shape in (("x", 256, (144, 28, 28)), ("y", 10, (144,)))
-    }
-    path = tmp_path / "noise.npz"
-    np.savez(path, allow_pickle=False, **arrays)
-    return path
 
 
 def test_interrupt_keeps_the_last_checkpoint(tmp_path: Path, noise_path: Path) -> None:

@@ -4,9 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import pytest
-
 from digitserve_training.errors import DataError
 
 NOISY_IMPORT = """
@@ -22,20 +19,6 @@ class LogsAndFails:
 sys.meta_path.insert(0, LogsAndFails())
 import digitserve_training._tensorflow
 """
-
-
-@pytest.fixture
-def noise_path(tmp_path: Path) -> Path:
-    """Write noise in MNIST's layout; the quality of the network does not matter here."""
-    generator = np.random.default_rng(1)
-    arrays = {
-        f"{kind}_{part}": generator.integers(0, top, shape, dtype=np.uint8)
-        for part in ("train", "test")
-        for kind, top, shape in (("x", 256, (144, 28, 28)), ("y", 10, (144,)))
-    }
-    path = tmp_path / "noise.npz"
-    np.savez(path, allow_pickle=False, **arrays)
-    return path
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -47,7 +47,7 @@ def write_shapes(folder: Path) -> Path:
 def test_train_resume_evaluate_export_serve(
     tmp_path: Path, name: str, write_set: Callable[[Path], Path], labels: tuple[str, ...], num_test: int
 ) -> None:
-    """The dataset is named only when training starts; resume, evaluate and export remember it, and it is served with its labels."""
+    """Only the first command names the dataset; resume, evaluate and export know it, and it is served with its labels."""
     source, run_dir, models = write_set(tmp_path / "set"), tmp_path / "run", tmp_path / "models"
     for command, *options in (
         ("train", "--dataset", name, "--preset", "compact", "--run-dir", run_dir, "--epochs", 1, "--data", source),
@@ -61,7 +61,7 @@ def test_train_resume_evaluate_export_serve(
     exported, test = bundle.read_bundle(models / name / "1"), splits.read_test(source, name)
     assert exported.manifest.labels == test.names == labels
     assert (exported.manifest.training["dataset"], len(test)) == (name, num_test)
-    assert (exported.manifest.training["recipe"]["paper"], exported.manifest.training["recipe"]["outliers"]) == (0, 0)
+    assert (exported.manifest.training["recipe"]["scanned"], exported.manifest.training["recipe"]["outliers"]) == (0, 0)
     assert f"--dataset {name}" in exported.manifest.training["command"]
     report = json.loads((exported.path / "report" / "evaluation.json").read_text())
     assert (report["test"]["labels"], np.shape(report["test"]["confusion"])) == (list(labels), (len(labels),) * 2)

@@ -103,10 +103,10 @@ def test_images(digits_path: Path) -> Labelled:
 def start(digits_path: Path, *, epochs: int, limit: int, **options: Any) -> tuple[Settings, splits.Split]:
     """Return settings and images of a run on a part of the small set."""
     training = splits.read_training(digits_path)
-    chosen = settings.resolve(
+    resolved = settings.resolve(
         Options(epochs=epochs, limit=limit, **options), training.names, splits.fingerprint(training)
     )
-    return chosen, splits.split(training, limit)
+    return resolved, splits.split(training, limit)
 
 
 def test_training_learns(run_dir: Path) -> None:
@@ -121,13 +121,13 @@ def test_training_learns(run_dir: Path) -> None:
 @pytest.mark.parametrize("preset", ["compact", "conv2-dense256"])
 def test_resumed_training_is_the_same_training(digits_path: Path, tmp_path: Path, preset: str) -> None:
     """A run that is stopped and resumed ends with exactly the weights and metrics of a run that was not stopped."""
-    chosen, split = start(digits_path, preset=preset, epochs=2, limit=300)
-    through = train(chosen, split, tmp_path / "through")
+    resolved, split = start(digits_path, preset=preset, epochs=2, limit=300)
+    through = train(resolved, split, tmp_path / "through")
 
-    stopped = Training(chosen, split)
+    stopped = Training(resolved, split)
     metrics = stopped.run_epoch(1)
-    checkpoint.save(tmp_path / "stopped", checkpoint.Checkpoint(chosen, 1, (metrics,), stopped.arrays()))
-    resumed = train(chosen, split, tmp_path / "stopped", resume=True)
+    checkpoint.save(tmp_path / "stopped", checkpoint.Checkpoint(resolved, 1, (metrics,), stopped.arrays()))
+    resumed = train(resolved, split, tmp_path / "stopped", resume=True)
 
     assert resumed.arrays.keys() == through.arrays.keys()
     assert all(np.array_equal(resumed.arrays[name], through.arrays[name]) for name in through.arrays)
@@ -172,9 +172,9 @@ def test_divergence_stops_with_the_last_good_checkpoint(tmp_path: Path, invoke: 
     assert ended.exit_code == 5
     assert "the loss became nan in epoch" in ended.stderr
     assert "lower --learning-rate" in ended.stderr
-    kept = checkpoint.load(tmp_path)
-    assert not kept.finished
-    assert all(np.all(np.isfinite(array)) for array in kept.arrays.values())
+    state = checkpoint.load(tmp_path)
+    assert not state.finished
+    assert all(np.all(np.isfinite(array)) for array in state.arrays.values())
 
 
 def test_evaluate_reports(run_dir: Path, invoke: Invoke, test_images: Labelled) -> None:
@@ -288,19 +288,19 @@ def test_exports_are_reproducible_and_numbered(run_dir: Path, tmp_path: Path, in
     """Exporting again gives the next version with equal bytes; an existing version is never overwritten."""
     for _ in range(2):
         assert invoke("export", run_dir, "--models", tmp_path, "--name", "again").exit_code == 0
-    refused = invoke("export", run_dir, "--models", tmp_path, "--name", "again", "--version", 2)
+    rejected = invoke("export", run_dir, "--models", tmp_path, "--name", "again", "--version", 2)
 
     first, second = (tmp_path / "again" / version for version in ("1", "2"))
     for name in ("model.onnx", "golden.npz"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
-    assert (refused.exit_code, "never overwritten" in refused.stderr) == (RunError.exit_code, True)
+    assert (rejected.exit_code, "never overwritten" in rejected.stderr) == (RunError.exit_code, True)
     assert bundle.list_versions(tmp_path, "again") == [1, 2]
 
 
 def test_no_bundle_of_an_unfinished_run(digits_path: Path, tmp_path: Path, invoke: Invoke) -> None:
     """Exporting an unfinished run is rejected with the command that continues it."""
-    chosen, split = start(digits_path, epochs=2, limit=120)
-    checkpoint.save(tmp_path / "run", checkpoint.Checkpoint(chosen, 0, (), Training(chosen, split).arrays()))
+    resolved, split = start(digits_path, epochs=2, limit=120)
+    checkpoint.save(tmp_path / "run", checkpoint.Checkpoint(resolved, 0, (), Training(resolved, split).arrays()))
 
     ended = invoke("export", tmp_path / "run", "--models", tmp_path / "models")
 

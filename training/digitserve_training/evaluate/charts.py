@@ -177,7 +177,12 @@ def rejection(rejected: Floats, error: Floats) -> bytes:
             point = (float(rejected[at]), float(error[at]))
             axes.plot(*point, "o", color=ACCENT, markersize=4, clip_on=False, zorder=3)
             axes.annotate(percent(point[1]), point, (5, 4), textcoords="offset points", color=ACCENT)
-        axes.set(xlim=(0, end), ylim=(0, top), xlabel="rejected predictions", ylabel="error of the others")
+        axes.set(
+            xlim=(0, end),
+            ylim=(0, top),
+            xlabel="rejected predictions, least confident first",
+            ylabel="error of the accepted",
+        )
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(_percent_ticks)
         axes.set_xticks(np.linspace(0, end, 6))
