@@ -20,14 +20,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
+
 from benchmarks import bundles, targets
 from benchmarks import load as loads
 from benchmarks.load import Load, add_cores, cores_of, require_programs
 from benchmarks.servers import ROOT, Aio, AioWindow, BenchError, Digitserve, Empty, EmptyInBulk, Server
-from digitserve import client
+from digitserve.client import CHANNEL_OPTIONS, Client
 from digitserve.errors import DigitserveError
 from digitserve.inference.bundle import Bundle
 from digitserve.v1 import digits_pb2 as pb
+from digitserve.v1 import digits_pb2_grpc
 
 LOADS = {
     "single": Load("single"),
@@ -144,8 +147,9 @@ class Comparison:
         if isinstance(server, Empty):
             return
         request = pb.ClassifyRequest(pixels=self._bundle.golden.images.tobytes())
-        with client.connect(f"127.0.0.1:{server.grpc_port}") as channel:
-            answer = client.classify(channel, request, timeout_s=10)
+        # Not by Client: the grpc.aio service has no GetModel.
+        with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}", CHANNEL_OPTIONS) as channel:
+            answer = digits_pb2_grpc.DigitServiceStub(channel).Classify(request, timeout=10)
         self._expected = self._expected or answer
         check_same(server.name, answer, self._expected)
 
@@ -177,11 +181,11 @@ def watching_health(server: Server) -> Iterator[list[float]]:
     taken_s, faults, stop = [0.0], [], threading.Event()
 
     def ask() -> None:
-        with client.connect(f"127.0.0.1:{server.grpc_port}") as channel:
+        with Client(f"127.0.0.1:{server.grpc_port}", num_connections=1, timeout_s=1.0) as client:
             while not stop.wait(HEALTH_PAUSE_S):
                 started = time.monotonic()
                 try:
-                    status = client.health(channel, "", timeout_s=1.0)
+                    status = client.health("")
                 except DigitserveError as error:
                     status = str(error)
                 taken_s.append(time.monotonic() - started)

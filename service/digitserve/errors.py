@@ -1,14 +1,16 @@
-"""What can go wrong, whose fault it is, and what is said about it.
+"""The errors of digitserve, and where each is raised.
 
-    pixels ──check──▶ admitted ──form──▶ batch ──run──▶ answer
-           │                 │                 │
-           │                 │                 └ any other exception: ours; INTERNAL with a fixed text,
-           │                 │                   the detail in the log only
-           │                 └ DeadlineUnmeetable: the caller's deadline is nearer than the answer
-           ├ InvalidRequest, NotServed, TooLarge: the caller's; the message says got, expected, and which image
-           └ Overloaded, Draining: nobody's; come back later, or elsewhere
+    request ──decode──▶ admitted ──form batch──▶ batch ──run──▶ answer
+                │                    │              │
+                │                    │              └ any other exception: a fault of the service; INTERNAL with a fixed
+                │                    │                text, details only in the log
+                │                    └ DeadlineUnmeetable: the answer cannot be ready by the caller's deadline
+                ├ InvalidRequest, NotServed, TooLarge: fault of the caller; the message says got, expected, which image
+                └ Overloaded, Draining: nobody's fault; retry later or on another connection
 
-    BundleError, ProviderError, SettingsError: the operator's; the service refuses to start and says which check failed
+    BundleError, ProviderError, SettingsError: for the operator; the service does not start and names the failed check
+    ImageFileError: for the user of an image file
+    ClientError and its subclasses: see ``digitserve.client.errors``
 
     DigitserveError
     ├── RequestError
@@ -18,32 +20,33 @@
     │   ├── Overloaded
     │   ├── DeadlineUnmeetable
     │   └── Draining
-    └── RefusalToStart
-        ├── BundleError
-        ├── ProviderError
-        └── SettingsError
+    ├── StartupError
+    │   ├── BundleError
+    │   ├── ProviderError
+    │   └── SettingsError
+    └── ImageFileError
 
-The messages of all these classes are written for whoever reads them outside: they name no path of the server to a
-caller, no module and no traceback. The one conversion to gRPC status codes is in ``rpc``.
+Messages are shown to users. Messages of RequestError go to remote callers: they contain no path of the server, no module
+name and no traceback.
 """
 
 
 class DigitserveError(Exception):
-    """Base of every error that digitserve raises on purpose; its text is fit to be shown."""
+    """Base class of all errors that digitserve raises deliberately; the message can be shown to users."""
 
 
 class RequestError(DigitserveError):
-    """A request that is not answered with predictions.
+    """A request that gets no predictions.
 
     Attributes:
-        reason: the value of the label ``reason`` of ``digitserve_rejected_total``.
+        reason: value of the label ``reason`` of the metric ``digitserve_rejected_total``.
     """
 
     reason = "invalid"
 
 
 class InvalidRequest(RequestError):
-    """The request contradicts itself or the limits; sending it again will not help."""
+    """The request is inconsistent or exceeds a limit; a retry fails again."""
 
 
 class NotServed(RequestError):
@@ -53,16 +56,16 @@ class NotServed(RequestError):
 
 
 class TooLarge(RequestError):
-    """The message is larger than any may be."""
+    """The message exceeds the largest allowed size."""
 
     reason = "too_large"
 
 
 class Overloaded(RequestError):
-    """As much is pending as may be.
+    """The queue of pending images is full.
 
     Attributes:
-        retry_after_s: seconds after which there should be room again.
+        retry_after_s: seconds after which the queue is expected to have room.
     """
 
     reason = "queue_full"
@@ -79,20 +82,20 @@ class DeadlineUnmeetable(RequestError):
 
 
 class Draining(RequestError):
-    """This worker takes no new requests: it is about to stop."""
+    """This worker accepts no new requests because it is shutting down."""
 
     reason = "draining"
 
 
-class RefusalToStart(DigitserveError):
-    """The service cannot be what it was asked to be, so it does not start."""
+class StartupError(DigitserveError):
+    """The service cannot run with the given settings, so it does not start."""
 
 
-class BundleError(RefusalToStart):
+class BundleError(StartupError):
     """A model bundle failed a check.
 
     Attributes:
-        check: which one: ``files``, ``manifest``, ``sha256``, ``signature`` or ``golden``.
+        check: the failed check: ``files``, ``manifest``, ``sha256``, ``signature`` or ``golden``.
     """
 
     def __init__(self, check: str, message: str) -> None:
@@ -100,9 +103,13 @@ class BundleError(RefusalToStart):
         self.check = check
 
 
-class ProviderError(RefusalToStart):
-    """The execution provider that was asked for did not load."""
+class ProviderError(StartupError):
+    """The requested execution provider could not be loaded."""
 
 
-class SettingsError(RefusalToStart):
-    """A setting has a value that cannot be served; the message says which and what would do."""
+class SettingsError(StartupError):
+    """A setting has a value that cannot be used; the message names the setting and the accepted values."""
+
+
+class ImageFileError(DigitserveError):
+    """An image file cannot be read; the message names the file, what was got and what was expected."""

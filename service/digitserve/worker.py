@@ -27,7 +27,7 @@ from grpc_reflection.v1alpha import reflection
 from digitserve import log
 from digitserve.batching.batcher import Batcher
 from digitserve.batching.pipeline import Classifier
-from digitserve.errors import RefusalToStart
+from digitserve.errors import StartupError
 from digitserve.inference.bundle import Bundle, find_bundle, read_bundle
 from digitserve.inference.session import Session
 from digitserve.protocol.codec import Limits
@@ -90,7 +90,7 @@ class Worker:
             num_threads: onnxruntime's.
 
         Raises:
-            RefusalToStart: the bundle or the execution provider failed a check.
+            StartupError: the bundle or the execution provider failed a check.
         """
         self._settings = settings
         self._tally = Tally(block, bundle.manifest.labels)
@@ -126,13 +126,13 @@ class Worker:
             The port.
 
         Raises:
-            RefusalToStart: the address cannot be bound.
+            StartupError: the address cannot be bound.
         """
         address = endpoint(self._settings.host, self._settings.grpc_port)
         try:
             port = self._grpc.add_insecure_port(address)
         except RuntimeError as error:
-            raise RefusalToStart(f"cannot listen on {address}: {error}") from None
+            raise StartupError(f"cannot listen on {address}: {error}") from None
         self._set_health(health_pb2.HealthCheckResponse.SERVING)
         self._server.start()
         return port
@@ -249,7 +249,7 @@ def main() -> int:
         bundle = read_bundle(find_bundle(settings.models, settings.model, settings.model_version))
         worker = Worker(settings, bundle, Block(bundle.manifest.labels, block_fd), num_threads)
         worker.listen()
-    except RefusalToStart as error:
+    except StartupError as error:
         _say(event="refused", message=str(error))
         return EXIT_REFUSED
     signal.signal(signal.SIGTERM, lambda _signal, _frame: worker.drain())

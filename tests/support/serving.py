@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import grpc
 from prometheus_client.parser import text_string_to_metric_families
 
-from digitserve.client import OPTIONS
+from digitserve.client import CHANNEL_OPTIONS
 from digitserve.inference.bundle import find_bundle, read_bundle
 from digitserve.settings import Settings
 from digitserve.telemetry.block import Block
@@ -143,7 +143,7 @@ class Service:
 
     def channel(self, *, retries: bool = False) -> grpc.Channel:
         """Open a channel of its own connection, with the service config that the client library has, or without."""
-        options = OPTIONS if retries else OPTIONS[1:]
+        options = CHANNEL_OPTIONS if retries else CHANNEL_OPTIONS[1:]
         return grpc.insecure_channel(self.grpc_address, options=(("grpc.use_local_subchannel_pool", 1), *options))
 
     def stop(self) -> int:
@@ -190,7 +190,7 @@ def wait_until(condition, what: str) -> None:  # noqa: ANN001
 
 def command(*arguments: str) -> list[str]:
     """Return the command line of ``digitserve`` in this environment."""
-    return [sys.executable, "-m", "digitserve.cli", *arguments]
+    return [sys.executable, "-m", "digitserve", *arguments]
 
 
 @contextmanager

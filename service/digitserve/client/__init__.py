@@ -1,35 +1,44 @@
-"""The client library: numpy in, predictions out, over several connections, so that every worker gets its share.
+"""The client library: arrays or Pillow images in, predictions out, over several connections, so that all workers are used.
 
-    images ──parts.check──▶ groups of one size ──parts.split──▶ parts ──Pool──▶ connections ──▶ service
-    predictions ◀──────────────── Assembly, in the order of the images ◀──────────── responses
+    images ──requests.group──▶ groups of one size ──requests.split──▶ chunks ──Pool──▶ connections ──▶ service
+    predictions ◀── ClassifyCall, in the order of the images ◀── responses
 
-``Client`` blocks, ``AsyncClient`` is awaited; what they share does no I/O (``parts``, ``pool``). ``connect``,
-``classify`` and ``health`` are the plain calls on which the commands stand.
+``Client`` blocks, ``AsyncClient`` is awaited. What they share does no I/O: ``requests``, ``stream_window``, ``pool``.
+The commands ``classify`` and ``healthcheck`` use ``Client``.
 """
 
 from digitserve.client.asynchronous import AsyncClient
 from digitserve.client.blocking import Client
-from digitserve.client.calls import OPTIONS, RETRY_POLICY, Refused, Unreachable, classify, connect, health
-from digitserve.client.parts import ClassScore, Prediction, Verdict
-from digitserve.client.pool import Closed
-from digitserve.errors import InvalidRequest
+from digitserve.client.channel import CHANNEL_OPTIONS, RETRY_POLICY
+from digitserve.client.errors import (
+    ClientError,
+    Closed,
+    DeadlineExceeded,
+    InvalidAddress,
+    InvalidRequest,
+    RequestRejected,
+    Unreachable,
+)
+from digitserve.client.predictions import ClassScore, ModelInfo, Prediction
+from digitserve.protocol.names import Verdict
 from digitserve.types import Framing, Ink
 
 __all__ = [
-    "OPTIONS",
+    "CHANNEL_OPTIONS",
     "RETRY_POLICY",
     "AsyncClient",
     "ClassScore",
     "Client",
+    "ClientError",
     "Closed",
+    "DeadlineExceeded",
     "Framing",
     "Ink",
+    "InvalidAddress",
     "InvalidRequest",
+    "ModelInfo",
     "Prediction",
-    "Refused",
+    "RequestRejected",
     "Unreachable",
     "Verdict",
-    "classify",
-    "connect",
-    "health",
 ]

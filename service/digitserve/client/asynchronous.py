@@ -1,52 +1,58 @@
-"""``AsyncClient``: the same as ``blocking.Client`` for asyncio, on ``grpc.aio`` and its caller's event loop."""
+"""``AsyncClient``: the counterpart of ``blocking.Client`` for asyncio, on ``grpc.aio`` and the caller's event loop."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from typing import Any, Self
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, Literal, Self, overload
 
 import grpc.aio
-import numpy as np
-from numpy.typing import NDArray
 
-from digitserve.client.calls import Refused, Unreachable, health_name
-from digitserve.client.parts import Assembly, Group, Prediction, check, options, same_limits, split
+from digitserve.client.address import normalize_address
+from digitserve.client.async_stream import AsyncStream, is_cancelled
+from digitserve.client.channel import Connection, health_name, health_request, make_connection, pool_options
+from digitserve.client.errors import ClientError, Closed, RequestRejected
 from digitserve.client.pool import (
-    CHANNEL_OPTIONS,
-    HEALTH_REQUEST,
     MAX_IN_FLIGHT,
     NUM_CONNECTIONS,
-    Closed,
-    Connection,
     Deadline,
     Pool,
-    at_least_one,
-    connection,
-    pause_s,
+    require_positive,
+    retry_delay_s,
 )
+from digitserve.client.predictions import ModelInfo, Prediction
+from digitserve.client.requests import ClassifyCall, Group, Image, Images, group, request_options, split
+from digitserve.client.stream_window import STREAM_IN_FLIGHT, StreamWindow
+from digitserve.protocol.names import SERVICE
 from digitserve.types import Framing, Ink
 from digitserve.v1 import digits_pb2 as pb
 
 
 class AsyncClient:
-    """As ``Client``, awaited: make it, use it and close it in one running event loop; any number of tasks may call it."""
+    """As ``Client``, with methods to await.
+
+    Create, use and close it in one running event loop; any number of tasks may call it.
+    """
 
     def __init__(
         self, address: str, *, num_connections: int = NUM_CONNECTIONS, timeout_s: float = 10.0,
         images_per_request: int = 64, max_in_flight: int = MAX_IN_FLIGHT,
     ) -> None:  # fmt: skip
-        """Prepare, as ``Client`` does; nothing is sent yet."""
-        at_least_one(
-            num_connections=num_connections, images_per_request=images_per_request, max_in_flight=max_in_flight
-        )
+        """Create the connections, as ``Client`` does; nothing is sent yet."""
+        require_positive(
+            num_connections=num_connections, timeout_s=timeout_s, images_per_request=images_per_request,
+            max_in_flight=max_in_flight,
+        )  # fmt: skip
+        address = normalize_address(address)
         self._pool = Pool(
-            [connection(grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)) for _ in range(num_connections)]
+            [make_connection(grpc.aio.insecure_channel(address, pool_options(address))) for _ in range(num_connections)]
         )
         self._timeout_s = timeout_s
         self._images_per_request = images_per_request
         self._max_in_flight = max_in_flight
         self._slots = asyncio.Semaphore(max_in_flight)
-        self._limits: pb.Model | None = None
+        self._streams: weakref.WeakSet[AsyncStream] = weakref.WeakSet()
+        self._model: ModelInfo | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -55,92 +61,156 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close all connections; calls under way in other tasks end with Closed."""
-        for one in self._pool.close():
-            await one.channel.close()
+        """Close all connections; calls in progress in other tasks raise Closed."""
+        connections = self._pool.close()
+        for stream in list(self._streams):
+            await stream.interrupt()
+        for connection in connections:
+            await connection.channel.close()
 
     async def classify(
-        self, images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]], *, top_k: int = 0, ink: Ink | None = None,
-        framing: Framing | None = None,
+        self, images: Images, *, top_k: int = 0, ink: Ink | None = None, framing: Framing | None = None,
+        timeout_s: float | None = None,
     ) -> list[Prediction]:  # fmt: skip
-        """Classify images: arguments, answers and errors are those of ``Client.classify``."""
+        """Classify images; arguments, result and errors are those of ``Client.classify``."""
         self._pool.check_open()
-        deadline = Deadline(self._timeout_s)
-        groups, request_options = check(images), options(top_k, ink, framing)
-        limits = self._limits or await self._ask_model(deadline)
+        deadline = self._deadline(timeout_s)
+        groups, options = group(images), request_options(top_k, ink, framing)
+        limits = self._model or await self._get_model(deadline)
         try:
-            return await self._classify(groups, request_options, limits, deadline)
-        except Refused as error:
-            # The service may have been started anew with other limits.
-            if not error.may_be_of_limits or same_limits(now := await self._ask_model(deadline), limits):
+            return await self._classify(groups, options, limits, deadline)
+        except RequestRejected as error:
+            # The service may have restarted with other limits.
+            if not error.may_exceed_limits or limits.has_limits_of(new_limits := await self._get_model(deadline)):
                 raise
-        return await self._classify(groups, request_options, now, deadline)
+        return await self._classify(groups, options, new_limits, deadline)
 
-    async def _classify(
-        self, groups: list[Group], request_options: pb.ClassifyRequest, limits: pb.Model, deadline: Deadline
-    ) -> list[Prediction]:
-        assembly = Assembly(split(groups, self._images_per_request, limits), request_options)
+    @overload
+    def classify_stream(
+        self, images: AsyncIterable[Image] | Iterable[Image], *, top_k: int = 0, ink: Ink | None = None,
+        framing: Framing | None = None, timeout_s: float | None = None, max_in_flight: int = STREAM_IN_FLIGHT,
+        return_exceptions: Literal[False] = False,
+    ) -> AsyncGenerator[Prediction, None]: ...  # fmt: skip
+
+    @overload
+    def classify_stream(
+        self, images: AsyncIterable[Image] | Iterable[Image], *, top_k: int = 0, ink: Ink | None = None,
+        framing: Framing | None = None, timeout_s: float | None = None, max_in_flight: int = STREAM_IN_FLIGHT,
+        return_exceptions: bool,
+    ) -> AsyncGenerator[Prediction | ClientError, None]: ...  # fmt: skip
+
+    def classify_stream(
+        self, images: AsyncIterable[Image] | Iterable[Image], *, top_k: int = 0, ink: Ink | None = None,
+        framing: Framing | None = None, timeout_s: float | None = None, max_in_flight: int = STREAM_IN_FLIGHT,
+        return_exceptions: bool = False,
+    ) -> AsyncGenerator[Prediction | ClientError, None]:  # fmt: skip
+        """Classify an unbounded sequence of images on one stream; arguments and errors are those of ``Client.classify_stream``.
+
+        Args:
+            images: asynchronous or plain iterable; another task of the same event loop iterates over it.
+            top_k: as for ``classify``.
+            ink: as for ``classify``.
+            framing: as for ``classify``.
+            timeout_s: longest wait for the next prediction while an image is in flight.
+            max_in_flight: most images in flight.
+            return_exceptions: whether errors of single images are returned in their place instead of raised.
+
+        Returns:
+            One prediction per image, in order. To leave the iteration early, use ``contextlib.aclosing`` or the iterator's
+            ``aclose``, which ends the stream.
+        """
+        self._pool.check_open()
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        require_positive(max_in_flight=max_in_flight, timeout_s=timeout_s)
+        options = request_options(top_k, ink, framing)
+        stream = AsyncStream(images, options, StreamWindow(max_in_flight), self._pool, timeout_s)
+        self._streams.add(stream)
+        return self._stream(stream, timeout_s, return_exceptions=return_exceptions)
+
+    async def model(self, *, timeout_s: float | None = None) -> ModelInfo:
+        """Return the model that the service uses and the service's limits, as ``Client.model``."""
+        return await self._get_model(self._deadline(timeout_s))
+
+    async def health(self, service: str = SERVICE, *, timeout_s: float | None = None) -> str:
+        """Return the health of a service, as ``Client.health``."""
+        deadline = self._deadline(timeout_s)
+        return health_name(await self._call(lambda one: one.health.Check, health_request(service), deadline))
+
+    async def healthy(self, *, timeout_s: float | None = None) -> bool:
+        """Return whether the service reports SERVING; False also if it does not answer."""
         try:
-            async with asyncio.TaskGroup() as tasks:
-                for _ in range(min(self._max_in_flight, assembly.num_parts)):
-                    tasks.create_task(self._work(assembly, deadline))
-        except ExceptionGroup as errors:
-            # The first failure cancelled the rest.
-            raise errors.exceptions[0] from None
-        return assembly.predictions()
-
-    async def model(self) -> pb.Model:
-        """Return the facts of the model being served, as ``Client.model``."""
-        return await self._ask_model(Deadline(self._timeout_s))
-
-    async def healthy(self) -> bool:
-        """Return whether the service says SERVING; false too when nobody answers."""
-        try:
-            response = await self._call(lambda one: one.health.Check, HEALTH_REQUEST, Deadline(self._timeout_s))
-        except (Unreachable, Refused):
+            return await self.health(timeout_s=timeout_s) == "SERVING"
+        except Closed:
+            raise
+        except ClientError:
             return False
-        return health_name(response) == "SERVING"
 
-    async def _ask_model(self, deadline: Deadline) -> pb.Model:
-        model: pb.Model = (await self._call(lambda one: one.service.GetModel, pb.GetModelRequest(), deadline)).model
-        self._limits = model
+    def _deadline(self, timeout_s: float | None) -> Deadline:
+        return Deadline(self._timeout_s if timeout_s is None else timeout_s)
+
+    async def _get_model(self, deadline: Deadline) -> ModelInfo:
+        response = await self._call(lambda one: one.service.GetModel, pb.GetModelRequest(), deadline)
+        self._model = model = ModelInfo.from_message(response.model)
         return model
 
-    async def _work(self, assembly: Assembly, deadline: Deadline) -> None:
-        """Send parts until none waits."""
-        for part, request in assembly:
-            async with self._turn(deadline):
-                # The service has answered before: if it is away now, it is starting anew, and is waited for.
+    async def _stream(
+        self, stream: AsyncStream, timeout_s: float, *, return_exceptions: bool
+    ) -> AsyncGenerator[Prediction | ClientError, None]:
+        if self._model is None:
+            # Streams wait for a connection: a service that never answered is detected here.
+            await self._get_model(Deadline(timeout_s))
+        async with aclosing(stream.outcomes(return_exceptions=return_exceptions)) as outcomes:
+            async for outcome in outcomes:
+                yield outcome
+
+    async def _classify(
+        self, groups: list[Group], options: pb.ClassifyRequest, limits: ModelInfo, deadline: Deadline
+    ) -> list[Prediction]:
+        call = ClassifyCall(split(groups, self._images_per_request, limits), options)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(min(self._max_in_flight, call.num_chunks)):
+                    tasks.create_task(self._send_chunks(call, deadline))
+        except ExceptionGroup as errors:
+            # The first failure cancelled the others.
+            raise errors.exceptions[0] from None
+        return call.predictions()
+
+    async def _send_chunks(self, call: ClassifyCall, deadline: Deadline) -> None:
+        """Send chunks until none is left."""
+        for chunk, request in call:
+            async with self._slot(deadline):
+                # The service has answered before. If it does not listen now, it is restarting, so wait for it.
                 response = await self._call(
-                    lambda one: one.service.Classify, request, deadline, assembly.what(part), wait_for_ready=True
+                    lambda one: one.service.Classify, request, deadline, call.error_prefix(chunk), wait_for_ready=True
                 )
-            assembly.put(part, response)
+            call.add_response(chunk, response)
 
     @asynccontextmanager
-    async def _turn(self, deadline: Deadline) -> AsyncIterator[None]:
-        """Wait until one more request may be under way."""
+    async def _slot(self, deadline: Deadline) -> AsyncIterator[None]:
+        """Wait until one more request may be in flight."""
         try:
             async with asyncio.timeout(deadline.remaining_s()):
                 await self._slots.acquire()
         except TimeoutError:
-            raise deadline.passed() from None
+            raise deadline.error() from None
         try:
             yield
         finally:
             self._slots.release()
 
     async def _call(
-        self, method: Callable[[Connection], Any], request: Any, deadline: Deadline, what: str = "", *,
+        self, method: Callable[[Connection], Any], request: Any, deadline: Deadline, prefix: str = "", *,
         wait_for_ready: bool = False,
     ) -> Any:  # fmt: skip
-        """Call a method on any connection; again, on another, while the service says that it has no room just now."""
+        """Call a method on any connection; retry on another one while the service's queue is full."""
         while True:
             try:
                 with self._pool.borrow() as one:
                     return await method(one)(request, timeout=deadline.remaining_s(), wait_for_ready=wait_for_ready)
             except asyncio.CancelledError:
-                # A channel that is closed cancels its calls, without anybody having cancelled this task.
-                if self._pool.closed and not _is_cancelled():
+                # Closing a channel cancels its calls although no task was cancelled.
+                if self._pool.closed and not is_cancelled():
                     raise Closed from None
                 raise
             except (grpc.RpcError, grpc.aio.UsageError) as error:
@@ -148,10 +218,5 @@ class AsyncClient:
                     raise Closed from None
                 if isinstance(error, grpc.aio.UsageError):
                     raise
-                seconds = pause_s(error, deadline, what)
-            await asyncio.sleep(seconds)
-
-
-def _is_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+                delay_s = retry_delay_s(error, deadline, prefix)
+            await asyncio.sleep(delay_s)

@@ -1,33 +1,33 @@
-"""``Client``: calls that block, for programs with any number of threads.
+"""``Client``: blocking calls, for programs with any number of threads.
 
-A call of ``classify`` that needs several requests takes threads of the client's own beside the caller's; a single
-request is sent by the caller's thread alone. Blocking calls cost less than grpcio's futures, which wake two threads.
+A call of ``classify`` that needs several requests uses threads of the client beside the caller's; a single request is sent by
+the caller's thread alone. Blocking calls cost less than grpcio's futures, which wake two threads.
 """
 
 import time
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any, Self
+from typing import Any, Literal, Self, overload
 
 import grpc
-import numpy as np
-from numpy.typing import NDArray
 
-from digitserve.client.calls import Refused, Unreachable, health_name
-from digitserve.client.parts import Assembly, Group, Prediction, check, options, same_limits, split
+from digitserve.client.address import normalize_address
+from digitserve.client.blocking_stream import BlockingStream
+from digitserve.client.channel import Connection, health_name, health_request, make_connection, pool_options
+from digitserve.client.errors import ClientError, Closed, RequestRejected
 from digitserve.client.pool import (
-    CHANNEL_OPTIONS,
-    HEALTH_REQUEST,
     MAX_IN_FLIGHT,
     NUM_CONNECTIONS,
-    Closed,
-    Connection,
     Deadline,
     Pool,
-    at_least_one,
-    connection,
-    pause_s,
+    require_positive,
+    retry_delay_s,
 )
+from digitserve.client.predictions import ModelInfo, Prediction
+from digitserve.client.requests import ClassifyCall, Group, Image, Images, group, request_options, split
+from digitserve.client.stream_window import STREAM_IN_FLIGHT, StreamWindow
+from digitserve.protocol.names import SERVICE
 from digitserve.types import Framing, Ink
 from digitserve.v1 import digits_pb2 as pb
 
@@ -35,34 +35,44 @@ from digitserve.v1 import digits_pb2 as pb
 class Client:
     """Classifies images over a pool of connections.
 
-    Any thread may call it. It does not survive ``fork``: make it in the process that uses it. Its connections are
-    opened when they are first needed, opened anew when the service asks for it or was away, and closed by ``close``.
+    Any thread may call it. It does not survive ``fork``: create it in the process that uses it. Connections are opened at
+    first use, opened again when the service closes them or restarts, and closed by ``close``.
+
+    All methods raise subclasses of ClientError only (``digitserve.client.errors``), and take ``timeout_s``, the longest time
+    for the call as a whole; the default is that of the client.
     """
 
     def __init__(
         self, address: str, *, num_connections: int = NUM_CONNECTIONS, timeout_s: float = 10.0,
         images_per_request: int = 64, max_in_flight: int = MAX_IN_FLIGHT,
     ) -> None:  # fmt: skip
-        """Prepare; nothing is sent yet.
+        """Create the connections; nothing is sent yet.
 
         Args:
-            address: ``host:port``.
-            num_connections: each lands on one worker of the service, as chance will have it.
-            timeout_s: for each call as a whole, in however many requests.
+            address: ``host:port``; without a port, 50051.
+            num_connections: each is served by one worker of the service, which the kernel chooses at random.
+            timeout_s: default for each call as a whole, however many requests it needs.
             images_per_request: most images in one request.
-            max_in_flight: most requests under way at a time; each further calling thread may have one more.
+            max_in_flight: most requests in flight; each further calling thread may have one more.
+
+        Raises:
+            InvalidAddress: the address cannot be that of a gRPC service.
+            ValueError: a number is not above 0.
         """
-        at_least_one(
-            num_connections=num_connections, images_per_request=images_per_request, max_in_flight=max_in_flight
-        )
+        require_positive(
+            num_connections=num_connections, timeout_s=timeout_s, images_per_request=images_per_request,
+            max_in_flight=max_in_flight,
+        )  # fmt: skip
+        address = normalize_address(address)
         self._pool = Pool(
-            [connection(grpc.insecure_channel(address, options=CHANNEL_OPTIONS)) for _ in range(num_connections)]
+            [make_connection(grpc.insecure_channel(address, pool_options(address))) for _ in range(num_connections)]
         )
         self._timeout_s = timeout_s
         self._images_per_request = images_per_request
         self._max_in_flight = max_in_flight
         self._threads = ThreadPoolExecutor(max(1, max_in_flight - 1), thread_name_prefix="digitserve-client")
-        self._limits: pb.Model | None = None
+        self._streams: weakref.WeakSet[BlockingStream] = weakref.WeakSet()
+        self._model: ModelInfo | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -71,122 +81,197 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close all connections; calls under way in other threads end with Closed."""
-        for one in self._pool.close():
-            one.channel.close()
+        """Close all connections; calls in progress on other threads raise Closed."""
+        connections = self._pool.close()
+        for stream in list(self._streams):
+            stream.close()
+        for connection in connections:
+            connection.channel.close()
         self._threads.shutdown()
 
     def classify(
-        self, images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]], *, top_k: int = 0, ink: Ink | None = None,
-        framing: Framing | None = None,
+        self, images: Images, *, top_k: int = 0, ink: Ink | None = None, framing: Framing | None = None,
+        timeout_s: float | None = None,
     ) -> list[Prediction]:  # fmt: skip
         """Classify images.
 
         Args:
-            images: uint8[H,W], uint8[N,H,W], uint8[N,H,W,C] with C of 1, 3 (RGB) or 4 (RGBA), or a list of uint8[H,W]
-                and uint8[H,W,C] of any sizes. Three axes with a last one of 1, 3 or 4 are refused as ambiguous: one
-                image in colour is ``image[None]``.
-            top_k: list so many classes for each image.
-            ink: which side the strokes are on; found out, or as in MNIST for 28x28, unless given.
-            framing: how images come to the network's size.
+            images: uint8[H,W], uint8[N,H,W], uint8[N,H,W,C] with C of 1, 3 (RGB) or 4 (RGBA), a Pillow image, or a list of
+                uint8[H,W], uint8[H,W,C] and Pillow images of any sizes. Three axes whose last has length 1, 3 or 4 are rejected
+                as ambiguous: one image in colour is ``image[None]``. Pillow images are rotated as their EXIF orientation says.
+            top_k: number of classes to list for each image.
+            ink: which side of the grey scale the strokes are on; if not given, detected, or as in MNIST for 28x28 images.
+            framing: how images are brought to the network's size.
+            timeout_s: for the call as a whole.
 
         Returns:
-            One prediction for each image, in order.
+            One prediction per image, in order.
 
         Raises:
-            InvalidRequest: the images have another shape or type.
-            Refused: the service refused; says which images, where there were several requests.
-            Unreachable: no answer in time, or nobody at the address when first asked.
-            Closed: the client was closed, before or meanwhile.
+            InvalidRequest: an image has another shape or type, or ``top_k`` is negative.
+            RequestRejected: the service rejected a request; the message names the images if there were several requests.
+            DeadlineExceeded: not all images were answered in time.
+            Unreachable: no service answers at the address.
+            Closed: the client was closed, before or during the call.
         """
         self._pool.check_open()
-        deadline = Deadline(self._timeout_s)
-        groups, request_options = check(images), options(top_k, ink, framing)
-        limits = self._limits or self._ask_model(deadline)
+        deadline = self._deadline(timeout_s)
+        groups, options = group(images), request_options(top_k, ink, framing)
+        limits = self._model or self._get_model(deadline)
         try:
-            return self._classify(groups, request_options, limits, deadline)
-        except Refused as error:
-            # The service may have been started anew with other limits.
-            if not error.may_be_of_limits or same_limits(now := self._ask_model(deadline), limits):
+            return self._classify(groups, options, limits, deadline)
+        except RequestRejected as error:
+            # The service may have restarted with other limits.
+            if not error.may_exceed_limits or limits.has_limits_of(new_limits := self._get_model(deadline)):
                 raise
-        return self._classify(groups, request_options, now, deadline)
+        return self._classify(groups, options, new_limits, deadline)
 
-    def model(self) -> pb.Model:
-        """Return the facts of the model being served: name, version, labels, limits, measured quality.
+    @overload
+    def classify_stream(
+        self, images: Iterable[Image], *, top_k: int = 0, ink: Ink | None = None, framing: Framing | None = None,
+        timeout_s: float | None = None, max_in_flight: int = STREAM_IN_FLIGHT, return_exceptions: Literal[False] = False,
+    ) -> Generator[Prediction, None, None]: ...  # fmt: skip
+
+    @overload
+    def classify_stream(
+        self, images: Iterable[Image], *, top_k: int = 0, ink: Ink | None = None, framing: Framing | None = None,
+        timeout_s: float | None = None, max_in_flight: int = STREAM_IN_FLIGHT, return_exceptions: bool,
+    ) -> Generator[Prediction | ClientError, None, None]: ...  # fmt: skip
+
+    def classify_stream(
+        self, images: Iterable[Image], *, top_k: int = 0, ink: Ink | None = None, framing: Framing | None = None,
+        timeout_s: float | None = None, max_in_flight: int = STREAM_IN_FLIGHT, return_exceptions: bool = False,
+    ) -> Generator[Prediction | ClientError, None, None]:  # fmt: skip
+        """Classify an unbounded sequence of images on one stream; iterate over the predictions, in order.
+
+        Predictions are available while ``images`` goes on. One worker serves a stream: several streams use several workers. When
+        the worker is replaced, the stream is opened again, and images without an answer are sent again.
+
+        Args:
+            images: uint8[H,W], uint8[H,W,C] or Pillow images of any sizes. Another thread iterates over them, at most
+                ``max_in_flight`` images ahead of the predictions.
+            top_k: as for ``classify``.
+            ink: as for ``classify``.
+            framing: as for ``classify``.
+            timeout_s: longest wait for the next prediction while an image is in flight; the stream as a whole has no limit.
+            max_in_flight: most images in flight.
+            return_exceptions: as for ``asyncio.gather``. If False, an image that is invalid or rejected ends the iteration:
+                its error is raised in its place. If True, the error is returned in its place, and the iteration continues.
+
+        Returns:
+            One prediction per image, in order. Its ``close`` ends the stream early.
 
         Raises:
-            Unreachable: nobody answers.
-            Refused: the service refused.
+            InvalidRequest: an image has another shape or type; ``index`` is its position.
+            RequestRejected: the service rejected an image; ``index`` is its position.
+            DeadlineExceeded, Unreachable, Closed: as for ``classify``.
         """
-        return self._ask_model(Deadline(self._timeout_s))
+        self._pool.check_open()
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        require_positive(max_in_flight=max_in_flight, timeout_s=timeout_s)
+        options = request_options(top_k, ink, framing)
+        stream = BlockingStream(images, options, StreamWindow(max_in_flight), self._pool, timeout_s)
+        self._streams.add(stream)
+        return self._stream(stream, timeout_s, return_exceptions=return_exceptions)
 
-    def healthy(self) -> bool:
-        """Return whether the service says SERVING; false too when nobody answers."""
+    def model(self, *, timeout_s: float | None = None) -> ModelInfo:
+        """Return the model that the service uses and the service's limits.
+
+        Raises:
+            RequestRejected, DeadlineExceeded, Unreachable, Closed: as for ``classify``.
+        """
+        return self._get_model(self._deadline(timeout_s))
+
+    def health(self, service: str = SERVICE, *, timeout_s: float | None = None) -> str:
+        """Return the health of a service as its name in grpc.health.v1, such as ``SERVING`` or ``NOT_SERVING``.
+
+        Args:
+            service: full name of the service; "" means the whole server.
+            timeout_s: for the call as a whole.
+
+        Raises:
+            RequestRejected: the server does not know the service.
+            DeadlineExceeded, Unreachable, Closed: as for ``classify``.
+        """
+        return health_name(self._call(lambda one: one.health.Check, health_request(service), self._deadline(timeout_s)))
+
+    def healthy(self, *, timeout_s: float | None = None) -> bool:
+        """Return whether the service reports SERVING; False also if it does not answer."""
         try:
-            response = self._call(lambda one: one.health.Check, HEALTH_REQUEST, Deadline(self._timeout_s))
-        except (Unreachable, Refused):
+            return self.health(timeout_s=timeout_s) == "SERVING"
+        except Closed:
+            raise
+        except ClientError:
             return False
-        return health_name(response) == "SERVING"
 
-    def _ask_model(self, deadline: Deadline) -> pb.Model:
-        model: pb.Model = self._call(lambda one: one.service.GetModel, pb.GetModelRequest(), deadline).model
-        self._limits = model
+    def _deadline(self, timeout_s: float | None) -> Deadline:
+        return Deadline(self._timeout_s if timeout_s is None else timeout_s)
+
+    def _get_model(self, deadline: Deadline) -> ModelInfo:
+        response = self._call(lambda one: one.service.GetModel, pb.GetModelRequest(), deadline)
+        self._model = model = ModelInfo.from_message(response.model)
         return model
 
+    def _stream(
+        self, stream: BlockingStream, timeout_s: float, *, return_exceptions: bool
+    ) -> Generator[Prediction | ClientError, None, None]:
+        if self._model is None:
+            # Streams wait for a connection: a service that never answered is detected here.
+            self._get_model(Deadline(timeout_s))
+        yield from stream.outcomes(return_exceptions=return_exceptions)
+
     def _classify(
-        self, groups: list[Group], request_options: pb.ClassifyRequest, limits: pb.Model, deadline: Deadline
+        self, groups: list[Group], options: pb.ClassifyRequest, limits: ModelInfo, deadline: Deadline
     ) -> list[Prediction]:
-        assembly = Assembly(split(groups, self._images_per_request, limits), request_options)
+        call = ClassifyCall(split(groups, self._images_per_request, limits), options)
         others: list[Future[None]] = []
         try:
-            # This thread takes parts too: when other calls hold all of the client's threads, this one still moves.
-            others.extend(
-                self._submit(assembly, deadline) for _ in range(min(self._max_in_flight, assembly.num_parts) - 1)
-            )
-            self._work(assembly, deadline)
+            # This thread sends chunks too, so the call progresses even if other calls occupy all threads of the client.
+            others.extend(self._submit(call, deadline) for _ in range(min(self._max_in_flight, call.num_chunks) - 1))
+            self._send_chunks(call, deadline)
         finally:
             started = [other for other in others if not other.cancel()]
             wait(started)
         for other in started:
             other.result()
-        return assembly.predictions()
+        return call.predictions()
 
-    def _submit(self, assembly: Assembly, deadline: Deadline) -> Future[None]:
+    def _submit(self, call: ClassifyCall, deadline: Deadline) -> Future[None]:
         try:
-            return self._threads.submit(self._work, assembly, deadline)
+            return self._threads.submit(self._send_chunks, call, deadline)
         except RuntimeError:
-            # The threads end with the pool.
-            assembly.stop()
+            # The threads end when the client is closed.
+            call.abort()
             self._pool.check_open()
             raise
 
-    def _work(self, assembly: Assembly, deadline: Deadline) -> None:
-        """Send parts until none waits; after a failure nobody takes another."""
+    def _send_chunks(self, call: ClassifyCall, deadline: Deadline) -> None:
+        """Send chunks until none is left; after a failure no thread takes another."""
         try:
-            for part, request in assembly:
-                # The service has answered before: if it is away now, it is starting anew, and is waited for.
+            for chunk, request in call:
+                # The service has answered before. If it does not listen now, it is restarting, so wait for it.
                 response = self._call(
-                    lambda one: one.service.Classify, request, deadline, assembly.what(part), wait_for_ready=True
+                    lambda one: one.service.Classify, request, deadline, call.error_prefix(chunk), wait_for_ready=True
                 )
-                assembly.put(part, response)
+                call.add_response(chunk, response)
         except BaseException:
-            assembly.stop()
+            call.abort()
             raise
 
     def _call(
-        self, method: Callable[[Connection], Any], request: Any, deadline: Deadline, what: str = "", *,
+        self, method: Callable[[Connection], Any], request: Any, deadline: Deadline, prefix: str = "", *,
         wait_for_ready: bool = False,
     ) -> Any:  # fmt: skip
-        """Call a method on any connection; again, on another, while the service says that it has no room just now."""
+        """Call a method on any connection; retry on another one while the service's queue is full."""
         while True:
             try:
                 with self._pool.borrow() as one:
                     return method(one)(request, timeout=deadline.remaining_s(), wait_for_ready=wait_for_ready)
             except (grpc.RpcError, ValueError) as error:
-                # A channel that was closed meanwhile says so in one way or the other.
+                # A call on a channel that was closed meanwhile raises one or the other.
                 if self._pool.closed:
                     raise Closed from None
                 if isinstance(error, ValueError):
                     raise
-                seconds = pause_s(error, deadline, what)
-            time.sleep(seconds)
+                delay_s = retry_delay_s(error, deadline, prefix)
+            time.sleep(delay_s)

@@ -1,72 +1,37 @@
-"""Which connection a call takes, and how long it may still last: plain objects that both clients share."""
+"""Choice of a connection for each call, deadlines, and retry delays. Plain objects that both clients share."""
 
 import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from digitserve.client.calls import OPTIONS, Refused, Unreachable, failure
-from digitserve.errors import DigitserveError
-from digitserve.v1 import digits_pb2_grpc
-
-CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
-    *OPTIONS,
-    # Channels to one address would otherwise share one connection.
-    ("grpc.use_local_subchannel_pool", 1),
-    # Core would wait 1 s after the first failure to connect, and up to 120 s later.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-)
-"""Options of each of the pool's channels."""
+from digitserve.client.channel import to_client_error
+from digitserve.client.errors import Closed, DeadlineExceeded, RequestRejected
 
 NUM_CONNECTIONS = 32
-"""SO_REUSEPORT throws each connection to one of N workers: of K, a worker gets none with probability (1 - 1/N)^K. 32 leave
-0.01 % of 4 workers idle, 1.4 % of 8, 13 % of 16; beyond 16 workers ask for more. A connection costs a socket."""
+"""SO_REUSEPORT assigns each connection to one of N workers at random: of K connections, a worker gets none with probability
+(1 - 1/N)^K. With 32, one of 4 workers is idle with 0.01 %, of 8 with 1.4 %, of 16 with 13 %; services of more than 16 workers
+need more connections. A connection costs a socket."""
 
 MAX_IN_FLIGHT = 32
-"""Requests of the default 64 images that fit twice into a worker's default queue of 4 096, should all meet at one."""
+"""Requests in flight. With the default of 64 images per request they fill half of a worker's default queue of 4096, even if
+all are sent to the same worker."""
 
-
-SHORTEST_PAUSE_S = 0.01
-"""Before a request that the service had no room for is sent again."""
-
-
-class Closed(DigitserveError):
-    """The client was closed."""
-
-    def __init__(self) -> None:
-        super().__init__("the client was closed; make another")
-
-
-class Connection(NamedTuple):
-    """One channel, and the calls on it."""
-
-    channel: Any
-    service: Any
-    health: Any
-
-
-def connection(channel: Any) -> Connection:
-    """Prepare the calls of a blocking or an asynchronous channel."""
-    service = digits_pb2_grpc.DigitServiceStub(channel)  # type: ignore[no-untyped-call] # generated
-    return Connection(channel, service, health_pb2_grpc.HealthStub(channel))
-
-
-HEALTH_REQUEST = health_pb2.HealthCheckRequest(service="digitserve.v1.DigitService")
+MIN_RETRY_DELAY_S = 0.01
+"""Shortest delay before a request that found the service's queue full is sent again."""
 
 T = TypeVar("T")
 
 
 class Pool(Generic[T]):
-    """Connections and the calls in flight on each. Any thread may borrow.
+    """Connections and the number of calls in flight on each. Any thread may borrow.
 
     Attributes:
-        closed: nothing is lent any more.
+        closed: whether ``close`` was called.
     """
 
     def __init__(self, connections: Sequence[T]) -> None:
@@ -78,7 +43,7 @@ class Pool(Generic[T]):
 
     @contextmanager
     def borrow(self) -> Iterator[T]:
-        """Take the connection with the fewest calls in flight, of equals the next in turn, for one call.
+        """Take the connection with the fewest calls in flight for one call; equal ones take turns.
 
         Raises:
             Closed: the pool was closed.
@@ -103,7 +68,7 @@ class Pool(Generic[T]):
         return index
 
     def check_open(self) -> None:
-        """Check that there is something to lend.
+        """Check that the pool is open.
 
         Raises:
             Closed: the pool was closed.
@@ -112,68 +77,73 @@ class Pool(Generic[T]):
             raise Closed
 
     def close(self) -> Sequence[T]:
-        """Lend no more; return the connections, for their owner to close."""
+        """End borrowing, and return the connections for their owner to close."""
         with self._lock:
             self.closed = True
         return self._connections
 
 
 class Deadline:
-    """When a call as a whole must be answered."""
+    """The time by which a call as a whole must be answered.
+
+    Attributes:
+        timeout_s: seconds from its creation.
+        end_s: monotonic time in seconds.
+    """
 
     def __init__(self, timeout_s: float) -> None:
         self.timeout_s = timeout_s
-        self._ends = time.monotonic() + timeout_s
+        self.end_s = time.monotonic() + timeout_s
 
     def remaining_s(self) -> float:
         """Return the seconds left.
 
         Raises:
-            Unreachable: none is.
+            DeadlineExceeded: the deadline has passed.
         """
-        seconds = self._ends - time.monotonic()
+        seconds = self.end_s - time.monotonic()
         if seconds <= 0:
-            raise self.passed()
+            raise self.error()
         return seconds
 
-    def passed(self) -> Unreachable:
-        """Return the error for a call whose time is over before all of it was sent."""
-        return Unreachable(
-            f"no answer to all images within {self.timeout_s:g} s; give fewer at once, or a longer timeout_s"
+    def error(self) -> DeadlineExceeded:
+        """Return the error for a call whose deadline passed before all its requests were sent."""
+        return DeadlineExceeded(
+            f"no answer to all images within {self.timeout_s:g} s; send fewer images per call, or set a longer timeout_s"
         )
 
 
-def pause_s(error: grpc.RpcError, deadline: Deadline, what: str) -> float:
-    """Return how long to wait before a failed call is made again: no shorter than a service with too much to do has said.
+def retry_delay_s(error: grpc.RpcError, deadline: Deadline, prefix: str) -> float:
+    """Return how long to wait before a failed call is sent again: at least as long as an overloaded service asks for.
 
     Args:
         error: of a blocking or an asynchronous call.
         deadline: of the call as a whole.
-        what: of the request, when there are several.
+        prefix: names the request in the error's message, if there are several.
 
     Raises:
-        Refused, Unreachable: it failed for good, or may come again only after the deadline.
+        ClientError: a retry is of no use, or would be too late for the deadline.
     """
-    told = failure(error, deadline.timeout_s, what)
+    client_error = to_client_error(error, deadline.timeout_s, prefix)
     if (
-        not isinstance(told, Refused)
-        or told.code is not grpc.StatusCode.RESOURCE_EXHAUSTED
-        or told.retry_after_s is None
+        not isinstance(client_error, RequestRejected)
+        or client_error.code is not grpc.StatusCode.RESOURCE_EXHAUSTED
+        or client_error.retry_after_s is None
     ):
-        raise told
-    # Those that were refused together do not all come back together.
-    seconds = max(SHORTEST_PAUSE_S, told.retry_after_s) * random.uniform(1, 2)  # noqa: S311 - no secret
+        raise client_error
+    # Jitter: requests that were rejected together are not retried together.
+    seconds = max(MIN_RETRY_DELAY_S, client_error.retry_after_s) * random.uniform(1, 2)  # noqa: S311 - no secret
     if seconds >= deadline.remaining_s():
-        raise told
+        raise client_error
     return seconds
 
 
-def at_least_one(**numbers: int) -> None:
-    """Check arguments that count something.
+def require_positive(**numbers: float | None) -> None:
+    """Check arguments that count something or are durations.
 
     Raises:
-        ValueError: names the one that is below 1.
+        ValueError: names the argument that is not above 0.
     """
     for name, number in numbers.items():
-        if number < 1:
-            raise ValueError(f"{name}: got {number}; expected 1 or more")
+        if number is not None and not number > 0:
+            raise ValueError(f"{name}: got {number}; expected a number above 0")

@@ -19,7 +19,7 @@ from typing import Self
 
 import numpy as np
 
-from digitserve.errors import RefusalToStart
+from digitserve.errors import StartupError
 from digitserve.inference.bundle import find_bundle, read_bundle
 from digitserve.settings import Settings
 from digitserve.types import IMAGE_SIZE
@@ -76,7 +76,7 @@ def measure(settings: Settings, budget: int) -> Iterator[Trial]:
         budget: CPUs to part, at least 1; on CUDA one worker holds the device.
 
     Raises:
-        RefusalToStart: the bundle or the execution provider failed a check.
+        StartupError: the bundle or the execution provider failed a check.
     """
     for workers, threads in ways(budget if settings.device == "cpu" else 1):
         with Team(settings, workers, threads) as team:
@@ -98,7 +98,7 @@ class Team:
         """Start them, and wait until each has opened the network; where one does not, none is left.
 
         Raises:
-            RefusalToStart: one could not, ended, or hangs.
+            StartupError: one could not, ended, or hangs.
         """
         command = [sys.executable, "-m", "digitserve.supervision.autotune", str(self._threads)]
         with ExitStack() as stack:
@@ -136,11 +136,11 @@ class Team:
     def _hear(process: subprocess.Popen[str]) -> float:
         # A process says one line at a time, in one write, so none waits in a buffer of ours.
         if not select.select([process.stdout], [], [], PATIENCE_S)[0]:  # type: ignore[type-var] # a pipe
-            raise RefusalToStart(f"a process that ran the network hangs: it said nothing for {PATIENCE_S:g} s")
+            raise StartupError(f"a process that ran the network hangs: it said nothing for {PATIENCE_S:g} s")
         line = process.stdout.readline()  # type: ignore[union-attr]
         heard = json.loads(line) if line else "a process that ran the network ended; its last words are above"
         if isinstance(heard, str):
-            raise RefusalToStart(heard)
+            raise StartupError(heard)
         return float(heard)
 
 
@@ -169,7 +169,7 @@ def main() -> None:
     try:
         bundle = read_bundle(find_bundle(settings.models, settings.model, settings.model_version))
         session = Session(bundle, device=settings.device, num_threads=int(sys.argv[1]))
-    except RefusalToStart as error:
+    except StartupError as error:
         _say(str(error))
         return
     _say(0.0)

@@ -22,7 +22,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from digitserve.errors import RefusalToStart, SettingsError
+from digitserve.errors import SettingsError, StartupError
 from digitserve.inference.bundle import Bundle, Manifest, find_bundle, read_bundle
 from digitserve.settings import Settings, endpoint
 from digitserve.supervision import device
@@ -178,7 +178,7 @@ class InlineSlot:
             self.ready_since = time.monotonic()
             self.first_outcome.set()
             await asyncio.to_thread(self._worker.run)
-        except RefusalToStart as error:
+        except StartupError as error:
             self.refusal = str(error)
         finally:
             self.ready_since = None
@@ -252,7 +252,7 @@ class Supervisor:
         """Serve until a signal says stop; return the exit code.
 
         Raises:
-            RefusalToStart: a worker refused at the first start.
+            StartupError: a worker refused at the first start.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -309,7 +309,7 @@ class Supervisor:
         stop.cancel()
         for slot in self._slots:
             if slot.refusal:
-                raise RefusalToStart(slot.refusal)
+                raise StartupError(slot.refusal)
 
     async def _drain(self, keepers: list["asyncio.Task[None]"]) -> int:
         _log.info("draining", grace_s=self.settings.grace_s)
@@ -364,7 +364,7 @@ def serve(settings: Settings, out: TextIO = sys.stdout) -> int:
         The exit code: 0 after a drain in which everything admitted was answered.
 
     Raises:
-        RefusalToStart: something asked for cannot be had; the message says what, and what would do.
+        StartupError: something asked for cannot be had; the message says what, and what would do.
     """
     bundle = read_bundle(find_bundle(settings.models, settings.model, settings.model_version))
     with reserve(settings.host, settings.grpc_port, "--grpc-port") as holder, listen(settings) as listener:

@@ -1,73 +1,191 @@
-"""Image files into requests, for ``digitserve classify``. The service itself takes raw pixels and decodes no files."""
+"""Reads image files into arrays, for ``digitserve classify``, the client library and the training package's folders.
 
+PNG, JPEG, BMP, GIF, WEBP and TIFF are decoded by Pillow, ``.npy`` by numpy. The service itself receives raw pixels and
+decodes no files. Imports neither protobuf nor gRPC. Any thread may call it.
+"""
+
+import io
+import os
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from digitserve.errors import InvalidRequest
-from digitserve.v1 import digits_pb2 as pb
+from digitserve.errors import ImageFileError
+
+Pixels = NDArray[np.uint8]
+Source = str | os.PathLike[str] | BinaryIO
 
 MAX_FILE_PIXELS = 4096 * 4096
-"""As the service's own limit; looked at before anything is decoded."""
+"""Largest image in pixels, the service's default limit; checked before anything is decoded."""
 
-_FORMATS = {
-    "L": pb.PIXEL_FORMAT_GRAY8,
-    "RGB": pb.PIXEL_FORMAT_RGB8,
-    "RGBA": pb.PIXEL_FORMAT_RGBA8,
-}
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
+"""Formats that Pillow may try; of an animation or a document with several pages the first image is read."""
+
+NPY_MAGIC = b"\x93NUMPY"
+
+_CHANNELS = (1, 3, 4)
+_SAMPLE_BITS = (8, 10, 12, 14, 16)
+_EXPECTED_FILE = "PNG, JPEG, BMP, GIF, WEBP, TIFF or .npy"
+_EXPECTED_ARRAY = "uint8[H,W], uint8[N,H,W] or uint8[N,H,W,C] with C of 1, 3 or 4"
 
 
-def read_request(path: Path, size: tuple[int, int] | None = None) -> pb.ClassifyRequest:
-    """Read one file as a request.
+def read_images(source: Source, name: str = "", size: tuple[int, int] | None = None) -> Pixels:
+    """Read all images of a file: one picture, the images of a ``.npy`` array, or raw pixels.
 
     Args:
-        path: PNG or JPEG; any other file holds raw GRAY8 pixels.
-        size: height and width of the images in a raw file, 28x28 unless given.
+        source: path, or binary file such as standard input.
+        name: of the file in errors; the path if not given.
+        size: height and width of the images in a file of raw grey pixels, one byte per pixel. With a size, every file
+            is read as raw pixels.
+
+    Returns:
+        uint8[N,H,W,C] with C of 1 (grey), 3 (RGB) or 4 (RGBA with straight alpha).
 
     Raises:
-        InvalidRequest: the file cannot be read, or is too large; the message names it.
+        ImageFileError: the file cannot be read, or does not hold images as expected.
+    """
+    name = name or _name(source)
+    content = _read(source, name)
+    if size is not None:
+        return _raw_images(content, size, name)
+    if content.startswith(NPY_MAGIC):
+        return _npy_images(content, name)
+    return _decode(content, name)[None]
+
+
+def read_image_file(source: Source, name: str = "") -> Pixels:
+    """Read one picture: PNG, JPEG, BMP, GIF, WEBP or TIFF.
+
+    Args:
+        source: path, or binary file.
+        name: of the file in errors; the path if not given.
+
+    Returns:
+        uint8[H,W,C] as ``image_to_array`` returns it.
+
+    Raises:
+        ImageFileError: the file cannot be read, is no picture, is damaged, or has more than MAX_FILE_PIXELS pixels.
+    """
+    name = name or _name(source)
+    return _decode(_read(source, name), name)
+
+
+def image_to_array(image: Image.Image, name: str = "image") -> Pixels:
+    """Convert a Pillow image: rotated as its EXIF orientation says, with alpha if any pixel may be transparent.
+
+    Args:
+        image: of any mode but floating point. Images of more than 8 bits per pixel are scaled to 8 by the bits that
+            their largest value uses (8, 10, 12, 14 or 16): scanners store 12-bit samples in 16-bit files.
+        name: of the image in errors.
+
+    Returns:
+        uint8[H,W,C] with C of 1 (grey), 3 (RGB) or 4 (RGBA with straight alpha).
+
+    Raises:
+        ImageFileError: the pixels cannot be decoded or converted.
     """
     try:
-        if size is None:
-            # Pillow warns of damaged remarks in a file whose picture is whole.
-            with warnings.catch_warnings(action="ignore"), Image.open(path, formats=("PNG", "JPEG")) as image:
-                return _from_image(image, path)
-    except UnidentifiedImageError:
-        pass
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InvalidRequest(
-            f"{path}: {error.strerror if isinstance(error, OSError) and error.strerror else error}"
+        # Pillow warns of damaged metadata in files whose pixels are intact.
+        with warnings.catch_warnings(action="ignore"):
+            pixels = _to_uint8(ImageOps.exif_transpose(image), name)
+    except ImageFileError:
+        raise
+    except Exception as error:  # a boundary: on damaged files Pillow's decoders raise exceptions of many types
+        raise ImageFileError(
+            f"{name}: cannot be decoded ({error}); expected a complete {_EXPECTED_FILE} file"
         ) from None
-    return _from_raw(path, size or (28, 28))
+    return pixels if pixels.ndim == 3 else pixels[..., None]  # noqa: PLR2004 - axes
 
 
-def _from_image(image: Image.Image, path: Path) -> pb.ClassifyRequest:
-    if image.width * image.height > MAX_FILE_PIXELS:
-        raise InvalidRequest(f"{path}: got {image.height}x{image.width} pixels; expected at most {MAX_FILE_PIXELS}")
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I"):
-        # 16 bits a pixel, as scanners write; Pillow would turn all above 255 into white.
-        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-    if upright.mode in {"LA", "PA"} or "transparency" in upright.info:
-        upright = upright.convert("RGBA")
-    elif upright.mode not in _FORMATS:
-        upright = upright.convert("L" if upright.mode == "1" else "RGB")
-    return pb.ClassifyRequest(
-        pixels=upright.tobytes(), height=upright.height, width=upright.width, pixel_format=_FORMATS[upright.mode]
-    )
+def _name(source: Source) -> str:
+    return str(source) if isinstance(source, (str, os.PathLike)) else str(getattr(source, "name", "image"))
 
 
-def _from_raw(path: Path, size: tuple[int, int]) -> pb.ClassifyRequest:
-    height, width = size
+def _read(source: Source, name: str) -> bytes:
     try:
-        pixels = path.read_bytes()
+        content = Path(source).read_bytes() if isinstance(source, (str, os.PathLike)) else source.read()
+    except IsADirectoryError:
+        raise ImageFileError(f"{name}: is a directory; expected a file") from None
     except OSError as error:
-        raise InvalidRequest(f"{path}: {error.strerror}") from None
-    if not pixels or len(pixels) % (height * width):
-        raise InvalidRequest(
-            f"{path}: neither PNG nor JPEG, and its {len(pixels)} bytes are no whole number of raw {height}x{width} images "
-            "of 1 byte a pixel; give --size HEIGHTxWIDTH for raw images of another size"
+        raise ImageFileError(f"{name}: {error.strerror or error}") from None
+    if not content:
+        raise ImageFileError(f"{name}: is empty; expected an image")
+    return content
+
+
+def _decode(content: bytes, name: str) -> Pixels:
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise ImageFileError(
+            f"{name}: got {len(content)} bytes in an unknown format; expected {_EXPECTED_FILE}; "
+            "for raw grey pixels give --size HEIGHTxWIDTH"
+        ) from None
+    except Image.DecompressionBombError:
+        raise ImageFileError(f"{name}: got too many pixels; expected at most {MAX_FILE_PIXELS}") from None
+    except Exception as error:  # a boundary, as in image_to_array
+        raise ImageFileError(
+            f"{name}: cannot be decoded ({error}); expected a complete {_EXPECTED_FILE} file"
+        ) from None
+    with image:
+        if image.width * image.height > MAX_FILE_PIXELS:
+            raise ImageFileError(
+                f"{name}: got {image.height}x{image.width} pixels; expected at most {MAX_FILE_PIXELS} in all"
+            )
+        return image_to_array(image, name)
+
+
+def _to_uint8(image: Image.Image, name: str) -> Pixels:
+    if image.mode.startswith("I"):
+        return _scale_to_8_bits(np.asarray(image), name)
+    if image.mode == "F":
+        raise ImageFileError(f"{name}: got floating-point pixels; expected 8 or 16 bits per channel")
+    if image.has_transparency_data:
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
+    elif image.mode not in {"L", "RGB"}:
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    return np.asarray(image)
+
+
+def _scale_to_8_bits(samples: NDArray[np.integer], name: str) -> Pixels:
+    low, high = int(samples.min()), int(samples.max())
+    if low < 0 or high >= 1 << _SAMPLE_BITS[-1]:
+        raise ImageFileError(f"{name}: got pixels from {low} to {high}; expected 0 to {(1 << _SAMPLE_BITS[-1]) - 1}")
+    bits = next(bits for bits in _SAMPLE_BITS if high < 1 << bits)
+    scaled: Pixels = (samples >> (bits - 8)).astype(np.uint8)
+    return scaled
+
+
+def _npy_images(content: bytes, name: str) -> Pixels:
+    try:
+        images: Pixels = np.load(io.BytesIO(content), allow_pickle=False)
+    except Exception as error:  # a boundary: numpy's parser of damaged headers raises exceptions of many types
+        raise ImageFileError(f"{name}: cannot be read as .npy ({error}); expected {_EXPECTED_ARRAY}") from None
+    got = f"{name}: got {images.dtype}{list(images.shape)}"
+    if images.dtype != np.uint8 or images.ndim not in {2, 3, 4} or not images.size:
+        raise ImageFileError(f"{got}; expected {_EXPECTED_ARRAY}")
+    if images.ndim == 3 and images.shape[2] in _CHANNELS:  # noqa: PLR2004 - axes
+        raise ImageFileError(
+            f"{got}, which is ambiguous; expected uint8[1,H,W,C] for one image of {images.shape[2]} channels, "
+            "or uint8[N,H,W,1] for grey images"
         )
-    return pb.ClassifyRequest(pixels=pixels, height=height, width=width)
+    images = images[None] if images.ndim == 2 else images  # noqa: PLR2004 - axes
+    images = images if images.ndim == 4 else images[..., None]  # noqa: PLR2004 - axes
+    if images.shape[3] not in _CHANNELS:
+        raise ImageFileError(f"{got}, {images.shape[3]} channels; expected {_EXPECTED_ARRAY}")
+    return images
+
+
+def _raw_images(content: bytes, size: tuple[int, int], name: str) -> Pixels:
+    height, width = size
+    if len(content) % (height * width):
+        raise ImageFileError(
+            f"{name}: got {len(content)} bytes; expected a multiple of {height * width}, the size of one raw grey image "
+            f"of {height}x{width} pixels"
+        )
+    return np.frombuffer(content, np.uint8).reshape(-1, height, width, 1)

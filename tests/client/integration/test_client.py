@@ -16,19 +16,24 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from numpy.typing import NDArray
+from PIL import Image
 
 from digitserve.client import (
     AsyncClient,
     Client,
+    ClientError,
     Closed,
+    DeadlineExceeded,
     Framing,
     Ink,
+    InvalidAddress,
     InvalidRequest,
     Prediction,
-    Refused,
+    RequestRejected,
     Unreachable,
     Verdict,
 )
+from digitserve.errors import DigitserveError
 from digitserve.v1 import digits_pb2 as pb
 from support.bundles import echo_image, write_echo_bundle
 from support.serving import PATIENCE_S, RunningWorker, run_worker, sockets, wait_until
@@ -81,8 +86,8 @@ KINDS = pytest.mark.parametrize("kind", ["sync", "async"])
 
 
 @KINDS
-def test_a_prediction_says_all(worker: RunningWorker, kind: str) -> None:
-    """One image gets one prediction: label, index, confidence, verdict, score, and the classes asked for."""
+def test_a_prediction_has_all_fields(worker: RunningWorker, kind: str) -> None:
+    """One image gets one prediction: label, index, confidence, verdict, score, and the requested classes."""
     (prediction,) = classify(kind, worker.address, echo_image(1234567), top_k=2)
 
     assert (prediction.label, prediction.class_index, prediction.confidence) == ("7", 7, 1.0)
@@ -92,8 +97,8 @@ def test_a_prediction_says_all(worker: RunningWorker, kind: str) -> None:
 
 
 @KINDS
-def test_many_images_come_back_in_order(worker: RunningWorker, kind: str) -> None:
-    """A thousand images in requests of 7 are the same thousand answers, in order; each request was counted once."""
+def test_many_images_are_answered_in_order(worker: RunningWorker, kind: str) -> None:
+    """A thousand images in requests of 7 get their thousand answers, in order; each request is counted once."""
     answers = classify(kind, worker.address, images_of(0, 1000), images_per_request=7)
 
     assert scores(answers) == list(range(1000))
@@ -101,8 +106,8 @@ def test_many_images_come_back_in_order(worker: RunningWorker, kind: str) -> Non
 
 
 @KINDS
-def test_the_services_limits_shape_the_requests(models: Path, kind: str) -> None:
-    """A service that takes little at once gets small requests: its limits are asked for, and none is refused."""
+def test_requests_respect_the_limits_of_the_service(models: Path, kind: str) -> None:
+    """A service with small limits gets small requests: the client reads its limits, and no request is rejected."""
     with run_worker(models, max_request_bytes=5000, max_pending_images=64) as worker:
         answers = classify(kind, worker.address, images_of(0, 50), images_per_request=1000, max_in_flight=4)
 
@@ -112,8 +117,8 @@ def test_the_services_limits_shape_the_requests(models: Path, kind: str) -> None
 
 
 @KINDS
-def test_images_of_many_sizes_and_colours_go_in_one_call(worker: RunningWorker, kind: str) -> None:
-    """A list of grey and coloured images of any sizes is answered in its order; ink and framing are passed on."""
+def test_images_of_many_sizes_and_colours_may_be_in_one_call(worker: RunningWorker, kind: str) -> None:
+    """A list of grey and coloured images of any sizes is answered in its order; ink and framing reach the service."""
     blanks = np.zeros((40, 30, 3), np.uint8), np.zeros((9, 9), np.uint8)
     images = [image for number in range(0, 60, 3) for image in (echo_image(number), *blanks)]
     answers = classify(kind, worker.address, images, images_per_request=5)
@@ -125,37 +130,93 @@ def test_images_of_many_sizes_and_colours_go_in_one_call(worker: RunningWorker, 
 
 
 @KINDS
-def test_a_failing_part_fails_the_call_and_is_named(worker: RunningWorker, kind: str) -> None:
-    """When one of several requests is refused, the error says which images, got and expected, and has the code."""
+def test_a_rejected_request_fails_the_call_and_names_its_images(worker: RunningWorker, kind: str) -> None:
+    """When one of several requests is rejected, the error says which images, got and expected, and has the code."""
     images = [echo_image(0), echo_image(1), np.zeros((2, 5000), np.uint8), echo_image(3)]
-    with pytest.raises(Refused, match=r"^image 2: INVALID_ARGUMENT: got 2x5000.*expected") as refused:
+    with pytest.raises(RequestRejected, match=r"^image 2: INVALID_ARGUMENT: got 2x5000.*expected") as caught:
         classify(kind, worker.address, images)
-    assert refused.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
 
-    with pytest.raises(Refused, match=r"^INVALID_ARGUMENT") as alone:
+    with pytest.raises(RequestRejected, match=r"^INVALID_ARGUMENT") as alone:
         classify(kind, worker.address, images[2])
     assert alone.value.code is grpc.StatusCode.INVALID_ARGUMENT
 
 
 @KINDS
-def test_what_is_no_image_is_refused_before_it_is_sent(worker: RunningWorker, kind: str) -> None:
-    """A wrong type or shape raises InvalidRequest; the service hears nothing of it."""
+def test_invalid_images_are_rejected_before_they_are_sent(worker: RunningWorker, kind: str) -> None:
+    """A wrong type or shape raises InvalidRequest; nothing reaches the service."""
     with pytest.raises(InvalidRequest, match="float64"):
         classify(kind, worker.address, np.zeros((28, 28)))
     assert worker.started() == 0
 
 
 @KINDS
-def test_one_deadline_holds_for_all_parts(worker: RunningWorker, kind: str) -> None:
-    """A call whose images take longer than its time fails as a whole; it does not start anew with each request."""
-    with pytest.raises(Unreachable, match=r"within 0\.2 s"):
+def test_one_deadline_applies_to_all_requests_of_a_call(worker: RunningWorker, kind: str) -> None:
+    """A call whose images take longer than its timeout fails as a whole; the time does not start again with each request."""
+    with pytest.raises(DeadlineExceeded, match=r"within 0\.2 s"):
         classify(kind, worker.address, images_of(0, 20_000), images_per_request=1, timeout_s=0.2, max_in_flight=2)
     assert worker.started() < 20_000
 
 
 @KINDS
-def test_nobody_at_the_address_is_told_at_once(models: Path, kind: str) -> None:
-    """An address where nobody has ever answered is Unreachable long before the deadline, and not healthy."""
+def test_a_timeout_applies_per_call(worker: RunningWorker, kind: str) -> None:
+    """``timeout_s`` of a call overrides the client's, for every method; an overdue answer is no unreachable service."""
+
+    async def use(client: AsyncClient) -> None:
+        for call in (
+            client.classify(echo_image(1), timeout_s=1e-9),
+            client.model(timeout_s=1e-9),
+            client.health(timeout_s=1e-9),
+        ):
+            with pytest.raises(DeadlineExceeded, match="no answer"):
+                await call
+        assert not await client.healthy(timeout_s=1e-9)
+        assert await client.health(timeout_s=PATIENCE_S) == "SERVING"
+
+    if kind == "async":
+        awaited(worker.address, use)
+    else:
+        with Client(worker.address) as client:
+            for method in (lambda **options: client.classify(echo_image(1), **options), client.model, client.health):
+                with pytest.raises(DeadlineExceeded, match="no answer") as caught:
+                    method(timeout_s=1e-9)
+                assert isinstance(caught.value, TimeoutError) and not isinstance(caught.value, Unreachable)
+            assert not client.healthy(timeout_s=1e-9)
+            assert client.health(timeout_s=PATIENCE_S) == "SERVING"
+
+
+@KINDS
+def test_pillow_images_are_classified(worker: RunningWorker, kind: str) -> None:
+    """One Pillow image, or several in a list, get the answers of their pixels."""
+    images = [Image.fromarray(echo_image(number)) for number in (3, 4)]
+
+    assert scores(classify(kind, worker.address, images[0])) == [3]
+    assert scores(classify(kind, worker.address, images)) == [3, 4]
+
+
+@KINDS
+def test_loopback_ignores_a_proxy(worker: RunningWorker, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ``http_proxy`` set, the service on this machine is reached directly."""
+    for name in ("http_proxy", "grpc_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("no_grpc_proxy", raising=False)
+
+    assert scores(classify(kind, worker.address, echo_image(5))) == [5]
+
+
+def test_every_error_derives_from_one_class() -> None:
+    """``except ClientError`` catches all errors of the client; the usual built-in classes work as well."""
+    for error, base in (
+        (InvalidRequest, ValueError), (InvalidAddress, ValueError), (Unreachable, ConnectionError),
+        (DeadlineExceeded, TimeoutError), (RequestRejected, Exception), (Closed, Exception),
+    ):  # fmt: skip
+        assert issubclass(error, ClientError) and issubclass(error, DigitserveError) and issubclass(error, base)
+
+
+@KINDS
+def test_an_address_without_a_service_is_unreachable_at_once(models: Path, kind: str) -> None:
+    """An address where no service has answered raises Unreachable long before the deadline, and is not healthy."""
     with run_worker(models) as worker:
         address = worker.address
     with pytest.raises(Unreachable, match="digitserve serve"):
@@ -166,8 +227,8 @@ def test_nobody_at_the_address_is_told_at_once(models: Path, kind: str) -> None:
 
 
 @KINDS
-def test_the_model_and_its_health_are_asked_for(worker: RunningWorker, kind: str) -> None:
-    """``model`` has what ``GetModel`` says; ``healthy`` is true while the service says SERVING."""
+def test_model_and_health_are_read_from_the_service(worker: RunningWorker, kind: str) -> None:
+    """``model`` returns the facts of ``GetModel``; ``healthy`` is true while the service reports SERVING."""
 
     async def ask(client: AsyncClient) -> Any:
         return await client.model(), await client.healthy()
@@ -178,7 +239,7 @@ def test_the_model_and_its_health_are_asked_for(worker: RunningWorker, kind: str
         with Client(worker.address) as client:
             model, healthy = client.model(), client.healthy()
 
-    assert (model.name, model.version, list(model.labels)) == ("digits", "1", list("0123456789"))
+    assert (model.name, model.version, model.labels) == ("digits", "1", tuple("0123456789"))
     assert healthy
 
 
@@ -210,12 +271,12 @@ def test_a_hundred_tasks_get_their_own_answers(worker: RunningWorker) -> None:
 
 
 def test_a_large_call_leaves_room_for_others(worker: RunningWorker) -> None:
-    """While a call of many requests holds all of the client's threads, another thread's call is answered."""
+    """While a call of many requests occupies all threads of the client, another thread's call is answered."""
     with Client(worker.address, images_per_request=1, timeout_s=PATIENCE_S, max_in_flight=2) as client:
         client.model()
         large = threading.Thread(target=client.classify, args=(images_of(0, 600),))
         large.start()
-        wait_until(lambda: worker.started() > 10, "the large call is under way")
+        wait_until(lambda: worker.started() > 10, "the large call is in progress")
         assert scores(client.classify(images_of(70_000, 3))) == [70_000, 70_001, 70_002]
         small_was_first = worker.started() < 600
         large.join()
@@ -223,8 +284,8 @@ def test_a_large_call_leaves_room_for_others(worker: RunningWorker) -> None:
     assert small_was_first
 
 
-def test_a_closed_client_says_so(worker: RunningWorker) -> None:
-    """After ``close`` every call raises Closed; closing twice does no harm."""
+def test_a_closed_client_raises_closed(worker: RunningWorker) -> None:
+    """After ``close`` every call raises Closed; a second ``close`` has no effect."""
     client = Client(worker.address, images_per_request=1)
     assert scores(client.classify(images_of(0, 3))) == [0, 1, 2]
     client.close()
@@ -234,20 +295,20 @@ def test_a_closed_client_says_so(worker: RunningWorker) -> None:
             call()
 
 
-def test_each_connection_is_its_own(worker: RunningWorker) -> None:
-    """A pool of five has five connections to the service, not five names for one."""
+def test_each_connection_of_the_pool_is_a_connection_of_its_own(worker: RunningWorker) -> None:
+    """A pool of five has five TCP connections to the service."""
     with Client(worker.address, num_connections=5) as client:
         for _ in range(12):
             client.classify(echo_image(1))
         assert sum(one.open for one in sockets(worker.address)) == 5
 
 
-class Busy:
-    """A plain ``grpc.server`` that refuses its first calls of ``Classify``, with or without a time to retry."""
+class BusyServer:
+    """A plain ``grpc.server`` that rejects its first calls of ``Classify``, with or without ``RetryInfo``."""
 
-    def __init__(self, num_refused: int, retry_after_s: float | None) -> None:
+    def __init__(self, num_rejected: int, retry_after_s: float | None) -> None:
         self.num_calls = 0
-        self._num_refused = num_refused
+        self._num_rejected = num_rejected
         self._status = status_pb2.Status(code=code_pb2.RESOURCE_EXHAUSTED, message="no room")
         if retry_after_s is not None:
             retry, packed = error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration()), any_pb2.Any()
@@ -257,7 +318,7 @@ class Busy:
 
     def classify(self, request: pb.ClassifyRequest, context: grpc.ServicerContext) -> pb.ClassifyResponse:
         self.num_calls += 1
-        if self.num_calls <= self._num_refused:
+        if self.num_calls <= self._num_rejected:
             context.abort_with_status(rpc_status.to_status(self._status))
         return pb.ClassifyResponse(predictions=[pb.Prediction(label="1")] * request.num_images)
 
@@ -266,7 +327,7 @@ class Busy:
 
     @contextmanager
     def running(self) -> Iterator[str]:
-        """Serve, and give the address."""
+        """Serve, and yield the address."""
         handlers = {
             "Classify": grpc.unary_unary_rpc_method_handler(
                 self.classify, pb.ClassifyRequest.FromString, pb.ClassifyResponse.SerializeToString
@@ -287,9 +348,9 @@ class Busy:
 
 
 @KINDS
-def test_a_service_without_room_is_asked_again(kind: str) -> None:
-    """RESOURCE_EXHAUSTED with a time to retry is tried again until there is room; the caller sees the answer only."""
-    busy = Busy(num_refused=3, retry_after_s=0.001)
+def test_a_request_to_a_full_queue_is_retried(kind: str) -> None:
+    """RESOURCE_EXHAUSTED with ``RetryInfo`` is retried until there is room; the caller only sees the answer."""
+    busy = BusyServer(num_rejected=3, retry_after_s=0.001)
     with busy.running() as address:
         (prediction,) = classify(kind, address, echo_image(1), timeout_s=PATIENCE_S)
 
@@ -299,21 +360,21 @@ def test_a_service_without_room_is_asked_again(kind: str) -> None:
 
 @KINDS
 @pytest.mark.parametrize("retry_after_s", [None, 3600.0])
-def test_what_no_time_will_change_is_not_asked_again(kind: str, retry_after_s: float | None) -> None:
-    """RESOURCE_EXHAUSTED without a time to retry, or with one after the deadline, is told after one call."""
-    busy = Busy(num_refused=100, retry_after_s=retry_after_s)
-    with busy.running() as address, pytest.raises(Refused, match="RESOURCE_EXHAUSTED: no room") as refused:
+def test_a_useless_retry_is_not_made(kind: str, retry_after_s: float | None) -> None:
+    """RESOURCE_EXHAUSTED without ``RetryInfo``, or with a delay beyond the deadline, is raised after one call."""
+    busy = BusyServer(num_rejected=100, retry_after_s=retry_after_s)
+    with busy.running() as address, pytest.raises(RequestRejected, match="RESOURCE_EXHAUSTED: no room") as caught:
         classify(kind, address, echo_image(1), timeout_s=PATIENCE_S)
 
-    assert refused.value.retry_after_s == retry_after_s
+    assert caught.value.retry_after_s == retry_after_s
     assert busy.num_calls == 1
 
 
 @KINDS
 @pytest.mark.parametrize("smaller", [{"max_request_bytes": 5000}, {"max_pending_images": 16}])
-def test_limits_of_a_service_that_was_started_anew_are_learnt(models: Path, kind: str, smaller: dict[str, int]) -> None:
-    """After a restart with smaller limits the same client cuts anew and every call is answered; an image that no cut makes
-    small enough is refused all the same.
+def test_new_limits_of_a_restarted_service_are_read(models: Path, kind: str, smaller: dict[str, int]) -> None:
+    """After a restart with smaller limits the same client sends smaller requests, and every call is answered; an image that
+    exceeds the limits by itself is still rejected.
     """
 
     async def turn(use: Callable[..., Any], *arguments: Any) -> Any:
@@ -327,7 +388,7 @@ def test_limits_of_a_service_that_was_started_anew_are_learnt(models: Path, kind
             assert scores(await turn(client.classify, images_of(0, 50))) == list(range(50))
         with run_worker(models, grpc_port=int(address.rpartition(":")[2]), **smaller) as second:
             assert scores(await turn(client.classify, images_of(0, 50))) == list(range(50))
-            with pytest.raises(Refused):
+            with pytest.raises(RequestRejected):
                 await turn(client.classify, np.zeros((2, 5000), np.uint8))
             before = second.handled()["OK"]
             assert scores(await turn(client.classify, images_of(50, 6))) == list(range(50, 56))
@@ -337,8 +398,8 @@ def test_limits_of_a_service_that_was_started_anew_are_learnt(models: Path, kind
     asyncio.run(run())
 
 
-def test_threads_whose_client_is_closed_are_told_so(worker: RunningWorker) -> None:
-    """Calls under way when another thread closes the client end with Closed, at whatever point they were."""
+def test_threads_get_closed_when_another_thread_closes_the_client(worker: RunningWorker) -> None:
+    """Calls in progress when another thread closes the client raise Closed, at any point of the call."""
     for _ in range(5):
         client = Client(worker.address, num_connections=2, images_per_request=1, timeout_s=PATIENCE_S, max_in_flight=4)
         before = worker.started()
@@ -349,14 +410,14 @@ def test_threads_whose_client_is_closed_are_told_so(worker: RunningWorker) -> No
 
         with ThreadPoolExecutor(3) as callers:
             asking = [callers.submit(ask) for _ in range(3)]
-            wait_until(lambda before=before: worker.started() > before + 10, "calls are under way")
+            wait_until(lambda before=before: worker.started() > before + 10, "calls are in progress")
             client.close()
             assert [type(one.exception()) for one in asking] == [Closed] * 3
 
 
-def test_tasks_whose_client_is_closed_are_told_so(worker: RunningWorker) -> None:
-    """Calls under way when another task closes the client end with Closed; none returns fewer answers, and a task that was
-    cancelled beside that stays so.
+def test_tasks_get_closed_when_another_task_closes_the_client(worker: RunningWorker) -> None:
+    """Calls in progress when another task closes the client raise Closed; none returns fewer answers, and a task that was
+    cancelled itself raises CancelledError.
     """
 
     async def ask(client: AsyncClient) -> None:

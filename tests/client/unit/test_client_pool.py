@@ -1,4 +1,4 @@
-"""Which connection a call takes."""
+"""Choice of a connection, deadlines, checks of arguments."""
 
 from contextlib import ExitStack
 
@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from digitserve.client import Closed, Unreachable
-from digitserve.client.pool import Deadline, Pool, at_least_one
+from digitserve.client import Closed, DeadlineExceeded
+from digitserve.client.pool import Deadline, Pool, require_positive
 
 
 @given(num_connections=st.integers(1, 9), steps=st.lists(st.integers(0, 40), max_size=80))
 def test_a_call_takes_the_connection_with_the_fewest_in_flight(num_connections: int, steps: list[int]) -> None:
-    """Whatever is borrowed and given back, the next call gets a connection that has the fewest calls in flight."""
+    """After any sequence of borrowing and returning, the next call gets a connection with the fewest calls in flight."""
     pool = Pool(range(num_connections))
     in_flight = [0] * num_connections
     held: list[tuple[ExitStack, int]] = []
@@ -30,7 +30,7 @@ def test_a_call_takes_the_connection_with_the_fewest_in_flight(num_connections: 
 
 
 def test_equals_take_turns() -> None:
-    """A caller that asks one after another goes round all connections, and so round all workers."""
+    """Successive calls use all connections in turn, and so all workers."""
     pool = Pool("abc")
     seen = []
     for _ in range(7):
@@ -40,8 +40,8 @@ def test_equals_take_turns() -> None:
     assert seen == list("abcabca")
 
 
-def test_a_failed_call_gives_its_connection_back() -> None:
-    """An error leaves nothing counted as in flight."""
+def test_a_failed_call_returns_its_connection() -> None:
+    """After an error the call does not count as in flight."""
     pool = Pool("ab")
     for _ in range(3):
         with pytest.raises(KeyError), pool.borrow():
@@ -51,7 +51,7 @@ def test_a_failed_call_gives_its_connection_back() -> None:
 
 
 def test_a_closed_pool_lends_nothing() -> None:
-    """After close the owner gets the connections to close, and callers an error that says so."""
+    """``close`` returns the connections to their owner; callers then get the error Closed."""
     pool = Pool("ab")
 
     assert pool.close() == "ab"
@@ -59,14 +59,14 @@ def test_a_closed_pool_lends_nothing() -> None:
         pass
 
 
-def test_a_deadline_that_has_passed_says_so() -> None:
-    """No call is sent after the deadline."""
+def test_a_passed_deadline_raises() -> None:
+    """After the deadline ``remaining_s`` raises, so no call is sent."""
     assert 0 < Deadline(60).remaining_s() <= 60
-    with pytest.raises(Unreachable, match="within 0 s"):
+    with pytest.raises(DeadlineExceeded, match="within 0 s"):
         Deadline(0).remaining_s()
 
 
-def test_counts_below_one_are_refused_by_name() -> None:
-    """A client without connections, or with empty requests, is a mistake that is said at once."""
+def test_numbers_not_above_zero_are_rejected_by_name() -> None:
+    """A client without connections or with empty requests is rejected when it is created."""
     with pytest.raises(ValueError, match="num_connections: got 0"):
-        at_least_one(images_per_request=1, num_connections=0)
+        require_positive(images_per_request=1, num_connections=0)

@@ -388,9 +388,13 @@ def test_classify_speaks_to_people_and_to_scripts(models: Path, tmp_path: Path) 
     (tmp_path / "two.raw").write_bytes(echo_image(1).tobytes() + echo_image(2).tobytes())
     with run_service(models, tmp_path / "log", "--workers", "1") as service:
         address = ("--address", service.grpc_address)
-        result = run("classify", *address, "--json", "--top-k", "2", str(image), str(tmp_path / "two.raw"))
-        lines = [json.loads(line) for line in result.stdout.splitlines()]
-        assert result.returncode == 0
+        options = (*address, "--json", "--top-k", "2")
+        results = (
+            run("classify", *options, str(image)),
+            run("classify", *options, "--size", "28x28", str(tmp_path / "two.raw")),
+        )
+        lines = [json.loads(line) for result in results for line in result.stdout.splitlines()]
+        assert [result.returncode for result in results] == [0, 0]
         assert [(line["label"], line["image"], line["model"]) for line in lines] == [
             ("4", 0, "digits/1"), ("1", 0, "digits/1"), ("2", 1, "digits/1"),
         ]  # fmt: skip

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from digitserve.errors import RefusalToStart
+from digitserve.errors import StartupError
 from digitserve.settings import Settings
 from digitserve.supervision import autotune
 from support.bundles import write_echo_bundle
@@ -19,7 +19,7 @@ def ended(team: autotune.Team) -> list[bool]:
 def test_processes_that_cannot_open_the_network_are_not_left(tmp_path: Path) -> None:
     """Without a bundle the team refuses to start, and all of its processes have ended."""
     team = autotune.Team(Settings(models=tmp_path), 2, 1)
-    with pytest.raises(RefusalToStart), team:
+    with pytest.raises(StartupError), team:
         pass
 
     assert ended(team) == [True, True]
@@ -38,7 +38,7 @@ def test_a_process_that_hangs_or_ends_is_told(
         if how is signal.SIGKILL:
             team._processes[0].wait()
         monkeypatch.setattr(autotune, "PATIENCE_S", 0.2)
-        with pytest.raises(RefusalToStart, match=said):
+        with pytest.raises(StartupError, match=said):
             team.measure(1)
 
     assert ended(team) == [True, True]

@@ -12,7 +12,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from digitserve.client import OPTIONS, Client
+from digitserve.client import CHANNEL_OPTIONS, Client
 from digitserve.v1 import digits_pb2 as pb
 from support.bundles import echo_image, write_echo_bundle
 from support.serving import PATIENCE_S, RunningWorker, run_worker, sockets, wait_until
@@ -77,7 +77,7 @@ def wait_for_connections(worker: RunningWorker, number: int) -> None:
 def test_callers_with_the_service_config_lose_nothing(models: Path) -> None:
     """Connections end at their age again and again under load; with the retry policy every call gets its own answer."""
     with run_worker(models, max_connection_age_s=AGE_S) as worker:
-        with load(worker, 4, OPTIONS) as outcomes:
+        with load(worker, 4, CHANNEL_OPTIONS) as outcomes:
             wait_for_connections(worker, 40)
 
         assert set(outcomes) == {"OK"}
@@ -114,7 +114,7 @@ def test_an_open_stream_is_not_cut_by_age(models: Path) -> None:
     with run_worker(models, max_connection_age_s=AGE_S) as worker:
         watch = health_pb2_grpc.HealthStub(worker.channel).Watch(health_pb2.HealthCheckRequest())
         heard = [next(watch).status]
-        with load(worker, 1, OPTIONS):
+        with load(worker, 1, CHANNEL_OPTIONS):
             wait_for_connections(worker, 10)
         worker.worker.drain()
         heard.append(next(watch).status)
@@ -150,7 +150,7 @@ def test_age_0_is_never(models: Path) -> None:
     ):
         first = lasting.classify(pb.ClassifyRequest(pixels=echo_image(1).tobytes()))
         before = connections(lasting.address)
-        with load(ageing, 2, OPTIONS):
+        with load(ageing, 2, CHANNEL_OPTIONS):
             wait_for_connections(ageing, 20)
         assert lasting.classify(pb.ClassifyRequest(pixels=echo_image(1).tobytes())).predictions == first.predictions
         assert connections(lasting.address) == before != set()

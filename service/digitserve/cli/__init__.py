@@ -1,0 +1,35 @@
+"""The command ``digitserve``: parses flags, calls the modules that do the work, and maps errors to exit codes.
+
+Each command imports what it needs when it runs, so that ``--help``, shell completion and short commands start fast.
+"""
+
+import click
+
+from digitserve.cli.bench import bench
+from digitserve.cli.classify import classify
+from digitserve.cli.healthcheck import healthcheck
+from digitserve.cli.options import CommandGroup
+from digitserve.cli.serve import serve
+
+__all__ = ["main"]
+
+
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="digitserve", prog_name="digitserve")
+def main() -> None:
+    r"""Classify images of handwritten digits over gRPC.
+
+    \b
+    Exit codes of all commands:
+      0    success
+      1    the result is negative: a file or image was rejected, the service is not
+           healthy or did not start, the measurement has no valid result
+      2    wrong usage
+      3    no service answers at the address
+      4    the service did not answer in time
+      130  stopped by Ctrl-C
+    """
+
+
+for command in (serve, classify, bench, healthcheck):
+    main.add_command(command)

@@ -1,0 +1,136 @@
+"""``digitserve classify``: image files to predictions, through ``client.Client``."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import click
+import numpy as np
+
+from digitserve.cli.exit_codes import ExitCode
+from digitserve.cli.options import Command, Option, address_option, parse_size, timeout_option
+from digitserve.cli.output import print_error, print_line
+
+if TYPE_CHECKING:
+    from digitserve.client import Client, Prediction
+
+STDIN = "-"
+
+_INKS = ("light_on_dark", "dark_on_light", "auto")
+
+
+def _size(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[int, int] | None:
+    return None if text is None else parse_size(text)
+
+
+@click.command(cls=Command)
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=str))
+@click.option(
+    "--size",
+    cls=Option,
+    section="Images",
+    callback=_size,
+    metavar="HEIGHTxWIDTH",
+    help="Read FILES as raw grey pixels of images of this size, one byte per pixel.",
+)
+@click.option(
+    "--ink",
+    cls=Option,
+    section="Images",
+    type=click.Choice(_INKS),
+    help="Which side of the grey scale the strokes are on.  [default: detected; as in MNIST for images of 28x28]",
+)
+@click.option(
+    "--top-k",
+    cls=Option,
+    section="Output",
+    default=0,
+    type=click.IntRange(0),
+    metavar="K",
+    help="Also list the K most probable labels.",
+)
+@click.option("--json", "as_json", cls=Option, section="Output", is_flag=True, help="Print one JSON object per image.")
+@address_option()
+@timeout_option(5.0, "Longest wait for the answer to a file, in seconds.")
+@click.pass_context
+def classify(
+    context: click.Context, /, *, files: tuple[str, ...], size: tuple[int, int] | None, ink: str | None, top_k: int,
+    as_json: bool, address: str, timeout_s: float,
+) -> None:  # fmt: skip
+    r"""Classify the digits in FILES; - reads standard input.
+
+    Reads PNG, JPEG, BMP, GIF, WEBP, TIFF, .npy arrays uint8[H,W], [N,H,W] or [N,H,W,C], and with --size raw pixels.
+
+    \b
+    Exit codes: 0 all images were classified; 1 a file or image was rejected;
+    2 wrong usage; 3 no service answers; 4 no answer in time; 130 stopped by Ctrl-C.
+    """
+    from digitserve.client import Client, Ink, RequestRejected  # noqa: PLC0415
+    from digitserve.errors import ImageFileError  # noqa: PLC0415
+    from digitserve.vision.image_files import read_images  # noqa: PLC0415
+
+    code = ExitCode.OK
+    with Client(address, num_connections=1, timeout_s=timeout_s) as client:
+        model = _model_name(client) if as_json else ""
+        for name in files:
+            try:
+                images = read_images(*_source(name), size)
+                predictions = client.classify(images, top_k=top_k, ink=Ink(ink) if ink else None)
+            except ImageFileError as error:
+                print_error(str(error))
+                code = ExitCode.NEGATIVE
+            except RequestRejected as error:
+                print_error(f"{name}: {error}")
+                code = ExitCode.NEGATIVE
+            else:
+                for index, prediction in enumerate(predictions):
+                    position = "" if len(predictions) == 1 else f"[{index}]"
+                    if as_json:
+                        print_line(json.dumps({"file": name, "image": index, **_to_json(prediction), "model": model}))
+                    else:
+                        print_line(f"{name}{position}: {_describe(prediction)}")
+    context.exit(code)
+
+
+def _source(name: str) -> "tuple[Path | BinaryIO, str]":
+    return (sys.stdin.buffer, "standard input") if name == STDIN else (Path(name), name)
+
+
+def _model_name(client: "Client") -> str:
+    model = client.model()
+    return f"{model.name}/{model.version}"
+
+
+def _to_json(prediction: "Prediction") -> dict[str, Any]:
+    """Return the fields of the message ``Prediction``, by their names in the protocol."""
+    return {
+        "label": prediction.label,
+        "class_index": prediction.class_index,
+        "confidence": _shortest(prediction.confidence),
+        "verdict": f"VERDICT_{prediction.verdict.name}",
+        "ood_score": _shortest(prediction.ood_score),
+        "top": [
+            {"label": score.label, "class_index": score.class_index, "confidence": _shortest(score.confidence)}
+            for score in prediction.top
+        ],
+    }
+
+
+def _shortest(number: float) -> float:
+    """Return the number with the fewest digits that is the same as float32, the type in the protocol."""
+    return float(str(np.float32(number)))
+
+
+def _describe(prediction: "Prediction") -> str:
+    from digitserve.client import Verdict  # noqa: PLC0415
+
+    if prediction.verdict is Verdict.BLANK:
+        return "blank: no ink"
+    remarks = {
+        Verdict.UNFAMILIAR: "  (unfamiliar: does not look like a digit)",
+        Verdict.SEVERAL: "  (several separate shapes: send one digit per image)",
+    }
+    others = ", ".join(f"{score.label} {score.confidence:.1%}" for score in prediction.top[1:])
+    also = f"  (then {others})" if others else ""
+    return f"{prediction.label}  {prediction.confidence:.1%}{also}{remarks.get(prediction.verdict, '')}"

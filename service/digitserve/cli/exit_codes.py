@@ -1,0 +1,28 @@
+"""Exit codes, the same for all commands."""
+
+from enum import IntEnum
+
+from digitserve.errors import DigitserveError
+
+
+class ExitCode(IntEnum):
+    """What a command ends with; ``digitserve --help`` lists them."""
+
+    OK = 0
+    NEGATIVE = 1
+    USAGE = 2
+    UNREACHABLE = 3
+    TIMEOUT = 4
+    INTERRUPTED = 130
+    BROKEN_PIPE = 141
+    """128 + SIGPIPE, as for other commands whose reader has ended, such as ``head``."""
+
+
+def exit_code(error: DigitserveError) -> ExitCode:
+    """Return the exit code for an error."""
+    # ``client.Unreachable`` and ``client.DeadlineExceeded`` derive from these; commands without a client do not import it.
+    if isinstance(error, ConnectionError):
+        return ExitCode.UNREACHABLE
+    if isinstance(error, TimeoutError):
+        return ExitCode.TIMEOUT
+    return ExitCode.NEGATIVE

@@ -1,0 +1,119 @@
+"""Channels of the client library: their options, the stubs on them, and the conversion of gRPC errors."""
+
+import json
+from typing import Any, NamedTuple
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status  # type: ignore[import-untyped]
+
+from digitserve.client.address import is_loopback
+from digitserve.client.errors import ClientError, DeadlineExceeded, RequestRejected, Unreachable
+from digitserve.protocol.names import SERVICE
+from digitserve.v1 import digits_pb2_grpc
+
+RETRY_POLICY = json.dumps(
+    {
+        "methodConfig": [
+            {
+                "name": [{"service": SERVICE}],
+                "retryPolicy": {
+                    "maxAttempts": 4,
+                    "initialBackoff": "0.01s",
+                    "maxBackoff": "1s",
+                    "backoffMultiplier": 4,
+                    # gRPC core ends calls with CANCELLED if they reach a server that is closing before the client has read
+                    # its GOAWAY. A retry is safe: requests change nothing in the service.
+                    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
+                },
+            }
+        ]
+    }
+)
+"""Service config that makes worker replacement transparent to callers; works with any gRPC client."""
+
+CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
+    ("grpc.service_config", RETRY_POLICY),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # gRPC core keeps at most 256 KiB of a call for retries by default; larger requests would be sent only once.
+    ("grpc.per_rpc_retry_buffer_size", 1 << 30),
+)
+"""Channel options of this client. Message sizes are limited by the service only."""
+
+_POOL_OPTIONS: tuple[tuple[str, str | int], ...] = (
+    *CHANNEL_OPTIONS,
+    # Channels to one address would share one connection otherwise.
+    ("grpc.use_local_subchannel_pool", 1),
+    # gRPC core would wait 1 s after the first failed connection attempt, and up to 120 s later.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
+
+
+def pool_options(address: str) -> tuple[tuple[str, str | int], ...]:
+    """Return the options of a channel in the pool.
+
+    Args:
+        address: normalized. gRPC sends traffic through ``http_proxy`` by default; to loopback addresses, which a proxy
+            cannot reach, channels connect directly.
+    """
+    return (*_POOL_OPTIONS, ("grpc.enable_http_proxy", 0)) if is_loopback(address) else _POOL_OPTIONS
+
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class Connection(NamedTuple):
+    """One channel and the stubs on it."""
+
+    channel: Any
+    service: Any
+    health: Any
+
+
+def make_connection(channel: Any) -> Connection:
+    """Create the stubs of a blocking or an asynchronous channel."""
+    service = digits_pb2_grpc.DigitServiceStub(channel)  # type: ignore[no-untyped-call] # generated
+    return Connection(channel, service, health_pb2_grpc.HealthStub(channel))
+
+
+def health_request(service: str) -> health_pb2.HealthCheckRequest:
+    """Return the request for the health of a service; ``""`` means the whole server."""
+    return health_pb2.HealthCheckRequest(service=service)
+
+
+def health_name(response: health_pb2.HealthCheckResponse) -> str:
+    """Return the name of a health status, such as ``SERVING``."""
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
+
+
+def to_client_error(error: grpc.RpcError, timeout_s: float, prefix: str = "") -> ClientError:
+    """Convert the error of a failed call.
+
+    Args:
+        error: of a blocking or an asynchronous call.
+        timeout_s: the timeout of the call as a whole.
+        prefix: start of the message, such as the names of the images; "" for none.
+    """
+    code, details = error.code(), error.details()
+    prefix = f"{prefix}: " if prefix else ""
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return DeadlineExceeded(f"{prefix}no answer within {timeout_s:g} s ({details})")
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return Unreachable(f"{prefix}no service answers ({details}); is 'digitserve serve' running at this address?")
+    return RequestRejected(f"{prefix}{code.name}: {details}", code, _retry_after_s(rpc_status.from_call(error)))
+
+
+def to_rejection(status: status_pb2.Status, prefix: str) -> RequestRejected:
+    """Convert the error that a stream carries in place of a response."""
+    code = _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
+    return RequestRejected(f"{prefix}: {code.name}: {status.message}", code, _retry_after_s(status))
+
+
+def _retry_after_s(status: status_pb2.Status | None) -> float | None:
+    retry = error_details_pb2.RetryInfo()
+    if status is not None and any(packed.Unpack(retry) for packed in status.details):
+        return float(retry.retry_delay.ToNanoseconds()) / 1e9
+    return None

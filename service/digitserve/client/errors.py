@@ -1,0 +1,69 @@
+"""The errors of the client library. ``except ClientError`` catches all of them.
+
+DigitserveError
+└── ClientError
+    ├── InvalidRequest      (also ValueError)       an argument is invalid; nothing was sent for it
+    ├── InvalidAddress      (also ValueError)       the address cannot be that of a gRPC service
+    ├── Unreachable         (also ConnectionError)  no service answers at the address
+    ├── DeadlineExceeded    (also TimeoutError)     the service did not answer within ``timeout_s``
+    ├── RequestRejected                             the service answered with a gRPC status other than OK
+    └── Closed                                      the client was closed before or during the call
+"""
+
+import grpc
+
+from digitserve.errors import DigitserveError
+
+
+class ClientError(DigitserveError):
+    """Base class of all errors that the client library raises.
+
+    Attributes:
+        index: position of the failed image in the input of ``classify_stream``; None if the error concerns no single one.
+    """
+
+    index: int | None = None
+
+
+class InvalidRequest(ClientError, ValueError):
+    """An argument is invalid; the message says got, expected, and which image."""
+
+
+class InvalidAddress(ClientError, ValueError):
+    """The address cannot be that of a gRPC service; the message says what an address looks like."""
+
+
+class Unreachable(ClientError, ConnectionError):
+    """No service answers at the address."""
+
+
+class DeadlineExceeded(ClientError, TimeoutError):
+    """The service did not answer within ``timeout_s``."""
+
+
+class RequestRejected(ClientError):
+    """The service answered with a status other than OK; the message contains the status and the service's message.
+
+    Attributes:
+        code: the status code.
+        retry_after_s: seconds to wait before a retry, if the service sent ``RetryInfo``; else None.
+    """
+
+    def __init__(self, message: str, code: grpc.StatusCode, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.retry_after_s = retry_after_s
+
+    @property
+    def may_exceed_limits(self) -> bool:
+        """Whether the request may exceed the service's limits; False if the service only asked for a later retry."""
+        return self.retry_after_s is None and self.code in {
+            grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED,
+        }  # fmt: skip
+
+
+class Closed(ClientError):
+    """The client was closed."""
+
+    def __init__(self) -> None:
+        super().__init__("the client was closed; create another one")

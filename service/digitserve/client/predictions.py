@@ -1,0 +1,125 @@
+"""What the client library returns: predictions and facts about the model, converted from protobuf messages."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from digitserve.protocol.names import Verdict
+from digitserve.types import Framing, Ink
+from digitserve.v1 import digits_pb2 as pb
+
+_VERDICTS = {verdict.value: verdict for verdict in Verdict}
+_INKS = {pb.Ink.Value(f"INK_{ink.name}"): ink for ink in Ink}
+_FRAMINGS = {pb.Framing.Value(f"FRAMING_{framing.name}"): framing for framing in Framing}
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """The probability of one class for an image.
+
+    Attributes:
+        label: name of the class.
+        class_index: position of the label in the model's labels.
+        confidence: calibrated probability, 0 to 1.
+    """
+
+    label: str
+    class_index: int
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The service's answer for one image.
+
+    Attributes:
+        label: the most probable class; empty for a blank image.
+        class_index: position of the label in the model's labels.
+        confidence: calibrated probability of the label, 0 to 1.
+        verdict: whether the prediction should be believed.
+        ood_score: out-of-distribution score; higher means less like the training data.
+        top: the ``top_k`` most probable classes, the most probable first.
+    """
+
+    label: str
+    class_index: int
+    confidence: float
+    verdict: Verdict
+    ood_score: float
+    top: tuple[ClassScore, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The model that the service uses, and the limits of the service.
+
+    Attributes:
+        name: of the model.
+        version: of the model.
+        sha256: of ``model.onnx``, hexadecimal.
+        labels: names of the classes.
+        height: of the network's input, in pixels.
+        width: of the network's input, in pixels.
+        ink: of images that are used as they are; None if the service does not state it.
+        framing: of images of another size; None if the service does not state it.
+        ood_threshold: predictions with a higher ``ood_score`` have the verdict UNFAMILIAR.
+        execution_provider: onnxruntime's name of it.
+        max_request_bytes: largest request message.
+        max_images_per_request: most images in one request.
+        max_batch_size: most images in one run of the network.
+        quality: measured figures, such as ``test_accuracy``.
+    """
+
+    name: str
+    version: str
+    sha256: str
+    labels: tuple[str, ...]
+    height: int
+    width: int
+    ink: Ink | None
+    framing: Framing | None
+    ood_threshold: float
+    execution_provider: str
+    max_request_bytes: int
+    max_images_per_request: int
+    max_batch_size: int
+    quality: Mapping[str, float]
+
+    @classmethod
+    def from_message(cls, model: pb.Model) -> Self:
+        """Convert the message of ``GetModel``."""
+        return cls(
+            name=model.name,
+            version=model.version,
+            sha256=model.sha256,
+            labels=tuple(model.labels),
+            height=model.height,
+            width=model.width,
+            ink=_INKS.get(model.ink),
+            framing=_FRAMINGS.get(model.framing),
+            ood_threshold=model.ood_threshold,
+            execution_provider=model.execution_provider,
+            max_request_bytes=model.max_request_bytes,
+            max_images_per_request=model.max_images_per_request,
+            max_batch_size=model.max_batch_size,
+            quality=dict(model.quality),
+        )
+
+    def has_limits_of(self, other: "ModelInfo") -> bool:
+        """Return whether both have the same limits, so that images are split into the same requests."""
+        return (self.max_request_bytes, self.max_images_per_request) == (
+            other.max_request_bytes, other.max_images_per_request,
+        )  # fmt: skip
+
+
+def to_predictions(response: pb.ClassifyResponse, top_k: int) -> list[Prediction]:
+    """Convert a response's predictions, in order."""
+    # Positional arguments, and no access to absent fields: this is most of the client's own cost per image.
+    verdict_of, unknown = _VERDICTS.get, Verdict.UNSPECIFIED
+    return [
+        Prediction(
+            one.label, one.class_index, one.confidence, verdict_of(one.verdict, unknown), one.ood_score,
+            tuple([ClassScore(s.label, s.class_index, s.confidence) for s in one.top]) if top_k else (),
+        )
+        for one in response.predictions
+    ]  # fmt: skip

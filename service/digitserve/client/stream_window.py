@@ -1,0 +1,175 @@
+"""The images of one ``classify_stream`` that are in flight. No I/O; the streams of both clients share it.
+
+images ──to_item──▶ StreamWindow.add ──next_after──▶ ClassifyStream ──to_outcome──▶ predictions, in order
+                             ▲                              │
+                             └── sent again on a new stream ┘ when a worker is replaced
+"""
+
+import random
+import time
+from collections import deque
+from dataclasses import dataclass
+
+import grpc
+
+from digitserve.client.channel import to_client_error, to_rejection
+from digitserve.client.errors import ClientError, DeadlineExceeded, InvalidRequest, Unreachable
+from digitserve.client.pool import Deadline
+from digitserve.client.predictions import Prediction, to_predictions
+from digitserve.client.requests import FORMATS, image_shape, to_array
+from digitserve.v1 import digits_pb2 as pb
+
+STREAM_IN_FLIGHT = 256
+"""Images in flight on a stream: four batches of the default size, as many as a worker accepts from one stream at a time."""
+
+MAX_STREAM_BYTES = 64 << 20
+"""Pixels in flight on a stream. They are kept until the answer arrives, because they may have to be sent again."""
+
+RESUMABLE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
+"""Codes with which a stream ends when its worker is replaced. CANCELLED: see ``channel.RETRY_POLICY``."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamItem:
+    """One image of the input.
+
+    Attributes:
+        index: position in the input, from 0.
+        message: to send; None if the image is invalid.
+        error: why the image is invalid; None if it is valid.
+    """
+
+    index: int
+    message: pb.ClassifyStreamRequest | None
+    error: InvalidRequest | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the pixels."""
+        return len(self.message.request.pixels) if self.message is not None else 0
+
+
+def to_item(index: int, image: object, options: pb.ClassifyRequest) -> StreamItem:
+    """Check one image of the input, and copy it into a message."""
+    try:
+        array = to_array(image, index)
+        height, width, channels = image_shape(array, index)
+    except InvalidRequest as error:
+        error.index = index
+        return StreamItem(index, None, error)
+    message = pb.ClassifyStreamRequest(request=options)
+    request = message.request
+    request.pixels, request.num_images = array.tobytes(), 1
+    request.height, request.width, request.pixel_format = height, width, FORMATS[channels]
+    return StreamItem(index, message)
+
+
+class StreamInterrupted(Exception):
+    """A stream ended because its worker is being replaced; the head must be sent again on another stream.
+
+    Attributes:
+        error: for the caller, if no other stream can be opened in time.
+    """
+
+    def __init__(self, error: ClientError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def to_outcome(item: StreamItem, message: pb.ClassifyStreamResponse | None, top_k: int) -> Prediction | ClientError:
+    """Convert the answer to the head; None if the service ended the stream without one.
+
+    Raises:
+        StreamInterrupted: the worker shuts down.
+    """
+    if message is None:
+        raise StreamInterrupted(Unreachable(f"image {item.index}: the service ended the stream without an answer"))
+    if message.WhichOneof("outcome") == "error":
+        rejection = to_rejection(message.error, f"image {item.index}")
+        if rejection.code is grpc.StatusCode.UNAVAILABLE:
+            raise StreamInterrupted(rejection)
+        return _at(item, rejection)
+    (prediction,) = to_predictions(message.response, top_k)
+    return prediction
+
+
+def failed_outcome(item: StreamItem, error: grpc.RpcError, timeout_s: float) -> ClientError:
+    """Return the outcome of the head when its stream failed because of it: the message is too large for the service.
+
+    Raises:
+        StreamInterrupted: the worker shuts down, or the connection was lost.
+        ClientError: the stream failed for another reason.
+    """
+    failure = _at(item, to_client_error(error, timeout_s, f"image {item.index}"))
+    if error.code() in RESUMABLE:
+        raise StreamInterrupted(failure) from None
+    if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+        raise failure from None
+    return failure
+
+
+def overdue(item: StreamItem, timeout_s: float) -> ClientError:
+    """Return the error for a head that was not answered in time."""
+    return _at(item, DeadlineExceeded(f"image {item.index}: no answer within {timeout_s:g} s"))
+
+
+def _at(item: StreamItem, error: ClientError) -> ClientError:
+    error.index = item.index
+    return error
+
+
+def resume_delay_s(num_failures: int, deadline: Deadline, error: ClientError) -> float:
+    """Return the delay before a stream is opened again: 10 ms to 1 s, with jitter.
+
+    Args:
+        num_failures: in a row.
+        deadline: of the image that waits for its answer.
+        error: of the last stream; raised if the delay is longer than the deadline allows.
+    """
+    seconds: float = min(1.0, 0.01 * 4 ** min(num_failures - 1, 4)) * random.uniform(0.5, 1)  # noqa: S311 - no secret
+    if time.monotonic() + seconds >= deadline.end_s:
+        raise error from None
+    return seconds
+
+
+class StreamWindow:
+    """Images that were taken from the input and whose outcome was not returned yet, in order. Created per stream.
+
+    Attributes:
+        ended: whether the input has ended.
+    """
+
+    def __init__(self, max_images: int) -> None:
+        self._items: deque[StreamItem] = deque()
+        self._max_images = max_images
+        self._num_bytes = 0
+        self.ended = False
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more image may be taken from the input."""
+        return len(self._items) < self._max_images and self._num_bytes < MAX_STREAM_BYTES
+
+    @property
+    def head(self) -> StreamItem | None:
+        """The image whose outcome is returned next; None if none is in flight."""
+        return self._items[0] if self._items else None
+
+    def add(self, item: StreamItem) -> None:
+        """Append the next image of the input."""
+        self._items.append(item)
+        self._num_bytes += item.num_bytes
+
+    def pop(self) -> None:
+        """Remove the head, because its outcome is about to be returned."""
+        self._num_bytes -= self._items.popleft().num_bytes
+
+    def next_after(self, index: int) -> StreamItem | None:
+        """Return the first image to send after the position ``index``; None if there is none yet."""
+        if not self._items:
+            return None
+        # Positions are consecutive. A new stream starts at the head.
+        for offset in range(max(0, index + 1 - self._items[0].index), len(self._items)):
+            if self._items[offset].message is not None:
+                return self._items[offset]
+        return None
