@@ -1,24 +1,24 @@
-"""A folder of image files as a dataset: one sub-folder per class, files in any format that Pillow reads.
+"""A folder of image files as a dataset: one sub-folder per class.
 
     DIR/<class>/<file>                 one sixth of each class is the test part
     DIR/{train,test}/<class>/<file>    the parts are given
 
-Called by ``datasets``. Images are framed exactly as the service frames them, so that training and serving see the same
-input. The file name alone decides the part, so reading one part opens no file of the other part. Does not import
-TensorFlow.
+Called by ``datasets``. Files are decoded as ``digitserve classify`` decodes them, and framed as the service frames
+images, so that training and serving see the same input. The file name alone decides the part, so reading one part opens
+no file of the other part. Does not import TensorFlow.
 """
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
+from digitserve.errors import ImageFileError
 from digitserve.types import IMAGE_SIZE, Gray, Ink
 from digitserve.vision.framing import frame
 from digitserve.vision.gray import to_gray
+from digitserve.vision.image_files import read_image_file
 from digitserve_training.errors import DataError
 
 TRAIN, TEST = "train", "test"
@@ -28,9 +28,6 @@ TEST_SHARE = 1 / 6
 
 TEST_SEED = 2024
 """Seed of the choice of test images: every run is tested on the same files."""
-
-MAX_PIXELS = 4096 * 4096
-"""Largest number of pixels in one image, as in the service; checked before the file is decoded."""
 
 
 def read(folder: Path, part: str) -> tuple[Gray, NDArray[np.int64], tuple[str, ...]]:
@@ -72,43 +69,18 @@ def read_picture(path: Path) -> Gray:
     Raises:
         DataError: the file is not an image, is damaged or too large, or shows no ink.
     """
-    gray, is_grayscale = _decode(path)
-    if is_grayscale and gray.shape == (IMAGE_SIZE, IMAGE_SIZE):
+    try:
+        pixels = read_image_file(path)
+    except ImageFileError as error:
+        raise DataError(f"{error}; put only image files into the folder of a class") from None
+    height, width, channels = pixels.shape
+    gray = to_gray(pixels.tobytes(), 1, height, width, channels)[0]
+    if (height, width, channels) == (IMAGE_SIZE, IMAGE_SIZE, 1):
         return gray
     framed = frame(gray, Ink.AUTO)
     if framed.blank:
         raise DataError(f"{path} shows no ink; expected one shape on an even background: remove it from the folder")
     return framed.pixels
-
-
-def _decode(path: Path) -> tuple[Gray, bool]:
-    """Return uint8[H,W], and whether the file was grey to begin with."""
-    try:
-        # Pillow warns of damaged remarks in a file whose picture is whole.
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
-            _require_size(path, image.height, image.width)
-            return _to_gray(ImageOps.exif_transpose(image))
-    except DataError:
-        raise
-    except Exception as error:  # a boundary: Pillow's decoders meet damage with whatever it makes them trip over
-        raise DataError(
-            f"{path} cannot be read as an image: {error}; expected only image files in the folder of a class"
-        ) from None
-
-
-def _require_size(path: Path, height: int, width: int) -> None:
-    if height * width > MAX_PIXELS:
-        raise DataError(f"{path} has {height}x{width} pixels; expected at most {MAX_PIXELS} in all: reduce it")
-
-
-def _to_gray(image: Image.Image) -> tuple[Gray, bool]:
-    if image.mode.startswith("I"):
-        # 16 bits a pixel, as scanners write; Pillow would turn all above 255 into white.
-        return (np.asarray(image) >> 8).astype(np.uint8), True
-    if image.mode in {"1", "L"} and "transparency" not in image.info:
-        return np.asarray(image.convert("L")), True
-    coloured = image.convert("RGBA")
-    return to_gray(coloured.tobytes(), 1, coloured.height, coloured.width, 4)[0], False
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:

@@ -57,7 +57,7 @@ def test_training_opens_no_test_image(tmp_path: Path) -> None:
         (tmp_path / NAMES[label] / f"{number:03}.png").write_bytes(b"damaged")
 
     assert len(splits.read_training(tmp_path, "folder")) == 20
-    with pytest.raises(DataError, match="cannot be read as an image"):
+    with pytest.raises(DataError, match="unknown format"):
         splits.read_test(tmp_path, "folder")
 
 
@@ -140,9 +140,12 @@ def without_ink(folder: Path) -> None:
         (no_classes, "has 0 sub-folders; expected two or more, each named after its class"),
         (empty_class, "bee contains no image file; expected image files of this class"),
         (single_image, "bee has 1 image file; expected two or more"),
-        (text_among_images, r"bee/00\d\.png cannot be read as an image: .*; expected only image files"),
-        (truncated_files, r"ape/00\d\.png cannot be read as an image"),
-        (nested, "first/(ape|bee) cannot be read as an image: .*Is a directory"),
+        (
+            text_among_images,
+            r"bee/00\d\.png: got 12 bytes in an unknown format; .*; put only image files into the folder",
+        ),
+        (truncated_files, r"ape/00\d\.png: cannot be decoded"),
+        (nested, "first/(ape|bee): is a directory; expected a file"),
         (other_classes, "test has the classes ape, bee; expected the classes of .*train: ape, bee, cat"),
         (name_with_line_break, r"the class name 'bee\\nwasp' is not printable text"),
         (name_with_invalid_bytes, r"the class name 'b\\udcff\\udcfe' is not printable text"),
