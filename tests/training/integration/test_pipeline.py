@@ -349,7 +349,7 @@ def perturbed(network: keras.Model, amount: float) -> keras.Model:
 def test_failed_parity_writes_nothing(run_dir: Path, digits_path: Path, tmp_path: Path, test_images: Labelled) -> None:
     """If the outputs of Keras and the graph differ on test images, because of other weights, no bundle is written."""
     opened = converted_model.convert_run(run_dir, digits_path)
-    other = replace(opened, answer=serving_function(perturbed(restore_network(opened.state), 0.5), 1.0))
+    other = replace(opened, keras_function=serving_function(perturbed(restore_network(opened.state), 0.5), 1.0))
 
     with pytest.raises(ParityError, match=r"largest difference of a probability 0\.\d+.* of 200 labels differ"):
         publish(other, test_images, Destination(tmp_path / "models"))

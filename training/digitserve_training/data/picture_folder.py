@@ -74,7 +74,7 @@ def read_picture(path: Path) -> Gray:
     except ImageFileError as error:
         raise DataError(f"{error}; put only image files into the folder of a class") from None
     height, width, channels = pixels.shape
-    gray = to_gray(pixels.tobytes(), 1, height, width, channels)[0]
+    gray: Gray = to_gray(pixels.tobytes(), 1, height, width, channels)[0]
     if (height, width, channels) == (IMAGE_SIZE, IMAGE_SIZE, 1):
         return gray
     framed = frame(gray, Ink.AUTO)

@@ -32,7 +32,7 @@ class ConvertedModel:
     Attributes:
         state: checkpoint that the network was restored from.
         split: images for training and validation.
-        answer: the Keras network as a function.
+        keras_function: the Keras network with the outputs of the graph.
         graph: the bytes of the ONNX file.
         temperature: divisor of the logits, fitted on the validation images.
         golden: inputs with the outputs of the Keras network.
@@ -41,7 +41,7 @@ class ConvertedModel:
 
     state: Checkpoint
     split: Split
-    answer: ServingFunction = field(repr=False)
+    keras_function: ServingFunction = field(repr=False)
     graph: bytes = field(repr=False)
     temperature: float
     golden: Golden = field(repr=False)
@@ -72,17 +72,17 @@ def convert_run(run_dir: Path, data_path: Path | None) -> ConvertedModel:
     # TensorFlow's results vary in the last bits, which would change the last digit of the temperature.
     untempered = run_unverified(convert(serving_function(network, 1.0)), split.validation.images).probabilities
     temperature = fit_temperature(np.log(np.maximum(untempered, np.finfo(np.float32).tiny)), split.validation.labels)
-    answer = serving_function(network, temperature)
-    graph, golden = convert(answer), make_golden(answer, split.validation)
+    keras_function = serving_function(network, temperature)
+    graph, golden = convert(keras_function), make_golden(keras_function, split.validation)
     session = open_session(graph, golden, state.settings.labels)
-    return ConvertedModel(state, split, answer, graph, temperature, golden, session)
+    return ConvertedModel(state, split, keras_function, graph, temperature, golden, session)
 
 
-def make_golden(answer: ServingFunction, validation: Labelled) -> Golden:
+def make_golden(keras_function: ServingFunction, validation: Labelled) -> Golden:
     """Return a few validation images, a blank image and a noise image with the outputs of the Keras network."""
     noise = np.random.default_rng(0).integers(0, 256, (1, *validation.images.shape[1:]), dtype=np.uint8)
     images = np.concatenate([validation.images[:NUM_GOLDEN], np.zeros_like(noise), noise])
-    outputs = run_keras(answer, images)
+    outputs = run_keras(keras_function, images)
     return Golden(images, outputs.probabilities, outputs.ood_score)
 
 

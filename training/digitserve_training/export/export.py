@@ -122,7 +122,7 @@ def publish(
         ParityError: nothing was written.
         RunError: the bundle cannot be written.
     """
-    measured = parity.compare(candidate.answer, candidate.session, test.images)
+    measured = parity.compare(candidate.keras_function, candidate.session, test.images)
     parity.require(measured)
     int8 = to_int8(candidate, test) if precision == "int8" else None
     candidate = candidate if int8 is None else int8.candidate
