@@ -23,7 +23,7 @@ from PIL import Image
 from digitserve.protocol.codec import Request, rows
 from digitserve.types import Framing, Ink
 from digitserve.vision.framing import frame, verdicts
-from digitserve_training.synth.scans import Paper, draw
+from digitserve_training.synth.scans import ScanParameters, simulate_scan
 from tests.support.digits import mnist_test
 
 Gray = NDArray[np.uint8]
@@ -42,7 +42,7 @@ def enlarged(digit: Gray, side: int) -> Gray:
 
 def on_paper(digit: Gray, side: int, generator: np.random.Generator) -> Gray:
     """Return a digit drawn on uneven, grainy paper."""
-    sheet = draw(digit, Paper(side, side), generator)
+    sheet = simulate_scan(digit, ScanParameters(side, side), generator)
     return np.asarray(Image.fromarray(sheet).resize((side, side), Image.Resampling.NEAREST))
 
 

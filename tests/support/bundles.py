@@ -1,4 +1,4 @@
-"""Bundles for tests: a network whose output encodes its input, so that a test can prove whose answer a caller got."""
+"""Bundles for tests. The echo network's output encodes its input, so a test can prove that each caller got its answer."""
 
 from pathlib import Path
 from typing import Any
@@ -13,26 +13,26 @@ from digitserve.v1 import digits_pb2 as pb
 
 LABELS = tuple("0123456789")
 THRESHOLD = 2.0**24
-"""Above every score of the echo network: nothing is unfamiliar to it, unless a test says so."""
+"""OOD threshold above every score of the echo network: no image is unfamiliar unless a test sets another one."""
 
 
 def echo_image(number: int, num_labels: int = 10) -> NDArray[np.uint8]:
-    """Return uint8[28,28] that the echo network answers with label ``number % num_labels`` and score ``number``."""
+    """Return uint8[28,28] for which the echo network gives the label ``number % num_labels`` and the score ``number``."""
     image = np.zeros((28, 28), np.uint8)
     image[0, :3] = [number >> 16 & 255, number >> 8 & 255, number & 255]
     image[0, 3] = number % num_labels
-    # Ink that makes one figure, so that no verdict but the network's own is given.
+    # One connected shape, so that the image is neither blank nor several shapes.
     image[10:20, 10:20] = 255
     return image
 
 
 def echo_request(*numbers: int, **options: Any) -> pb.ClassifyRequest:
-    """Return a request whose answers have these numbers as scores."""
+    """Return a request whose predictions have these numbers as OOD scores."""
     return pb.ClassifyRequest(pixels=b"".join(echo_image(number).tobytes() for number in numbers), **options)
 
 
 def echo_graph(num_labels: int = 10) -> bytes:
-    """Return the echo network: ``ood_score`` is the number in pixels 0 to 2, ``probabilities`` one-hot of pixel 3."""
+    """Return the echo network: pixels 0 to 2 encode ``ood_score``, and ``probabilities`` is the one-hot vector of pixel 3."""
     weights = np.zeros((784, 1), np.float32)
     weights[:3, 0] = [65536, 256, 1]
     constants = {
@@ -59,7 +59,7 @@ def echo_graph(num_labels: int = 10) -> bytes:
 def make_graph(
     nodes: list[onnx.NodeProto], constants: dict[str, NDArray], side: int = 28, num_labels: int = 10
 ) -> bytes:
-    """Return a serialized model with the signature that every bundle has."""
+    """Return a serialised ONNX model with the input and outputs that every bundle has."""
     graph = helper.make_graph(
         nodes,
         "echo",
@@ -75,7 +75,7 @@ def make_graph(
 
 
 def manifest(version: int = 1, **changes: object) -> bundle.Manifest:
-    """Return a manifest for a network on ten labels, or on those among ``changes``."""
+    """Return a manifest for a network with ten labels; ``changes`` replaces fields, for example ``labels``."""
     inputs, outputs = bundle.graph_signature(len(changes.get("labels", LABELS)))  # type: ignore[arg-type]
     values = {
         "name": "digits", "version": version, "sha256": "", "inputs": inputs, "outputs": outputs, "labels": LABELS,
@@ -95,7 +95,7 @@ def echo_golden(num_labels: int = 10) -> bundle.Golden:
 
 
 def write_echo_bundle(models: Path, version: int = 1, **changes: object) -> Path:
-    """Write a bundle of the echo network."""
-    described = manifest(version, **changes)
-    num_labels = len(described.labels)
-    return bundle.write_bundle(models, described, echo_graph(num_labels), echo_golden(num_labels))
+    """Write a bundle of the echo network and return its folder; ``changes`` replaces fields of the manifest."""
+    written = manifest(version, **changes)
+    num_labels = len(written.labels)
+    return bundle.write_bundle(models, written, echo_graph(num_labels), echo_golden(num_labels))

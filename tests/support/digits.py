@@ -1,4 +1,4 @@
-"""Real digits for tests: MNIST where it is at hand, and scikit-learn's, which always are."""
+"""Real digits for tests: MNIST if it is available, and scikit-learn's digits, which always are."""
 
 import os
 from pathlib import Path
@@ -8,11 +8,11 @@ import pytest
 from numpy.typing import NDArray
 
 MODELS = Path(__file__).parents[2] / "models"
-"""The bundles that the project ships."""
+"""Folder of the bundles that the project ships."""
 
 needs_mnist = pytest.mark.skipif(
     "DIGITSERVE_MNIST" not in os.environ,
-    reason="the 10 000 test images are left out: set DIGITSERVE_MNIST to mnist.npz, laid out like keras.datasets.mnist",
+    reason="needs MNIST: set DIGITSERVE_MNIST to mnist.npz, a file with the arrays of keras.datasets.mnist",
 )
 
 

@@ -1,4 +1,4 @@
-"""Rows of the results table, for tests of the table and of the reports that show it."""
+"""Rows of the results table, for tests of the table and of the reports that contain it."""
 
 from dataclasses import replace
 

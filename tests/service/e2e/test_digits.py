@@ -16,10 +16,10 @@ from digitserve.inference.bundle import find_bundle, read_bundle
 from digitserve.inference.session import Session
 from digitserve.v1 import digits_pb2 as pb
 from digitserve.v1 import digits_pb2_grpc
-from digitserve_training.evaluate.evaluation import JUDGED_PAPER
+from digitserve_training.evaluate.evaluation_sets import EVALUATION_SCANS
 from digitserve_training.evaluate.scores import auroc
 from digitserve_training.synth import non_digits
-from digitserve_training.synth.scans import draw
+from digitserve_training.synth.scans import simulate_scan
 from support.digits import MODELS, mnist_test, needs_mnist, scanned_digits
 from support.serving import PATIENCE_S, Service, run_service
 
@@ -110,7 +110,7 @@ def test_accuracy_on_synthetic_scans(service: Service) -> None:
     """
     images, labels = mnist_test()
     generator = np.random.default_rng(1)
-    drawings = [draw(image, JUDGED_PAPER, generator) for image in images[:1000]]
+    drawings = [simulate_scan(image, EVALUATION_SCANS, generator) for image in images[:1000]]
 
     with service.channel() as channel:
         call = digits_pb2_grpc.DigitServiceStub(channel).Classify
@@ -133,7 +133,7 @@ def test_non_digits_are_rejected(service: Service, name: str) -> None:
     threshold = read_bundle(find_bundle(MODELS, name)).manifest.ood_threshold
     digit_scores = [prediction.ood_score for prediction in classify(service, images[:2000], 100)]
     non_digit_scores: list[float] = []
-    for kind, pictures in non_digits.judged(300, seed=5).items():
+    for kind, pictures in non_digits.for_evaluation(300, seed=5).items():
         predictions = classify(service, pictures[..., 0], 100)
         scores = [prediction.ood_score for prediction in predictions]
         assert auroc(np.array(digit_scores), np.array(scores)) >= 0.95, kind

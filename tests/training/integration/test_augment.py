@@ -1,4 +1,4 @@
-"""What is promised about augmentation: bounded, reproducible changes, and nothing but background from outside."""
+"""Augmentation: bounded, reproducible changes; pixels from outside the image are background."""
 
 import numpy as np
 import pytest
@@ -8,19 +8,19 @@ from digitserve_training._tensorflow import tf
 from digitserve_training.augment.augmentation import augment, mix
 from digitserve_training.model.presets import PRESETS, Augmentation
 
-USUAL = PRESETS["compact"].augmentation
+COMPACT = PRESETS["compact"].augmentation
 
 
 def strokes(num_images: int = 32) -> NDArray[np.uint8]:
-    """Return images of one plus-shaped stroke each, three pixels wide, centred: uint8[N,28,28,1]."""
+    """Return images of a centred plus sign with strokes of three pixels: uint8[N,28,28,1]."""
     images = np.zeros((num_images, 28, 28, 1), np.uint8)
     images[:, 8:20, 13:16] = 255
     images[:, 13:16, 8:20] = 200
     return images
 
 
-def changed(images: NDArray[np.uint8], bounds: Augmentation, seed: int = 1) -> NDArray[np.uint8]:
-    """Augment, out of TensorFlow."""
+def augmented_images(images: NDArray[np.uint8], bounds: Augmentation, seed: int = 1) -> NDArray[np.uint8]:
+    """Augment images and return numpy arrays."""
     augmented: NDArray[np.uint8] = augment(tf.constant(images), tf.constant([seed, 0]), bounds).numpy()
     return augmented
 
@@ -35,10 +35,10 @@ def centre_of_mass(images: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("num_images", [1, 7])
 def test_shape_and_dtype_stay(num_images: int) -> None:
-    """What comes out is as what went in: uint8[N,28,28,1], and it is changed."""
+    """The result is uint8[N,28,28,1] like the input, and different from it."""
     images = strokes(num_images)
 
-    augmented = changed(images, USUAL)
+    augmented = augmented_images(images, COMPACT)
 
     assert (augmented.shape, augmented.dtype) == (images.shape, np.dtype(np.uint8))
     assert not np.array_equal(augmented, images)
@@ -46,52 +46,54 @@ def test_shape_and_dtype_stay(num_images: int) -> None:
 
 def test_no_bounds_no_change() -> None:
     """With all bounds at zero each pixel stays as it is."""
-    assert np.array_equal(changed(strokes(), Augmentation()), strokes())
+    assert np.array_equal(augmented_images(strokes(), Augmentation()), strokes())
 
 
-def test_a_seed_decides() -> None:
-    """The same seed gives the same images, inside a compiled function or not; another seed gives others."""
-    compiled = tf.function(lambda images, seed: augment(images, seed, USUAL))
+def test_seed_determines_the_result() -> None:
+    """Equal seeds give equal images, compiled or not; different seeds give different images."""
+    compiled = tf.function(lambda images, seed: augment(images, seed, COMPACT))
 
-    first = changed(strokes(), USUAL)
+    first = augmented_images(strokes(), COMPACT)
 
-    assert np.array_equal(changed(strokes(), USUAL), first)
-    assert not np.array_equal(changed(strokes(), USUAL, seed=2), first)
+    assert np.array_equal(augmented_images(strokes(), COMPACT), first)
+    assert not np.array_equal(augmented_images(strokes(), COMPACT, seed=2), first)
     differing = np.abs(compiled(strokes(), tf.constant([1, 0])).numpy().astype(int) - first)
-    assert differing.max() <= 1, "compiling may only move a rounding"
+    assert differing.max() <= 1, "compiled code may round differently"
 
 
 def test_each_image_is_changed_on_its_own() -> None:
-    """Equal images of one batch come out different."""
-    augmented = changed(strokes(), USUAL)
+    """Equal images in one batch are changed differently."""
+    augmented = augmented_images(strokes(), COMPACT)
 
     assert len({image.tobytes() for image in augmented}) == len(augmented)
 
 
-def test_clean_images_are_only_bent() -> None:
-    """A share of the images gets no stroke, blur, contrast, noise or corruption: without bending, these stay as they are."""
+def test_clean_images_are_only_warped() -> None:
+    """The share ``clean`` of the images is only warped: without geometric changes these images are unchanged."""
     bounds = Augmentation(thicken=0.7, thin=0.6, noise=0.08, corrupted=0.5, clean=0.25)
 
-    augmented = changed(strokes(), bounds)
+    augmented = augmented_images(strokes(), bounds)
 
-    kept = np.array([np.array_equal(image, strokes(1)[0]) for image in augmented])
-    assert kept.mean() == pytest.approx(0.25, abs=1 / 32)
+    unchanged = np.array([np.array_equal(image, strokes(1)[0]) for image in augmented])
+    assert unchanged.mean() == pytest.approx(0.25, abs=1 / 32)
 
 
 def test_background_comes_in_from_outside() -> None:
-    """What is moved, turned or shrunk in from beyond the border is background, never a mirror image."""
+    """Pixels that come from outside the image are background, not a reflection of the image."""
     full = np.full((32, 28, 28, 1), 255, np.uint8)
 
-    shifted = changed(full, Augmentation(shift_px=3.0))
+    shifted = augmented_images(full, Augmentation(shift_px=3.0))
 
     assert np.all(shifted[:, 4:-4, 4:-4] == 255)
     assert np.mean((shifted[:, [0, -1]] < 255).any(axis=(1, 2, 3))) > 0.9
-    assert np.array_equal(changed(np.zeros_like(full), Augmentation(shift_px=3.0, thin=0.5, thicken=0.5)), full * 0)
+    assert np.array_equal(
+        augmented_images(np.zeros_like(full), Augmentation(shift_px=3.0, thin=0.5, thicken=0.5)), full * 0
+    )
 
 
 def test_shift_is_bounded() -> None:
-    """The centre of mass moves by no more than the bound, along both axes, and both ways."""
-    moved = centre_of_mass(changed(strokes(256), Augmentation(shift_px=2.0))) - centre_of_mass(strokes(256))
+    """The centre of mass moves by at most the bound, along both axes and in both directions."""
+    moved = centre_of_mass(augmented_images(strokes(256), Augmentation(shift_px=2.0))) - centre_of_mass(strokes(256))
 
     assert np.abs(moved).max() <= 2.05
     assert np.all(moved.min(axis=0) < -1)
@@ -100,11 +102,11 @@ def test_shift_is_bounded() -> None:
 
 @pytest.mark.parametrize("bounds", [Augmentation(rotation_deg=20), Augmentation(scale=0.2), Augmentation(shear=0.3)])
 def test_shape_changes_are_about_the_centre(bounds: Augmentation) -> None:
-    """Turning, scaling and shearing change the image and leave a centred stroke centred."""
+    """Rotation, scaling and shear change the image and keep a centred stroke centred."""
     centred = np.zeros((64, 28, 28, 1), np.uint8)
     centred[:, 8:20, 12:16] = 255
 
-    augmented = changed(centred, bounds)
+    augmented = augmented_images(centred, bounds)
 
     assert not np.array_equal(augmented, centred)
     assert np.abs(centre_of_mass(augmented) - 13.5).max() < 0.1
@@ -115,15 +117,15 @@ def test_shape_changes_are_about_the_centre(bounds: Augmentation) -> None:
     [(Augmentation(thicken=0.6), 1.0, 2.5), (Augmentation(thin=0.6), 0.3, 1.0), (Augmentation(contrast=0.4), 0.6, 1.0)],
 )
 def test_ink_changes_in_the_right_direction(bounds: Augmentation, low: float, high: float) -> None:
-    """Thickening adds ink, thinning and loss of contrast take some, and no image loses all of it."""
-    ink = changed(strokes(), bounds).sum(axis=(1, 2, 3)) / strokes().sum(axis=(1, 2, 3))
+    """Thickening adds ink; thinning and less contrast remove some of it, but never all."""
+    ink = augmented_images(strokes(), bounds).sum(axis=(1, 2, 3)) / strokes().sum(axis=(1, 2, 3))
 
     assert low - 0.01 <= ink.min() < ink.max() <= high + 0.01
 
 
 def test_blur_keeps_ink_and_lowers_peaks() -> None:
-    """Blur spreads the ink of about half of the images and loses none, away from the border."""
-    blurred = changed(strokes(), Augmentation(blur=1.0))
+    """Blur spreads the ink of about half of the images; away from the border no ink is lost."""
+    blurred = augmented_images(strokes(), Augmentation(blur=1.0))
 
     assert np.allclose(blurred.sum(axis=(1, 2, 3)) / strokes().sum(axis=(1, 2, 3)), 1, atol=0.01)
     wider = (blurred > 0).sum(axis=(1, 2, 3)) > (strokes() > 0).sum(axis=(1, 2, 3))
@@ -132,10 +134,10 @@ def test_blur_keeps_ink_and_lowers_peaks() -> None:
 
 
 def test_noise_is_bounded() -> None:
-    """Noise on grey has at most the standard deviation that was asked for, and keeps the mean."""
+    """Noise has at most the given standard deviation and keeps the mean."""
     grey = np.full((64, 28, 28, 1), 128, np.uint8)
 
-    noisy = changed(grey, Augmentation(noise=0.1)).astype(float)
+    noisy = augmented_images(grey, Augmentation(noise=0.1)).astype(float)
 
     assert 0.05 * 255 < noisy.std(axis=(1, 2, 3)).max() <= 0.11 * 255
     assert abs(noisy.mean() - 128) < 1
@@ -143,8 +145,8 @@ def test_noise_is_bounded() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_mixed_images_lie_between_two_of_the_batch(share: float) -> None:
-    """The chosen images, about so large a share, are blends of themselves and their neighbour; all others stay; the same
-    seed chooses and blends the same.
+    """About the given share of the images is blended with the neighbour in the batch; the others are unchanged; equal
+    seeds give equal results.
     """
     images = np.random.default_rng(1).integers(0, 256, (200, 28, 28, 1)).astype(np.uint8)
 

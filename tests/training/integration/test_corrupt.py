@@ -1,4 +1,4 @@
-"""What is promised about the corruptions of training, and about the loss that knows "none of these"."""
+"""Corruptions of training images, and the loss with the additional outcome "no digit"."""
 
 import dataclasses
 
@@ -28,7 +28,7 @@ def strokes(num_images: int = 16) -> NDArray[np.float32]:
 @pytest.mark.parametrize("corruption", CORRUPTIONS, ids=lambda one: one.__name__.strip("_"))
 @pytest.mark.parametrize("num_images", [0, 1, 16])
 def test_each_corruption_changes_and_keeps_shape(corruption: Corruption, num_images: int) -> None:
-    """Each kind changes images, gives finite pixels of the same shape, and copes with a batch that has none for it."""
+    """Each kind changes images, returns finite pixels of the same shape, and accepts an empty batch."""
     images = strokes(num_images)
 
     changed = corruption(tf.constant(images), tf.constant(SEED)).numpy()
@@ -38,8 +38,8 @@ def test_each_corruption_changes_and_keeps_shape(corruption: Corruption, num_ima
     assert num_images == 0 or not np.allclose(changed, images)
 
 
-def test_share_is_kept() -> None:
-    """A share of the images is corrupted, the first ones, every kind as often as the others; the rest stay."""
+def test_share_of_corrupted_images() -> None:
+    """The first images, in the given share, are corrupted; the rest is unchanged."""
     images = strokes(260)
     changed = np.mean(
         [
@@ -54,8 +54,8 @@ def test_share_is_kept() -> None:
     assert np.array_equal(corrupt(tf.constant(images), tf.constant(SEED), 0.0).numpy(), images)
 
 
-def test_compiled_corruption_fits_any_batch() -> None:
-    """In a compiled step, batches of any size, smaller than the number of kinds too, keep their size."""
+def test_compiled_corruption_accepts_any_batch_size() -> None:
+    """Compiled, batches of any size keep their size, even if it is smaller than the number of kinds."""
     compiled = tf.function(lambda images: corrupt(images, tf.constant(SEED), 0.35))
 
     for num_images in (1, 5, 144):
@@ -63,7 +63,7 @@ def test_compiled_corruption_fits_any_batch() -> None:
 
 
 def test_plain_loss_is_cross_entropy() -> None:
-    """Without outliers the loss is the softmax cross-entropy of every textbook."""
+    """Without outliers the loss is the ordinary softmax cross-entropy."""
     logits, labels = tf.constant([[1.0, 2.0, 0.0], [0.0, 0.0, 3.0]]), tf.constant([1, 2], tf.int64)
 
     expected = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits).numpy()
@@ -71,8 +71,8 @@ def test_plain_loss_is_cross_entropy() -> None:
     assert cross_entropy(logits, hard_targets(labels, 3, CLASSIC), CLASSIC).numpy() == pytest.approx(expected)
 
 
-def test_outliers_add_the_outcome_none() -> None:
-    """With outliers, exp(-logsumexp(logits)) is the odds of no digit: the loss is that of digit and label together."""
+def test_outliers_add_the_outcome_no_digit() -> None:
+    """With outliers, exp(-logsumexp(logits)) is the odds of "no digit"; the loss covers this outcome and the label."""
     logits = tf.constant([[1.0, 2.0, 0.0], [0.5, -1.0, 0.2]])
     labels = tf.constant([1, NO_LABEL], tf.int64)
     odds = np.exp(logits.numpy()).sum(axis=1)
@@ -88,7 +88,7 @@ def test_outliers_add_the_outcome_none() -> None:
 
 @pytest.mark.parametrize("recipe", [CLASSIC, WITH_OUTLIERS], ids=["classic", "outliers"])
 def test_smoothed_targets_sum_to_one(recipe: Recipe) -> None:
-    """With label smoothing, equal logits everywhere still cost exactly the logarithm of the number of outcomes."""
+    """With label smoothing, equal logits still have a loss of log(number of outcomes)."""
     smoothed = dataclasses.replace(recipe, label_smoothing=0.1)
     num_outcomes = 4 if recipe.outliers else 3
 

@@ -11,7 +11,7 @@ from digitserve.inference.session import Session
 from digitserve_training._tensorflow import keras, tf
 from digitserve_training.data.splits import LABELS
 from digitserve_training.errors import ParityError
-from digitserve_training.evaluate.candidate import open_session
+from digitserve_training.evaluate.converted_model import open_session
 from digitserve_training.export import parity
 from digitserve_training.model.layers import Conv, Dense, Flatten, GlobalAveragePool, Layer, MaxPool
 from digitserve_training.model.networks import build

@@ -1,4 +1,4 @@
-"""Other images than MNIST's, all the way: train, resume, evaluate, export, open and serve, with labels of their own."""
+"""Datasets other than MNIST from end to end: train, resume, evaluate, export and serve, with their own labels."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from digitserve_training.data import splits
 from digitserve_training.errors import DataError, RunError
 from digitserve_training.fit import checkpoint, settings
 from digitserve_training.fit.settings import Options
-from support.published import figures, write_emnist_letters, write_pictures
+from support.dataset_files import labelled_shapes, write_emnist_letters, write_pictures
 from support.serving import run_worker
 
 LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
@@ -24,19 +24,19 @@ SHAPES = ("narrow", "square", "tall $and$ thin")
 
 
 def invoke(command: str, *options: object) -> Result:
-    """Run ``digitserve-train`` in this process; an exception other than an exit is the test's."""
+    """Run ``digitserve-train`` in this process; exceptions other than an exit propagate to the test."""
     return CliRunner().invoke(main, [command, *map(str, options)], catch_exceptions=False)
 
 
 def write_letters(folder: Path) -> Path:
-    """Write 312 letters to train with and 52 to test with."""
-    write_emnist_letters(folder, figures(312, 26), figures(52, 26, seed=1))
+    """Write 312 letters for training and 52 for testing."""
+    write_emnist_letters(folder, labelled_shapes(312, 26), labelled_shapes(52, 26, seed=1))
     return folder
 
 
 def write_shapes(folder: Path) -> Path:
-    """Write 216 pictures of 42x42, some of them for the test."""
-    write_pictures(folder, *figures(216, 3, side=42), SHAPES)
+    """Write 216 images of 42x42, some of which become the test part."""
+    write_pictures(folder, *labelled_shapes(216, 3, side=42), SHAPES)
     return folder
 
 
@@ -44,10 +44,10 @@ def write_shapes(folder: Path) -> Path:
     ("name", "write_set", "labels", "num_test"),
     [("emnist-letters", write_letters, LETTERS, 52), ("folder", write_shapes, SHAPES, 36)],
 )
-def test_the_whole_way(
+def test_train_resume_evaluate_export_serve(
     tmp_path: Path, name: str, write_set: Callable[[Path], Path], labels: tuple[str, ...], num_test: int
 ) -> None:
-    """A set is trained on, gone on with, evaluated and exported by naming it once, and served with its own labels."""
+    """Only the first command names the dataset; resume, evaluate and export know it, and it is served with its labels."""
     source, run_dir, models = write_set(tmp_path / "set"), tmp_path / "run", tmp_path / "models"
     for command, *options in (
         ("train", "--dataset", name, "--preset", "compact", "--run-dir", run_dir, "--epochs", 1, "--data", source),
@@ -76,17 +76,17 @@ def test_the_whole_way(
         assert [listed[label] for label in labels] == pytest.approx(row.tolist(), abs=1e-5)
 
 
-def begun(run_dir: Path, name: str, source: Path) -> Path:
-    """Leave a run as it stands once its settings are known; its weights are never asked for."""
+def start_run(run_dir: Path, name: str, source: Path) -> Path:
+    """Write the checkpoint of a run before its first epoch; the tests do not need its weights."""
     training = splits.read_training(source, name)
     chosen = settings.resolve(Options(dataset=name), training.names, splits.fingerprint(training))
     checkpoint.save(run_dir, checkpoint.Checkpoint(chosen, 0, (), {}))
     return run_dir
 
 
-def test_resuming_as_another_dataset(tmp_path: Path) -> None:
-    """A run goes on with the set that it was started with, or says that it was another."""
-    run_dir = begun(tmp_path / "run", "emnist-letters", write_letters(tmp_path / "set"))
+def test_resume_with_another_dataset(tmp_path: Path) -> None:
+    """Resuming a run with another dataset is rejected; the message names both."""
+    run_dir = start_run(tmp_path / "run", "emnist-letters", write_letters(tmp_path / "set"))
     shapes = write_shapes(tmp_path / "shapes")
 
     ended = invoke("train", "--resume", "--dataset", "folder", "--run-dir", run_dir, "--data", shapes)
@@ -94,23 +94,26 @@ def test_resuming_as_another_dataset(tmp_path: Path) -> None:
     assert (ended.exit_code, "dataset was emnist-letters, now folder" in ended.stderr) == (RunError.exit_code, True)
 
 
-def test_renamed_classes_are_other_images(tmp_path: Path) -> None:
-    """A network is not measured under names that it was not trained with, even where every pixel is the same."""
+def test_renamed_classes_are_another_dataset(tmp_path: Path) -> None:
+    """A network is not evaluated with class names that it was not trained with, even if all pixels are equal."""
     source = write_shapes(tmp_path / "set")
-    run_dir = begun(tmp_path / "run", "folder", source)
+    run_dir = start_run(tmp_path / "run", "folder", source)
     (source / "square").rename(source / "quadratic")
 
     ended = invoke("evaluate", run_dir, "--data", source)
 
     assert ended.exit_code == DataError.exit_code
-    assert "labelled narrow, quadratic, tall $and$ thin; the run was trained on narrow, square" in ended.stderr
+    assert (
+        "the labels of these images are narrow, quadratic, tall $and$ thin; the run was trained on narrow, square"
+        in ended.stderr
+    )
 
 
 @pytest.mark.parametrize("name", ["kmnist", "emnist-digits", "emnist-letters", "folder"])
 def test_missing_data_ends_with_a_message(tmp_path: Path, name: str) -> None:
-    """Without --data the command says where to get the set and what to name, with status 3, and starts no run."""
+    """Without --data the command says where to get the dataset, exits with status 3, and starts no run."""
     ended = invoke("train", "--dataset", name, "--run-dir", tmp_path / "run")
 
     assert ended.exit_code == DataError.exit_code
-    assert f"{name} is not fetched by itself. Get it from" in ended.stderr
+    assert f"{name} cannot be downloaded automatically. Get it from" in ended.stderr
     assert not (tmp_path / "run").exists()

@@ -27,7 +27,7 @@ from digitserve_training.cli import main
 from digitserve_training.data import splits
 from digitserve_training.data.splits import Labelled
 from digitserve_training.errors import DataError, ParityError, RunError
-from digitserve_training.evaluate import candidate
+from digitserve_training.evaluate import converted_model
 from digitserve_training.evaluate.evaluation import measure
 from digitserve_training.export import precision
 from digitserve_training.export.export import Destination, publish
@@ -325,7 +325,7 @@ def test_other_images_are_rejected(run_dir: Path, digits_path: Path, tmp_path: P
     np.savez(tmp_path / "other.npz", allow_pickle=False, **arrays)
 
     with pytest.raises(DataError, match="the run was trained on"):
-        candidate.open_candidate(run_dir, tmp_path / "other.npz")
+        converted_model.convert_run(run_dir, tmp_path / "other.npz")
 
 
 def test_report_that_cannot_be_written(run_dir: Path, tmp_path: Path, invoke: Invoke) -> None:
@@ -348,8 +348,8 @@ def perturbed(network: keras.Model, amount: float) -> keras.Model:
 
 def test_failed_parity_writes_nothing(run_dir: Path, digits_path: Path, tmp_path: Path, test_images: Labelled) -> None:
     """If the outputs of Keras and the graph differ on test images, because of other weights, no bundle is written."""
-    opened = candidate.open_candidate(run_dir, digits_path)
-    other = replace(opened, answer=serving_function(perturbed(restore_network(opened.state), 0.5), 1.0))
+    opened = converted_model.convert_run(run_dir, digits_path)
+    other = replace(opened, keras_function=serving_function(perturbed(restore_network(opened.state), 0.5), 1.0))
 
     with pytest.raises(ParityError, match=r"largest difference of a probability 0\.\d+.* of 200 labels differ"):
         publish(other, test_images, Destination(tmp_path / "models"))
@@ -362,7 +362,7 @@ def test_failed_export_reports_differences(
 ) -> None:
     """If the graph has wrong weights, the command ends with exit code 6 and the differences, and writes nothing."""
     wrong = serving_function(perturbed(restore_network(checkpoint.load(run_dir)), 5.0), 1.0)
-    monkeypatch.setattr(candidate, "convert", lambda _: convert(wrong))
+    monkeypatch.setattr(converted_model, "convert", lambda _: convert(wrong))
 
     ended = invoke("export", run_dir, "--models", tmp_path / "models")
 
@@ -373,7 +373,7 @@ def test_failed_export_reports_differences(
 
 def test_measured_accuracy_and_loss(run_dir: Path, digits_path: Path, test_images: Labelled) -> None:
     """Accuracy and loss equal those that Keras computes for the same network with the fitted temperature."""
-    opened = candidate.open_candidate(run_dir, digits_path)
+    opened = converted_model.convert_run(run_dir, digits_path)
 
     measured = measure(opened.session, test_images)
 
@@ -401,7 +401,7 @@ def test_int8_bundle_is_the_same_network(
     assert ended.exit_code == 0, ended.output
 
     exported = bundle.read_bundle(tmp_path / "digits" / "1")
-    opened, session = candidate.open_candidate(run_dir, digits_path), Session(exported)
+    opened, session = converted_model.convert_run(run_dir, digits_path), Session(exported)
     images = np.concatenate([opened.split.training.images, test_images.images])
     got, expected = session.run(images), opened.session.run(images)
     assert b"QuantizeLinear" in exported.graph
@@ -425,7 +425,7 @@ def test_int8_that_costs_accuracy_writes_nothing(
     run_dir: Path, digits_path: Path, tmp_path: Path, test_images: Labelled
 ) -> None:
     """An int8 graph calibrated on blank images is rejected with all differences, and no bundle is written."""
-    opened = candidate.open_candidate(run_dir, digits_path)
+    opened = converted_model.convert_run(run_dir, digits_path)
     training = opened.split.training
     blank = replace(opened.split, training=replace(training, images=np.zeros_like(training.images)))
 
@@ -450,7 +450,7 @@ def test_each_int8_difference_is_limited(change: dict[str, float]) -> None:
 
 def test_quantisation_is_reproducible_and_leaves_no_files(run_dir: Path, digits_path: Path, tmp_path: Path) -> None:
     """In another process, quantisation gives the same bytes, prints nothing, and leaves no files and no telemetry."""
-    opened = candidate.open_candidate(run_dir, digits_path)
+    opened = converted_model.convert_run(run_dir, digits_path)
     calibration, home = opened.split.training.images[:20], tmp_path / "home"
     home.mkdir()
     (tmp_path / "graph").write_bytes(opened.graph)
@@ -490,5 +490,7 @@ def test_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delenv(splits.ENVIRONMENT, raising=False)
     monkeypatch.setattr(keras.datasets.mnist, "load_data", unreachable)
 
-    with pytest.raises(DataError, match=r"no route to host\..* name it with --data PATH or DIGITSERVE_MNIST: an npz"):
+    with pytest.raises(
+        DataError, match=r"no route to host\..* give its path with --data PATH or DIGITSERVE_MNIST: an npz"
+    ):
         splits.read_training()

@@ -1,1 +1,1 @@
-"""Random changes to training images, as TensorFlow operations."""
+"""Random changes to training images, as TensorFlow operations on batches."""

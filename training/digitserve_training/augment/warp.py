@@ -1,4 +1,7 @@
-"""Random bending of images: the geometry of ``augment`` and ``corrupt``, as TensorFlow operations on whole batches."""
+"""Random affine and elastic deformation of images, as TensorFlow operations on whole batches.
+
+Called by ``augmentation`` and ``corrupt``.
+"""
 
 from math import radians
 
@@ -6,16 +9,16 @@ from digitserve_training._tensorflow import tf
 from digitserve_training.model.presets import Augmentation
 
 FIELD_SIZE = 5
-"""Points along each side of the coarse grid whose displacements are interpolated to make an elastic field."""
+"""Points along each side of the coarse grid of random displacements; interpolation gives the elastic field."""
 
 
 def warp(pixels: tf.Tensor, seed: tf.Tensor, bounds: Augmentation) -> tf.Tensor:
-    """Turn, scale, shear, move and bend, all in one interpolation; what comes in from beyond the border is background.
+    """Rotate, scale, shear, shift and deform elastically in one interpolation; outside the image is background.
 
     Args:
         pixels: float32[N,height,width,1], 0 = background.
         seed: int32[2].
-        bounds: how far; only its geometry is used.
+        bounds: upper limits; only the geometric ones are used.
 
     Returns:
         float32[N,height,width,1].
@@ -32,7 +35,7 @@ def warp(pixels: tf.Tensor, seed: tf.Tensor, bounds: Augmentation) -> tf.Tensor:
 
 
 def _inverse_affine(seed: tf.Tensor, num_images: tf.Tensor, bounds: Augmentation) -> tuple[tf.Tensor, tf.Tensor]:
-    """Draw the maps from output to input points about the centre: float32[N,2,2], rows times them, and [N,1,2]."""
+    """Draw the maps from output to input points about the centre, for row vectors: float32[N,2,2] and offsets [N,1,2]."""
     draws = tf.unstack(tf.random.stateless_uniform([7, num_images], seed, -1.0, 1.0))
     angle = draws[0] * radians(bounds.rotation_deg)
     zoom = 1 + draws[6] * bounds.zoom
@@ -45,21 +48,21 @@ def _inverse_affine(seed: tf.Tensor, num_images: tf.Tensor, bounds: Augmentation
     return tf.stack([y_of, x_of], axis=2), bounds.shift_px * tf.stack([draws[5], draws[4]], axis=1)[:, tf.newaxis]
 
 
-def _elastic_field(seed: tf.Tensor, pixels: tf.Tensor, largest_px: float) -> tf.Tensor:
+def _elastic_field(seed: tf.Tensor, pixels: tf.Tensor, max_px: float) -> tf.Tensor:
     """Draw a smooth displacement for each pixel: float32[N,height,width,2].
 
-    After Simard, Steinkraus, Platt 2003, "Best Practices for Convolutional Neural Networks Applied to Visual Document
-    Analysis"; a coarse grid, interpolated, stands in for their Gaussian filter.
+    Source: Simard, Steinkraus, Platt 2003, "Best Practices for Convolutional Neural Networks Applied to Visual Document
+    Analysis"; this code interpolates a coarse grid where they apply a Gaussian filter.
     """
     shape = [tf.shape(pixels)[0], FIELD_SIZE, FIELD_SIZE, 2]
-    grid = tf.random.stateless_uniform(shape, seed, -largest_px, largest_px)
+    grid = tf.random.stateless_uniform(shape, seed, -max_px, max_px)
     return tf.image.resize(grid, pixels.shape[1:3], method="bilinear")
 
 
 def _sample(pixels: tf.Tensor, points: tf.Tensor) -> tf.Tensor:
-    """Read each image at ``points`` (float32[N,height,width,2], row and column) with bilinear interpolation."""
+    """Sample each image at ``points`` (float32[N,height,width,2], row and column) with bilinear interpolation."""
     height, width = pixels.shape[1], pixels.shape[2]
-    # A border of background: whatever lies outside falls onto it.
+    # Points outside the image are clipped to this border of background.
     padded = tf.reshape(tf.pad(pixels, [[0, 0], [1, 1], [1, 1], [0, 0]]), [-1])
     limits = tf.constant([height, width], tf.float32)
     points = tf.clip_by_value(points, -1.0, limits) + 1

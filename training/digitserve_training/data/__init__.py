@@ -1,1 +1,1 @@
-"""Data sets: their files, labels, splits and fingerprints."""
+"""Datasets: their files, labels, splits and fingerprints."""

@@ -1,150 +1,121 @@
-"""A folder of pictures as a set of labelled images: one sub-folder a class, files of any format that Pillow reads.
+"""A folder of image files as a dataset: one sub-folder per class.
 
-    DIR/<class>/<picture>                 a sixth of each class is the test part
-    DIR/{train,test}/<class>/<picture>    the parts are given
+    DIR/<class>/<file>                 one sixth of each class is the test part
+    DIR/{train,test}/<class>/<file>    the parts are given
 
-Read for ``datasets``. Pictures are framed as the service frames them, so that what is learned is what will be asked.
-Which part a picture belongs to is decided by its name alone: reading one part opens no picture of the other. Needs no
-TensorFlow.
+Called by ``datasets``. Files are decoded as ``digitserve classify`` decodes them, and framed as the service frames
+images, so that training and serving see the same input. The file name alone decides the part, so reading one part opens
+no file of the other part. Does not import TensorFlow.
 """
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
-from digitserve.types import IMAGE_SIZE, Ink
+from digitserve.errors import ImageFileError
+from digitserve.types import IMAGE_SIZE, Gray, Ink
 from digitserve.vision.framing import frame
 from digitserve.vision.gray import to_gray
+from digitserve.vision.image_files import read_image_file
 from digitserve_training.errors import DataError
-
-Gray = NDArray[np.uint8]
 
 TRAIN, TEST = "train", "test"
 
 TEST_SHARE = 1 / 6
-"""Of each class, where no test part is given: there are 60 000 training images to 10 000 test images in MNIST."""
+"""Share of each class that becomes the test part if none is given; MNIST has 10 000 test and 60 000 training images."""
 
 TEST_SEED = 2024
-"""Of the choice of that sixth: every run is tested on the same pictures."""
-
-MAX_PIXELS = 4096 * 4096
-"""Of one picture, as the service takes them; looked at before anything is decoded."""
+"""Seed of the choice of test images: every run is tested on the same files."""
 
 
 def read(folder: Path, part: str) -> tuple[Gray, NDArray[np.int64], tuple[str, ...]]:
-    """Read one part of a folder of pictures.
+    """Read one part of a folder of image files.
 
     Args:
-        folder: laid out as above. Hidden files, and files beside the folders of classes, are passed over.
+        folder: laid out as described above. Hidden files, and files next to the class folders, are ignored.
         part: "train" or "test".
 
     Returns:
-        Images uint8[N,28,28], labels int64[N], and the names of the classes, sorted, into which labels are indices.
+        Images uint8[N,28,28], labels int64[N], and the sorted names of the classes; labels are indices into them.
 
     Raises:
-        DataError: the folder is laid out in another way, a class has too few pictures, or a file is no picture.
+        DataError: the layout is different, a class has too few images, or a file is not an image.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder} is a file; expected a folder with one sub-folder of pictures a class")
+        raise DataError(f"{folder} is a file; expected a folder with one sub-folder of image files per class")
     is_split = {entry.name for entry in _folders(folder)} == {TRAIN, TEST}
     names = _class_names(folder / TRAIN if is_split else folder)
     if is_split and _class_names(folder / TEST) != names:
         raise DataError(
             f"{folder / TEST} has the classes {', '.join(_class_names(folder / TEST))}; "
-            f"expected those of {folder / TRAIN}: {', '.join(names)}"
+            f"expected the classes of {folder / TRAIN}: {', '.join(names)}"
         )
-    classes = [_paths(folder / part / name) if is_split else _share(folder / name, part) for name in names]
+    classes = [_paths(folder / part / name) if is_split else _select_part(folder / name, part) for name in names]
     labels = np.repeat(np.arange(len(names), dtype=np.int64), [len(paths) for paths in classes])
     return np.stack([read_picture(path) for paths in classes for path in paths]), labels, names
 
 
 def read_picture(path: Path) -> Gray:
-    """Read one picture as the network would see it.
+    """Read one image file as the network would receive it.
 
-    Args:
-        path: of a file that Pillow reads. A picture without colour that has the network's size is taken as it is; any
-            other is laid on white where it is transparent, turned to grey and framed, whichever side its ink is on.
+    A greyscale image of 28x28 is used unchanged. Any other image is converted to grey, with transparent pixels as white,
+    and framed; the ink may be darker or lighter than the background.
 
     Returns:
         uint8[28,28], light ink on dark.
 
     Raises:
-        DataError: the file is no picture, is damaged or too large, or shows no ink.
+        DataError: the file is not an image, is damaged or too large, or shows no ink.
     """
-    gray, colourless = _decode(path)
-    if colourless and gray.shape == (IMAGE_SIZE, IMAGE_SIZE):
+    try:
+        pixels = read_image_file(path)
+    except ImageFileError as error:
+        raise DataError(f"{error}; put only image files into the folder of a class") from None
+    height, width, channels = pixels.shape
+    gray: Gray = to_gray(pixels.tobytes(), 1, height, width, channels)[0]
+    if (height, width, channels) == (IMAGE_SIZE, IMAGE_SIZE, 1):
         return gray
     framed = frame(gray, Ink.AUTO)
     if framed.blank:
-        raise DataError(f"{path} shows no ink; expected a figure on an even background: take it out of the folder")
+        raise DataError(f"{path} shows no ink; expected one shape on an even background: remove it from the folder")
     return framed.pixels
-
-
-def _decode(path: Path) -> tuple[Gray, bool]:
-    """Return uint8[H,W], and whether the file was grey to begin with."""
-    try:
-        # Pillow warns of damaged remarks in a file whose picture is whole.
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
-            _require_size(path, image.height, image.width)
-            return _to_gray(ImageOps.exif_transpose(image))
-    except DataError:
-        raise
-    except Exception as error:  # a boundary: Pillow's decoders meet damage with whatever it makes them trip over
-        raise DataError(
-            f"{path} cannot be read as a picture: {error}; expected pictures alone in the folder of a class"
-        ) from None
-
-
-def _require_size(path: Path, height: int, width: int) -> None:
-    if height * width > MAX_PIXELS:
-        raise DataError(f"{path} has {height}x{width} pixels; expected at most {MAX_PIXELS} in all: reduce it")
-
-
-def _to_gray(image: Image.Image) -> tuple[Gray, bool]:
-    if image.mode.startswith("I"):
-        # 16 bits a pixel, as scanners write; Pillow would turn all above 255 into white.
-        return (np.asarray(image) >> 8).astype(np.uint8), True
-    if image.mode in {"1", "L"} and "transparency" not in image.info:
-        return np.asarray(image.convert("L")), True
-    coloured = image.convert("RGBA")
-    return to_gray(coloured.tobytes(), 1, coloured.height, coloured.width, 4)[0], False
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
     names = tuple(entry.name for entry in _folders(folder))
     if len(names) < 2:
-        raise DataError(
-            f"{folder} has {len(names)} sub-folders; expected two or more, each a class named by its folder"
-        )
+        raise DataError(f"{folder} has {len(names)} sub-folders; expected two or more, each named after its class")
     for name in names:
-        # A label travels through protobuf, JSON and Prometheus; bytes that are no text would not.
+        # Labels are sent in protobuf and JSON and become Prometheus labels: all of these need valid text.
         if not name.isprintable():
-            raise DataError(f"{folder}: the class {name!r} has no printable name; expected text: rename the folder")
+            raise DataError(f"{folder}: the class name {name!r} is not printable text: rename the folder")
     return names
 
 
-def _share(folder: Path, part: str) -> list[Path]:
-    """Return a class's pictures that belong to one part, where the folder does not say which do."""
+def _select_part(folder: Path, part: str) -> list[Path]:
+    """Return the files of one class that belong to one part, for a folder without train/ and test/."""
     paths = _paths(folder)
     if len(paths) < 2:
-        raise DataError(f"{folder} has 1 picture; expected two or more: a sixth, at least one, is kept for the test")
+        raise DataError(
+            f"{folder} has 1 image file; expected two or more: a sixth, at least one, is held out for testing"
+        )
     num_test = max(1, round(len(paths) * TEST_SHARE))
     order = np.random.default_rng(TEST_SEED).permutation(len(paths))
-    return _chosen(paths, order[:num_test] if part == TEST else order[num_test:])
+    return _at(paths, order[:num_test] if part == TEST else order[num_test:])
 
 
-def _chosen(paths: Sequence[Path], indices: NDArray[np.int64]) -> list[Path]:
+def _at(paths: Sequence[Path], indices: NDArray[np.int64]) -> list[Path]:
     return [paths[index] for index in sorted(indices.tolist())]
 
 
 def _paths(folder: Path) -> list[Path]:
     paths = [path for path in _entries(folder) if not path.name.startswith(".")]
     if not paths:
-        raise DataError(f"{folder} holds no picture; expected some of this class: fill the folder, or take it away")
+        raise DataError(
+            f"{folder} contains no image file; expected image files of this class: fill or remove the folder"
+        )
     return paths
 
 

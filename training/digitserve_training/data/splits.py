@@ -1,8 +1,8 @@
-"""A set of labelled images: read through ``datasets``, checked, split and fingerprinted.
+"""Labelled images: read with ``datasets``, checked, split into training and validation, and fingerprinted.
 
-Training images and test images are read by different functions, so what trains cannot see a test image by accident:
-``read_training`` is for ``train`` and for validation, ``read_test`` for ``evaluate`` and for the parity check of
-``export`` alone. Needs no TensorFlow unless Keras has to fetch a set.
+Different functions read training images and test images, so that training cannot use a test image by accident.
+``read_training`` is for training and validation. ``read_test`` is only for ``evaluate`` and for the parity check in
+``export``. Imports TensorFlow only when Keras has to download a dataset.
 """
 
 import hashlib
@@ -22,10 +22,10 @@ LABELS = datasets.DIGITS
 MNIST = datasets.MNIST
 
 SPLIT_SEED = 2024
-"""Seed of the split and of subsets: not the training's, so that every run is validated on the same images."""
+"""Seed of the split and of subsets. It differs from the seed of the run, so that all runs use the same validation images."""
 
 VALIDATION_SHARE = 1 / 12
-"""Of the training set, held out: 5 000 of MNIST's 60 000."""
+"""Share of the training set that is held out for validation: 5 000 of MNIST's 60 000 images."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Labelled:
     Attributes:
         images: uint8[N,28,28,1]; 0 = background, 255 = full ink.
         labels: int64[N], indices into ``names``.
-        names: of the labels.
+        names: names of the labels.
     """
 
     images: NDArray[np.uint8]
@@ -52,7 +52,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Split:
-    """The training set, parted: what is trained on, and what is only looked at."""
+    """The training set, split into images for training and images for validation only."""
 
     training: Labelled
     validation: Labelled
@@ -62,23 +62,23 @@ def read_training(path: Path | None = None, dataset: str = MNIST) -> Labelled:
     """Read a training set.
 
     Args:
-        path: a file or folder as the dataset is published; else, for MNIST, the one that ``DIGITSERVE_MNIST`` names;
-            else Keras's own cache, which is filled by a download, of the sets that Keras knows.
-        dataset: its name, see ``datasets``.
+        path: file or folder of the dataset as published. If None: for MNIST, the path in ``DIGITSERVE_MNIST``;
+            otherwise Keras's cache, filled by a download, if Keras has the dataset.
+        dataset: name of the dataset, see ``datasets``.
 
     Raises:
-        DataError: the file is missing, damaged, or holds something else; the message says what.
+        DataError: the files are missing, damaged or in another format; the message says what was found.
     """
     return _read(path, dataset, "train")
 
 
 def read_test(path: Path | None = None, dataset: str = MNIST) -> Labelled:
-    """Read a test set, from where ``read_training`` reads; never for training or for choosing anything."""
+    """Read the test set from the same place as ``read_training``; never use it to train or to choose anything."""
     return _read(path, dataset, "test")
 
 
 def fingerprint(labelled: Labelled) -> str:
-    """Return the sha256 (hexadecimal) of labels and pixels, in order: equal fingerprints are equal sets."""
+    """Return the sha256 (hexadecimal) of labels and pixels, in order; equal fingerprints mean equal datasets."""
     digest = hashlib.sha256(f"{labelled.images.shape}".encode())
     digest.update(labelled.labels.astype("<i8").tobytes())
     digest.update(np.ascontiguousarray(labelled.images).tobytes())
@@ -86,31 +86,31 @@ def fingerprint(labelled: Labelled) -> str:
 
 
 def split(labelled: Labelled, limit: int | None = None, validation: float = VALIDATION_SHARE) -> Split:
-    """Hold out a stratified validation set; the same one every time.
+    """Hold out a stratified validation set; the same images every time.
 
     Args:
         labelled: a training set.
-        limit: use only so many images in all, chosen so that labels keep their shares.
-        validation: share of them that is held out.
+        limit: total number of images to use, a stratified subset; None for all.
+        validation: share of these images that is held out.
 
     Raises:
-        DataError: too few images to hold any out.
+        DataError: there are too few images to hold one out.
     """
     order = _stratified_order(labelled.labels)[:limit]
-    # As near below the share as whole images come; 1e-9 keeps 1/12 of 60 000 from becoming 4 999.
+    # Rounded down; 1e-9 prevents a rounding error that makes 1/12 of 60 000 become 4 999.
     num_validation = int(len(order) * validation + 1e-9)
     if num_validation == 0:
         raise DataError(
-            f"{len(order)} training images; expected at least {round(1 / validation)}, so that one can be held out"
+            f"{len(order)} training images; expected at least {round(1 / validation)}, so that one can be held out for validation"
         )
     return Split(labelled.take(order[num_validation:]), labelled.take(order[:num_validation]))
 
 
 def _stratified_order(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Order all indices at random so that every leading part has each label in its share of the whole.
+    """Return all indices in a random order in which every prefix is stratified: int64[N].
 
-    Each image gets its rank within its label, moved by a random fraction and divided by the label's count: sorted by
-    that, labels interleave evenly.
+    The sort key of an image is its random rank within its label, plus a random offset per label, divided by the number
+    of images with that label. Sorting by this key interleaves the labels evenly.
     """
     generator = np.random.default_rng(SPLIT_SEED)
     position = np.empty(len(labels))
@@ -122,9 +122,9 @@ def _stratified_order(labels: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _read(path: Path | None, dataset: str, part: Part) -> Labelled:
     found = datasets.find(dataset)
-    stated = os.environ.get(found.environment) if found.environment else None
-    named = path or (Path(stated) if stated else None)
-    return _check(datasets.read(found, named, part), f"{named or 'Keras'}, {dataset}, part '{part}'")
+    variable = os.environ.get(found.path_variable) if found.path_variable else None
+    source = path or (Path(variable) if variable else None)
+    return _check(datasets.read(found, source, part), f"{source or 'Keras'}, {dataset}, part '{part}'")
 
 
 def _check(arrays: Arrays, source: str) -> Labelled:

@@ -1,8 +1,8 @@
-"""The suite of corruptions that networks are judged by, 28x28 in and 28x28 out.
+"""The corruption suite for evaluation: 23 kinds of damage to images of 28x28.
 
-After Mu and Gilmer 2019, "MNIST-C: A Robustness Benchmark for Computer Vision", drawn anew in numpy, with a few kinds
-more. Training changes its images by other code (``augment``, ``corrupt``); ``Corruption.trained`` says whether changes
-of the same nature are among those of a preset. Needs no TensorFlow.
+Follows Mu and Gilmer 2019, "MNIST-C: A Robustness Benchmark for Computer Vision", implemented here in numpy with some
+additional kinds. Training uses other code (``augment.corrupt``); ``Corruption.is_in`` tells whether a preset's
+augmentation contains similar damage. Called by ``evaluation_sets``. Does not import TensorFlow.
 """
 
 import io
@@ -18,7 +18,7 @@ from digitserve_training.model.presets import Augmentation
 Pixels = NDArray[np.floating]
 """One image, float[28,28] from 0 (background) to 1 (full ink)."""
 
-Change = Callable[[Pixels, np.random.Generator], Pixels]
+Apply = Callable[[Pixels, np.random.Generator], Pixels]
 
 SIZE = 28
 _Y, _X = np.mgrid[:SIZE, :SIZE].astype(np.float32)
@@ -29,34 +29,34 @@ class Corruption:
     """One kind of damage.
 
     Attributes:
-        name: for tables.
-        change: does it to one image; what leaves 0 to 1 is cut off afterwards.
-        like: bounds of ``Augmentation`` that bring damage of this nature into training.
+        name: shown in tables.
+        apply: damages one image; the caller clips the result to 0 to 1.
+        similar: fields of ``Augmentation`` that produce similar damage in training.
     """
 
     name: str
-    change: Change
-    like: tuple[str, ...] = ()
+    apply: Apply
+    similar: tuple[str, ...] = ()
 
-    def trained(self, augmentation: Augmentation) -> bool:
-        """Whether a preset's training shows networks damage of this nature."""
-        return any(getattr(augmentation, bound) for bound in self.like)
+    def is_in(self, augmentation: Augmentation) -> bool:
+        """Whether this augmentation produces similar damage."""
+        return any(getattr(augmentation, name) for name in self.similar)
 
 
-def corrupted(images: NDArray[np.uint8], corruption: Corruption, seed: int) -> NDArray[np.uint8]:
-    """Damage each image, each differently.
+def corrupt_images(images: NDArray[np.uint8], corruption: Corruption, seed: int) -> NDArray[np.uint8]:
+    """Damage each image with its own random values.
 
     Args:
         images: uint8[N,28,28,1].
-        corruption: the kind.
-        seed: of everything random.
+        corruption: the kind of damage.
+        seed: seed of all random values.
 
     Returns:
         uint8[N,28,28,1].
     """
     generator = np.random.default_rng(seed)
-    changed = [corruption.change(image, generator) for image in images[..., 0].astype(np.float32) / 255]
-    return (np.stack(changed).clip(0, 1) * 255).round().astype(np.uint8)[..., np.newaxis]
+    damaged = [corruption.apply(image, generator) for image in images[..., 0].astype(np.float32) / 255]
+    return (np.stack(damaged).clip(0, 1) * 255).round().astype(np.uint8)[..., np.newaxis]
 
 
 def _shot_noise(pixels: Pixels, generator: np.random.Generator) -> Pixels:
@@ -73,15 +73,15 @@ def _impulse_noise(pixels: Pixels, generator: np.random.Generator) -> Pixels:
 
 
 def _glass_blur(pixels: Pixels, generator: np.random.Generator) -> Pixels:
-    """Pixels change places with near ones, then a small blur."""
+    """Swap pixels with near ones, then blur slightly."""
     for _ in range(2):
         y, x = _Y + generator.integers(-1, 2, pixels.shape), _X + generator.integers(-1, 2, pixels.shape)
         pixels = pixels[y.clip(0, SIZE - 1).astype(int), x.clip(0, SIZE - 1).astype(int)]
-    return _filtered(pixels, ImageFilter.GaussianBlur(0.7))
+    return _filter(pixels, ImageFilter.GaussianBlur(0.7))
 
 
 def _defocus_blur(pixels: Pixels, generator: np.random.Generator) -> Pixels:
-    return _filtered(pixels, ImageFilter.GaussianBlur(generator.uniform(1.2, 2.0)))
+    return _filter(pixels, ImageFilter.GaussianBlur(generator.uniform(1.2, 2.0)))
 
 
 def _motion_blur(pixels: Pixels, generator: np.random.Generator) -> Pixels:
@@ -110,11 +110,11 @@ def _translate(pixels: Pixels, generator: np.random.Generator) -> Pixels:
 
 
 def _wave(pixels: Pixels, generator: np.random.Generator) -> Pixels:
-    """Rows and columns pushed aside along a wave."""
+    """Displace rows and columns along a sine wave."""
     first, second = generator.uniform(0, 2 * np.pi, 2)
     x = _X + 2 * np.sin(2 * np.pi * _Y / 14 + first)
     y = _Y + 1.5 * np.sin(2 * np.pi * _X / 14 + second)
-    return _sampled(pixels, y, x)
+    return _sample(pixels, y, x)
 
 
 def _brightness(pixels: Pixels, generator: np.random.Generator) -> Pixels:
@@ -126,21 +126,21 @@ def _contrast(pixels: Pixels, generator: np.random.Generator) -> Pixels:
 
 
 def _stripe(pixels: Pixels, _: np.random.Generator) -> Pixels:
-    """The left and the right quarter as a negative."""
+    """Invert the left and the right quarter."""
     return np.where((_X < 7) | (_X >= 21), 1 - pixels, pixels)
 
 
 def _fog(pixels: Pixels, generator: np.random.Generator) -> Pixels:
-    """A cloud of plasma noise (Fournier, Fussell, Carpenter 1982) over the image."""
+    """Blend with plasma noise (Fournier, Fussell, Carpenter 1982)."""
     cloud = np.zeros(pixels.shape)
     for points in (2, 4, 8, 16):
-        cloud += _enlarged(generator.random((points, points), np.float32)) / points
+        cloud += _enlarge(generator.random((points, points), np.float32)) / points
     cloud = (cloud - cloud.min()) / np.ptp(cloud)
     return np.asarray(pixels * 0.6 + cloud * 0.6)
 
 
 def _spatter(pixels: Pixels, generator: np.random.Generator) -> Pixels:
-    """Round drops of ink, or of water that takes ink off."""
+    """Add round drops of ink, or erase ink in round drops."""
     value = float(generator.random() < 0.5)
     for _ in range(int(generator.integers(6, 13))):
         y, x, radius = generator.uniform(0, SIZE), generator.uniform(0, SIZE), generator.uniform(0.8, 2.2)
@@ -151,11 +151,11 @@ def _spatter(pixels: Pixels, generator: np.random.Generator) -> Pixels:
 def _dotted_line(pixels: Pixels, generator: np.random.Generator) -> Pixels:
     ends = generator.uniform(0, SIZE, (2, 2)) * ((0, 1), (0, 1)) + ((0, 0), (SIZE - 1, 0))
 
-    def draw(pen: ImageDraw.ImageDraw) -> None:
+    def draw(canvas: ImageDraw.ImageDraw) -> None:
         for x, y in np.linspace(ends[0], ends[1], 10):
-            pen.rectangle((x, y, x + 1, y + 1), 255)
+            canvas.rectangle((x, y, x + 1, y + 1), 255)
 
-    return np.maximum(pixels, _drawn(draw))
+    return np.maximum(pixels, _draw_mask(draw))
 
 
 def _zigzag(pixels: Pixels, generator: np.random.Generator) -> Pixels:
@@ -164,36 +164,36 @@ def _zigzag(pixels: Pixels, generator: np.random.Generator) -> Pixels:
     y = middle + height * np.where(np.arange(8) % 2, 1, -1)
     if generator.random() < 0.5:
         x, y = y, x
-    return np.maximum(pixels, _drawn(lambda pen: pen.line([*zip(x.tolist(), y.tolist(), strict=True)], 255)))
+    return np.maximum(pixels, _draw_mask(lambda canvas: canvas.line([*zip(x.tolist(), y.tolist(), strict=True)], 255)))
 
 
 def _grid(pixels: Pixels, generator: np.random.Generator) -> Pixels:
-    """Squared paper: pale lines at equal distances."""
+    """Add squared paper: pale lines at equal distances."""
     period, shift = int(generator.integers(6, 10)), generator.integers(0, 6, 2)
     lines = ((_Y + shift[0]) % period == 0) | ((_X + shift[1]) % period == 0)
     return np.where(lines, np.maximum(pixels, generator.uniform(0.3, 0.6)), pixels)
 
 
 def _edges(pixels: Pixels, _: np.random.Generator) -> Pixels:
-    """Only where ink begins and ends: the larger gradient, thresholded."""
-    down, across = np.gradient(_filtered(pixels, ImageFilter.GaussianBlur(0.8)))
+    """Keep only the edges of strokes: threshold the gradient magnitude."""
+    down, across = np.gradient(_filter(pixels, ImageFilter.GaussianBlur(0.8)))
     edges: Pixels = (np.hypot(down, across) > 0.18).astype(np.float32)
     return edges
 
 
 def _pixelate(pixels: Pixels, _: np.random.Generator) -> Pixels:
-    picture = _picture(pixels).resize((9, 9), Image.Resampling.BOX)
-    return _pixels(picture.resize((SIZE, SIZE), Image.Resampling.NEAREST))
+    image = _to_pil(pixels).resize((9, 9), Image.Resampling.BOX)
+    return _from_pil(image.resize((SIZE, SIZE), Image.Resampling.NEAREST))
 
 
 def _jpeg(pixels: Pixels, generator: np.random.Generator) -> Pixels:
     buffer = io.BytesIO()
-    _picture(pixels).save(buffer, "JPEG", quality=int(generator.integers(3, 9)))
-    return _pixels(Image.open(buffer))
+    _to_pil(pixels).save(buffer, "JPEG", quality=int(generator.integers(3, 9)))
+    return _from_pil(Image.open(buffer))
 
 
 def _occlusion(pixels: Pixels, generator: np.random.Generator) -> Pixels:
-    """A square of background over the digit."""
+    """Cover part of the digit with a square of background."""
     top, left = generator.integers(5, 17, 2)
     hidden = pixels.copy()
     hidden[top : top + 6, left : left + 6] = 0
@@ -207,15 +207,15 @@ def _sign(generator: np.random.Generator) -> int:
 def _affine(
     pixels: Pixels, matrix: tuple[tuple[float, float], ...] = ((1, 0), (0, 1)), shift: tuple[float, float] = (0, 0)
 ) -> Pixels:
-    """Read each output pixel at ``matrix`` times its place (x, y) from the centre, less ``shift``."""
+    """Sample each output pixel at ``matrix`` times its position (x, y) relative to the centre, minus ``shift``."""
     centre = (SIZE - 1) / 2
     x, y = _X - centre, _Y - centre
     (a, b), (c, d) = matrix
-    return _sampled(pixels, c * x + d * y + centre - shift[1], a * x + b * y + centre - shift[0])
+    return _sample(pixels, c * x + d * y + centre - shift[1], a * x + b * y + centre - shift[0])
 
 
-def _sampled(pixels: Pixels, y: Pixels, x: Pixels) -> Pixels:
-    """Interpolate between pixels; beyond the border is background."""
+def _sample(pixels: Pixels, y: Pixels, x: Pixels) -> Pixels:
+    """Sample with bilinear interpolation; outside the image is background."""
     padded = np.pad(pixels, 1)
     y, x = (y + 1).clip(0, SIZE + 0.999), (x + 1).clip(0, SIZE + 0.999)
     top, left = y.astype(int), x.astype(int)
@@ -226,50 +226,50 @@ def _sampled(pixels: Pixels, y: Pixels, x: Pixels) -> Pixels:
     return result
 
 
-def _filtered(pixels: Pixels, kind: ImageFilter.GaussianBlur) -> Pixels:
-    return _pixels(_picture(pixels).filter(kind))
+def _filter(pixels: Pixels, blur: ImageFilter.GaussianBlur) -> Pixels:
+    return _from_pil(_to_pil(pixels).filter(blur))
 
 
-def _enlarged(coarse: Pixels) -> Pixels:
+def _enlarge(coarse: Pixels) -> Pixels:
     return np.asarray(Image.fromarray(coarse).resize((SIZE, SIZE), Image.Resampling.BICUBIC), np.float32)
 
 
-def _drawn(draw: Callable[[ImageDraw.ImageDraw], None]) -> Pixels:
-    picture = Image.new("L", (SIZE, SIZE))
-    draw(ImageDraw.Draw(picture))
-    return _pixels(picture)
+def _draw_mask(draw: Callable[[ImageDraw.ImageDraw], None]) -> Pixels:
+    image = Image.new("L", (SIZE, SIZE))
+    draw(ImageDraw.Draw(image))
+    return _from_pil(image)
 
 
-def _picture(pixels: Pixels) -> Image.Image:
+def _to_pil(pixels: Pixels) -> Image.Image:
     return Image.fromarray((pixels * 255).round().astype(np.uint8))
 
 
-def _pixels(picture: Image.Image) -> Pixels:
-    return np.asarray(picture, np.float32) / 255
+def _from_pil(image: Image.Image) -> Pixels:
+    return np.asarray(image, np.float32) / 255
 
 
 CORRUPTIONS = (
-    Corruption("shot noise", _shot_noise, like=("noise", "corrupted")),
-    Corruption("Gaussian noise", _gaussian_noise, like=("noise", "corrupted")),
-    Corruption("impulse noise", _impulse_noise, like=("corrupted",)),
+    Corruption("shot noise", _shot_noise, similar=("noise", "corrupted")),
+    Corruption("Gaussian noise", _gaussian_noise, similar=("noise", "corrupted")),
+    Corruption("impulse noise", _impulse_noise, similar=("corrupted",)),
     Corruption("glass blur", _glass_blur),
-    Corruption("defocus blur", _defocus_blur, like=("blur", "corrupted")),
-    Corruption("motion blur", _motion_blur, like=("corrupted",)),
-    Corruption("shear", _shear, like=("shear", "corrupted")),
-    Corruption("scale", _scale, like=("scale", "zoom", "corrupted")),
-    Corruption("rotate", _rotate, like=("rotation_deg", "corrupted")),
-    Corruption("translate", _translate, like=("shift_px", "corrupted")),
-    Corruption("wave", _wave, like=("elastic_px", "corrupted")),
-    Corruption("brightness", _brightness, like=("corrupted",)),
-    Corruption("contrast", _contrast, like=("contrast", "corrupted")),
-    Corruption("stripe", _stripe, like=("corrupted",)),
-    Corruption("fog", _fog, like=("corrupted",)),
-    Corruption("spatter", _spatter, like=("corrupted",)),
-    Corruption("dotted line", _dotted_line, like=("corrupted",)),
-    Corruption("zigzag", _zigzag, like=("corrupted",)),
-    Corruption("squared paper", _grid, like=("corrupted",)),
-    Corruption("edges only", _edges, like=("corrupted",)),
-    Corruption("pixelate", _pixelate, like=("corrupted",)),
+    Corruption("defocus blur", _defocus_blur, similar=("blur", "corrupted")),
+    Corruption("motion blur", _motion_blur, similar=("corrupted",)),
+    Corruption("shear", _shear, similar=("shear", "corrupted")),
+    Corruption("scale", _scale, similar=("scale", "zoom", "corrupted")),
+    Corruption("rotate", _rotate, similar=("rotation_deg", "corrupted")),
+    Corruption("translate", _translate, similar=("shift_px", "corrupted")),
+    Corruption("wave", _wave, similar=("elastic_px", "corrupted")),
+    Corruption("brightness", _brightness, similar=("corrupted",)),
+    Corruption("contrast", _contrast, similar=("contrast", "corrupted")),
+    Corruption("stripe", _stripe, similar=("corrupted",)),
+    Corruption("fog", _fog, similar=("corrupted",)),
+    Corruption("spatter", _spatter, similar=("corrupted",)),
+    Corruption("dotted line", _dotted_line, similar=("corrupted",)),
+    Corruption("zigzag", _zigzag, similar=("corrupted",)),
+    Corruption("squared paper", _grid, similar=("corrupted",)),
+    Corruption("edges only", _edges, similar=("corrupted",)),
+    Corruption("pixelate", _pixelate, similar=("corrupted",)),
     Corruption("JPEG", _jpeg),
-    Corruption("occlusion", _occlusion, like=("corrupted",)),
+    Corruption("occlusion", _occlusion, similar=("corrupted",)),
 )

@@ -1,10 +1,10 @@
-"""How well a trained network does, measured on the ONNX graph by onnxruntime: what is reported is what is served.
+"""Measures a trained network: onnxruntime runs the ONNX graph, so the reported figures hold for what is served.
 
-``digitserve-train evaluate`` writes a report into the run's folder; ``export`` puts the figures into the manifest. Only
-these two look at test images, and at all that is made of them: drawings on paper, corruptions, strangers.
+``report`` calls ``evaluate``; ``export`` calls ``measure`` for the manifest and ``run`` for its parity checks. Nothing
+else uses test images or images derived from them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import cycle
@@ -14,38 +14,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digitserve.inference.session import Outputs, Session
-from digitserve.types import Framing, Ink
-from digitserve.vision.framing import frame, prepare
+from digitserve.types import Gray
 from digitserve_training.data.splits import Labelled
-from digitserve_training.evaluate import corruption_suite, scores
+from digitserve_training.evaluate import scores
 from digitserve_training.evaluate.calibration import ood_threshold
+from digitserve_training.evaluate.evaluation_sets import EvaluationSet, EvaluationSets
 from digitserve_training.evaluate.scores import Reliability
 from digitserve_training.model.presets import Augmentation
-from digitserve_training.synth import non_digits
-from digitserve_training.synth.scans import Paper, readings
 
 BATCH_SIZE = 256
 
-SEED = 7
-"""Of everything that is drawn for judging, so that every network is judged by the same images."""
-
-NUM_STRANGERS = 1_000
-"""Pictures of each kind that are no digit."""
-
 NUM_EXAMPLES = 10
-"""Images of each kind of changed digits that are kept to be shown."""
+"""Images of each labelled set that are kept for the report."""
 
-JUDGED_PAPER = Paper(smallest=16, largest=400, plain=0.0)
-"""Dark on light, off-centre, uneven and grainy, 16 to 400 pixels."""
+ALL_KINDS = "all kinds"
+"""Name of the result over all kinds of non-digits together."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a graph makes of labelled images.
+    """The outputs of a graph for labelled images.
 
     Attributes:
         labelled: the images.
-        outputs: the graph's answers to them.
+        outputs: the outputs of the graph for these images.
     """
 
     labelled: Labelled = field(repr=False)
@@ -58,13 +50,18 @@ class Measurement:
 
     @cached_property
     def predicted(self) -> NDArray[np.int64]:
-        """Index of each image's most probable label: int64[N]."""
+        """Index of the most probable label of each image: int64[N]."""
         predicted: NDArray[np.int64] = self.outputs.probabilities.argmax(axis=1)
         return predicted
 
     @property
+    def num_wrong(self) -> int:
+        """Number of images whose most probable label is wrong."""
+        return int(np.sum(self.predicted != self.labelled.labels))
+
+    @property
     def accuracy(self) -> float:
-        """Share of images whose most probable label is theirs."""
+        """Share of images whose most probable label is right."""
         return float(np.mean(self.predicted == self.labelled.labels))
 
     @property
@@ -74,12 +71,12 @@ class Measurement:
 
     @property
     def reliability(self) -> Reliability:
-        """Confidence against accuracy."""
+        """Confidence and accuracy in bins."""
         return scores.reliability(self.outputs.probabilities, self.labelled.labels)
 
     @cached_property
     def confusion(self) -> NDArray[np.int64]:
-        """Images by true label (row) and predicted label (column): int64[labels,labels]."""
+        """Number of images by true label (row) and predicted label (column): int64[labels,labels]."""
         num_labels = len(self.labelled.names)
         confusion = np.zeros((num_labels, num_labels), np.int64)
         np.add.at(confusion, (self.labelled.labels, self.predicted), 1)
@@ -87,132 +84,92 @@ class Measurement:
 
 
 @dataclass(frozen=True)
-class Robustness:
-    """Answers to one set of digits that were changed, or come from elsewhere.
+class SetResult:
+    """Accuracy on one ``EvaluationSet``.
 
     Attributes:
-        name: for tables.
+        name: name of the set.
         accuracy: share of right labels.
-        examples: uint8[N,28,28,1], the first few images, so the same digits whatever was done to them.
-        trained: whether training saw changes of this nature; None where the question makes no sense.
+        examples: uint8[N,28,28,1], the first few images: the same digits for each corruption.
+        trained: whether the augmentation of training contains similar corruptions; None if the set is not a corruption.
     """
 
     name: str
     accuracy: float
-    examples: NDArray[np.uint8] = field(repr=False)
+    examples: Gray = field(repr=False)
     trained: bool | None = None
 
 
 @dataclass(frozen=True)
-class Strangers:
-    """How well one kind of pictures is told from digits.
+class OodResult:
+    """Out-of-distribution detection on one kind of non-digits.
 
     Attributes:
-        name: of the kind.
-        auroc: probability that such a picture is stranger to the network than a test digit.
-        rejected: share above the threshold, and so called unfamiliar.
-        images: uint8[N,28,28,1], the pictures.
-        ood_score: float32[N], of each picture.
+        name: name of the kind.
+        auroc: probability that such an image has a higher OOD score than a test digit.
+        rejected: share of images above the threshold, which the service reports as unfamiliar.
+        images: uint8[N,28,28,1].
+        ood_score: float32[N], the score of each image.
     """
 
     name: str
     auroc: float
     rejected: float
-    images: NDArray[np.uint8] = field(repr=False)
+    images: Gray = field(repr=False)
     ood_score: NDArray[np.float32] = field(repr=False)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All that is measured of one graph.
+    """All measurements of one graph.
 
     Attributes:
-        validation: the images that were held out of training.
-        test: the test images.
-        threshold: OOD score above which images are called unfamiliar, of validation images.
-        corruptions: the suite, on the test images.
-        corrupted_reliability: confidence against accuracy over the whole suite; None without it.
-        ink: digits through the service's framing; empty for sets that are no digits.
-        strangers: pictures that are no digits, all together first; empty for sets that are no digits.
-        mistaken_verdicts: share of test digits that the service would call blank or several.
-        graph_sha256: of the ONNX file that was measured, hexadecimal.
+        validation: on the images that were held out of training.
+        test: on the test images.
+        threshold: OOD score above which an image is unfamiliar, from the validation images.
+        corruptions: accuracy on the corruption suite.
+        corrupted_reliability: confidence and accuracy over the whole suite; None without a suite.
+        framed: accuracy on scanned digits after the service's framing; empty if the dataset is not about digits.
+        non_digits: results for images that show no digit, first for all kinds together; empty if the dataset is not
+            about digits.
+        mistaken_verdicts: share of test digits that the service would call blank or several shapes.
+        graph_sha256: sha256 of the measured ONNX file, hexadecimal.
     """
 
     validation: Measurement
     test: Measurement
     threshold: float
-    corruptions: tuple[Robustness, ...]
+    corruptions: tuple[SetResult, ...]
     corrupted_reliability: Reliability | None
-    ink: tuple[Robustness, ...]
-    strangers: tuple[Strangers, ...]
+    framed: tuple[SetResult, ...]
+    non_digits: tuple[OodResult, ...]
     mistaken_verdicts: float
     graph_sha256: str
 
     @property
     def corruption_accuracy(self) -> float:
-        """Mean accuracy over the suite."""
+        """Mean accuracy over the corruption suite."""
         return float(np.mean([corruption.accuracy for corruption in self.corruptions]))
-
-
-class Exam:
-    """The images that networks are judged by; made once, for any number of networks.
-
-    Attributes:
-        test: the test images.
-        digits: whether they are digits, so that paper and strangers make sense.
-    """
-
-    def __init__(self, test: Labelled, *, digits: bool) -> None:
-        """Keep the test images; everything else is drawn when it is first asked for."""
-        self.test, self.digits = test, digits
-
-    @cached_property
-    def corrupted(self) -> dict[str, Labelled]:
-        """The test images under each corruption of the suite."""
-        return {
-            corruption.name: Labelled(
-                corruption_suite.corrupted(self.test.images, corruption, SEED), self.test.labels, self.test.names
-            )
-            for corruption in corruption_suite.CORRUPTIONS
-        }
-
-    @cached_property
-    def ink(self) -> dict[str, Labelled]:
-        """Digits from elsewhere, each through the service's framing."""
-        if not self.digits:
-            return {}
-        small, labels = _scanned_digits()
-        return {
-            "test images drawn on paper": Labelled(readings(self.test.images, JUDGED_PAPER, SEED), self.test.labels),
-            "load_digits, light on dark": Labelled(_framed(small), labels),
-            "load_digits, dark on light": Labelled(_framed(255 - small), labels),
-        }
-
-    @cached_property
-    def strangers(self) -> dict[str, NDArray[np.uint8]]:
-        """Pictures that are no digits, by kind."""
-        return non_digits.judged(NUM_STRANGERS, SEED) if self.digits else {}
-
-    @cached_property
-    def mistaken_verdicts(self) -> float:
-        """Share of test images that the service would call blank or several, as they are or framed: the larger."""
-        images = self.test.images[..., 0]
-        prepared = [prepare(images, Ink.LIGHT_ON_DARK, framing) for framing in Framing]
-        return max(float(np.mean(one.blank | one.several)) for one in prepared)
 
 
 def measure(session: Session, labelled: Labelled) -> Measurement:
     """Run a graph on labelled images.
 
     Args:
-        session: as ``candidate.open_session`` gives it.
+        session: a result of ``converted_model.open_session``.
         labelled: at least one image.
     """
     return Measurement(labelled, run(session, labelled.images))
 
 
-def run(session: Session, images: NDArray[np.uint8], batch_sizes: Sequence[int] = (BATCH_SIZE,)) -> Outputs:
-    """Run a graph on images, in batches of these sizes in turn, the last one as large as what is left."""
+def run(session: Session, images: Gray, batch_sizes: Sequence[int] = (BATCH_SIZE,)) -> Outputs:
+    """Run a graph on images in batches; the sizes repeat in a cycle, and the last batch may be smaller.
+
+    Args:
+        session: a result of ``converted_model.open_session``.
+        images: uint8[N,28,28,1], N at least 1.
+        batch_sizes: sizes of successive batches.
+    """
     parts: list[Outputs] = []
     start = 0
     for size in cycle(batch_sizes):
@@ -225,56 +182,54 @@ def run(session: Session, images: NDArray[np.uint8], batch_sizes: Sequence[int] 
 
 
 def evaluate(
-    session: Session, validation: Labelled, exam: Exam, augmentation: Augmentation, graph_sha256: str
+    session: Session, validation: Labelled, sets: EvaluationSets, augmentation: Augmentation, graph_sha256: str
 ) -> Evaluation:
-    """Measure a graph on everything.
+    """Measure a graph on all images.
 
     Args:
-        session: as ``candidate.open_session`` gives it.
+        session: a result of ``converted_model.open_session``.
         validation: images that were held out of training.
-        exam: what it is judged by.
-        augmentation: of its training; tells which corruptions it has seen the like of.
-        graph_sha256: of the graph, so that a report can be told from another graph's.
+        sets: the sets to evaluate on.
+        augmentation: augmentation used in training; decides which corruptions count as seen in training.
+        graph_sha256: fingerprint of the graph; stored in the report, to find out later whether it matches a graph.
     """
-    held_out, test = measure(session, validation), measure(session, exam.test)
+    held_out, test = measure(session, validation), measure(session, sets.test)
     threshold = ood_threshold(held_out.ood_score)
-    suite = {name: measure(session, labelled) for name, labelled in exam.corrupted.items()}
-    trained = {corruption.name: corruption.trained(augmentation) for corruption in corruption_suite.CORRUPTIONS}
+    measured = [(one, measure(session, one.labelled)) for one in sets.labelled]
     return Evaluation(
         validation=held_out,
         test=test,
         threshold=threshold,
-        corruptions=tuple(_robustness(name, one, trained[name]) for name, one in suite.items()),
-        corrupted_reliability=_pooled([*suite.values()]),
-        ink=tuple(_robustness(name, measure(session, labelled)) for name, labelled in exam.ink.items()),
-        strangers=_strangers(session, exam.strangers, test.ood_score, threshold),
-        mistaken_verdicts=exam.mistaken_verdicts,
+        corruptions=tuple(_set_result(one, got, augmentation) for one, got in measured if one.corruption),
+        corrupted_reliability=_pooled_reliability([got for one, got in measured if one.corruption]),
+        framed=tuple(_set_result(one, got, augmentation) for one, got in measured if not one.corruption),
+        non_digits=tuple(_ood_results(session, sets.non_digits, test.ood_score, threshold)),
+        mistaken_verdicts=sets.mistaken_verdicts,
         graph_sha256=graph_sha256,
     )
 
 
-def described(evaluation: Evaluation) -> dict[str, Any]:
-    """Return an evaluation as JSON has it, without the answers to single images."""
+def as_json(evaluation: Evaluation) -> dict[str, Any]:
+    """Return an evaluation as a JSON object, without the outputs for single images."""
+    reliability = evaluation.corrupted_reliability
     return {
         "graph_sha256": evaluation.graph_sha256,
-        "validation": _described(evaluation.validation),
-        "test": _described(evaluation.test),
+        "validation": _measurement_as_json(evaluation.validation),
+        "test": _measurement_as_json(evaluation.test),
         "corruptions": {
             "mean_accuracy": evaluation.corruption_accuracy,
-            "calibration_error": None
-            if evaluation.corrupted_reliability is None
-            else evaluation.corrupted_reliability.error,
+            "calibration_error": None if reliability is None else reliability.error,
             "accuracy": {one.name: one.accuracy for one in evaluation.corruptions},
             "trained": {one.name: one.trained for one in evaluation.corruptions},
         },
-        "ink": {one.name: one.accuracy for one in evaluation.ink},
-        "strangers": {one.name: {"auroc": one.auroc, "rejected": one.rejected} for one in evaluation.strangers},
+        "framed": {one.name: one.accuracy for one in evaluation.framed},
+        "non_digits": {one.name: {"auroc": one.auroc, "rejected": one.rejected} for one in evaluation.non_digits},
         "ood_threshold": evaluation.threshold,
         "mistaken_verdicts": evaluation.mistaken_verdicts,
     }
 
 
-def _described(measurement: Measurement) -> dict[str, Any]:
+def _measurement_as_json(measurement: Measurement) -> dict[str, Any]:
     return {
         "num_images": len(measurement.labelled),
         "labels": measurement.labelled.names,
@@ -285,11 +240,17 @@ def _described(measurement: Measurement) -> dict[str, Any]:
     }
 
 
-def _robustness(name: str, measurement: Measurement, trained: bool | None = None) -> Robustness:  # noqa: FBT001 - a fact
-    return Robustness(name, measurement.accuracy, measurement.labelled.images[:NUM_EXAMPLES], trained)
+def _set_result(evaluation_set: EvaluationSet, measurement: Measurement, augmentation: Augmentation) -> SetResult:
+    corruption = evaluation_set.corruption
+    return SetResult(
+        evaluation_set.name,
+        measurement.accuracy,
+        measurement.labelled.images[:NUM_EXAMPLES],
+        None if corruption is None else corruption.is_in(augmentation),
+    )
 
 
-def _pooled(measurements: Sequence[Measurement]) -> Reliability | None:
+def _pooled_reliability(measurements: Sequence[Measurement]) -> Reliability | None:
     if not measurements:
         return None
     probabilities = np.concatenate([measurement.outputs.probabilities for measurement in measurements])
@@ -298,27 +259,14 @@ def _pooled(measurements: Sequence[Measurement]) -> Reliability | None:
     )
 
 
-def _strangers(
-    session: Session, pictures: Mapping[str, NDArray[np.uint8]], digits: NDArray[np.float32], threshold: float
-) -> tuple[Strangers, ...]:
-    if not pictures:
-        return ()
-    by_kind = {name: (images, run(session, images).ood_score) for name, images in pictures.items()}
-    images, found = zip(*by_kind.values(), strict=True)
-    by_kind = {"all together": (np.concatenate(images), np.concatenate(found))} | by_kind
-    return tuple(
-        Strangers(name, scores.auroc(digits, found), float(np.mean(found > threshold)), images, found)
-        for name, (images, found) in by_kind.items()
-    )
-
-
-def _scanned_digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Return scikit-learn's digits, light on dark: uint8[1797,8,8] and int64[1797]."""
-    from sklearn.datasets import load_digits  # noqa: PLC0415 - a second, and only evaluation needs it
-
-    images, labels = load_digits(return_X_y=True)
-    return np.round(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8), labels.astype(np.int64)
-
-
-def _framed(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.stack([frame(image, Ink.AUTO).pixels for image in images])[..., np.newaxis]
+def _ood_results(
+    session: Session, non_digits: Mapping[str, Gray], digit_scores: NDArray[np.float32], threshold: float
+) -> Iterator[OodResult]:
+    """Yield the result over all kinds, then the result of each kind."""
+    if not non_digits:
+        return
+    kinds = {name: (images, run(session, images).ood_score) for name, images in non_digits.items()}
+    all_images, all_scores = (np.concatenate(arrays) for arrays in zip(*kinds.values(), strict=True))
+    for name, (images, found) in {ALL_KINDS: (all_images, all_scores), **kinds}.items():
+        auroc = scores.auroc(digit_scores, found)
+        yield OodResult(name, auroc, float(np.mean(found > threshold)), images, found)

@@ -19,7 +19,7 @@ from digitserve_training.data.splits import Labelled
 from digitserve_training.errors import RunError
 from digitserve_training.evaluate import page
 from digitserve_training.evaluate.calibration import ood_threshold
-from digitserve_training.evaluate.candidate import Candidate, open_candidate
+from digitserve_training.evaluate.converted_model import ConvertedModel, convert_run
 from digitserve_training.evaluate.evaluation import Measurement, measure
 from digitserve_training.evaluate.report import FOLDER
 from digitserve_training.export import parity
@@ -101,16 +101,16 @@ def export(
     state = checkpoint.load(run_dir)
     resolved = resolve_destination(destination, state.settings)
     _require_finished(state, run_dir)
-    candidate = open_candidate(run_dir, data_path)
+    candidate = convert_run(run_dir, data_path)
     test = splits.read_test(data_path, candidate.state.settings.dataset)
     report: Path | None = run_dir / FOLDER
-    if precision != "float32" or page.reported(run_dir / FOLDER) != candidate.sha256:
+    if precision != "float32" or page.reported_sha256(run_dir / FOLDER) != candidate.sha256:
         report = None
     return publish(candidate, test, resolved, report, precision)
 
 
 def publish(
-    candidate: Candidate,
+    candidate: ConvertedModel,
     test: Labelled,
     destination: Destination,
     report: Path | None = None,
@@ -122,7 +122,7 @@ def publish(
         ParityError: nothing was written.
         RunError: the bundle cannot be written.
     """
-    measured = parity.compare(candidate.answer, candidate.session, test.images)
+    measured = parity.compare(candidate.keras_function, candidate.session, test.images)
     parity.require(measured)
     int8 = to_int8(candidate, test) if precision == "int8" else None
     candidate = candidate if int8 is None else int8.candidate
@@ -155,7 +155,7 @@ def resolve_destination(destination: Destination, settings: Settings) -> Destina
     return Destination(models, name, max(taken, default=0) + 1 if version is None else version)
 
 
-def _manifest(candidate: Candidate, test: Labelled, destination: Destination, measured: Parity) -> Manifest:
+def _manifest(candidate: ConvertedModel, test: Labelled, destination: Destination, measured: Parity) -> Manifest:
     held_out = measure(candidate.session, candidate.split.validation)
     labels = candidate.state.settings.labels
     inputs, outputs = graph_signature(len(labels))
@@ -191,7 +191,7 @@ def _require_finished(state: Checkpoint, run_dir: Path) -> None:
         )
 
 
-def _training(candidate: Candidate, test: Labelled) -> dict[str, Any]:
+def _training(candidate: ConvertedModel, test: Labelled) -> dict[str, Any]:
     settings = candidate.state.settings
     return {
         "preset": settings.preset.name,

@@ -13,7 +13,7 @@ from digitserve.inference.bundle import Golden
 from digitserve.inference.session import Outputs, Session, run_unverified
 from digitserve_training.data.splits import Labelled
 from digitserve_training.errors import ParityError
-from digitserve_training.evaluate.candidate import Candidate, open_session
+from digitserve_training.evaluate.converted_model import ConvertedModel, open_session
 from digitserve_training.evaluate.evaluation import run
 from digitserve_training.export.parity import BATCH_SIZES
 from digitserve_training.export.quantize import quantize
@@ -95,7 +95,7 @@ class Int8Candidate:
         test: differences on test images, only recorded.
     """
 
-    candidate: Candidate
+    candidate: ConvertedModel
     num_calibration: int
     validation: Difference
     test: Difference
@@ -117,11 +117,11 @@ class Int8Candidate:
         return entries
 
 
-def to_int8(candidate: Candidate, test: Labelled) -> Int8Candidate:
+def to_int8(candidate: ConvertedModel, test: Labelled) -> Int8Candidate:
     """Quantise a candidate's graph and compare it with the float32 one.
 
     Args:
-        candidate: from ``open_candidate``.
+        candidate: from ``convert_run``.
         test: test images of its dataset.
 
     Raises:

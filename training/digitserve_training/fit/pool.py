@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from digitserve_training.data.splits import Labelled
 from digitserve_training.model.presets import Recipe
 from digitserve_training.synth import non_digits
-from digitserve_training.synth.scans import Paper, readings
+from digitserve_training.synth.digits import synthetic_digits
+from digitserve_training.synth.scans import ScanParameters, scan_and_frame
 
 NO_LABEL = -1
 """Label of an image that is not a digit."""
 
-SCANS = Paper(smallest=8, largest=64, plain=0.4, scanned=0.25)
+SCANS = ScanParameters(min_side_px=8, max_side_px=64, clean_share=0.4, coarse_share=0.25)
 """Smaller and cleaner than the scans for evaluation: large drawings look like MNIST after framing, small ones do not."""
 
 OTHER_WRITING = 0.3
@@ -77,11 +78,11 @@ class Pool:
 def _scans(training: Labelled, seed: int) -> Labelled:
     images, labels = training.images.copy(), training.labels.copy()
     replaced = np.random.default_rng(seed).permutation(len(labels))[: round(OTHER_WRITING * len(labels))]
-    images[replaced], labels[replaced] = non_digits.digits_of_other_hands(len(replaced), seed)
-    scans = readings(images, SCANS, seed)
+    images[replaced], labels[replaced] = synthetic_digits(len(replaced), seed)
+    scans = scan_and_frame(images, SCANS, seed)
     # A few digits of 8 pixels come out empty; those stay unscanned.
     return Labelled(np.where(scans.any(axis=(1, 2, 3), keepdims=True), scans, images), labels)
 
 
 def _outliers(num_images: int, seed: int) -> Labelled:
-    return Labelled(non_digits.drawn_for_training(num_images, seed), np.full(num_images, NO_LABEL))
+    return Labelled(non_digits.for_training(num_images, seed), np.full(num_images, NO_LABEL))

@@ -1,6 +1,6 @@
 """Weights of checkpoints: the trained network that a checkpoint holds, and its fingerprint.
 
-Used by ``train``, ``teachers`` and ``evaluate.candidate``.
+Used by ``train``, ``teachers`` and ``evaluate.converted_model``.
 """
 
 import hashlib

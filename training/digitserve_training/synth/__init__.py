@@ -1,1 +1,1 @@
-"""Synthetic images: scans on paper, pen strokes, and images that show no digit."""
+"""Synthetic images: simulated scans, digits and characters drawn as strokes or glyphs, and images that show no digit."""

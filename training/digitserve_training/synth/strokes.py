@@ -1,6 +1,6 @@
-"""Characters written with a pen: strokes as points, made uneven, rounded and drawn.
+"""Characters drawn as pen strokes: polylines with random jitter and rounded corners.
 
-``outliers`` draws letters and scribbles by it, and digits in ways that MNIST's writers did not use. Needs no TensorFlow.
+``digits`` and ``non_digits`` draw with it. Does not import TensorFlow.
 """
 
 from collections.abc import Sequence
@@ -9,50 +9,58 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-Gray = NDArray[np.uint8]
+from digitserve.types import Gray
+
 Stroke = Sequence[tuple[float, float]]
 
-FIELD = 64
-"""Side of the square that figures are drawn on, in pixels, before they are framed."""
+CANVAS_SIZE = 64
+"""Side of the square canvas in pixels; drawings are framed to 28x28 afterwards."""
 
-GRID = 4
-"""Characters stand on a grid of so many units along each side, x to the right, y down."""
+GRID_SIZE = 4
+"""Side of the square grid of the coordinates in ``LETTER_STROKES`` and ``DIGIT_STROKES``; x to the right, y down."""
+
+_OVERSAMPLING = 4
 
 
-def written(strokes: Sequence[Stroke], generator: np.random.Generator) -> Gray:
-    """Write a character: each point off by some, corners rounded, the whole leaning, wide or narrow.
+def draw_character(strokes: Sequence[Stroke], generator: np.random.Generator) -> Gray:
+    """Draw a character with jittered points, rounded corners, and a random slant, aspect ratio and stroke width.
 
     Args:
-        strokes: on the grid.
-        generator: draws everything.
+        strokes: in grid coordinates.
+        generator: source of all random values.
 
     Returns:
         uint8[64,64], light ink on dark.
     """
-    lean, width = generator.uniform(-0.2, 0.2), generator.uniform(0.6, 1.1)
-    uneven = []
+    slant, width = generator.uniform(-0.2, 0.2), generator.uniform(0.6, 1.1)
+    jittered = []
     for stroke in strokes:
-        points = np.array(stroke, np.float64) / GRID + generator.normal(0, 0.025, (len(stroke), 2))
-        points[:, 0] = 0.5 + width * (points[:, 0] - 0.5) + lean * (0.5 - points[:, 1])
-        uneven.append(smoothed(0.2 + 0.6 * points))
-    return stroked(uneven, generator.uniform(2.5, 7.5))
+        points = np.array(stroke, np.float64) / GRID_SIZE + generator.normal(0, 0.025, (len(stroke), 2))
+        points[:, 0] = 0.5 + width * (points[:, 0] - 0.5) + slant * (0.5 - points[:, 1])
+        jittered.append(round_corners(0.2 + 0.6 * points))
+    return draw_lines(jittered, generator.uniform(2.5, 7.5))
 
 
-def stroked(strokes: Sequence[Stroke], width: float) -> Gray:
-    """Draw polylines, given in units of the field, with a round pen ``width`` pixels wide."""
-    scale = 4
-    picture = Image.new("L", (FIELD * scale, FIELD * scale))
-    tip, radius = ImageDraw.Draw(picture), width * scale / 2
-    for stroke in strokes:
-        points = [(x * FIELD * scale, y * FIELD * scale) for x, y in stroke]
-        tip.line(points, 255, round(2 * radius), joint="curve")
+def draw_lines(lines: Sequence[Stroke], width_px: float) -> Gray:
+    """Draw polylines with round ends: uint8[64,64], light ink on dark.
+
+    Args:
+        lines: coordinates as fractions of the canvas, 0 to 1.
+        width_px: stroke width.
+    """
+    side = CANVAS_SIZE * _OVERSAMPLING
+    image = Image.new("L", (side, side))
+    draw, radius = ImageDraw.Draw(image), width_px * _OVERSAMPLING / 2
+    for line in lines:
+        points = [(x * side, y * side) for x, y in line]
+        draw.line(points, 255, round(2 * radius), joint="curve")
         for x, y in (points[0], points[-1]):
-            tip.ellipse((x - radius, y - radius, x + radius, y + radius), 255)
-    return np.asarray(picture.resize((FIELD, FIELD), Image.Resampling.BOX))
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), 255)
+    return np.asarray(image.resize((CANVAS_SIZE, CANVAS_SIZE), Image.Resampling.BOX))
 
 
-def smoothed(points: NDArray[np.float64]) -> Stroke:
-    """Round a polyline's corners by cutting them three times (Chaikin 1974)."""
+def round_corners(points: NDArray[np.float64]) -> Stroke:
+    """Round the corners of a polyline by three rounds of corner cutting (Chaikin 1974)."""
     for _ in range(3):
         near, far = 0.75 * points[:-1] + 0.25 * points[1:], 0.25 * points[:-1] + 0.75 * points[1:]
         points = np.concatenate([points[:1], np.stack([near, far], axis=1).reshape(-1, 2), points[-1:]])
@@ -90,7 +98,7 @@ LETTER_STROKES: dict[str, tuple[Stroke, ...]] = {
     "x": (((0.6, 1), (3.4, 4)), ((3.4, 1), (0.6, 4))),
 }
 
-# Each digit in the ways of several countries: a 1 with a long flag or a foot, a barred 7, an open 4, a 9 that curls.
+# Each digit in the styles of several countries: a 1 with a long flag or a base line, a crossed 7, an open 4, a curled 9.
 DIGIT_STROKES: dict[str, tuple[tuple[Stroke, ...], ...]] = {
     "0": ((((2, 0), (0.7, 0.8), (0.5, 2), (0.7, 3.2), (2, 4), (3.3, 3.2), (3.5, 2), (3.3, 0.8), (2, 0)),),),
     "1": (

@@ -1,14 +1,14 @@
-"""What temperature and OOD threshold promise."""
+"""Temperature and OOD threshold."""
 
 import numpy as np
 import pytest
 
-from digitserve_training.evaluate.calibration import COLDEST, HOTTEST, fit_temperature, ood_threshold
+from digitserve_training.evaluate.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE, fit_temperature, ood_threshold
 
 
 @pytest.mark.parametrize("num_images", [5, 199, 200, 1000, 5000])
-def test_threshold_accepts_the_share_it_is_set_for(num_images: int) -> None:
-    """At least 99.5 % of validation images score at or below the threshold, and no lower score would do."""
+def test_threshold_accepts_the_given_share(num_images: int) -> None:
+    """At least 99.5 % of the scores do not exceed the threshold, and it is the lowest such score."""
     scores = np.random.default_rng(1).normal(size=num_images).astype(np.float32)
 
     threshold = ood_threshold(scores)
@@ -19,8 +19,8 @@ def test_threshold_accepts_the_share_it_is_set_for(num_images: int) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
-def test_temperature_is_found_again(temperature: float) -> None:
-    """Labels drawn from softmax(logits / T) give T back, to the precision that 20 000 labels allow."""
+def test_temperature_is_recovered(temperature: float) -> None:
+    """From labels drawn from softmax(logits / T), the fit recovers T to the precision that 20 000 labels allow."""
     generator = np.random.default_rng(2)
     logits = generator.normal(0, 3, (20_000, 10)).astype(np.float32)
     gumbel = -np.log(-np.log(generator.random(logits.shape)))
@@ -30,8 +30,8 @@ def test_temperature_is_found_again(temperature: float) -> None:
 
 
 def test_temperature_stays_within_bounds() -> None:
-    """Perfect answers would have it at nothing, useless ones at infinity: both end at the bounds."""
+    """Perfect predictions need a temperature of 0 and useless ones infinity: the results are the bounds."""
     logits = np.eye(10, dtype=np.float32)
 
-    assert fit_temperature(logits * 2, np.arange(10)) == pytest.approx(COLDEST, rel=0.05)
-    assert fit_temperature(logits * 2, (np.arange(10) + 1) % 10) == pytest.approx(HOTTEST, rel=0.05)
+    assert fit_temperature(logits * 2, np.arange(10)) == pytest.approx(MIN_TEMPERATURE, rel=0.05)
+    assert fit_temperature(logits * 2, (np.arange(10) + 1) % 10) == pytest.approx(MAX_TEMPERATURE, rel=0.05)

@@ -1,4 +1,4 @@
-"""What the suite of corruptions promises: every kind damages, none destroys, and the same seed damages alike."""
+"""The corruption suite: every kind changes images, none destroys them, and results depend only on the seed."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from digitserve_training.evaluate.corruption_suite import CORRUPTIONS, Corruption, corrupted
+from digitserve_training.evaluate.corruption_suite import CORRUPTIONS, Corruption, corrupt_images
 from digitserve_training.model.presets import PRESETS, Augmentation
 
 
@@ -22,39 +22,39 @@ every_kind = pytest.mark.parametrize("corruption", CORRUPTIONS, ids=lambda corru
 
 
 @every_kind
-def test_images_stay_images(corruption: Corruption) -> None:
-    """What comes out has the shape and dtype of what went in, nearly all is changed, and the original is left as it was."""
+def test_shape_and_dtype_stay(corruption: Corruption) -> None:
+    """The result has the shape and dtype of the input, most images change, and the input is not modified."""
     images = strokes()
 
-    damaged = corrupted(images, corruption, seed=1)
+    damaged = corrupt_images(images, corruption, seed=1)
 
     assert (damaged.shape, damaged.dtype) == (images.shape, np.dtype(np.uint8))
     assert np.array_equal(images, strokes())
     changed = (damaged != images).any(axis=(1, 2, 3))
-    assert changed.mean() > 0.7, "water falls beside the ink at times"
+    assert changed.mean() > 0.7, "some drops of spatter do not touch the ink"
 
 
 @every_kind
-def test_a_seed_decides(corruption: Corruption) -> None:
-    """The same seed gives the same bytes, so that every network is judged by the same images."""
-    first = corrupted(strokes(), corruption, seed=1)
+def test_seed_determines_the_result(corruption: Corruption) -> None:
+    """Equal seeds give equal bytes, so that all networks are evaluated on the same images."""
+    first = corrupt_images(strokes(), corruption, seed=1)
 
-    assert np.array_equal(corrupted(strokes(), corruption, seed=1), first)
+    assert np.array_equal(corrupt_images(strokes(), corruption, seed=1), first)
 
 
 @every_kind
-def test_ink_is_still_there(corruption: Corruption) -> None:
-    """No image loses its figure: where ink was and where it was not remain apart, or the edges of it do."""
-    damaged = corrupted(strokes(64), corruption, seed=2)
+def test_ink_remains_visible(corruption: Corruption) -> None:
+    """No image becomes nearly uniform: ink and background, or the edges of the ink, remain distinguishable."""
+    damaged = corrupt_images(strokes(64), corruption, seed=2)
 
     assert np.all(damaged.std(axis=(1, 2, 3)) > 5)
 
 
 def test_the_suite_is_wide() -> None:
-    """At least 14 kinds, their names unlike, each naming only bounds of augmentations that there are."""
+    """The suite has at least 14 kinds with distinct names, and they refer only to existing fields of Augmentation."""
     assert len({corruption.name for corruption in CORRUPTIONS}) == len(CORRUPTIONS) >= 14
-    bounds = {field.name for field in dataclasses.fields(Augmentation)}
-    assert all(set(corruption.like) <= bounds for corruption in CORRUPTIONS)
+    names = {field.name for field in dataclasses.fields(Augmentation)}
+    assert all(set(corruption.similar) <= names for corruption in CORRUPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -65,18 +65,18 @@ def test_the_suite_is_wide() -> None:
         ("lenet5", set()),
     ],
 )
-def test_what_training_has_seen_the_like_of(preset: str, seen: set[str]) -> None:
-    """Each preset's augmentation decides which kinds count as seen in training; without any, none do."""
+def test_augmentation_decides_what_is_in_training(preset: str, seen: set[str]) -> None:
+    """A preset's augmentation decides which kinds count as similar to training; without augmentation, none do."""
     augmentation = PRESETS[preset].augmentation
 
-    assert {corruption.name for corruption in CORRUPTIONS if corruption.trained(augmentation)} == seen
+    assert {corruption.name for corruption in CORRUPTIONS if corruption.is_in(augmentation)} == seen
 
 
 @pytest.mark.parametrize(("name", "low", "high"), [("translate", 2.5, 7.2), ("rotate", 0.0, 0.8), ("scale", 0.0, 0.8)])
-def test_geometry_moves_what_it_says(name: str, low: float, high: float) -> None:
-    """Translation moves the centre of mass by 2 to 5 pixels along each axis; turning and scaling leave it near the centre."""
+def test_geometric_corruptions_move_the_centre_of_mass(name: str, low: float, high: float) -> None:
+    """Translation moves the centre of mass by 2 to 5 pixels per axis; rotation and scaling by less than 0.8 pixels."""
     (corruption,) = (one for one in CORRUPTIONS if one.name == name)
-    damaged = corrupted(strokes(64), corruption, seed=3)[..., 0].astype(np.float64)
+    damaged = corrupt_images(strokes(64), corruption, seed=3)[..., 0].astype(np.float64)
     rows, columns = np.mgrid[:28, :28]
     total = damaged.sum(axis=(1, 2))
     moved = np.hypot(

@@ -1,4 +1,4 @@
-"""What is promised about the table of all runs: kept whole, one row a command, summed up by preset."""
+"""The table of all runs: atomic writes, one row per command, one line per group of seeds."""
 
 import os
 from dataclasses import replace
@@ -12,7 +12,7 @@ from support.result_rows import ROW, SECOND, SMALL
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    """Rows come back as they were kept, by preset and seed, whatever the order in which they were added."""
+    """Rows are read as they were added, sorted by preset and seed, whatever the order of adding."""
     path = tmp_path / "results.json"
 
     results.add(path, [SMALL, SECOND])
@@ -22,13 +22,13 @@ def test_round_trip(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["results.json"]
 
 
-def test_no_file_is_no_rows(tmp_path: Path) -> None:
-    """Before the first run there are no rows, and that is no error."""
+def test_missing_file_has_no_rows(tmp_path: Path) -> None:
+    """A file that does not exist has no rows; this is not an error."""
     assert results.read(tmp_path / "results.json") == ()
 
 
-def test_same_command_takes_the_place(tmp_path: Path) -> None:
-    """A run that was evaluated again has one row, the later one."""
+def test_row_with_the_same_command_is_replaced(tmp_path: Path) -> None:
+    """A run that is evaluated twice has one row, the later one."""
     path = tmp_path / "results.json"
     again = replace(ROW, test_accuracy=0.999)
 
@@ -39,20 +39,20 @@ def test_same_command_takes_the_place(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[", "{}x", '[{"preset": "compact"}]', "[3]", "7"])
-def test_damaged_file_is_refused_and_left_alone(tmp_path: Path, content: str) -> None:
-    """A file that holds something else is refused by name, and adding to it does not overwrite it."""
+def test_damaged_file_is_rejected_and_unchanged(tmp_path: Path, content: str) -> None:
+    """A file in another format is rejected with its name, and adding rows does not overwrite it."""
     path = tmp_path / "results.json"
     path.write_text(content)
 
-    with pytest.raises(RunError, match=r"results\.json is no table of results: .*--results"):
+    with pytest.raises(RunError, match=r"results\.json is not a table of results: .*--results"):
         results.read(path)
-    with pytest.raises(RunError, match="is no table of results"):
+    with pytest.raises(RunError, match="is not a table of results"):
         results.add(path, [ROW])
     assert path.read_text() == content
 
 
 def test_failed_write_keeps_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that is full while rows are written costs none of those that were there, and leaves no litter."""
+    """If the disk is full, the existing rows are kept and no temporary file remains."""
     path = tmp_path / "results.json"
     results.add(path, [ROW])
 
@@ -67,9 +67,9 @@ def test_failed_write_keeps_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [entry.name for entry in tmp_path.iterdir()] == ["results.json"]
 
 
-def test_table_has_a_line_a_preset() -> None:
-    """The table goes from cheap to dear networks; accuracy is the mean over seeds, with its spread; a number's
-    thousands are apart; the command is one that can be copied.
+def test_table_has_one_line_per_group() -> None:
+    """Lines are sorted by multiply-adds; accuracy is the mean over seeds with its deviation; thousands are separated;
+    the command can be copied.
     """
     header, rule, first, second = results.table([SECOND, ROW, SMALL]).splitlines()
 
@@ -83,14 +83,14 @@ def test_table_has_a_line_a_preset() -> None:
     assert first.endswith("| `digitserve-train train --preset tiny` |")
 
 
-def test_table_of_nothing_is_its_head() -> None:
-    """Without rows there is a table all the same, of no lines."""
+def test_empty_table_is_its_header() -> None:
+    """Without rows the table consists of its header."""
     assert len(results.table([]).splitlines()) == 2
 
 
-def test_only_seeds_share_a_line() -> None:
-    """Runs of one preset that differ in more than the seed stand on lines of their own."""
+def test_only_runs_that_differ_in_seed_are_grouped() -> None:
+    """Runs of one preset that differ in more than the seed have separate lines."""
     shorter = replace(ROW, command=f"{ROW.command} --limit 600")
 
-    assert [len(group) for group in results.by_recipe([ROW, SECOND])] == [2]
-    assert [len(group) for group in results.by_recipe([ROW, shorter])] == [1, 1]
+    assert [len(group) for group in results.group_by_seed([ROW, SECOND])] == [2]
+    assert [len(group) for group in results.group_by_seed([ROW, shorter])] == [1, 1]

@@ -1,4 +1,4 @@
-"""What is promised about pictures that are drawn: readings off paper, other hands, strangers, and the pool of them all."""
+"""Synthetic images: simulated scans, synthetic digits, non-digits, and the pool that training draws from."""
 
 import dataclasses
 
@@ -10,94 +10,97 @@ from digitserve.vision.framing import prepare
 from digitserve_training.data.splits import Labelled
 from digitserve_training.fit.pool import NO_LABEL, Pool
 from digitserve_training.model.presets import PRESETS
-from digitserve_training.synth import non_digits, scans, strokes
-from digitserve_training.synth.scans import Paper
+from digitserve_training.synth import glyphs, non_digits, scans, strokes
+from digitserve_training.synth.digits import synthetic_digits
+from digitserve_training.synth.scans import ScanParameters
 
 CLASSIC = PRESETS["conv2-dense256"].recipe
 REAL_INK = dataclasses.replace(CLASSIC, batch_size=32, scanned=0.25, outliers=0.125)
 
 
 def digits(number: int = 96) -> Labelled:
-    """Return digits that a pen wrote."""
-    images, labels = non_digits.digits_of_other_hands(number, seed=5)
+    """Return synthetic digits."""
+    images, labels = synthetic_digits(number, seed=5)
     return Labelled(images, labels)
 
 
-@pytest.mark.parametrize("plain", [0.0, 1.0])
-def test_drawings_keep_their_sizes(plain: float) -> None:
-    """The shorter side of each drawing lies within the paper's sizes; plain ones are light on black."""
+@pytest.mark.parametrize("clean_share", [0.0, 1.0])
+def test_scans_have_the_requested_sizes(clean_share: float) -> None:
+    """The shorter side of each scan lies within the given limits; clean scans have a black background."""
     generator = np.random.default_rng(1)
-    drawn = [scans.draw(digit[..., 0], Paper(16, 64, plain), generator) for digit in digits(40).images]
+    parameters = ScanParameters(16, 64, clean_share)
+    simulated = [scans.simulate_scan(digit[..., 0], parameters, generator) for digit in digits(40).images]
 
-    assert all(16 <= min(drawing.shape) <= 64 and max(drawing.shape) <= 96 for drawing in drawn)
-    assert len({min(drawing.shape) for drawing in drawn}) > 10
-    assert all((np.median(drawing) == 0) == bool(plain) for drawing in drawn)
+    assert all(16 <= min(scan.shape) <= 64 and max(scan.shape) <= 96 for scan in simulated)
+    assert len({min(scan.shape) for scan in simulated}) > 10
+    assert all((np.median(scan) == 0) == bool(clean_share) for scan in simulated)
 
 
-def test_scans_count_black_dots() -> None:
-    """A coarse scan has 8 to 16 pixels a side, seventeen shades at most, ink from edge to edge, and the digit's shape."""
+def test_coarse_scans_count_black_dots() -> None:
+    """A coarse scan has 8 to 16 pixels per side and at most 17 grey levels; its ink fills it and has the digit's shape."""
     generator = np.random.default_rng(1)
-    written = digits(60).images
-    dotted = [scans.draw(digit[..., 0], Paper(scanned=1.0), generator) for digit in written]
+    images = digits(60).images
+    parameters = ScanParameters(coarse_share=1.0)
+    coarse = [scans.simulate_scan(digit[..., 0], parameters, generator) for digit in images]
 
-    assert {len(scan) for scan in dotted} == set(range(8, 17))
-    assert all(scan.shape == (len(scan), len(scan)) for scan in dotted)
-    assert len(np.unique(np.concatenate([scan.ravel() for scan in dotted]))) <= scans.DOTS**2 + 1
-    rows = [np.count_nonzero(scan.any(axis=1)) / len(scan) for scan in dotted]
+    assert {len(scan) for scan in coarse} == set(range(8, 17))
+    assert all(scan.shape == (len(scan), len(scan)) for scan in coarse)
+    assert len(np.unique(np.concatenate([scan.ravel() for scan in coarse]))) <= scans.DOTS_PER_PIXEL**2 + 1
+    rows = [np.count_nonzero(scan.any(axis=1)) / len(scan) for scan in coarse]
     assert np.mean(rows) > 0.9
-    read = scans.readings(written, Paper(scanned=1.0), seed=1)
-    likeness = [np.corrcoef(one.ravel(), other.ravel())[0, 1] for one, other in zip(read, written, strict=True)]
-    assert np.median(likeness) > 0.75
+    framed = scans.scan_and_frame(images, parameters, seed=1)
+    correlation = [np.corrcoef(one.ravel(), other.ravel())[0, 1] for one, other in zip(framed, images, strict=True)]
+    assert np.median(correlation) > 0.75
 
 
-def test_readings_are_like_what_was_written() -> None:
-    """A digit of 100 pixels and more, read off paper, is the digit again: framed as MNIST is, nearly the same pixels."""
-    written = digits(24).images
-    read = scans.readings(written, Paper(100, 200, plain=0.0, unevenness=20, noise=3), seed=1)
+def test_framed_scans_resemble_the_original_digits() -> None:
+    """Scanning a digit at 100 pixels or more and framing the scan gives nearly the original pixels."""
+    images = digits(24).images
+    framed = scans.scan_and_frame(images, ScanParameters(100, 200, max_shading=20, max_noise=3), seed=1)
 
-    assert (read.shape, read.dtype) == (written.shape, np.dtype(np.uint8))
-    likeness = [np.corrcoef(one.ravel(), other.ravel())[0, 1] for one, other in zip(read, written, strict=True)]
-    assert np.median(likeness) > 0.9
+    assert (framed.shape, framed.dtype) == (images.shape, np.dtype(np.uint8))
+    correlation = [np.corrcoef(one.ravel(), other.ravel())[0, 1] for one, other in zip(framed, images, strict=True)]
+    assert np.median(correlation) > 0.9
 
 
-def test_drawings_come_from_the_seed() -> None:
-    """The same seed draws the same; another draws something else."""
+def test_seed_determines_the_images() -> None:
+    """Equal seeds give equal images; different seeds give different ones."""
     for draw in (
-        lambda seed: non_digits.drawn_for_training(30, seed),
-        lambda seed: non_digits.digits_of_other_hands(30, seed)[0],
-        lambda seed: np.concatenate([*non_digits.judged(6, seed).values()]),
-        lambda seed: scans.readings(digits(10).images, Paper(), seed),
+        lambda seed: non_digits.for_training(30, seed),
+        lambda seed: synthetic_digits(30, seed)[0],
+        lambda seed: np.concatenate([*non_digits.for_evaluation(6, seed).values()]),
+        lambda seed: scans.scan_and_frame(digits(10).images, ScanParameters(), seed),
     ):
         assert np.array_equal(draw(1), draw(1))
         assert not np.array_equal(draw(1), draw(2))
 
 
-def test_judged_typefaces_strokes_and_signs_are_never_trained_on() -> None:
-    """No typeface serves both training and judging, and no letter is drawn with a pen for training."""
-    assert not set(non_digits.TRAINING_TYPEFACES) & set(non_digits.JUDGED_TYPEFACES)
-    assert not non_digits.LOOKALIKES & set(non_digits.LETTERS)
-    assert not set(strokes.LETTER_STROKES) & non_digits.LOOKALIKES
+def test_training_and_evaluation_share_no_typefaces() -> None:
+    """Training and evaluation use different typefaces, and no non-digit letter looks like a digit."""
+    assert not set(glyphs.TRAINING_TYPEFACES) & set(glyphs.EVALUATION_TYPEFACES)
+    assert not glyphs.LOOKALIKES & set(glyphs.LETTERS)
+    assert not set(strokes.LETTER_STROKES) & glyphs.LOOKALIKES
 
 
-def test_every_kind_of_stranger_has_ink() -> None:
-    """No picture that is to be refused is blank, or it would be refused for that."""
-    for pictures in non_digits.judged(50, seed=1).values():
-        assert pictures.shape == (50, 28, 28, 1)
-        assert np.all(pictures.max(axis=(1, 2, 3)) > 96)
+def test_every_non_digit_has_ink() -> None:
+    """No non-digit for evaluation is blank: a blank image would be rejected for another reason."""
+    for images in non_digits.for_evaluation(50, seed=1).values():
+        assert images.shape == (50, 28, 28, 1)
+        assert np.all(images.max(axis=(1, 2, 3)) > 96)
 
 
-def test_digits_of_other_hands_are_single_figures() -> None:
-    """Digits that a pen wrote, and printed ones, are neither blank nor several for the service."""
-    written = digits(400)
-    prepared = prepare(written.images[..., 0], Ink.LIGHT_ON_DARK, Framing.AS_IS)
+def test_synthetic_digits_are_single_shapes() -> None:
+    """The service finds synthetic digits, handwritten or printed, neither blank nor several shapes."""
+    synthetic = digits(400)
+    prepared = prepare(synthetic.images[..., 0], Ink.LIGHT_ON_DARK, Framing.AS_IS)
 
     assert not prepared.blank.any()
     assert prepared.several.mean() < 0.01
-    assert set(written.labels.tolist()) == set(range(10))
+    assert set(synthetic.labels.tolist()) == set(range(10))
 
 
 def test_pool_without_extras_is_the_training_set() -> None:
-    """A classic recipe sees each training image once an epoch, and nothing else."""
+    """Without scans and outliers, an epoch contains each training image once and nothing else."""
     training = digits(70)
     pool = Pool(training, dataclasses.replace(CLASSIC, batch_size=32), seed=1)
 
@@ -108,8 +111,8 @@ def test_pool_without_extras_is_the_training_set() -> None:
     assert pool.steps_per_epoch == 3 == len([*pool.batches(1)])
 
 
-def test_pool_takes_each_image_or_its_reading() -> None:
-    """With paper and outliers, an epoch takes each training image once, some as readings, and outliers on top."""
+def test_pool_takes_each_image_or_its_scan() -> None:
+    """With scans and outliers, an epoch contains each training image or its scan once, and outliers in addition."""
     training = digits(96)
     pool = Pool(training, REAL_INK, seed=1)
 
@@ -126,7 +129,7 @@ def test_pool_takes_each_image_or_its_reading() -> None:
 
 
 def test_pool_comes_from_seed_and_epoch() -> None:
-    """The same seed gives the same pool and the same batches in each epoch; epochs differ."""
+    """Equal seeds give equal pools and equal batches in each epoch; different epochs give different batches."""
     one, same, other = (Pool(digits(64), REAL_INK, seed) for seed in (1, 1, 2))
 
     assert np.array_equal(one.images, same.images)
