@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.servers import ROOT, BenchError
 from digitserve.bench.plan import Plan, Size
 from digitserve.bench.traffic import bodies
-from digitserve.transport.classify import CLASSIFY
+from digitserve.protocol.names import CLASSIFY
 
 DEBIAN_PACKAGE = "nghttp2-client"
 WARM_UP_S = 1.0
@@ -119,7 +119,7 @@ def run_h2load(load: Load, cores: str, port: int, seconds: float) -> float:
             "taskset", "-c", cores, "h2load", f"-c{load.connections}", f"-m{load.in_flight}",
             f"-t{min(len(cores_of(cores)), load.connections)}", f"-D{seconds * 1e3:.0f}ms", f"--warm-up-time={WARM_UP_S * 1e3:.0f}ms",
             "-d", body.name, "-H", "content-type: application/grpc", "-H", "te: trailers",
-            f"http://127.0.0.1:{port}{CLASSIFY}",
+            f"http://127.0.0.1:{port}{CLASSIFY.path}",
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + 30)
     rate = re.search(r"^finished in .*?, ([\d.]+) req/s", done.stdout, re.MULTILINE)

@@ -203,7 +203,7 @@ class Empty(Server):
 
 
 class EmptyInBulk(Empty):
-    """The same under the scheduling policy of a worker (``worker.read_in_bulk``), which its threads inherit."""
+    """The same under the scheduling policy of a worker (``worker.use_batch_scheduling``), which its threads inherit."""
 
     name = "empty, in bulk"
 

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from digitserve.batching.prepare import prepare_gray
 from digitserve.inference.session import Outputs, Session
 from digitserve.types import Framing, Ink
-from digitserve.vision.framing import frame, prepare
+from digitserve.vision.framing import frame
 from digitserve_training.data.splits import Labelled
 from digitserve_training.evaluate import corruption_suite, scores
 from digitserve_training.evaluate.calibration import ood_threshold
@@ -197,7 +198,7 @@ class Exam:
     def mistaken_verdicts(self) -> float:
         """Share of test images that the service would call blank or several, as they are or framed: the larger."""
         images = self.test.images[..., 0]
-        prepared = [prepare(images, Ink.LIGHT_ON_DARK, framing) for framing in Framing]
+        prepared = [prepare_gray(images, Ink.LIGHT_ON_DARK, framing) for framing in Framing]
         return max(float(np.mean(one.blank | one.several)) for one in prepared)
 
 

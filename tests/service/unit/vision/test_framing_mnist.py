@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from digitserve.batching.prepare import prepare_gray
 from digitserve.types import Framing, Ink
-from digitserve.vision.framing import find_ink, frame, prepare, verdicts
+from digitserve.vision.framing import find_ink, frame, verdicts
 
 Gray = NDArray[np.uint8]
 
@@ -60,7 +61,7 @@ def diagonal(upper: Gray, lower: Gray) -> Gray:
 
 def test_framing_again_changes_hardly_anything(digits: Gray) -> None:
     """MNIST's images framed once more are themselves: the median image to the byte, 99 of 100 nearly so."""
-    again = prepare(digits[:NUM_DIGITS], Ink.LIGHT_ON_DARK, Framing.MNIST).images[..., 0].astype(float)
+    again = prepare_gray(digits[:NUM_DIGITS], Ink.LIGHT_ON_DARK, Framing.MNIST).images[..., 0].astype(float)
     distance = np.sqrt(((again - digits[:NUM_DIGITS]) ** 2).sum(axis=(1, 2)))
     assert np.median(distance) == 0
     assert np.percentile(distance, 99) < 60

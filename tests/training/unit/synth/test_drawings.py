@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from digitserve.batching.prepare import prepare_gray
 from digitserve.types import Framing, Ink
-from digitserve.vision.framing import prepare
 from digitserve_training.data.splits import Labelled
 from digitserve_training.fit.pool import NO_LABEL, Pool
 from digitserve_training.model.presets import PRESETS
@@ -89,7 +89,7 @@ def test_every_kind_of_stranger_has_ink() -> None:
 def test_digits_of_other_hands_are_single_figures() -> None:
     """Digits that a pen wrote, and printed ones, are neither blank nor several for the service."""
     written = digits(400)
-    prepared = prepare(written.images[..., 0], Ink.LIGHT_ON_DARK, Framing.AS_IS)
+    prepared = prepare_gray(written.images[..., 0], Ink.LIGHT_ON_DARK, Framing.AS_IS)
 
     assert not prepared.blank.any()
     assert prepared.several.mean() < 0.01
