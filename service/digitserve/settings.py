@@ -103,6 +103,15 @@ class Settings:
         """Most images in one run of the network: ``max_batch_size``, or its default for the device."""
         return self.max_batch_size or _BATCH_LIMITS.get(self.device, _BATCH_LIMITS["cpu"])
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON values."""
+        return {**asdict(self), "models": str(self.models)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Settings":
+        """Return the settings that ``to_dict`` returned."""
+        return cls(**{**values, "models": Path(values["models"])})
+
     def to_json(self) -> str:
         """Return the settings as one line of JSON, for ``from_json`` in a worker."""
         return json.dumps({**asdict(self), "models": str(self.models)})

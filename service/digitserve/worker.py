@@ -3,16 +3,18 @@
     starting ──verified, warmed up, listening──▶ ready ──drain()──▶ lame duck ──▶ answering ──▶ stopped
                                                 health SERVING     NOT_SERVING   GOAWAY, no new calls
 
-One thread receives requests, forms batches, runs them and sends the answers. The supervisor starts the process by exec as
-``python -m digitserve.worker``, with the settings on standard input, and reads its messages from standard output. When its
-standard input closes, the worker drains.
+One thread receives requests, forms batches, runs them and sends the answers. The supervisor starts the process as
+``python -P -m digitserve.worker`` and exchanges messages with it on a ``Channel``:
+
+    supervisor ──{"settings": ..., "block_fd": ..., "num_threads": ...}──▶ worker
+    supervisor ◀── {"event": "ready", "provider": ...} or {"event": "refused", "message": ...} ── worker
+    supervisor closes its end, or ends ──▶ worker drains
 
 With ``--workers 0`` the supervisor runs the same ``Worker`` on a thread of its own process.
 """
 
 import contextlib
 import gc
-import json
 import os
 import signal
 import sys
@@ -25,6 +27,7 @@ import structlog
 from digitserve import log
 from digitserve.batching.batcher import Batcher
 from digitserve.batching.pipeline import PendingRequest, Pipeline
+from digitserve.child_process import Channel, ChannelClosed
 from digitserve.errors import RefusalToStart
 from digitserve.inference.bundle import Bundle, find, read
 from digitserve.inference.session import Session
@@ -206,23 +209,24 @@ def use_batch_scheduling() -> None:
 
 
 def main() -> int:
-    """Run as the supervisor's child: ``python -m digitserve.worker BLOCK_FD NUM_THREADS``."""
+    """Run as a child of the supervisor; return the exit code."""
     use_batch_scheduling()
-    block_fd, num_threads = map(int, sys.argv[1:3])
-    settings = Settings.from_json(sys.stdin.readline())
+    channel = Channel.to_parent()
+    start = channel.receive()
+    settings = Settings.from_dict(start["settings"])
     log.configure(settings.log_format, pid=os.getpid())
     # Ctrl-C goes to the whole process group of the terminal; the supervisor decides what happens.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         bundle = read(find(settings.models, settings.model, settings.model_version))
-        worker = Worker(settings, bundle, Block(bundle.manifest.labels, block_fd), num_threads)
+        worker = Worker(settings, bundle, Block(bundle.manifest.labels, start["block_fd"]), start["num_threads"])
         worker.listen()
     except RefusalToStart as error:
-        _send(event="refused", message=str(error))
+        _send(channel, {"event": "refused", "message": str(error)})
         return EXIT_REFUSED
     signal.signal(signal.SIGTERM, lambda _signal, _frame: worker.drain())
-    threading.Thread(target=_watch_parent, args=(worker.drain,), daemon=True).start()
-    _send(event="ready", provider=worker.provider)
+    threading.Thread(target=_drain_when_closed, args=(channel, worker.drain), daemon=True).start()
+    _send(channel, {"event": "ready", "provider": worker.provider})
     try:
         worker.run()
     except Exception:
@@ -233,13 +237,17 @@ def main() -> int:
     return 0
 
 
-def _send(**message: object) -> None:
-    print(json.dumps(message), flush=True)  # noqa: T201 - standard output is the channel to the supervisor
+def _send(channel: Channel, message: dict[str, str]) -> None:
+    # A supervisor that has ended needs no message; its end makes the worker drain.
+    with contextlib.suppress(ChannelClosed):
+        channel.send(message)
 
 
-def _watch_parent(drain: Callable[[], None]) -> None:
-    """Drain when the supervisor closes the pipe, or ends."""
-    sys.stdin.readline()
+def _drain_when_closed(channel: Channel, drain: Callable[[], None]) -> None:
+    """Drain when the supervisor closes its end of the channel, or ends."""
+    with contextlib.suppress(ChannelClosed):
+        while True:
+            channel.receive()
     drain()
 
 
