@@ -181,18 +181,15 @@ class Pipeline:
         """Send answers, after recording their calls: a caller that has its answer finds it in the metrics."""
         answered = [(pending, body) for pending in finished if (body := self._encode(pending, batch_size)) is not None]
         self._recorder.requests_queued([pending.first_batch - pending.arrived for pending, _ in answered])
-        self._record_calls([pending.responder for pending, _ in answered])
-        for pending, body in answered:
-            pending.responder.reply(body)
-
-    def _record_calls(self, responders: Sequence[Responder]) -> None:
         now = self._clock()
         seconds: dict[Method, list[float]] = {}
-        for responder in responders:
-            if (method := responder.completes) is not None:
-                seconds.setdefault(method, []).append(now - responder.accepted)
+        for pending, _ in answered:
+            if (method := pending.responder.completes) is not None:
+                seconds.setdefault(method, []).append(now - pending.responder.accepted)
         for method, durations in seconds.items():
             self._recorder.calls_answered(method, durations)
+        for pending, body in answered:
+            pending.responder.reply(body)
 
     def _encode(self, pending: PendingRequest, batch_size: int) -> bytes | None:
         """Return the answer to a request; ``None`` when encoding failed, which affects no other request."""

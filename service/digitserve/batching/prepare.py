@@ -113,18 +113,18 @@ def prepare(parts: Sequence[tuple[Images, int, int]]) -> Prepared:
         if as_they_are and images.ink is _LIGHT_ON_DARK and images.channels == 1:
             chunks.append(pixels)
         else:
-            gray = to_gray(pixels, stop - start, images.height, images.width, images.channels)
+            converted = to_gray(pixels, stop - start, images.height, images.width, images.channels)
             if as_they_are:
-                chunks.append(as_is(gray, images.ink).tobytes())
+                chunks.append(as_is(converted, images.ink).tobytes())
             else:
-                results = [frame(image, images.ink) for image in gray]
+                results = [frame(image, images.ink) for image in converted]
                 chunks += [result.pixels.tobytes() for result in results]
                 framed.append((row, results))
         row += stop - start
     joined = chunks[0] if len(chunks) == 1 else b"".join(chunks)
     batch = np.frombuffer(joined, np.uint8).reshape(row, IMAGE_SIZE, IMAGE_SIZE, 1)
-    blank, several = _verdicts(batch[..., 0], framed)
-    return Prepared(batch, blank, several)
+    gray = batch[..., 0]
+    return Prepared(batch, *(_verdicts(gray, framed) if framed else verdicts(gray)))
 
 
 def prepare_gray(gray: Gray, ink: Ink, framing: Framing) -> Prepared:
@@ -142,14 +142,12 @@ def prepare_gray(gray: Gray, ink: Ink, framing: Framing) -> Prepared:
 def _verdicts(
     images: Gray, framed: Sequence[tuple[int, Sequence[Framed]]]
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return blank bool[N] and several bool[N].
+    """Return blank bool[N] and several bool[N] of a batch that holds framed images.
 
     Args:
         images: uint8[N,28,28] of a batch.
         framed: results of framing, each group with its first row in the batch.
     """
-    if not framed:
-        return verdicts(images)
     blank, several = np.zeros((2, len(images)), np.bool_)
     unframed = np.ones(len(images), np.bool_)
     for row, results in framed:
