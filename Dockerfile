@@ -1,6 +1,7 @@
-# The service with the bundles in models/, from the same hash-locked requirements as `make serve`. No TensorFlow inside.
+# Image of the service with the bundles in models/, installed from the same hash-locked requirements as `make serve`.
+# It does not contain TensorFlow.
 #   docker build -t digitserve . && docker run --read-only --cap-drop ALL -p 50051:50051 -p 8080:8080 digitserve
-# The target cuda is the same with onnxruntime-gpu, CUDA and cuDNN; the driver comes from the host.
+# Target cuda (experimental, not yet run on a GPU): the same with onnxruntime-gpu, CUDA and cuDNN. The host provides the driver.
 #   docker build --target cuda -t digitserve:cuda . && docker run --gpus all --read-only --cap-drop ALL ... digitserve:cuda
 ARG BASE_IMAGE=docker.io/library/python:3.11-slim-bookworm
 
@@ -14,7 +15,7 @@ RUN /opt/digitserve/bin/pip install --no-cache-dir --disable-pip-version-check -
 COPY pyproject.toml README.md ./
 COPY service service
 COPY training training
-# Not editable: the image holds the installed package, compiled, and none of the tools that installed it.
+# A regular install, not an editable one. Byte-compiled, without the packages that are needed only to build and install.
 RUN /opt/digitserve/bin/pip install --no-cache-dir --no-deps --no-build-isolation . \
     && /opt/digitserve/bin/pip uninstall --yes --quiet hatchling pathspec pluggy tomlkit trove-classifiers packaging pip setuptools \
     && /opt/digitserve/bin/python -m compileall -q /opt/digitserve/lib
@@ -31,7 +32,8 @@ RUN /opt/digitserve/bin/pip install --no-cache-dir --no-deps --no-build-isolatio
 
 FROM ${BASE_IMAGE} AS runtime
 LABEL org.opencontainers.image.title="digitserve" \
-      org.opencontainers.image.description="Handwritten digit classification over gRPC"
+      org.opencontainers.image.description="gRPC service that classifies images of handwritten digits" \
+      org.opencontainers.image.licenses="Apache-2.0"
 COPY models /models
 ENV PATH=/opt/digitserve/bin:${PATH} \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -45,12 +47,13 @@ ENTRYPOINT ["digitserve"]
 CMD ["serve"]
 
 FROM runtime AS cuda
+LABEL org.opencontainers.image.description="gRPC service that classifies images of handwritten digits; on NVIDIA GPUs (experimental)"
 COPY --from=build-cuda /opt/digitserve /opt/digitserve
-# What NVIDIA's container runtime lends: the device and the part of the driver that computes.
+# For NVIDIA's container runtime: make the GPUs and the compute part of the driver available in the container.
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     DIGITSERVE_DEVICE=cuda
 
-# Last, so that it is what a build without a target makes.
+# The last stage is the default target.
 FROM runtime
 COPY --from=build /opt/digitserve /opt/digitserve

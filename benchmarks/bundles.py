@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from digitserve.inference.bundle import Bundle, find, read
+from digitserve.inference.bundle import Bundle, find_bundle, read_bundle
 from digitserve.settings import Settings
 
 
@@ -13,4 +13,4 @@ def served(models: Path) -> Bundle:
     Raises:
         BundleError: there is none, or it is broken.
     """
-    return read(find(models, os.environ.get("DIGITSERVE_MODEL") or Settings().model))
+    return read_bundle(find_bundle(models, os.environ.get("DIGITSERVE_MODEL") or Settings().model))

@@ -13,7 +13,7 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from digitserve.inference.bundle import read
+from digitserve.inference.bundle import read_bundle
 from digitserve.inference.session import Session
 from digitserve.supervision.autotune import mean_s
 from digitserve.types import IMAGE_SIZE
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="interleaved (default 9)")
     parser.add_argument("--seconds", type=float, default=0.2, help="of each measurement (default 0.2)")
     options = parser.parse_args()
-    bundles = [read(path.resolve()) for path in options.bundles]
+    bundles = [read_bundle(path.resolve()) for path in options.bundles]
     sessions = [Session(bundle, num_threads=1) for bundle in bundles]
     sys.stdout.write("| batch | first, images/s | second, images/s | second is |\n|---|---|---|---|\n")
     for size in BATCH_SIZES:

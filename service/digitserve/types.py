@@ -1,4 +1,4 @@
-"""Types that the client, the service and the training package share. Imports nothing of ours."""
+"""Types shared by the client, the service and the training package. This module imports nothing else of the project."""
 
 from enum import Enum
 
@@ -6,14 +6,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 IMAGE_SIZE = 28
-"""Height and width of the network's input, in pixels: MNIST's."""
+"""Height and width of the network's input in pixels, as in MNIST."""
 
 Gray = NDArray[np.uint8]
-"""One grey image uint8[H,W], or several uint8[N,H,W]; 0 is black, 255 is white."""
+"""One grey image uint8[H, W], or several uint8[N, H, W]; 0 is black, 255 is white."""
+
+FloatImage = NDArray[np.float32]
+"""One image float32[H, W]: grey levels from 0 to 255, or ink strength from 0 to 1."""
 
 
 class Ink(Enum):
-    """Which side of the grey scale the strokes are on."""
+    """Polarity of an image: whether its strokes are lighter or darker than their background."""
 
     LIGHT_ON_DARK = "light_on_dark"
     DARK_ON_LIGHT = "dark_on_light"
@@ -21,7 +24,10 @@ class Ink(Enum):
 
 
 class Framing(Enum):
-    """How an image is brought to the network's size."""
+    """How an image is converted to the network's input size.
+
+    ``AS_IS`` keeps an image of 28x28 pixels; ``MNIST`` finds, scales and centres the digit.
+    """
 
     AS_IS = "as_is"
     MNIST = "mnist"

@@ -29,7 +29,7 @@ from digitserve.batching.batcher import Batcher
 from digitserve.batching.pipeline import PendingRequest, Pipeline
 from digitserve.child_process import Channel, ChannelClosed
 from digitserve.errors import RefusalToStart
-from digitserve.inference.bundle import Bundle, find, read
+from digitserve.inference.bundle import Bundle, find_bundle, read_bundle
 from digitserve.inference.session import Session
 from digitserve.protocol.codec import Limits
 from digitserve.settings import Settings
@@ -218,7 +218,7 @@ def main() -> int:
     # Ctrl-C goes to the whole process group of the terminal; the supervisor decides what happens.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        bundle = read(find(settings.models, settings.model, settings.model_version))
+        bundle = read_bundle(find_bundle(settings.models, settings.model, settings.model_version))
         worker = Worker(settings, bundle, Block(bundle.manifest.labels, start["block_fd"]), start["num_threads"])
         worker.listen()
     except RefusalToStart as error:

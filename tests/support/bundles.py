@@ -76,7 +76,7 @@ def make_graph(
 
 def manifest(version: int = 1, **changes: object) -> bundle.Manifest:
     """Return a manifest for a network on ten labels, or on those among ``changes``."""
-    inputs, outputs = bundle.signature(len(changes.get("labels", LABELS)))  # type: ignore[arg-type]
+    inputs, outputs = bundle.graph_signature(len(changes.get("labels", LABELS)))  # type: ignore[arg-type]
     values = {
         "name": "digits", "version": version, "sha256": "", "inputs": inputs, "outputs": outputs, "labels": LABELS,
         "ood_threshold": THRESHOLD, "training": {"preset": "echo"}, "quality": {"test_accuracy": 1.0},
@@ -98,4 +98,4 @@ def write_echo_bundle(models: Path, version: int = 1, **changes: object) -> Path
     """Write a bundle of the echo network."""
     described = manifest(version, **changes)
     num_labels = len(described.labels)
-    return bundle.write(models, described, echo_graph(num_labels), echo_golden(num_labels))
+    return bundle.write_bundle(models, described, echo_graph(num_labels), echo_golden(num_labels))

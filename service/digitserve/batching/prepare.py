@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digitserve.types import IMAGE_SIZE, Framing, Gray, Ink
-from digitserve.vision.framing import Framed, as_is, frame, to_gray, verdicts
+from digitserve.vision.framing import Framed, as_is, frame, verdicts
+from digitserve.vision.gray import to_gray
 
 _FIXED_WORK = 1 << 18
 """Work of framing an image apart from its pixels, in grey pixels."""

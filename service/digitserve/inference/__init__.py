@@ -1,1 +1,1 @@
-"""Model bundles and the onnxruntime sessions that run them."""
+"""Model bundles, and the onnxruntime sessions that run their graphs."""

@@ -1,13 +1,13 @@
-"""Model bundles: a directory ``<models>/<name>/<version>/`` that says everything about one trained network.
+"""Model bundles: a directory ``<models>/<name>/<version>/`` with one trained network and its description.
 
     model.onnx      images uint8[N,28,28,1] -> probabilities float32[N,labels], ood_score float32[N]
-    manifest.json   what the graph is, what it was trained on, how well it does
-    golden.npz      a few inputs with the outputs that the exporter saw
-    report/         what ``digitserve-train evaluate`` drew (optional)
+    manifest.json   the graph's signature and sha256, its training, its measured quality
+    golden.npz      a few inputs with the outputs that the exporter computed
+    report/         pages and pictures from ``digitserve-train evaluate`` (optional)
 
-The service reads bundles and the training package writes them, both through this module, so the format is defined once.
-A bundle is immutable: a new training is a new version. This module checks files, manifest and sha256; what needs an
-execution provider (the graph's signature, the golden outputs) is checked by ``session``.
+The service reads bundles and the training package writes them, both through this module, so that the format is defined once.
+A bundle is immutable: each export is a new version. This module checks files, manifest and sha256. ``session`` checks what
+needs an execution provider: the graph's signature and the golden outputs.
 """
 
 import hashlib
@@ -31,17 +31,16 @@ from digitserve.types import IMAGE_SIZE
 
 FORMAT = 1
 GOLDEN_TOLERANCE = 1e-4
-"""Largest difference allowed between a golden probability and the one computed here, unless a manifest says otherwise."""
+"""Default of the largest allowed difference between a golden probability and the one computed here."""
 
 MAX_GOLDEN_TOLERANCE = 1e-2
-"""The most that a manifest may allow: beyond it, a damaged graph could pass for another processor's rounding."""
+"""Largest tolerance that a manifest may set: above it, a damaged graph could pass for another processor's rounding."""
 
 GOLDEN_SCORE_FACTOR = 10
-"""By how much more ``ood_score`` may differ, relative where it exceeds 1: it is of the size of a logit, one digit less
-exact."""
+"""Tolerance of ``ood_score`` as a multiple of that of probabilities: a score is as large as a logit, and less exact."""
 
 _VERSION = re.compile("[1-9][0-9]{0,8}")
-"""How a version is written, in one way only: no signs, leading zeros or digits of other scripts."""
+"""The only spelling of a version: no sign, no leading zero, no digits of other scripts."""
 
 INPUT_NAME = "images"
 OUTPUT_NAMES = ("probabilities", "ood_score")
@@ -49,7 +48,7 @@ OUTPUT_NAMES = ("probabilities", "ood_score")
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output of the graph; a free axis is written as ``None``."""
+    """One input or output of the graph; ``None`` in ``shape`` is a free axis."""
 
     name: str
     dtype: str
@@ -58,23 +57,23 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is known about a bundle; ``manifest.json`` is this, field by field.
+    """Description of a bundle; ``manifest.json`` has the same fields.
 
     Attributes:
         name: the model's name, ``digits`` for the default one.
-        version: a positive integer; the highest is served unless told otherwise.
+        version: a positive integer; the highest is served by default.
         sha256: of ``model.onnx``, hexadecimal.
         inputs: the graph's inputs.
         outputs: the graph's outputs.
-        labels: one for each column of ``probabilities``.
-        ink: on which side of the grey scale the network expects strokes; MNIST's side is the only one there is.
-        framing: how images of another size are brought to the network's; MNIST's way is the only one there is.
-        ood_threshold: ``ood_score`` above which an image is called unfamiliar.
-        training: preset, seed, data fingerprint and whatever else makes the training repeatable.
+        labels: one per column of ``probabilities``.
+        ink: polarity that the network expects; only MNIST's is supported.
+        framing: how images of other sizes are converted; only MNIST's way is supported.
+        ood_threshold: ``ood_score`` above which an image is reported as unfamiliar.
+        training: preset, seed, data fingerprint and all else that is needed to repeat the training.
         quality: measured figures, such as ``test_accuracy``.
-        golden_tolerance: largest difference allowed between a golden probability and the one that a service computes.
-            Wider for int8 graphs, in which a value rounded the other way is a whole step off.
-        format: version of this description.
+        golden_tolerance: largest allowed difference between a golden probability and the one that a service computes.
+            Wider for int8 graphs, in which a value that is rounded differently is a whole step off.
+        format: version of the bundle format.
     """
 
     name: str
@@ -94,7 +93,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Golden:
-    """Inputs and the outputs that the exporter saw for them.
+    """Golden outputs: a few inputs with the outputs that the exporter computed for them.
 
     Attributes:
         images: uint8[N,28,28,1].
@@ -109,7 +108,7 @@ class Golden:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle that was read whole and whose files agree with its manifest."""
+    """A bundle in memory, whose files agree with its manifest."""
 
     path: Path
     manifest: Manifest
@@ -117,8 +116,8 @@ class Bundle:
     golden: Golden = field(repr=False)
 
 
-def signature(num_labels: int) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Return the inputs and outputs that every bundle's graph has."""
+def graph_signature(num_labels: int) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Return the inputs and outputs that the graph of every bundle has."""
     return (
         (TensorSpec(INPUT_NAME, "uint8", (None, IMAGE_SIZE, IMAGE_SIZE, 1)),),
         (
@@ -128,21 +127,21 @@ def signature(num_labels: int) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec
     )
 
 
-def versions(models: Path, name: str) -> list[int]:
-    """List the versions of a model, lowest first; what is no integer (a half-written version) is passed over."""
+def list_versions(models: Path, name: str) -> list[int]:
+    """Return the versions of a model, lowest first; other directories, such as a partly written version, are ignored."""
     if not (models / name).is_dir():
         return []
     entries = (models / name).iterdir()
     return sorted(int(entry.name) for entry in entries if _VERSION.fullmatch(entry.name) and entry.is_dir())
 
 
-def find(models: Path, name: str, version: int | None = None) -> Path:
-    """Return the directory of a version, the highest unless one is named.
+def find_bundle(models: Path, name: str, version: int | None = None) -> Path:
+    """Return the directory of a version, by default the highest.
 
     Raises:
-        BundleError: there is no such model or version; the message lists those there are.
+        BundleError: there is no such model or version; the message lists the available versions.
     """
-    available = versions(models, name)
+    available = list_versions(models, name)
     if not available:
         raise BundleError("files", f"no version of model '{name}' in {models}; expected {models / name}/<integer>/")
     wanted = available[-1] if version is None else version
@@ -153,13 +152,13 @@ def find(models: Path, name: str, version: int | None = None) -> Path:
     return models / name / str(wanted)
 
 
-def read(path: Path) -> Bundle:
+def read_bundle(path: Path) -> Bundle:
     """Read a bundle and check its files, its manifest and the sha256 of its graph.
 
-    The graph is returned as the very bytes that were hashed, so nothing can change between the check and the use.
+    The graph is returned as the bytes that were hashed, so that the file cannot change between the check and its use.
 
     Raises:
-        BundleError: says which check failed.
+        BundleError: with the name of the check that failed.
     """
     manifest = _parse_manifest(_read_file(path, "manifest.json"), path)
     graph = _read_file(path, "model.onnx")
@@ -169,21 +168,21 @@ def read(path: Path) -> Bundle:
     return Bundle(path, manifest, graph, _read_golden(path, len(manifest.labels)))
 
 
-def write(models: Path, manifest: Manifest, graph: bytes, golden: Golden, report: Path | None = None) -> Path:
-    """Write a bundle atomically: it appears whole under its version, or not at all.
+def write_bundle(models: Path, manifest: Manifest, graph: bytes, golden: Golden, report: Path | None = None) -> Path:
+    """Write a bundle atomically: its directory appears complete or not at all.
 
     Args:
-        models: the directory that holds all models.
-        manifest: its ``sha256`` is set here from ``graph``.
-        graph: the ONNX file's bytes.
-        golden: inputs with their outputs.
-        report: a directory to copy in as ``report/``.
+        models: directory of all models.
+        manifest: its ``sha256`` is ignored and computed from ``graph``.
+        graph: contents of the ONNX file.
+        golden: golden outputs.
+        report: directory to copy to ``report/``.
 
     Returns:
         The new directory.
 
     Raises:
-        FileExistsError: the version exists; bundles are never overwritten.
+        FileExistsError: the version exists; a bundle is never overwritten.
     """
     final = models / manifest.name / str(manifest.version)
     if final.exists():
@@ -255,7 +254,7 @@ def _check_manifest(manifest: Manifest, path: Path) -> None:
     if manifest.format != FORMAT:
         raise BundleError("manifest", f"format is {manifest.format!r}; this version reads {FORMAT}")
     if str(manifest.version) != path.name or manifest.name != path.parent.name:
-        raise BundleError("manifest", f"it describes {manifest.name}/{manifest.version} but stands in {path}")
+        raise BundleError("manifest", f"it describes {manifest.name}/{manifest.version} but is in {path}")
     if not math.isfinite(manifest.ood_threshold):
         raise BundleError("manifest", f"ood_threshold is {manifest.ood_threshold}; expected a finite number")
     if not 0 < manifest.golden_tolerance <= MAX_GOLDEN_TOLERANCE:
@@ -264,9 +263,9 @@ def _check_manifest(manifest: Manifest, path: Path) -> None:
     if (manifest.ink, manifest.framing) != ("light_on_dark", "mnist"):
         raise BundleError("manifest", f"ink and framing are {manifest.ink!r}, {manifest.framing!r}; "
                                       "expected 'light_on_dark', 'mnist'")  # fmt: skip
-    if (manifest.inputs, manifest.outputs) != signature(len(manifest.labels)):
+    if (manifest.inputs, manifest.outputs) != graph_signature(len(manifest.labels)):
         raise BundleError("manifest", f"inputs and outputs are {manifest.inputs}, {manifest.outputs}; "
-                                      f"expected {signature(len(manifest.labels))}")  # fmt: skip
+                                      f"expected {graph_signature(len(manifest.labels))}")  # fmt: skip
 
 
 def _read_golden(path: Path, num_labels: int) -> Golden:

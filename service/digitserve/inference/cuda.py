@@ -1,7 +1,7 @@
-"""CUDA's runtime library, as far as onnxruntime's Python interface does not reach: devices and page-locked memory.
+"""Functions of CUDA's runtime library that onnxruntime's Python interface lacks: device count and page-locked memory.
 
-``providers`` calls it on the thread that opens a session, and only where ``--device cuda`` or ``auto`` was asked for. It
-talks to the library that onnxruntime's own provider is linked to, in the same process, so both use one CUDA context.
+Experimental: not yet run on a GPU. ``providers`` calls it on the thread that opens a session, with ``--device cuda`` or
+``auto`` only. It loads the library that onnxruntime's CUDA provider is linked to, so both share one CUDA context.
 """
 
 import ctypes
@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 
 
 class CudaError(Exception):
-    """The library is missing or says no; the text is the loader's or the library's own."""
+    """The library is missing or a call failed; the text is that of the loader or of the library."""
 
 
 def num_devices(major: str) -> int:
-    """Count the devices that this process may use, after CUDA_VISIBLE_DEVICES.
+    """Return the number of devices that this process may use (CUDA_VISIBLE_DEVICES limits them).
 
     Args:
-        major: of the CUDA version that onnxruntime was built for, such as ``13``.
+        major: major version of the CUDA release that onnxruntime was built for, such as ``13``.
 
     Raises:
-        CudaError: there is no library, no driver, or no device.
+        CudaError: the library, the driver or a device is missing.
     """
     library = _load(major)
     count = ctypes.c_int()
@@ -32,7 +32,7 @@ def num_devices(major: str) -> int:
 
 
 def page_locked(num_bytes: int, major: str) -> NDArray[np.uint8]:
-    """Allocate memory that the device copies from and to directly; it is given back when the last view of it goes.
+    """Allocate memory that the device can copy from and to directly. It is freed with the last view of it.
 
     Args:
         num_bytes: at least 1.
@@ -42,13 +42,13 @@ def page_locked(num_bytes: int, major: str) -> NDArray[np.uint8]:
         uint8[num_bytes], all zero.
 
     Raises:
-        CudaError: the library could not give it.
+        CudaError: the allocation failed.
     """
     library = _load(major)
     address = ctypes.c_void_p()
     _check(library, library.cudaHostAlloc(ctypes.byref(address), ctypes.c_size_t(num_bytes), ctypes.c_uint(0)))
     memory = (ctypes.c_uint8 * num_bytes).from_address(address.value or 0)
-    # Not at exit: whoever still holds a view then would hold freed memory, and the driver cleans up by itself.
+    # Not at exit: a view that still exists then would refer to freed memory, and the driver frees everything anyway.
     weakref.finalize(memory, library.cudaFreeHost, address).atexit = False
     array = np.frombuffer(memoryview(memory), np.uint8)
     array[:] = 0

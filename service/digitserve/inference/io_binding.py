@@ -1,13 +1,13 @@
-"""How a batch gets into the graph and out of it: directly, or through buffers that were bound once for each batch size.
+"""Input and output of a run of the graph: direct, or through buffers bound once per batch size (onnxruntime's IO binding).
 
-``Session`` chooses one of the two when it opens and calls it from its one thread.
+``Session`` chooses one of the two when it opens, and calls it on its thread.
 
-    Plain   images ──────────────────────────────────────────▶ graph ──▶ new arrays           (CPU)
-    Bound   images ──copy──▶ page-locked ──copy──▶ on device ──▶ graph ──▶ page-locked ──copy──▶ new arrays   (CUDA)
+    DirectRun   images ──▶ graph ──▶ new arrays                                                                 (CPU)
+    BoundRun    images ──copy──▶ page-locked ──copy──▶ device ──▶ graph ──▶ page-locked ──copy──▶ new arrays    (CUDA)
 
-On CUDA each new batch size costs allocations and a choice of convolution algorithms, so batches are padded to powers of
-two: eleven shapes up to 1 024, all of which warm-up has seen. ``Bound`` runs on the CPU provider as well, by which tests
-prove it.
+On CUDA each new batch size costs allocations and a choice of convolution algorithms. Batches are therefore padded to powers
+of two: eleven shapes up to 1 024, all of which run during warm-up. ``BoundRun`` works on the CPU provider too, where the
+tests check it.
 """
 
 from typing import TYPE_CHECKING, Protocol, TypeAlias
@@ -22,47 +22,47 @@ from digitserve.types import IMAGE_SIZE
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-Arrays: TypeAlias = tuple[NDArray[np.float32], NDArray[np.float32]]
-"""``probabilities`` float32[N,labels] and ``ood_score`` float32[N]: new arrays, the caller's own."""
+OutputArrays: TypeAlias = tuple[NDArray[np.float32], NDArray[np.float32]]
+"""``probabilities`` float32[N,labels] and ``ood_score`` float32[N]: new arrays, owned by the caller."""
 
 
 class Run(Protocol):
-    """One run of the graph: images uint8[N,28,28,1], C-contiguous, N at least 1, in; one row for each out."""
+    """Runs the graph on images uint8[N,28,28,1], C-contiguous, N at least 1; returns one row per image."""
 
-    def __call__(self, images: NDArray[np.uint8]) -> Arrays:
+    def __call__(self, images: NDArray[np.uint8]) -> OutputArrays:
         """Classify images."""
 
 
-class Plain:
-    """Runs on the CPU provider, which reads and writes arrays where they lie."""
+class DirectRun:
+    """Runs the graph on the CPU provider, which reads the caller's array without a copy."""
 
     def __init__(self, session: "ort.InferenceSession") -> None:
         self._run = session.run
         self._output_names = list(OUTPUT_NAMES)
 
-    def __call__(self, images: NDArray[np.uint8]) -> Arrays:
+    def __call__(self, images: NDArray[np.uint8]) -> OutputArrays:
         """Classify images."""
         probabilities, ood_score = self._run(self._output_names, {INPUT_NAME: images})
         return probabilities, ood_score
 
 
-class Bound:
-    """Runs in power-of-two buckets; each has its buffers from its first use on, as long as the session lives."""
+class BoundRun:
+    """Runs the graph in power-of-two buckets. A bucket's buffers are allocated on first use and live as long as this object."""
 
     def __init__(self, session: "ort.InferenceSession", device: str, num_labels: int) -> None:
-        """Prepare; nothing is allocated yet.
+        """Allocate nothing yet.
 
         Args:
-            session: on the provider of ``device``.
+            session: opened on the provider of ``device``.
             device: ``cpu`` or ``cuda``.
-            num_labels: columns of ``probabilities``.
+            num_labels: number of columns of ``probabilities``.
         """
         self._session = session
         self._device = device
         self._num_labels = num_labels
         self._buckets: dict[int, _Bucket] = {}
 
-    def __call__(self, images: NDArray[np.uint8]) -> Arrays:
+    def __call__(self, images: NDArray[np.uint8]) -> OutputArrays:
         """Classify images."""
         size = bucket_size(len(images))
         bucket = self._buckets.get(size)
@@ -72,12 +72,12 @@ class Bound:
 
 
 def bucket_size(num_images: int) -> int:
-    """Return the least power of two that holds so many images, of which there is at least one."""
+    """Return the smallest power of two that is at least ``num_images``, which is at least 1."""
     return 1 << (num_images - 1).bit_length()
 
 
 class _Bucket:
-    """The buffers of one batch size, bound."""
+    """The bound buffers of one batch size."""
 
     def __init__(self, session: "ort.InferenceSession", device: str, size: int, num_labels: int) -> None:
         shape = (size, IMAGE_SIZE, IMAGE_SIZE, 1)
@@ -85,16 +85,16 @@ class _Bucket:
         self._images = providers.host_array(device, shape, np.uint8)
         self._probabilities = providers.host_array(device, (size, num_labels), np.float32)
         self._ood_score = providers.host_array(device, (size,), np.float32)
-        # A host array that is bound is copied to the device then and there, never again: what it holds later would be
-        # ignored. So the tensor on the device is bound, and written to before each run.
+        # onnxruntime copies a bound host array to the device once, when it is bound, and ignores later changes. So the
+        # tensor on the device is bound, and updated before each run.
         self._input = providers.device_tensor(device, shape)
         self._binding = session.io_binding()
         self._binding.bind_ortvalue_input(INPUT_NAME, self._input)
         for name, array in zip(OUTPUT_NAMES, (self._probabilities, self._ood_score), strict=True):
             self._binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
 
-    def run(self, images: NDArray[np.uint8]) -> Arrays:
-        # Rows beyond the batch keep the images of an earlier one: a row's answer depends on no other row.
+    def run(self, images: NDArray[np.uint8]) -> OutputArrays:
+        # Rows beyond the batch keep images of an earlier batch: the output of a row does not depend on other rows.
         num_images = len(images)
         self._images[:num_images] = images
         self._input.update_inplace(self._images)

@@ -1,11 +1,11 @@
-"""Execution providers: which one runs the graph, how it is set up, and its memory. The only module that loads onnxruntime.
+"""Execution providers: choice of device, session options, and device memory. The only module that imports onnxruntime.
 
-    --device auto ──supervisor: ``device.settle`` ──▶ ``python -m digitserve.inference.providers`` ──▶ cpu or cuda, for all workers
-    --device cuda ──worker: ``Session`` ──▶ ``settle`` ──▶ ``open_graph``, or a refusal to start that says what is missing
+    --device auto ──▶ supervisor: child process ``python -m digitserve.inference.providers`` ──▶ cpu or cuda, for all workers
+    --device cuda ──▶ worker: ``Session`` ──▶ ``resolve_device`` ──▶ ``open_session``, or a ProviderError that says what is missing
 
-onnxruntime falls back to the CPU in silence at four places: when a provider's libraries do not load, when creating a session
-fails, when running one fails, and for single nodes that the provider has no kernel for. Each is closed here: an operator
-who asked for a device has that device or is told.
+No silent CPU fallback: onnxruntime falls back to the CPU without an error in four cases: a provider's libraries do not load,
+a session cannot be created, a run fails, or the provider has no kernel for some node. This module makes each of them an
+error. CUDA support is experimental: it has not yet run on a GPU.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ import numpy as np
 import structlog
 from numpy.typing import DTypeLike, NDArray
 
-# Before the import: by the time a session exists, onnxruntime has written a device id under the home folder.
+# Must be set before the import: later, onnxruntime has already written a device id into the home directory.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime as ort
@@ -34,7 +34,7 @@ from digitserve.inference import cuda
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
 
-# Device 0 of those visible: CUDA_VISIBLE_DEVICES chooses. docs/decisions.md has the reasons for the others.
+# Device 0 of those that CUDA_VISIBLE_DEVICES makes visible. docs/decisions.md has the reasons for the other options.
 _CUDA_OPTIONS = {
     "device_id": "0",
     "cudnn_conv_algo_search": "HEURISTIC",
@@ -44,24 +44,24 @@ _CUDA_OPTIONS = {
 _CUDA_LIBRARY = Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
 
 _SILENT, _WARNING = 4, 2
-"""onnxruntime's severities of log lines: nothing but what ends the process; and its default."""
+"""Log severities of onnxruntime: fatal errors only; and its default."""
 
 _log = structlog.get_logger("digitserve.inference.providers")
 
 
-def settle(device: str) -> str:
-    """Decide where to run.
+def resolve_device(device: str) -> str:
+    """Choose the device to run on.
 
     Args:
-        device: ``cpu``, ``cuda``, or ``auto``, which takes CUDA where it loads and finds a device.
+        device: ``cpu``, ``cuda``, or ``auto``: CUDA if its libraries load and it has a device, otherwise the CPU.
 
     Returns:
         ``cpu`` or ``cuda``.
 
     Raises:
-        ProviderError: CUDA was asked for by name and cannot be had; the message says what is missing.
+        ProviderError: ``cuda`` was requested and is unavailable; the message says what is missing.
     """
-    reason = None if device == "cpu" else why_not_cuda()
+    reason = None if device == "cpu" else cuda_unavailable_reason()
     if device == "auto" and reason is not None:
         _log.warning("no CUDA, running on the CPU", reason=reason)
         return "cpu"
@@ -70,45 +70,46 @@ def settle(device: str) -> str:
     return "cpu" if device == "cpu" else "cuda"
 
 
-def why_not_cuda() -> str | None:
-    """Say what is missing for running on CUDA and what would help, or ``None`` when nothing is."""
+def cuda_unavailable_reason() -> str | None:
+    """Return what CUDA lacks on this machine and how to fix it, or ``None`` if CUDA is available."""
     available = ort.get_available_providers()
     if _CUDA not in available:
         return (f"this onnxruntime has {', '.join(available)}, not {_CUDA}; "
-                "put onnxruntime-gpu in the place of onnxruntime (README, On a GPU)")  # fmt: skip
-    # It prints what it does not find, and a worker's standard output is the line to its supervisor.
+                "replace onnxruntime by onnxruntime-gpu (docs/how-to/gpu.md)")  # fmt: skip
+    # It prints the libraries that it does not find to standard output; the error below reports them instead.
     with contextlib.redirect_stdout(io.StringIO()):
         ort.preload_dlls()
     try:
         if cuda.num_devices(_cuda_major()) < 1:
             return "CUDA has no device; make one visible (CUDA_VISIBLE_DEVICES, docker run --gpus all)"
     except cuda.CudaError as error:
-        return _did_not_load(str(error))
-    return _try_device()
+        return _load_failure(str(error))
+    return _try_allocation()
 
 
-def _try_device() -> str | None:
-    """Have onnxruntime load its provider and take a byte on the device: before this, it does neither."""
-    # What is wrong is told in one line, by whoever asked.
+def _try_allocation() -> str | None:
+    """Allocate a byte on the device, which makes onnxruntime load its provider; return what failed, if anything."""
+    # The caller reports a failure in one line of its own.
     ort.set_default_logger_severity(_SILENT)
     try:
         device_tensor("cuda", (1,))
     except Exception as error:
-        return _did_not_load(_missing_library() or str(error).strip())
+        return _load_failure(_missing_library() or str(error).strip())
     finally:
         ort.set_default_logger_severity(_WARNING)
     return None
 
 
-def _did_not_load(reason: str) -> str:
+def _load_failure(reason: str) -> str:
     return (f"{_CUDA} did not load: {reason}; install CUDA {_cuda_major()} and cuDNN 9 (digitserve[cuda] brings them) and "
             "NVIDIA's driver (containers get it with docker run --gpus all)")  # fmt: skip
 
 
 def _missing_library() -> str | None:
-    """Name the library that onnxruntime's provider lacks.
+    """Return the loader's error for the library that onnxruntime's provider needs and does not find.
 
-    Only after onnxruntime itself has tried: the provider looks for its host when it is first loaded, and never again.
+    Call it only after onnxruntime has tried to load the provider: a provider binds to onnxruntime when it is first loaded,
+    and never again.
     """
     try:
         ctypes.CDLL(str(_CUDA_LIBRARY))
@@ -121,17 +122,17 @@ def _cuda_major() -> str:
     return str(ort.cuda_version).partition(".")[0]
 
 
-def open_graph(graph: bytes, device: str, num_threads: int) -> ort.InferenceSession:
-    """Open a graph, all of it on one provider.
+def open_session(graph: bytes, device: str, num_threads: int) -> ort.InferenceSession:
+    """Open a graph with all of its nodes on one provider.
 
     Args:
-        graph: the ONNX file's bytes.
-        device: ``cpu`` or ``cuda``, as ``settle`` returned it.
+        graph: contents of the ONNX file.
+        device: ``cpu`` or ``cuda``, as ``resolve_device`` returned it.
         num_threads: onnxruntime's threads within an operator.
 
     Raises:
-        BundleError: no provider could load it.
-        ProviderError: the CPU could, but not this device.
+        BundleError: the CPU provider cannot load the graph, or the graph refers to external data.
+        ProviderError: the CPU provider can load it, but the provider of ``device`` cannot.
     """
     provider, provider_options = (_CUDA, _CUDA_OPTIONS) if device == "cuda" else (_CPU, {})
     return _open(graph, provider, provider_options, num_threads)
@@ -139,36 +140,49 @@ def open_graph(graph: bytes, device: str, num_threads: int) -> ort.InferenceSess
 
 def _open(graph: bytes, provider: str, provider_options: dict[str, str], num_threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
-    # onnxruntime counts the host's cores and knows no quota, so the number is always given.
+    # Always set: onnxruntime's default is the number of the host's cores, whatever the CPU quota.
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
-    # A spinning thread eats the core that the next worker should have.
+    # A spinning thread would occupy the core of another worker.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # External data (tensors in files beside model.onnx) is not covered by the sha256 in the manifest, and onnxruntime would
+    # read it from the working directory, because the graph is given as bytes. No file can exist below os.devnull, so that
+    # a graph with external data fails to load.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     options.log_severity_level = 3 if provider == _CPU else _SILENT
     if provider != _CPU:
-        # Else a node without a kernel there would run on the CPU, with a copy each way.
+        # Without this, a node that the provider has no kernel for runs on the CPU, with a copy in each direction.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
-        # enable_fallback: else a failure, even of a later run, makes a new session on the CPU, printing to standard output.
+        # enable_fallback: by default, a failure here or in a later run opens a new session on the CPU, with a print.
         return ort.InferenceSession(graph, options, providers=[(provider, provider_options)], enable_fallback=0)
     except Exception as error:
         if provider == _CPU:
-            raise BundleError("signature", f"onnxruntime cannot load model.onnx: {error}") from None
-        # A graph that is broken is broken here too, and says so.
+            raise BundleError(
+                "signature", f"onnxruntime cannot load model.onnx: {error}{_external_data_hint(error)}"
+            ) from None
+        # A graph that is itself invalid fails on the CPU too, with a BundleError.
         _open(graph, _CPU, {}, num_threads)
         raise ProviderError(f"{provider} cannot run all of this graph: {error}; start with --device cpu") from None
 
 
+def _external_data_hint(error: Exception) -> str:
+    text = str(error)
+    if "external" not in text.lower() and os.devnull not in text:
+        return ""
+    return "; a bundle's model.onnx must contain all its tensors, without external data"
+
+
 def device_tensor(device: str, shape: Sequence[int]) -> Any:
-    """Allocate a uint8 tensor in a device's memory, as an ``OrtValue``; its contents are not set."""
+    """Allocate a uint8 tensor in a device's memory, as an ``OrtValue`` with undefined contents."""
     return ort.OrtValue.ortvalue_from_shape_and_type(list(shape), np.uint8, device, 0)
 
 
 def host_array(device: str, shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
-    """Allocate an array of zeros in this process's memory, which ``device`` copies from and to directly.
+    """Allocate an array of zeros in host memory that ``device`` can copy from and to directly.
 
     Raises:
-        ProviderError: CUDA could not lock that much.
+        ProviderError: CUDA could not page-lock that much memory.
     """
     if device == "cpu":
         return np.zeros(shape, dtype)
@@ -176,14 +190,14 @@ def host_array(device: str, shape: Sequence[int], dtype: DTypeLike) -> NDArray[A
     try:
         return cuda.page_locked(num_bytes, _cuda_major()).view(dtype).reshape(shape)
     except cuda.CudaError as error:
-        raise ProviderError(f"CUDA could not lock {num_bytes} bytes of memory: {error}; "
+        raise ProviderError(f"CUDA could not page-lock {num_bytes} bytes of memory: {error}; "
                             "lower --max-batch-size, or start with --device cpu") from None  # fmt: skip
 
 
 def main() -> None:
     """Run as the supervisor's child: print what ``auto`` comes to here, with the log line that says why."""
     log.configure(sys.argv[1], pid=os.getpid())
-    print(settle("auto"))  # noqa: T201 - standard output is the line to the supervisor
+    print(resolve_device("auto"))  # noqa: T201 - standard output is the line to the supervisor
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Running a bundle's graph: what opens a bundle, verifies it, and answers batches.
+"""Inference sessions: open the graph of a bundle, verify it, and run batches.
 
-A worker owns one session and calls it from its one thread; the training package opens one to check parity and to
-measure what it exports. A session that exists has passed the checks of its bundle: the graph's signature and the golden
-outputs, on the execution provider that was asked for. ``providers`` opens the graph, ``binding`` moves batches in and out.
+A worker owns one session and calls it on its event loop's thread; the training package opens one to check parity and to
+measure what it exports. A session that exists has passed the checks of its bundle on the requested execution provider: the
+graph's signature and the golden outputs. ``providers`` opens the graph, ``io_binding`` moves batches in and out.
 """
 
 import math
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from digitserve.errors import BundleError
 from digitserve.inference import providers
-from digitserve.inference.bundle import GOLDEN_SCORE_FACTOR, Bundle, TensorSpec, signature
-from digitserve.inference.io_binding import Bound, Plain, Run
+from digitserve.inference.bundle import GOLDEN_SCORE_FACTOR, Bundle, TensorSpec, graph_signature
+from digitserve.inference.io_binding import BoundRun, DirectRun, Run
 from digitserve.types import IMAGE_SIZE
 
 if TYPE_CHECKING:
@@ -27,11 +27,11 @@ _DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the graph says of a batch.
+    """The graph's outputs for a batch.
 
     Attributes:
         probabilities: float32[N,labels], rows sum to 1.
-        ood_score: float32[N], higher is stranger.
+        ood_score: float32[N], out-of-distribution score; higher means less like the training data.
     """
 
     probabilities: NDArray[np.float32]
@@ -39,29 +39,31 @@ class Outputs:
 
 
 class Session:
-    """An onnxruntime session over one bundle, verified; lives as long as its worker.
+    """A verified onnxruntime session for one bundle; lives as long as its worker.
 
     Attributes:
-        provider: onnxruntime's name of the execution provider in use.
+        provider: onnxruntime's name for the execution provider in use.
     """
 
     def __init__(self, bundle: Bundle, *, device: str = "cpu", num_threads: int = 1) -> None:
         """Open and verify.
 
         Args:
-            bundle: as ``bundle.read`` gives it.
-            device: where to run: ``cpu``, ``cuda``, or ``auto``, which takes CUDA where it loads and finds a device.
+            bundle: from ``read_bundle``.
+            device: ``cpu``, ``cuda``, or ``auto``: CUDA if its libraries load and it has a device, otherwise the CPU.
             num_threads: onnxruntime's threads within an operator.
 
         Raises:
-            BundleError: the graph does not load, has another signature, or gives other outputs than the golden ones.
-            ProviderError: the provider that was asked for did not load, or cannot run all of the graph.
+            BundleError: the graph does not load, its signature is wrong, or its outputs differ from the golden outputs.
+            ProviderError: the requested provider does not load, or cannot run the whole graph.
         """
-        device = providers.settle(device)
-        session = providers.open_graph(bundle.graph, device, num_threads)
+        device = providers.resolve_device(device)
+        session = providers.open_session(bundle.graph, device, num_threads)
         self.provider = session.get_providers()[0]
         _check_signature(session, bundle)
-        self._run: Run = Plain(session) if device == "cpu" else Bound(session, device, len(bundle.manifest.labels))
+        self._run: Run = (
+            DirectRun(session) if device == "cpu" else BoundRun(session, device, len(bundle.manifest.labels))
+        )
         _check_golden(self, bundle)
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
@@ -73,12 +75,12 @@ class Session:
         return Outputs(*self._run(images))
 
     def warm_up(self, max_batch_size: int) -> float:
-        """Run the maximum, every power of two below it, and 1, so that no caller pays for first allocations.
+        """Run batches of the maximum size and of every power of two below it, so that no request pays for allocations.
 
-        The largest first: what it allocates holds all the others.
+        The largest runs first: its allocations are large enough for all the others.
 
         Returns:
-            Seconds for an image in a batch of the maximum, the best of three.
+            Seconds per image in a batch of the maximum size, the best of three runs.
         """
         sizes = {1 << power for power in range(max_batch_size.bit_length())} | {max_batch_size}
         for size in sorted(sizes, reverse=True):
@@ -91,17 +93,17 @@ class Session:
         return time.perf_counter() - start
 
 
-def answer_once(graph: bytes, images: NDArray[np.uint8]) -> Outputs:
-    """Run a graph that is no bundle yet, and was checked by nobody: for exporters that need its own golden answers.
+def run_unverified(graph: bytes, images: NDArray[np.uint8]) -> Outputs:
+    """Run a graph that has no bundle yet, without checks. Exporters use it to compute golden outputs.
 
     Args:
-        graph: the ONNX file's bytes.
+        graph: contents of the ONNX file.
         images: uint8[N,28,28,1], C-contiguous, N at least 1.
 
     Raises:
         BundleError: the graph does not load.
     """
-    return Outputs(*Plain(providers.open_graph(graph, "cpu", 1))(images))
+    return Outputs(*DirectRun(providers.open_session(graph, "cpu", 1))(images))
 
 
 def _zeros(batch_size: int) -> NDArray[np.uint8]:
@@ -110,7 +112,7 @@ def _zeros(batch_size: int) -> NDArray[np.uint8]:
 
 def _check_signature(session: "ort.InferenceSession", bundle: Bundle) -> None:
     got = tuple(tuple(_spec(node) for node in nodes) for nodes in (session.get_inputs(), session.get_outputs()))
-    expected = signature(len(bundle.manifest.labels))
+    expected = graph_signature(len(bundle.manifest.labels))
     if (set(got[0]), set(got[1])) != (set(expected[0]), set(expected[1])):
         raise BundleError("signature", f"the graph has {got[0]} -> {got[1]}; expected {expected[0]} -> {expected[1]}")
 
@@ -131,13 +133,13 @@ def _check_golden(session: Session, bundle: Bundle) -> None:
         ("ood_score", outputs.ood_score, golden.ood_score, GOLDEN_SCORE_FACTOR * tolerance),
     ):
         difference = _largest_difference(got, expected)
-        # Written so that a NaN fails too.
+        # Not "difference > allowed": a NaN must fail too.
         if not difference <= allowed:
             raise BundleError("golden", f"{name} differ by {difference:.2g}; allowed is {allowed:g}")
 
 
 def _largest_difference(got: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
-    """Absolute for values up to 1, relative beyond: float32 has no more digits for a score of thousands."""
+    """Return the largest difference: absolute for values up to 1, relative above, because of float32's relative precision."""
     if got.shape != expected.shape:
         return math.inf
     with np.errstate(invalid="ignore"):

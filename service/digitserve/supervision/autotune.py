@@ -20,7 +20,7 @@ from typing import Self
 import numpy as np
 
 from digitserve.errors import RefusalToStart
-from digitserve.inference.bundle import find, read
+from digitserve.inference.bundle import find_bundle, read_bundle
 from digitserve.settings import Settings
 from digitserve.types import IMAGE_SIZE
 
@@ -167,7 +167,7 @@ def main() -> None:
 
     settings = Settings.from_json(sys.stdin.readline())
     try:
-        bundle = read(find(settings.models, settings.model, settings.model_version))
+        bundle = read_bundle(find_bundle(settings.models, settings.model, settings.model_version))
         session = Session(bundle, device=settings.device, num_threads=int(sys.argv[1]))
     except RefusalToStart as error:
         _say(str(error))

@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from digitserve.errors import RefusalToStart, SettingsError
-from digitserve.inference.bundle import Bundle, Manifest, find, read
+from digitserve.inference.bundle import Bundle, Manifest, find_bundle, read_bundle
 from digitserve.settings import Settings, endpoint
 from digitserve.supervision import device
 from digitserve.supervision.cpu_budget import cpu_budget
@@ -168,7 +168,9 @@ class InlineSlot:
 
         supervisor = self._supervisor
         try:
-            bundle = read(find(supervisor.settings.models, supervisor.manifest.name, supervisor.manifest.version))
+            bundle = read_bundle(
+                find_bundle(supervisor.settings.models, supervisor.manifest.name, supervisor.manifest.version)
+            )
             block = supervisor.collector.new_block()
             self._worker = await asyncio.to_thread(Worker, supervisor.settings, bundle, block, supervisor.num_threads)
             self._worker.listen()
@@ -364,7 +366,7 @@ def serve(settings: Settings, out: TextIO = sys.stdout) -> int:
     Raises:
         RefusalToStart: something asked for cannot be had; the message says what, and what would do.
     """
-    bundle = read(find(settings.models, settings.model, settings.model_version))
+    bundle = read_bundle(find_bundle(settings.models, settings.model, settings.model_version))
     with reserve(settings.host, settings.grpc_port, "--grpc-port") as holder, listen(settings) as listener:
         settled = replace(
             settings.settled(device.settle(settings), cpu_budget()),

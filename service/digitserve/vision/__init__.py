@@ -1,1 +1,1 @@
-"""Pixels: grey conversion, background, polarity, connected components, and framing as in MNIST."""
+"""Image processing: grey conversion, polarity, background, connected components, and framing as in MNIST."""

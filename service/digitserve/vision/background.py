@@ -1,7 +1,7 @@
-"""Telling ink from what it is written on: paper that is unevenly lit, sensor noise, or nothing at all.
+"""Separation of ink from its background: unevenly lit paper, sensor noise, or a blank image.
 
-Called by ``preprocess`` only, on the worker's thread, with an image of at most some 128 pixels a side whose strokes are
-lighter than their background. Keeps no state but small tables.
+``polarity`` and ``framing`` call it on the worker's thread, with an image of at most 128 pixels a side. Caches small tables
+per image size; keeps no other state.
 """
 
 from functools import lru_cache
@@ -10,142 +10,144 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+from digitserve.types import FloatImage
 
 MIN_CONTRAST = 24
 """Grey levels between background and ink below which an image is blank; MNIST has 254, pencil on paper 60 and more."""
 
 MIN_CONTRAST_IN_NOISE = 4.5
-"""The same in standard deviations of the background: a maximum over noise alone comes to 3 or 4."""
+"""The same in standard deviations of the background: the maximum of noise alone is 3 or 4."""
 
 FLAT_SHARE = 0.2
-"""Share of pixels at the darkest level from which a background counts as clean, so that nothing is taken off."""
+"""Share of pixels at the darkest level above which a background counts as clean and is not subtracted."""
 
 NOISE_FLOOR = 2
 """Standard deviations above the background at which ink begins."""
 
-PEAK_RANK = 0.98
-"""Where the strongest ink is, by rank among the pixels that stand out of the background; above it is glare or dirt."""
+PEAK_QUANTILE = 0.98
+"""Quantile of the pixels above the background that is taken as the strongest ink; values above it are glare or dirt."""
 
 GRID_SIZE = 12
 """Cells on each side of the grid that the background is fitted on: three or four across a stroke's surroundings."""
 
 FIT_ROUNDS = 6
-"""Fits of the background, one after another: 4 to 12 give the same accuracy on unevenly lit digits."""
+"""Iterations of the background fit: 4 to 12 give the same accuracy on unevenly lit digits."""
 
 _ONE = np.ones((), np.float32)
-"""An array, for a number would be made one in each round."""
+"""An array, because numpy would convert a Python number in each iteration."""
 
 
-class Strength(NamedTuple):
-    """How much ink there is at each pixel.
+class InkStrength(NamedTuple):
+    """How much ink each pixel has.
 
     Attributes:
-        ink: float32[H, W], 0 = background, 1 = full ink.
-        clean: the background was flat and without noise, so even the faintest pixel is ink.
+        strength: float32[H, W], 0 = background, 1 = full ink.
+        clean: the background was flat and free of noise, so that even the faintest pixel is ink.
     """
 
-    ink: Floats
+    strength: FloatImage
     clean: bool
 
 
 class Residuals(NamedTuple):
-    """What stands out of an unevenly lit or grainy background, whichever side ink is on.
+    """An image minus its fitted background, for each polarity.
 
     Attributes:
-        light: float32[H, W], if ink is the lighter.
-        dark: float32[H, W], if ink is the darker.
+        light: float32[H, W], for ink lighter than the background.
+        dark: float32[H, W], of the negative image, for ink darker than the background.
     """
 
-    light: Floats
-    dark: Floats
+    light: FloatImage
+    dark: FloatImage
 
 
-def residuals(work: Floats, low: float, high: float) -> Residuals | None:
-    """Fit a background from either side.
+def residuals(image: FloatImage, low: float, high: float) -> Residuals | None:
+    """Fit the background for each polarity.
 
     Args:
-        work: float32[H, W], 0 to 255, strokes on either side.
-        low: the darkest of it.
-        high: the lightest.
+        image: float32[H, W], grey levels from 0 to 255.
+        low: its lowest grey level.
+        high: its highest grey level.
 
     Returns:
         None for an image with a clean background.
     """
-    if _is_flat(work <= low + 1) or _is_flat(work >= high - 1):
+    if _is_flat(image <= low + 1) or _is_flat(image >= high - 1):
         return None
-    return Residuals(_residual(work), _residual(255 - work))
+    return Residuals(_residual(image), _residual(255 - image))
 
 
-def take_off_background(light: Floats, low: float, high: float, residual: Floats | None) -> Strength | None:
+def subtract_background(light: FloatImage, low: float, high: float, residual: FloatImage | None) -> InkStrength | None:
     """Find the ink of an image.
 
     Args:
-        light: float32[H, W], 0 to 255, strokes lighter than the background.
-        low: the darkest of it.
-        high: the lightest.
-        residual: of ``residuals``, if they were needed before; it is overwritten.
+        light: float32[H, W], grey levels from 0 to 255, strokes lighter than the background.
+        low: its lowest grey level.
+        high: its highest grey level.
+        residual: of ``residuals``, if it was computed before; it is overwritten.
 
     Returns:
-        None when there is no ink: less contrast than ``MIN_CONTRAST``, or than noise has by itself.
+        None when there is no ink: less contrast than ``MIN_CONTRAST``, or not more than noise alone has.
     """
     if residual is None:
         if _is_flat(light <= low + 1):
-            ink = light - low
-            ink *= 1 / (high - low)
-            return Strength(ink, clean=True)
+            strength = light - low
+            strength *= 1 / (high - low)
+            return InkStrength(strength, clean=True)
         residual = _residual(light)
-    middle, noise, full = _levels(residual)
-    if full - middle < max(MIN_CONTRAST, MIN_CONTRAST_IN_NOISE * noise):
+    background, noise, full = _estimate_levels(residual)
+    if full - background < max(MIN_CONTRAST, MIN_CONTRAST_IN_NOISE * noise):
         return None
-    floor = middle + NOISE_FLOOR * noise
+    floor = background + NOISE_FLOOR * noise
     residual -= floor
     residual *= 1 / (full - floor)
-    return Strength(residual.clip(0, 1, out=residual), clean=False)
+    return InkStrength(residual.clip(0, 1, out=residual), clean=False)
 
 
 def _is_flat(extreme: NDArray[np.bool_]) -> bool:
     return bool(np.count_nonzero(extreme) > FLAT_SHARE * extreme.size)
 
 
-def _levels(residual: Floats) -> tuple[float, float, float]:
-    """Tell background, its noise (one standard deviation) and full ink from the distribution of grey.
+def _estimate_levels(residual: FloatImage) -> tuple[float, float, float]:
+    """Estimate the background, its noise (one standard deviation) and full ink from the distribution of grey levels.
 
-    The background is the lower mode: what lies three deviations above its median is left out, again and again, and the
-    deviation is taken from below the median, where there is no ink. Full ink is the median of what has at least half
-    the peak: soft edges, and unevenness that the surface did not follow, have no say in it.
+    The background is the lower mode: its median, after values more than three deviations above it are removed, iterated.
+    The deviation is estimated below the median, where there is no ink. Full ink is the median of the pixels that have at
+    least half the peak, so that soft edges and uneven light that the fit left over do not affect it.
     """
     ordered = residual.ravel()[:: max(1, residual.size // 2048)].copy()
     ordered.sort()
     count, before = len(ordered), 0
-    middle = noise = 0.0
+    background = noise = 0.0
     for _ in range(5):
         if count == before:
             break
         before = count
-        middle = ordered.item(count // 2)
-        noise = max(middle - ordered.item(int(count * 0.16)), 0.5)  # 16 % of a normal distribution: one deviation
-        count = max(int(ordered.searchsorted(np.float32(middle + 3 * noise))), 1)
+        background = ordered.item(count // 2)
+        # 16 % of a normal distribution lie below one standard deviation.
+        noise = max(background - ordered.item(int(count * 0.16)), 0.5)
+        count = max(int(ordered.searchsorted(np.float32(background + 3 * noise))), 1)
     ink = ordered[count:]
     if not len(ink):
-        return middle, noise, middle
-    peak = ink.item(int(len(ink) * PEAK_RANK))
-    strong = ink[int(ink.searchsorted(np.float32((middle + peak) / 2))) :]
-    return middle, noise, strong.item(len(strong) // 2)
+        return background, noise, background
+    peak = ink.item(int(len(ink) * PEAK_QUANTILE))
+    strong = ink[int(ink.searchsorted(np.float32((background + peak) / 2))) :]
+    return background, noise, strong.item(len(strong) // 2)
 
 
-def _residual(light: Floats) -> Floats:
-    """Take a quadratic surface off an image.
+def _residual(light: FloatImage) -> FloatImage:
+    """Subtract a quadratic background surface from an image whose ink is lighter than its background.
 
-    The darkest pixels of a grid of cells are fitted, and again with what stands out of the fit cut down to it, so that
-    strokes lose their say. The surface comes out low by the noise that a cell's minimum has; ``_levels`` mends that.
+    The surface is fitted to the minima of a grid of cells. In each iteration, cells above the fit are lowered to it, so that
+    strokes lose their influence. The minimum of a noisy cell is below its mean, so the surface is too low by as much;
+    ``_estimate_levels`` corrects that.
 
     Source: Lieber and Mahadevan-Jansen, "Automated method for subtraction of fluorescence from biological Raman
         spectra", 2003, on baselines under peaks.
     """
     height, width = light.shape
     rows, columns = min(GRID_SIZE, height), min(GRID_SIZE, width)
-    cells = _darkest_of_cells(light, rows, columns).ravel()
+    cells = _cell_minima(light, rows, columns).ravel()
     solve, surface = _quadratic(rows, columns)
     coefficients, fit = solve.dot(cells), np.empty_like(cells)
     for _ in range(FIT_ROUNDS):
@@ -154,46 +156,46 @@ def _residual(light: Floats) -> Floats:
         np.minimum(cells, fit, out=cells)
         solve.dot(cells, out=coefficients)
     background = _powers(height).dot(coefficients.reshape(3, 3)).dot(_powers(width).T)
-    residual: Floats = np.subtract(light, background, out=background)
+    residual: FloatImage = np.subtract(light, background, out=background)
     return residual
 
 
-def _darkest_of_cells(image: Floats, rows: int, columns: int) -> Floats:
-    """Reduce an image to a grid of cells."""
+def _cell_minima(image: FloatImage, rows: int, columns: int) -> FloatImage:
+    """Return the lowest grey level of each cell of a grid: float32[rows, columns]."""
     height, width = image.shape
-    num_shifts = -(-height // rows)
-    bands = image.take(_band_rows(height, rows), axis=0).reshape(num_shifts, rows * width)
+    band_height = -(-height // rows)
+    bands = image.take(_band_rows(height, rows), axis=0).reshape(band_height, rows * width)
     bands = np.minimum.reduce(bands, axis=0).reshape(rows, width)
-    cells: Floats = np.minimum.reduceat(bands, _starts(width, columns), axis=1)
+    cells: FloatImage = np.minimum.reduceat(bands, _cell_starts(width, columns), axis=1)
     return cells
 
 
 @lru_cache(maxsize=256)
-def _starts(size: int, num_cells: int) -> NDArray[np.intp]:
-    """Where each cell of one axis begins."""
+def _cell_starts(size: int, num_cells: int) -> NDArray[np.intp]:
+    """Return the first pixel of each cell along one axis."""
     return np.arange(num_cells) * size // num_cells
 
 
 @lru_cache(maxsize=256)
 def _band_rows(height: int, rows: int) -> NDArray[np.intp]:
-    """First row of every band, second row of every band and so on; shorter bands repeat their last row."""
-    starts = _starts(height, rows)
+    """Return the first row of every band, then the second row of every band and so on; short bands repeat their last row."""
+    starts = _cell_starts(height, rows)
     lasts = np.append(starts[1:], height) - 1
     band_rows: NDArray[np.intp] = np.minimum(starts + np.arange(-(-height // rows))[:, None], lasts).ravel()
     return band_rows
 
 
 @lru_cache(maxsize=256)
-def _powers(size: int) -> Floats:
-    """1, x and x squared at the centres of ``size`` cells between -1 and 1: float32[size, 3]."""
+def _powers(size: int) -> FloatImage:
+    """Return 1, x and x squared at the centres of ``size`` cells between -1 and 1: float32[size, 3]."""
     x = (np.arange(size) * 2 + 1) / size - 1
     return np.stack([np.ones(size), x, x * x], axis=1).astype(np.float32)
 
 
 @lru_cache(maxsize=64)
-def _quadratic(rows: int, columns: int) -> tuple[Floats, Floats]:
-    """Return what takes cells to the nine coefficients of y^i x^j, and those back; none where i + j is above 2."""
+def _quadratic(rows: int, columns: int) -> tuple[FloatImage, FloatImage]:
+    """Return the matrix from cells to the nine coefficients of y^i x^j, and the one back; terms with i + j > 2 are zero."""
     terms = np.einsum("yi,xj->yxij", _powers(rows), _powers(columns)).reshape(rows * columns, 9)
     terms[:, [5, 7, 8]] = 0
-    solve: Floats = np.linalg.pinv(terms.astype(np.float64)).astype(np.float32)
+    solve: FloatImage = np.linalg.pinv(terms.astype(np.float64)).astype(np.float32)
     return solve, terms

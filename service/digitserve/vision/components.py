@@ -1,12 +1,12 @@
-"""Connected figures of ink: which pixels hang together, and whether they are several figures or one.
+"""Connected components of a foreground mask, and whether they are several shapes or one.
 
-Called by ``preprocess`` only, on the worker's thread. Ink whose shadow is whole along rows, columns and both diagonals is
-taken for one figure: that needs one integer for each row, and passes most images. For the others the mask becomes one
-Python integer, a bit for a pixel, so that growing a figure by a pixel in all eight directions is a dozen operations on
-the whole image.
+``framing`` calls it on the worker's thread; no state is kept. A mask whose projections along rows, columns and both
+diagonals have no gap is taken as one component. This test needs one integer per row and settles most images. For the
+others the mask is packed into one Python integer, one bit per pixel, so that a dilation by one pixel in all eight directions
+is a dozen operations on the whole image.
 
-    mask ──▶ shadows whole? ──yes──▶ one figure
-                    └ no ──▶ flood ──▶ figures, largest first ──▶ box of all but specks, several
+    mask ──▶ projections without gap? ──yes──▶ one component
+                    └ no ──▶ flood fill ──▶ components, largest first ──▶ bounding box of all but specks, several
 """
 
 import math
@@ -16,24 +16,24 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-MIN_MASS_RATIO = 0.12
-"""A second figure has at least this share of the first's pixels: a thin 1 beside a thick 0 has 0.13."""
+MIN_AREA_RATIO = 0.12
+"""Smallest area of a second shape against the largest component's, in pixels: a thin 1 beside a thick 0 has 0.13."""
 
 MIN_HEIGHT_RATIO = 0.55
-"""Neither of two figures is lower than this share of the other's height: the loose bar of a 5 is much lower."""
+"""Smallest ratio of the heights of two shapes, lower to higher: the detached bar of a 5 is much lower."""
 
 MIN_LENGTH_RATIO = 0.5
-"""The second figure's longest side against the first's."""
+"""Smallest longest side of a second shape against the largest component's."""
 
 MIN_GAP_RATIO = 0.11
-"""Clear space between two figures against the longest side of both: pieces that are closer are strokes of one digit.
+"""Smallest gap between two shapes against the longest side of either: components closer than that are strokes of one digit.
 
 These four were chosen on 40 000 MNIST digits, of which 0.05 % are then called several, and on pairs of digits with 3
 pixels between them, of which 97 to 98 % are when squeezed into 28x28 together, and 99 % when framed.
 """
 
 MIN_KEPT_RATIO = 0.04
-"""Figures of fewer pixels, against the largest, are specks and do not widen the box of the ink."""
+"""Components with a smaller area than this share of the largest are specks: the bounding box of the ink ignores them."""
 
 MAX_SIDE = 64
 """Largest mask, in pixels a side: a row is one unsigned integer of 64 bits."""
@@ -57,30 +57,30 @@ class Box(NamedTuple):
         return max(self.bottom - self.top, self.right - self.left)
 
 
-class Seen(NamedTuple):
-    """What a mask shows.
+class Segmentation(NamedTuple):
+    """The components of a mask in summary.
 
     Attributes:
-        box: around all figures but specks.
-        several: some figure is a second one beside the first, not a stroke or a speck of it.
+        box: bounding box of all components but specks.
+        several: some component is a separate shape beside the largest, neither a stroke of the same digit nor a speck.
     """
 
     box: Box
     several: bool
 
 
-class _Figure(NamedTuple):
-    """One 8-connected set of pixels of a mask: the figure alone in the layout of ``_pack``, its pixels, its box."""
+class _Component(NamedTuple):
+    """One 8-connected set of pixels of a mask: its bits in the layout of ``_pack``, its area in pixels, its bounding box."""
 
     bits: int
-    num_pixels: int
+    area: int
     box: Box
 
 
-def look(mask: NDArray[np.bool_]) -> Seen | None:
-    """Find the figures of a mask.
+def segment(mask: NDArray[np.bool_]) -> Segmentation | None:
+    """Find the components of a mask.
 
-    Pieces that interlock so that no line along a row, a column or a diagonal parts them may come as one figure.
+    Components that interlock, so that no line along a row, a column or a diagonal separates them, may count as one.
 
     Args:
         mask: bool[H, W], at most 64 a side.
@@ -91,19 +91,19 @@ def look(mask: NDArray[np.bool_]) -> Seen | None:
     outline = _outline(mask)
     if outline is None:
         return None
-    box, whole = outline
-    if whole:
-        return Seen(box, several=False)
-    figures, stride = _find_figures(mask), _stride(mask)
-    first = figures[0]
-    kept = [figure.box for figure in figures if figure.num_pixels >= MIN_KEPT_RATIO * first.num_pixels]
+    box, gapless = outline
+    if gapless:
+        return Segmentation(box, several=False)
+    components, stride = _find_components(mask), _stride(mask)
+    largest = components[0]
+    kept = [component.box for component in components if component.area >= MIN_KEPT_RATIO * largest.area]
     tops, bottoms, lefts, rights = zip(*kept, strict=True)
-    several = any(_is_second(first, other, stride) for other in figures[1:])
-    return Seen(Box(min(tops), max(bottoms), min(lefts), max(rights)), several)
+    several = any(_is_separate_shape(other, largest, stride) for other in components[1:])
+    return Segmentation(Box(min(tops), max(bottoms), min(lefts), max(rights)), several)
 
 
-def may_be_several(masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Tell which masks of a batch have a gap in some shadow: all the others are one figure.
+def have_gaps(masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Find the masks of a batch that have a gap in some projection. Each of the others is one component.
 
     Args:
         masks: bool[N, H, W], where H + W is at most 64.
@@ -111,22 +111,23 @@ def may_be_several(masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
     Returns:
         bool[N].
     """
-    rows = np.ascontiguousarray(_rows(masks).T)
+    rows = np.ascontiguousarray(_row_bits(masks).T)
     near, _ = _shears(masks.shape[1])
-    shadows = np.empty((4, len(masks)), np.uint64)
-    np.bitwise_or.reduce(rows[:, None] << near.T[..., None], axis=0, out=shadows[:3])
-    np.bitwise_or.reduce((rows != 0) << near[1][:, None], axis=0, out=shadows[3])
-    lowest = shadows & (~shadows + np.uint64(1))
-    gap: NDArray[np.bool_] = np.logical_or.reduce(shadows & (shadows + lowest), axis=0)  # the carry clears a whole one
+    projections = np.empty((4, len(masks)), np.uint64)
+    np.bitwise_or.reduce(rows[:, None] << near.T[..., None], axis=0, out=projections[:3])
+    np.bitwise_or.reduce((rows != 0) << near[1][:, None], axis=0, out=projections[3])
+    lowest = projections & (~projections + np.uint64(1))
+    # The carry of the addition clears a projection that is a single run of ones.
+    gap: NDArray[np.bool_] = np.logical_or.reduce(projections & (projections + lowest), axis=0)
     return gap
 
 
 def _outline(mask: NDArray[np.bool_]) -> tuple[Box, bool] | None:
-    """Return the box of all that a mask holds, and whether the shadows along all four directions have no gap."""
+    """Return the bounding box of all pixels of a mask, and whether its projections in all four directions have no gap."""
     height, width = mask.shape
-    rows = _rows(mask)
-    inked = (rows != 0).tobytes()
-    top, bottom = inked.find(1), inked.rfind(1) + 1
+    rows = _row_bits(mask)
+    occupied = (rows != 0).tobytes()
+    top, bottom = occupied.find(1), occupied.rfind(1) + 1
     if not bottom:
         return None
     near, far = _shears(height)
@@ -136,65 +137,65 @@ def _outline(mask: NDArray[np.bool_]) -> tuple[Box, bool] | None:
         right |= beyond_right << MAX_SIDE
         left |= beyond_left << MAX_SIDE
     box = Box(top, bottom, (down & -down).bit_length() - 1, down.bit_length())
-    return box, inked.find(0, top, bottom) < 0 and _is_run(down) and _is_run(right) and _is_run(left)
+    return box, occupied.find(0, top, bottom) < 0 and _is_run(down) and _is_run(right) and _is_run(left)
 
 
-def _rows(masks: NDArray[np.bool_]) -> NDArray[np.uint64]:
+def _row_bits(masks: NDArray[np.bool_]) -> NDArray[np.uint64]:
     """Turn each row of masks bool[..., W] into an integer whose lowest bit is the first pixel: uint64[...]."""
     *outer, width = masks.shape
     if width < MAX_SIDE:
         padded = np.zeros((*outer, MAX_SIDE), np.bool_)
         padded[..., :width] = masks
         masks = padded
-    return (
-        np.packbits(masks, bitorder="little").view(np.uint64).reshape(outer)
-    )  # all at once: by rows it is 20 times slower
+    # All rows in one call: packing row by row takes 20 times as long.
+    return np.packbits(masks, bitorder="little").view(np.uint64).reshape(outer)
 
 
 @lru_cache(maxsize=MAX_SIDE)
 def _shears(height: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """How far each row moves for its shadow along columns and both diagonals to fall straight down.
+    """Return how far to shift each row so that the OR of all rows is a projection along columns or a diagonal.
 
     Returns:
-        Bits to the left, uint64[3, H]; and to the right uint64[2, H], for those that the diagonals push out of 64 bits.
+        Bits to shift left, uint64[3, H], for columns and both diagonals; and bits to shift right, uint64[2, H], for the
+        pixels that the diagonals shift beyond 64 bits.
     """
     down = np.arange(height, dtype=np.uint64)
     near = np.stack([0 * down, down, down[::-1]])
     return near, MAX_SIDE - near[1:]
 
 
-def _find_figures(mask: NDArray[np.bool_]) -> list[_Figure]:
-    """Split a mask into its 8-connected figures, the one of most pixels first."""
+def _find_components(mask: NDArray[np.bool_]) -> list[_Component]:
+    """Split a mask into its 8-connected components, largest area first."""
     rest, stride = _pack(mask), _stride(mask)
-    figures = []
+    components = []
     while rest:
-        bits = _flood(rest & -rest, rest, stride)
-        figures.append(_measure(bits, stride))
+        bits = _flood_fill(rest & -rest, rest, stride)
+        components.append(_measure(bits, stride))
         rest &= ~bits
-    return sorted(figures, key=lambda figure: -figure.num_pixels)
+    return sorted(components, key=lambda component: -component.area)
 
 
-def _is_second(first: _Figure, other: _Figure, stride: int) -> bool:
-    lower, higher = sorted((first.box.bottom - first.box.top, other.box.bottom - other.box.top))
-    if other.num_pixels < MIN_MASS_RATIO * first.num_pixels or lower < MIN_HEIGHT_RATIO * higher:
+def _is_separate_shape(other: _Component, largest: _Component, stride: int) -> bool:
+    lower, higher = sorted((largest.box.bottom - largest.box.top, other.box.bottom - other.box.top))
+    if other.area < MIN_AREA_RATIO * largest.area or lower < MIN_HEIGHT_RATIO * higher:
         return False
-    if other.box.longest < MIN_LENGTH_RATIO * first.box.longest:
+    if other.box.longest < MIN_LENGTH_RATIO * largest.box.longest:
         return False
-    grown = first.bits
-    for _ in range(_gap(max(first.box.longest, other.box.longest))):
-        grown = _grow(grown, stride)
-    return not grown & other.bits
+    dilated = largest.bits
+    for _ in range(_min_gap(max(largest.box.longest, other.box.longest))):
+        dilated = _dilate(dilated, stride)
+    return not dilated & other.bits
 
 
-def _gap(longest: int) -> int:
-    """Return the pixels that are clear between two figures, the longer one's longest side given."""
+def _min_gap(longest: int) -> int:
+    """Return the smallest gap between two shapes, in pixels, from the longest side of either."""
     return math.ceil(MIN_GAP_RATIO * longest)
 
 
 def _stride(mask: NDArray[np.bool_]) -> int:
-    """Bits from one row to the next: with so much between rows that a figure grown by a gap does not reach another."""
+    """Return the bits from one row to the next, with enough padding that a dilated component does not reach another row."""
     height, width = mask.shape
-    return int(width + 1 + _gap(max(height, width)))
+    return int(width + 1 + _min_gap(max(height, width)))
 
 
 def _pack(mask: NDArray[np.bool_]) -> int:
@@ -204,8 +205,8 @@ def _pack(mask: NDArray[np.bool_]) -> int:
     return int.from_bytes(np.packbits(padded, bitorder="little").tobytes(), "little")
 
 
-def _shadow(bits: int, height: int, stride: int) -> int:
-    """Fold the rows onto each other, halving their number each time, into one row."""
+def _project_columns(bits: int, height: int, stride: int) -> int:
+    """Return the OR of all rows of a packed mask. Each step halves the number of rows."""
     while height > 1:
         half = (height + 1) // 2
         bits = bits & ((1 << half * stride) - 1) | bits >> half * stride
@@ -213,28 +214,31 @@ def _shadow(bits: int, height: int, stride: int) -> int:
     return bits
 
 
-def _is_run(shadow: int) -> bool:
-    return not shadow & (shadow + (shadow & -shadow))  # the carry clears a single run of ones
+def _is_run(projection: int) -> bool:
+    # The carry of the addition clears a single run of ones.
+    return not projection & (projection + (projection & -projection))
 
 
-def _grow(bits: int, stride: int) -> int:
+def _dilate(bits: int, stride: int) -> int:
+    """Grow a packed mask by one pixel in all eight directions."""
     across = bits | bits << 1 | bits >> 1
     return across | across << stride | across >> stride
 
 
-def _flood(seed: int, mask: int, stride: int) -> int:
-    """Grow a seed within a mask until it is a whole figure."""
+def _flood_fill(seed: int, mask: int, stride: int) -> int:
+    """Grow a seed within a packed mask to the whole component that contains it."""
     while True:
-        grown = _grow(seed, stride) & mask
-        grown |= mask & ~(mask + grown)  # the carry of the addition runs along a row to the end of its run
+        grown = _dilate(seed, stride) & mask
+        grown |= mask & ~(mask + grown)  # the carry of the addition fills each run to its end along the row
         if grown == seed:
             return seed
         seed = grown
 
 
-def _measure(bits: int, stride: int) -> _Figure:
+def _measure(bits: int, stride: int) -> _Component:
+    """Return a packed component with its area and bounding box."""
     top = ((bits & -bits).bit_length() - 1) // stride
     bottom = (bits.bit_length() - 1) // stride + 1
-    columns = _shadow(bits >> top * stride, bottom - top, stride)
+    columns = _project_columns(bits >> top * stride, bottom - top, stride)
     box = Box(top, bottom, (columns & -columns).bit_length() - 1, columns.bit_length())
-    return _Figure(bits, bits.bit_count(), box)
+    return _Component(bits, bits.bit_count(), box)

@@ -1,4 +1,4 @@
-"""The locks agree with each other, and none brings two packages that overwrite each other."""
+"""Lock files: hashes, agreement between them, and no two packages that overwrite each other."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ LOCKS = ["serve.txt", "dev.txt", "cuda.txt"]
 
 
 def pins(lock: str) -> dict[str, set[str]]:
-    """Return the versions that a lock pins, by package; markers may choose between several."""
+    """Return the pinned versions of each package in a lock file; several if environment markers choose between them."""
     versions: dict[str, set[str]] = {}
     for name, version in re.findall(r"^([a-z0-9._-]+)==([^ ;\\]+)", (REQUIREMENTS / lock).read_text(), re.MULTILINE):
         versions.setdefault(name, set()).add(version)
@@ -18,8 +18,8 @@ def pins(lock: str) -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("lock", LOCKS)
-def test_a_lock_has_a_hash_for_each_package_and_no_address(lock: str) -> None:
-    """It installs from any index, and only what was locked."""
+def test_a_lock_has_a_hash_for_each_package_and_no_index_address(lock: str) -> None:
+    """A lock file works with any package index and installs only the locked files."""
     text = (REQUIREMENTS / lock).read_text()
     assert "://" not in text
     assert "--index-url" not in text
@@ -27,15 +27,15 @@ def test_a_lock_has_a_hash_for_each_package_and_no_address(lock: str) -> None:
         assert "--hash=sha256:" in entry, entry
 
 
-def test_the_lock_for_cuda_holds_one_onnxruntime() -> None:
-    """Both packages install into one folder: of the two only onnxruntime-gpu, with CUDA and cuDNN."""
+def test_the_cuda_lock_contains_only_one_onnxruntime() -> None:
+    """Of onnxruntime and onnxruntime-gpu, which install the same files, only the latter is locked, with CUDA and cuDNN."""
     pinned = pins("cuda.txt")
     assert "onnxruntime" not in pinned
     assert {"onnxruntime-gpu", "nvidia-cudnn-cu13", "nvidia-cublas", "nvidia-cuda-runtime"} <= set(pinned)
 
 
-def test_the_lock_for_cuda_is_the_lock_for_serving_on_another_onnxruntime() -> None:
-    """Everything else has the same version, and so has onnxruntime itself: one release is tested."""
+def test_the_cuda_lock_differs_from_the_serving_lock_only_in_onnxruntime() -> None:
+    """All other packages, and onnxruntime-gpu and onnxruntime themselves, have the same versions, so one set is tested."""
     serve, on_cuda = pins("serve.txt"), pins("cuda.txt")
     assert on_cuda.pop("onnxruntime-gpu") == serve.pop("onnxruntime")
     assert {name: versions for name, versions in on_cuda.items() if not name.startswith("nvidia-")} == serve

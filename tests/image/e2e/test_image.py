@@ -1,4 +1,4 @@
-"""The image: built from the Dockerfile over a base of Debian packages, and run as an operator would, locked down."""
+"""The container image, built from the Dockerfile on a base of Debian packages and run with restricted permissions."""
 
 import json
 import socket
@@ -10,22 +10,24 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from digitserve.inference.bundle import find
+from digitserve.inference.bundle import find_bundle
 from support.bundles import echo_image
 from support.digits import MODELS
 from support.serving import PATIENCE_S, command, wait_until
 
 ROOT = Path(__file__).parents[3]
 BASE, IMAGE, CONTAINER = "localhost/python:3.11", "localhost/digitserve-test", "digitserve-test"
-LENT = [Path("/etc/ssl/certs"), Path("/etc/pip.conf")]
-"""The host's package settings, lent to the build where there are any; the Dockerfile names none."""
+HOST_PIP_SETTINGS = [Path("/etc/ssl/certs"), Path("/etc/pip.conf")]
+"""Mounted into the build where they exist, so that pip uses the host's package index."""
 
 
 def run(*arguments: str, check: bool = True) -> str:
-    """Run a command to its end and return what it printed."""
-    ended = subprocess.run(arguments, capture_output=True, text=True, timeout=900, check=False, cwd=ROOT)
-    assert ended.returncode == 0 or not check, f"{' '.join(arguments)}: {ended.stdout[-2000:]}{ended.stderr[-2000:]}"
-    return ended.stdout + ended.stderr
+    """Run a command and return its standard output and standard error."""
+    completed = subprocess.run(arguments, capture_output=True, text=True, timeout=900, check=False, cwd=ROOT)
+    assert completed.returncode == 0 or not check, (
+        f"{' '.join(arguments)}: {completed.stdout[-2000:]}{completed.stderr[-2000:]}"
+    )
+    return completed.stdout + completed.stderr
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +36,9 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> str:
     packages = "python3,python3-venv,ca-certificates"
     run("mmdebstrap", "--quiet", "--variant=minbase", f"--include={packages}", "bookworm", str(base))
     run("podman", "import", str(base), BASE)
-    lent = [option for path in LENT if path.exists() for option in ("-v", f"{path}:{path}:ro")]
+    mounts = [option for path in HOST_PIP_SETTINGS if path.exists() for option in ("-v", f"{path}:{path}:ro")]
     run(
-        "buildah", "bud", "--isolation", "chroot", "--network", "host", "--format", "docker", *lent,
+        "buildah", "bud", "--isolation", "chroot", "--network", "host", "--format", "docker", *mounts,
         "--build-arg", f"BASE_IMAGE={BASE}", "-t", IMAGE, ".",
     )  # fmt: skip
     return IMAGE
@@ -50,7 +52,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def ports(image: str) -> Iterator[tuple[int, int]]:
-    """Run the container read-only, without capabilities, with half a gigabyte and one CPU; give its ports."""
+    """Run the container read-only, without capabilities, with 512 MiB and one CPU; return its gRPC and HTTP ports."""
     grpc_port, http_port = free_port(), free_port()
     run("podman", "rm", "--force", "--ignore", CONTAINER)
     run(
@@ -65,8 +67,8 @@ def ports(image: str) -> Iterator[tuple[int, int]]:
     run("podman", "rm", "--force", CONTAINER)
 
 
-def test_the_image_holds_no_training_packages_and_is_not_root(image: str) -> None:
-    """The image runs as a fixed user, has a health check, and holds neither TensorFlow nor pip."""
+def test_the_image_has_no_training_packages_and_does_not_run_as_root(image: str) -> None:
+    """The image runs as a fixed unprivileged user, has a health check, and contains neither TensorFlow nor pip."""
     config = json.loads(run("podman", "inspect", image))[0]
     assert config["Config"]["User"] == "65532:65532"
     assert config["HealthCheck" if "HealthCheck" in config else "Healthcheck"]["Test"][1:] == [
@@ -79,14 +81,14 @@ def test_the_image_holds_no_training_packages_and_is_not_root(image: str) -> Non
     assert not {"tensorflow", "keras", "pip", "hatchling"} & set(modules.split())
 
 
-def test_the_container_serves_within_its_budget_and_drains(ports: tuple[int, int], tmp_path: Path) -> None:
-    """With one CPU it runs one worker; it classifies, says it is healthy and ready, and stops with exit code 0."""
+def test_the_container_serves_within_its_cpu_budget_and_drains(ports: tuple[int, int], tmp_path: Path) -> None:
+    """With one CPU it runs one worker; it classifies, is healthy and ready, and stops with exit code 0."""
     grpc_port, http_port = ports
     assert "1 x 1 threads, CPU budget 1" in run("podman", "logs", CONTAINER)
     digit = tmp_path / "seven.png"
     Image.fromarray(echo_image(7)).save(digit)
-    asked = run(*command("classify", "--json", "--address", f"127.0.0.1:{grpc_port}", str(digit)))
-    assert json.loads(asked)["model"] == f"digits/{find(MODELS, 'digits').name}"
+    output = run(*command("classify", "--json", "--address", f"127.0.0.1:{grpc_port}", str(digit)))
+    assert json.loads(output)["model"] == f"digits/{find_bundle(MODELS, 'digits').name}"
     assert "SERVING" in run("podman", "exec", CONTAINER, "digitserve", "healthcheck")
     with urllib.request.urlopen(f"http://127.0.0.1:{http_port}/readyz", timeout=PATIENCE_S) as ready:
         assert ready.status == 200

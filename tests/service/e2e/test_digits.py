@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from digitserve.inference.bundle import find, read
+from digitserve.inference.bundle import find_bundle, read_bundle
 from digitserve.inference.session import Session
 from digitserve.v1 import digits_pb2 as pb
 from digitserve.v1 import digits_pb2_grpc
@@ -75,7 +75,7 @@ def test_all_test_images_get_the_labels_of_onnxruntime_alone(
     gives them on the same bundle, at the accuracy that the manifest states, which is at least 99.5 %.
     """
     images, labels = mnist_test()
-    bundle = read(find(MODELS, name))
+    bundle = read_bundle(find_bundle(MODELS, name))
     session = Session(bundle)
     batches = [session.run(images[n : n + 500, ..., None]) for n in range(0, len(images), 500)]
     alone = np.concatenate([outputs.probabilities for outputs in batches])
@@ -125,7 +125,7 @@ def test_strangers_are_told_from_digits(service: Service, name: str) -> None:
     AUROC at least 0.98 together and 0.95 each; what lies above the threshold is called unfamiliar.
     """
     images, _ = mnist_test()
-    threshold = read(find(MODELS, name)).manifest.ood_threshold
+    threshold = read_bundle(find_bundle(MODELS, name)).manifest.ood_threshold
     digits = [prediction.ood_score for prediction in classify(service, images[:2000], 100)]
     strange: list[float] = []
     for kind, pictures in non_digits.judged(300, seed=5).items():
@@ -145,8 +145,8 @@ def test_strangers_are_told_from_digits(service: Service, name: str) -> None:
 
 def test_report_and_manifest_agree() -> None:
     """The report in the shipped bundle is of the graph beside it: the same accuracy, threshold and calibration."""
-    path = find(MODELS, "digits")
-    manifest = read(path).manifest
+    path = find_bundle(MODELS, "digits")
+    manifest = read_bundle(path).manifest
     report = json.loads((path / "report" / "evaluation.json").read_text())
 
     assert report["test"]["accuracy"] == manifest.quality["test_accuracy"]

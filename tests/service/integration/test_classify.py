@@ -14,7 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from onnx import TensorProto, helper
 
-from digitserve.inference.bundle import Golden, write
+from digitserve.inference.bundle import Golden, write_bundle
 from digitserve.protocol.codec import Answer, Encoder
 from digitserve.protocol.names import CLASSIFY, GET_MODEL, REFLECTION, SERVICE
 from digitserve.protocol.status import INTERNAL
@@ -390,7 +390,7 @@ def test_a_failure_is_internal_with_a_fixed_text(tmp_path: Path) -> None:
     }
     blank = np.zeros((1, 28, 28, 1), np.uint8)
     golden = Golden(blank, np.zeros((1, 10), np.float32), np.zeros(1, np.float32))
-    write(tmp_path, manifest(), make_graph(nodes, constants), golden)
+    write_bundle(tmp_path, manifest(), make_graph(nodes, constants), golden)
     with run_worker(tmp_path) as worker:
         with pytest.raises(grpc.RpcError) as failed:
             worker.classify(pb.ClassifyRequest(pixels=b"\x09" * 784))

@@ -58,7 +58,7 @@ def test_the_whole_way(
         ended = invoke(command, *options)
         assert ended.exit_code == 0, ended.output
 
-    exported, test = bundle.read(models / name / "1"), splits.read_test(source, name)
+    exported, test = bundle.read_bundle(models / name / "1"), splits.read_test(source, name)
     assert exported.manifest.labels == test.names == labels
     assert (exported.manifest.training["dataset"], len(test)) == (name, num_test)
     assert (exported.manifest.training["recipe"]["paper"], exported.manifest.training["recipe"]["outliers"]) == (0, 0)

@@ -199,7 +199,7 @@ def test_export_makes_a_bundle_that_the_service_opens(
     ended = invoke("export", run_dir, "--models", tmp_path)
     assert ended.exit_code == 0, ended.output
 
-    exported = bundle.read(tmp_path / "digits" / "1")
+    exported = bundle.read_bundle(tmp_path / "digits" / "1")
     outputs = Session(exported).run(test_images.images)
 
     logits = restore(checkpoint.load(run_dir))(test_images.images, training=False).numpy()
@@ -229,7 +229,7 @@ def test_manifest_says_how_to_train_again(
     """The manifest has preset, seed, split, fingerprints, sizes and the command, and no path of this machine."""
     invoke("export", run_dir, "--models", tmp_path)
 
-    manifest = bundle.read(tmp_path / "digits" / "1").manifest
+    manifest = bundle.read_bundle(tmp_path / "digits" / "1").manifest
     assert manifest.labels == tuple("0123456789")
     assert (manifest.ink, manifest.framing) == ("light_on_dark", "mnist")
     training = manifest.training
@@ -257,7 +257,7 @@ def test_a_preset_from_a_file_is_exported_with_its_definition(
     (tmp_path / "any.json").unlink()
     assert invoke("export", tmp_path / "first", "--models", tmp_path / "models").exit_code == 0
 
-    training = bundle.read(tmp_path / "models" / "digits" / "1").manifest.training
+    training = bundle.read_bundle(tmp_path / "models" / "digits" / "1").manifest.training
     monkeypatch.chdir(tmp_path)
     Path("mine.json").write_text(json.dumps(training["definition"]))
     program, *command = training["command"].split()
@@ -276,7 +276,7 @@ def test_ood_threshold_accepts_validation_images(
     """At least 99.5 % of validation images score no higher than the threshold; the bundle's graph is what is asked."""
     invoke("export", run_dir, "--models", tmp_path)
 
-    exported = bundle.read(tmp_path / "digits" / "1")
+    exported = bundle.read_bundle(tmp_path / "digits" / "1")
     validation = splits.split(splits.read_training(digits_path)).validation
     scores = Session(exported).run(validation.images).ood_score
     assert np.mean(scores <= exported.manifest.ood_threshold) >= 0.995
@@ -292,7 +292,7 @@ def test_exports_are_reproducible_and_numbered(run_dir: Path, tmp_path: Path, in
     for name in ("model.onnx", "golden.npz"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
     assert (refused.exit_code, "never overwritten" in refused.stderr) == (RunError.exit_code, True)
-    assert bundle.versions(tmp_path, "again") == [1, 2]
+    assert bundle.list_versions(tmp_path, "again") == [1, 2]
 
 
 def test_no_bundle_of_an_unfinished_run(digits_path: Path, tmp_path: Path, invoke: Invoke) -> None:
@@ -397,7 +397,7 @@ def test_int8_bundle_is_the_same_network(
     ended = invoke("export", run_dir, "--models", tmp_path, "--precision", "int8")
     assert ended.exit_code == 0, ended.output
 
-    exported = bundle.read(tmp_path / "digits" / "1")
+    exported = bundle.read_bundle(tmp_path / "digits" / "1")
     opened, session = candidate.open_candidate(run_dir, digits_path), Session(exported)
     images = np.concatenate([opened.split.training.images, test_images.images])
     got, expected = session.run(images), opened.session.run(images)

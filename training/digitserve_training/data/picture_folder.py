@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from digitserve.types import IMAGE_SIZE, Ink
-from digitserve.vision.framing import frame, to_gray
+from digitserve.vision.framing import frame
+from digitserve.vision.gray import to_gray
 from digitserve_training.errors import DataError
 
 Gray = NDArray[np.uint8]

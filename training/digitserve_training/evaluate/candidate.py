@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from digitserve.errors import BundleError
-from digitserve.inference.bundle import GOLDEN_TOLERANCE, Bundle, Golden, Manifest, signature
-from digitserve.inference.session import Session, answer_once
+from digitserve.inference.bundle import GOLDEN_TOLERANCE, Bundle, Golden, Manifest, graph_signature
+from digitserve.inference.session import Session, run_unverified
 from digitserve_training.data import splits
 from digitserve_training.data.splits import Labelled, Split
 from digitserve_training.errors import DataError, ParityError
@@ -73,7 +73,7 @@ def open_candidate(run_dir: Path, data_path: Path | None) -> Candidate:
     network = restore(state)
     # Logits but for a constant, by onnxruntime on one thread: TensorFlow's last bits differ from time to time, and with
     # them the temperature's last digit.
-    untempered = answer_once(convert(answering(network, 1.0)), split.validation.images).probabilities
+    untempered = run_unverified(convert(answering(network, 1.0)), split.validation.images).probabilities
     temperature = fit_temperature(np.log(np.maximum(untempered, np.finfo(np.float32).tiny)), split.validation.labels)
     answer = answering(network, temperature)
     graph, golden = convert(answer), make_golden(answer, split.validation)
@@ -95,7 +95,7 @@ def open_session(graph: bytes, golden: Golden, labels: tuple[str, ...]) -> Sessi
     Raises:
         ParityError: its signature is wrong, or its golden answers differ; the message gives figures.
     """
-    inputs, outputs = signature(len(labels))
+    inputs, outputs = graph_signature(len(labels))
     manifest = Manifest("unpublished", 0, "", inputs, outputs, labels, 0.0, {}, {})
     try:
         return Session(Bundle(Path(), manifest, graph, golden))

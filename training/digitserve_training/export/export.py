@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from digitserve.inference import bundle
-from digitserve.inference.bundle import Manifest, signature
+from digitserve.inference.bundle import Manifest, graph_signature
 from digitserve_training._tensorflow import tf
 from digitserve_training.data import splits
 from digitserve_training.data.splits import Labelled
@@ -127,7 +127,7 @@ def publish(
         _manifest(candidate, test, settle(destination, candidate.state.settings), measured), int8
     )
     try:
-        path = bundle.write(destination.models, manifest, candidate.graph, candidate.golden, report)
+        path = bundle.write_bundle(destination.models, manifest, candidate.graph, candidate.golden, report)
     except OSError as error:
         raise RunError(f"no bundle was written in {destination.models}: {error}") from None
     return Exported(path, manifest, measured, len(candidate.graph), int8)
@@ -144,7 +144,7 @@ def settle(destination: Destination, settings: Settings) -> Destination:
     name = default if destination.name is None else destination.name
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise RunError(f"'{name}' is no name for a model; expected a plain name such as digits")
-    taken = bundle.versions(models, name)
+    taken = bundle.list_versions(models, name)
     if version in taken:
         raise RunError(
             f"{models / name / str(version)} exists, and a bundle is never overwritten: choose another version"
@@ -155,11 +155,11 @@ def settle(destination: Destination, settings: Settings) -> Destination:
 def _manifest(candidate: Candidate, test: Labelled, destination: Destination, measured: Parity) -> Manifest:
     held_out = measure(candidate.session, candidate.split.validation)
     labels = candidate.state.settings.labels
-    inputs, outputs = signature(len(labels))
+    inputs, outputs = graph_signature(len(labels))
     return Manifest(
         name=destination.name or "",
         version=destination.version or 1,
-        sha256="",  # set by bundle.write
+        sha256="",  # set by write_bundle
         inputs=inputs,
         outputs=outputs,
         labels=labels,

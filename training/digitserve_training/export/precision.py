@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from digitserve.inference.bundle import Golden
-from digitserve.inference.session import Outputs, Session, answer_once
+from digitserve.inference.session import Outputs, Session, run_unverified
 from digitserve_training.data.splits import Labelled
 from digitserve_training.errors import ParityError
 from digitserve_training.evaluate.candidate import Candidate, open_session
@@ -128,7 +128,7 @@ def to_int8(candidate: Candidate, test: Labelled) -> Int8:
     graph = quantize(candidate.graph, calibration)
     images = candidate.golden.images
     # Nothing but the graph itself can say what its golden answers are: Keras's are further off than a damage may be.
-    answers = answer_once(graph, images)
+    answers = run_unverified(graph, images)
     golden = Golden(images, answers.probabilities, answers.ood_score)
     session = open_session(graph, golden, candidate.state.settings.labels)
     validation = compare(candidate.session, session, candidate.split.validation)

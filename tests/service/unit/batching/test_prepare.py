@@ -12,7 +12,8 @@ from digitserve.batching.prepare import Prepared, framing_work, prepare, prepare
 from digitserve.protocol.codec import IMAGE_BYTES, Limits, Request, decode
 from digitserve.types import Framing, Ink
 from digitserve.v1 import digits_pb2 as pb
-from digitserve.vision.framing import frame, to_gray, verdicts
+from digitserve.vision.framing import frame, verdicts
+from digitserve.vision.gray import to_gray
 from support.digits import scanned_digits
 
 LIMITS = Limits(model_version="7", max_side=64, max_images=2000, max_request_bytes=1 << 24)

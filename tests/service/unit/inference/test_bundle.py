@@ -1,4 +1,4 @@
-"""Bundles: written whole or not at all, never overwritten, and each damage named by the check that found it."""
+"""Bundles are written atomically and never overwritten; an error for a damaged bundle names the failed check."""
 
 import io
 import json
@@ -19,31 +19,31 @@ from support.bundles import LABELS, echo_golden, echo_graph, manifest, write_ech
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Write a good bundle."""
+    """Write a valid bundle."""
     return write_echo_bundle(tmp_path)
 
 
 def edit_manifest(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change a manifest that was written."""
+    """Change a written manifest."""
     described = json.loads((path / "manifest.json").read_text())
     change(described)
     (path / "manifest.json").write_text(json.dumps(described))
 
 
 def failed_check(path: Path) -> tuple[str, str]:
-    """Return the check that reading fails, and its words."""
+    """Return the check that fails when the bundle is read, and the error's text."""
     with pytest.raises(BundleError) as caught:
-        bundle.read(path)
+        bundle.read_bundle(path)
     assert f"check '{caught.value.check}' failed" in str(caught.value)
     return caught.value.check, str(caught.value)
 
 
-def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
-    """Graph, manifest and golden outputs come back as they were, with the sha256 filled in."""
+def test_a_bundle_is_read_as_it_was_written(tmp_path: Path) -> None:
+    """Graph, manifest and golden outputs are read as they were written, with the sha256 filled in."""
     described = manifest(3, training={"preset": "echo", "seed": 7}, quality={"test_accuracy": 0.5}, ood_threshold=-1.25)
-    path = bundle.write(tmp_path, described, echo_graph(), echo_golden())
+    path = bundle.write_bundle(tmp_path, described, echo_graph(), echo_golden())
     assert path == tmp_path / "digits" / "3"
-    read = bundle.read(path)
+    read = bundle.read_bundle(path)
     assert read.path == path
     assert read.graph == echo_graph()
     assert read.manifest == replace(described, sha256=read.manifest.sha256)
@@ -52,22 +52,22 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
         assert np.array_equal(getattr(read.golden, name), getattr(echo_golden(), name))
 
 
-def test_the_report_is_copied_in(tmp_path: Path) -> None:
-    """What evaluate drew travels with the bundle."""
+def test_the_report_is_copied(tmp_path: Path) -> None:
+    """The report of ``evaluate`` is part of the bundle."""
     report = tmp_path / "drawn"
     report.mkdir()
     (report / "confusion.svg").write_text("<svg/>")
-    path = bundle.write(tmp_path / "models", manifest(), echo_graph(), echo_golden(), report)
+    path = bundle.write_bundle(tmp_path / "models", manifest(), echo_graph(), echo_golden(), report)
     assert (path / "report" / "confusion.svg").read_text() == "<svg/>"
 
 
 def test_a_bundle_can_be_read_by_another_user(path: Path) -> None:
-    """The service in its container is another user than the trainer."""
+    """Other users can read a bundle: the service in its container is not the user who trained."""
     assert path.stat().st_mode & 0o555 == 0o555
 
 
 def test_a_version_is_never_overwritten(path: Path, tmp_path: Path) -> None:
-    """Writing the same version again is refused and changes nothing."""
+    """Writing an existing version is an error and changes nothing."""
     before = (path / "manifest.json").read_bytes()
     with pytest.raises(FileExistsError, match="never overwritten"):
         write_echo_bundle(tmp_path, quality={"test_accuracy": 0.1})
@@ -75,74 +75,74 @@ def test_a_version_is_never_overwritten(path: Path, tmp_path: Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == ["1"]
 
 
-def test_a_failure_while_writing_leaves_nothing(tmp_path: Path) -> None:
-    """Neither a version nor a half of one stands there after a write that failed."""
+def test_a_failed_write_leaves_no_files(tmp_path: Path) -> None:
+    """After a failed write there is neither a version nor a part of one."""
     with pytest.raises(FileNotFoundError):
-        bundle.write(tmp_path, manifest(), echo_graph(), echo_golden(), report=tmp_path / "never drawn")
-    assert bundle.versions(tmp_path, "digits") == []
+        bundle.write_bundle(tmp_path, manifest(), echo_graph(), echo_golden(), report=tmp_path / "missing")
+    assert bundle.list_versions(tmp_path, "digits") == []
     assert not list((tmp_path / "digits").iterdir())
 
 
-def test_a_manifest_that_json_cannot_hold_leaves_nothing(tmp_path: Path) -> None:
-    """The same when the failure comes after the graph was written."""
+def test_a_manifest_that_is_not_json_serializable_leaves_no_files(tmp_path: Path) -> None:
+    """The same holds for a failure after the graph was written."""
     with pytest.raises(TypeError):
         write_echo_bundle(tmp_path, training={"preset": object()})
     assert not list((tmp_path / "digits").iterdir())
 
 
-def test_a_half_written_version_is_not_a_version(tmp_path: Path) -> None:
-    """A writer that was killed leaves a directory that nobody takes for a version."""
+def test_a_partly_written_version_is_not_listed(tmp_path: Path) -> None:
+    """The directory that a killed writer leaves behind is not listed as a version."""
     write_echo_bundle(tmp_path, 2)
     (tmp_path / "digits" / ".writing-abc").mkdir()
     (tmp_path / "digits" / "3.tmp").mkdir()
     (tmp_path / "digits" / "latest").mkdir()
     (tmp_path / "digits" / "4").write_text("a file")
-    assert bundle.versions(tmp_path, "digits") == [2]
+    assert bundle.list_versions(tmp_path, "digits") == [2]
 
 
-def test_a_version_is_named_in_one_way_only(tmp_path: Path) -> None:
-    """Names that int() would read as a version, but that no version has, are passed over: find could not find them."""
+def test_only_one_spelling_of_a_version_is_listed(tmp_path: Path) -> None:
+    """Other names that int() accepts are ignored, because ``find_bundle`` could not find them."""
     write_echo_bundle(tmp_path, 5)
     for name in ("07", "0", "\u0669", "\u00b2", "-3", "+8"):
         (tmp_path / "digits" / name).mkdir()
-    assert bundle.versions(tmp_path, "digits") == [5]
-    assert bundle.find(tmp_path, "digits").name == "5"
+    assert bundle.list_versions(tmp_path, "digits") == [5]
+    assert bundle.find_bundle(tmp_path, "digits").name == "5"
 
 
 def test_versions_are_sorted_as_numbers(tmp_path: Path) -> None:
-    """9 comes before 10, and the highest is served unless another is named."""
+    """9 comes before 10, and the highest version is the default."""
     for version in (9, 10, 2):
         (tmp_path / "digits" / str(version)).mkdir(parents=True)
-    assert bundle.versions(tmp_path, "digits") == [2, 9, 10]
-    assert bundle.find(tmp_path, "digits") == tmp_path / "digits" / "10"
-    assert bundle.find(tmp_path, "digits", 9) == tmp_path / "digits" / "9"
+    assert bundle.list_versions(tmp_path, "digits") == [2, 9, 10]
+    assert bundle.find_bundle(tmp_path, "digits") == tmp_path / "digits" / "10"
+    assert bundle.find_bundle(tmp_path, "digits", 9) == tmp_path / "digits" / "9"
 
 
-def test_an_unknown_version_is_refused_with_those_there_are(tmp_path: Path) -> None:
-    """The operator sees what could be named instead."""
+def test_the_error_for_an_unknown_version_lists_the_available_ones(tmp_path: Path) -> None:
+    """The operator sees which versions exist."""
     for version in (2, 10):
         (tmp_path / "digits" / str(version)).mkdir(parents=True)
     with pytest.raises(BundleError, match="model 'digits' has no version 3; available: 2, 10"):
-        bundle.find(tmp_path, "digits", 3)
+        bundle.find_bundle(tmp_path, "digits", 3)
 
 
-def test_an_unknown_model_is_refused_with_what_was_expected(tmp_path: Path) -> None:
-    """So is a model without versions, or a directory that is not there."""
+def test_the_error_for_an_unknown_model_says_what_was_expected(tmp_path: Path) -> None:
+    """It names the expected directory, also if the directory of all models is missing."""
     for models in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(BundleError, match="no version of model 'letters' in .*; expected .*letters/<integer>/"):
-            bundle.find(models, "letters")
+            bundle.find_bundle(models, "letters")
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "manifest.json", "golden.npz"])
-def test_a_missing_file_fails_the_check_of_files(path: Path, name: str) -> None:
-    """The missing one is named."""
+def test_a_missing_file_fails_the_files_check(path: Path, name: str) -> None:
+    """The error names the missing file."""
     (path / name).unlink()
     check, text = failed_check(path)
     assert (check, f"{name} is missing" in text) == ("files", True)
 
 
-def test_a_flipped_byte_in_the_graph_fails_the_check_of_sha256(path: Path) -> None:
-    """Both sums are named."""
+def test_a_flipped_bit_in_the_graph_fails_the_sha256_check(path: Path) -> None:
+    """The error contains both checksums."""
     graph = bytearray((path / "model.onnx").read_bytes())
     graph[len(graph) // 2] ^= 1
     (path / "model.onnx").write_bytes(graph)
@@ -154,19 +154,19 @@ def test_a_flipped_byte_in_the_graph_fails_the_check_of_sha256(path: Path) -> No
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"7", b"null", b'"text"', b"\xff\xfe", b"{}", b'{"name": "digits"}']
 )
-def test_a_manifest_that_is_none_fails_the_check_of_the_manifest(path: Path, content: bytes) -> None:
-    """No JSON, no object, or an object without the fields."""
+def test_an_invalid_manifest_fails_the_manifest_check(path: Path, content: bytes) -> None:
+    """Content that is not JSON, not an object, or an object without the fields is not a manifest."""
     (path / "manifest.json").write_bytes(content)
     check, text = failed_check(path)
     assert (check, "is not a manifest" in text) == ("manifest", True)
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "words"),
+    ("field", "value", "message"),
     [
         ("format", 2, "format is 2; this version reads 1"),
-        ("name", "letters", "it describes letters/1 but stands in"),
-        ("version", 2, "it describes digits/2 but stands in"),
+        ("name", "letters", "it describes letters/1 but is in"),
+        ("version", 2, "it describes digits/2 but is in"),
         ("version", "one", "is not a manifest"),
         ("version", float("inf"), "is not a manifest"),
         ("version", None, "is not a manifest"),
@@ -187,24 +187,24 @@ def test_a_manifest_that_is_none_fails_the_check_of_the_manifest(path: Path, con
         ("inputs", [{"name": "images", "dtype": "uint8", "shape": [None, 32, 32, 1]}], "inputs and outputs are"),
     ],
 )
-def test_a_wrong_field_fails_the_check_of_the_manifest(path: Path, field: str, value: object, words: str) -> None:
-    """What it says and what was expected."""
+def test_a_wrong_field_fails_the_manifest_check(path: Path, field: str, value: object, message: str) -> None:
+    """The error says what the field holds and what was expected."""
     edit_manifest(path, lambda described: described.update({field: value}))
     check, text = failed_check(path)
     assert check == "manifest"
-    assert words in text
+    assert message in text
 
 
-def test_a_manifest_without_a_golden_tolerance_has_the_strict_one(path: Path) -> None:
-    """Bundles written before the field existed are verified as they always were."""
+def test_the_default_golden_tolerance_is_the_strict_one(path: Path) -> None:
+    """Bundles written before the field existed are verified with a tolerance of 1e-4."""
     edit_manifest(path, lambda described: described.pop("golden_tolerance"))
-    assert bundle.read(path).manifest.golden_tolerance == 1e-4
+    assert bundle.read_bundle(path).manifest.golden_tolerance == 1e-4
 
 
-def test_a_field_of_a_later_version_is_passed_over(path: Path) -> None:
-    """A manifest may say more than this version knows."""
+def test_unknown_fields_of_a_manifest_are_ignored(path: Path) -> None:
+    """A later version may add fields to the manifest."""
     edit_manifest(path, lambda described: described.update(colour="blue"))
-    assert bundle.read(path).manifest.labels == LABELS
+    assert bundle.read_bundle(path).manifest.labels == LABELS
 
 
 JSON = st.recursive(
@@ -216,17 +216,17 @@ JSON = st.recursive(
 
 @given(field=st.sampled_from(sorted(manifest().__dict__)), value=JSON)
 @settings(max_examples=300)
-def test_whatever_a_manifest_holds_it_is_read_or_named_by_a_check(
+def test_any_manifest_is_read_or_fails_a_check(
     tmp_path_factory: pytest.TempPathFactory, field: str, value: object
 ) -> None:
-    """No value of any field gets past the checks as another exception."""
+    """No value of any field raises another exception than BundleError."""
     path = tmp_path_factory.getbasetemp() / "digits" / "1"
     if not path.is_dir():
         write_echo_bundle(path.parents[1])
     original = (path / "manifest.json").read_bytes()
     try:
         edit_manifest(path, lambda described: described.update({field: value}))
-        bundle.read(path)
+        bundle.read_bundle(path)
     except BundleError as error:
         assert error.check in {"manifest", "sha256", "golden"}
     finally:
@@ -234,7 +234,7 @@ def test_whatever_a_manifest_holds_it_is_read_or_named_by_a_check(
 
 
 def write_golden(path: Path, **changes: object) -> None:
-    """Write golden outputs in which some arrays are others."""
+    """Write golden outputs with some arrays replaced."""
     arrays = {name: getattr(echo_golden(), name) for name in ("images", "probabilities", "ood_score")}
     content = io.BytesIO()
     np.savez(content, **(arrays | changes))
@@ -242,8 +242,8 @@ def write_golden(path: Path, **changes: object) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 1, 100, -1, -30])
-def test_a_truncated_golden_file_fails_the_check_of_golden(path: Path, length: int) -> None:
-    """A file that was cut anywhere is damaged, and said to be."""
+def test_a_truncated_golden_file_fails_the_golden_check(path: Path, length: int) -> None:
+    """A file truncated at any point is reported as damaged."""
     content = (path / "golden.npz").read_bytes()
     (path / "golden.npz").write_bytes(content[:length])
     check, text = failed_check(path)
@@ -265,24 +265,22 @@ def test_a_truncated_golden_file_fails_the_check_of_golden(path: Path, length: i
     ],
     ids=lambda changes: "-".join(f"{name}-{np.shape(array)}" for name, array in changes.items()),
 )
-def test_golden_arrays_of_another_shape_or_type_fail_the_check_of_golden(
-    path: Path, changes: dict[str, object]
-) -> None:
-    """Shapes and types must be those of the graph, with at least one image; pickled objects are never loaded."""
+def test_golden_arrays_of_a_wrong_shape_or_type_fail_the_golden_check(path: Path, changes: dict[str, object]) -> None:
+    """Shapes and types must be those of the graph, with at least one image; pickled objects are not loaded."""
     write_golden(path, **changes)
     assert failed_check(path)[0] == "golden"
 
 
-def test_golden_outputs_without_one_array_fail_the_check_of_golden(path: Path) -> None:
-    """A file of arrays that lacks one is damaged."""
+def test_a_missing_golden_array_fails_the_golden_check(path: Path) -> None:
+    """A golden.npz that lacks one of its arrays is damaged."""
     with (path / "golden.npz").open("wb") as file:
         np.savez(file, images=echo_golden().images)
     check, text = failed_check(path)
     assert (check, "golden.npz" in text) == ("golden", True)
 
 
-def test_an_array_file_in_place_of_golden_fails_the_check_of_golden(path: Path) -> None:
-    """A single array is no golden.npz, though numpy reads it."""
+def test_a_single_array_instead_of_golden_npz_fails_the_golden_check(path: Path) -> None:
+    """A file in .npy format is not a golden.npz, although numpy can read it."""
     with (path / "golden.npz").open("wb") as file:
         np.save(file, echo_golden().images)
     assert failed_check(path)[0] == "golden"

@@ -1,4 +1,4 @@
-"""Whoever asks for a device has it or is told what is missing: nothing falls back in silence."""
+"""No silent CPU fallback: a requested device is used, or the error says what is missing."""
 
 import subprocess
 import sys
@@ -12,66 +12,66 @@ from digitserve.errors import BundleError, ProviderError
 from digitserve.inference import cuda, providers
 from support.bundles import echo_graph
 
-REFUSING = "AzureExecutionProvider"
-"""A real provider of the CPU wheel that runs none of our nodes: each would fall back to the CPU."""
+INCAPABLE = "AzureExecutionProvider"
+"""A provider of the CPU wheel without kernels for the nodes of our graphs: each node would fall back to the CPU."""
 
 
-def test_the_cpu_is_settled_without_a_look() -> None:
-    """The default asks nothing of CUDA and logs nothing."""
+def test_the_cpu_needs_no_check_for_cuda() -> None:
+    """The default does not check for CUDA and logs nothing."""
     with capture_logs() as lines:
-        assert providers.settle("cpu") == "cpu"
+        assert providers.resolve_device("cpu") == "cpu"
     assert lines == []
 
 
-def test_cuda_by_name_is_refused_in_words_that_help() -> None:
-    """The message has what this onnxruntime offers, what was asked of it, and both ways out."""
+def test_the_error_for_missing_cuda_says_what_to_do() -> None:
+    """The message names the available providers, the requested one, and both remedies."""
     with pytest.raises(ProviderError) as caught:
-        providers.settle("cuda")
-    for words in ("--device cuda", "CPUExecutionProvider", "CUDAExecutionProvider", "onnxruntime-gpu", "--device cpu"):
-        assert words in str(caught.value)
+        providers.resolve_device("cuda")
+    for part in ("--device cuda", "CPUExecutionProvider", "CUDAExecutionProvider", "onnxruntime-gpu", "--device cpu"):
+        assert part in str(caught.value)
 
 
-def test_auto_takes_the_cpu_and_says_why_in_one_line() -> None:
-    """An operator who expected CUDA finds the reason in the log."""
+def test_auto_chooses_the_cpu_and_logs_why() -> None:
+    """An operator who expected CUDA finds the reason in the log, in one line."""
     with capture_logs() as lines:
-        assert providers.settle("auto") == "cpu"
+        assert providers.resolve_device("auto") == "cpu"
     (line,) = lines
     assert (line["log_level"], "CUDAExecutionProvider" in line["reason"]) == ("warning", True)
 
 
-def test_a_graph_that_a_provider_does_not_run_whole_is_refused() -> None:
-    """Nodes without a kernel would run on the CPU, with copies: instead the provider is refused, by its name."""
+def test_a_provider_that_cannot_run_the_whole_graph_is_an_error() -> None:
+    """A graph with nodes that the provider has no kernel for does not open; the error names the provider."""
     graph = echo_graph()
-    providers.open_graph(graph, "cpu", 1)
-    with pytest.raises(ProviderError, match=f"{REFUSING} cannot run all of this graph: .*--device cpu"):
-        providers._open(graph, REFUSING, {}, 1)
+    providers.open_session(graph, "cpu", 1)
+    with pytest.raises(ProviderError, match=f"{INCAPABLE} cannot run all of this graph: .*--device cpu"):
+        providers._open(graph, INCAPABLE, {}, 1)
 
 
-def test_without_the_provision_the_same_provider_would_fall_back_in_silence() -> None:
-    """The refusal above is ours: onnxruntime by itself opens the graph and runs all of it on the CPU."""
-    silent = ort.InferenceSession(echo_graph(), providers=[REFUSING])
-    assert silent.get_providers()[-1] == "CPUExecutionProvider"
-    assert len(silent.run(None, {"images": np.zeros((1, 28, 28, 1), np.uint8)})) == 2
+def test_onnxruntime_by_default_falls_back_silently() -> None:
+    """With onnxruntime's defaults the same graph opens on the same provider, and all of it runs on the CPU."""
+    session = ort.InferenceSession(echo_graph(), providers=[INCAPABLE])
+    assert session.get_providers()[-1] == "CPUExecutionProvider"
+    assert len(session.run(None, {"images": np.zeros((1, 28, 28, 1), np.uint8)})) == 2
 
 
-def test_a_broken_graph_is_the_bundles_fault_on_every_provider() -> None:
-    """Whoever asked for a device and gave garbage hears of the garbage."""
-    for provider in (REFUSING, "CPUExecutionProvider"):
+def test_an_invalid_graph_is_a_bundle_error_on_every_provider() -> None:
+    """An invalid graph is reported as such, not as a missing device."""
+    for provider in (INCAPABLE, "CPUExecutionProvider"):
         with pytest.raises(BundleError, match="cannot load model.onnx"):
             providers._open(b"no graph at all", provider, {}, 1)
 
 
-def test_a_refusal_writes_nothing_to_standard_output(capfd: pytest.CaptureFixture[str]) -> None:
-    """A worker's standard output is the line to its supervisor; onnxruntime prints its fallbacks there."""
+def test_errors_write_nothing_to_standard_output(capfd: pytest.CaptureFixture[str]) -> None:
+    """What onnxruntime would print about fallbacks and missing libraries does not reach standard output."""
     with pytest.raises(ProviderError):
-        providers._open(echo_graph(), REFUSING, {}, 1)
+        providers._open(echo_graph(), INCAPABLE, {}, 1)
     with pytest.raises(ProviderError):
-        providers.settle("cuda")
+        providers.resolve_device("cuda")
     assert capfd.readouterr().out == ""
 
 
 def test_a_missing_runtime_library_is_named() -> None:
-    """The loader's words name the file."""
+    """The error contains the loader's message, which names the file."""
     for call in (lambda: cuda.num_devices("0"), lambda: cuda.page_locked(16, "0")):
         with pytest.raises(cuda.CudaError, match=r"libcudart\.so\.0"):
             call()

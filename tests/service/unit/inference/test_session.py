@@ -1,4 +1,4 @@
-"""A session that exists has passed its checks; each that fails is named; nothing is left in the home folder."""
+"""A session that exists has passed its checks; an error names the failed check; onnxruntime writes no files."""
 
 import os
 import subprocess
@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from digitserve.errors import BundleError, ProviderError
 from digitserve.inference import bundle
@@ -20,19 +21,19 @@ from support.bundles import echo_golden, echo_graph, echo_image, make_graph, man
 
 @pytest.fixture
 def echo(tmp_path: Path) -> bundle.Bundle:
-    """Read a good bundle."""
-    return bundle.read(write_echo_bundle(tmp_path))
+    """Read a valid bundle."""
+    return bundle.read_bundle(write_echo_bundle(tmp_path))
 
 
 def failed_check(broken: bundle.Bundle) -> tuple[str, str]:
-    """Return the check that opening a session fails, and its words."""
+    """Return the check that fails when a session is opened, and the error's text."""
     with pytest.raises(BundleError) as caught:
         Session(broken)
     return caught.value.check, str(caught.value)
 
 
 def change_graph(*, rename: dict[str, str] | None = None, drop: str | None = None) -> bytes:
-    """Return the echo network with tensors renamed, or an output dropped."""
+    """Return the echo network with some tensors renamed, or without one output."""
     model = onnx.load_from_string(echo_graph())
     names = rename or {}
     for node in model.graph.node:
@@ -46,8 +47,8 @@ def change_graph(*, rename: dict[str, str] | None = None, drop: str | None = Non
     return bytes(model.SerializeToString())
 
 
-def test_an_echo_session_answers_each_image_with_its_own_number(echo: bundle.Bundle) -> None:
-    """Rows come back in their order: the score is the image's number, the most probable label its last digit."""
+def test_rows_of_the_outputs_are_in_the_order_of_the_images(echo: bundle.Bundle) -> None:
+    """For the echo network, the score is the image's number and the most probable label its last digit."""
     numbers = [0, 5, 70_001, 16_777_215, 42, 42]
     outputs = Session(echo).run(np.stack([echo_image(number) for number in numbers])[..., None])
     assert outputs.ood_score.tolist() == numbers
@@ -56,18 +57,55 @@ def test_an_echo_session_answers_each_image_with_its_own_number(echo: bundle.Bun
     assert outputs.probabilities.shape == (6, 10)
 
 
-def test_warming_up_gives_the_time_of_an_image(echo: bundle.Bundle) -> None:
-    """The batcher's first estimate is a number of seconds above 0, whatever the maximum."""
+def test_warm_up_returns_the_time_per_image(echo: bundle.Bundle) -> None:
+    """The batcher's first estimate is a positive number of seconds, for any maximum batch size."""
     session = Session(echo)
     assert all(session.warm_up(size) > 0 for size in (1, 3, 8))
     assert session.provider == "CPUExecutionProvider"
 
 
-def test_a_graph_that_is_garbage_fails_the_check_of_the_signature(tmp_path: Path) -> None:
-    """Its sha256 agrees, so only loading finds it."""
-    broken = bundle.read(bundle.write(tmp_path, manifest(), b"no graph at all", echo_golden()))
+def test_an_invalid_graph_fails_the_signature_check(tmp_path: Path) -> None:
+    """A file that is not an ONNX graph, with a correct sha256, is found when it is loaded."""
+    broken = bundle.read_bundle(bundle.write_bundle(tmp_path, manifest(), b"no graph at all", echo_golden()))
     check, text = failed_check(broken)
-    assert (check, "cannot load model.onnx" in text) == ("signature", True)
+    assert (check, "cannot load model.onnx" in text, "external data" in text) == ("signature", True, False)
+
+
+def external_data_graph(folder: Path, *, in_subgraph: bool) -> bytes:
+    """Return the echo network with a tensor stored in ``folder``: its weights, or a constant of an unused ``If`` branch."""
+    model = onnx.load_from_string(echo_graph())
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "weights")
+    if in_subgraph:
+        tensor = numpy_helper.from_array(np.ones(1, np.float32), "one")
+    content = numpy_helper.to_array(tensor).tobytes()
+    (folder / "weights.bin").write_bytes(content)
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="weights.bin")
+    tensor.external_data.add(key="length", value=str(len(content)))
+    if in_subgraph:
+        outputs = [helper.make_tensor_value_info("copy", TensorProto.FLOAT, [1])]
+        branch = helper.make_graph([helper.make_node("Identity", ["one"], ["copy"])], "branch", [], outputs, [tensor])
+        model.graph.initializer.append(numpy_helper.from_array(np.array(True), "condition"))
+        model.graph.node.append(
+            helper.make_node("If", ["condition"], ["unused"], then_branch=branch, else_branch=branch)
+        )
+    return bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize("in_subgraph", [False, True])
+def test_a_graph_with_external_data_is_rejected(
+    echo: bundle.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_subgraph: bool
+) -> None:
+    """A graph whose tensors are in another file does not load, because the bundle's sha256 does not cover that file.
+
+    onnxruntime by default reads the file from the working directory.
+    """
+    graph = external_data_graph(tmp_path, in_subgraph=in_subgraph)
+    monkeypatch.chdir(tmp_path)
+    onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    check, text = failed_check(replace(echo, graph=graph))
+    assert (check, "must contain all its tensors, without external data" in text) == ("signature", True)
 
 
 @pytest.mark.parametrize(
@@ -78,10 +116,10 @@ def test_a_graph_that_is_garbage_fails_the_check_of_the_signature(tmp_path: Path
         change_graph(drop="ood_score"),
         echo_graph().replace(b"batch", b"group", 1),
     ],
-    ids=["another input", "another output", "an output less", "axes of two names"],
+    ids=["renamed input", "renamed output", "missing output", "two names of the batch axis"],
 )
-def test_a_graph_of_other_names_fails_the_check_of_the_signature(echo: bundle.Bundle, graph: bytes) -> None:
-    """Inputs and outputs must be those that every bundle has; how their free axes are called does not matter."""
+def test_wrong_tensor_names_fail_the_signature_check(echo: bundle.Bundle, graph: bytes) -> None:
+    """Inputs and outputs must have the names that every bundle has; the names of free axes do not matter."""
     if b"group" in graph:
         Session(replace(echo, graph=graph))
         return
@@ -91,7 +129,7 @@ def test_a_graph_of_other_names_fails_the_check_of_the_signature(echo: bundle.Bu
 
 
 def retype(dtype: int, shape: list[object]) -> bytes:
-    """Return the echo network with another input."""
+    """Return the echo network with another type or shape of its input."""
     model = onnx.load_from_string(echo_graph())
     model.graph.input[0].CopyFrom(helper.make_tensor_value_info("images", dtype, shape))
     return bytes(model.SerializeToString())
@@ -107,24 +145,22 @@ def retype(dtype: int, shape: list[object]) -> bytes:
         (TensorProto.UINT8, ["batch", "height", 28, 1]),
     ],
 )
-def test_a_graph_of_another_input_fails_the_check_of_the_signature(
+def test_a_wrong_input_type_or_shape_fails_the_signature_check(
     echo: bundle.Bundle, dtype: int, shape: list[object]
 ) -> None:
-    """Type and shape count, and the batch axis must be free."""
+    """The input must have the right type and shape, with a free batch axis."""
     check, text = failed_check(replace(echo, graph=retype(dtype, shape)))
     assert (check, "the graph has" in text) == ("signature", True)
 
 
 def with_golden(echo: bundle.Bundle, **arrays: NDArray) -> bundle.Bundle:
-    """Return a bundle in which some golden arrays are others."""
+    """Return a bundle with some golden arrays replaced."""
     return replace(echo, golden=replace(echo.golden, **arrays))
 
 
 @pytest.mark.parametrize("error", [2e-4, -0.5, np.nan, np.inf])
-def test_probabilities_off_by_more_than_the_tolerance_fail_the_check_of_golden(
-    echo: bundle.Bundle, error: float
-) -> None:
-    """One wrong value of one image is enough, and what is no number is wrong."""
+def test_probabilities_beyond_the_tolerance_fail_the_golden_check(echo: bundle.Bundle, error: float) -> None:
+    """One wrong value of one image is enough; NaN and infinity are wrong."""
     wrong = echo.golden.probabilities.copy()
     wrong[2, 3] += error
     check, text = failed_check(with_golden(echo, probabilities=wrong))
@@ -132,13 +168,13 @@ def test_probabilities_off_by_more_than_the_tolerance_fail_the_check_of_golden(
 
 
 def test_probabilities_within_the_tolerance_pass(echo: bundle.Bundle) -> None:
-    """Other machines round otherwise."""
+    """A difference within the tolerance passes, because machines round differently."""
     Session(with_golden(echo, probabilities=echo.golden.probabilities + np.float32(5e-5)))
 
 
 @pytest.mark.parametrize(("array", "within", "beyond"), [("probabilities", 1e-3, 3e-3), ("ood_score", 1e-2, 3e-2)])
-def test_a_manifests_tolerance_is_honoured(echo: bundle.Bundle, array: str, within: float, beyond: float) -> None:
-    """A bundle that allows more is opened where the default would refuse it, and refused beyond what it allows."""
+def test_the_tolerance_of_the_manifest_is_used(echo: bundle.Bundle, array: str, within: float, beyond: float) -> None:
+    """A bundle with a larger tolerance opens where the default would fail, and fails beyond its own tolerance."""
     wide = replace(echo, manifest=replace(echo.manifest, golden_tolerance=2e-3))
     golden = getattr(echo.golden, array)
     off = {array: golden + np.float32(within)}
@@ -148,16 +184,16 @@ def test_a_manifests_tolerance_is_honoured(echo: bundle.Bundle, array: str, with
 
 
 @pytest.mark.parametrize("error", [0.5, -0.5, np.nan])
-def test_a_wrong_ood_score_fails_the_check_of_golden(echo: bundle.Bundle, error: float) -> None:
-    """The score decides what is called unfamiliar, so it is verified as the probabilities are."""
+def test_a_wrong_ood_score_fails_the_golden_check(echo: bundle.Bundle, error: float) -> None:
+    """The score decides which images are unfamiliar, so it is verified as the probabilities are."""
     wrong = echo.golden.ood_score.copy()
     wrong[1] += error
     check, text = failed_check(with_golden(echo, ood_score=wrong))
     assert (check, "ood_score" in text) == ("golden", True)
 
 
-def test_a_graph_that_cannot_run_is_refused_in_words(echo: bundle.Bundle) -> None:
-    """A graph that loads, has the signature, and then fails on a batch is refused in words, not with a traceback."""
+def test_a_graph_that_fails_to_run_fails_the_golden_check(echo: bundle.Bundle) -> None:
+    """A graph that loads, has the right signature, and then fails on a batch gives a BundleError."""
     nodes = [
         helper.make_node("Cast", ["images"], ["wide"], to=TensorProto.INT64),
         helper.make_node("Reshape", ["wide", "flat"], ["rows"]),
@@ -175,25 +211,25 @@ def test_a_graph_that_cannot_run_is_refused_in_words(echo: bundle.Bundle) -> Non
     assert (check, "the graph fails on the images of golden.npz" in text) == ("golden", True)
 
 
-def test_a_provider_that_is_not_there_is_a_refusal(echo: bundle.Bundle) -> None:
-    """CUDA was asked for: without it nothing starts, and never silently on the CPU."""
+def test_a_missing_provider_is_an_error(echo: bundle.Bundle) -> None:
+    """With ``cuda`` and no CUDA, no session opens; it never runs on the CPU instead."""
     with pytest.raises(ProviderError, match="--device cuda: this onnxruntime has .*CPUExecutionProvider.*--device cpu"):
         Session(echo, device="cuda")
 
 
-def test_auto_takes_the_cpu_where_there_is_nothing_else(echo: bundle.Bundle) -> None:
-    """Nothing was asked for, so what is there will do."""
+def test_auto_runs_on_the_cpu_without_cuda(echo: bundle.Bundle) -> None:
+    """With ``auto`` and no CUDA, the session runs on the CPU."""
     assert Session(echo, device="auto").provider == "CPUExecutionProvider"
 
 
-def test_onnxruntime_writes_nothing_into_the_home_folder(tmp_path: Path) -> None:
-    """No telemetry: a process that opens a session and runs it leaves no file behind."""
+def test_onnxruntime_writes_nothing_into_the_home_directory(tmp_path: Path) -> None:
+    """Telemetry is off: a process that opens and runs a session leaves no file behind."""
     path = write_echo_bundle(tmp_path / "models")
     home = tmp_path / "home"
     home.mkdir()
     program = (
         "import sys, pathlib; from digitserve.inference import bundle, session;"
-        "session.Session(bundle.read(pathlib.Path(sys.argv[1]))).warm_up(2)"
+        "session.Session(bundle.read_bundle(pathlib.Path(sys.argv[1]))).warm_up(2)"
     )
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "ORT_", "HOME"))}
     environment = kept | {"HOME": str(home), "TMPDIR": str(home)}

@@ -1,4 +1,4 @@
-"""Telling figures apart, against scipy's labelling and against shadows cast pixel by pixel."""
+"""Connected components, against scipy's labelling and against projections computed pixel by pixel."""
 
 import numpy as np
 import pytest
@@ -7,15 +7,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from digitserve.vision.components import MAX_SIDE, MIN_KEPT_RATIO, Box, look, may_be_several
+from digitserve.vision.components import MAX_SIDE, MIN_KEPT_RATIO, Box, have_gaps, segment
 
 Mask = NDArray[np.bool_]
 
-EIGHT_WAYS = np.ones((3, 3))
+EIGHT_CONNECTED = np.ones((3, 3))
 
 
 def blobs(height: int, width: int, seed: int) -> Mask:
-    """Return random smooth blobs, a few or many."""
+    """Return random smooth blobs, few or many."""
     generator = np.random.default_rng(seed)
     field = ndimage.gaussian_filter(generator.random((height, width)), generator.uniform(0.3, 4))
     mask: Mask = field > np.quantile(field, generator.uniform(0.3, 0.98))
@@ -26,7 +26,7 @@ masks = st.builds(blobs, st.integers(1, MAX_SIDE), st.integers(1, MAX_SIDE), st.
 
 
 def has_gap(mask: Mask) -> bool:
-    """Cast a mask's shadow along rows, columns and both diagonals, and say whether light passes within one of them."""
+    """Return whether a mask's projection along rows, columns or one of the diagonals has a gap."""
     y, x = np.nonzero(mask)
     return any(
         len(np.unique(places)) < np.ptp(places) + 1
@@ -34,51 +34,51 @@ def has_gap(mask: Mask) -> bool:
     )  # fmt: skip
 
 
-def box_of(mask: Mask) -> Box:
-    """Return the box of all pixels."""
+def bounding_box(mask: Mask) -> Box:
+    """Return the bounding box of all pixels."""
     y, x = np.nonzero(mask)
     return Box(int(y.min()), int(y.max()) + 1, int(x.min()), int(x.max()) + 1)
 
 
 @given(masks)
-def test_box_is_around_all_figures_but_specks(mask: Mask) -> None:
-    """Where light passes, figures are those of scipy, and only specks are left out; elsewhere all is one figure."""
-    seen = look(mask)
+def test_the_box_encloses_all_components_but_specks(mask: Mask) -> None:
+    """With a gap in a projection, the components are scipy's and only specks are left out; otherwise there is one component."""
+    found = segment(mask)
     if not mask.any():
-        assert seen is None
+        assert found is None
         return
-    assert seen is not None
+    assert found is not None
     if has_gap(mask):
-        labelled, _ = ndimage.label(mask, EIGHT_WAYS)
-        sizes = np.bincount(labelled.ravel())
+        labels, _ = ndimage.label(mask, EIGHT_CONNECTED)
+        sizes = np.bincount(labels.ravel())
         sizes[0] = 0
-        mask = np.isin(labelled, np.flatnonzero(sizes >= MIN_KEPT_RATIO * sizes.max()))
-        mask &= labelled > 0
+        mask = np.isin(labels, np.flatnonzero(sizes >= MIN_KEPT_RATIO * sizes.max()))
+        mask &= labels > 0
     else:
-        assert not seen.several
-    assert seen.box == box_of(mask)
+        assert not found.several
+    assert found.box == bounding_box(mask)
 
 
 @given(st.lists(st.builds(blobs, st.just(28), st.just(28), st.integers(0, 2**32 - 1)), min_size=1, max_size=5))
-def test_gaps_are_seen_in_every_mask_of_a_batch(batch: list[Mask]) -> None:
-    """A mask may show several figures exactly if light passes within one of its shadows, whatever stands beside it."""
-    assert may_be_several(np.stack(batch)).tolist() == [has_gap(mask) for mask in batch]
+def test_gaps_are_found_for_each_mask_of_a_batch(batch: list[Mask]) -> None:
+    """A mask has a gap if and only if one of its projections has one, whatever the other masks of the batch are."""
+    assert have_gaps(np.stack(batch)).tolist() == [has_gap(mask) for mask in batch]
 
 
 @pytest.mark.parametrize("side", [28, MAX_SIDE])
-def test_a_full_mask_is_one_figure(side: int) -> None:
-    """Shadows as wide as they can be are whole."""
-    seen = look(np.ones((side, side), np.bool_))
-    assert seen is not None
-    assert not seen.several
-    assert seen.box == Box(0, side, 0, side)
+def test_a_full_mask_is_one_component(side: int) -> None:
+    """Projections of the largest possible width have no gap."""
+    found = segment(np.ones((side, side), np.bool_))
+    assert found is not None
+    assert not found.several
+    assert found.box == Box(0, side, 0, side)
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_figures_at_opposite_sides_are_not_neighbours(turned: bool) -> None:
-    """A figure at the left edge and one at the right are far apart, though one row ends where the next begins."""
+@pytest.mark.parametrize("transposed", [False, True])
+def test_shapes_at_opposite_edges_are_not_connected(transposed: bool) -> None:
+    """Shapes at the left and the right edge are separate, although one row's last bit is near the next row's first."""
     mask = np.zeros((MAX_SIDE, MAX_SIDE), np.bool_)
     mask[10:40, :6] = mask[20:50, -6:] = True
-    seen = look(mask.T if turned else mask)
-    assert seen is not None
-    assert seen.several
+    found = segment(mask.T if transposed else mask)
+    assert found is not None
+    assert found.several
