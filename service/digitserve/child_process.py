@@ -1,10 +1,11 @@
-"""Child processes of this package: started by exec, with a message channel of their own.
+"""Child processes of this package, and the message channel between parent and child.
 
-    parent: Child or AsyncChild ──JSON values, one per line, on a socket pair──▶ Channel.to_parent() :child
+    parent: Child or AsyncChild ◀──JSON values, one per line, on a socket pair──▶ Channel.to_parent() :child
 
-The channel is a socket pair that the child inherits, not its standard output: a library or a ``sitecustomize`` may print
-whatever it likes, which goes to standard error. A parent that ends closes its end of the channel, which the child sees as
-``ChannelClosed``. Children are started with ``-P``: modules in the working directory are never imported by accident.
+Children are started by exec, because a fork would copy the locks of gRPC's and onnxruntime's threads but not the threads.
+The channel is a socket pair that the child inherits, not its standard output: what a library or a ``sitecustomize`` prints
+goes to standard error and cannot break the channel. When the parent ends, its end of the channel closes, which the child
+sees as ``ChannelClosed``. Children are started with ``-P``, so that modules in the working directory are not imported.
 """
 
 import asyncio
@@ -24,11 +25,11 @@ _CHANNEL_VARIABLE = "_DIGITSERVE_CHANNEL_FD"
 _STDERR = 2
 
 MAX_MESSAGE_BYTES = 1 << 24
-"""Longest message that an asyncio parent reads; its default of 64 KiB is less than a report of the load generator."""
+"""Longest message that ``AsyncChild`` reads. asyncio's default of 64 KiB is less than a report of the load generator."""
 
 
 class ChannelClosed(EOFError):
-    """The other end of the channel is closed: its process has ended, or will."""
+    """The other process has ended or has closed its end of the channel."""
 
 
 class Channel:
@@ -40,7 +41,7 @@ class Channel:
 
     @classmethod
     def to_parent(cls) -> Self:
-        """Return the end that this process, a child, was started with; to be called once."""
+        """Return the end that this child process was started with. Call it once per process."""
         fd = int(os.environ.pop(_CHANNEL_VARIABLE))
         os.set_inheritable(fd, False)  # noqa: FBT003 - positional only
         return cls(socket.socket(fileno=fd))
@@ -49,7 +50,7 @@ class Channel:
         """Send a JSON value.
 
         Raises:
-            ChannelClosed: the other process has ended.
+            ChannelClosed: the other end is closed.
         """
         try:
             self._socket.sendall(_encode(message))
@@ -60,11 +61,12 @@ class Channel:
         """Wait for a JSON value.
 
         Args:
-            timeout_s: longest wait in seconds; without a limit by default. After a timeout the channel cannot be read again.
+            timeout_s: longest wait in seconds; no limit by default. After a timeout the channel cannot be read again.
 
         Raises:
             ChannelClosed: the other end is closed.
-            TimeoutError: nothing came in time.
+            TimeoutError: no message arrived in time.
+            ValueError: the message is not JSON.
         """
         self._socket.settimeout(timeout_s)
         try:
@@ -78,16 +80,16 @@ class Channel:
         return self._socket.fileno()
 
     def close(self) -> None:
-        """Close this end; the other process sees ``ChannelClosed``."""
+        """Close this end. The other process then gets ``ChannelClosed``."""
         self._lines.close()
         self._socket.close()
 
 
 class Child:
-    """A child process for blocking callers. Used in a ``with`` statement, at whose end the process is killed if it still runs.
+    """A child process for blocking callers. The end of its ``with`` statement kills the process if it still runs.
 
     Attributes:
-        channel: to the child.
+        channel: the parent's end of the channel.
         process: the process.
     """
 
@@ -95,16 +97,19 @@ class Child:
         """Start ``python -P -m MODULE``.
 
         Args:
-            module: to run, such as ``digitserve.worker``.
-            environment: variables added to this process's own.
+            module: the module to run, such as ``digitserve.worker``.
+            environment: variables added to those of this process.
         """
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self.process = subprocess.Popen(
-                _command(module),
-                stdin=subprocess.DEVNULL, stdout=_STDERR, pass_fds=(theirs.fileno(),),
-                env=_environment(theirs, environment),
-            )  # fmt: skip
+        with contextlib.ExitStack() as on_failure:
+            ours, theirs = socket.socketpair()
+            on_failure.enter_context(ours)
+            with theirs:
+                self.process = subprocess.Popen(
+                    _command(module),
+                    stdin=subprocess.DEVNULL, stdout=_STDERR, pass_fds=(theirs.fileno(),),
+                    env=_environment(theirs, environment),
+                )  # fmt: skip
+            on_failure.pop_all()
         self.channel = Channel(ours)
 
     def __enter__(self) -> Self:
@@ -114,14 +119,20 @@ class Child:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Kill the process if it still runs, and wait for its end."""
+        """Close the channel, kill the process if it still runs, and wait for its end."""
         self.channel.close()
         self.process.kill()
         self.process.wait()
 
 
 class AsyncChild:
-    """A child process for an asyncio event loop; ``start`` makes it."""
+    """A child process for an asyncio event loop, made by ``start``.
+
+    The end of its ``async with`` statement kills the process if it still runs, waits for its end and closes the channel.
+
+    Attributes:
+        process: the process.
+    """
 
     def __init__(
         self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -137,21 +148,38 @@ class AsyncChild:
         """Start ``python -P -m MODULE``.
 
         Args:
-            module: to run, such as ``digitserve.worker``.
-            environment: variables added to this process's own.
+            module: the module to run, such as ``digitserve.worker``.
+            environment: variables added to those of this process.
             pass_fds: more file descriptors for the child to inherit, under the same numbers.
         """
-        ours, theirs = socket.socketpair()
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                *_command(module),
-                stdin=subprocess.DEVNULL, stdout=_STDERR, pass_fds=(theirs.fileno(), *pass_fds),
-                env=_environment(theirs, environment),
-            )  # fmt: skip
+        with contextlib.ExitStack() as on_failure:
+            ours, theirs = socket.socketpair()
+            on_failure.enter_context(ours)
+            with theirs:
+                process = await asyncio.create_subprocess_exec(
+                    *_command(module),
+                    stdin=subprocess.DEVNULL, stdout=_STDERR, pass_fds=(theirs.fileno(), *pass_fds),
+                    env=_environment(theirs, environment),
+                )  # fmt: skip
+            on_failure.pop_all()
         return cls(process, *await asyncio.open_unix_connection(sock=ours, limit=MAX_MESSAGE_BYTES))
 
+    async def __aenter__(self) -> Self:
+        """Return the child."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Kill the process if it still runs, wait for its end, and close the channel."""
+        self.kill()
+        await self.process.wait()
+        self.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
+
     async def send(self, message: Any) -> None:
-        """Send a JSON value; silently nothing when the child has ended, which ``receive`` reports."""
+        """Send a JSON value. A child that has ended is no error here: ``receive`` reports it."""
         with contextlib.suppress(ConnectionError):
             self._writer.write(_encode(message))
             await self._writer.drain()
@@ -160,7 +188,8 @@ class AsyncChild:
         """Wait for a JSON value.
 
         Raises:
-            ChannelClosed: the child has ended or closed its end.
+            ChannelClosed: the child has ended or has closed its end.
+            ValueError: the message is not JSON, or is longer than ``MAX_MESSAGE_BYTES``.
         """
         try:
             line = await self._reader.readline()
@@ -168,8 +197,13 @@ class AsyncChild:
             line = b""
         return _decode(line)
 
+    def send_eof(self) -> None:
+        """Send no more messages. The child then gets ``ChannelClosed`` and can still send."""
+        with contextlib.suppress(OSError):
+            self._writer.write_eof()
+
     def close(self) -> None:
-        """Close this end of the channel; the child sees ``ChannelClosed``."""
+        """Close this end of the channel. The child then gets ``ChannelClosed``."""
         self._writer.close()
 
     def kill(self) -> None:

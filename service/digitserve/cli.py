@@ -95,7 +95,7 @@ def _propose(settings: Settings) -> int:
 
     budget = cpu_budget()
     trials: list[autotune.Trial] = []
-    for trial in autotune.measure(settings.settled(device.settle(settings), budget), max(1, int(budget))):
+    for trial in autotune.measure(settings.resolve(device.resolve(settings), budget), max(1, int(budget))):
         click.echo(autotune.table([trial], header=not trials))
         trials.append(trial)
     click.echo(autotune.proposal(autotune.best(trials)))

@@ -1,19 +1,36 @@
-"""Log lines on standard error: for people on a terminal, JSON for machines."""
+"""Log lines on standard error: text on a terminal, JSON elsewhere. Each process calls ``configure`` once at its start."""
 
+import contextlib
 import sys
+from typing import TextIO, cast
 
 import structlog
 
-# Without the values of variables: they hold callers' images, and would take milliseconds to write.
+# Without the values of local variables: they contain images of callers, and writing them takes milliseconds.
 _tracebacks = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
 
 
+class _BestEffortStream:
+    """A stream whose writes never raise: a full disk or a closed pipe loses log lines and must not end the service."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+
 def configure(log_format: str, **context: object) -> None:
-    """Set the process's logging up.
+    """Configure the logging of this process.
 
     Args:
         log_format: ``text``, ``json``, or ``auto``, which writes text to a terminal and JSON elsewhere.
-        context: what every line of this process carries.
+        context: fields that are added to each line.
     """
     as_text = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
     renderer: structlog.typing.Processor = (
@@ -28,7 +45,7 @@ def configure(log_format: str, **context: object) -> None:
             *exceptions,
             renderer,
         ],
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _BestEffortStream(sys.stderr))),
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.clear_contextvars()

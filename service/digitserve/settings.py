@@ -1,130 +1,154 @@
 """The settings of ``digitserve serve``, each declared once.
 
-A field below feeds its flag, its environment variable ``DIGITSERVE_...``, its validation (``cli`` builds a click option
-from it) and its row in the README. Workers get the same values as JSON from the supervisor. This module imports nothing
-heavy, since every worker imports it.
+A field of ``Settings`` feeds its flag, its environment variable ``DIGITSERVE_...``, its validation (``cli`` builds a click
+option from it), its group in ``--help`` and its row in the documentation. The supervisor sends the resolved settings to its
+workers. This module imports nothing heavy, because every command and every worker imports it.
 """
 
-import json
+import sys
+from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 MIB = 1 << 20
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a setting accepts: a range, or a list of words."""
+    """The values that a setting accepts: a range, or a list of words."""
 
     minimum: float | None = None
     maximum: float | None = None
     choices: tuple[str, ...] = ()
 
 
-def _setting(default: Any, text: str, bounds: Bounds | None = None, shown: str | None = None) -> Any:
-    """Declare a setting: its default, its help text, what it accepts, and how the default is shown."""
-    return field(default=default, metadata={"help": text, "bounds": bounds or Bounds(), "shown": shown})
+def _setting(default: Any, group: str, text: str, bounds: Bounds | None = None, shown: str | None = None) -> Any:
+    """Declare a setting.
 
+    Args:
+        default: its default value.
+        group: its heading in ``--help``.
+        text: its help text.
+        bounds: the values that it accepts.
+        shown: how help and documentation show the default, if not as its value.
+    """
+    metadata = {"group": group, "help": text, "bounds": bounds or Bounds(), "shown": shown}
+    return field(default=default, metadata=metadata)
+
+
+_NETWORK, _MODEL, _COMPUTE = "Network", "Model", "Workers and device"
+_BATCHING, _LIFECYCLE, _LOGGING = "Batching and limits", "Lifecycle", "Logging"
 
 _MODELS = Path("models")
 _BATCH_LIMITS = {"cpu": 64, "cuda": 1024}
-"""The default of ``max_batch_size`` by device: at the size that suits a core, a GPU would stand idle for the most part."""
+"""Default of ``max_batch_size`` by device: with the size that suits a CPU core, a GPU would be idle most of the time."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What an operator can choose, with the defaults."""
+    """The settings that an operator can choose, with their defaults."""
 
-    host: str = _setting("127.0.0.1", "Address to listen on; 0.0.0.0 for all IPv4 addresses, :: for all.")
-    grpc_port: int = _setting(50051, "Port for gRPC; 0 takes a free one.", Bounds(0, 65535))
-    http_port: int = _setting(8080, "Port for /metrics, /livez, /readyz and /; 0 takes a free one.", Bounds(0, 65535))
-    models: Path = _setting(_MODELS, "Directory that holds the model bundles, <name>/<version>/.")
-    model: str = _setting("digits", "Name of the model to serve.")
-    model_version: int | None = _setting(None, "Version to serve.", Bounds(1), shown="highest")
+    host: str = _setting("127.0.0.1", _NETWORK, "Address to listen on; 0.0.0.0 for all IPv4 addresses, :: for all.")
+    grpc_port: int = _setting(50051, _NETWORK, "Port for gRPC; 0 takes a free one.", Bounds(0, 65535))
+    http_port: int = _setting(
+        8080, _NETWORK, "Port for /metrics, /livez, /readyz and /; 0 takes a free one.", Bounds(0, 65535)
+    )
+    max_connection_age_s: float = _setting(
+        300.0,
+        _NETWORK,
+        "Seconds (+/- 10 %) after which the service asks a client to reconnect, so that connections are spread over the "
+        "workers. Open calls and streams are not interrupted. 0: never.",
+        Bounds(0, 86400),
+    )
+    models: Path = _setting(_MODELS, _MODEL, "Directory that holds the model bundles, <name>/<version>/.")
+    model: str = _setting("digits", _MODEL, "Name of the model to serve.")
+    model_version: int | None = _setting(None, _MODEL, "Version to serve.", Bounds(1), shown="highest")
     workers: int | None = _setting(
         None,
-        "Worker processes; 0 runs everything in one process, for debuggers.",
+        _COMPUTE,
+        "Number of worker processes. 0 runs everything in one process, for debuggers.",
         Bounds(0, 1024),
-        shown="CPU budget, at least 1; on CUDA 1",
+        shown="CPU budget rounded down, at least 1; on CUDA 1",
     )
     device: str = _setting(
         "cpu",
-        "Where the network runs; cuda is CUDA or nothing, auto takes CUDA where it loads and finds a device.",
+        _COMPUTE,
+        "Device that runs the network. cuda is experimental and fails to start if CUDA is unavailable; auto uses CUDA if "
+        "it loads and finds a device, otherwise the CPU.",
         Bounds(choices=("cpu", "cuda", "auto")),
     )
     max_batch_size: int | None = _setting(
         None,
-        "Most images in one run of the network; on CUDA best a power of two.",
+        _BATCHING,
+        "Maximum number of images in a batch; on CUDA preferably a power of two.",
         Bounds(1, 65536),
         shown="64; on CUDA 1024",
     )
     max_pending_images: int = _setting(
-        4096, "Most images waiting in a worker; beyond it requests get RESOURCE_EXHAUSTED.", Bounds(1, 1 << 24)
+        4096,
+        _BATCHING,
+        "Maximum number of images that wait in a worker. Further requests get RESOURCE_EXHAUSTED.",
+        Bounds(1, 1 << 24),
     )
-    max_request_bytes: int = _setting(16 * MIB, "Largest request message, in bytes.", Bounds(1024, 1 << 30))
-    max_side: int = _setting(4096, "Largest height or width of an image, in pixels.", Bounds(28, 1 << 16))
+    max_request_bytes: int = _setting(
+        16 * MIB, _BATCHING, "Maximum size of a request message in bytes.", Bounds(1024, 1 << 30)
+    )
+    max_side: int = _setting(4096, _BATCHING, "Maximum height and width of an image in pixels.", Bounds(28, 1 << 16))
     grace_s: float = _setting(
-        20.0, "After SIGTERM, seconds that admitted requests have to be answered.", Bounds(0, 86400)
+        20.0,
+        _LIFECYCLE,
+        "Seconds after SIGTERM within which admitted requests are answered; the others then fail.",
+        Bounds(0, 86400),
     )
     lame_duck_s: float = _setting(
         1.0,
-        "After SIGTERM, seconds in which health says NOT_SERVING while requests are still taken, so that "
-        "balancers can look elsewhere; counts towards the grace.",
+        _LIFECYCLE,
+        "Seconds after SIGTERM during which health is NOT_SERVING but requests are still accepted, so that load "
+        "balancers can react. Part of the grace period.",
         Bounds(0, 86400),
     )
     stall_s: float = _setting(
-        10.0, "A worker whose loop has not turned for so many seconds is replaced.", Bounds(0.5, 86400)
-    )
-    max_connection_age_s: float = _setting(
-        300.0,
-        "Seconds after which a client is asked to connect anew, give or take a tenth, so that connections spread over "
-        "the workers; open calls and streams are not cut. 0: never.",
-        Bounds(0, 86400),
+        10.0,
+        _LIFECYCLE,
+        "Replace a worker whose event loop has made no progress for this many seconds.",
+        Bounds(0.5, 86400),
     )
     log_format: str = _setting(
-        "auto", "Log lines for people, or JSON for machines; auto looks for a terminal.",
+        "auto",
+        _LOGGING,
+        "Log lines as text or as JSON; auto writes text to a terminal and JSON elsewhere.",
         Bounds(choices=("auto", "text", "json")),
-    )  # fmt: skip
+    )
 
-    def settled(self, device: str, cpu_budget: float) -> "Settings":
-        """Return the settings with device and number of workers decided.
+    def resolve(self, device: str, cpu_budget: float) -> "Settings":
+        """Return the settings with ``device`` and ``workers`` decided.
 
         Args:
-            device: what ``device`` comes to here, ``cpu`` or ``cuda``.
+            device: the device to use on this machine, ``cpu`` or ``cuda``.
             cpu_budget: cores that this service may use.
         """
-        # One worker keeps a GPU busy; another would hold the network and its buffers a second time.
+        # One worker keeps a GPU busy; a second one would hold the network and its buffers twice.
         workers = 1 if device == "cuda" else max(1, int(cpu_budget))
         return replace(self, device=device, workers=workers if self.workers is None else self.workers)
 
     @property
     def batch_limit(self) -> int:
-        """Most images in one run of the network: ``max_batch_size``, or its default for the device."""
+        """Maximum number of images in a batch: ``max_batch_size``, or its default for the device."""
         return self.max_batch_size or _BATCH_LIMITS.get(self.device, _BATCH_LIMITS["cpu"])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as JSON values."""
+        """Return the settings as values that JSON can represent, for ``from_dict`` in another process."""
         return {**asdict(self), "models": str(self.models)}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Settings":
-        """Return the settings that ``to_dict`` returned."""
-        return cls(**{**values, "models": Path(values["models"])})
-
-    def to_json(self) -> str:
-        """Return the settings as one line of JSON, for ``from_json`` in a worker."""
-        return json.dumps({**asdict(self), "models": str(self.models)})
-
-    @classmethod
-    def from_json(cls, text: str) -> "Settings":
-        """Return the settings that ``to_json`` wrote."""
-        values = json.loads(text)
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Return the settings from the values that ``to_dict`` returned."""
         return cls(**{**values, "models": Path(values["models"])})
 
 
 def endpoint(host: str, port: int) -> str:
-    """Write host and port as one; the colons of an IPv6 address need brackets."""
+    """Return ``host:port``; an IPv6 address is put in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -138,8 +162,39 @@ def environment_variable(setting: Field[Any]) -> str:
     return "DIGITSERVE_" + setting.name.upper()
 
 
+_INJECTED = ("tcp://", "udp://", "sctp://")
+"""Start of the values that Kubernetes injects for the port of a Service."""
+
+
+def environment_value(setting: Field[Any], environ: Mapping[str, str]) -> str | None:
+    """Return the text of a setting's environment variable, or ``None`` if the setting is not set there.
+
+    An empty variable counts as not set: Compose files and Helm charts pass on empty variables. A port with a value such as
+    ``tcp://ADDRESS:PORT`` also counts as not set, with a warning on standard error: Kubernetes injects
+    ``DIGITSERVE_GRPC_PORT=tcp://...`` into each container of a namespace that has a Service named ``digitserve-grpc``.
+
+    Args:
+        setting: a field of ``Settings``.
+        environ: usually ``os.environ``.
+    """
+    variable = environment_variable(setting)
+    value = environ.get(variable)
+    if value and variable.endswith("_PORT") and value.startswith(_INJECTED):
+        _warn_ignored(variable, value)
+        return None
+    return value or None
+
+
+def _warn_ignored(variable: str, value: str) -> None:
+    # Imported here, because few commands need it. On standard error, even before logging is configured.
+    import structlog  # noqa: PLC0415
+
+    log = structlog.wrap_logger(structlog.WriteLogger(sys.stderr))
+    log.warning("ignoring a variable that Kubernetes injects for a Service", variable=variable, value=value)
+
+
 def table() -> str:
-    """Return the README's table of settings, as Markdown."""
+    """Return the documentation's table of settings, as Markdown."""
     rows = [
         f"| `{flag(f)}` | `{environment_variable(f)}` | {f.metadata['shown'] or f'`{f.default}`'} | {f.metadata['help']} |"
         for f in fields(Settings)

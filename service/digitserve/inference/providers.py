@@ -1,6 +1,6 @@
 """Execution providers: choice of device, session options, and device memory. The only module that imports onnxruntime.
 
-    --device auto ──▶ supervisor: child process ``python -m digitserve.inference.providers`` ──▶ cpu or cuda, for all workers
+    --device auto ──▶ supervisor: child process ``digitserve.inference.providers`` ──▶ cpu or cuda, for all workers
     --device cuda ──▶ worker: ``Session`` ──▶ ``resolve_device`` ──▶ ``open_session``, or a ProviderError that says what is missing
 
 No silent CPU fallback: onnxruntime falls back to the CPU without an error in four cases: a provider's libraries do not load,
@@ -13,7 +13,6 @@ import ctypes
 import io
 import math
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
 from digitserve import log
+from digitserve.child_process import Channel
 from digitserve.errors import BundleError, ProviderError
 from digitserve.inference import cuda
 
@@ -195,9 +195,10 @@ def host_array(device: str, shape: Sequence[int], dtype: DTypeLike) -> NDArray[A
 
 
 def main() -> None:
-    """Run as the supervisor's child: print what ``auto`` comes to here, with the log line that says why."""
-    log.configure(sys.argv[1], pid=os.getpid())
-    print(resolve_device("auto"))  # noqa: T201 - standard output is the line to the supervisor
+    """Run as the supervisor's child: send the device that ``auto`` means here; the log line says why."""
+    channel = Channel.to_parent()
+    log.configure(channel.receive()["log_format"], pid=os.getpid())
+    channel.send({"device": resolve_device("auto")})
 
 
 if __name__ == "__main__":

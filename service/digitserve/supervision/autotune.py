@@ -1,52 +1,49 @@
-"""What suits this machine: runs the network as workers would, in every way the CPU budget allows, and proposes settings.
+"""Settings for this machine: runs the network in each way that the CPU budget allows, and proposes the best settings.
 
-    serve --tune ──▶ Team: N processes by exec, a session each ──batch size, seconds──▶ images/s of all at once
+    serve --tune ──▶ SessionProcesses: N child processes, each with a session ──mean seconds per batch──▶ images/s of all
 
-Called by ``cli``. The parent measures nothing itself; ``main`` is what each process runs. What gRPC adds to a request is
-the same for all ways, so the network alone decides.
+``cli`` calls ``measure``. The parent measures nothing itself; each child runs ``main``. gRPC adds the same time per request
+whatever the settings, so running the network alone is enough to compare them.
 """
 
-import json
-import select
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
+from digitserve.child_process import Channel, ChannelClosed, Child
 from digitserve.errors import RefusalToStart
 from digitserve.inference.bundle import find_bundle, read_bundle
 from digitserve.settings import Settings
 from digitserve.types import IMAGE_SIZE
 
 BATCH_SIZES = {"cpu": (8, 16, 32, 64, 128, 256), "cuda": (64, 256, 1024, 4096)}
-"""Tried for ``max_batch_size``, by device."""
+"""Values of ``max_batch_size`` to try, by device."""
 
 MEASURED_S = 0.5
-"""Of each batch size, after one batch to warm up."""
+"""Seconds to measure each batch size, after one batch to warm up."""
 
-PATIENCE_S = 120.0
-"""For a process to open the network, or to run one batch size."""
+ANSWER_TIMEOUT_S = 120.0
+"""Longest wait for a child to open the network, or to measure one batch size."""
 
-GOOD_ENOUGH = 0.97
-"""Share of the best rate that a smaller batch must reach to be preferred: it answers sooner."""
+MIN_RATE_RATIO = 0.97
+"""A smaller batch is preferred if its rate is at least this share of the best one: it is answered sooner."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One way to run the network on this machine.
+    """One combination of settings, measured on this machine.
 
     Attributes:
-        workers: processes.
-        threads: onnxruntime's, in each.
+        workers: processes that ran at the same time.
+        threads: onnxruntime threads of each process.
         max_batch_size: images in a batch.
         images_per_s: of all processes together.
-        batch_s: mean seconds of a batch.
+        batch_s: mean seconds per batch.
     """
 
     workers: int
@@ -56,142 +53,153 @@ class Trial:
     batch_s: float
 
 
-def ways(budget: int) -> list[tuple[int, int]]:
-    """List the ways to part a CPU budget: workers, and threads of each, all the budget used, most workers first."""
+def layouts(budget: int) -> list[tuple[int, int]]:
+    """List each (workers, threads per worker) whose product is the CPU budget, most workers first."""
     return [(workers, budget // workers) for workers in range(budget, 0, -1) if budget % workers == 0]
 
 
 def best(trials: Sequence[Trial]) -> Trial:
-    """Choose the fastest, or what is nearly as fast and answers a batch sooner."""
+    """Return the trial with the shortest batch among those that are about as fast as the fastest one."""
     fastest = max(trial.images_per_s for trial in trials)
-    good = [trial for trial in trials if trial.images_per_s >= GOOD_ENOUGH * fastest]
-    return min(good, key=lambda trial: (trial.batch_s, -trial.images_per_s))
+    fast = [trial for trial in trials if trial.images_per_s >= MIN_RATE_RATIO * fastest]
+    return min(fast, key=lambda trial: (trial.batch_s, -trial.images_per_s))
 
 
 def measure(settings: Settings, budget: int) -> Iterator[Trial]:
-    """Try every way, each with every batch size.
+    """Measure each layout with each batch size.
 
     Args:
-        settings: models, model, version and device, which is settled, are used.
-        budget: CPUs to part, at least 1; on CUDA one worker holds the device.
+        settings: resolved; only models, model, model_version and device are used.
+        budget: CPUs to distribute, at least 1. On CUDA one worker uses the device.
 
     Raises:
-        RefusalToStart: the bundle or the execution provider failed a check.
+        RefusalToStart: the bundle or the execution provider failed a check, or a child process failed.
     """
-    for workers, threads in ways(budget if settings.device == "cpu" else 1):
-        with Team(settings, workers, threads) as team:
+    for workers, threads in layouts(budget if settings.device == "cpu" else 1):
+        with SessionProcesses(settings, workers, threads) as processes:
             for size in BATCH_SIZES[settings.device]:
-                yield team.measure(size)
+                yield processes.measure(size)
 
 
-class Team:
-    """Processes that run the network at the same time, from ``with`` to its end."""
+class SessionProcesses:
+    """Child processes that run the network at the same time. They run from ``with`` until its end."""
 
     def __init__(self, settings: Settings, workers: int, threads: int) -> None:
-        """Nothing runs yet."""
+        """Prepare; nothing is started."""
         self._settings = settings
         self._workers, self._threads = workers, threads
-        self._stack = ExitStack()
-        self._processes: list[subprocess.Popen[str]] = []
+        self._running = ExitStack()
+        self._children: list[Child] = []
 
     def __enter__(self) -> Self:
-        """Start them, and wait until each has opened the network; where one does not, none is left.
+        """Start the processes, and wait until each has opened the network. If one fails, all are ended.
 
         Raises:
-            RefusalToStart: one could not, ended, or hangs.
+            RefusalToStart: a process could not open the network, ended, or did not answer.
         """
-        command = [sys.executable, "-m", "digitserve.supervision.autotune", str(self._threads)]
         with ExitStack() as stack:
             for _ in range(self._workers):
-                # Without a buffer: what an ended process did not take must not come up again when its pipe is closed.
-                process = subprocess.Popen(command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-                self._processes.append(stack.enter_context(process))
-                # Before Popen waits for its end: one that hangs would not hear that its input has ended.
-                stack.callback(process.kill)
-                self._tell(process, self._settings.to_json())
-            for process in self._processes:
-                self._hear(process)
-            self._stack = stack.pop_all()
+                child = stack.enter_context(Child("digitserve.supervision.autotune"))
+                self._children.append(child)
+                _send(child, {"settings": self._settings.to_dict(), "num_threads": self._threads})
+            for child in self._children:
+                _receive(child, "ready")
+            self._running = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End them."""
-        self._stack.close()
+        """End the processes."""
+        self._running.close()
 
     def measure(self, batch_size: int) -> Trial:
-        """Let all run batches of a size at once."""
-        for process in self._processes:
-            self._tell(process, json.dumps([batch_size, MEASURED_S]))
-        heard = [self._hear(process) for process in self._processes]
-        images_per_s = sum(batch_size / seconds for seconds in heard)
-        return Trial(self._workers, self._threads, batch_size, images_per_s, sum(heard) / len(heard))
+        """Run batches of one size in all processes at the same time.
 
-    @staticmethod
-    def _tell(process: subprocess.Popen[str], line: str) -> None:
-        # Where it has ended, that is heard next.
-        with suppress(BrokenPipeError):
-            process.stdin.write(line + "\n")  # type: ignore[union-attr] # a pipe
+        Raises:
+            RefusalToStart: a process ended or did not answer.
+        """
+        for child in self._children:
+            _send(child, {"batch_size": batch_size, "duration_s": MEASURED_S})
+        batch_s = [float(_receive(child, "measured")["batch_s"]) for child in self._children]
+        images_per_s = sum(batch_size / seconds for seconds in batch_s)
+        return Trial(self._workers, self._threads, batch_size, images_per_s, sum(batch_s) / len(batch_s))
 
-    @staticmethod
-    def _hear(process: subprocess.Popen[str]) -> float:
-        # A process says one line at a time, in one write, so none waits in a buffer of ours.
-        if not select.select([process.stdout], [], [], PATIENCE_S)[0]:  # type: ignore[type-var] # a pipe
-            raise RefusalToStart(f"a process that ran the network hangs: it said nothing for {PATIENCE_S:g} s")
-        line = process.stdout.readline()  # type: ignore[union-attr]
-        heard = json.loads(line) if line else "a process that ran the network ended; its last words are above"
-        if isinstance(heard, str):
-            raise RefusalToStart(heard)
-        return float(heard)
+
+def _send(child: Child, message: dict[str, Any]) -> None:
+    # If the child has ended, the next ``_receive`` reports it.
+    with suppress(ChannelClosed):
+        child.channel.send(message)
+
+
+def _receive(child: Child, event: str) -> dict[str, Any]:
+    try:
+        message: dict[str, Any] = child.channel.receive(ANSWER_TIMEOUT_S)
+    except TimeoutError:
+        raise RefusalToStart(
+            f"a process that measured the network did not answer within {ANSWER_TIMEOUT_S:g} s"
+        ) from None
+    except ChannelClosed:
+        raise RefusalToStart("a process that measured the network ended; see its output above") from None
+    if message["event"] != event:
+        raise RefusalToStart(message["message"])
+    return message
 
 
 def table(trials: Sequence[Trial], *, header: bool = True) -> str:
-    """Render trials for people."""
-    lines = ["workers  threads  max batch  images/s  ms a batch"] if header else []
+    """Return trials as lines of text, one per trial."""
+    lines = ["workers  threads  max batch  images/s  ms per batch"] if header else []
     lines += [
         f"{trial.workers:>7}  {trial.threads:>7}  {trial.max_batch_size:>9}  "
-        f"{trial.images_per_s:>8,.0f}  {trial.batch_s * 1e3:>10.2f}"
+        f"{trial.images_per_s:>8,.0f}  {trial.batch_s * 1e3:>12.2f}"
         for trial in trials
     ]
     return "\n".join(lines)
 
 
 def proposal(trial: Trial) -> str:
-    """Say what to serve with; ``serve`` works the threads of each worker out by itself."""
+    """Return the command that serves with a trial's settings; ``serve`` computes the threads per worker itself."""
     return f"digitserve serve --workers {trial.workers} --max-batch-size {trial.max_batch_size}"
 
 
 def main() -> None:
-    """Run as a process of a team: settings on the first line of standard input, then a batch size and seconds a line."""
-    # Only here does onnxruntime come in.
+    """Run as a child process: open the network, then answer each request for a measurement until the parent ends."""
+    channel = Channel.to_parent()
+    with suppress(ChannelClosed):
+        _answer(channel)
+
+
+def _answer(channel: Channel) -> None:
+    # Imported here, so that the parent does not load onnxruntime.
     from digitserve.inference.session import Session  # noqa: PLC0415
 
-    settings = Settings.from_json(sys.stdin.readline())
+    request = channel.receive()
+    settings = Settings.from_dict(request["settings"])
     try:
         bundle = read_bundle(find_bundle(settings.models, settings.model, settings.model_version))
-        session = Session(bundle, device=settings.device, num_threads=int(sys.argv[1]))
+        session = Session(bundle, device=settings.device, num_threads=request["num_threads"])
     except RefusalToStart as error:
-        _say(str(error))
+        channel.send({"event": "refused", "message": str(error)})
         return
-    _say(0.0)
-    for line in sys.stdin:
-        batch_size, seconds = json.loads(line)
-        images = np.zeros((batch_size, IMAGE_SIZE, IMAGE_SIZE, 1), np.uint8)
-        _say(mean_s(partial(session.run, images), seconds))
+    channel.send({"event": "ready"})
+    while True:
+        request = channel.receive()
+        images = np.zeros((request["batch_size"], IMAGE_SIZE, IMAGE_SIZE, 1), np.uint8)
+        channel.send({"event": "measured", "batch_s": mean_s(partial(session.run, images), request["duration_s"])})
 
 
-def mean_s(call: Callable[[], object], seconds: float) -> float:
-    """Return the mean seconds of a call, made once to warm up and then again and again for so many seconds."""
+def mean_s(call: Callable[[], object], duration_s: float) -> float:
+    """Return the mean seconds of a call.
+
+    Args:
+        call: called once to warm up, then repeatedly for the duration.
+        duration_s: seconds to measure.
+    """
     call()
     num_calls, elapsed_s, started = 0, 0.0, time.perf_counter()
-    while elapsed_s < seconds:
+    while elapsed_s < duration_s:
         call()
         num_calls += 1
         elapsed_s = time.perf_counter() - started
     return elapsed_s / num_calls
-
-
-def _say(what: float | str) -> None:
-    print(json.dumps(what), flush=True)  # noqa: T201 - standard output is the line to the parent
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""The CPU budget: how many cores this process may really use.
+"""The CPU budget: the number of cores that this process may use.
 
-onnxruntime and ``os.cpu_count`` see the host's cores. What counts is the least of the affinity mask and of the cgroup
-quotas on the way from this process's group up to the root; a container commonly has the quota on an outer group.
+``supervisor`` and ``cli`` call it once. onnxruntime and ``os.cpu_count`` count the cores of the host. The budget is the
+minimum of the affinity mask and of the cgroup quotas from this process's group up to the root: in a container the quota
+often applies to an outer group.
 """
 
 import os
@@ -11,22 +12,22 @@ _ROOT = Path("/")
 
 
 def cpu_budget(root: Path = _ROOT, affinity: int | None = None) -> float:
-    """Return the cores that this process may use, as a float of at least 0.01.
+    """Return the number of cores that this process may use, at least 0.01.
 
     Args:
-        root: where ``proc`` and ``sys`` are found; tests give a recorded tree.
-        affinity: number of CPUs in the affinity mask; asked of the system unless given.
+        root: directory that contains ``proc`` and ``sys``; tests pass a recorded tree.
+        affinity: number of CPUs in the affinity mask; read from the system by default.
     """
     cores = float(affinity if affinity is not None else len(os.sched_getaffinity(0)))
     return max(0.01, min([cores, *_quotas(root)]))
 
 
 def _quotas(root: Path) -> list[float]:
-    """List the quotas that apply, in cores, of cgroup v1 and v2 alike: hybrid systems have both."""
+    """List the quotas of cgroup v1 and v2 that apply, in cores. Hybrid systems have both."""
     quotas = []
     for mount, group in _cpu_groups(root):
         directory = mount / group.lstrip("/")
-        # In a container the group's path is the host's, while the mount shows the container's own group as its top.
+        # Without a cgroup namespace, a container sees the group's path on the host, but its own group at the mount point.
         if not directory.is_dir():
             directory = mount
         while True:
@@ -38,7 +39,7 @@ def _quotas(root: Path) -> list[float]:
 
 
 def _cpu_groups(root: Path) -> list[tuple[Path, str]]:
-    """List where the ``cpu`` controller is mounted, with this process's group there."""
+    """List the mount points of the ``cpu`` controller, each with this process's group."""
     groups = []
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, group = line.split(":", 2)

@@ -1,26 +1,25 @@
-"""What ``--device`` comes to on this machine, for the supervisor, which calls it once before it starts a worker."""
-
-import subprocess
-import sys
+"""Resolution of ``--device auto``. The supervisor calls it once, before it starts a worker."""
 
 import structlog
 
+from digitserve.child_process import ChannelClosed, Child
 from digitserve.settings import Settings
 
 _log = structlog.get_logger("digitserve.supervision.device")
 
 
-def settle(settings: Settings) -> str:
-    """Return what ``--device`` comes to here, ``cpu`` or ``cuda``.
+def resolve(settings: Settings) -> str:
+    """Return the device on which all workers run the network, ``cpu`` or ``cuda``.
 
-    Only ``auto`` needs a look: in a process of its own, so that onnxruntime and CUDA stay out of this one. Workers get the
-    answer, so that those that are started later do not come to another.
+    Only ``auto`` needs a check. It runs in a process of its own, so that onnxruntime and CUDA are not loaded into this one.
+    Workers get the result, so that a worker that starts later cannot choose another device.
     """
     if settings.device != "auto":
         return settings.device
-    program = [sys.executable, "-m", "digitserve.inference.providers", settings.log_format]
-    looked = subprocess.run(program, stdout=subprocess.PIPE, check=False)
-    if looked.returncode:
-        _log.error("looking for CUDA failed, running on the CPU", exit_code=looked.returncode)
-        return "cpu"
-    return looked.stdout.decode().strip()
+    with Child("digitserve.inference.providers") as child:
+        try:
+            child.channel.send({"log_format": settings.log_format})
+            return str(child.channel.receive()["device"])
+        except ChannelClosed:
+            _log.error("the check for CUDA failed, running on the CPU", exit_code=child.process.wait())
+            return "cpu"

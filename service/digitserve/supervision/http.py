@@ -1,4 +1,4 @@
-"""The HTTP side: what operators and platforms ask of the service. Runs on the supervisor's event loop."""
+"""The HTTP endpoints for operators and platforms. Runs on the supervisor's event loop."""
 
 import contextlib
 import socket
@@ -15,20 +15,26 @@ from starlette.routing import Route
 
 
 class ServiceStatus(Protocol):
-    """What the HTTP side needs to know of the supervisor."""
+    """The part of the supervisor that the endpoints read."""
 
     @property
     def ready(self) -> bool:
-        """Whether requests are being served and will go on being served."""
+        """Whether at least one worker accepts requests and the service is not about to stop."""
 
     def status_line(self) -> str:
-        """Return one line for people."""
+        """Return the state of the service as one line of text."""
 
 
 def make_app(status: ServiceStatus, registry: CollectorRegistry) -> Starlette:
-    """Build the application."""
+    """Build the application.
 
-    # Coroutines without a wait: plain functions would run on other threads than the one that writes what they read.
+    Args:
+        status: read for ``/`` and ``/readyz``.
+        registry: the metrics of ``/metrics``.
+    """
+
+    # Coroutines, although they never wait: Starlette runs plain functions on other threads, and the state that these
+    # read is written on this one.
     async def index(_request: Request) -> Response:
         return PlainTextResponse(status.status_line() + "\n")
 
@@ -53,7 +59,7 @@ def make_app(status: ServiceStatus, registry: CollectorRegistry) -> Starlette:
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn on the supervisor's event loop, which keeps the signals for itself."""
+    """uvicorn on the supervisor's event loop; the supervisor handles the signals."""
 
     def __init__(self, app: Starlette) -> None:
         super().__init__(
@@ -64,9 +70,13 @@ class HttpServer(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave the signals to the supervisor."""
+        """Install no signal handlers, unlike uvicorn's own."""
         yield
 
     async def run_on(self, listener: socket.socket) -> None:
-        """Serve until ``should_exit`` is set."""
+        """Serve until ``should_exit`` is set.
+
+        Args:
+            listener: a listening socket. The server closes it.
+        """
         await self.serve(sockets=[listener])

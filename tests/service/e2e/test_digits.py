@@ -1,4 +1,4 @@
-"""The shipped bundles behind the real command: the labels that callers get are the ones that were promised."""
+"""The shipped bundles, served by the real command: accuracy and rejection are as documented."""
 
 import json
 import os
@@ -23,18 +23,17 @@ from support.digits import MODELS, mnist_test, needs_mnist, scanned_digits
 from support.serving import PATIENCE_S, Service, run_service
 
 IN_FLIGHT = 2000
-"""Images asked for at a time: below what a worker lets wait."""
-
+"""Images under way at the same time: fewer than a worker's limit of pending images."""
 
 SHIPPED = {"digits": 1e-9, "digits-int8": 2e-4}
-"""The shipped models, and how far their accuracy may be from the manifest's: in float32 by not one label, in int8 by two
-images of 10 000, for another processor may round a value the other way.
+"""The shipped models, and how much their accuracy may differ from the manifest. In float32 no label differs. In int8 two of
+10,000 labels may differ, because another processor may round a value differently.
 """
 
 
 @pytest.fixture(scope="module", params=SHIPPED)
 def name(request: pytest.FixtureRequest) -> str:
-    """Return the name of a shipped model: what is promised holds for each."""
+    """Return the name of a shipped model."""
     return str(request.param)
 
 
@@ -45,8 +44,10 @@ def service(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[Ser
         yield running
 
 
-def classify(service: Service, images: NDArray[np.uint8], images_a_request: int, **options: int) -> list[pb.Prediction]:
-    """Classify images through the service, many calls at a time, and return the predictions in order."""
+def classify(
+    service: Service, images: NDArray[np.uint8], images_per_request: int, **options: int
+) -> list[pb.Prediction]:
+    """Classify images with many concurrent calls, and return the predictions in order."""
     predictions: list[pb.Prediction] = []
     with service.channel() as channel:
         call = channel.unary_unary(
@@ -56,10 +57,10 @@ def classify(service: Service, images: NDArray[np.uint8], images_a_request: int,
             part = images[first : first + IN_FLIGHT]
             futures = [
                 call.future(
-                    pb.ClassifyRequest(pixels=part[start : start + images_a_request].tobytes(), **options),
+                    pb.ClassifyRequest(pixels=part[start : start + images_per_request].tobytes(), **options),
                     timeout=PATIENCE_S,
                 )
-                for start in range(0, len(part), images_a_request)
+                for start in range(0, len(part), images_per_request)
             ]
             for future in futures:
                 predictions += future.result().predictions
@@ -67,12 +68,12 @@ def classify(service: Service, images: NDArray[np.uint8], images_a_request: int,
 
 
 @needs_mnist
-@pytest.mark.parametrize("images_a_request", [1, 100])
-def test_all_test_images_get_the_labels_of_onnxruntime_alone(
-    service: Service, name: str, images_a_request: int
+@pytest.mark.parametrize("images_per_request", [1, 100])
+def test_labels_of_all_test_images_equal_those_of_onnxruntime(
+    service: Service, name: str, images_per_request: int
 ) -> None:
-    """All 10 000 test images through ``Classify``, singly and 100 a request, get the labels that onnxruntime alone
-    gives them on the same bundle, at the accuracy that the manifest states, which is at least 99.5 %.
+    """All 10,000 test images, sent one or 100 per request, get the labels that onnxruntime alone gives them with the same
+    bundle. The accuracy is that of the manifest, and at least 99.5 %.
     """
     images, labels = mnist_test()
     bundle = read_bundle(find_bundle(MODELS, name))
@@ -80,9 +81,9 @@ def test_all_test_images_get_the_labels_of_onnxruntime_alone(
     batches = [session.run(images[n : n + 500, ..., None]) for n in range(0, len(images), 500)]
     alone = np.concatenate([outputs.probabilities for outputs in batches])
 
-    predictions = classify(service, images, images_a_request)
+    predictions = classify(service, images, images_per_request)
 
-    # What was judged several or blank still carries its label, but for the blank, of which there is none here.
+    # A prediction has a label whatever its verdict, except for blank images, of which the test set has none.
     served = np.array([prediction.class_index for prediction in predictions])
     assert np.array_equal(served, alone.argmax(axis=1))
     assert np.allclose([p.confidence for p in predictions], alone.max(axis=1), atol=1e-5)
@@ -91,9 +92,9 @@ def test_all_test_images_get_the_labels_of_onnxruntime_alone(
     assert accuracy >= 0.995
 
 
-def test_scanned_digits_are_read_through_the_framing(service: Service) -> None:
-    """scikit-learn's 8x8 digits, another source than the one trained on, are framed and read: at least 97 %, and the
-    same in dark ink on light paper.
+def test_accuracy_on_scanned_digits(service: Service) -> None:
+    """scikit-learn's 8x8 digits, which are from another source than the training set, are framed and classified with an
+    accuracy of at least 97 %, both light on dark and dark on light.
     """
     images, labels = scanned_digits()
     for drawn in (images, 255 - images):
@@ -102,49 +103,52 @@ def test_scanned_digits_are_read_through_the_framing(service: Service) -> None:
 
 
 @needs_mnist
-def test_digits_on_paper_are_read(service: Service) -> None:
-    """Test digits drawn dark on light, at 16 to 400 pixels, off-centre, on uneven paper with noise: at least 98.5 %."""
+def test_accuracy_on_synthetic_scans(service: Service) -> None:
+    """Test digits drawn dark on light, 16 to 400 pixels large, off-centre, on an uneven background with noise: at least
+    98.5 %.
+    """
     images, labels = mnist_test()
     generator = np.random.default_rng(1)
     drawings = [draw(image, JUDGED_PAPER, generator) for image in images[:1000]]
 
     with service.channel() as channel:
-        ask = digits_pb2_grpc.DigitServiceStub(channel).Classify
+        call = digits_pb2_grpc.DigitServiceStub(channel).Classify
         requests = [
             pb.ClassifyRequest(pixels=one.tobytes(), height=one.shape[0], width=one.shape[1]) for one in drawings
         ]
-        futures = [ask.future(request, timeout=PATIENCE_S) for request in requests]
+        futures = [call.future(request, timeout=PATIENCE_S) for request in requests]
         answers = [future.result().predictions[0].class_index for future in futures]
 
     assert np.mean(answers == labels[:1000]) >= 0.985
 
 
 @needs_mnist
-def test_strangers_are_told_from_digits(service: Service, name: str) -> None:
-    """Letters in typefaces and strokes that training never saw, scribbles, textures and noise are stranger than digits:
-    AUROC at least 0.98 together and 0.95 each; what lies above the threshold is called unfamiliar.
+def test_non_digits_are_rejected(service: Service, name: str) -> None:
+    """Letters in typefaces and strokes that training did not use, scribbles, textures and noise have higher
+    out-of-distribution scores than digits: AUROC at least 0.98 together and 0.95 for each kind. Images above the threshold
+    get the verdict unfamiliar, unless they are blank or show several shapes.
     """
     images, _ = mnist_test()
     threshold = read_bundle(find_bundle(MODELS, name)).manifest.ood_threshold
-    digits = [prediction.ood_score for prediction in classify(service, images[:2000], 100)]
-    strange: list[float] = []
+    digit_scores = [prediction.ood_score for prediction in classify(service, images[:2000], 100)]
+    non_digit_scores: list[float] = []
     for kind, pictures in non_digits.judged(300, seed=5).items():
         predictions = classify(service, pictures[..., 0], 100)
         scores = [prediction.ood_score for prediction in predictions]
-        assert auroc(np.array(digits), np.array(scores)) >= 0.95, kind
+        assert auroc(np.array(digit_scores), np.array(scores)) >= 0.95, kind
         unfamiliar = [p.verdict == pb.VERDICT_UNFAMILIAR for p in predictions]
         others = [p.verdict in {pb.VERDICT_BLANK, pb.VERDICT_SEVERAL} for p in predictions]
         assert all(
             is_it == (score > threshold) or other
             for is_it, score, other in zip(unfamiliar, scores, others, strict=True)
         )
-        strange += scores
+        non_digit_scores += scores
 
-    assert auroc(np.array(digits), np.array(strange)) >= 0.98
+    assert auroc(np.array(digit_scores), np.array(non_digit_scores)) >= 0.98
 
 
 def test_report_and_manifest_agree() -> None:
-    """The report in the shipped bundle is of the graph beside it: the same accuracy, threshold and calibration."""
+    """The report in the shipped bundle describes the graph next to it: same accuracy, threshold and calibration error."""
     path = find_bundle(MODELS, "digits")
     manifest = read_bundle(path).manifest
     report = json.loads((path / "report" / "evaluation.json").read_text())
@@ -155,9 +159,9 @@ def test_report_and_manifest_agree() -> None:
     assert f"{manifest.quality['test_accuracy']:.2%}".rstrip("%") in (path / "report" / "index.html").read_text()
 
 
-def test_what_is_trained_here_is_served(tmp_path: Path) -> None:
-    """``train``, ``evaluate`` and ``export`` on a small set, as commands, make a bundle that ``serve`` accepts and
-    that answers as its manifest says.
+def test_train_evaluate_export_serve(tmp_path: Path) -> None:
+    """The commands ``train``, ``evaluate`` and ``export`` on a small data set make a bundle that ``serve`` accepts and
+    that reaches the accuracy of its manifest.
     """
     images, labels = scanned_digits()
     frames = np.zeros((len(images), 28, 28), np.uint8)

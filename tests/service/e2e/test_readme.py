@@ -1,4 +1,4 @@
-"""What the README tells a reader to type does what it says."""
+"""The commands and the client of the README work as written."""
 
 import re
 import shlex
@@ -17,14 +17,14 @@ README = (MODELS.parent / "README.md").read_text()
 
 
 def run(cwd: Path, *arguments: str | Path) -> str:
-    """Run a command to its good end and return what it printed."""
+    """Run a command that must succeed, and return its output."""
     ended = subprocess.run(arguments, cwd=cwd, capture_output=True, text=True, check=True, timeout=PATIENCE_S)
     return ended.stdout
 
 
 def test_the_readmes_commands_and_client_work(tmp_path: Path) -> None:
-    """The Python client, ``classify`` and the ``buf curl`` call of the README, word for word but for the port, answer
-    a digit drawn dark on light.
+    """The Python client, ``classify`` and the ``buf curl`` call of the README work unchanged except for the port, on a
+    digit that is drawn dark on light.
     """
     images, labels = scanned_digits()
     drawn = Image.fromarray(255 - np.asarray(images[0]), "L").resize((160, 160), Image.Resampling.BICUBIC)

@@ -1,4 +1,4 @@
-"""The real command as processes: start, refuse, survive, drain."""
+"""``digitserve serve`` as a process: start, refusal to start, worker failures, drain."""
 
 import contextlib
 import json
@@ -34,27 +34,48 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
-def ask(channel: grpc.Channel, number: int, *, patient: bool = True) -> int:
-    """Classify one image and return the number that the answer encodes; a patient caller waits for a connection."""
+def classify(channel: grpc.Channel, number: int, *, wait_for_ready: bool = True) -> int:
+    """Classify one image and return the number that the answer encodes."""
     call = channel.unary_unary(CLASSIFY, pb.ClassifyRequest.SerializeToString, pb.ClassifyResponse.FromString)
     request = pb.ClassifyRequest(pixels=echo_image(number).tobytes())
-    (prediction,) = call(request, timeout=PATIENCE_S, wait_for_ready=patient).predictions
+    (prediction,) = call(request, timeout=PATIENCE_S, wait_for_ready=wait_for_ready).predictions
     return int(prediction.ood_score)
 
 
 class Load:
-    """Callers that keep asking, each on its own connection, and note how each call ended."""
+    """Threads that call the service repeatedly, each on its own connection, and record how each call ended.
+
+    Attributes:
+        outcomes: number of calls by status code; ``WRONG`` for an answer that belongs to another call.
+        failures: details of the calls that failed.
+    """
 
     def __init__(
-        self, service: Service, num_callers: int, *, patient: bool = True, reconnect: bool | None = None
+        self,
+        service: Service,
+        num_callers: int,
+        *,
+        wait_for_ready: bool = True,
+        retries: bool = False,
+        reconnect: bool = False,
     ) -> None:
-        self._patient = patient
+        """Prepare.
+
+        Args:
+            service: to call.
+            num_callers: number of threads.
+            wait_for_ready: whether a call waits for a connection.
+            retries: whether to use the client library's service config, which retries.
+            reconnect: whether each call opens a connection.
+        """
+        self._wait_for_ready = wait_for_ready
+        self._retries = retries
         self._reconnect = reconnect
         self.outcomes: Counter[str] = Counter()
         self.failures: list[str] = []
         self._stop = threading.Event()
         self._lock = threading.Lock()
-        self._threads = [threading.Thread(target=self._ask, args=(service, n)) for n in range(num_callers)]
+        self._threads = [threading.Thread(target=self._call, args=(service, n)) for n in range(num_callers)]
 
     def __enter__(self) -> Self:
         for thread in self._threads:
@@ -66,18 +87,20 @@ class Load:
         for thread in self._threads:
             thread.join(PATIENCE_S)
 
-    def _ask(self, service: Service, caller: int) -> None:
+    def _call(self, service: Service, caller: int) -> None:
         number = caller * 100_000
-        channel = service.channel(retries=self._reconnect is not None)
+        channel = service.channel(retries=self._retries)
         with contextlib.ExitStack() as stack:
-            stack.callback(lambda: channel.close())  # noqa: PLW0108 - the channel of then, not of now
+            stack.callback(lambda: channel.close())  # noqa: PLW0108 - the last channel, not the first
             while not self._stop.is_set():
                 number += 1
                 if self._reconnect:
                     channel.close()
-                    channel = service.channel(retries=True)
+                    channel = service.channel(retries=self._retries)
                 try:
-                    outcome = "OK" if ask(channel, number, patient=self._patient) == number else "WRONG"
+                    outcome = (
+                        "OK" if classify(channel, number, wait_for_ready=self._wait_for_ready) == number else "WRONG"
+                    )
                 except grpc.RpcError as error:
                     outcome = error.code().name
                     self.failures.append(error.debug_error_string())
@@ -85,8 +108,8 @@ class Load:
                     self.outcomes[outcome] += 1
 
 
-def test_serve_says_where_it_is_and_what_it_serves(models: Path, tmp_path: Path) -> None:
-    """The banner names addresses, model, version, sha256, provider, workers, CPU budget and a command that works."""
+def test_banner(models: Path, tmp_path: Path) -> None:
+    """The banner shows addresses, model, version, sha256, provider, workers, CPU budget and a command that works."""
     with run_service(models, tmp_path / "log", "--workers", "2") as service:
         sha256 = json.loads((models / "digits/1/manifest.json").read_text())["sha256"]
         for part in (service.grpc_address, service.http_url, "digits/1", sha256[:12], "CPUExecutionProvider",
@@ -95,13 +118,13 @@ def test_serve_says_where_it_is_and_what_it_serves(models: Path, tmp_path: Path)
 
         image = tmp_path / "seven.png"
         Image.fromarray(echo_image(7)).save(image)
-        tried = service.banner.split("try")[1].split()
-        result = run(*tried[1:-1], str(image))
+        arguments = service.banner.split("try")[1].split()
+        result = run(*arguments[1:-1], str(image))
         assert (result.returncode, result.stdout.split()[1]) == (0, "7")
 
 
-def test_the_http_side_answers(models: Path, tmp_path: Path) -> None:
-    """/ and /readyz say what is served, /livez that the process lives, /metrics what happened."""
+def test_http_endpoints(models: Path, tmp_path: Path) -> None:
+    """/ and /readyz show what is served, /livez that the process runs, /metrics the counts."""
     with run_service(models, tmp_path / "log", "--workers", "1") as service:
         assert service.get("/")[1].startswith("digitserve ready: digits/1")
         assert service.get("/livez") == (200, "alive\n")
@@ -111,11 +134,11 @@ def test_the_http_side_answers(models: Path, tmp_path: Path) -> None:
         assert service.get("/nonesuch")[0] == 404
 
 
-def test_no_thread_of_a_worker_interrupts_another(models: Path, tmp_path: Path) -> None:
-    """All threads of a worker, core's among them, have the policy under which waking does not preempt; the supervisor has not."""
+def test_worker_threads_do_not_preempt_each_other(models: Path, tmp_path: Path) -> None:
+    """All threads of a worker, including those of gRPC core, run with SCHED_BATCH; the supervisor does not."""
     with run_service(models, tmp_path / "log", "--workers", "1") as service:
         with service.channel() as channel:
-            assert ask(channel, 3) == 3
+            assert classify(channel, 3) == 3
         (worker,) = service.workers()
         threads = [int(thread.name) for thread in Path(f"/proc/{worker}/task").iterdir()]
         assert len(threads) > 1
@@ -123,8 +146,8 @@ def test_no_thread_of_a_worker_interrupts_another(models: Path, tmp_path: Path) 
         assert os.sched_getscheduler(service.process.pid) == os.SCHED_OTHER
 
 
-def test_counters_equal_what_clients_counted(models: Path, tmp_path: Path) -> None:
-    """Over several workers, started, handled, images and predictions are exactly what the clients sent and got."""
+def test_counters_equal_the_clients_counts(models: Path, tmp_path: Path) -> None:
+    """Summed over several workers, started, handled, images and predictions equal what the clients sent and received."""
     with run_service(models, tmp_path / "log", "--workers", "2") as service:
         with Load(service, 8) as load:
             wait_until(lambda: load.outcomes["OK"] >= 400, "400 answers")
@@ -146,17 +169,46 @@ def test_counters_equal_what_clients_counted(models: Path, tmp_path: Path) -> No
         assert "ERROR" not in service.log.read_text().upper()
 
 
-def test_a_killed_worker_is_replaced_and_nothing_lies(models: Path, tmp_path: Path) -> None:
-    """A worker killed under load: the other goes on, callers get their own answers or UNAVAILABLE, readiness and
-    metrics tell the truth, a new worker takes its place, and nothing counted is forgotten.
+def test_output_of_a_sitecustomize_does_not_disturb_the_service(models: Path, tmp_path: Path) -> None:
+    """A ``sitecustomize`` that prints to standard output in each process does not keep the service from starting,
+    serving and draining.
+    """
+    (tmp_path / "sitecustomize.py").write_text("print('sitecustomize prints', flush=True)\n")
+    paths = os.pathsep.join([str(tmp_path), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
+    with run_service(models, tmp_path / "log", "--workers", "1", "--lame-duck-s", "0", PYTHONPATH=paths) as service:
+        with service.channel() as channel:
+            assert classify(channel, 12) == 12
+        assert service.stop() == 0
+    assert "sitecustomize prints" in service.log.read_text()
+
+
+def test_a_log_that_cannot_be_written_does_not_end_the_service(models: Path, tmp_path: Path) -> None:
+    """If the reader of standard error has gone, log lines are lost; a worker that ends is still replaced, and the service
+    still drains with exit code 0.
+    """
+    reader, writer = os.pipe()
+    log = Path(f"/proc/self/fd/{writer}")
+    with run_service(models, log, "--workers", "1", "--lame-duck-s", "0") as service:
+        os.close(writer)
+        os.close(reader)
+        (killed,) = service.workers()
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda: service.workers() not in ([], [killed]), "another worker is started")
+        wait_until(lambda: service.get("/readyz")[0] == 200, "it is ready")
+        assert service.stop() == 0
+
+
+def test_a_killed_worker_is_replaced(models: Path, tmp_path: Path) -> None:
+    """A worker is killed under load: the other one continues, callers get their own answers or UNAVAILABLE, readiness and
+    metrics are correct, a new worker replaces the killed one, and no count is lost.
     """
     with run_service(models, tmp_path / "log", "--workers", "2") as service:
         with Load(service, 8) as load:
             wait_until(lambda: load.outcomes["OK"] >= 200, "200 answers")
             before = service.total("grpc_server_handled_total", grpc_method="Classify", grpc_code="OK")
-            victim = service.workers()[0]
-            os.kill(victim, signal.SIGKILL)
-            wait_until(lambda: victim not in service.workers(), "the victim is gone")
+            killed = service.workers()[0]
+            os.kill(killed, signal.SIGKILL)
+            wait_until(lambda: killed not in service.workers(), "the killed worker is gone")
             assert service.get("/readyz")[0] == 200
             assert service.total("grpc_server_handled_total", grpc_method="Classify", grpc_code="OK") >= before
             wait_until(lambda: service.total("digitserve_ready_workers") == 2, "the worker is replaced")
@@ -170,35 +222,35 @@ def test_a_killed_worker_is_replaced_and_nothing_lies(models: Path, tmp_path: Pa
         assert service.total("grpc_server_handled_total", grpc_method="Classify", grpc_code="OK") >= load.outcomes["OK"]
 
 
-def test_a_worker_that_stands_still_is_replaced(models: Path, tmp_path: Path) -> None:
-    """A worker whose loop does not turn is found by its heartbeat, killed and replaced."""
+def test_a_hung_worker_is_replaced(models: Path, tmp_path: Path) -> None:
+    """A worker whose event loop makes no progress is detected by its heartbeat, killed and replaced."""
     with run_service(models, tmp_path / "log", "--workers", "1", "--stall-s", "1") as service:
         (stopped,) = service.workers()
         os.kill(stopped, signal.SIGSTOP)
         wait_until(lambda: service.workers() not in ([], [stopped]), "another worker is started")
         wait_until(lambda: service.get("/readyz")[0] == 200, "it is ready")
         with service.channel() as channel:
-            assert ask(channel, 5) == 5
-        assert "stands still" in service.log.read_text()
+            assert classify(channel, 5) == 5
+        assert "heartbeat stopped" in service.log.read_text()
 
 
-def test_sigterm_answers_what_was_admitted(models: Path, tmp_path: Path) -> None:
-    """After SIGTERM under load no answer is lost or wrong: a call is answered, or told to go elsewhere; exit code 0."""
+def test_sigterm_answers_admitted_requests(models: Path, tmp_path: Path) -> None:
+    """After SIGTERM under load no answer is lost or wrong: each call gets its answer or UNAVAILABLE; the exit code is 0."""
     with run_service(models, tmp_path / "log", "--workers", "2", "--lame-duck-s", "0.3") as service:
-        with Load(service, 8, patient=False) as load:
+        with Load(service, 8, wait_for_ready=False) as load:
             wait_until(lambda: load.outcomes["OK"] >= 200, "200 answers")
             service.process.send_signal(signal.SIGTERM)
             wait_until(lambda: service.process.poll() is not None or service.get("/readyz")[0] == 503, "not ready")
             assert service.process.wait(PATIENCE_S) == 0
 
-        # Core ends with CANCELLED what reaches it between its GOAWAY and the client's reading of it, unseen by us.
+        # gRPC core ends calls with CANCELLED that arrive after it sent GOAWAY and before the client has read it.
         assert set(load.outcomes) <= {"OK", "UNAVAILABLE", "CANCELLED"}
         assert '"drained"' in service.log.read_text()
         assert "crashed" not in service.log.read_text()
 
 
-def test_a_worker_that_fails_while_it_drains_is_told(models: Path, tmp_path: Path) -> None:
-    """A worker that dies in the drain may have owed answers: the log says so, and the service ends with 1."""
+def test_a_worker_that_fails_while_it_drains_is_reported(models: Path, tmp_path: Path) -> None:
+    """A worker that dies while it drains may leave requests unanswered: it is logged, and the exit code is 1."""
     with run_service(models, tmp_path / "log", "--workers", "1", "--lame-duck-s", "30", "--grace-s", "60") as service:
         (worker,) = service.workers()
         service.process.send_signal(signal.SIGTERM)
@@ -209,12 +261,15 @@ def test_a_worker_that_fails_while_it_drains_is_told(models: Path, tmp_path: Pat
         assert "worker failed while it drained" in service.log.read_text()
 
 
-def test_a_worker_that_drains_alone_loses_no_call(models: Path, tmp_path: Path) -> None:
-    """While one worker drains and is replaced, callers that open a connection a call, and callers that keep one, all
-    get their answers: what the closing listener had in its backlog, clients with our service config send again.
+def test_no_call_is_lost_when_one_worker_drains(models: Path, tmp_path: Path) -> None:
+    """While one worker drains and is replaced, callers that open a connection per call and callers that keep theirs all
+    get their answers. Calls in the backlog of the closing listener are retried by clients with our service config.
     """
     with run_service(models, tmp_path / "log", "--workers", "2", "--lame-duck-s", "0") as service:
-        with Load(service, 4, reconnect=False) as keeping, Load(service, 4, reconnect=True) as reconnecting:
+        with (
+            Load(service, 4, retries=True) as keeping,
+            Load(service, 4, retries=True, reconnect=True) as reconnecting,
+        ):
             wait_until(lambda: reconnecting.outcomes["OK"] >= 100, "100 answers")
             for _ in range(3):
                 drained = service.workers()[0]
@@ -231,7 +286,7 @@ def test_a_worker_that_drains_alone_loses_no_call(models: Path, tmp_path: Path) 
 
 
 def test_workers_end_with_their_supervisor(models: Path, tmp_path: Path) -> None:
-    """When the supervisor is killed, its workers notice and end: nothing goes on serving unwatched."""
+    """When the supervisor is killed, its workers notice it and end: no worker runs without a supervisor."""
     with run_service(models, tmp_path / "log", "--workers", "2", "--lame-duck-s", "0") as service:
         workers = service.workers()
         service.process.kill()
@@ -242,7 +297,7 @@ def test_workers_end_with_their_supervisor(models: Path, tmp_path: Path) -> None
 
 
 def test_a_second_service_on_the_same_port_is_refused(models: Path, tmp_path: Path) -> None:
-    """Started twice on one port, the second says so and exits with 1; the first is not disturbed."""
+    """A second service on the same port reports it and exits with 1; the first one is not affected."""
     with run_service(models, tmp_path / "log", "--workers", "1") as service:
         for flag, address in (("--grpc-port", service.grpc_address), ("--http-port", service.http_url)):
             port = address.rpartition(":")[2]
@@ -252,7 +307,7 @@ def test_a_second_service_on_the_same_port_is_refused(models: Path, tmp_path: Pa
             assert f"cannot use port {port}" in second.stderr
             assert flag in second.stderr
         with service.channel() as channel:
-            assert ask(channel, 3) == 3
+            assert classify(channel, 3) == 3
 
 
 def _flip_a_byte(bundle: Path) -> None:
@@ -265,7 +320,7 @@ def _drop_golden(bundle: Path) -> None:
     (bundle / "golden.npz").unlink()
 
 
-def _bend_golden(bundle: Path) -> None:
+def _change_golden(bundle: Path) -> None:
     import numpy as np  # noqa: PLC0415
 
     with np.load(bundle / "golden.npz") as stored:
@@ -275,10 +330,10 @@ def _bend_golden(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "check"), [(_flip_a_byte, "sha256"), (_drop_golden, "files"), (_bend_golden, "golden")]
+    ("damage", "check"), [(_flip_a_byte, "sha256"), (_drop_golden, "files"), (_change_golden, "golden")]
 )
 def test_a_damaged_bundle_is_not_served(models: Path, tmp_path: Path, damage, check: str) -> None:  # noqa: ANN001
-    """A damaged bundle never becomes ready: the service says which check failed and exits with 1."""
+    """A damaged bundle is never served: the message names the failed check, and the exit code is 1."""
     shutil.copytree(models, tmp_path / "models")
     damage(tmp_path / "models/digits/1")
 
@@ -290,8 +345,8 @@ def test_a_damaged_bundle_is_not_served(models: Path, tmp_path: Path, damage, ch
     assert "ready" not in result.stdout
 
 
-def test_a_bundle_damaged_later_is_reported_and_the_rest_goes_on(models: Path, tmp_path: Path) -> None:
-    """A worker that cannot be replaced because the bundle was damaged: the other serves on, /readyz says why."""
+def test_a_bundle_damaged_later_is_reported(models: Path, tmp_path: Path) -> None:
+    """If a worker cannot be replaced because the bundle was damaged, the other one continues and /readyz shows the reason."""
     shutil.copytree(models, tmp_path / "models")
     with run_service(tmp_path / "models", tmp_path / "log", "--workers", "2") as service:
         _flip_a_byte(tmp_path / "models/digits/1")
@@ -300,15 +355,15 @@ def test_a_bundle_damaged_later_is_reported_and_the_rest_goes_on(models: Path, t
         assert service.get("/readyz")[0] == 200
         assert service.total("digitserve_ready_workers") == 1
         with service.channel() as channel:
-            assert ask(channel, 8) == 8
+            assert classify(channel, 8) == 8
 
 
-def test_one_process_serves_for_debuggers(models: Path, tmp_path: Path) -> None:
-    """``--workers 0`` serves without any child process, and drains as the others do."""
+def test_zero_workers_serve_in_one_process(models: Path, tmp_path: Path) -> None:
+    """``--workers 0`` serves without any child process, and drains like worker processes."""
     with run_service(models, tmp_path / "log", "--workers", "0", "--lame-duck-s", "0") as service:
         assert service.workers() == []
         with service.channel() as channel:
-            assert ask(channel, 21) == 21
+            assert classify(channel, 21) == 21
         assert service.total("grpc_server_handled_total", grpc_method="Classify", grpc_code="OK") == 1
         assert service.stop() == 0
 
@@ -326,7 +381,7 @@ def test_one_process_serves_for_debuggers(models: Path, tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_setting_refuses_to_start(models: Path, arguments: tuple[str, ...], part: str) -> None:
-    """A setting that cannot be served is a refusal to start that says what would do, never a silent default."""
+    """A setting that cannot be served is a refusal to start with the accepted values, never a silent default."""
     result = run("serve", "--models", str(models), "--grpc-port", "0", "--http-port", "0", *arguments)
 
     assert result.returncode in {1, 2}
@@ -334,26 +389,26 @@ def test_a_bad_setting_refuses_to_start(models: Path, arguments: tuple[str, ...]
     assert "Traceback" not in result.stderr
 
 
-def test_other_addresses_of_this_machine_serve_too(models: Path, tmp_path: Path) -> None:
-    """A host name and an IPv6 address are listened on, and shown so that clients can use them."""
+def test_host_names_and_ipv6_addresses(models: Path, tmp_path: Path) -> None:
+    """The service can listen on a host name and on an IPv6 address, and shows both in a form that clients accept."""
     for host, shown in (("localhost", "localhost:"), ("::1", "[::1]:")):
         with run_service(models, tmp_path / "log", "--workers", "1", "--host", host) as service:
             assert service.grpc_address.startswith(shown)
             assert service.get("/livez")[0] == 200
             with service.channel() as channel:
-                assert ask(channel, 6) == 6
+                assert classify(channel, 6) == 6
 
 
-def test_asked_twice_to_stop_it_does_not_wait(models: Path, tmp_path: Path) -> None:
-    """The second signal ends the service at once, with an exit code that says that it did not drain."""
+def test_second_signal_ends_the_service_at_once(models: Path, tmp_path: Path) -> None:
+    """The second signal ends the service without waiting for answers, with exit code 1."""
     with run_service(models, tmp_path / "log", "--workers", "1", "--lame-duck-s", "60", "--grace-s", "60") as service:
         service.process.send_signal(signal.SIGINT)
         wait_until(lambda: service.get("/readyz")[0] == 503, "it drains")
         assert service.stop() == 1
 
 
-def test_settings_come_from_the_environment(models: Path, tmp_path: Path) -> None:
-    """Each flag has its environment twin; a bad value there is refused by its name."""
+def test_settings_from_the_environment(models: Path, tmp_path: Path) -> None:
+    """Each flag has an environment variable; a bad value is rejected with the name of the variable."""
     with run_service(models, tmp_path / "log", DIGITSERVE_WORKERS="1") as service:
         assert "workers  1 x" in service.banner
     result = subprocess.run(
@@ -368,7 +423,7 @@ def test_settings_come_from_the_environment(models: Path, tmp_path: Path) -> Non
 
 
 def test_healthcheck_exit_codes(models: Path, tmp_path: Path) -> None:
-    """``healthcheck`` exits with 0 for SERVING and 3 when nobody answers."""
+    """``healthcheck`` exits with 0 for SERVING, 1 for an unknown service and 3 if there is no service."""
     with run_service(models, tmp_path / "log", "--workers", "1") as service:
         healthy = run("healthcheck", "--address", service.grpc_address)
         assert (healthy.returncode, healthy.stdout) == (0, "SERVING\n")
@@ -381,8 +436,10 @@ def test_healthcheck_exit_codes(models: Path, tmp_path: Path) -> None:
     assert "digitserve serve" in gone.stderr
 
 
-def test_classify_speaks_to_people_and_to_scripts(models: Path, tmp_path: Path) -> None:
-    """``classify`` prints a line an image, or JSON; a bad file is named, the good ones are still answered, exit 1."""
+def test_classify_prints_text_or_json(models: Path, tmp_path: Path) -> None:
+    """``classify`` prints one line or JSON object per image. A bad file is named and the exit code is 1; the others are
+    still classified.
+    """
     image = tmp_path / "four.png"
     Image.fromarray(echo_image(4)).save(image)
     (tmp_path / "two.raw").write_bytes(echo_image(1).tobytes() + echo_image(2).tobytes())

@@ -1,4 +1,4 @@
-"""Where the network runs, asked of the real command on a machine whose onnxruntime has no CUDA."""
+"""``--device`` and the CUDA check as commands, on a machine whose onnxruntime has no CUDA."""
 
 import json
 import subprocess
@@ -22,8 +22,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
-def test_cuda_that_is_not_there_is_a_refusal_to_start(models: Path, workers: str) -> None:
-    """Status 1 and a message that says what is missing and what to do, from a worker and from the one process alike."""
+def test_missing_cuda_is_a_refusal_to_start(models: Path, workers: str) -> None:
+    """The exit code is 1 and the message says what is missing and what to do, with worker processes and without."""
     refused = subprocess.run(
         command("serve", "--models", str(models), "--grpc-port", "0", "--http-port", "0", "--workers", workers,
                 "--device", "cuda"),
@@ -36,25 +36,25 @@ def test_cuda_that_is_not_there_is_a_refusal_to_start(models: Path, workers: str
     assert "Traceback" not in refused.stderr
 
 
-def test_auto_serves_on_the_cpu_and_says_why_once(models: Path, tmp_path: Path) -> None:
-    """Two workers, one line of the reason: it was looked for once, and each worker runs where the look said."""
+def test_auto_falls_back_to_the_cpu_and_logs_the_reason_once(models: Path, tmp_path: Path) -> None:
+    """CUDA is checked once for all workers: two workers run on the CPU, and one log line has the reason."""
     with run_service(models, tmp_path / "log", "--device", "auto", "--workers", "2") as service:
         assert "CPUExecutionProvider" in service.banner
         assert service.total("digitserve_model_info", provider="CPUExecutionProvider") == 1
         assert service.stop() == 0
     lines = [json.loads(line) for line in service.log.read_text().splitlines()]
-    (said,) = [line for line in lines if line["event"] == "no CUDA, running on the CPU"]
-    assert "CUDAExecutionProvider" in said["reason"]
+    (reason,) = [line for line in lines if line["event"] == "no CUDA, running on the CPU"]
+    assert "CUDAExecutionProvider" in reason["reason"]
 
 
 def check_cuda(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run what a machine with a GPU is to run."""
+    """Run the check that is meant for a machine with a GPU."""
     program = [sys.executable, "-m", "benchmarks.cuda_check", "--models", str(MODELS), *arguments]
     return subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
-def test_the_check_says_where_there_is_no_cuda() -> None:
-    """Status 3 and the reason: nobody takes it for a check that passed."""
+def test_cuda_check_without_cuda_fails_with_the_reason() -> None:
+    """The exit code is 3 and the reason is printed, so that it cannot be mistaken for a check that passed."""
     checked = check_cuda()
     assert (checked.returncode, checked.stdout) == (3, "")
     assert checked.stderr.startswith(
@@ -62,8 +62,8 @@ def test_the_check_says_where_there_is_no_cuda() -> None:
     )
 
 
-def test_the_check_itself_works() -> None:
-    """On the CPU the same comparison finds no difference, and measures each power of two."""
+def test_cuda_check_on_the_cpu_finds_no_difference() -> None:
+    """On the CPU the same comparison finds no difference, and each power of two is measured."""
     checked = check_cuda(
         "--device", "cpu", "--num-images", "200", "--largest", "4", "--seconds", "0.01", "--rounds", "1"
     )

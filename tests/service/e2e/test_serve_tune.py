@@ -1,4 +1,4 @@
-"""``digitserve serve --tune`` as a command: real processes, the real network."""
+"""``digitserve serve --tune`` as a command, with real processes and onnxruntime."""
 
 import re
 import subprocess
@@ -8,30 +8,30 @@ from support.bundles import write_echo_bundle
 from support.serving import PATIENCE_S, command
 
 
-def test_tuning_tries_every_way_and_proposes_a_command(tmp_path: Path) -> None:
-    """Each way and batch size is a line of figures above 0; the last line is a command whose values were tried."""
+def test_tune_measures_every_layout_and_proposes_a_command(tmp_path: Path) -> None:
+    """Each layout and batch size is one line with a positive rate; the last line is a command with measured values."""
     write_echo_bundle(tmp_path)
-    done = subprocess.run(
+    finished = subprocess.run(
         command("serve", "--models", str(tmp_path), "--tune"),
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,
         check=True,
     )
-    header, *trials, proposed = done.stdout.splitlines()
-    tried = {tuple(line.split()[:3]) for line in trials}
+    header, *trials, proposal = finished.stdout.splitlines()
+    measured = {tuple(line.split()[:3]) for line in trials}
 
     assert "images/s" in header
-    assert len(tried) == len(trials) >= 6
+    assert len(measured) == len(trials) >= 6
     assert all(float(line.split()[3].replace(",", "")) > 0 for line in trials)
-    found = re.fullmatch(r"digitserve serve --workers (\d+) --max-batch-size (\d+)", proposed)
-    assert found
-    assert found.groups() in {(workers, size) for workers, _, size in tried}
+    values = re.fullmatch(r"digitserve serve --workers (\d+) --max-batch-size (\d+)", proposal)
+    assert values
+    assert values.groups() in {(workers, size) for workers, _, size in measured}
 
 
-def test_tuning_refuses_as_serving_does(tmp_path: Path) -> None:
-    """Without a bundle there is one line that says so, and status 1."""
-    done = subprocess.run(
+def test_tune_without_a_bundle_is_a_refusal_to_start(tmp_path: Path) -> None:
+    """Without a bundle the message says so, and the exit code is 1."""
+    finished = subprocess.run(
         command("serve", "--models", str(tmp_path), "--tune"),
         capture_output=True,
         text=True,
@@ -39,6 +39,6 @@ def test_tuning_refuses_as_serving_does(tmp_path: Path) -> None:
         check=False,
     )
 
-    assert done.returncode == 1
-    assert "refusing to start" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert finished.returncode == 1
+    assert "refusing to start" in finished.stderr
+    assert "Traceback" not in finished.stderr

@@ -1,6 +1,8 @@
-"""One declaration a setting: its flag, its environment variable, its check and its row in the README."""
+"""Settings: one declaration gives the flag, the environment variable, the validation and the row of the table."""
 
+import json
 from dataclasses import Field, fields
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -8,35 +10,37 @@ import click
 import pytest
 import structlog
 from click.testing import CliRunner, Result
+from structlog.testing import capture_logs
 
 from digitserve.cli import main
-from digitserve.settings import Bounds, Settings, environment_variable, flag, table
+from digitserve.settings import Bounds, Settings, environment_value, environment_variable, flag, table
 
 SERVE = main.commands["serve"]
 SETTINGS = [pytest.param(setting, id=setting.name) for setting in fields(Settings)]
 
 
 @pytest.fixture(autouse=True)
-def _no_settings_around(monkeypatch: pytest.MonkeyPatch) -> None:
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for setting in fields(Settings):
         monkeypatch.delenv(environment_variable(setting), raising=False)
 
 
 def parse(*arguments: str) -> Settings:
-    """Return the settings that a command line gives; nothing is started."""
+    """Return the settings that a command line gives, without starting anything."""
     with SERVE.make_context("serve", list(arguments)) as context:
         return Settings(**{name: value for name, value in context.params.items() if name != "tune"})
 
 
 def run(*arguments: str, **environment: str) -> Result:
-    """Run ``digitserve serve`` with a command line that it must refuse."""
+    """Run ``digitserve serve`` with arguments that it must reject."""
     return CliRunner().invoke(main, ["serve", *arguments], env=environment)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_each_setting_is_declared_whole(setting: Field[Any]) -> None:
-    """Every field has its help, its bounds, its flag, its variable and its row in the table."""
+def test_each_setting_has_a_complete_declaration(setting: Field[Any]) -> None:
+    """Every field has a help text, a group, bounds, a flag, a variable and a row in the table."""
     assert setting.metadata["help"].endswith(".")
+    assert setting.metadata["group"]
     assert isinstance(setting.metadata["bounds"], Bounds)
     assert flag(setting) == "--" + setting.name.replace("_", "-")
     assert environment_variable(setting) == f"DIGITSERVE_{setting.name.upper()}"
@@ -46,13 +50,25 @@ def test_each_setting_is_declared_whole(setting: Field[Any]) -> None:
     assert row.count("|") == 5
 
 
-def test_the_table_has_a_row_for_each_setting_and_no_other() -> None:
-    """Two lines of heading, then the settings in their order."""
+def test_settings_of_a_group_are_declared_together() -> None:
+    """``--help`` shows each group once, in the order of the declarations."""
+    groups = [setting.metadata["group"] for setting in fields(Settings)]
+    assert [group for group, _ in groupby(groups)] == list(dict.fromkeys(groups))
+
+
+def test_cuda_is_shown_as_experimental() -> None:
+    """The help text of ``--device`` says that cuda is experimental."""
+    (device,) = (setting for setting in fields(Settings) if setting.name == "device")
+    assert "cuda is experimental" in device.metadata["help"]
+
+
+def test_table_has_one_row_per_setting() -> None:
+    """The table has two heading lines, then one row for each setting."""
     assert len(table().splitlines()) == 2 + len(fields(Settings))
 
 
-def test_the_help_shows_every_flag_with_its_variable_and_default() -> None:
-    """``digitserve serve --help`` is generated from the same declaration."""
+def test_help_shows_every_flag_with_its_variable_and_default() -> None:
+    """``digitserve serve --help`` is generated from the declarations."""
     outcome = CliRunner().invoke(main, ["serve", "--help"], terminal_width=400)
     assert outcome.exit_code == 0
     for setting in fields(Settings):
@@ -61,8 +77,8 @@ def test_the_help_shows_every_flag_with_its_variable_and_default() -> None:
         assert str(setting.metadata["shown"] or setting.default) in outcome.output
 
 
-def test_without_flags_the_defaults_hold() -> None:
-    """What the command passes on is exactly what the class declares, and what the design promises."""
+def test_defaults_without_flags() -> None:
+    """Without flags the command uses exactly the declared defaults, which are the documented ones."""
     settings = parse()
     assert settings == Settings()
     assert (settings.host, settings.grpc_port, settings.http_port) == ("127.0.0.1", 50051, 8080)
@@ -93,14 +109,16 @@ def other_value(setting: Field[Any]) -> Any:
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_each_flag_sets_its_setting_and_no_other(setting: Field[Any]) -> None:
-    """The flag's value arrives in the field, with the field's type."""
+    """The value of the flag is stored in its field, with the type of the field."""
     value = other_value(setting)
     assert parse(flag(setting), str(value)) == Settings(**{setting.name: value})
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_each_variable_sets_its_setting_and_a_flag_wins(setting: Field[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment twin does what the flag does; where both are given, the flag counts."""
+def test_each_variable_sets_its_setting_and_the_flag_has_precedence(
+    setting: Field[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The environment variable does what the flag does; if both are given, the flag is used."""
     value = other_value(setting)
     monkeypatch.setenv(environment_variable(setting), str(value))
     assert parse() == Settings(**{setting.name: value})
@@ -109,10 +127,52 @@ def test_each_variable_sets_its_setting_and_a_flag_wins(setting: Field[Any], mon
 
 
 def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compose files and charts pass empty variables on for what nobody set."""
+    """Compose files and Helm charts pass on empty variables for values that are not set."""
     monkeypatch.setenv("DIGITSERVE_WORKERS", "")
     monkeypatch.setenv("DIGITSERVE_GRPC_PORT", "")
     assert parse() == Settings()
+
+
+def setting_named(name: str) -> Field[Any]:
+    """Return a field of ``Settings``."""
+    return next(setting for setting in fields(Settings) if setting.name == name)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_environment_value_is_the_text_of_the_variable(setting: Field[Any]) -> None:
+    """A variable that is set gives its text; one that is missing or empty gives ``None``."""
+    variable = environment_variable(setting)
+    assert environment_value(setting, {variable: "7"}) == "7"
+    assert environment_value(setting, {variable: ""}) is None
+    assert environment_value(setting, {}) is None
+
+
+@pytest.mark.parametrize("name", ["grpc_port", "http_port"])
+def test_a_port_that_kubernetes_injects_is_ignored_with_a_warning(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A Service named digitserve-grpc makes Kubernetes set DIGITSERVE_GRPC_PORT=tcp://...; one line on standard error says
+    that it is ignored, and standard output stays empty.
+    """
+    setting = setting_named(name)
+    assert environment_value(setting, {environment_variable(setting): "tcp://10.96.3.7:50051"}) is None
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert environment_variable(setting) in errors
+    assert "tcp://10.96.3.7:50051" in errors
+
+
+def test_the_ignored_port_is_logged_in_the_configured_format() -> None:
+    """With logging configured, the warning is one line of the log."""
+    with capture_logs() as lines:
+        environment_value(setting_named("grpc_port"), {"DIGITSERVE_GRPC_PORT": "tcp://10.96.3.7:50051"})
+    (line,) = lines
+    assert (line["log_level"], line["variable"]) == ("warning", "DIGITSERVE_GRPC_PORT")
+
+
+def test_a_value_of_another_setting_is_never_ignored() -> None:
+    """Kubernetes injects such values only into names that end with _PORT; elsewhere they are mistakes to report."""
+    assert environment_value(setting_named("workers"), {"DIGITSERVE_WORKERS": "tcp://10.0.0.1:1"}) == "tcp://10.0.0.1:1"
 
 
 @pytest.mark.parametrize(
@@ -133,24 +193,24 @@ def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> N
         (("--no-such-flag",), ("--no-such-flag",)),
     ],
 )
-def test_a_bad_value_is_refused_with_what_would_do(arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
-    """Wrong usage ends with exit code 2 and names the flag, what was got and what is accepted."""
+def test_a_bad_value_is_rejected_with_the_accepted_values(arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
+    """Wrong usage ends with exit code 2 and a message with the flag, the value and the accepted values."""
     outcome = run("--models", "no-such-directory", *arguments)
     assert outcome.exit_code == 2, outcome.output
     for word in words:
         assert word in outcome.output
 
 
-def test_a_bad_variable_is_refused_by_its_name() -> None:
-    """Whoever set the environment is told which variable is wrong."""
+def test_a_bad_variable_is_rejected_by_name() -> None:
+    """The message names the variable, the flag, the value and the accepted type."""
     outcome = run("--models", "no-such-directory", DIGITSERVE_HTTP_PORT="eighty")
     assert outcome.exit_code == 2
     for word in ("DIGITSERVE_HTTP_PORT", "--http-port", "'eighty'", "integer"):
         assert word in outcome.output
 
 
-def test_a_model_that_is_not_there_is_a_refusal_to_start(tmp_path: Path) -> None:
-    """A setting that is well formed and cannot be served: exit code 1, and the failed check in words."""
+def test_a_missing_model_is_a_refusal_to_start(tmp_path: Path) -> None:
+    """A valid value that cannot be served ends with exit code 1 and a message with the failed check."""
     outcome = run("--models", str(tmp_path), "--log-format", "text")
     structlog.reset_defaults()
     assert outcome.exit_code == 1
@@ -160,13 +220,11 @@ def test_a_model_that_is_not_there_is_a_refusal_to_start(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "settings", [Settings(), Settings(**{setting.name: other_value(setting) for setting in fields(Settings)})]
 )
-def test_a_worker_gets_exactly_the_supervisors_settings(settings: Settings) -> None:
-    """The line of JSON that a worker reads gives the same values and types again."""
-    line = settings.to_json()
-    assert "\n" not in line
-    again = Settings.from_json(line)
-    assert again == settings
-    assert isinstance(again.models, Path)
+def test_settings_survive_the_way_to_another_process(settings: Settings) -> None:
+    """Sent as JSON, ``to_dict`` and ``from_dict`` give the same values and types."""
+    received = Settings.from_dict(json.loads(json.dumps(settings.to_dict())))
+    assert received == settings
+    assert isinstance(received.models, Path)
 
 
 @pytest.mark.parametrize(
@@ -179,19 +237,18 @@ def test_a_worker_gets_exactly_the_supervisors_settings(settings: Settings) -> N
         (Settings(workers=0, max_batch_size=7), "cpu", ("cpu", 0, 7)),
     ],
 )
-def test_what_is_left_open_follows_the_device(settings: Settings, device: str, expected: tuple[str, int, int]) -> None:
-    """On the CPU a worker for each core of the budget, on CUDA one worker and larger batches; what was given stays."""
-    settled = settings.settled(device, 2.9)
-    assert (settled.device, settled.workers, settled.batch_limit) == expected
-    assert Settings.from_json(settled.to_json()) == settled
+def test_defaults_that_depend_on_the_device(settings: Settings, device: str, expected: tuple[str, int, int]) -> None:
+    """On the CPU one worker per core of the budget, on CUDA one worker and larger batches; given values are kept."""
+    resolved = settings.resolve(device, 2.9)
+    assert (resolved.device, resolved.workers, resolved.batch_limit) == expected
 
 
-def test_a_budget_of_less_than_a_core_has_a_worker() -> None:
-    """Half a core still serves."""
-    assert Settings().settled("cpu", 0.5).workers == 1
+def test_a_budget_below_one_core_gives_one_worker() -> None:
+    """Half a core is enough for one worker."""
+    assert Settings().resolve("cpu", 0.5).workers == 1
 
 
-def test_an_option_is_made_of_every_setting_and_nothing_else() -> None:
-    """``serve`` has no option of its own that the README's table would miss, but for the one that serves nothing."""
+def test_serve_has_an_option_for_each_setting() -> None:
+    """``serve`` has the declared settings as options, and only ``--tune`` besides."""
     options = [parameter.name for parameter in SERVE.params if isinstance(parameter, click.Option)]
     assert options == [*(setting.name for setting in fields(Settings)), "tune"]

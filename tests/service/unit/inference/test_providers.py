@@ -1,13 +1,11 @@
 """No silent CPU fallback: a requested device is used, or the error says what is missing."""
 
-import subprocess
-import sys
-
 import numpy as np
 import onnxruntime as ort
 import pytest
 from structlog.testing import capture_logs
 
+from digitserve.child_process import Child
 from digitserve.errors import BundleError, ProviderError
 from digitserve.inference import cuda, providers
 from support.bundles import echo_graph
@@ -77,10 +75,13 @@ def test_a_missing_runtime_library_is_named() -> None:
             call()
 
 
-def test_the_look_for_auto_prints_one_word() -> None:
-    """The supervisor reads ``cpu`` or ``cuda`` from standard output; the reason is a line of JSON on standard error."""
-    program = [sys.executable, "-m", "digitserve.inference.providers", "json"]
-    looked = subprocess.run(program, capture_output=True, text=True, check=True)
-    assert looked.stdout == "cpu\n"
-    (line,) = looked.stderr.splitlines()
+def test_the_check_for_auto_sends_the_device(capfd: pytest.CaptureFixture[str]) -> None:
+    """The supervisor's child sends ``cpu`` or ``cuda``; the reason is a line of JSON on standard error."""
+    with Child("digitserve.inference.providers") as child:
+        child.channel.send({"log_format": "json"})
+        assert child.channel.receive() == {"device": "cpu"}
+        assert child.process.wait() == 0
+    output, errors = capfd.readouterr()
+    assert output == ""
+    (line,) = errors.splitlines()
     assert '"event": "no CUDA, running on the CPU"' in line

@@ -1,10 +1,10 @@
-"""What ``serve --tune`` weighs: the ways to part a CPU budget, and which trial is the best."""
+"""Choices of ``serve --tune``: the layouts of a CPU budget, and the best trial."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from digitserve.supervision.autotune import GOOD_ENOUGH, Trial, best, proposal, table, ways
+from digitserve.supervision.autotune import MIN_RATE_RATIO, Trial, best, layouts, proposal, table
 
 TRIALS = st.builds(
     Trial,
@@ -17,9 +17,9 @@ TRIALS = st.builds(
 
 
 @given(st.integers(1, 256))
-def test_every_way_uses_the_whole_budget(budget: int) -> None:
-    """Workers times threads is the budget, from a worker for each CPU to one with all threads."""
-    found = ways(budget)
+def test_every_layout_uses_the_whole_budget(budget: int) -> None:
+    """Workers times threads is the budget, from one worker per CPU to one worker with all threads."""
+    found = layouts(budget)
 
     assert all(workers * threads == budget for workers, threads in found)
     assert found[0] == (budget, 1)
@@ -27,18 +27,18 @@ def test_every_way_uses_the_whole_budget(budget: int) -> None:
 
 
 @given(st.lists(TRIALS, min_size=1))
-def test_the_best_is_nearly_the_fastest_and_nothing_as_good_is_sooner(trials: list[Trial]) -> None:
-    """The choice is within 3 % of the fastest, and whatever else is answers a batch no sooner."""
+def test_best_trial_is_about_the_fastest_with_the_shortest_batch(trials: list[Trial]) -> None:
+    """The choice is within 3 % of the fastest trial, and no other trial within 3 % has a shorter batch."""
     chosen = best(trials)
     fastest = max(trial.images_per_s for trial in trials)
 
-    assert chosen.images_per_s >= GOOD_ENOUGH * fastest
-    assert all(trial.batch_s >= chosen.batch_s for trial in trials if trial.images_per_s >= GOOD_ENOUGH * fastest)
+    assert chosen.images_per_s >= MIN_RATE_RATIO * fastest
+    assert all(trial.batch_s >= chosen.batch_s for trial in trials if trial.images_per_s >= MIN_RATE_RATIO * fastest)
 
 
 @pytest.mark.parametrize(("header", "lines"), [(True, 2), (False, 1)])
-def test_figures_and_the_command_are_shown(header: bool, lines: int) -> None:
-    """A trial is a line under its header, and the proposal is a command to be copied."""
+def test_table_and_proposal(header: bool, lines: int) -> None:
+    """A trial is one line below the header, and the proposal is a command that can be copied."""
     trial = Trial(2, 1, 64, 12_345.6, 0.00522)
 
     shown = table([trial], header=header).splitlines()

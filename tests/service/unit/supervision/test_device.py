@@ -1,4 +1,4 @@
-"""The supervisor asks once where the network runs, and only when that was left open."""
+"""Resolution of ``--device``: a check for CUDA runs only for ``auto``, and its failure means the CPU."""
 
 import shutil
 import sys
@@ -11,16 +11,16 @@ from digitserve.supervision import device
 
 
 @pytest.mark.parametrize("named", ["cpu", "cuda"])
-def test_a_device_that_was_named_is_not_looked_for(named: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No process is started: there is no program to start."""
+def test_a_named_device_is_not_checked(named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No process is started: here it could not be."""
     monkeypatch.setattr(sys, "executable", "/nonexistent")
-    assert device.settle(Settings(device=named)) == named
+    assert device.resolve(Settings(device=named)) == named
 
 
-def test_a_look_that_fails_comes_to_the_cpu_and_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CUDA installation that takes the looking process down does not take the service down."""
+def test_a_failed_check_means_cpu_and_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA installation that crashes the checking process does not stop the service."""
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     with capture_logs() as lines:
-        assert device.settle(Settings(device="auto")) == "cpu"
+        assert device.resolve(Settings(device="auto")) == "cpu"
     (line,) = lines
     assert (line["log_level"], line["exit_code"]) == ("error", 1)

@@ -1,67 +1,82 @@
-"""The supervisor's rules on replacing workers, with the time passed in."""
+"""Restart policy: backoff between restarts and detection of hung workers, with the time passed in."""
 
 import pytest
 
-from digitserve.supervision.restart_policy import FIRST_DELAY_S, MAX_DELAY_S, STABLE_S, Backoff, Pulse
+from digitserve.supervision.restart_policy import FIRST_DELAY_S, MAX_DELAY_S, STABLE_S, HeartbeatMonitor, RestartBackoff
 
 
-def test_the_first_crash_costs_no_delay() -> None:
-    """A worker that crashed once is replaced at once."""
-    assert Backoff().delay_s(served_s=5.0) == 0.0
+def stalled_at(monitor: HeartbeatMonitor, heartbeat: float, times: range | tuple[int, ...]) -> list[int]:
+    """Return the times at which the monitor finds a worker stalled whose last heartbeat never changes."""
+    found = []
+    for now in times:
+        monitor.observe(heartbeat, float(now))
+        if monitor.is_stalled:
+            found.append(now)
+    return found
 
 
-def test_a_worker_that_keeps_crashing_is_started_ever_more_rarely() -> None:
-    """Delays double from the first to the longest, and stay there."""
-    backoff = Backoff()
-    delays = [backoff.delay_s(served_s=0.0) for _ in range(10)]
+def test_first_restart_is_immediate() -> None:
+    """A worker that crashed once is restarted without a delay."""
+    assert RestartBackoff().next_delay_s(ready_s=5.0) == 0.0
+
+
+def test_delays_double_up_to_the_maximum() -> None:
+    """Delays double from the first one to the maximum and stay there."""
+    backoff = RestartBackoff()
+    delays = [backoff.next_delay_s(ready_s=0.0) for _ in range(10)]
     assert delays[:4] == [0.0, FIRST_DELAY_S, 2 * FIRST_DELAY_S, 4 * FIRST_DELAY_S]
     assert delays == sorted(delays)
     assert delays[-1] == MAX_DELAY_S
 
 
-def test_a_worker_that_crashes_all_night_does_not_break_its_supervisor() -> None:
-    """Thousands of failures in a row still give the longest delay."""
-    assert Backoff(failures=1_000_000).delay_s(served_s=0.0) == MAX_DELAY_S
+def test_a_million_failures_do_not_overflow_the_delay() -> None:
+    """Any number of failures in a row gives the maximum delay."""
+    assert RestartBackoff(failures=1_000_000).next_delay_s(ready_s=0.0) == MAX_DELAY_S
 
 
-@pytest.mark.parametrize(("served_s", "delay_s"), [(STABLE_S, 0.0), (STABLE_S - 1, 4 * FIRST_DELAY_S)])
-def test_a_worker_that_served_for_long_starts_the_counting_anew(served_s: float, delay_s: float) -> None:
-    """A crash after a stable time is a first crash; one before it is the next of a series."""
-    backoff = Backoff(failures=3)
-    assert backoff.delay_s(served_s) == delay_s
+@pytest.mark.parametrize(("ready_s", "delay_s"), [(STABLE_S, 0.0), (STABLE_S - 1, 4 * FIRST_DELAY_S)])
+def test_a_stable_worker_resets_the_backoff(ready_s: float, delay_s: float) -> None:
+    """A crash after the stable time counts as the first one; an earlier crash continues the series."""
+    backoff = RestartBackoff(failures=3)
+    assert backoff.next_delay_s(ready_s) == delay_s
 
 
-def test_a_loop_that_turns_is_not_stalled() -> None:
-    """Each turn within the limit keeps a worker alive for ever."""
-    pulse = Pulse(stall_s=10.0, now=0.0)
-    assert not any(pulse.is_stalled(heartbeat=now - 9.0, now=float(now)) for now in range(1, 1000))
+def test_regular_heartbeats_are_not_stalled() -> None:
+    """A worker whose heartbeat is always younger than the limit is never stalled."""
+    monitor = HeartbeatMonitor(stall_s=10.0, now=0.0)
+    for now in range(1, 1000):
+        monitor.observe(heartbeat=now - 9.0, now=float(now))
+        assert not monitor.is_stalled
 
 
-def test_a_loop_that_stands_still_is_stalled_just_after_the_limit() -> None:
-    """The age of the last turn decides."""
-    pulse = Pulse(stall_s=10.0, now=100.0)
-    judged = {now: pulse.is_stalled(heartbeat=101.0, now=float(now)) for now in range(102, 114)}
-    assert [now for now, stalled in judged.items() if stalled] == [112, 113]
+def test_is_stalled_has_no_side_effect() -> None:
+    """Reading ``is_stalled`` repeatedly gives the same result."""
+    monitor = HeartbeatMonitor(stall_s=10.0, now=0.0)
+    assert stalled_at(monitor, 1.0, range(1, 13)) == [12]
+    assert monitor.is_stalled
+    assert monitor.is_stalled
 
 
-def test_a_worker_that_never_turned_is_stalled_after_the_limit() -> None:
-    """Its heartbeat is 0: the age counts from when it was first watched."""
-    pulse = Pulse(stall_s=10.0, now=100.0)
-    judged = {now: pulse.is_stalled(heartbeat=0.0, now=float(now)) for now in range(101, 113)}
-    assert [now for now, stalled in judged.items() if stalled] == [111, 112]
+def test_a_stopped_heartbeat_is_stalled_just_after_the_limit() -> None:
+    """The age of the last heartbeat decides."""
+    monitor = HeartbeatMonitor(stall_s=10.0, now=100.0)
+    assert stalled_at(monitor, 101.0, range(102, 114)) == [112, 113]
 
 
-def test_a_supervisor_that_slept_does_not_kill_its_workers() -> None:
-    """After a pause of the whole container every heartbeat looks old; the workers get time to turn again."""
-    pulse = Pulse(stall_s=10.0, now=0.0)
-    assert not pulse.is_stalled(heartbeat=1.0, now=1.0)
-    assert not pulse.is_stalled(heartbeat=1.0, now=3600.0)
-    assert not pulse.is_stalled(heartbeat=1.0, now=3604.0)
-    assert not pulse.is_stalled(heartbeat=3605.0, now=3605.0)
+def test_a_worker_without_any_heartbeat_is_stalled_after_the_limit() -> None:
+    """Its heartbeat is 0: the age counts from the start of monitoring."""
+    monitor = HeartbeatMonitor(stall_s=10.0, now=100.0)
+    assert stalled_at(monitor, 0.0, range(101, 113)) == [111, 112]
 
 
-def test_a_worker_that_did_not_survive_the_sleep_is_found() -> None:
-    """The pause is forgiven once: a loop that does not turn after it is stalled after the limit."""
-    pulse = Pulse(stall_s=10.0, now=0.0)
-    judged = {now: pulse.is_stalled(heartbeat=1.0, now=float(now)) for now in (1, *range(3600, 3613))}
-    assert [now for now, stalled in judged.items() if stalled] == [3611, 3612]
+def test_workers_are_not_stalled_after_the_supervisor_was_suspended() -> None:
+    """After the whole container was paused every heartbeat looks old; workers get the full limit to continue."""
+    monitor = HeartbeatMonitor(stall_s=10.0, now=0.0)
+    assert stalled_at(monitor, 1.0, (1, 3600, 3604)) == []
+    assert stalled_at(monitor, 3605.0, (3605,)) == []
+
+
+def test_a_worker_that_does_not_continue_after_a_suspension_is_stalled() -> None:
+    """A suspension extends the limit once: a heartbeat that does not resume is stalled after the limit."""
+    monitor = HeartbeatMonitor(stall_s=10.0, now=0.0)
+    assert stalled_at(monitor, 1.0, (1, *range(3600, 3613))) == [3611, 3612]

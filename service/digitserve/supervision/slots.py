@@ -1,0 +1,275 @@
+"""Slots: each keeps one worker running and reports what happens to it.
+
+    Supervisor ──run, drain, kill──▶ WorkerSlot ──AsyncChild──▶ worker process
+         ▲                               │
+         └───────── SlotEvents ──────────┘
+
+The supervisor makes and runs the slots; everything here runs on its event loop. A slot writes only its own state.
+``InlineSlot`` runs the worker on a thread instead (``--workers 0``).
+"""
+
+import asyncio
+import contextlib
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+import structlog
+
+from digitserve.child_process import AsyncChild, ChannelClosed
+from digitserve.errors import RefusalToStart
+from digitserve.inference.bundle import find_bundle, read_bundle
+from digitserve.settings import Settings
+from digitserve.supervision.restart_policy import START_LIMIT_S, HeartbeatMonitor, RestartBackoff
+from digitserve.telemetry.block import Block
+from digitserve.telemetry.collector import ServiceCollector
+
+if TYPE_CHECKING:
+    from digitserve.worker import Worker
+
+WORKER_MODULE = "digitserve.worker"
+
+HEARTBEAT_CHECK_S = 0.1
+"""Seconds between two checks of a worker's heartbeat."""
+
+# Set before the worker imports anything.
+_WORKER_ENVIRONMENT = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
+    "GRPC_VERBOSITY": "ERROR",
+}
+
+_log = structlog.get_logger("digitserve.supervision.slots")
+
+
+class SlotEvents(Protocol):
+    """Receiver of a slot's events. A slot calls it on the supervisor's event loop."""
+
+    def worker_ready(self, provider: str) -> None:
+        """A worker accepts requests; ``provider`` is its onnxruntime execution provider."""
+
+    def worker_restarting(self) -> None:
+        """A worker ended unexpectedly and another one starts after the backoff."""
+
+    def drain_failed(self) -> None:
+        """A worker failed while it drained, so some requests may not have been answered."""
+
+
+class WorkerSlot:
+    """Keeps one worker process running, from ``run`` until ``drain`` or ``kill``.
+
+    Attributes:
+        first_ready: set once a worker of this slot has been ready.
+        refusal: why a worker did not start; ``None`` again once a worker is ready.
+    """
+
+    def __init__(
+        self, number: int, settings: Settings, num_threads: int, collector: ServiceCollector, events: SlotEvents
+    ) -> None:
+        """Prepare; nothing is started.
+
+        Args:
+            number: of this slot, for log lines.
+            settings: resolved; sent to each worker.
+            num_threads: onnxruntime threads of each worker.
+            collector: makes the shared memory for a worker's metrics and keeps its counts after the worker's end.
+            events: receives this slot's events.
+        """
+        self._number = number
+        self._settings = settings
+        self._num_threads = num_threads
+        self._collector = collector
+        self._events = events
+        self._backoff = RestartBackoff()
+        self._stop = asyncio.Event()
+        self._killed = False
+        self._child: AsyncChild | None = None
+        self._ready = asyncio.Event()
+        self._ready_since = 0.0
+        self.refusal: str | None = None
+        self.first_ready = asyncio.Event()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the worker accepts requests."""
+        return self._ready.is_set()
+
+    async def run(self) -> None:
+        """Keep a worker running until ``drain`` or ``kill``.
+
+        Raises:
+            RefusalToStart: the slot's first worker did not become ready. Later workers are retried: the cause may go away.
+        """
+        while True:
+            served_s = await self._run_worker()
+            if self._stop.is_set():
+                return
+            self._events.worker_restarting()
+            delay_s = self._backoff.next_delay_s(served_s)
+            _log.warning(
+                "worker ended, starting another", worker=self._number, served_s=round(served_s, 1), delay_s=delay_s
+            )
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), delay_s)
+                return
+
+    def drain(self) -> None:
+        """Ask the worker to answer its pending requests and to end; start no other."""
+        self._stop.set()
+        if self._child is not None:
+            self._child.send_eof()
+
+    def kill(self) -> None:
+        """End the worker at once; start no other."""
+        self._stop.set()
+        self._killed = True
+        if self._child is not None:
+            self._child.kill()
+
+    async def _run_worker(self) -> float:
+        """Run one worker from start to end.
+
+        Returns:
+            The seconds for which it was ready.
+        """
+        block = self._collector.new_block()
+        try:
+            child = await AsyncChild.start(WORKER_MODULE, environment=_WORKER_ENVIRONMENT, pass_fds=(block.fd,))
+            async with child:
+                self._child = child
+                exit_code = await self._supervise(child, block)
+        finally:
+            self._child = None
+            served_s = time.monotonic() - self._ready_since if self.is_ready else 0.0
+            self._ready.clear()
+            self._collector.retire(block)
+        self._report_end(child.process.pid, exit_code)
+        return served_s
+
+    async def _supervise(self, child: AsyncChild, block: Block) -> int:
+        """Send the worker its settings, handle its messages, watch it, and return its exit code."""
+        await child.send({"settings": self._settings.to_dict(), "block_fd": block.fd, "num_threads": self._num_threads})
+        # The slot may have been stopped while the process was being started.
+        if self._killed:
+            child.kill()
+        elif self._stop.is_set():
+            child.send_eof()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._receive(child))
+            watch = tasks.create_task(self._kill_when_hung(child, block))
+            exit_code = await child.process.wait()
+            watch.cancel()
+        return exit_code
+
+    async def _receive(self, child: AsyncChild) -> None:
+        """Handle the worker's messages until it closes the channel.
+
+        Raises:
+            ValueError: the worker sent something else than its two messages.
+        """
+        while True:
+            try:
+                message: Any = await child.receive()
+            except ChannelClosed:
+                return
+            match message:
+                case {"event": "ready", "provider": str(provider)}:
+                    self._ready_since = time.monotonic()
+                    self._ready.set()
+                    self.refusal = None
+                    self.first_ready.set()
+                    self._events.worker_ready(provider)
+                case {"event": "refused", "message": str(reason)}:
+                    self.refusal = reason
+                case _:
+                    raise ValueError(f"unexpected message from worker {self._number}: {message!r}")
+
+    async def _kill_when_hung(self, child: AsyncChild, block: Block) -> None:
+        """Kill a worker that does not become ready in time, or whose heartbeat stops."""
+        try:
+            await asyncio.wait_for(self._ready.wait(), START_LIMIT_S)
+        except TimeoutError:
+            self.refusal = f"a worker did not become ready within {START_LIMIT_S:g} s"
+            _log.error("worker did not become ready, killing it", worker=self._number, limit_s=START_LIMIT_S)
+            child.kill()
+            return
+        stall_s = self._settings.stall_s
+        monitor = HeartbeatMonitor(stall_s, time.monotonic())
+        while not monitor.is_stalled:
+            await asyncio.sleep(HEARTBEAT_CHECK_S)
+            monitor.observe(block.heartbeat, time.monotonic())
+        _log.error("worker's heartbeat stopped, killing it", worker=self._number, stall_s=stall_s)
+        child.kill()
+
+    def _report_end(self, pid: int, exit_code: int) -> None:
+        """Log and report a worker's end, unless it is what ``drain`` or ``kill`` asked for.
+
+        Raises:
+            RefusalToStart: no worker of this slot has been ready yet.
+        """
+        if self._stop.is_set():
+            if exit_code and not self._killed:
+                _log.error("worker failed while it drained", worker=self._number, pid=pid, exit_code=exit_code)
+                self._events.drain_failed()
+            return
+        if not self.first_ready.is_set():
+            raise RefusalToStart(
+                self.refusal or f"a worker ended with exit code {exit_code} before it was ready; see its output above"
+            )
+        _log.error("worker ended unexpectedly", worker=self._number, pid=pid, exit_code=exit_code, refusal=self.refusal)
+
+
+class InlineSlot:
+    """Runs the only worker of ``--workers 0`` on a thread of this process, for debuggers. It is never restarted.
+
+    Attributes:
+        first_ready: set once the worker has been ready.
+        refusal: always ``None``: ``run`` raises instead.
+    """
+
+    def __init__(self, settings: Settings, num_threads: int, collector: ServiceCollector, events: SlotEvents) -> None:
+        """Prepare; nothing is started. The arguments are those of ``WorkerSlot``."""
+        self._settings = settings
+        self._num_threads = num_threads
+        self._collector = collector
+        self._events = events
+        self._draining = False
+        self._worker: Worker | None = None
+        self.is_ready = False
+        self.refusal: str | None = None
+        self.first_ready = asyncio.Event()
+
+    async def run(self) -> None:
+        """Run the worker until ``drain``.
+
+        Raises:
+            RefusalToStart: the worker did not start.
+        """
+        # Imported here, because it loads onnxruntime into the supervisor's process.
+        from digitserve.worker import Worker  # noqa: PLC0415
+
+        settings = self._settings
+        block = self._collector.new_block()
+        try:
+            bundle = read_bundle(find_bundle(settings.models, settings.model, settings.model_version))
+            worker = self._worker = await asyncio.to_thread(Worker, settings, bundle, block, self._num_threads)
+            worker.listen()
+            if self._draining:
+                worker.drain()
+            self.is_ready = True
+            self.first_ready.set()
+            self._events.worker_ready(worker.provider)
+            await asyncio.to_thread(worker.run)
+        finally:
+            self.is_ready = False
+            self._collector.retire(block)
+
+    def drain(self) -> None:
+        """Ask the worker to answer its pending requests and to end."""
+        self._draining = True
+        if self._worker is not None:
+            self._worker.drain()
+
+    def kill(self) -> None:
+        """Drain: a thread cannot be ended from outside."""
+        self.drain()

@@ -1,0 +1,280 @@
+"""Worker slots and the supervisor with scripted worker processes: every failure is reported, and nothing is left behind."""
+
+import asyncio
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from digitserve.errors import RefusalToStart
+from digitserve.settings import Settings
+from digitserve.supervision import restart_policy, slots, supervisor
+from digitserve.supervision.slots import WorkerSlot
+from digitserve.telemetry.collector import ServiceCollector
+from support.child_modules import child_processes, open_descriptors, write_module
+
+SCRIPT = """
+    import sys, os, time
+    from pathlib import Path
+    from digitserve.child_process import Channel, ChannelClosed
+
+    channel = Channel.to_parent()
+    order = channel.receive()
+
+    def ready():
+        channel.send({{"event": "ready", "provider": "Scripted"}})
+
+    def wait_for_drain():
+        try:
+            channel.receive()
+        except ChannelClosed:
+            pass
+
+    # The number of this worker among those started: 1 for the first.
+    starts = Path({starts!r})
+    number = len(starts.read_text()) + 1 if starts.exists() else 1
+    starts.write_text("x" * number)
+
+"""
+
+Script = Callable[[str], None]
+
+
+@pytest.fixture(autouse=True)
+def _no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restart_policy, "FIRST_DELAY_S", 0.001)
+    monkeypatch.setattr(restart_policy, "MAX_DELAY_S", 0.001)
+
+
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
+    """Return a function that sets what each worker does once it has its settings."""
+
+    def write(body: str) -> None:
+        source = SCRIPT.format(starts=str(tmp_path / "starts")) + "".join(f"    {line}\n" for line in body.splitlines())
+        name = write_module(tmp_path / "modules", "scripted_worker", source, monkeypatch)
+        monkeypatch.setattr(slots, "WORKER_MODULE", name)
+
+    return write
+
+
+class Recorder:
+    """Records the events of a slot, and stops the slot when an event occurs for the given time."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        self.slot: WorkerSlot
+        self.drain_after: tuple[str, int] = ("", 0)
+
+    def _record(self, event: str) -> None:
+        self.events.append(event)
+        kind, times = self.drain_after
+        if event == kind and self.events.count(event) == times:
+            self.slot.drain()
+
+    def worker_ready(self, provider: str) -> None:
+        self._record(f"ready {provider}")
+
+    def worker_restarting(self) -> None:
+        self._record("restarting")
+
+    def drain_failed(self) -> None:
+        self._record("drain failed")
+
+
+def run_slot(drain_after: tuple[str, int] = ("", 0), **changes: Any) -> Recorder:
+    """Run a slot until it ends by itself, or until it has drained after the n-th event of a kind."""
+    recorder = Recorder()
+    recorder.drain_after = drain_after
+
+    async def run() -> None:
+        collector = ServiceCollector(tuple("0123456789"), list)
+        recorder.slot = WorkerSlot(0, Settings(**changes), 1, collector, recorder)
+        await recorder.slot.run()
+
+    asyncio.run(run())
+    return recorder
+
+
+READY = "ready Scripted"
+
+
+def test_a_worker_becomes_ready_and_drains(script: Script) -> None:
+    """The ready event has the provider of the worker; a worker that drains with exit code 0 causes no other event."""
+    script("ready()\nwait_for_drain()")
+    recorder = run_slot(drain_after=(READY, 1))
+    assert recorder.events == [READY]
+    assert not recorder.slot.is_ready
+
+
+def test_the_worker_gets_settings_memory_and_threads(script: Script) -> None:
+    """The first message has the settings, the descriptor of the metrics' memory, which is open, and the threads."""
+    script("""
+import os
+ok = order["settings"]["grpc_port"] == 123 and order["num_threads"] == 1 and os.fstat(order["block_fd"]).st_size
+if ok:
+    ready()
+wait_for_drain()
+""")
+    assert run_slot(drain_after=(READY, 1), grpc_port=123).events == [READY]
+
+
+def test_output_of_a_worker_is_no_message(script: Script) -> None:
+    """A worker may print anything at any time."""
+    script("print('hello', flush=True)\nready()\nprint('{}', flush=True)\nwait_for_drain()")
+    assert run_slot(drain_after=(READY, 1)).events == [READY]
+
+
+def test_a_worker_that_ends_is_replaced(script: Script) -> None:
+    """An unexpected end is reported before the next worker starts."""
+    script("ready()\nif number == 3: wait_for_drain()")
+    recorder = run_slot(drain_after=(READY, 3))
+    assert recorder.events == [READY, "restarting", READY, "restarting", READY]
+
+
+def test_a_refusal_of_the_first_worker_ends_the_slot(script: Script) -> None:
+    """Its reason is the message of the error."""
+    script("channel.send({'event': 'refused', 'message': 'check failed'})\nsys.exit(3)")
+    with pytest.raises(RefusalToStart, match="check failed"):
+        run_slot()
+
+
+def test_a_first_worker_that_crashes_ends_the_slot(script: Script) -> None:
+    """A worker that ends before it is ready, without a reason, is a refusal to start with its exit code."""
+    script("os._exit(9)")
+    with pytest.raises(RefusalToStart, match="ended with exit code 9 before it was ready"):
+        run_slot()
+
+
+def test_a_first_worker_that_hangs_ends_the_slot(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that does not become ready in time is killed; that is a refusal to start."""
+    monkeypatch.setattr(slots, "START_LIMIT_S", 0.01)
+    script("time.sleep(600)")
+    with pytest.raises(RefusalToStart, match=r"did not become ready within 0\.01 s"):
+        run_slot()
+
+
+def test_a_refusal_of_a_later_worker_is_retried(script: Script) -> None:
+    """The cause may go away: the reason is shown until a worker is ready again."""
+    script("""
+if number == 2:
+    channel.send({"event": "refused", "message": "bundle damaged"})
+    sys.exit(3)
+ready()
+if number == 3:
+    wait_for_drain()
+""")
+    with capture_logs() as lines:
+        recorder = run_slot(drain_after=(READY, 2))
+    assert recorder.events == [READY, "restarting", "restarting", READY]
+    assert [line["refusal"] for line in lines if line["event"] == "worker ended unexpectedly"] == [
+        None,
+        "bundle damaged",
+    ]
+    assert recorder.slot.refusal is None
+
+
+def test_a_worker_that_fails_while_it_drains_is_reported(script: Script) -> None:
+    """An exit code other than 0 after ``drain`` means that answers may be missing."""
+    script("ready()\nwait_for_drain()\nsys.exit(1)")
+    assert run_slot(drain_after=(READY, 1)).events == [READY, "drain failed"]
+
+
+def failure_of_slot() -> list[type[Exception]]:
+    """Run a slot that fails, and return the types of its exceptions."""
+    try:
+        run_slot()
+    except ExceptionGroup as failures:
+        # json's and unicode's errors are subclasses.
+        return [ValueError if isinstance(error, ValueError) else type(error) for error in failures.exceptions]
+    return []
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        "channel._socket.sendall(b'no JSON\\n')",
+        "channel.send(['ready'])",
+        "channel.send({'event': 'ready'})",
+        "channel.send({'event': 'unknown'})",
+    ],
+)
+def test_a_worker_that_sends_nonsense_is_an_error(script: Script, nonsense: str) -> None:
+    """The slot fails with the error, ends the worker and closes all descriptors: it does not wait for a valid message."""
+    script(f"{nonsense}\ntime.sleep(600)")
+    descriptors, processes = open_descriptors(), child_processes()
+    assert failure_of_slot() == [ValueError]
+    assert (open_descriptors(), child_processes()) == (descriptors, processes)
+
+
+def test_replaced_workers_leave_no_process_and_no_descriptor(script: Script) -> None:
+    """After many restarts as many descriptors are open, and as many children exist, as after one."""
+    script("ready()\nif number % 6 == 0: wait_for_drain()")
+    run_slot(drain_after=(READY, 6))
+    descriptors, processes = open_descriptors(), child_processes()
+    recorder = run_slot(drain_after=(READY, 6))
+    assert recorder.events.count("restarting") == 5
+    assert (open_descriptors(), child_processes()) == (descriptors, processes)
+
+
+def serve(models: Path, **changes: Any) -> tuple[int, str, list[Any]]:
+    """Run the whole service in this process; return exit code, banner and log."""
+    out = io.StringIO()
+    settings = Settings(**{"models": models, "grpc_port": 0, "http_port": 0, "workers": 2, **changes})
+    with capture_logs() as lines:
+        code = supervisor.serve(settings, out)
+    return code, out.getvalue(), lines
+
+
+def test_nonsense_from_a_worker_ends_the_service_with_an_error(models: Path, script: Script) -> None:
+    """A slot that fails during the start is logged with its exception; the exit code is 1, and no banner was shown."""
+    script("channel.send({'event': 'unknown'})\nwait_for_drain()")
+    code, banner, lines = serve(models)
+    assert (code, banner) == (1, "")
+    failures = [line for line in lines if line["event"] == "a task of the supervisor failed, ending the service"]
+    assert failures
+    assert all(isinstance(line["exc_info"], ExceptionGroup) for line in failures)
+
+
+def test_nonsense_after_the_start_drains_the_other_workers(models: Path, script: Script, tmp_path: Path) -> None:
+    """A slot that fails later ends the service with exit code 1; the other workers drain first."""
+    drained = tmp_path / "drained"
+    script(f"""
+ready()
+if number == 1:
+    while not starts.read_text() == "xx":
+        time.sleep(0.01)
+    channel.send("nonsense")
+wait_for_drain()
+if number == 2:
+    Path({str(drained)!r}).touch()
+""")
+    code, _, lines = serve(models)
+    assert code == 1
+    assert drained.exists()
+    assert "draining" in [line["event"] for line in lines]
+
+
+def test_a_worker_that_crashes_during_the_start_is_a_refusal(models: Path, script: Script) -> None:
+    """The service does not show its banner and does not restart the worker for ever."""
+    script("os._exit(9)")
+    with pytest.raises(RefusalToStart, match="ended with exit code 9 before it was ready"):
+        serve(models)
+
+
+def test_a_failure_of_the_http_server_ends_the_service(
+    models: Path, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exception of any task of the supervisor is logged and ends the service; it is never only silent."""
+
+    async def fail(*_: object) -> None:
+        raise OSError("no HTTP")
+
+    monkeypatch.setattr(supervisor.HttpServer, "run_on", fail)
+    script("ready()\nwait_for_drain()")
+    code, _, lines = serve(models)
+    assert code == 1
+    assert [str(line["exc_info"]) for line in lines if line["log_level"] == "error"] == ["no HTTP"]
