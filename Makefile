@@ -59,16 +59,16 @@ train: $(VENV)/.dev ## Train the default network on MNIST, evaluate it, and expo
 	$(BIN)/digitserve-train evaluate runs/default
 	$(BIN)/digitserve-train export runs/default
 
-bench: $(VENV)/.dev ## Measure against floors, targets and a good grpc.aio service; write docs/benchmarks.md (needs h2load). ARGS=... adds flags.
-	$(BIN)/python -m benchmarks.compare --write docs/benchmarks.md $(ARGS)
+bench: $(VENV)/.dev ## Measure against targets and a grpc.aio service, and write docs/benchmarks.md; ARGS="--against COMMIT" compares two commits.
+	$(BIN)/python -m benchmarks.compare $(if $(findstring --against,$(ARGS)),,--write docs/benchmarks.md) $(ARGS)
 
-soak: $(VENV)/.dev ## Send a million requests to one worker, and see what its memory does (minutes). ARGS=... adds flags.
+soak: $(VENV)/.dev ## Check the memory growth of a worker over a million requests (minutes). ARGS=... adds flags.
 	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 image: ## Build the container image. TARGET=cuda builds the one for GPUs; ENGINE=podman or buildah will do as well.
 	$(ENGINE) build $(if $(TARGET),--target $(TARGET) -t digitserve:$(TARGET),-t digitserve) .
 
-stubs: $(VENV)/.dev ## Generate the protocol's Python modules anew.
+stubs: $(VENV)/.dev ## Regenerate the Python modules of the protocol.
 	$(BIN)/python scripts/check_generated.py --write
 
 docs: $(VENV)/.dev ## Write the generated tables of README and docs anew.

@@ -1,1 +1,1 @@
-"""Benchmarks: digitserve beside its floors and beside a good service of the usual kind. No test asserts their figures."""
+"""Benchmarks of digitserve, of its floors and of a comparable service. No test asserts their figures."""

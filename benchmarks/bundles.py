@@ -1,4 +1,4 @@
-"""Which bundle a benchmark is about: the servers that it starts, and the floors beside them, must agree on it."""
+"""The model bundle that a benchmark uses: the servers that it starts and the floors must use the same one."""
 
 import os
 from pathlib import Path
@@ -8,9 +8,9 @@ from digitserve.settings import Settings
 
 
 def served(models: Path) -> Bundle:
-    """Read what ``digitserve serve`` takes in the same environment: the newest of the model that DIGITSERVE_MODEL names.
+    """Read the bundle that ``digitserve serve`` serves in this environment: the newest of the model DIGITSERVE_MODEL.
 
     Raises:
-        BundleError: there is none, or it is broken.
+        BundleError: there is none, or it fails a check.
     """
     return read_bundle(find_bundle(models, os.environ.get("DIGITSERVE_MODEL") or Settings().model))

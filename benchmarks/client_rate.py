@@ -1,9 +1,9 @@
-"""What one ``Client`` and one ``AsyncClient`` get by themselves, and what an image costs them.
+"""Throughput and CPU time per image of a single ``Client`` and a single ``AsyncClient``.
 
     python -m benchmarks.client_rate --address 127.0.0.1:50051 --seconds 5
 
-Prints, for each and for 1 and 64 images a request, images/s and the client's own CPU time for an image (user and
-system, of this process only, so the service must run in another).
+Prints images/s and the client's CPU time per image, for both and for 1 and 64 images per request. CPU time is user and
+system time of this process only, so the service must run in another process.
 """
 
 import argparse
@@ -22,16 +22,16 @@ from digitserve.client import AsyncClient, Client
 IMAGES_PER_REQUEST = (1, 64)
 TIMEOUT_S = 60.0
 REQUESTS_PER_CALL = 256
-"""Enough for the pool to be full nearly all the time that a call lasts."""
+"""Enough to keep the connection pool full during most of a call."""
 
 
 @dataclass(frozen=True)
 class Rate:
-    """What a run gave.
+    """The result of a run.
 
     Attributes:
-        images_per_s: answered.
-        cpu_us: of the client, for each image.
+        images_per_s: images answered per second.
+        cpu_us: CPU time of the client per image, in microseconds.
     """
 
     images_per_s: float
@@ -39,25 +39,25 @@ class Rate:
 
 
 class Meter:
-    """Counts images against the clocks; a call is a turn of ``turns``."""
+    """Measures repeated calls; the loop over ``calls`` makes one call per iteration."""
 
     def __init__(self, seconds: float, num_images: int) -> None:
-        """Measure calls of ``num_images`` each, until ``seconds`` have passed."""
+        """Measure calls of ``num_images`` each until ``seconds`` have passed."""
         self._seconds = seconds
         self._num_images = num_images
 
-    def turns(self) -> Iterator[None]:
-        """Go on until the time is over; the first turn warms up and does not count."""
+    def calls(self) -> Iterator[None]:
+        """Yield once per call until the time has passed; the first call warms up and does not count."""
         yield
-        self._turns, self._cpu_s, start = 0, time.process_time(), time.monotonic()
+        self._num_calls, self._cpu_s, start = 0, time.process_time(), time.monotonic()
         while time.monotonic() - start < self._seconds:
             yield
-            self._turns += 1
+            self._num_calls += 1
         self._elapsed_s, self._cpu_s = time.monotonic() - start, time.process_time() - self._cpu_s
 
     def rate(self) -> Rate:
-        """Return the rate, when the turns are over."""
-        num_images = self._turns * self._num_images
+        """Return the rate, after the loop over ``calls`` has ended."""
+        num_images = self._num_calls * self._num_images
         return Rate(num_images / self._elapsed_s, self._cpu_s * 1e6 / num_images)
 
 
@@ -65,7 +65,7 @@ def measure_blocking(address: str, images: NDArray[np.uint8], images_per_request
     """Measure ``Client``, called by one thread."""
     meter = Meter(seconds, len(images))
     with Client(address, images_per_request=images_per_request, timeout_s=TIMEOUT_S) as client:
-        for _ in meter.turns():
+        for _ in meter.calls():
             client.classify(images)
     return meter.rate()
 
@@ -74,7 +74,7 @@ async def measure_async(address: str, images: NDArray[np.uint8], images_per_requ
     """Measure ``AsyncClient``, called by one task."""
     meter = Meter(seconds, len(images))
     async with AsyncClient(address, images_per_request=images_per_request, timeout_s=TIMEOUT_S) as client:
-        for _ in meter.turns():
+        for _ in meter.calls():
             await client.classify(images)
     return meter.rate()
 
@@ -83,11 +83,12 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--address", default="127.0.0.1:50051")
-    parser.add_argument("--seconds", type=float, default=5.0, help="for each of the four runs")
+    parser.add_argument("--seconds", type=float, default=5.0, help="per run; there are four")
     options = parser.parse_args()
-    # What ``digitserve bench`` sends, to compare with: of noise, each image must be looked at for several figures.
-    chance = np.random.default_rng(0)
-    digits = np.stack([draw(digit, Size(28, 28), chance) for digit in range(10)])
+    # The same images as ``digitserve bench`` sends, for comparison. Noise would cost the service more: it would have to check
+    # each image for several separate shapes.
+    generator = np.random.default_rng(0)
+    digits = np.stack([draw(digit, Size(28, 28), generator) for digit in range(10)])
     print(f"{'client':<12} {'images/request':>14} {'images/s':>10} {'client CPU us/image':>20}")
     for images_per_request in IMAGES_PER_REQUEST:
         images = np.resize(digits, (images_per_request * REQUESTS_PER_CALL, 28, 28))

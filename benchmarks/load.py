@@ -1,4 +1,4 @@
-"""The load: ``digitserve bench`` on cores of its own, and once h2load, to check the one against the other."""
+"""Load for a server: ``digitserve bench`` on cores of its own, and h2load to check it."""
 
 import argparse
 import json
@@ -12,29 +12,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.servers import ROOT, BenchError
+from benchmarks.installation import ROOT, BenchError
 from digitserve.bench.plan import Plan, Size
-from digitserve.bench.traffic import bodies
+from digitserve.bench.traffic import requests
 from digitserve.protocol.names import CLASSIFY
 
-DEBIAN_PACKAGE = "nghttp2-client"
+DEBIAN_PACKAGES = {"h2load": "nghttp2-client", "taskset": "util-linux"}
 WARM_UP_S = 1.0
 
 
 @dataclass(frozen=True)
 class Load:
-    """What is sent to a server.
+    """A load for a server.
 
     Attributes:
-        name: for tables.
         method: ``unary`` or ``stream``.
-        connections: open at once.
-        in_flight: requests under way on each.
-        images: a request.
-        side: height and width of each image, in pixels.
+        connections: number of open connections.
+        in_flight: concurrent requests per connection.
+        images: images per request.
+        side: height and width of each image in pixels.
     """
 
-    name: str
     method: str = "unary"
     connections: int = 64
     in_flight: int = 1
@@ -43,7 +41,7 @@ class Load:
 
     def command(self, cores: str, port: int, metrics: str, seconds: float) -> list[str]:
         """Return the command that loads a server on a port of 127.0.0.1."""
-        processes = min(len(cores_of(cores)), self.connections)
+        processes = min(len(parse_cores(cores)), self.connections)
         return [
             "taskset", "-c", cores, str(Path(sys.executable).parent / "digitserve"), "bench",
             "--address", f"127.0.0.1:{port}", "--metrics", metrics, "--processes", str(processes),
@@ -53,102 +51,121 @@ class Load:
         ]  # fmt: skip
 
 
+LOADS = {
+    "single": Load(),
+    "stream": Load(method="stream", in_flight=4),
+    "large": Load(connections=16, in_flight=2, images=64),
+    "framed": Load(side=64),
+    "idle": Load(connections=1),
+}
+
+DESCRIPTION = (
+    "`single`: one 28x28 image per request, unary. `stream`: the same on streams, 4 requests in flight on each. "
+    "`large`: 64 images per request, 16 connections with 2 requests in flight. `framed`: one 64x64 image per request. "
+    "`idle`: one client with one request at a time. All others: 64 connections."
+)
+
+
 @dataclass(frozen=True)
-class Seen:
-    """What the load saw of a run.
+class LoadReport:
+    """What the load generator measured.
 
     Attributes:
-        rate: requests answered with OK a second.
+        rate: requests/s answered with OK.
         p50_s: median latency.
-        p99_s: of 99 % of the requests.
-        num_ok: requests answered with OK, warm-up included.
-        was_the_limit: whether the load generator had no CPU to spare.
+        p99_s: 99th percentile of the latency.
+        num_sent: requests sent, warm-up included; all were answered with OK.
+        was_the_limit: whether the load generator had no CPU time to spare.
     """
 
     rate: float
     p50_s: float
     p99_s: float
-    num_ok: int
+    num_sent: int
     was_the_limit: bool
 
 
-def run(load: Load, cores: str, port: int, metrics: str, seconds: float) -> Seen:
-    """Load a server.
+def run(load: Load, cores: str, port: int, metrics: str, seconds: float) -> LoadReport:
+    """Load a server and wait for the report.
 
     Raises:
-        BenchError: something else than OK came back, or nothing.
+        BenchError: a request was not answered with OK, or there were no requests.
     """
     return finish(start(load, cores, port, metrics, seconds), seconds)
 
 
 def start(load: Load, cores: str, port: int, metrics: str, seconds: float) -> "subprocess.Popen[str]":
-    """Begin to load a server."""
+    """Start to load a server."""
     command = load.command(cores, port, metrics, seconds)
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
 
 
-def finish(process: "subprocess.Popen[str]", seconds: float) -> Seen:
-    """Wait for the end of a load; see ``run``."""
+def finish(process: "subprocess.Popen[str]", seconds: float) -> LoadReport:
+    """Wait for the report of a load; see ``run``."""
     out, errors = process.communicate(timeout=seconds + 60)
     if process.returncode:
-        raise BenchError(f"the load ended with {process.returncode}: {errors}{out}")
+        raise BenchError(f"the load generator ended with exit code {process.returncode}: {errors}{out}")
     return _read(json.loads(out))
 
 
-def _read(report: dict[str, Any]) -> Seen:
+def _read(report: dict[str, Any]) -> LoadReport:
     if set(report["codes"]) != {"OK"} or report["wrong"] or report["failed_connections"] or report["unanswered"]:
-        raise BenchError(f"the load saw failures: {report['codes']}, {report['messages']}, {report['wrong']} wrong")
+        raise BenchError(
+            f"the load generator saw failures: codes {report['codes']}, messages {report['messages']}, "
+            f"{report['wrong']} wrong answers, {report['failed_connections']} failed connections, "
+            f"{report['unanswered']} unanswered"
+        )
     latency = report["latency_s"]
-    return Seen(
-        report["requests_per_s"], latency["p50"], latency["p99"], report["codes"]["OK"],
+    return LoadReport(
+        report["requests_per_s"], latency["p50"], latency["p99"], report["sent"],
         report["load_generator"]["was_the_limit"],
     )  # fmt: skip
 
 
 def run_h2load(load: Load, cores: str, port: int, seconds: float) -> float:
-    """Send the same with h2load, and return its requests a second. It counts HTTP answers and knows no grpc-status.
+    """Send the same requests with h2load, and return its requests/s. It does not know grpc-status.
 
     Raises:
-        BenchError: a connection or a request failed on the level of HTTP.
+        BenchError: a connection or a request failed in HTTP.
     """
     plan = Plan("", images=load.images, sizes=(Size(load.side, load.side),), method=load.method)
     with tempfile.NamedTemporaryFile() as body:
-        body.write(next(bodies(plan, 0)).framed)
+        body.write(next(requests(plan, 0)).body)
         body.flush()
         command = [
             "taskset", "-c", cores, "h2load", f"-c{load.connections}", f"-m{load.in_flight}",
-            f"-t{min(len(cores_of(cores)), load.connections)}", f"-D{seconds * 1e3:.0f}ms", f"--warm-up-time={WARM_UP_S * 1e3:.0f}ms",
+            f"-t{min(len(parse_cores(cores)), load.connections)}", f"-D{seconds * 1e3:.0f}ms",
+            f"--warm-up-time={WARM_UP_S * 1e3:.0f}ms",
             "-d", body.name, "-H", "content-type: application/grpc", "-H", "te: trailers",
             f"http://127.0.0.1:{port}{CLASSIFY.path}",
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + 30)
     rate = re.search(r"^finished in .*?, ([\d.]+) req/s", done.stdout, re.MULTILINE)
     if done.returncode or rate is None or not re.search(r"\b0 failed, 0 errored, 0 timeout", done.stdout):
-        raise BenchError(f"h2load saw failures, or nothing:\n{done.stdout}{done.stderr}")
+        raise BenchError(f"h2load saw failures or no answers:\n{done.stdout}{done.stderr}")
     return float(rate[1])
 
 
-def cores_of(cores: str) -> list[int]:
-    """Read a list of cores such as ``0,2-3``."""
+def parse_cores(cores: str) -> list[int]:
+    """Parse a list of cores such as ``0,2-3``."""
     spans = [span.partition("-") for span in cores.split(",")]
     return [core for first, _, last in spans for core in range(int(first), int(last or first) + 1)]
 
 
 def add_cores(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say which cores the server and the load have."""
+    """Add the flags for the cores of the server and of the load generator."""
     first, *others = sorted(os.sched_getaffinity(0))
     spare = ",".join(map(str, others or [first]))
-    parser.add_argument("--cores", default=str(first), help="for the server (default: the first)")
-    parser.add_argument("--load-cores", default=spare, help="for the load (default: all others)")
+    parser.add_argument("--cores", default=str(first), help="cores of the server (default: the first)")
+    parser.add_argument("--load-cores", default=spare, help="cores of the load generator (default: all others)")
 
 
-def require_programs() -> None:
-    """Check that the programs are there.
+def require_programs(*names: str) -> None:
+    """Check that programs are installed.
 
     Raises:
-        BenchError: says what to install.
+        BenchError: one is not; the message says which Debian package has it.
     """
-    if shutil.which("h2load") is None:
-        raise BenchError(f"h2load is not installed; Debian has it in the package {DEBIAN_PACKAGE}")
-    if shutil.which("taskset") is None:
-        raise BenchError("taskset is not installed; Debian has it in the package util-linux")
+    for name in names:
+        if shutil.which(name) is None:
+            raise BenchError(f"{name} is not installed; on Debian, install the package {DEBIAN_PACKAGES[name]}")

@@ -1,8 +1,8 @@
-"""Two bundles of one network side by side, such as float32 and int8: images a second of a session on one thread.
+"""Speed of two bundles of one network, such as float32 and int8: images/s of a session on one thread.
 
     python -m benchmarks.precision models/digits/1 models/digits/2 --rounds 9
 
-Rounds are interleaved, so what else the machine does falls on both alike: the ratio of the medians counts.
+Rounds are interleaved, so that other activity of the machine affects both; the result is the ratio of the medians.
 """
 
 import argparse
@@ -22,7 +22,7 @@ BATCH_SIZES = (1, 8, 64)
 
 
 def measure(session: Session, images: NDArray[np.uint8], seconds: float) -> float:
-    """Return images a second, in batches of all of ``images``, for at least so many seconds."""
+    """Return images/s in batches of all ``images``, measured for at least this many seconds."""
     return len(images) / mean_s(lambda: session.run(images), seconds)
 
 
@@ -30,18 +30,18 @@ def main() -> None:
     """Run as a command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("bundles", nargs=2, type=Path, metavar="BUNDLE", help="the second is compared to the first")
-    parser.add_argument("--rounds", type=int, default=9, help="interleaved (default 9)")
-    parser.add_argument("--seconds", type=float, default=0.2, help="of each measurement (default 0.2)")
+    parser.add_argument("--rounds", type=int, default=9, help="number of interleaved rounds (default 9)")
+    parser.add_argument("--seconds", type=float, default=0.2, help="per measurement (default 0.2)")
     options = parser.parse_args()
     bundles = [read_bundle(path.resolve()) for path in options.bundles]
     sessions = [Session(bundle, num_threads=1) for bundle in bundles]
-    sys.stdout.write("| batch | first, images/s | second, images/s | second is |\n|---|---|---|---|\n")
+    sys.stdout.write("| batch | first, images/s | second, images/s | second / first |\n|---|---|---|---|\n")
     for size in BATCH_SIZES:
-        # The first bundle's golden images: real digits for the most part, the same ones for both.
+        # The same images for both: the first bundle's golden images, most of them real digits.
         images = np.ascontiguousarray(np.resize(bundles[0].golden.images, (size, IMAGE_SIZE, IMAGE_SIZE, 1)))
         rounds = [[measure(session, images, options.seconds) for session in sessions] for _ in range(options.rounds)]
         first, second = (median(rates) for rates in zip(*rounds, strict=True))
-        sys.stdout.write(f"| {size} | {first:.0f} | {second:.0f} | {second / first:.2f} x |\n")
+        sys.stdout.write(f"| {size} | {first:.0f} | {second:.0f} | {second / first:.2f} |\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The servers that are compared: started pinned to given cores, asked for their own counts, always ended.
+"""Servers to measure: each is started on given cores, reports its own counters, and is always stopped.
 
-Each runs in a process group of its own: its CPU time is read, and its end is made, for all its processes at once.
+Each server runs in a process group of its own, so that its CPU time includes all its processes, and all of them are stopped.
 """
 
 import contextlib
@@ -22,36 +22,39 @@ from typing import Self
 import numpy as np
 
 from benchmarks.aio_service import STATS
+from benchmarks.installation import BenchError, Installation
 
-ROOT = Path(__file__).parents[1]
 READY_S = 30.0
-"""Longest wait for a server to take requests."""
+"""Longest wait until a server is ready."""
 
-END_S = 10.0
-"""Longest wait for a server to end after SIGTERM; then it is killed."""
+STOP_S = 10.0
+"""Longest wait for a server to stop after SIGTERM; then it is killed."""
 
-STEP_S = 0.05
-
-
-class BenchError(Exception):
-    """The benchmark cannot be trusted, or cannot run; the text says why."""
+POLL_S = 0.05
 
 
 class Server:
-    """A server process (or several) on its cores, from ``with`` to its end.
+    """A server of one or more processes on its cores. Runs from the start to the end of a ``with`` statement.
 
     Attributes:
-        name: as the table calls it.
-        grpc_port: where it listens, on 127.0.0.1.
-        http_port: where its metrics are, if it has any.
+        name: for tables.
+        grpc_port: port of its gRPC service on 127.0.0.1.
+        http_port: port of its metrics page, if it has one.
     """
 
     name = ""
 
-    def __init__(self, models: Path, cores: str) -> None:
-        """Choose a port; nothing runs yet."""
+    def __init__(self, models: Path, cores: str, installation: Installation | None = None) -> None:
+        """Choose ports; the server is not started yet.
+
+        Args:
+            models: directory that holds the bundles.
+            cores: for ``taskset``, such as ``0,2-3``.
+            installation: the installation to run; that of this process by default.
+        """
         self._models = models.resolve()
         self._cores = cores
+        self._installation = installation or Installation()
         self._folder = tempfile.TemporaryDirectory()
         self.stats_path = Path(self._folder.name) / "stats"
         self._log_path = Path(self._folder.name) / "log"
@@ -62,23 +65,24 @@ class Server:
         raise NotImplementedError
 
     def is_ready(self) -> bool:
-        """Return whether it takes requests."""
+        """Return whether it is ready for requests."""
         return "ready\n" in self._log()
 
     def metrics_url(self) -> str:
-        """Return where its metrics are; a server without any is asked in vain, and the load says so."""
+        """Return the URL of its metrics page; servers without one do not listen there."""
         return f"http://127.0.0.1:{self.http_port}/metrics"
 
     def num_ok(self) -> int:
-        """Return how many requests, or messages of streams, it has answered with OK, by its own count."""
+        """Return how many requests, or messages of streams, it has answered with OK, by its own counter."""
         return int(np.fromfile(self.stats_path, np.float64, len(STATS))[STATS.index("ok")])
 
     def __enter__(self) -> Self:
-        """Start it, and wait until it is ready."""
+        """Start the server, and wait until it is ready."""
         with self._log_path.open("w") as log:
             self._process = subprocess.Popen(
                 ["taskset", "-c", self._cores, *self.command()],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                cwd=self._installation.source, env=self._installation.environment,
             )  # fmt: skip
         try:
             self._wait_until_ready()
@@ -90,16 +94,16 @@ class Server:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End it, by force if need be."""
+        """Stop the server; kill it if it does not stop in time."""
         self._signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(END_S)
+            self._process.wait(STOP_S)
         self._signal(signal.SIGKILL)
         self._process.wait()
         self._folder.cleanup()
 
     def _signal(self, number: int) -> None:
-        # The first goes to the leader only, as an operator's would; the last to all that is left of its group.
+        # SIGTERM goes to the first process only, as from an operator; SIGKILL to all remaining processes of the group.
         with contextlib.suppress(ProcessLookupError):
             if number == signal.SIGKILL:
                 os.killpg(self._process.pid, number)
@@ -107,11 +111,11 @@ class Server:
                 self._process.send_signal(number)
 
     def _wait_until_ready(self) -> None:
-        ends = time.monotonic() + READY_S
+        end_s = time.monotonic() + READY_S
         while not self.is_ready():
-            if self._process.poll() is not None or time.monotonic() > ends:
+            if self._process.poll() is not None or time.monotonic() > end_s:
                 raise BenchError(f"{self.name} did not become ready:\n{self._log()}")
-            time.sleep(STEP_S)
+            time.sleep(POLL_S)
 
     def _log(self) -> str:
         return self._log_path.read_text(errors="replace")
@@ -122,26 +126,26 @@ class Server:
 
 
 class Digitserve(Server):
-    """The real command, its supervisor on the same cores: as many workers as there are cores."""
+    """The real command of an installation: one worker per core, and the supervisor on the same cores."""
 
     name = "digitserve"
 
     def command(self) -> list[str]:
         """Return the command that starts it."""
         return [
-            str(Path(sys.executable).parent / "digitserve"), "serve", "--models", str(self._models),
+            self._installation.program, "serve", "--models", str(self._models),
             "--grpc-port", str(self.grpc_port), "--http-port", str(self.http_port),
         ]  # fmt: skip
 
     def is_ready(self) -> bool:
-        """Return whether ``/readyz`` says so of all workers."""
+        """Return whether all workers are ready: ``/readyz`` is OK and the banner is printed."""
         try:
             return bool(self._get("/readyz")) and "digitserve is ready" in self._log()
         except (urllib.error.URLError, ConnectionError):
             return False
 
     def num_ok(self) -> int:
-        """Count images: all requests of a run have equally many."""
+        """Return the number of classified images; all requests of a load have equally many."""
         return int(self.sample("digitserve_images_total"))
 
     def sample(self, name: str) -> float:
@@ -152,12 +156,12 @@ class Digitserve(Server):
         return float(match[1])
 
     def batch_s(self) -> tuple[float, float]:
-        """Return seconds spent on batches, framing included, and how many there were."""
+        """Return the seconds spent on batches, framing included, and the number of batches."""
         spent_s = sum(self.sample(f"digitserve_{what}_seconds_sum") for what in ("inference", "preprocess"))
         return spent_s, self.sample("digitserve_batch_size_count")
 
     def worker_bytes(self) -> int:
-        """Return the resident memory of one worker: the smallest."""
+        """Return the resident memory of the smallest child process: a worker."""
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
         pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in children]
         return min(pages) * os.sysconf("SC_PAGE_SIZE")
@@ -169,7 +173,7 @@ class Digitserve(Server):
 
 
 class Aio(Server):
-    """The ``grpc.aio`` service: what has queued when the batching thread looks becomes its batch."""
+    """The ``grpc.aio`` service: a batch is what is in the queue when the batching thread is free."""
 
     name = "grpc.aio"
     flags: tuple[str, ...] = ()
@@ -183,14 +187,14 @@ class Aio(Server):
 
 
 class AioWindow(Aio):
-    """The same with a timer: worse for an idle service, better for one that is as busy as this one."""
+    """The same with a batching window: slower when idle, faster under this load."""
 
     name = "grpc.aio, window"
     flags = ("--window-ms", "6")
 
 
 class Empty(Server):
-    """The floor E: an empty RPC on the raw completion queue, or an empty message on a stream there."""
+    """The floor E: an empty RPC, or an empty message on a stream, on the raw completion queue."""
 
     name = "empty"
 
@@ -202,10 +206,10 @@ class Empty(Server):
         ]  # fmt: skip
 
 
-class EmptyInBulk(Empty):
-    """The same under the scheduling policy of a worker (``worker.use_batch_scheduling``), which its threads inherit."""
+class EmptyBatchPolicy(Empty):
+    """The same under the scheduling policy of a worker, SCHED_BATCH, which its threads inherit."""
 
-    name = "empty, in bulk"
+    name = "empty, SCHED_BATCH"
 
     def command(self) -> list[str]:
         """Return the command that starts it."""
@@ -213,7 +217,7 @@ class EmptyInBulk(Empty):
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody uses at the moment."""
+    """Return a port of 127.0.0.1 that is not in use now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -221,10 +225,10 @@ def free_port() -> int:
 
 
 def _cpu_s(group: int) -> Iterator[int]:
-    """Yield the clock ticks of each process of a group, with those of its children that have ended."""
+    """Yield the clock ticks of each process of a group, including its children that have ended."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            # The name, in brackets, may hold anything; what follows it are numbers.
+            # The process name in parentheses may contain anything; only numbers follow it.
             fields = stat.read_text().rpartition(")")[2].split()
             if int(fields[2]) == group:
                 yield sum(map(int, fields[11:15]))

@@ -1,4 +1,4 @@
-"""Lint: the proto is well-formed, and the checked-in stubs are what it generates. Prints what to do, exits with 1."""
+"""Lint the proto, and check that the checked-in stubs are up to date. Exits with 1 and prints what to do if not."""
 
 import shutil
 import subprocess
@@ -15,7 +15,7 @@ PROTO = GENERATED / "digits.proto"
 
 
 def lint_proto() -> bool:
-    """Run ``buf lint``; buf wants imports inside its module, so the proto is linted beside copies of them."""
+    """Run ``buf lint`` on a copy of the proto with copies of its imports: buf needs them inside its module."""
     with tempfile.TemporaryDirectory() as folder:
         module = Path(folder)
         for source, name in (
@@ -30,25 +30,25 @@ def lint_proto() -> bool:
 
 
 def stale_stubs(*, write: bool) -> list[str]:
-    """Generate the stubs anew and name those that differ, or write them."""
+    """Regenerate the stubs, write them if asked, and return the names of the checked-in stubs that differ."""
     with tempfile.TemporaryDirectory() as folder:
         outputs = [f"--{kind}_out={folder}" for kind in ("python", "pyi", "grpc_python")]
         protoc = [sys.executable, "-m", "grpc_tools.protoc", "-I.", f"-I{GOOGLEAPIS}", *outputs, str(PROTO)]
         subprocess.run(protoc, cwd=ROOT / "proto", check=True)
-        fresh = sorted((Path(folder) / GENERATED).iterdir())
-        kept = ROOT / "service" / GENERATED
+        generated = sorted((Path(folder) / GENERATED).iterdir())
+        checked_in = ROOT / "service" / GENERATED
         if write:
-            for path in fresh:
-                shutil.copy(path, kept)
+            for path in generated:
+                shutil.copy(path, checked_in)
         return [
             path.name
-            for path in fresh
-            if not (kept / path.name).is_file() or (kept / path.name).read_bytes() != path.read_bytes()
+            for path in generated
+            if not (checked_in / path.name).is_file() or (checked_in / path.name).read_bytes() != path.read_bytes()
         ]
 
 
 def main() -> int:
-    """Check both; with ``--write``, write the stubs first."""
+    """Check proto and stubs; with ``--write``, write the stubs first."""
     stale = stale_stubs(write="--write" in sys.argv)
     if stale:
         print(f"stale stubs: {', '.join(stale)}; run 'make stubs' and commit the result", file=sys.stderr)

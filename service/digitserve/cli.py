@@ -318,11 +318,11 @@ def bench(context: click.Context, /, **values: Any) -> None:
     _check_bench(values)
     slo_ms = values.pop("slo_ms")
     url = values.pop("metrics_url") or f"http://{values['address'].rpartition(':')[0]}:8080/metrics"
-    order = command.Order(url, slo_ms and slo_ms / 1e3, values.pop("as_json"), values.pop("plot"))
+    options = command.Options(url, slo_ms and slo_ms / 1e3, values.pop("as_json"), values.pop("plot"))
     values["processes"] = values["processes"] or min(values["connections"], len(os.sched_getaffinity(0)))
     values["sizes"] = tuple(Size(*size) for size in values["sizes"])
     try:
-        outcome = command.run(Plan(**values), order, sys.stdout, sys.stderr)
+        outcome = command.run(Plan(**values), options, sys.stdout, sys.stderr)
     except Unreachable as error:
         context.exit(_complain(str(error), EXIT_UNREACHABLE))
     except DigitserveError as error:

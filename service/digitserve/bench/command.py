@@ -1,4 +1,4 @@
-"""What ``digitserve bench`` does, behind its flags: run, search, report. Called by ``cli`` on the main thread."""
+"""The command ``digitserve bench`` without its flags: run or search, then report. Called by ``cli`` on the main thread."""
 
 import asyncio
 import json
@@ -10,24 +10,24 @@ from pathlib import Path
 from typing import TextIO
 
 from digitserve.bench import plot, report, slo
-from digitserve.bench.fleet import Fleet, Measured
+from digitserve.bench.coordinator import Coordinator, Measurement
 from digitserve.bench.plan import Plan
 
 FIRST_RATE = 500.0
-"""Where the search for a rate begins unless --rate says."""
+"""First rate of a search without --rate, in requests/s."""
 
 PROGRESS_S = 0.2
 
 
 @dataclass(frozen=True)
-class Order:
-    """What is wanted beside the plan.
+class Options:
+    """Options of the command that are not part of the plan.
 
     Attributes:
         metrics_url: the service's /metrics page.
-        slo_s: search for the highest rate whose p99 is at most so long; None to run the plan as it is.
-        as_json: print JSON.
-        plot: where to write a picture, or None.
+        slo_s: search for the highest rate whose p99 is within this limit; None to run the plan once.
+        as_json: whether to print JSON.
+        plot: where to write a plot, or None.
     """
 
     metrics_url: str
@@ -38,78 +38,80 @@ class Order:
 
 @dataclass
 class Outcome:
-    """How it ended.
+    """The result of the command.
 
     Attributes:
-        best: the run that is reported: the only one, or the one at the highest rate that held.
-        probes: of a search: rate, p99 in seconds or None, and whether it held.
-        stopped: by Ctrl-C.
+        best: the measurement to report: the only one, or that at the highest rate that met the limit.
+        probes: of a search: rate, p99 in seconds or None, and whether the limit was met.
+        stopped: whether Ctrl-C stopped the command.
     """
 
-    best: Measured | None
+    best: Measurement | None
     probes: list[dict[str, object]]
     stopped: bool
 
     @property
     def good(self) -> bool:
-        """Whether something was answered with OK, and no answer was wrong."""
-        return self.best is not None and self.best.counts.codes[report.OK] > 0 and not self.best.counts.wrong
+        """Whether at least one request was answered with OK, and no answer was wrong."""
+        return self.best is not None and self.best.counts.num_ok > 0 and not self.best.counts.wrong
 
 
-def run(plan: Plan, order: Order, out: TextIO, errors: TextIO) -> Outcome:
+def run(plan: Plan, options: Options, out: TextIO, errors: TextIO) -> Outcome:
     """Run a plan, or search with it, and print the report.
 
     Args:
         plan: the load.
-        order: what to do with it.
-        out: for the report.
-        errors: for the probes of a search and, on a terminal, the progress.
+        options: what to do with it.
+        out: receives the report.
+        errors: receives the probes of a search and, on a terminal, the progress.
 
     Raises:
-        Unreachable: nobody answers at the address.
-        LoadFailed: a process of the load generator ended by itself, or hangs.
-        CannotPlot: matplotlib is missing, or the picture cannot be written.
+        Unreachable: no server answers at the address.
+        LoadFailed: a load generator process exited unexpectedly, or hangs.
+        CannotPlot: matplotlib is missing, or the plot cannot be written.
     """
-    if order.plot is not None:
+    if options.plot is not None:
         plot.require()
-    outcome = asyncio.run(_Bench(plan, order, errors).run())
-    _print(outcome, order, out)
-    if order.plot is not None and outcome.best is not None:
-        plot.write(outcome.best, order.plot)
+    outcome = asyncio.run(_Bench(plan, options, errors).run())
+    _print(outcome, options, out)
+    if options.plot is not None and outcome.best is not None:
+        plot.write(outcome.best, options.plot)
     return outcome
 
 
 class _Bench:
-    def __init__(self, plan: Plan, order: Order, errors: TextIO) -> None:
+    """One invocation of the command. At most one coordinator exists at a time."""
+
+    def __init__(self, plan: Plan, options: Options, errors: TextIO) -> None:
         self._plan = plan
-        self._order = order
+        self._options = options
         self._errors = errors
-        self._progress = _progress_line(errors) if errors.isatty() else _no_progress
-        self._fleet: Fleet | None = None
+        self._on_progress = _progress_line(errors) if errors.isatty() else _no_progress
+        self._coordinator: Coordinator | None = None
         self._stopped = False
 
     async def run(self) -> Outcome:
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self._stop)
-        if self._order.slo_s is None:
+        if self._options.slo_s is None:
             return Outcome(await self._measure(self._plan), [], self._stopped)
-        return await self._search(self._order.slo_s)
+        return await self._search(self._options.slo_s)
 
     def _stop(self) -> None:
         self._stopped = True
-        # Whoever presses it again means it.
+        # The second Ctrl-C ends the command at once.
         asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
-        if self._fleet is not None:
-            self._fleet.stop()
+        if self._coordinator is not None:
+            self._coordinator.stop()
 
-    async def _measure(self, plan: Plan) -> Measured:
-        self._fleet = Fleet(plan, self._order.metrics_url, self._progress)
+    async def _measure(self, plan: Plan) -> Measurement:
+        self._coordinator = Coordinator(plan, self._options.metrics_url, self._on_progress)
         if self._stopped:
-            self._fleet.stop()
+            self._coordinator.stop()
         try:
-            return await self._fleet.run()
+            return await self._coordinator.run()
         finally:
-            self._fleet = None
-            if self._progress is not _no_progress:
+            self._coordinator = None
+            if self._on_progress is not _no_progress:
                 self._errors.write("\r\x1b[K")
 
     async def _search(self, slo_s: float) -> Outcome:
@@ -117,72 +119,66 @@ class _Bench:
         search = slo.search(self._plan.rate or FIRST_RATE)
         rate = next(search)
         while not self._stopped:
-            measured = await self._measure(replace(self._plan, rate=rate))
-            if measured.stopped:
+            measurement = await self._measure(replace(self._plan, rate=rate))
+            if measurement.stopped:
                 break
-            held = report.holds(measured, slo_s)
-            outcome.probes.append({"rate": rate, "p99_s": report.latencies(measured)["p99"], "held": held})
-            self._tell(measured, held=held)
-            outcome.best = measured if held else outcome.best
+            met = report.meets_slo(measurement, slo_s)
+            outcome.probes.append({"rate": rate, "p99_s": report.latencies(measurement)["p99"], "held": met})
+            self._print_probe(measurement, met=met)
+            outcome.best = measurement if met else outcome.best
             try:
-                rate = search.send(held)
+                rate = search.send(met)
             except StopIteration:
                 break
         outcome.stopped = self._stopped
         return outcome
 
-    def _tell(self, measured: Measured, *, held: bool) -> None:
-        p99_s = report.latencies(measured)["p99"]
-        shown = "nothing answered" if p99_s is None else f"p99 {p99_s * 1e3:.2f} ms"
-        errors = f", {measured.counts.errors:,} errors" if measured.counts.errors else ""
-        limit = " (the load generator was the limit)" if report.was_the_limit(measured) else ""
-        rate = measured.plan.rate or 0.0
-        self._errors.write(
-            f"{rate:>12,.1f} requests/s: {shown}{errors}, {'holds' if held else 'does not hold'}{limit}\n"
-        )
+    def _print_probe(self, measurement: Measurement, *, met: bool) -> None:
+        p99_s = report.latencies(measurement)["p99"]
+        p99 = "no answers" if p99_s is None else f"p99 {p99_s * 1e3:.2f} ms"
+        errors = f", {measurement.counts.errors:,} errors" if measurement.counts.errors else ""
+        limit = " (the load generator was the limit)" if report.is_saturated(measurement) else ""
+        rate = measurement.plan.rate or 0.0
+        self._errors.write(f"{rate:>12,.1f} requests/s: {p99}{errors}, limit {'met' if met else 'exceeded'}{limit}\n")
         self._errors.flush()
 
 
-def _no_progress(_measured: Measured, _left_s: float) -> None:
-    """Nobody looks."""
+def _no_progress(_measurement: Measurement, _left_s: float) -> None:
+    """Show nothing: standard error is not a terminal."""
 
 
-def _progress_line(terminal: TextIO) -> Callable[[Measured, float], None]:
+def _progress_line(terminal: TextIO) -> Callable[[Measurement, float], None]:
     shown_s = 0.0
 
-    def show(measured: Measured, left_s: float) -> None:
+    def show(measurement: Measurement, left_s: float) -> None:
         nonlocal shown_s
         if time.monotonic() - shown_s < PROGRESS_S:
             return
         shown_s = time.monotonic()
-        p99_s = report.latencies(measured)["p99"]
+        p99_s = report.latencies(measurement)["p99"]
         p99 = "" if p99_s is None else f", p99 {p99_s * 1e3:.2f} ms"
-        errors = measured.counts.errors
+        errors = measurement.counts.errors
         terminal.write(
-            f"\r\x1b[K{report.rate(measured):,.0f} requests/s{p99}, {errors:,} errors, {max(0.0, left_s):.0f} s left"
+            f"\r\x1b[K{report.rate(measurement):,.0f} requests/s{p99}, {errors:,} errors, {max(0.0, left_s):.0f} s left"
         )
         terminal.flush()
 
     return show
 
 
-def _print(outcome: Outcome, order: Order, out: TextIO) -> None:
+def _print(outcome: Outcome, options: Options, out: TextIO) -> None:
     best = outcome.best
-    if order.as_json:
+    if options.as_json:
         run = {} if best is None else report.as_json(best)
-        searched = {} if order.slo_s is None else {
-            "slo_s": order.slo_s, "highest_rate": None if best is None else best.plan.rate, "probes": outcome.probes,
+        searched = {} if options.slo_s is None else {
+            "slo_s": options.slo_s, "highest_rate": None if best is None else best.plan.rate, "probes": outcome.probes,
         }  # fmt: skip
         out.write(json.dumps(run | searched) + "\n")
         return
-    if order.slo_s is not None:
-        limit = f"p99 within {order.slo_s * 1e3:g} ms"
+    if options.slo_s is not None:
+        limit = f"p99 within {options.slo_s * 1e3:g} ms"
         rate = None if best is None else best.plan.rate
-        found = (
-            f"no rate was found with {limit}"
-            if rate is None
-            else f"{rate:,.1f} requests/s is the highest rate with {limit}"
-        )
-        out.write(f"{'found':<12} {found}{' so far' * outcome.stopped}\n")
+        found = f"no rate with {limit}" if rate is None else f"{rate:,.1f} requests/s is the highest rate with {limit}"
+        out.write(f"{'search':<12} {found}{' (stopped before its end)' * outcome.stopped}\n")
     if best is not None:
         out.write(report.as_text(best) + "\n")

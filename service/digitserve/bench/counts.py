@@ -1,7 +1,7 @@
-"""What one process has counted since its last report, and the sum over reports and processes.
+"""Counters of one process since its last report, and their sum over reports and processes.
 
-``load`` fills a ``Tally`` on the process's thread; each report takes a ``Counts`` off it, as one JSON line; ``fleet``
-adds them all up. So what was measured is known at any time, whatever happens to a process.
+The connection drivers fill a ``Recorder`` on the process's only thread. Each report takes its ``Counts`` and sends them to
+the parent, and ``coordinator`` adds all of them up. So the totals are up to date even if a process fails.
 """
 
 from collections import Counter
@@ -9,34 +9,38 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from digitserve.bench import wire
 from digitserve.bench.histogram import Histogram
-from digitserve.telemetry.block import CODES
+from digitserve.bench.wire import Status
+from digitserve.protocol.names import Code
 
 SLOT_S = 0.1
-"""Answers over time are counted in slots of this length."""
+"""Length of the time slots in which answers are counted."""
 
-_MESSAGE_LENGTH = 300
+_MAX_MESSAGE_LENGTH = 300
+
+# Module constants, because enum attributes and labels would be computed per request.
+_OK = Code.OK
+_LABELS = tuple(code.label for code in Code)
 
 
 @dataclass
 class Counts:
-    """Counts that are merged by addition.
+    """Counters that are merged by addition.
 
     Attributes:
-        latencies: of requests that were answered with OK.
-        waits: how long those that were never answered had waited in the end.
-        codes: measured requests by the name of their code.
-        messages: the first message for people of each code.
-        timeline: OK answers by slot of ``SLOT_S``, from the beginning of the measured time on; answers to requests of the
-            warm-up included.
-        sent: requests sent, those of the warm-up included.
-        unsent: requests that were still waiting in line when the measured time ended.
-        unanswered: requests sent and not answered in time after the measured time.
-        failed_connections: connections that could not be made, or broke.
-        going_away: connections that the service asked to leave (GOAWAY).
-        checked: answers that were decoded and looked at.
-        wrong: those among them without a prediction for each image.
+        latencies: of requests answered with OK.
+        waits: waiting times at the end of the run of requests that were never answered.
+        codes: measured requests by the label of their status code.
+        messages: the first status message of each code.
+        timeline: OK answers by slot of ``SLOT_S`` from the start of the measured time; includes answers to requests of the
+            warm-up.
+        sent: requests sent, warm-up included.
+        unsent: requests that were due but not sent when the measured time ended.
+        unanswered: requests sent but not answered within the timeout after the measured time.
+        failed_connections: connections that could not be opened, or broke.
+        going_away: connections that the service asked to close (GOAWAY).
+        checked: answers that were decoded and checked.
+        wrong: checked answers without one prediction per image.
     """
 
     latencies: Histogram = field(default_factory=Histogram)
@@ -53,7 +57,7 @@ class Counts:
     wrong: int = 0
 
     def add(self, other: Self) -> None:
-        """Count what another has counted."""
+        """Add other counts."""
         self.latencies.add(other.latencies)
         self.waits.add(other.waits)
         self.codes += other.codes
@@ -64,23 +68,28 @@ class Counts:
 
     @property
     def measured(self) -> int:
-        """Requests that were to be sent in the measured time, whatever became of them."""
+        """Number of requests whose intended time is in the measured time, whatever their result."""
         return self.codes.total() + self.unsent + self.unanswered
 
     @property
+    def num_ok(self) -> int:
+        """Number of measured requests answered with OK."""
+        return self.codes[_LABELS[_OK]]
+
+    @property
     def errors(self) -> int:
-        """Requests that ended with another code than OK."""
-        return self.codes.total() - self.codes[CODES[wire.OK]]
+        """Number of measured requests that ended with another code than OK."""
+        return self.codes.total() - self.num_ok
 
     def latencies_and_waits(self) -> Histogram:
-        """Return what percentiles are taken of: whoever was never answered has waited as well, and longer than is known."""
+        """Return the histogram for percentiles: it includes the waiting times of unfinished requests."""
         both = Histogram()
         both.add(self.latencies)
         both.add(self.waits)
         return both
 
     def to_json(self) -> dict[str, object]:
-        """Return it for JSON."""
+        """Return the counts as a JSON object."""
         return vars(self) | {"latencies": self.latencies.to_json(), "waits": self.waits.to_json()}
 
     @classmethod
@@ -97,51 +106,51 @@ class Counts:
         )
 
 
-class Tally:
-    """Where the lanes of a process count; knows which requests are measured.
+class Recorder:
+    """Records the requests of one process. Decides which requests are measured: those intended in the measured time.
 
     Attributes:
         counts: since the last ``take``.
     """
 
     def __init__(self) -> None:
-        """Measure nothing yet."""
+        """Measure nothing until ``set_window``."""
         self.counts = Counts()
-        self._begins_s = self._ends_s = 0.0
+        self._start_s = self._end_s = 0.0
         self._latencies_s: list[float] = []
         self._waits_s: list[float] = []
 
-    def measure(self, begins_s: float, ends_s: float) -> None:
-        """Measure requests that are intended between two times of the monotonic clock."""
-        self._begins_s, self._ends_s = begins_s, ends_s
+    def set_window(self, start_s: float, end_s: float) -> None:
+        """Set the measured time: two times of the monotonic clock."""
+        self._start_s, self._end_s = start_s, end_s
 
-    def measure_until(self, ends_s: float) -> None:
-        """Measure less long than was planned."""
-        self._ends_s = ends_s
+    def shorten_window(self, end_s: float) -> None:
+        """End the measured time before the planned end."""
+        self._end_s = end_s
 
-    def ended(self, intended_s: float, status: wire.Status, now_s: float) -> None:
-        """Count a request that has ended."""
+    def request_ended(self, intended_s: float, status: Status, now_s: float) -> None:
+        """Record a request that ended with a status."""
         code = status.code
-        if code == wire.OK and self._begins_s <= now_s < self._ends_s:
-            self.counts.timeline[int((now_s - self._begins_s) / SLOT_S)] += 1
-        if not self._begins_s <= intended_s < self._ends_s:
+        if code == _OK and self._start_s <= now_s < self._end_s:
+            self.counts.timeline[int((now_s - self._start_s) / SLOT_S)] += 1
+        if not self._start_s <= intended_s < self._end_s:
             return
-        name = CODES[code]
-        self.counts.codes[name] += 1
-        if code == wire.OK:
+        label = _LABELS[code]
+        self.counts.codes[label] += 1
+        if code == _OK:
             self._latencies_s.append(now_s - intended_s)
-        elif name not in self.counts.messages:
-            self.counts.messages[name] = status.message[:_MESSAGE_LENGTH]
+        elif label not in self.counts.messages:
+            self.counts.messages[label] = status.message[:_MAX_MESSAGE_LENGTH]
 
-    def left_over(self, intended_s: float, now_s: float, *, sent: bool) -> None:
-        """Count a request that nobody will answer any more, with the time that it has waited."""
-        if self._begins_s <= intended_s < self._ends_s:
+    def request_unfinished(self, intended_s: float, now_s: float, *, sent: bool) -> None:
+        """Record a request that will not be answered, with its waiting time so far."""
+        if self._start_s <= intended_s < self._end_s:
             self._waits_s.append(now_s - intended_s)
             self.counts.unanswered += sent
             self.counts.unsent += not sent
 
     def take(self) -> Counts:
-        """Return what was counted since the last time."""
+        """Return the counts since the last call, and start again from zero."""
         taken = self.counts
         taken.latencies.record(self._latencies_s)
         taken.waits.record(self._waits_s)

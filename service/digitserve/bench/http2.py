@@ -1,8 +1,8 @@
-"""The client's side of one HTTP/2 connection, made for load: bytes in, events out, no socket and no clock.
+"""Client side of one HTTP/2 connection for load generation: bytes in, events out, no socket and no clock.
 
-Owned by one lane of ``lanes``, on its process's only thread. Exact, but no more than a gRPC client needs: no push, no
-priorities. Requests all carry the same headers, encoded once a connection. Header blocks of the peer need no memory,
-since its table is announced to have no room, so what a block says is cached by its bytes.
+Owned by one ``ConnectionDriver``, on its process's only thread. Implements what a gRPC client needs: no push, no priorities.
+All requests carry the same headers, encoded once per connection. We announce an HPACK table of size 0 to the peer, so its
+header blocks are independent of each other, and decoded blocks are cached by their bytes.
 
 Source: RFC 9113 (HTTP/2), RFC 7541 (HPACK).
 """
@@ -29,10 +29,10 @@ from digitserve.bench.frames import (
     HEADER_TABLE_SIZE,
     HEADERS,
     INITIAL_WINDOW_SIZE,
-    LARGEST_WINDOW_BYTES,
-    LAST_STREAM,
     MAX_CONCURRENT_STREAMS,
     MAX_FRAME_SIZE,
+    MAX_STREAM_ID,
+    MAX_WINDOW_BYTES,
     NO_ERROR,
     PADDED,
     PING,
@@ -45,27 +45,29 @@ from digitserve.bench.frames import (
     WITH_PRIORITY,
     ProtocolError,
     frame,
-    head,
-    unpad,
-    word,
-)
+    frame_header,
+    read_u32,
+    strip_padding,
+)  # fmt: skip
 
 RECEIVE_WINDOW_BYTES = 1 << 24
-"""Announced for the connection and each stream, and given back when half of it was used."""
+"""Flow-control window announced for the connection and each stream; updated when half of it is used."""
 
 RECEIVE_FRAME_BYTES = 1 << 20
-"""The largest frame that the peer may send: few frames for large answers."""
+"""Largest frame that the peer may send; large answers need few frames."""
 
 MAX_CACHED_BLOCKS = 1_000
-"""Header blocks remembered; messages of errors may differ without end."""
+"""Limit of cached header blocks, because every error message may be different."""
 
 Event: TypeAlias = tuple[int, int, Any, bool]
-"""Type of frame, stream, value, and whether the stream has ended with it.
+"""Frame type, stream id, value, and whether this frame ended the stream. Values by frame type:
 
-    DATA      the payload                            HEADERS  what ``read_headers`` made of them
-    RST_STREAM  HTTP/2's error code; always the end  GOAWAY   HTTP/2's error code; the stream is the last that was taken
+    DATA        the payload
+    HEADERS     the result of ``read_headers``
+    RST_STREAM  the HTTP/2 error code; always ends the stream
+    GOAWAY      the HTTP/2 error code; the stream id is the last that the peer processes
 
-Plain tuples: a load generator makes hundreds of thousands a second.
+Plain tuples, because a load generator creates hundreds of thousands per second.
 """
 
 
@@ -73,10 +75,10 @@ class _Stream:
     """An open stream.
 
     Attributes:
-        window: bytes that the peer still takes on it.
-        num_used: bytes received since its window was last given back.
-        unsent: what waits for the peer's windows: bytes, and whether they end our side.
-        ended: our side has ended.
+        window: bytes that the peer accepts on this stream.
+        num_used: bytes received since the last WINDOW_UPDATE for this stream.
+        unsent: data that waits for the peer's windows: bytes, and whether they end our side; None without any.
+        ended: whether our side has ended.
     """
 
     __slots__ = ("ended", "num_used", "unsent", "window")
@@ -89,12 +91,12 @@ class _Stream:
 
 
 class Connection:
-    """A connection from its preface to its end.
+    """A connection from its preface to its end. Owned by one connection driver.
 
     Attributes:
-        ready: the peer's settings have come; streams may be opened.
-        going_away: the peer takes no more streams.
-        window: bytes that the peer still takes on the whole connection.
+        ready: whether the peer's settings have arrived and streams may be opened.
+        going_away: whether the peer accepts no more streams.
+        window: bytes that the peer accepts on the whole connection.
     """
 
     def __init__(
@@ -103,12 +105,12 @@ class Connection:
         read_headers: Callable[[Iterable[Any]], Any],
         window_bytes: int = RECEIVE_WINDOW_BYTES,
     ) -> None:
-        """Begin: the preface waits in the output.
+        """Put the preface into the output.
 
         Args:
-            headers: of every request.
-            read_headers: makes the value of a HEADERS event from decoded headers; called once for each different block.
-            window_bytes: that we announce for receiving, at least 65 535.
+            headers: sent with every request.
+            read_headers: converts decoded headers to the value of a HEADERS event; called once per distinct block.
+            window_bytes: receive window that we announce, at least 65 535.
         """
         self.ready = False
         self.going_away = False
@@ -116,19 +118,19 @@ class Connection:
         self._headers = headers
         self._read_headers = read_headers
         self._streams: dict[int, _Stream] = {}
-        self._next_stream = 1
-        self._rest = b""
-        # What the peer has announced.
+        self._next_stream_id = 1
+        self._unparsed = b""
+        # Announced by the peer.
         self._initial_window = DEFAULT_WINDOW_BYTES
-        self._frame_bytes = DEFAULT_FRAME_BYTES
-        self._most_streams = LAST_STREAM
+        self._max_frame_bytes = DEFAULT_FRAME_BYTES
+        self._max_streams = MAX_STREAM_ID
         self._encoder = hpack.Encoder()
-        self._block = b""
-        self._first_block: bytes | None = None
-        # What it sends.
+        self._header_block = b""
+        self._first_header_block: bytes | None = None
+        # Received from the peer.
         self._decoder = hpack.Decoder()
-        self._cache: dict[bytes, Any] = {}
-        self._begun: tuple[int, bool, bytes] | None = None
+        self._block_cache: dict[bytes, Any] = {}
+        self._partial_block: tuple[int, bool, bytes] | None = None
         self._receive_window = window_bytes
         self._num_used = 0
         self._blocked: dict[int, None] = {}
@@ -145,180 +147,180 @@ class Connection:
             frame(SETTINGS, 0, 0, b"".join(frames.SETTING.pack(*setting) for setting in settings.items())),
         ]
         if window_bytes > DEFAULT_WINDOW_BYTES:
-            self._give_back(0, window_bytes - DEFAULT_WINDOW_BYTES)
+            self._send_window_update(0, window_bytes - DEFAULT_WINDOW_BYTES)
 
-    # What the owner calls.
+    # Called by the owner.
 
     @property
     def num_open(self) -> int:
-        """Streams that have not ended."""
+        """Number of streams that have not ended."""
         return len(self._streams)
 
-    def is_open(self, number: int) -> bool:
-        """Tell whether a stream has not ended; what has just been received may have ended it before its owner hears of it."""
-        return number in self._streams
+    def is_open(self, stream_id: int) -> bool:
+        """Return whether a stream has not ended. ``receive`` may end a stream before its owner handles the event."""
+        return stream_id in self._streams
 
     def can_open(self) -> bool:
-        """Tell whether the peer takes another stream."""
+        """Return whether the peer accepts another stream."""
         return (
             self.ready
             and not self.going_away
-            and len(self._streams) < self._most_streams
-            and self._next_stream <= LAST_STREAM
+            and len(self._streams) < self._max_streams
+            and self._next_stream_id <= MAX_STREAM_ID
         )
 
-    def open(self, body: bytes, *, ended: bool) -> int:
+    def open(self, body: bytes, *, end_stream: bool) -> int:
         """Open a stream with the connection's headers.
 
         Args:
-            body: what is sent first; may be empty.
-            ended: nothing follows.
+            body: first data to send; may be empty.
+            end_stream: whether nothing follows.
 
         Returns:
-            The stream's number.
+            The stream id.
         """
-        number = self._next_stream
-        self._next_stream = number + 2
-        block = self._block
-        if self._first_block is not None:
-            block, self._first_block = self._first_block, None
-        state = self._streams[number] = _Stream(self._initial_window, ended=ended)
-        self._out.append(head(len(block), HEADERS, END_HEADERS, number) + block)
-        if body or ended:
-            self._send(number, state, body, ended)
-        return number
+        stream_id = self._next_stream_id
+        self._next_stream_id = stream_id + 2
+        block = self._header_block
+        if self._first_header_block is not None:
+            block, self._first_header_block = self._first_header_block, None
+        state = self._streams[stream_id] = _Stream(self._initial_window, ended=end_stream)
+        self._out.append(frame_header(len(block), HEADERS, END_HEADERS, stream_id) + block)
+        if body or end_stream:
+            self._send(stream_id, state, body, end_stream)
+        return stream_id
 
-    def send(self, number: int, body: bytes, *, ended: bool) -> None:
-        """Send more on an open stream, at once as far as the peer's windows allow, the rest when they open."""
-        state = self._streams[number]
-        state.ended = ended
-        self._send(number, state, body, ended)
+    def send(self, stream_id: int, body: bytes, *, end_stream: bool) -> None:
+        """Send more data on an open stream; what exceeds the peer's windows is sent after its next WINDOW_UPDATE."""
+        state = self._streams[stream_id]
+        state.ended = end_stream
+        self._send(stream_id, state, body, end_stream)
 
-    def cancel(self, number: int) -> None:
-        """End a stream; what still comes on it is not told."""
-        self._forget(number)
-        self._reset(number, CANCEL)
+    def cancel(self, stream_id: int) -> None:
+        """Cancel a stream; later frames on it cause no events."""
+        self._remove(stream_id)
+        self._reset(stream_id, CANCEL)
 
     def take_output(self) -> bytes:
-        """Return what is to be written to the socket, and forget it."""
+        """Return the bytes to write to the socket, and clear the output."""
         taken = b"".join(self._out)
         self._out.clear()
         return taken
 
     def receive(self, received: bytes) -> list[Event]:
-        """Take what was read from the socket.
+        """Process bytes read from the socket.
 
         Returns:
-            What it says of open streams and of the connection, in order.
+            Events of open streams and of the connection, in order.
 
         Raises:
             ProtocolError: the connection must be closed.
         """
-        if self._rest:
-            received = self._rest + received
+        if self._unparsed:
+            received = self._unparsed + received
         events: list[Event] = []
         position, available = 0, len(received)
-        unpack = frames.HEAD.unpack_from
-        while available - position >= frames.HEAD_BYTES:
-            high, low, kind, flags, number = unpack(received, position)
-            begin = position + frames.HEAD_BYTES
+        unpack = frames.FRAME_HEADER.unpack_from
+        while available - position >= frames.FRAME_HEADER_BYTES:
+            high, low, kind, flags, stream_id = unpack(received, position)
+            begin = position + frames.FRAME_HEADER_BYTES
             end = begin + (high << 16 | low)
             if end - begin > RECEIVE_FRAME_BYTES or not (self.ready or kind == SETTINGS):
                 raise ProtocolError(
-                    f"got a frame of type {kind} and {end - begin} bytes; this is not HTTP/2 as announced"
+                    f"got a frame of type {kind} and {end - begin} bytes; expected HTTP/2 with the announced settings"
                 )
             if end > available:
                 break
             position = end
-            if self._begun is not None and kind != CONTINUATION:
+            if self._partial_block is not None and kind != CONTINUATION:
                 raise ProtocolError(f"got a frame of type {kind} inside a header block")
-            # Frames of unknown types are to be ignored.
+            # Frames of unknown types are ignored, as RFC 9113 requires.
             if (handler := self._handlers.get(kind)) is not None:
-                handler(flags, number & LAST_STREAM, received[begin:end], events)
-        self._rest = received[position:]
+                handler(flags, stream_id & MAX_STREAM_ID, received[begin:end], events)
+        self._unparsed = received[position:]
         return events
 
-    # Frames, by type.
+    # Handlers by frame type.
 
-    def _on_data(self, flags: int, number: int, payload: bytes, events: list[Event]) -> None:
-        # Padding counts towards the windows.
+    def _on_data(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
+        # Flow control includes padding.
         used = len(payload)
         self._num_used += used
         if self._num_used * 2 >= self._receive_window:
-            self._give_back(0, self._num_used)
+            self._send_window_update(0, self._num_used)
             self._num_used = 0
-        state = self._streams.get(number)
+        state = self._streams.get(stream_id)
         if state is None:
             return
         if flags & PADDED:
-            payload = unpad(payload)
+            payload = strip_padding(payload)
         ended = bool(flags & END_STREAM)
         state.num_used += used
         if ended:
-            self._end(number, state)
+            self._end(stream_id, state)
         elif state.num_used * 2 >= self._receive_window:
-            self._give_back(number, state.num_used)
+            self._send_window_update(stream_id, state.num_used)
             state.num_used = 0
-        events.append((DATA, number, payload, ended))
+        events.append((DATA, stream_id, payload, ended))
 
-    def _on_headers(self, flags: int, number: int, payload: bytes, events: list[Event]) -> None:
+    def _on_headers(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
         if flags & PADDED:
-            payload = unpad(payload)
+            payload = strip_padding(payload)
         if flags & WITH_PRIORITY:
             payload = payload[5:]
         if flags & END_HEADERS:
-            self._on_block(number, payload, bool(flags & END_STREAM), events)
+            self._on_block(stream_id, payload, bool(flags & END_STREAM), events)
         else:
-            self._begun = number, bool(flags & END_STREAM), payload
+            self._partial_block = stream_id, bool(flags & END_STREAM), payload
 
-    def _on_continuation(self, flags: int, number: int, payload: bytes, events: list[Event]) -> None:
-        if self._begun is None or self._begun[0] != number:
+    def _on_continuation(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
+        if self._partial_block is None or self._partial_block[0] != stream_id:
             raise ProtocolError("got CONTINUATION without its HEADERS")
-        _, ended, before = self._begun
-        self._begun = number, ended, before + payload
+        _, ended, before = self._partial_block
+        self._partial_block = stream_id, ended, before + payload
         if flags & END_HEADERS:
-            self._begun = None
-            self._on_block(number, before + payload, ended, events)
+            self._partial_block = None
+            self._on_block(stream_id, before + payload, ended, events)
 
-    def _on_block(self, number: int, block: bytes, ended: bool, events: list[Event]) -> None:  # noqa: FBT001
-        value = self._cache.get(block)
+    def _on_block(self, stream_id: int, block: bytes, ended: bool, events: list[Event]) -> None:  # noqa: FBT001
+        value = self._block_cache.get(block)
         if value is None:
             value = self._decode(block)
-        state = self._streams.get(number)
+        state = self._streams.get(stream_id)
         if state is None:
             return
         if ended:
-            self._end(number, state)
-        events.append((HEADERS, number, value, ended))
+            self._end(stream_id, state)
+        events.append((HEADERS, stream_id, value, ended))
 
     def _decode(self, block: bytes) -> Any:
         stateless = self._decoder.header_table_size == 0
         try:
             value = self._read_headers(self._decoder.decode(block))
         except hpack.HPACKError as error:
-            raise ProtocolError(f"got headers that are not HPACK: {error}") from None
-        # Only without a table does the same block always say the same.
-        if stateless and len(self._cache) < MAX_CACHED_BLOCKS:
-            self._cache[block] = value
+            raise ProtocolError(f"got headers that are not valid HPACK: {error}") from None
+        # Without an HPACK table, equal blocks always have equal headers.
+        if stateless and len(self._block_cache) < MAX_CACHED_BLOCKS:
+            self._block_cache[block] = value
         return value
 
-    def _on_reset(self, _flags: int, number: int, payload: bytes, events: list[Event]) -> None:
-        if number in self._streams:
-            self._forget(number)
-            events.append((RST_STREAM, number, word(payload), True))
+    def _on_reset(self, _flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
+        if stream_id in self._streams:
+            self._remove(stream_id)
+            events.append((RST_STREAM, stream_id, read_u32(payload), True))
 
-    def _on_settings(self, flags: int, _number: int, payload: bytes, _events: list[Event]) -> None:
+    def _on_settings(self, flags: int, _stream_id: int, payload: bytes, _events: list[Event]) -> None:
         if flags & ACK:
-            # The decoder keeps its table: gRPC core answers expired calls with blocks that do not say that theirs shrank.
+            # The decoder keeps its table size: for expired calls, gRPC core sends blocks without a table size update.
             return
         if len(payload) % frames.SETTING.size:
             raise ProtocolError(f"got SETTINGS of {len(payload)} bytes; expected a multiple of {frames.SETTING.size}")
         for setting, value in frames.SETTING.iter_unpack(payload):
             self._apply(setting, value)
         if not self.ready or self._encoder.header_table.resized:
-            # The first block fills the peer's table; those after it only point there.
-            self._first_block = self._encoder.encode(self._headers)
-            self._block = self._encoder.encode(self._headers)
+            # The first block fills the peer's HPACK table; later blocks only refer to it.
+            self._first_header_block = self._encoder.encode(self._headers)
+            self._header_block = self._encoder.encode(self._headers)
         self.ready = True
         self._out.append(frame(SETTINGS, ACK, 0))
         self._send_blocked()
@@ -327,98 +329,98 @@ class Connection:
         if setting == HEADER_TABLE_SIZE:
             self._encoder.header_table_size = min(value, DEFAULT_TABLE_BYTES)
         elif setting == MAX_CONCURRENT_STREAMS:
-            self._most_streams = value
+            self._max_streams = value
         elif setting == MAX_FRAME_SIZE:
-            self._frame_bytes = value
+            self._max_frame_bytes = value
         elif setting == INITIAL_WINDOW_SIZE:
-            if value > LARGEST_WINDOW_BYTES:
-                raise ProtocolError(f"got an initial window of {value} bytes; the largest is {LARGEST_WINDOW_BYTES}")
-            # Streams that are open get the difference, and may be left with less than nothing.
+            if value > MAX_WINDOW_BYTES:
+                raise ProtocolError(f"got an initial window of {value} bytes; the maximum is {MAX_WINDOW_BYTES}")
+            # The windows of open streams change by the difference and may become negative.
             for state in self._streams.values():
                 state.window += value - self._initial_window
             self._initial_window = value
 
-    def _on_push(self, _flags: int, _number: int, _payload: bytes, _events: list[Event]) -> None:
-        raise ProtocolError("got PUSH_PROMISE, which was declined")
+    def _on_push(self, _flags: int, _stream_id: int, _payload: bytes, _events: list[Event]) -> None:
+        raise ProtocolError("got PUSH_PROMISE although push is disabled")
 
-    def _on_ping(self, flags: int, _number: int, payload: bytes, _events: list[Event]) -> None:
+    def _on_ping(self, flags: int, _stream_id: int, payload: bytes, _events: list[Event]) -> None:
         if not flags & ACK:
             self._out.append(frame(PING, ACK, 0, payload))
 
-    def _on_goaway(self, _flags: int, _number: int, payload: bytes, events: list[Event]) -> None:
-        last = word(payload) & LAST_STREAM
-        error_code = word(payload[4:])
+    def _on_goaway(self, _flags: int, _stream_id: int, payload: bytes, events: list[Event]) -> None:
+        last = read_u32(payload) & MAX_STREAM_ID
+        error_code = read_u32(payload[4:])
         self.going_away = True
         events.append((GOAWAY, last, error_code, False))
-        for number in [number for number in self._streams if number > last]:
-            self._forget(number)
-            events.append((RST_STREAM, number, REFUSED_STREAM, True))
+        for stream_id in [stream_id for stream_id in self._streams if stream_id > last]:
+            self._remove(stream_id)
+            events.append((RST_STREAM, stream_id, REFUSED_STREAM, True))
 
-    def _on_window_update(self, _flags: int, number: int, payload: bytes, _events: list[Event]) -> None:
-        room = word(payload) & LAST_STREAM
-        if number == 0:
+    def _on_window_update(self, _flags: int, stream_id: int, payload: bytes, _events: list[Event]) -> None:
+        room = read_u32(payload) & MAX_STREAM_ID
+        if stream_id == 0:
             self.window += room
-        elif (state := self._streams.get(number)) is not None:
+        elif (state := self._streams.get(stream_id)) is not None:
             state.window += room
         self._send_blocked()
 
-    # Sending, and the ends of streams.
+    # Sending, and ending streams.
 
-    def _send(self, number: int, state: _Stream, body: bytes, ended: bool) -> None:  # noqa: FBT001
+    def _send(self, stream_id: int, state: _Stream, body: bytes, end_stream: bool) -> None:  # noqa: FBT001
         num_bytes = len(body)
         if (
             state.unsent is None
-            and num_bytes <= self._frame_bytes
+            and num_bytes <= self._max_frame_bytes
             and num_bytes <= self.window
             and num_bytes <= state.window
         ):
             self.window -= num_bytes
             state.window -= num_bytes
-            self._out.append(head(num_bytes, DATA, END_STREAM if ended else 0, number))
+            self._out.append(frame_header(num_bytes, DATA, END_STREAM if end_stream else 0, stream_id))
             self._out.append(body)
             return
         if state.unsent is None:
             state.unsent = deque()
-        state.unsent.append((memoryview(body), ended))
-        self._send_unsent(number, state)
+        state.unsent.append((memoryview(body), end_stream))
+        self._send_unsent(stream_id, state)
 
-    def _send_unsent(self, number: int, state: _Stream) -> None:
+    def _send_unsent(self, stream_id: int, state: _Stream) -> None:
         unsent = state.unsent
         while unsent:
-            body, ended = unsent[0]
-            room = min(len(body), self._frame_bytes, max(0, self.window), max(0, state.window))
+            body, end_stream = unsent[0]
+            room = min(len(body), self._max_frame_bytes, max(0, self.window), max(0, state.window))
             if room == 0 and len(body):
-                self._blocked[number] = None
+                self._blocked[stream_id] = None
                 return
             last = room == len(body)
-            self._out.append(head(room, DATA, END_STREAM if last and ended else 0, number))
+            self._out.append(frame_header(room, DATA, END_STREAM if last and end_stream else 0, stream_id))
             self._out.append(bytes(body[:room]))
             self.window -= room
             state.window -= room
             if last:
                 unsent.popleft()
             else:
-                unsent[0] = body[room:], ended
+                unsent[0] = body[room:], end_stream
         state.unsent = None
-        self._blocked.pop(number, None)
+        self._blocked.pop(stream_id, None)
 
     def _send_blocked(self) -> None:
-        for number in list(self._blocked):
-            self._send_unsent(number, self._streams[number])
+        for stream_id in list(self._blocked):
+            self._send_unsent(stream_id, self._streams[stream_id])
 
-    def _end(self, number: int, state: _Stream) -> None:
-        """Close a stream that the peer has ended; where we have more to send, tell it that nothing will come."""
+    def _end(self, stream_id: int, state: _Stream) -> None:
+        """Close a stream that the peer has ended; reset it if our side has not ended yet."""
         unfinished = not state.ended or state.unsent is not None
-        self._forget(number)
+        self._remove(stream_id)
         if unfinished:
-            self._reset(number, NO_ERROR)
+            self._reset(stream_id, NO_ERROR)
 
-    def _forget(self, number: int) -> None:
-        del self._streams[number]
-        self._blocked.pop(number, None)
+    def _remove(self, stream_id: int) -> None:
+        del self._streams[stream_id]
+        self._blocked.pop(stream_id, None)
 
-    def _reset(self, number: int, error_code: int) -> None:
-        self._out.append(frame(RST_STREAM, 0, number, frames.WORD.pack(error_code)))
+    def _reset(self, stream_id: int, error_code: int) -> None:
+        self._out.append(frame(RST_STREAM, 0, stream_id, frames.U32.pack(error_code)))
 
-    def _give_back(self, number: int, num_bytes: int) -> None:
-        self._out.append(frame(WINDOW_UPDATE, 0, number, frames.WORD.pack(num_bytes)))
+    def _send_window_update(self, stream_id: int, num_bytes: int) -> None:
+        self._out.append(frame(WINDOW_UPDATE, 0, stream_id, frames.U32.pack(num_bytes)))

@@ -1,6 +1,6 @@
-"""What the service says of itself: its /metrics page, read before and after the measured time.
+"""The service's own counters: its /metrics page, read before and after the measured time.
 
-Called by ``fleet``. Only what is needed is read, so any Prometheus page that lacks it does no harm.
+Called by ``coordinator`` on a thread of its own. A page without these counters is reported as not available.
 """
 
 import urllib.error
@@ -16,18 +16,18 @@ TIMEOUT_S = 2.0
 
 
 class NotAvailable(DigitserveError):
-    """The page cannot be read, or is of something else; the text says why."""
+    """The page cannot be read, or it is not a page of digitserve; the message says why."""
 
 
 @dataclass(frozen=True)
-class Service:
-    """The service's own counters, or what they grew by.
+class ServiceCounters:
+    """Counters of the service, or their increase between two readings.
 
     Attributes:
-        images: classified.
-        cpu_s: CPU seconds of all workers; None where the service does not count them.
+        images: number of classified images.
+        cpu_s: CPU seconds of all workers; None when the service does not count them.
         batches: number of batches by the upper bound of their size, in images.
-        batched_images: images in those batches.
+        batched_images: number of images in these batches.
     """
 
     images: float
@@ -36,37 +36,37 @@ class Service:
     batched_images: float = 0.0
 
     def since(self, before: Self) -> Self:
-        """Return what was counted since an earlier reading.
+        """Return the increase since an earlier reading.
 
         Raises:
-            NotAvailable: the service was started anew in between.
+            NotAvailable: the service was restarted in between.
         """
         if self.images < before.images:
-            raise NotAvailable("the service was started anew while it was measured")
+            raise NotAvailable("the service was restarted during the measurement")
         cpu_s = None if self.cpu_s is None or before.cpu_s is None else self.cpu_s - before.cpu_s
         batches = {bound: num - before.batches.get(bound, 0.0) for bound, num in self.batches.items()}
         return type(self)(self.images - before.images, cpu_s, batches, self.batched_images - before.batched_images)
 
     @property
     def mean_batch_size(self) -> float | None:
-        """Images a batch; None without a batch."""
+        """Images per batch; None without a batch."""
         num = sum(self.batches.values())
         return self.batched_images / num if num else None
 
     @property
     def cpu_s_per_image(self) -> float | None:
-        """CPU seconds an image; None where it is not counted, or nothing was classified."""
+        """CPU seconds per image; None when they are not counted, or no image was classified."""
         return None if self.cpu_s is None or not self.images else self.cpu_s / self.images
 
 
-def read(url: str) -> Service:
-    """Fetch a page and read it.
+def read(url: str) -> ServiceCounters:
+    """Fetch and parse a page.
 
     Raises:
-        NotAvailable: it cannot be fetched, or is not digitserve's.
+        NotAvailable: it cannot be fetched, or it is not a page of digitserve.
     """
     if not url.startswith(("http://", "https://")):
-        raise NotAvailable(f"{url}: expected an address that begins with http:// or https://")
+        raise NotAvailable(f"{url}: expected a URL that begins with http:// or https://")
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as page:  # noqa: S310 - checked above
             text = page.read().decode()
@@ -75,30 +75,30 @@ def read(url: str) -> Service:
     return parse(text, url)
 
 
-def parse(text: str, url: str) -> Service:
-    """Read the text of a page.
+def parse(text: str, url: str) -> ServiceCounters:
+    """Parse the text of a page.
 
     Raises:
-        NotAvailable: it is not digitserve's.
+        NotAvailable: it is not a page of digitserve.
     """
     samples: dict[str, float] = {}
-    cumulated: dict[float, float] = {}
+    cumulative: dict[float, float] = {}
     try:
         for family in text_string_to_metric_families(text):
             if family.name in {"digitserve_images", "digitserve_cpu_seconds", "digitserve_batch_size"}:
                 for sample in family.samples:
                     if sample.name.endswith("_bucket"):
-                        cumulated[float(sample.labels["le"])] = sample.value
+                        cumulative[float(sample.labels["le"])] = sample.value
                     else:
                         samples[sample.name] = sample.value
     except ValueError as error:
-        raise NotAvailable(f"{url}: no page of metrics ({error})") from None
+        raise NotAvailable(f"{url}: not a page of Prometheus metrics ({error})") from None
     if "digitserve_images_total" not in samples:
         raise NotAvailable(f"{url}: the page has no digitserve_images_total")
     batches, below = {}, 0.0
-    for bound in sorted(cumulated):
-        batches[bound], below = cumulated[bound] - below, cumulated[bound]
-    return Service(
+    for bound in sorted(cumulative):
+        batches[bound], below = cumulative[bound] - below, cumulative[bound]
+    return ServiceCounters(
         samples["digitserve_images_total"], samples.get("digitserve_cpu_seconds_total"), batches,
         samples.get("digitserve_batch_size_sum", 0.0),
     )  # fmt: skip

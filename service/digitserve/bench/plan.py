@@ -1,13 +1,13 @@
-"""What is to be measured: made by ``command`` from flags, sent by ``fleet`` to each process as one JSON line."""
+"""The load to send and how long to measure it: made by ``command`` from flags, sent by ``coordinator`` to each process."""
 
-import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Self
+from typing import Any, Self
 
-from digitserve.telemetry.block import SERVICE
+from digitserve.protocol.names import CLASSIFY, CLASSIFY_STREAM
 
 UNARY, STREAM = "unary", "stream"
-PATHS = {UNARY: f"/{SERVICE}/Classify", STREAM: f"/{SERVICE}/ClassifyStream"}
+PATHS = {UNARY: CLASSIFY.path, STREAM: CLASSIFY_STREAM.path}
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Size:
     Attributes:
         height: in pixels.
         width: in pixels.
-        weight: how often it comes, beside the weights of the others.
+        weight: relative frequency among all sizes of the mix.
     """
 
     height: int
@@ -30,20 +30,20 @@ class Plan:
     """A load, and how long it is measured.
 
     Attributes:
-        address: host:port, as it was given; also sent as ``:authority``.
-        connections: open at once, over all processes.
-        in_flight: most requests under way on one connection.
-        processes: of the load generator.
-        images: a request.
-        sizes: the mix.
+        address: host:port as the user gave it; also sent as ``:authority``.
+        connections: number of open connections, over all processes.
+        in_flight: maximum number of concurrent requests per connection.
+        processes: number of load generator processes.
+        images: images per request.
+        sizes: the mix of image sizes.
         method: ``unary`` or ``stream``.
-        rate: requests a second in all, open loop; None for the closed loop.
-        poisson: intended times are a Poisson process; else they are evenly spaced.
-        duration_s: measured.
-        warm_up_s: before that, under load but not measured.
-        deadline_s: of each request; None for no deadline.
+        rate: requests/s over all processes, open loop; None for the closed loop.
+        poisson: whether intended times are a Poisson process instead of evenly spaced.
+        duration_s: measured time.
+        warm_up_s: time under load before the measured time.
+        deadline_s: deadline per request; None for no deadline.
         timeout_s: longest wait for connections, and for answers after the measured time.
-        seed: of images, mix and Poisson times.
+        seed: random seed for images, mix and arrival times.
     """
 
     address: str
@@ -61,16 +61,15 @@ class Plan:
     timeout_s: float = 5.0
     seed: int = 0
 
-    def share_of_connections(self, index: int) -> int:
-        """Return how many connections the process with this index opens; each opens at least one."""
+    def num_connections_of(self, index: int) -> int:
+        """Return how many connections the process with this index opens: at least one."""
         return self.connections // self.processes + (index < self.connections % self.processes)
 
-    def to_json(self) -> str:
-        """Return one line of JSON."""
-        return json.dumps(asdict(self))
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as a JSON object."""
+        return asdict(self)
 
     @classmethod
-    def from_json(cls, line: str) -> Self:
+    def from_json(cls, stored: Mapping[str, Any]) -> Self:
         """Read what ``to_json`` returned."""
-        values = json.loads(line)
-        return cls(**values | {"sizes": tuple(Size(**size) for size in values["sizes"])})
+        return cls(**{**stored, "sizes": tuple(Size(**size) for size in stored["sizes"])})

@@ -1,57 +1,58 @@
-"""One process of the load generator: ``python -m digitserve.bench.process INDEX``, started by ``fleet`` with exec.
+"""One load generator process: ``python -P -m digitserve.bench.process``, started by ``coordinator``.
 
-Standard input: the plan, then the time to start; any line after that, or its closing, means "stop". Standard output:
-JSON lines, ``connected`` or ``unreachable``, ``measured`` again and again, ``done``.
+    from the parent: the process's index and the plan; the start time; then anything, or the channel's end, means "stop"
+    to the parent:   ``connected`` or ``unreachable``; ``running``; ``counts`` repeatedly; ``done``
+
+The parent sends "stop" only after ``running``: the channel may read several messages into its buffer at once, and a
+message in the buffer does not make the file descriptor readable.
 """
 
 import gc
-import json
 import signal
-import sys
 from contextlib import suppress
 from pathlib import Path
 
 from digitserve.bench.counts import Counts
 from digitserve.bench.load import Load, Unreachable
 from digitserve.bench.plan import Plan
+from digitserve.child_process import Channel, ChannelClosed
 
 _TIMER_SLACK = Path("/proc/self/timerslack_ns")
-"""By how much Linux may be late when it wakes this process; 50 us unless told."""
+"""How late Linux may wake this process from a timed wait; 50 us by default."""
 
 
 def main() -> None:
-    """Run one process's share."""
-    # Ctrl-C reaches the whole terminal's group; the command decides what it means.
+    """Run this process's share of the plan; end early, without an error, if the parent process has ended."""
+    # Ctrl-C reaches all processes of the terminal's foreground group; the parent decides what to do.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(OSError):
         _TIMER_SLACK.write_text("1000")
-    plan = Plan.from_json(sys.stdin.readline())
+    with suppress(ChannelClosed):
+        _run(Channel.to_parent())
+
+
+def _run(channel: Channel) -> None:
+    def report(counts: Counts) -> None:
+        # If the parent has ended, the channel's end stops the load.
+        with suppress(ChannelClosed):
+            channel.send({"event": "counts", "counts": counts.to_json()})
+
+    first = channel.receive()
     try:
-        load = Load(plan, int(sys.argv[1]), _report)
+        load = Load(Plan.from_json(first["plan"]), first["index"], report)
         load.connect()
     except Unreachable as error:
-        _say(event="unreachable", message=str(error))
+        channel.send({"event": "unreachable", "message": str(error)})
         return
-    _say(event="connected")
-    starts = sys.stdin.readline()
-    if not starts:
-        return
-    load.watch(sys.stdin.fileno())
+    channel.send({"event": "connected"})
+    start_s = channel.receive()
+    channel.send({"event": "running"})
+    load.stop_when_readable(channel.fileno())
     gc.collect()
     gc.freeze()
-    measured_s, cpu_s = load.run(float(starts))
+    measured_s, cpu_s = load.run(start_s)
     load.close()
-    _say(event="done", measured_s=measured_s, cpu_s=cpu_s)
-
-
-def _report(counts: Counts) -> None:
-    _say(event="measured", counts=counts.to_json())
-
-
-def _say(**message: object) -> None:
-    # A parent that is gone has closed standard input as well, which ends the load.
-    with suppress(BrokenPipeError):
-        print(json.dumps(message), flush=True)  # noqa: T201 - standard output is the line to the command
+    channel.send({"event": "done", "measured_s": measured_s, "cpu_s": cpu_s})
 
 
 if __name__ == "__main__":

@@ -1,45 +1,45 @@
-"""What was measured, for people and for programs. Called by ``command``; no I/O."""
+"""Reports of a measurement, as text and as JSON. Called by ``command``; no I/O."""
 
 import math
 from dataclasses import asdict
 
+from digitserve.bench.coordinator import Measurement
 from digitserve.bench.counts import SLOT_S
-from digitserve.bench.fleet import Measured
 from digitserve.bench.metrics_page import NotAvailable
 from digitserve.bench.plan import Plan
-from digitserve.telemetry.block import CODES
+from digitserve.protocol.names import Code
 
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
 
 BUSY = 0.9
-"""From this share of a CPU on, a process of the load generator was itself the limit."""
-
-OK = CODES[0]
+"""Above this CPU utilisation, a load generator process limits the measured rate."""
 
 
-def rate(measured: Measured) -> float:
-    """Return OK answers a second that arrived in the measured time."""
-    # An answer on the last edge may have been put into the slot after it.
-    return measured.counts.timeline.total() / measured.measured_s if measured.measured_s else 0.0
+def rate(measurement: Measurement) -> float:
+    """Return OK answers per second that arrived in the measured time."""
+    # The total, not the sum of ``timeline()``: an answer at the very end may be in the slot after the last one.
+    return measurement.counts.timeline.total() / measurement.measured_s if measurement.measured_s else 0.0
 
 
-def holds(measured: Measured, slo_s: float) -> bool:
-    """Tell whether 99 % of the requests that were to be sent were answered with OK within a time."""
-    # Errors and requests left over, however short they had waited, are not among the latencies: they count as late.
-    num = measured.counts.measured
-    return num > 0 and measured.counts.latencies.num_within(slo_s) >= 0.99 * num
+def meets_slo(measurement: Measurement, slo_s: float) -> bool:
+    """Return whether at least 99 % of the requests were answered with OK within ``slo_s``.
+
+    Errors and unfinished requests count as late, however short they have waited: they are not among the latencies.
+    """
+    num = measurement.counts.measured
+    return num > 0 and measurement.counts.latencies.num_within(slo_s) >= 0.99 * num
 
 
-def as_json(measured: Measured) -> dict[str, object]:
-    """Return everything for programs; times in seconds."""
-    counts, plan = measured.counts, measured.plan
+def as_json(measurement: Measurement) -> dict[str, object]:
+    """Return the whole report as a JSON object; times in seconds."""
+    counts, plan = measurement.counts, measurement.plan
     return {
         "plan": asdict(plan),
-        "measured_s": measured.measured_s,
-        "stopped": measured.stopped,
-        "requests_per_s": rate(measured),
-        "images_per_s": rate(measured) * plan.images,
-        "latency_s": latencies(measured),
+        "measured_s": measurement.measured_s,
+        "stopped": measurement.stopped,
+        "requests_per_s": rate(measurement),
+        "images_per_s": rate(measurement) * plan.images,
+        "latency_s": latencies(measurement),
         "codes": dict(counts.codes),
         "messages": counts.messages,
         "sent": counts.sent,
@@ -49,33 +49,40 @@ def as_json(measured: Measured) -> dict[str, object]:
         "going_away": counts.going_away,
         "checked": counts.checked,
         "wrong": counts.wrong,
-        "service": _service_json(measured),
-        "load_generator": {"busy": measured.busy, "cpu_s": measured.cpu_s, "was_the_limit": was_the_limit(measured)},
-        "timeline": {"slot_s": SLOT_S, "requests": timeline(measured)},
+        "service": _service_json(measurement),
+        "load_generator": {
+            "busy": measurement.busy,
+            "cpu_s": measurement.cpu_s,
+            "was_the_limit": is_saturated(measurement),
+        },
+        "timeline": {"slot_s": SLOT_S, "requests": timeline(measurement)},
     }
 
 
-def latencies(measured: Measured) -> dict[str, float | None]:
-    """Return percentiles and the largest latency, in seconds; None without any."""
-    histogram = measured.counts.latencies_and_waits()
+def latencies(measurement: Measurement) -> dict[str, float | None]:
+    """Return percentiles and maximum of the latencies in seconds; None when nothing was answered."""
+    histogram = measurement.counts.latencies_and_waits()
     if not histogram.num:
         return dict.fromkeys([*PERCENTILES, "max"])
-    return {**{name: histogram.percentile_s(share) for name, share in PERCENTILES.items()}, "max": histogram.max_s}
+    return {
+        **{name: histogram.percentile_s(fraction) for name, fraction in PERCENTILES.items()},
+        "max": histogram.max_s,
+    }
 
 
-def timeline(measured: Measured) -> list[int]:
-    """Return the OK answers in each slot of ``SLOT_S`` of the measured time."""
-    counted = measured.counts.timeline
-    return [counted[slot] for slot in range(math.ceil(measured.measured_s / SLOT_S - 1e-9))]
+def timeline(measurement: Measurement) -> list[int]:
+    """Return the number of OK answers in each slot of ``SLOT_S`` of the measured time."""
+    counted = measurement.counts.timeline
+    return [counted[slot] for slot in range(math.ceil(measurement.measured_s / SLOT_S - 1e-9))]
 
 
-def was_the_limit(measured: Measured) -> bool:
-    """Tell whether a process of the load generator had no CPU time to spare."""
-    return max(measured.busy, default=0.0) > BUSY
+def is_saturated(measurement: Measurement) -> bool:
+    """Return whether a load generator process had no CPU time to spare, so that it limited the rate."""
+    return max(measurement.busy, default=0.0) > BUSY
 
 
-def _service_json(measured: Measured) -> dict[str, object]:
-    service = measured.service
+def _service_json(measurement: Measurement) -> dict[str, object]:
+    service = measurement.service
     if isinstance(service, NotAvailable):
         return {"not_available": str(service)}
     return {
@@ -87,25 +94,25 @@ def _service_json(measured: Measured) -> dict[str, object]:
     }
 
 
-def as_text(measured: Measured) -> str:
-    """Return the report for people."""
+def as_text(measurement: Measurement) -> str:
+    """Return the report as text, one line per topic."""
     lines = {
-        "load": describe(measured.plan),
-        "measured": _measured_line(measured),
-        "answers": f"{rate(measured):,.1f} requests/s, {rate(measured) * measured.plan.images:,.1f} images/s",
-        "latency": _latency_line(measured),
-        "errors": _errors_line(measured),
-        "connections": f"{measured.counts.failed_connections} failed, {measured.counts.going_away} asked to leave",
-        "batches": _batches_line(measured),
-        "service CPU": _cpu_line(measured),
-        "load CPU": _load_line(measured),
+        "load": describe(measurement.plan),
+        "measured": _measured_line(measurement),
+        "answers": f"{rate(measurement):,.1f} requests/s, {rate(measurement) * measurement.plan.images:,.1f} images/s",
+        "latency": _latency_line(measurement),
+        "errors": _errors_line(measurement),
+        "connections": f"{measurement.counts.failed_connections} failed, {measurement.counts.going_away} closed at the service's request",
+        "batches": _batches_line(measurement),
+        "service CPU": _cpu_line(measurement),
+        "load CPU": _load_line(measurement),
     }
     text = "\n".join(f"{name:<12} {line}" for name, line in lines.items())
-    return "\n".join([text, *_warnings(measured)])
+    return "\n".join([text, *_warnings(measurement)])
 
 
 def describe(plan: Plan) -> str:
-    """Return the load in one line."""
+    """Return a description of the load in one line."""
     sizes = ", ".join(
         f"{size.height}x{size.width}" + ("" if size.weight == 1 else f":{size.weight:g}") for size in plan.sizes
     )
@@ -113,33 +120,37 @@ def describe(plan: Plan) -> str:
         "closed loop" if plan.rate is None else f"open loop at {plan.rate:,.1f} requests/s{', Poisson' * plan.poisson}"
     )
     return (
-        f"{plan.method}, {plan.images} x {sizes} a request, {loop}, {plan.connections} connections x "
+        f"{plan.method}, {plan.images} x {sizes} per request, {loop}, {plan.connections} connections x "
         f"{plan.in_flight} in flight, {plan.processes} processes, {plan.address}"
     )
 
 
-def _measured_line(measured: Measured) -> str:
-    stopped = f", stopped before {measured.plan.duration_s:g} s" if measured.stopped else ""
-    return f"{measured.counts.measured:,} requests in {measured.measured_s:.1f} s after {measured.plan.warm_up_s:g} s of warm-up{stopped}"
+def _measured_line(measurement: Measurement) -> str:
+    stopped = f", stopped before {measurement.plan.duration_s:g} s" if measurement.stopped else ""
+    return f"{measurement.counts.measured:,} requests in {measurement.measured_s:.1f} s after {measurement.plan.warm_up_s:g} s warm-up{stopped}"
 
 
-def _latency_line(measured: Measured) -> str:
-    found = {name: value for name, value in latencies(measured).items() if value is not None}
-    return ", ".join(f"{name} {value * 1e3:.2f} ms" for name, value in found.items()) or "nothing was answered"
+def _latency_line(measurement: Measurement) -> str:
+    found = {name: value for name, value in latencies(measurement).items() if value is not None}
+    return ", ".join(f"{name} {value * 1e3:.2f} ms" for name, value in found.items()) or "no answers"
 
 
-def _errors_line(measured: Measured) -> str:
-    counts = measured.counts
-    parts = [f"{name} {num:,} ({num / counts.measured:.2%})" for name, num in counts.codes.most_common() if name != OK]
+def _errors_line(measurement: Measurement) -> str:
+    counts = measurement.counts
+    parts = [
+        f"{name} {num:,} ({num / counts.measured:.2%})"
+        for name, num in counts.codes.most_common()
+        if name != Code.OK.label
+    ]
     parts += [f"{num:,} {what}" for num, what in (
-        (counts.unanswered, "never answered"), (counts.unsent, "still in line at the end"), (counts.wrong, "wrong answers"),
+        (counts.unanswered, "never answered"), (counts.unsent, "due but not sent"), (counts.wrong, "wrong answers"),
     ) if num]  # fmt: skip
-    said = [f"\n{'':<12} {name}: {message}" for name, message in counts.messages.items() if message]
-    return (", ".join(parts) or "none") + "".join(said)
+    messages = [f"\n{'':<12} {name}: {message}" for name, message in counts.messages.items() if message]
+    return (", ".join(parts) or "none") + "".join(messages)
 
 
-def _batches_line(measured: Measured) -> str:
-    service = measured.service
+def _batches_line(measurement: Measurement) -> str:
+    service = measurement.service
     if isinstance(service, NotAvailable):
         return f"not available: {service}"
     if service.mean_batch_size is None:
@@ -157,28 +168,28 @@ def _batches_line(measured: Measured) -> str:
     return f"mean {service.mean_batch_size:.1f} images; " + ", ".join(parts)
 
 
-def _cpu_line(measured: Measured) -> str:
-    service = measured.service
+def _cpu_line(measurement: Measurement) -> str:
+    service = measurement.service
     if isinstance(service, NotAvailable):
         return f"not available: {service}"
     if service.cpu_s_per_image is None:
-        return "not available: the service has no digitserve_cpu_seconds_total, or classified nothing"
-    return f"{service.cpu_s_per_image * 1e6:.1f} us an image, {service.cpu_s:.2f} s in all"
+        return "not available: the service does not export digitserve_cpu_seconds_total, or it classified no image"
+    return f"{service.cpu_s_per_image * 1e6:.1f} us per image, {service.cpu_s:.2f} s in total"
 
 
-def _load_line(measured: Measured) -> str:
-    num = measured.counts.codes.total()
-    each = f"{measured.cpu_s / num * 1e6:.1f} us a request, " if num else ""
-    return f"{each}processes {', '.join(f'{share:.0%}' for share in measured.busy)} busy"
+def _load_line(measurement: Measurement) -> str:
+    num = measurement.counts.codes.total()
+    each = f"{measurement.cpu_s / num * 1e6:.1f} us per request, " if num else ""
+    return f"{each}processes {', '.join(f'{share:.0%}' for share in measurement.busy)} busy"
 
 
-def _warnings(measured: Measured) -> list[str]:
+def _warnings(measurement: Measurement) -> list[str]:
     warnings = []
-    if was_the_limit(measured):
+    if is_saturated(measurement):
         warnings.append(
-            "warning: a process of the load generator was more than "
-            f"{BUSY:.0%} busy, so it was the limit, not the service; give it more --processes or CPUs"
+            f"warning: a load generator process used more than {BUSY:.0%} of a CPU, so the load generator, not the "
+            "service, was the limit; use more --processes or CPUs"
         )
-    if measured.counts.wrong:
-        warnings.append("warning: answers did not hold one prediction for each image")
+    if measurement.counts.wrong:
+        warnings.append("warning: some answers did not have one prediction per image")
     return warnings

@@ -1,7 +1,7 @@
-"""When the requests of an open loop are to be sent: plain arithmetic, time passed in, one object a process.
+"""Intended send times of an open loop: arithmetic only, time passed in, one object per process.
 
-Latency counts from the intended time, whatever kept the request from being sent then: a slow answer that holds up
-others cannot hide their waiting ("coordinated omission").
+Latency counts from the intended time, even if the request was sent later. So a slow answer that delays other requests
+cannot hide their waiting time ("coordinated omission").
 """
 
 import random
@@ -9,40 +9,40 @@ from collections import deque
 
 
 class Schedule:
-    """The intended times of one process, and the line of those that are due and not sent.
+    """The intended send times of one process, and the backlog of requests that are due but not yet sent.
 
     Attributes:
-        line: intended times, in seconds of the monotonic clock, the oldest first.
-        next_s: the intended time of the next request that is not yet due.
+        backlog: intended times in seconds of the monotonic clock, oldest first.
+        next_s: intended time of the next request that is not yet due.
     """
 
     def __init__(
-        self, rate: float, index: int, processes: int, begins_s: float, *, poisson: bool = False, seed: int = 0
+        self, rate: float, index: int, processes: int, start_s: float, *, poisson: bool = False, seed: int = 0
     ) -> None:
-        """Plan one process's share.
+        """Plan the share of one process.
 
         Args:
-            rate: requests a second, of all processes together.
-            index: of this process; evenly spaced times of all processes interleave.
-            processes: how many share the rate.
-            begins_s: when the first request of all is due.
-            poisson: gaps are exponential; the union over processes is a Poisson process of the whole rate.
-            seed: of those gaps; each process has its own stream.
+            rate: requests/s over all processes.
+            index: index of this process; evenly spaced times of all processes interleave.
+            processes: number of processes that share the rate.
+            start_s: when the first request of all is due.
+            poisson: draw exponential gaps; the union over processes is a Poisson process with the whole rate.
+            seed: random seed of these gaps; each process has its own random stream.
         """
-        self.line: deque[float] = deque()
+        self.backlog: deque[float] = deque()
         self._gap_s = processes / rate
-        self._origin_s = begins_s + index / rate
-        self._num = 0
-        self._chance = random.Random(f"{seed}/{index}") if poisson else None  # noqa: S311 - no secret, and it must repeat
-        self.next_s = self._origin_s if self._chance is None else begins_s + self._chance.expovariate(1 / self._gap_s)
+        self._origin_s = start_s + index / rate
+        self._num_due = 0
+        self._random = random.Random(f"{seed}/{index}") if poisson else None  # noqa: S311 - not for security; repeatable
+        self.next_s = self._origin_s if self._random is None else start_s + self._random.expovariate(1 / self._gap_s)
 
     def advance(self, now_s: float) -> None:
-        """Put what is due by now into the line."""
+        """Move all requests that are due by now into the backlog."""
         while self.next_s <= now_s:
-            self.line.append(self.next_s)
-            self._num += 1
-            if self._chance is None:
-                # Multiplied, not summed up: no rounding gathers.
-                self.next_s = self._origin_s + self._num * self._gap_s
+            self.backlog.append(self.next_s)
+            self._num_due += 1
+            if self._random is None:
+                # Multiplication instead of a running sum: rounding errors do not accumulate.
+                self.next_s = self._origin_s + self._num_due * self._gap_s
             else:
-                self.next_s += self._chance.expovariate(1 / self._gap_s)
+                self.next_s += self._random.expovariate(1 / self._gap_s)

@@ -1,41 +1,41 @@
-"""The search for the highest rate that a service bears: pure, so that a test can give it any service."""
+"""Search for the highest rate at which a service meets a latency limit. Pure, so tests can simulate any service."""
 
 import math
 from collections.abc import Generator
 
 TOLERANCE = 0.03
-"""The search ends when the highest rate that held and the lowest that did not are so near."""
+"""The search ends when the highest rate that met the limit and the lowest that did not differ by at most this ratio."""
 
-LOWEST_RATE = 1.0
-HIGHEST_RATE = 1e7
+MIN_RATE = 1.0
+MAX_RATE = 1e7
 
 
 def search(first_rate: float) -> Generator[float, bool, float | None]:
-    """Search for the highest rate that holds: doubling or halving, then bisection.
+    """Search for the highest rate that meets the limit: doubling or halving, then bisection.
 
-    Yields rates, in requests/s, to be measured; is sent whether each held.
+    Yields rates in requests/s to measure; receives whether each met the limit.
 
     Args:
-        first_rate: where to begin.
+        first_rate: the first rate to measure.
 
     Returns:
-        The highest rate that held; None when even the lowest did not.
+        The highest rate that met the limit; None when even the lowest did not.
     """
-    held = failed = None
+    met = missed = None
     rate = first_rate
-    while held is None or failed is None:
+    while met is None or missed is None:
         if (yield rate):
-            held, rate = rate, rate * 2
-            if held >= HIGHEST_RATE:
-                return held
+            met, rate = rate, rate * 2
+            if met >= MAX_RATE:
+                return met
         else:
-            failed, rate = rate, rate / 2
-            if failed <= LOWEST_RATE:
+            missed, rate = rate, rate / 2
+            if missed <= MIN_RATE:
                 return None
-    while failed / held > 1 + TOLERANCE:
-        rate = math.sqrt(failed * held)
+    while missed / met > 1 + TOLERANCE:
+        rate = math.sqrt(missed * met)
         if (yield rate):
-            held = rate
+            met = rate
         else:
-            failed = rate
-    return held
+            missed = rate
+    return met

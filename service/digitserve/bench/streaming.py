@@ -1,4 +1,7 @@
-"""Lanes for ``ClassifyStream``: one stream of HTTP/2 for many requests. Owned by ``load``, on its process's one thread."""
+"""Connection driver for ``ClassifyStream``: one HTTP/2 stream for many requests.
+
+Owned by ``load``, on its process's only thread.
+"""
 
 from collections import deque
 from collections.abc import Callable
@@ -6,81 +9,81 @@ from collections.abc import Callable
 from google.protobuf.message import DecodeError
 
 from digitserve.bench import frames, http2, wire
-from digitserve.bench.lanes import LOST, NO_MESSAGE, Context, Lane
-from digitserve.bench.wire import Status
-from digitserve.telemetry.block import CODES
+from digitserve.bench.driver import LOST, MALFORMED, ConnectionDriver, Context
+from digitserve.bench.wire import OK, Status
+from digitserve.protocol.names import Code
 from digitserve.v1 import digits_pb2 as pb
 
 _RESPONSE_TAG = b"\x0a"
-"""How a ClassifyStreamResponse with a response begins: field 1, length-delimited."""
+"""First byte of a ClassifyStreamResponse that holds a response: field 1, length-delimited."""
 
 
-class StreamLane(Lane):
-    """``ClassifyStream``: one stream of HTTP/2, on which messages and answers follow one another."""
+class StreamDriver(ConnectionDriver):
+    """``ClassifyStream``: one HTTP/2 stream; answers arrive in the order of the requests."""
 
-    def __init__(self, context: Context, release: Callable[[Lane], None]) -> None:
-        super().__init__(context, release)
-        self._number: int | None = None
+    def __init__(self, context: Context, release_slot: Callable[[ConnectionDriver], None]) -> None:
+        super().__init__(context, release_slot)
+        self._stream_id: int | None = None
         self._half_closed = False
-        self._waiting: deque[tuple[float, int]] = deque()
+        self._pending: deque[tuple[float, int]] = deque()
         self._received = b""
 
-    def can_issue(self) -> bool:
-        """Tell whether a request can be sent now."""
-        if self._number is None and not self._closing and self._socket is not None and self._connection.can_open():
-            self._number = self._connection.open(b"", ended=False)
+    def prepare_to_send(self) -> bool:
+        """Open the stream if there is none; return whether a request can be sent now."""
+        if self._stream_id is None and not self._closing and self._socket is not None and self._connection.can_open():
+            self._stream_id = self._connection.open(b"", end_stream=False)
             self._received = b""
             self._half_closed = False
-        return self._number is not None and not self._half_closed
+        return self._stream_id is not None and not self._half_closed
 
-    def issue(self, intended_s: float) -> None:
+    def send_request(self, intended_s: float) -> None:
         """Send a request."""
-        assert self._number is not None, "can_issue comes first"
-        body = next(self._context.bodies)
-        self._connection.send(self._number, body.framed, ended=False)
-        self._waiting.append((intended_s, body.num_images))
-        self._tally.counts.sent += 1
+        assert self._stream_id is not None, "prepare_to_send comes first"
+        request = next(self._context.requests)
+        self._connection.send(self._stream_id, request.body, end_stream=False)
+        self._pending.append((intended_s, request.num_images))
+        self._recorder.counts.sent += 1
 
     @property
     def num_in_flight(self) -> int:
-        """Requests sent and not ended."""
-        return len(self._waiting)
+        """Number of requests sent and not yet ended."""
+        return len(self._pending)
 
     def intended_in_flight(self) -> list[float]:
         """Return the intended times of the requests in flight."""
-        return [intended_s for intended_s, _ in self._waiting]
+        return [intended_s for intended_s, _ in self._pending]
 
     def expire(self, now_s: float) -> None:
-        """Do nothing: a deadline would be the whole stream's."""
+        """Do nothing: a deadline would apply to the whole stream."""
 
     def finish(self) -> None:
-        """Say that no request follows: the stream may end."""
+        """Announce that no more requests follow: half-close the stream."""
         super().finish()
         self._half_close()
 
     @property
     def finished(self) -> bool:
         """Whether no stream is open."""
-        return self._number is None
+        return self._stream_id is None
 
     def _half_close(self) -> None:
-        if self._number is not None and not self._half_closed:
+        if self._stream_id is not None and not self._half_closed:
             self._half_closed = True
-            # Where the same bytes have also ended the stream, its end is among the events that follow.
-            if self._connection.is_open(self._number):
-                self._connection.send(self._number, b"", ended=True)
+            # The bytes just received may also have ended the stream; its end is then one of the following events.
+            if self._connection.is_open(self._stream_id):
+                self._connection.send(self._stream_id, b"", end_stream=True)
 
-    def _take(self, events: list[http2.Event], now_s: float) -> None:
-        for kind, number, value, ended in events:
+    def _handle(self, events: list[http2.Event], now_s: float) -> None:
+        for kind, stream_id, value, ended in events:
             if kind == frames.GOAWAY:
-                # The stream would never end by itself.
+                # Without a half-close the stream would never end.
                 self._half_close()
-            elif number != self._number:
+            elif stream_id != self._stream_id:
                 continue
             elif kind == frames.DATA:
                 self._on_data(value, now_s)
                 if ended:
-                    self._on_end(NO_MESSAGE)
+                    self._on_end(MALFORMED)
             elif kind == frames.RST_STREAM:
                 self._on_end(wire.reset_status(value))
             elif ended:
@@ -89,33 +92,33 @@ class StreamLane(Lane):
     def _on_data(self, payload: bytes, now_s: float) -> None:
         messages, self._received = wire.split(self._received + payload)
         for message in messages:
-            if not self._waiting:
-                raise frames.ProtocolError("got more answers on a stream than it carried requests")
-            intended_s, num_images = self._waiting.popleft()
-            self._ended(intended_s, self._status_of(message, num_images), now_s)
+            if not self._pending:
+                raise frames.ProtocolError("got more answers on a stream than requests were sent")
+            intended_s, num_images = self._pending.popleft()
+            self._end_request(intended_s, self._status_of(message, num_images), now_s)
 
     def _status_of(self, message: bytes, num_images: int) -> Status:
-        good = message.startswith(_RESPONSE_TAG)
-        if good and not self._is_due_for_a_look():
-            return Status(wire.OK, "")
+        is_response = message.startswith(_RESPONSE_TAG)
+        if is_response and not self._count_answer():
+            return OK
         try:
             outcome = pb.ClassifyStreamResponse.FromString(message)
         except DecodeError:
-            return Status(wire.INTERNAL, "the answer is no ClassifyStreamResponse")
+            return Status(Code.INTERNAL, "the answer is not a ClassifyStreamResponse")
         if outcome.HasField("response"):
-            self._look_at(outcome.response, num_images)
-            return Status(wire.OK, "")
+            self._check(outcome.response, num_images)
+            return OK
         code = outcome.error.code
-        return Status(code if 0 < code < len(CODES) else wire.UNKNOWN, outcome.error.message)
+        return Status(Code(code) if 0 < code < len(Code) else Code.UNKNOWN, outcome.error.message)
 
     def _on_end(self, status: Status) -> None:
-        self._number = None
-        # A stream that ends well before all was answered has lost the rest.
-        self._end_all(status if status.code != wire.OK else LOST)
+        self._stream_id = None
+        # If the stream ends with OK before every request was answered, the remaining requests are lost.
+        self._end_all(status if status.code != Code.OK else LOST)
 
     def _end_all(self, status: Status) -> None:
         if self._socket is None:
-            self._number = None
-        waiting, self._waiting = self._waiting, deque()
-        for intended_s, _ in waiting:
-            self._ended(intended_s, status, self._context.clock())
+            self._stream_id = None
+        pending, self._pending = self._pending, deque()
+        for intended_s, _ in pending:
+            self._end_request(intended_s, status, self._context.clock())

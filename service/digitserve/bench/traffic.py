@@ -1,4 +1,7 @@
-"""The requests that are sent: seeded images of digits, drawn with strokes, encoded once before the load begins."""
+"""Requests of the load: images of digits drawn from strokes with a random seed, encoded once before the load starts.
+
+Called by ``load`` before it connects.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,72 +27,72 @@ _STROKES: tuple[tuple[tuple[tuple[float, float], ...], ...], ...] = (
     (((0.75, 0.15), (0.4, 0.0), (0.25, 0.25), (0.75, 0.75), (0.5, 1.0), (0.2, 0.8), (0.75, 0.15)),),
     (((0.8, 0.2), (0.45, 0.0), (0.2, 0.3), (0.5, 0.5), (0.8, 0.2), (0.75, 0.6), (0.6, 1.0)),),
 )
-"""For each digit its strokes, in a box of 1 x 1, y downwards."""
+"""For each digit its strokes as points (x, y) in the unit square, y downwards."""
 
 _CANVAS = 112
-"""Drawn four times as large as MNIST's images, then brought to the size that is asked for."""
+"""Digits are drawn at four times MNIST's size, then resized to the requested size."""
 
 _MAX_POOL_BYTES = 1 << 24
-_MAX_BODIES = 64
+_MAX_REQUESTS = 64
 _MIX_LENGTH = 4_096
 
 
 @dataclass(frozen=True)
-class Body:
-    """A request, ready to be sent.
+class EncodedRequest:
+    """A request, ready to send.
 
     Attributes:
-        framed: the message with gRPC's prefix.
-        num_images: predictions that its answer must have.
+        body: the message with gRPC's prefix.
+        num_images: number of predictions that its answer must have.
     """
 
-    framed: bytes
+    body: bytes
     num_images: int
 
 
-def draw(digit: int, size: Size, chance: np.random.Generator) -> NDArray[np.uint8]:
-    """Draw a digit with a round pen, light on dark, each time a little different.
+def draw(digit: int, size: Size, generator: np.random.Generator) -> NDArray[np.uint8]:
+    """Draw a digit with round stroke ends, light on dark, with random slant, width and stroke width.
 
     Returns:
         uint8[height, width].
     """
     canvas = Image.new("L", (_CANVAS, _CANVAS))
-    pen = ImageDraw.Draw(canvas)
-    width = int(chance.integers(8, 13))
-    slant, squeeze = chance.uniform(-0.15, 0.15), chance.uniform(0.7, 0.9)
+    drawing = ImageDraw.Draw(canvas)
+    width = int(generator.integers(8, 13))
+    slant, squeeze = generator.uniform(-0.15, 0.15), generator.uniform(0.7, 0.9)
     for stroke in _STROKES[digit]:
-        points = np.array(stroke) - 0.5 + chance.normal(0, 0.015, (len(stroke), 2))
+        points = np.array(stroke) - 0.5 + generator.normal(0, 0.015, (len(stroke), 2))
         points[:, 0] = points[:, 0] * squeeze - slant * points[:, 1]
-        # MNIST's ink fills 20 of 28 pixels.
+        # A digit of MNIST fills 20 of 28 pixels; the stroke width adds to these 18.
         points = points * _CANVAS * 18 / 28 + _CANVAS / 2
-        pen.line([(float(x), float(y)) for x, y in points], fill=255, width=width, joint="curve")
+        drawing.line([(float(x), float(y)) for x, y in points], fill=255, width=width, joint="curve")
         for x, y in points[[0, -1]]:
-            pen.ellipse((x - width / 2, y - width / 2, x + width / 2, y + width / 2), fill=255)
+            drawing.ellipse((x - width / 2, y - width / 2, x + width / 2, y + width / 2), fill=255)
     return np.asarray(canvas.resize((size.width, size.height), Image.Resampling.BOX))
 
 
-def bodies(plan: Plan, index: int) -> Iterator[Body]:
-    """Draw a process's requests, now; return them for ever: a mix by weight from a pool of different ones."""
-    chance = np.random.default_rng((plan.seed, index))
-    pools = [_pool(plan, size, chance) for size in plan.sizes]
+def requests(plan: Plan, index: int) -> Iterator[EncodedRequest]:
+    """Draw the requests of the process with this index, now; return an endless mix of them by the weights of their sizes."""
+    generator = np.random.default_rng((plan.seed, index))
+    pools = [_pool(plan, size, generator) for size in plan.sizes]
     weights = np.array([size.weight for size in plan.sizes])
-    of_size = chance.choice(len(pools), _MIX_LENGTH, p=weights / weights.sum())
+    of_size = generator.choice(len(pools), _MIX_LENGTH, p=weights / weights.sum())
     mix = [pools[which][turn % len(pools[which])] for turn, which in enumerate(of_size)]
     return cycle(mix)
 
 
-def _pool(plan: Plan, size: Size, chance: np.random.Generator) -> list[Body]:
+def _pool(plan: Plan, size: Size, generator: np.random.Generator) -> list[EncodedRequest]:
     num_bytes = plan.images * size.height * size.width
-    return [_body(plan, size, chance) for _ in range(max(1, min(_MAX_BODIES, _MAX_POOL_BYTES // num_bytes)))]
+    return [_encode(plan, size, generator) for _ in range(max(1, min(_MAX_REQUESTS, _MAX_POOL_BYTES // num_bytes)))]
 
 
-def _body(plan: Plan, size: Size, chance: np.random.Generator) -> Body:
-    # A few digits, repeated: drawing thousands would take longer than the measuring.
-    drawn = [draw(int(digit), size, chance).tobytes() for digit in chance.integers(0, 10, min(plan.images, 16))]
+def _encode(plan: Plan, size: Size, generator: np.random.Generator) -> EncodedRequest:
+    # A few digits, repeated: drawing thousands would take longer than the measurement.
+    drawn = [draw(int(digit), size, generator).tobytes() for digit in generator.integers(0, 10, min(plan.images, 16))]
     pixels = b"".join(drawn[number % len(drawn)] for number in range(plan.images))
     request = pb.ClassifyRequest(pixels=pixels, height=size.height, width=size.width, num_images=plan.images)
     if plan.method == STREAM:
         message = pb.ClassifyStreamRequest(request=request).SerializeToString()
     else:
         message = request.SerializeToString()
-    return Body(wire.frame(message), plan.images)
+    return EncodedRequest(wire.add_prefix(message), plan.images)

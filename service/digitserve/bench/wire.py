@@ -1,6 +1,6 @@
-"""gRPC over HTTP/2, without state: headers, the prefix of a message, what a status is called.
+"""gRPC over HTTP/2, without state: request headers, the message prefix, the status of a call.
 
-Stands under ``lanes``; see the protocol's description, "gRPC over HTTP2", of the gRPC project.
+Used by ``driver``, ``unary`` and ``streaming``. Source: github.com/grpc/grpc, doc/PROTOCOL-HTTP2.md.
 """
 
 import struct
@@ -8,43 +8,39 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from digitserve.telemetry.block import CODES
-
-OK = CODES.index("OK")
-CANCELED = CODES.index("Canceled")
-UNKNOWN = CODES.index("Unknown")
-DEADLINE_EXCEEDED = CODES.index("DeadlineExceeded")
-INTERNAL = CODES.index("Internal")
-UNAVAILABLE = CODES.index("Unavailable")
+from digitserve.bench import frames
+from digitserve.protocol.names import Code
 
 PREFIX_BYTES = 5
-"""Before each message: one byte for 'not compressed', its length in four, big endian."""
+"""Before each message: one byte for the compression flag, four for the message's length, big endian."""
 
 _PREFIX = struct.Struct(">BI")
 
-_HTTP_STATUS = {
-    "400": INTERNAL, "401": CODES.index("Unauthenticated"), "403": CODES.index("PermissionDenied"),
-    "404": CODES.index("Unimplemented"), "429": UNAVAILABLE, "502": UNAVAILABLE, "503": UNAVAILABLE, "504": UNAVAILABLE,
+_CODE_BY_HTTP_STATUS = {
+    "400": Code.INTERNAL, "401": Code.UNAUTHENTICATED, "403": Code.PERMISSION_DENIED, "404": Code.UNIMPLEMENTED,
+    "429": Code.UNAVAILABLE, "502": Code.UNAVAILABLE, "503": Code.UNAVAILABLE, "504": Code.UNAVAILABLE,
 }  # fmt: skip
-"""What stands for a gRPC status where something between answered in plain HTTP."""
+"""For answers of a proxy that does not speak gRPC. Source: doc/http-grpc-status-mapping.md."""
 
-_REFUSED_STREAM, _CANCEL, _CALM, _INSECURE = 0x7, 0x8, 0xB, 0xC
-_RESETS = {
-    _REFUSED_STREAM: UNAVAILABLE,
-    _CANCEL: CANCELED,
-    _CALM: CODES.index("ResourceExhausted"),
-    _INSECURE: CODES.index("PermissionDenied"),
+_CODE_BY_RESET = {
+    frames.REFUSED_STREAM: Code.UNAVAILABLE,
+    frames.CANCEL: Code.CANCELLED,
+    frames.ENHANCE_YOUR_CALM: Code.RESOURCE_EXHAUSTED,
+    frames.INADEQUATE_SECURITY: Code.PERMISSION_DENIED,
 }
 
 _TIMEOUT_UNITS = (("n", 1e-9), ("u", 1e-6), ("m", 1e-3), ("S", 1.0), ("M", 60.0), ("H", 3600.0))
-_TIMEOUT_MOST = 99_999_999
+_MAX_TIMEOUT = 99_999_999
 
 
 class Status(NamedTuple):
-    """How a call ended: gRPC's number of the code, and the message for people."""
+    """How a call ended: gRPC's code, and the message for people."""
 
-    code: int
+    code: Code
     message: str
+
+
+OK = Status(Code.OK, "")
 
 
 def request_headers(path: str, authority: str, user_agent: str, deadline_s: float | None) -> list[tuple[str, str]]:
@@ -57,21 +53,21 @@ def request_headers(path: str, authority: str, user_agent: str, deadline_s: floa
 
 
 def timeout(seconds: float) -> str:
-    """Write a deadline as ``grpc-timeout``: at most eight digits, in the finest unit that holds it."""
-    unit, unit_s = next((unit for unit in _TIMEOUT_UNITS if seconds / unit[1] <= _TIMEOUT_MOST), _TIMEOUT_UNITS[-1])
-    return f"{min(_TIMEOUT_MOST, max(1, round(seconds / unit_s)))}{unit}"
+    """Format a deadline as ``grpc-timeout``: at most eight digits, in the finest unit that fits."""
+    unit, unit_s = next((unit for unit in _TIMEOUT_UNITS if seconds / unit[1] <= _MAX_TIMEOUT), _TIMEOUT_UNITS[-1])
+    return f"{min(_MAX_TIMEOUT, max(1, round(seconds / unit_s)))}{unit}"
 
 
-def frame(message: bytes) -> bytes:
-    """Put its prefix before a message."""
+def add_prefix(message: bytes) -> bytes:
+    """Return a message with its prefix before it."""
     return _PREFIX.pack(0, len(message)) + message
 
 
 def split(received: bytes) -> tuple[list[bytes], bytes]:
-    """Split what a stream carried.
+    """Split the bytes of a stream into messages.
 
     Returns:
-        The whole messages without their prefixes, and what is left of one that has not come whole.
+        The complete messages without their prefixes, and the bytes of the incomplete message at the end.
     """
     messages = []
     position = 0
@@ -85,25 +81,25 @@ def split(received: bytes) -> tuple[list[bytes], bytes]:
     return messages, received[position:]
 
 
-def whole(received: bytes) -> bool:
-    """Tell whether these bytes are exactly one message with its prefix."""
+def is_one_message(received: bytes) -> bool:
+    """Return whether these bytes are exactly one message with its prefix."""
     return len(received) >= PREFIX_BYTES and int.from_bytes(received[1:5], "big") == len(received) - PREFIX_BYTES
 
 
 def read_status(headers: Iterable[Any]) -> Status:
-    """Read the status from trailers; OK, too, from headers that carry none because the answer only begins."""
+    """Read the status from trailers; OK also for the headers at the beginning of an answer, which carry no status."""
     found: dict[str, str] = dict(headers)
     message = unquote(found.get("grpc-message", ""))
     if "grpc-status" in found:
         number = found["grpc-status"]
-        known = number.isdecimal() and int(number) < len(CODES)
-        return Status(int(number), message) if known else Status(UNKNOWN, f"grpc-status is '{number}'")
+        known = number.isdecimal() and int(number) < len(Code)
+        return Status(Code(int(number)), message) if known else Status(Code.UNKNOWN, f"grpc-status is '{number}'")
     http_status = found.get(":status", "200")
     if http_status == "200":
-        return Status(OK, "")
-    return Status(_HTTP_STATUS.get(http_status, UNKNOWN), f"HTTP status {http_status}")
+        return OK
+    return Status(_CODE_BY_HTTP_STATUS.get(http_status, Code.UNKNOWN), f"HTTP status {http_status}")
 
 
 def reset_status(error_code: int) -> Status:
-    """Return the status that stands for a stream's reset with an error code of HTTP/2."""
-    return Status(_RESETS.get(error_code, INTERNAL), f"the stream was reset with HTTP/2's error {error_code}")
+    """Return the status of a stream that was reset with an HTTP/2 error code."""
+    return Status(_CODE_BY_RESET.get(error_code, Code.INTERNAL), f"the stream was reset with HTTP/2 error {error_code}")

@@ -26,13 +26,10 @@ from digitserve.protocol.names import (
     HEALTH_LIST,
     HEALTH_WATCH,
     REFLECTION,
-    SERVICE,
     Code,
     Method,
     Verdict,
 )  # fmt: skip
-
-__all__ = ["CODES", "METHODS", "METHOD_OF_PATH", "OTHER_METHOD", "SERVICE", "Block", "Cells", "Spec", "specs"]
 
 Cells = NDArray[np.float64]
 
@@ -49,8 +46,6 @@ METHODS = (
     CLASSIFY, GET_MODEL, CLASSIFY_STREAM, HEALTH_CHECK, HEALTH_WATCH, HEALTH_LIST, REFLECTION, OTHER_METHOD,
 )  # fmt: skip
 METHOD_OF_PATH = {method.path: method for method in METHODS if method is not OTHER_METHOD}
-CODES = tuple(code.label for code in Code)
-"""Label values of ``grpc_code``, by gRPC's number of the code."""
 
 REASONS = ("invalid", "not_served", "too_large", "queue_full", "deadline", "draining")
 LABELLED_VERDICTS = (Verdict.ACCEPTED, Verdict.UNFAMILIAR, Verdict.SEVERAL)
@@ -92,7 +87,7 @@ def specs(labels: Sequence[str]) -> tuple[Spec, ...]:
         Spec("grpc_server_started", "RPCs started on the server.", "counter", method, METHODS),
         Spec(
             "grpc_server_handled", "RPCs completed on the server, by status code.", "counter",
-            (*method, "grpc_code"), tuple((*m, code) for m, code in product(METHODS, CODES)),
+            (*method, "grpc_code"), tuple((*m, code.label) for m, code in product(METHODS, Code)),
         ),
         Spec(
             "grpc_server_handling_seconds", "From the start of an RPC to its status.", "histogram",

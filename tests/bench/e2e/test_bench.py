@@ -1,4 +1,4 @@
-"""``digitserve bench`` as the real command against the real service: what it counts, and how it ends."""
+"""``digitserve bench`` as the real command against the real service: counts, report and exit codes."""
 
 import json
 import os
@@ -36,13 +36,13 @@ def handled(service: Service) -> float:
     return service.total("grpc_server_handled_total", grpc_method="Classify", grpc_code="OK")
 
 
-def test_the_report_agrees_with_the_services_counters(service: Service, tmp_path: Path) -> None:
-    """Over two processes, OK answers are the RPCs that the service handled; batches and CPU time come from its page; the
-    picture is a PNG.
+def test_the_report_agrees_with_the_service(service: Service, tmp_path: Path) -> None:
+    """Over two processes, OK answers equal the RPCs that the service handled; batches and CPU time come from its metrics
+    page; the plot is a PNG.
     """
     pytest.importorskip("matplotlib", reason="--plot needs the extra 'plot'")
     before = handled(service)
-    done = run(*arguments(service, *QUICK, "--images", "2", "--json", "--plot", str(tmp_path / "picture.png")))
+    done = run(*arguments(service, *QUICK, "--images", "2", "--json", "--plot", str(tmp_path / "plot.png")))
     assert (done.returncode, done.stderr) == (0, "")
     seen = json.loads(done.stdout)
     assert seen["codes"] == {"OK": handled(service) - before}
@@ -52,11 +52,11 @@ def test_the_report_agrees_with_the_services_counters(service: Service, tmp_path
     assert sum(seen["timeline"]["requests"]) <= seen["sent"]
     assert seen["service"]["mean_batch_size"] >= 2 and seen["service"]["cpu_s_per_image"] > 0
     assert len(seen["load_generator"]["busy"]) == 2
-    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
-def test_people_get_lines(service: Service) -> None:
-    """Without --json each figure has its line; a page that cannot be read is named, with the reason."""
+def test_text_report(service: Service) -> None:
+    """Without --json each figure has its line; if the metrics page cannot be read, its URL and the reason are reported."""
     done = run(*arguments(service, *QUICK, "--rate", "40", "--metrics", "http://127.0.0.1:1/metrics"))
     assert done.returncode == 0, done.stderr
     lines = dict(
@@ -69,8 +69,8 @@ def test_people_get_lines(service: Service) -> None:
     assert lines["batches"].startswith("not available: http://127.0.0.1:1/metrics")
 
 
-def test_a_terminal_sees_the_progress(service: Service) -> None:
-    """On a terminal, standard error shows rate, errors and the time left while the load runs."""
+def test_progress_on_a_terminal(service: Service) -> None:
+    """On a terminal, standard error shows rate, errors and the remaining time while the load runs."""
     parent, child = pty.openpty()
     done = subprocess.run(
         arguments(service, *QUICK, "--duration-s", "1"), stdout=subprocess.PIPE, stderr=child, timeout=PATIENCE_S, check=True
@@ -82,35 +82,35 @@ def test_a_terminal_sees_the_progress(service: Service) -> None:
     assert b"latency" in done.stdout
 
 
-def test_a_search_that_finds_nothing(service: Service) -> None:
-    """A microsecond is held at no rate: each probe is told, the exit code is 1."""
+def test_a_search_without_success(service: Service) -> None:
+    """No rate has a p99 of one microsecond: each probe is reported, and the exit code is 1."""
     done = run(*arguments(service, *QUICK, "--slo-ms", "0.001", "--rate", "4", "--json", "--duration-s", "0.3"))
     assert done.returncode == 1
     seen = json.loads(done.stdout)
     assert seen["highest_rate"] is None
     assert [probe["held"] for probe in seen["probes"]] == [False] * len(seen["probes"])
     assert [probe["rate"] for probe in seen["probes"]] == [4, 2, 1]
-    assert done.stderr.count("does not hold") == 3
+    assert done.stderr.count("limit exceeded") == 3
 
 
-def test_refusals_are_told_by_code(service: Service) -> None:
-    """A service that answers nothing with OK makes the exit code 1, and its own words are shown."""
+def test_rejected_requests(service: Service) -> None:
+    """If no request is answered with OK, the exit code is 1, and the service's message is shown."""
     done = run(*arguments(service, *QUICK, "--sizes", "5000x2", "--images", "1"))
     assert done.returncode == 1
     assert "InvalidArgument" in done.stdout and "5000" in done.stdout
 
 
 @pytest.mark.parametrize("listening", [False, True])
-def test_nobody_answers(service: Service, listening: bool) -> None:
-    """Nobody at the port, or somebody who does not speak HTTP/2: exit code 3, with a word on what to look at."""
+def test_unreachable(service: Service, listening: bool) -> None:
+    """If no server listens at the port, or it does not speak HTTP/2, the exit code is 3, with a hint."""
     address = service.http_url.removeprefix("http://") if listening else "127.0.0.1:1"
     done = run(*command("bench", "--address", address, "--timeout-s", "0.5"))
     assert (done.returncode, done.stdout) == (3, "")
     assert "is 'digitserve serve' running at the address?" in done.stderr
 
 
-def test_ctrl_c_reports_what_was_measured(service: Service) -> None:
-    """Interrupted as by a terminal, with all its processes, it reports the time that it had, and ends with 130."""
+def test_ctrl_c(service: Service) -> None:
+    """SIGINT to the process group, as from a terminal, ends the measured time; the exit code is 130."""
     before = handled(service)
     process = subprocess.Popen(
         arguments(service, *QUICK, "--duration-s", "600", "--json"), stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -124,8 +124,8 @@ def test_ctrl_c_reports_what_was_measured(service: Service) -> None:
     assert seen["codes"] == {"OK": handled(service) - before}
 
 
-def test_a_worker_that_is_killed_is_seen(tmp_path: Path) -> None:
-    """Connections that break are counted as failed, their requests as Unavailable, and the load finds the new worker."""
+def test_a_killed_worker(tmp_path: Path) -> None:
+    """Broken connections are counted as failed, their requests as Unavailable, and the load continues on the new worker."""
     write_echo_bundle(tmp_path)
     with run_service(tmp_path, tmp_path / "log", "--workers", "1") as service:
         process = subprocess.Popen(
@@ -152,7 +152,7 @@ def test_a_worker_that_is_killed_is_seen(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_wrong_usage(wrong: tuple[str, ...]) -> None:
-    """What cannot be meant is refused with exit code 2 before anything is sent."""
+    """Invalid flags are rejected with exit code 2 before any request is sent."""
     done = run(*command("bench", "--address", "127.0.0.1:1", *wrong))
     assert done.returncode == 2
     assert "Error" in done.stderr

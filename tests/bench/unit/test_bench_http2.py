@@ -1,4 +1,4 @@
-"""One HTTP/2 connection of the load generator: bytes in, events out, whatever the peer does."""
+"""The load generator's HTTP/2 connection without a socket: bytes in, events out, for any peer."""
 
 import itertools
 import struct
@@ -23,7 +23,7 @@ def settings(**values: int) -> bytes:
 
 
 def connection(window_bytes: int = 1 << 24, **announced: int) -> Connection:
-    """Return a connection that the peer has greeted."""
+    """Return a connection on which the peer's settings have arrived."""
     made = Connection(REQUEST, wire.read_status, window_bytes)
     made.take_output()
     made.receive(settings(**announced) + h2.frame(h2.SETTINGS, h2.ACK, 0))
@@ -32,16 +32,16 @@ def connection(window_bytes: int = 1 << 24, **announced: int) -> Connection:
 
 
 def frames_in(sent: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """Take output apart: type, flags, stream, payload."""
+    """Parse output into frames: type, flags, stream id, payload."""
     while sent:
-        high, low, kind, flags, stream = h2.HEAD.unpack_from(sent)
+        high, low, kind, flags, stream = h2.FRAME_HEADER.unpack_from(sent)
         num_bytes = high << 16 | low
-        yield kind, flags, stream, sent[h2.HEAD_BYTES : h2.HEAD_BYTES + num_bytes]
-        sent = sent[h2.HEAD_BYTES + num_bytes :]
+        yield kind, flags, stream, sent[h2.FRAME_HEADER_BYTES : h2.FRAME_HEADER_BYTES + num_bytes]
+        sent = sent[h2.FRAME_HEADER_BYTES + num_bytes :]
 
 
 class Peer:
-    """What a service sends, with a real encoder whose table we have asked to have no room."""
+    """Creates the frames of a service, with a real HPACK encoder whose table has size 0, as we announced."""
 
     def __init__(self) -> None:
         self._encoder = hpack.Encoder()
@@ -51,25 +51,25 @@ class Peer:
         return self._encoder.encode(headers)
 
     def answer(self, stream: int, message: bytes, status: str = "0", text: str = "") -> bytes:
-        """Return an answer in frames: headers, one message, trailers."""
+        """Return the frames of an answer: headers, one message, trailers."""
         begin = self.block((":status", "200"), ("content-type", "application/grpc"))
         end = self.block(("grpc-status", status), *((("grpc-message", text),) if text else ()))
         return (
             h2.frame(h2.HEADERS, h2.END_HEADERS, stream, begin)
-            + h2.frame(h2.DATA, 0, stream, wire.frame(message))
+            + h2.frame(h2.DATA, 0, stream, wire.add_prefix(message))
             + h2.frame(h2.HEADERS, h2.END_HEADERS | h2.END_STREAM, stream, end)
         )
 
 
-def test_it_greets_and_waits_for_the_greeting() -> None:
-    """Preface, settings with a table without room, and the connection's window come first; streams wait for SETTINGS."""
+def test_the_preface_comes_first_and_streams_wait_for_settings() -> None:
+    """The output starts with preface, settings with HPACK table size 0, and the connection's window; streams wait for SETTINGS."""
     made = Connection(REQUEST, wire.read_status)
     sent = made.take_output()
     assert sent.startswith(h2.PREFACE)
     (first, update) = frames_in(sent[len(h2.PREFACE) :])
     announced = dict(struct.iter_unpack(">HI", first[3]))
     assert announced[h2.HEADER_TABLE_SIZE] == 0 and announced[h2.ENABLE_PUSH] == 0
-    assert update[0] == h2.WINDOW_UPDATE and h2.word(update[3]) + 65_535 == announced[h2.INITIAL_WINDOW_SIZE]
+    assert update[0] == h2.WINDOW_UPDATE and h2.read_u32(update[3]) + 65_535 == announced[h2.INITIAL_WINDOW_SIZE]
     assert not made.can_open()
     made.receive(settings())
     assert made.can_open()
@@ -78,14 +78,14 @@ def test_it_greets_and_waits_for_the_greeting() -> None:
 
 @pytest.mark.parametrize("table", [0, 100, 4096, 65_536])
 def test_every_request_carries_the_same_headers(table: int) -> None:
-    """Whatever table the peer has, a real decoder reads the same headers from each stream; with a table, later blocks
-    only point there.
+    """For any HPACK table size, a real decoder reads the same headers from each stream; with a table, later blocks only
+    refer to it.
     """
     made = connection(HEADER_TABLE_SIZE=table)
     decoder = hpack.Decoder()
     decoder.max_allowed_table_size = table
     for _ in range(3):
-        made.open(b"body", ended=True)
+        made.open(b"body", end_stream=True)
     blocks = [payload for kind, _, _, payload in frames_in(made.take_output()) if kind == h2.HEADERS]
     assert all([tuple(header) for header in decoder.decode(block)] == REQUEST for block in blocks)
     if table >= 4096:
@@ -99,10 +99,10 @@ pieces = st.lists(
 
 
 def session(kinds: list[str], made: Connection) -> bytes:
-    """Return what a peer may send for as many open streams."""
+    """Return the bytes that a peer may send for as many open streams."""
     peer, sent = Peer(), b""
     for kind in kinds:
-        stream = made.open(b"x", ended=True)
+        stream = made.open(b"x", end_stream=True)
         trailers = h2.END_HEADERS | h2.END_STREAM
         if kind == "error":
             sent += peer.answer(stream, b"", "3", "caf%C3%A9 is not a digit")
@@ -135,7 +135,7 @@ def session(kinds: list[str], made: Connection) -> bytes:
 
 @given(kinds=pieces, cuts=st.lists(st.floats(0, 1), max_size=30))
 def test_any_chunking_gives_the_same_events(kinds: list[str], cuts: list[float]) -> None:
-    """However TCP cuts the bytes, the events and our own frames are the same."""
+    """Events and output do not depend on how TCP splits the bytes."""
     whole, cut = connection(), connection()
     sent = session(kinds, whole)
     assert session(kinds, cut) == sent
@@ -147,8 +147,8 @@ def test_any_chunking_gives_the_same_events(kinds: list[str], cuts: list[float])
     assert whole.num_open == cut.num_open == 0
 
 
-def test_what_frames_say() -> None:
-    """Padding, priority, continuation and percent-encoding are taken off; unknown frames are ignored."""
+def test_frame_contents() -> None:
+    """Padding, priority, continuation and percent-encoding are removed; unknown frames are ignored."""
     made = connection()
     kinds = ["answer", "error", "padded", "continued", "priority", "unknown", "reset"]
     events = made.receive(session(kinds, made))
@@ -160,9 +160,9 @@ def test_what_frames_say() -> None:
 
 
 def test_a_ping_is_answered_and_settings_are_acknowledged() -> None:
-    """A peer that pings to see whether we live sees it; our answer carries its bytes."""
+    """The answer to a PING carries its payload."""
     made = connection()
-    made.receive(h2.frame(h2.PING, 0, 0, b"abcdefgh") + h2.frame(h2.PING, h2.ACK, 0, b"stranger"))
+    made.receive(h2.frame(h2.PING, 0, 0, b"abcdefgh") + h2.frame(h2.PING, h2.ACK, 0, b"ignored!"))
     made.receive(settings(MAX_CONCURRENT_STREAMS=3))
     assert list(frames_in(made.take_output())) == [
         (h2.PING, h2.ACK, 0, b"abcdefgh"),
@@ -170,30 +170,30 @@ def test_a_ping_is_answered_and_settings_are_acknowledged() -> None:
     ]
 
 
-def test_a_peer_that_does_not_say_that_its_table_shrank() -> None:
-    """GRPC core answers expired calls like this: literals only, and no word of the table; they are read all the same."""
+def test_a_peer_without_hpack_table_size_update() -> None:
+    """GRPC core answers expired calls with literal headers and no table size update; they are decoded."""
     made = connection()
     block = b"\x00\x07:status\x03200\x00\x0bgrpc-status\x014"
     for _ in range(2):
-        stream = made.open(b"x", ended=True)
+        stream = made.open(b"x", end_stream=True)
         sent = h2.frame(h2.HEADERS, h2.END_HEADERS | h2.END_STREAM, stream, block)
         assert made.receive(sent) == [(h2.HEADERS, stream, (4, ""), True)]
 
 
-def test_no_more_streams_than_the_peer_takes() -> None:
-    """MAX_CONCURRENT_STREAMS bounds what is open; an end makes room."""
+def test_max_concurrent_streams() -> None:
+    """MAX_CONCURRENT_STREAMS limits the open streams; when one ends, another may be opened."""
     made = connection(MAX_CONCURRENT_STREAMS=2)
-    made.open(b"a", ended=True)
-    stream = made.open(b"b", ended=True)
+    made.open(b"a", end_stream=True)
+    stream = made.open(b"b", end_stream=True)
     assert not made.can_open()
     made.receive(Peer().answer(stream, b""))
     assert made.can_open()
 
 
-def test_goaway_ends_what_the_peer_did_not_take() -> None:
-    """Streams after the last one taken are refused, those before it go on, and no new one is opened."""
+def test_goaway_ends_streams_that_the_peer_does_not_process() -> None:
+    """Streams after the last processed one are refused, earlier ones continue, and no new one is opened."""
     made = connection()
-    first, second, third = (made.open(b"x", ended=True) for _ in range(3))
+    first, second, third = (made.open(b"x", end_stream=True) for _ in range(3))
     events = made.receive(h2.frame(h2.GOAWAY, 0, 0, struct.pack(">II", first, 0) + b"why"))
     assert events == [
         (h2.GOAWAY, first, 0, False),
@@ -204,20 +204,20 @@ def test_goaway_ends_what_the_peer_did_not_take() -> None:
     assert [event[1] for event in made.receive(Peer().answer(first, b"late"))] == [first] * 3
 
 
-def test_a_cancelled_stream_is_not_heard_of_again() -> None:
-    """What still comes on it is read past, and the peer is told."""
+def test_a_cancelled_stream_causes_no_more_events() -> None:
+    """The peer receives RST_STREAM; later frames on the stream are ignored."""
     made = connection()
-    stream = made.open(b"x", ended=True)
+    stream = made.open(b"x", end_stream=True)
     made.take_output()
     made.cancel(stream)
     assert list(frames_in(made.take_output())) == [(h2.RST_STREAM, 0, stream, struct.pack(">I", h2.CANCEL))]
     assert made.receive(Peer().answer(stream, b"late")) == []
 
 
-def test_an_early_answer_ends_a_request_that_is_still_being_sent() -> None:
-    """When the peer has answered, the rest of the body is not sent, and the stream is closed on our side too."""
+def test_an_early_answer_ends_a_partly_sent_request() -> None:
+    """When the peer has answered, the rest of the body is not sent, and the stream is reset."""
     made = connection()
-    stream = made.open(bytes(100_000), ended=True)
+    stream = made.open(bytes(100_000), end_stream=True)
     made.take_output()
     made.receive(Peer().answer(stream, b"", "8"))
     assert list(frames_in(made.take_output())) == [(h2.RST_STREAM, 0, stream, struct.pack(">I", h2.NO_ERROR))]
@@ -238,8 +238,8 @@ steps = st.lists(
 
 @given(steps=steps, seed=st.randoms(use_true_random=False))
 def test_the_peers_windows_are_never_exceeded(steps: list[tuple[str, int]], seed: Any) -> None:
-    """Sent never exceeds granted, for the connection and each stream, even when the initial window shrinks below what
-    was sent; once the windows are wide, every body has arrived whole, in order, ended once.
+    """Sent bytes never exceed the windows of the connection and each stream, even when the initial window shrinks below
+    what was sent. After large window updates, every body has arrived complete, in order, and ended once.
     """
     made = connection()
     initial, granted, sent = 65_535, 65_535, 0
@@ -262,13 +262,13 @@ def test_the_peers_windows_are_never_exceeded(steps: list[tuple[str, int]], seed
     for step, amount in steps:
         if step == "open":
             body = seed.randbytes(amount)
-            stream = made.open(body, ended=True)
+            stream = made.open(body, end_stream=True)
             bodies[stream], windows[stream] = body, initial
         elif step == "connection":
             made.receive(h2.frame(h2.WINDOW_UPDATE, 0, 0, struct.pack(">I", amount)))
             granted += amount
         elif step == "initial":
-            # Frames that were sent before the change stand: only what follows is bound by it.
+            # The change applies only to frames sent after it.
             made.receive(settings(INITIAL_WINDOW_SIZE=amount))
             windows = {stream: window + amount - initial for stream, window in windows.items()}
             initial = amount
@@ -288,10 +288,10 @@ def test_the_peers_windows_are_never_exceeded(steps: list[tuple[str, int]], seed
 
 
 @given(st.lists(st.integers(1, 16_384), max_size=60))
-def test_our_own_windows_are_given_back(sizes: list[int]) -> None:
-    """A peer that respects our windows can send without end, on one stream and on the connection."""
+def test_our_own_windows_are_updated(sizes: list[int]) -> None:
+    """A peer that respects our windows can send without limit, on one stream and on the connection."""
     made = connection(window_bytes=65_535)
-    stream = made.open(b"x", ended=False)
+    stream = made.open(b"x", end_stream=False)
     made.take_output()
     rooms = {0: 65_535, stream: 65_535}
     for size in sizes:
@@ -300,7 +300,7 @@ def test_our_own_windows_are_given_back(sizes: list[int]) -> None:
         rooms = {where: room - size for where, room in rooms.items()}
         for kind, _, where, payload in frames_in(made.take_output()):
             assert kind == h2.WINDOW_UPDATE
-            rooms[where] += h2.word(payload)
+            rooms[where] += h2.read_u32(payload)
             assert rooms[where] <= 65_535
 
 
@@ -311,15 +311,15 @@ def test_our_own_windows_are_given_back(sizes: list[int]) -> None:
         ("push", settings() + h2.frame(h2.PUSH_PROMISE, h2.END_HEADERS, 1, bytes(8))),
         ("continuation alone", settings() + h2.frame(h2.CONTINUATION, h2.END_HEADERS, 1, b"")),
         ("a frame inside a block", settings() + h2.frame(h2.HEADERS, 0, 1, b"") + h2.frame(h2.PING, 0, 0, bytes(8))),
-        ("padding without end", settings() + h2.frame(h2.HEADERS, h2.END_HEADERS | h2.PADDED, 1, b"\x09ab")),
-        ("no HPACK", settings() + h2.frame(h2.HEADERS, h2.END_HEADERS, 1, b"\xff\xff\xff\xff\xff\xff")),
+        ("too much padding", settings() + h2.frame(h2.HEADERS, h2.END_HEADERS | h2.PADDED, 1, b"\x09ab")),
+        ("invalid HPACK", settings() + h2.frame(h2.HEADERS, h2.END_HEADERS, 1, b"\xff\xff\xff\xff\xff\xff")),
         ("odd settings", h2.frame(h2.SETTINGS, 0, 0, b"12345")),
-        ("a window too wide", settings(INITIAL_WINDOW_SIZE=1 << 31)),
+        ("a window too large", settings(INITIAL_WINDOW_SIZE=1 << 31)),
         ("a short GOAWAY", settings() + h2.frame(h2.GOAWAY, 0, 0, b"12")),
-        ("no greeting", h2.frame(h2.PING, 0, 0, bytes(8))),
+        ("no settings first", h2.frame(h2.PING, 0, 0, bytes(8))),
     ],
 )
-def test_a_peer_that_breaks_the_rules_is_left(what: str, sent: bytes) -> None:
-    """Nonsense ends in one kind of error, never in a wrong count."""
+def test_protocol_violations(what: str, sent: bytes) -> None:
+    """Every violation of HTTP/2 raises ProtocolError."""
     with pytest.raises(h2.ProtocolError):
         Connection(REQUEST, wire.read_status).receive(sent)

@@ -58,7 +58,7 @@ def test_cuda_check_without_cuda_fails_with_the_reason() -> None:
     checked = check_cuda()
     assert (checked.returncode, checked.stdout) == (3, "")
     assert checked.stderr.startswith(
-        "cuda_check: no CUDA here, nothing was checked: --device cuda: this onnxruntime has"
+        "cuda_check: CUDA is not available, nothing was checked: --device cuda: this onnxruntime has"
     )
 
 
@@ -69,8 +69,8 @@ def test_cuda_check_on_the_cpu_finds_no_difference() -> None:
     )
     assert checked.stderr == ""
     assert "| images | 200 |" in checked.stdout
-    assert "| other labels | 0 |" in checked.stdout
-    assert "| probabilities differ by at most | 0.0e+00" in checked.stdout
+    assert "| different labels | 0 |" in checked.stdout
+    assert "| largest difference of probabilities | 0.0e+00" in checked.stdout
     assert [line.split("|")[1].strip() for line in checked.stdout.splitlines() if line.endswith("% |")] == [
         "1",
         "2",

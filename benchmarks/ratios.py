@@ -1,0 +1,54 @@
+"""Ratios of two servers under the same loads, round by round. Pure functions; called by ``against``."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+THIS, THAT = "this", "that"
+"""Names of the two servers in the figures of a round: ``this/LOAD/rate`` is compared with ``that/LOAD/rate``."""
+
+Figures = Mapping[str, float]
+"""The figures of one round by name."""
+
+COLUMNS = {"rate": "requests/s", "p50_s": "p50", "p99_s": "p99", "cpu_us": "CPU per request"}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A ratio over all rounds.
+
+    Attributes:
+        median: of the ratios of the rounds; not the ratio of the medians.
+        low: the smallest.
+        high: the largest.
+    """
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """Return the spread as ``1.02 (0.99 to 1.05)``."""
+        return f"{self.median:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+
+def order(round_number: int) -> tuple[str, str]:
+    """Return which server is measured first in a round: A B, B A, A B, ..., so that a drift of the machine cancels out.
+
+    Args:
+        round_number: counted from 1.
+    """
+    return (THIS, THAT) if round_number % 2 else (THAT, THIS)
+
+
+def spread(rounds: Sequence[Figures], load: str, metric: str) -> Spread:
+    """Return this/that of a metric under a load, compared only within rounds."""
+    ratios = [figures[f"{THIS}/{load}/{metric}"] / figures[f"{THAT}/{load}/{metric}"] for figures in rounds]
+    return Spread(median(ratios), min(ratios), max(ratios))
+
+
+def table(rounds: Sequence[Figures], loads: Sequence[str]) -> str:
+    """Return the ratios of all metrics as a Markdown table, one row per load."""
+    lines = [f"| load | {' | '.join(COLUMNS.values())} |", "|---" * (1 + len(COLUMNS)) + "|"]
+    lines += [f"| {load} | {' | '.join(str(spread(rounds, load, metric)) for metric in COLUMNS)} |" for load in loads]
+    return "\n".join(lines)
