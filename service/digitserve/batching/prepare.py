@@ -96,8 +96,8 @@ def prepare(parts: Sequence[tuple[Images, int, int]]) -> Prepared:
     """Prepare a batch.
 
     Args:
-        parts: for each, the images of a request, the first one to prepare and the one after the last; at least one
-            image over all. Pixels that the network takes as they are are not copied when one part is the whole batch.
+        parts: images of a request, index of the first one to prepare and index after the last, for each; at least one
+            image over all. If one part is the whole batch and needs no conversion, its pixels are not copied.
 
     Returns:
         The images of all parts, in order.
