@@ -1,21 +1,22 @@
-"""The peer that digitserve is measured against: a good ``grpc.aio`` service of the same contract.
+"""The ``grpc.aio`` service that digitserve is compared with: the same contract, implemented as well as grpc.aio allows.
 
-    handler :event loop ──decode, check, enqueue──▶ batching thread ──run, encode──▶ one call_soon_threadsafe a batch
+    handler :event loop ──decode, check, enqueue──▶ batching thread ──run, encode──▶ one call_soon_threadsafe per batch
 
-It answers ``digitserve.v1.DigitService/Classify`` with the same bundle, checks and reply, from the same functions
-(``messages``, ``preprocess``, ``session``), and is written as a strong engineer would write it: uvloop, whatever has
-queued becomes the next batch without a timer, a bounded queue, one hand-over a batch, bytes in and bytes out.
+It answers ``digitserve.v1.DigitService/Classify`` with the same bundle, checks and response, by the same functions
+(``protocol.codec``, ``batching.prepare``, ``inference.session``). It has what makes such a service fast: uvloop, batches
+of all queued requests without a timer, a bounded queue, one hand-over per batch, bytes in and bytes out.
 
-What was tried, in requests/s on one core with 64 connections, in one noisy hour (rounds side by side, so ranges overlap):
+Variants measured, in requests/s on one core with 64 connections, within one hour on a noisy machine (rounds alternated, so
+ranges overlap):
 
-- batching on a thread, no timer: 1 180 to 1 700, at 1.4 to 1.6 images a batch: each event wakes the loop by itself,
-  so that hardly anything has queued whenever the thread looks;
-- batching on the loop, in a callback of the same turn: 1 215 to 1 520, at 1.1 images a batch;
-- handing the whole queue to the thread, one batch in flight: 1 360 to 1 750; the same one or two turns later: no more;
+- batching on a thread, no timer: 1 180 to 1 700, at 1.4 to 1.6 images per batch: each event wakes the loop separately, so
+  almost nothing has queued when the thread looks;
+- batching on the loop, in a callback of the same iteration: 1 215 to 1 520, at 1.1 images per batch;
+- passing the whole queue to the thread, one batch in flight: 1 360 to 1 750; one or two iterations later: no more;
 - ``SCHED_BATCH`` for the whole process, or a longer switch interval of the interpreter: no more;
-- a thread of the lowest priority (``--nice 19``), which runs when the loop has nothing to do: 1 660 to 2 610, at 30 to 60;
-- a window of 3 to 10 ms (``--window-ms``): 1 640 to 2 940, at 10 to 35, best about 6 ms. It makes an idle service answer
-  6 ms later, which is why the first is the default; ``compare`` shows both.
+- a thread of the lowest priority (``--nice 19``), which runs when the loop is idle: 1 660 to 2 610, at 30 to 60;
+- a window of 3 to 10 ms (``--window-ms``): 1 640 to 2 940, at 10 to 35, best about 6 ms. An idle service then answers 6 ms
+  later, so the first variant is the default; ``compare`` shows both.
 """
 
 import argparse
@@ -39,37 +40,27 @@ import uvloop
 from numpy.typing import NDArray
 
 from benchmarks import bundles
-from digitserve.errors import InvalidRequest, NotServed, RequestError
+from digitserve.batching.pipeline import decide_verdicts
+from digitserve.batching.prepare import prepare
+from digitserve.errors import RequestError
 from digitserve.inference.bundle import Bundle
 from digitserve.inference.session import Session
-from digitserve.protocol.codec import (
-    ACCEPTED,
-    BLANK,
-    SEVERAL,
-    UNFAMILIAR,
-    Answer,
-    Encoder,
-    Limits,
-    Request,
-    decode,
-    rows,
-)  # fmt: skip
+from digitserve.protocol.codec import Answer, Encoder, Limits, Request, decode
+from digitserve.protocol.names import CLASSIFY, SERVICE
+from digitserve.protocol.status import Status
 from digitserve.settings import Settings
-from digitserve.telemetry.block import SERVICE
-from digitserve.types import IMAGE_SIZE
-from digitserve.vision.framing import verdicts
 
 MAX_BATCH_SIZE = Settings().batch_limit
 MAX_PENDING_IMAGES = Settings().max_pending_images
 STATS = ("ok", "failed", "batches", "images")
-"""What is counted, in the order of the cells of the file ``--stats``."""
+"""The counts in the file ``--stats``, in the order of its cells."""
 
-_CODES = {InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT, NotServed: grpc.StatusCode.NOT_FOUND}
+_STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 @dataclass(slots=True, eq=False)
-class Waiting:
-    """One request that waits for its answer: the loop's until it is queued, then the batching side's."""
+class PendingCall:
+    """One request that waits for its answer; owned by the loop until it is queued, then by the batching thread."""
 
     request: Request
     reply: asyncio.Future[bytes]
@@ -80,7 +71,7 @@ Answered = list[tuple[asyncio.Future[bytes], bytes | Exception]]
 
 
 class Network:
-    """Runs batches and writes replies; called by one thread only."""
+    """Runs batches and encodes responses; called by one thread only."""
 
     def __init__(self, bundle: Bundle, stats: NDArray[np.float64], clock: Callable[[], float]) -> None:
         """Verify the bundle and warm up."""
@@ -92,52 +83,37 @@ class Network:
         self._stats = stats
         self._clock = clock
 
-    def answer(self, batch: list[Waiting]) -> Answered:
-        """Return the replies of a batch; a fault of ours is the answer of its whole batch."""
-        live = [waiting for waiting in batch if not waiting.reply.cancelled()]
+    def answer(self, batch: list[PendingCall]) -> Answered:
+        """Return the responses of a batch; an unexpected error is the answer to its whole batch."""
+        waiting = [call for call in batch if not call.reply.cancelled()]
         try:
-            return self._answer(live) if live else []
+            return self._answer(waiting) if waiting else []
         except Exception as error:
-            return [(waiting.reply, error) for waiting in live]
+            return [(call.reply, error) for call in waiting]
 
-    def _answer(self, batch: list[Waiting]) -> Answered:
+    def _answer(self, batch: list[PendingCall]) -> Answered:
         formed = self._clock()
-        chunks, seen = [], list[int]()
-        for waiting in batch:
-            request = waiting.request
-            pixels, framed = (request.pixels, []) if request.plain else rows(request, 0, request.num_images)
-            chunks.append(pixels)
-            seen += framed or [ACCEPTED] * request.num_images
-        images = np.frombuffer(b"".join(chunks), np.uint8).reshape(-1, IMAGE_SIZE, IMAGE_SIZE, 1)
-        blank, several = verdicts(images[..., 0])
-        prepared = self._clock()
-        probabilities, ood_score = self._run(images)
-        inference_s = self._clock() - prepared
-        framing = np.array(seen)
-        verdict = np.where(ood_score > self._ood_threshold, UNFAMILIAR, ACCEPTED)
-        verdict[several] = SEVERAL
-        verdict[blank] = BLANK
-        verdict = np.where(framing == ACCEPTED, verdict, framing)
-        confidence = probabilities.max(axis=1)
-        answers = list(
-            map(
-                Answer, probabilities.argmax(axis=1).tolist(), confidence.tolist(), verdict.tolist(),
-                ood_score.tolist(), probabilities,
-            )
-        )  # fmt: skip
+        prepared = prepare([(call.request, 0, call.request.num_images) for call in batch])
+        ready = self._clock()
+        probabilities, scores = self._run(prepared.images)
+        inference_s = self._clock() - ready
+        ood_score = scores.tolist()
+        verdicts = decide_verdicts(ood_score, self._ood_threshold, prepared)
+        class_index, confidence = probabilities.argmax(axis=1).tolist(), probabilities.max(axis=1).tolist()
+        answers = list(map(Answer, class_index, confidence, verdicts, ood_score, probabilities))
         self._stats += (len(batch), 0, 1, len(answers))
         answered: Answered = []
         row = 0
-        for waiting in batch:
-            request = waiting.request
-            seconds = (formed - waiting.arrived, prepared - formed, inference_s)
+        for call in batch:
+            request = call.request
+            seconds = (formed - call.arrived, ready - formed, inference_s)
             own = answers[row : row + request.num_images]
-            answered.append((waiting.reply, self._encoder.encode(own, request.top_k, seconds, len(answers))))
+            answered.append((call.reply, self._encoder.encode(own, request.top_k, seconds, len(answers))))
             row += request.num_images
         return answered
 
     def _run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Run a batch, in slices when one large request makes it larger than a batch may be."""
+        """Run a batch, in slices if one large request exceeds the maximal batch size."""
         slices = [
             self._session.run(images[start : start + MAX_BATCH_SIZE]) for start in range(0, len(images), MAX_BATCH_SIZE)
         ]
@@ -147,7 +123,7 @@ class Network:
 
 
 def _deliver(answered: Answered) -> None:
-    """Wake the handlers of a batch; on the loop."""
+    """Set the results of a batch; called on the loop."""
     for reply, body in answered:
         if reply.cancelled():
             continue
@@ -158,7 +134,7 @@ def _deliver(answered: Answered) -> None:
 
 
 class Batcher:
-    """Batches on a thread of its own: while one batch runs, the next gathers."""
+    """Forms batches on a thread of its own: requests that arrive while a batch runs form the next one."""
 
     def __init__(self, network: Network, loop: asyncio.AbstractEventLoop, window_s: float, niceness: int) -> None:
         """Start the thread; answers are delivered on ``loop``."""
@@ -166,7 +142,7 @@ class Batcher:
         self._loop = loop
         self._window_s = window_s
         self._niceness = niceness
-        self._queue: SimpleQueue[Waiting] = SimpleQueue()
+        self._queue: SimpleQueue[PendingCall] = SimpleQueue()
         self.submit = self._queue.put
         threading.Thread(target=self._work, daemon=True).start()
 
@@ -185,7 +161,7 @@ class Batcher:
 
 
 class Service:
-    """The one method, on the event loop."""
+    """``Classify`` on the event loop."""
 
     def __init__(self, bundle: Bundle, stats: NDArray[np.float64], window_s: float, niceness: int) -> None:
         """Build the service on the running loop."""
@@ -204,19 +180,20 @@ class Service:
         try:
             request = decode(body, self._limits)
         except RequestError as error:
-            return await self._refuse(context, _CODES[type(error)], str(error))
+            status = Status.from_error(error)
+            return await self._abort(context, _STATUS_CODES[status.code], status.message)
         num_images = request.num_images
         if self._pending_images + num_images > MAX_PENDING_IMAGES:
-            return await self._refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "too many images are waiting")
-        waiting = Waiting(request, self._loop.create_future(), self._clock())
+            return await self._abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "too many images are waiting")
+        call = PendingCall(request, self._loop.create_future(), self._clock())
         self._pending_images += num_images
         try:
-            self._batcher.submit(waiting)
-            return await waiting.reply
+            self._batcher.submit(call)
+            return await call.reply
         finally:
             self._pending_images -= num_images
 
-    async def _refuse(
+    async def _abort(
         self, context: grpc.aio.ServicerContext[bytes, bytes], code: grpc.StatusCode, message: str
     ) -> bytes:
         self._stats[STATS.index("failed")] += 1
@@ -234,7 +211,7 @@ async def serve(models: Path, port: int, stats: NDArray[np.float64], window_s: f
     )
     server = grpc.aio.server(options=options)
     service = Service(bundles.served(models), stats, window_s, niceness)
-    handlers: dict[str, Any] = {"Classify": grpc.unary_unary_rpc_method_handler(service.classify)}
+    handlers: dict[str, Any] = {CLASSIFY.name: grpc.unary_unary_rpc_method_handler(service.classify)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     server.add_registered_method_handlers(SERVICE, handlers)
     server.add_insecure_port(f"127.0.0.1:{port}")
@@ -256,10 +233,12 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=Path("models"), help="directory that holds the bundles")
     parser.add_argument("--port", type=int, required=True, help="port for gRPC on 127.0.0.1")
     parser.add_argument("--stats", type=Path, help=f"file that holds the counts {', '.join(STATS)}, as float64")
-    parser.add_argument("--window-ms", type=float, default=0.0, help="how long a batch gathers before it runs")
+    parser.add_argument(
+        "--window-ms", type=float, default=0.0, help="milliseconds to wait for more requests before a batch runs"
+    )
     parser.add_argument("--nice", type=int, default=0, help="niceness of the batching thread, 0 to 19")
     options = parser.parse_args()
-    # A mapped file: whoever wants the counts reads it at any time, and the service pays for one addition a batch.
+    # A mapped file: it can be read at any time, and costs the service one addition per batch.
     stats = np.memmap(options.stats, np.float64, "w+", shape=(len(STATS),)) if options.stats else np.zeros(len(STATS))
     uvloop.run(serve(options.models, options.port, stats, options.window_ms / 1e3, options.nice))
     sys.stdout.write(" ".join(f"{name}={int(value)}" for name, value in zip(STATS, stats, strict=True)) + "\n")

@@ -1,7 +1,7 @@
-"""The floors that a single-image request cannot go below.
+"""Lower bounds on the cost of a single-image request.
 
-E is an empty RPC on the raw completion queue, or an empty message on a stream there; B the network alone, in full batches
-on one thread. A server that does both and nothing else answers 1/(1/E + 1/B) requests a second.
+E: empty RPCs per second on the completion queue, or empty messages of a stream. B: images per second of the network alone,
+in full batches on one thread. A server that does both and nothing else answers 1/(1/E + 1/B) requests per second.
 """
 
 import argparse
@@ -16,14 +16,16 @@ from numpy.typing import NDArray
 
 from benchmarks import bundles
 from benchmarks.aio_service import STATS
+from digitserve.batching.prepare import prepare
 from digitserve.bench.plan import Size
 from digitserve.bench.traffic import draw
 from digitserve.inference.session import Session
-from digitserve.protocol.codec import Limits, decode, response_on_stream, rows
+from digitserve.protocol.codec import Limits, decode, encode_stream_response
+from digitserve.protocol.names import CLASSIFY, CLASSIFY_STREAM
+from digitserve.protocol.status import OK
 from digitserve.supervision.autotune import mean_s
-from digitserve.transport.classify import CLASSIFY
-from digitserve.transport.classify_stream import CLASSIFY_STREAM
-from digitserve.transport.grpcio.completion_queue import OPTIONS, Call, Server, Stream
+from digitserve.transport.grpcio.completion_queue import OPTIONS, CompletionQueueServer
+from digitserve.transport.handlers import ServerStream, UnaryCall
 from digitserve.types import IMAGE_SIZE
 from digitserve.v1 import digits_pb2 as pb
 
@@ -33,74 +35,74 @@ ANSWER = pb.ClassifyResponse(
     model_version="1",
     timing=pb.Timing(queue_s=1e-3, preprocess_s=1e-4, inference_s=1e-3, batch_size=64),
 ).SerializeToString()
-"""What digitserve answers to one image, so that the load cannot tell: serialized once."""
+"""A response of digitserve to one image, serialized once."""
 
-ON_STREAM = response_on_stream(ANSWER)
+STREAM_ANSWER = encode_stream_response(ANSWER)
 
 
-class EmptyTaker:
-    """Answers each message at once, unread."""
+class EmptyHandler:
+    """Answers each call at once, without reading its message."""
 
     def __init__(self, stats: NDArray[np.float64]) -> None:
         """Count in the cells of ``stats``."""
         self._ok = stats[STATS.index("ok") :]
 
-    def on_accept(self, call: Call) -> None:
-        """Nothing is to be done."""
+    def on_accept(self, call: UnaryCall) -> None:
+        """Do nothing."""
 
-    def on_message(self, call: Call, body: bytes) -> None:
+    def on_message(self, call: UnaryCall, body: bytes) -> None:
         """Answer."""
         self._ok[0] += 1
         call.reply(ANSWER)
 
-    def on_silence(self, call: Call) -> None:
-        """Nothing is to be done."""
+    def on_no_message(self, call: UnaryCall) -> None:
+        """Do nothing."""
 
-    def on_too_large(self, call: Call) -> None:
-        """Nothing is to be done: the load sends nothing large."""
+    def on_too_large(self, call: UnaryCall) -> None:
+        """Do nothing: the load generator sends no large messages."""
 
-    def on_close(self, call: Call) -> None:
-        """Nothing is to be done."""
+    def on_close(self, call: UnaryCall) -> None:
+        """Do nothing."""
 
 
-class EmptyStreamTaker:
-    """Answers each message of a stream at once, unread, and asks for the next."""
+class EmptyStreamHandler:
+    """Answers each message of a stream at once, without reading it, and requests the next."""
 
     def __init__(self, stats: NDArray[np.float64]) -> None:
         """Count in the cells of ``stats``."""
         self._ok = stats[STATS.index("ok") :]
 
-    def on_accept(self, stream: Stream) -> None:
-        """Ask for the first message."""
+    def on_accept(self, stream: ServerStream) -> None:
+        """Request the first message."""
         stream.read()
 
-    def on_message(self, stream: Stream, body: bytes) -> None:
-        """Answer, and read on."""
+    def on_message(self, stream: ServerStream, body: bytes) -> None:
+        """Answer, and request the next message."""
         self._ok[0] += 1
-        stream.write(ON_STREAM)
+        stream.write(STREAM_ANSWER)
         stream.flush()
         stream.read()
 
-    def on_end(self, stream: Stream) -> None:
-        """Finish: all that was written is sent, since the load waits for its answers before it ends."""
-        stream.finish(0)
+    def on_end(self, stream: ServerStream) -> None:
+        """Finish: all answers are sent, because the load generator waits for them before it ends a stream."""
+        stream.finish(OK)
 
-    def on_too_large(self, stream: Stream) -> None:
-        """Nothing is to be done: the load sends nothing large."""
+    def on_too_large(self, stream: ServerStream) -> None:
+        """Do nothing: the load generator sends no large messages."""
 
-    def on_written(self, stream: Stream) -> None:
-        """Nothing is to be done."""
+    def on_written(self, stream: ServerStream) -> None:
+        """Do nothing."""
 
-    def on_close(self, stream: Stream, *, cancelled: bool) -> None:
-        """Nothing is to be done."""
+    def on_close(self, stream: ServerStream, *, cancelled: bool) -> None:
+        """Do nothing."""
 
 
 def serve_empty(port: int, stats: NDArray[np.float64]) -> None:
-    """Answer ``Classify``, and each message of ``ClassifyStream``, with one and the same answer until SIGTERM."""
+    """Answer ``Classify``, and each message of ``ClassifyStream``, with the same response until SIGTERM."""
     ordinary = grpc.server(ThreadPoolExecutor(1), options=OPTIONS)
-    server = Server(ordinary)
-    server.take(CLASSIFY, EmptyTaker(stats))
-    server.take_stream(CLASSIFY_STREAM, EmptyStreamTaker(stats))
+    server = CompletionQueueServer(ordinary)
+    server.add_unary_handler(CLASSIFY.path, EmptyHandler(stats))
+    server.add_stream_handler(CLASSIFY_STREAM.path, EmptyStreamHandler(stats))
     ordinary.add_insecure_port(f"127.0.0.1:{port}")
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _frame: stopping.append(number))
@@ -114,11 +116,11 @@ def serve_empty(port: int, stats: NDArray[np.float64]) -> None:
     server.begin_shutdown()
     server.cancel_all()
     while server.poll(0.1) is not None:
-        """Until core says that every connection is closed."""
+        """Until core reports that every connection is closed."""
 
 
 def measure_network(models: Path, seconds: float, batch_size: int) -> float:
-    """Return the seconds that onnxruntime alone takes for a batch, on one thread: the mean."""
+    """Return the mean seconds of onnxruntime alone for a batch, on one thread."""
     bundle = bundles.served(models)
     session = Session(bundle, num_threads=1)
     images = np.ascontiguousarray(np.resize(bundle.golden.images, (batch_size, IMAGE_SIZE, IMAGE_SIZE, 1)))
@@ -126,7 +128,7 @@ def measure_network(models: Path, seconds: float, batch_size: int) -> float:
 
 
 def measure_framing(side: int, seconds: float) -> float:
-    """Return the seconds that framing one image of the load takes, as a worker frames it: the mean."""
+    """Return the mean seconds of preparing one image of the load that is framed, as a worker does."""
     chance = np.random.default_rng(1)
     drawn = [draw(digit, Size(side, side), chance) for digit in range(10)]
     requests = [
@@ -136,12 +138,12 @@ def measure_framing(side: int, seconds: float) -> float:
         )
         for image in drawn
     ]
-    return mean_s(lambda: [rows(request, 0, 1) for request in requests], seconds) / len(requests)
+    return mean_s(lambda: [prepare([(request, 0, 1)]) for request in requests], seconds) / len(requests)
 
 
 def main() -> None:
     """Run as a command."""
-    parser = argparse.ArgumentParser(description="Measure what a single-image request costs at least.")
+    parser = argparse.ArgumentParser(description="Measure lower bounds on the cost of a single-image request.")
     commands = parser.add_subparsers(dest="floor", required=True)
     empty = commands.add_parser("empty", help="E: serve empty RPCs")
     empty.add_argument("--port", type=int, required=True)

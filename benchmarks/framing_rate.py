@@ -1,10 +1,10 @@
-"""What framing one image costs: microseconds, as single calls of ``frame`` and as the worker calls it for a request.
+"""Microseconds of framing one image, in single calls of ``frame`` and in a request as a worker prepares it.
 
     DIGITSERVE_MNIST=mnist.npz python -m benchmarks.framing_rate --json before.json
     DIGITSERVE_MNIST=mnist.npz python -m benchmarks.framing_rate --against before.json
 
-Rounds go through all kinds in turn, so what else the machine does falls on all alike. Minima are compared: they are what
-the code costs where nothing disturbs it. Ink is always found out, and OpenBLAS should have one thread, as in a worker.
+Each round measures all kinds, so that other load on the machine affects all alike. Minima are compared: the cost of the
+code without disturbance. Ink is always detected, and OpenBLAS should have one thread, as in a worker.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from digitserve.protocol.codec import Request, rows
+from digitserve.batching.prepare import GrayImages, prepare
 from digitserve.types import Framing, Ink
 from digitserve.vision.framing import frame, verdicts
 from digitserve_training.synth.scans import ScanParameters, simulate_scan
@@ -29,14 +29,14 @@ from tests.support.digits import mnist_test
 Gray = NDArray[np.uint8]
 
 GROUP = 32
-"""Images of a kind, each another digit, and images of a request; of large ones fewer."""
+"""Images of a kind, each another digit, and images per request; fewer of large ones."""
 
 MAX_PIXELS = 1 << 23
 """Most pixels of a kind."""
 
 
 def enlarged(digit: Gray, side: int) -> Gray:
-    """Return a digit at another size: light ink on black."""
+    """Return a digit resized: light ink on black."""
     return np.asarray(Image.fromarray(digit).resize((side, side), Image.Resampling.BICUBIC))
 
 
@@ -59,47 +59,47 @@ def kinds() -> dict[str, Gray]:
 
 
 def frame_singly(images: Gray) -> None:
-    """Frame each image by itself."""
+    """Frame each image in a call of its own."""
     for image in images:
         frame(image, Ink.AUTO)
 
 
-def judge_singly(images: Gray) -> None:
-    """Say of each image by itself whether it is blank or shows several figures."""
+def check_singly(images: Gray) -> None:
+    """Check each image in a call of its own for blank and several."""
     for image in images:
         verdicts(image[None])
 
 
-def request_of(images: Gray) -> Request:
-    """Return a request of all of these images, to be framed."""
+def request_of(images: Gray) -> GrayImages:
+    """Return all of these images as one request, to be framed."""
     num_images, height, width = images.shape
-    return Request(images.tobytes(), num_images, height, width, 1, Ink.AUTO, Framing.MNIST, plain=False, top_k=0)
+    return GrayImages(images.tobytes(), num_images, height, width, Ink.AUTO, Framing.MNIST)
 
 
 Call = tuple[str, int, Callable[[], object]]
-"""What is called, the images that one call goes through, and the call."""
+"""Name, images per call, and the call."""
 
 
 def measured() -> list[Call]:
-    """Return all that is measured."""
+    """Return the calls to measure."""
     calls: list[Call] = []
     images = kinds()
     for name, group in images.items():
         request = request_of(group)
         calls += [
             (f"{name}, single", len(group), partial(frame_singly, group)),
-            (f"{name}, request of {len(group)}", len(group), partial(rows, request, 0, len(group))),
+            (f"{name}, request of {len(group)}", len(group), partial(prepare, [(request, 0, len(group))])),
         ]
     as_is = images["28x28 clean"]
     return [
         *calls,
-        ("28x28 as it is, single", len(as_is), partial(judge_singly, as_is)),
+        ("28x28 as it is, single", len(as_is), partial(check_singly, as_is)),
         (f"28x28 as it is, batch of {len(as_is)}", len(as_is), partial(verdicts, as_is)),
     ]
 
 
 def time_us(call: Callable[[], object], num_images: int) -> float:
-    """Return the microseconds an image that one call takes."""
+    """Return the microseconds per image of one call."""
     start = time.perf_counter()
     call()
     return (time.perf_counter() - start) / num_images * 1e6
@@ -120,7 +120,7 @@ def main() -> None:
             taken[name].append(time_us(call, num_images))
     for name, times_us in taken.items():
         ratio = f"  {min(times_us) / before[name]:5.2f} of before" if name in before else ""
-        sys.stdout.write(f"{name:32} min {min(times_us):8.1f}  median {median(times_us):8.1f} us an image{ratio}\n")
+        sys.stdout.write(f"{name:32} min {min(times_us):8.1f}  median {median(times_us):8.1f} us per image{ratio}\n")
     if options.json:
         options.json.write_text(json.dumps({name: min(times_us) for name, times_us in taken.items()}, indent=2))
 

@@ -1,11 +1,12 @@
-"""Whatever bytes arrive, decoding gives a request that keeps its promises, or words that help; never a traceback."""
+"""For any bytes, decoding returns a consistent request or raises an error that helps the caller, and nothing else."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from digitserve.batching.prepare import prepare
 from digitserve.errors import InvalidRequest, NotServed
-from digitserve.protocol.codec import IMAGE_BYTES, Limits, Request, decode, rows
+from digitserve.protocol.codec import IMAGE_BYTES, Limits, Request, decode
 from digitserve.types import Framing, Ink
 from digitserve.v1 import digits_pb2 as pb
 
@@ -13,19 +14,19 @@ LIMITS = Limits(model_version="7", max_side=40, max_images=6, max_request_bytes=
 SIDES = st.one_of(st.just(0), st.just(28), st.integers(1, 41), st.integers(0, 2**32 - 1))
 ENUMS = st.one_of(st.integers(0, 3), st.integers(-2, 6), st.integers(-(2**31), 2**31 - 1))
 COUNTS = st.one_of(st.just(0), st.integers(0, 8), st.integers(0, 2**32 - 1))
-WORDS_OF_EXPECTATION = ("expected", "served is", "holds")
+EXPECTATIONS = ("expected", "served is", "holds")
 
 
 def assert_helpful(error: Exception) -> None:
-    """What was got and what was expected, in a text short enough for a header."""
+    """The message says what was got and what was expected, and is short enough for a header."""
     text = str(error)
     assert "got" in text
-    assert any(word in text for word in WORDS_OF_EXPECTATION)
+    assert any(word in text for word in EXPECTATIONS)
     assert len(text) < 1000
 
 
 def assert_consistent(request: Request, message: pb.ClassifyRequest) -> None:
-    """Check a request against its message by the words of the proto, apart from how ``decode`` does it."""
+    """Check a request against its message, by the comments of the proto and independently of ``decode``."""
     height, width = message.height or 28, message.width or 28
     channels = {0: 1, 1: 1, 2: 3, 3: 4}[message.pixel_format]
     assert (request.height, request.width, request.channels) == (height, width, channels)
@@ -41,14 +42,15 @@ def assert_consistent(request: Request, message: pb.ClassifyRequest) -> None:
     default_ink = Ink.LIGHT_ON_DARK if as_is else Ink.AUTO
     assert request.ink is [default_ink, Ink.LIGHT_ON_DARK, Ink.DARK_ON_LIGHT, Ink.AUTO][message.ink]
     assert request.top_k == message.top_k
-    prepared, seen = rows(request, 0, request.num_images)
-    assert len(prepared) == request.num_images * IMAGE_BYTES
-    assert len(seen) == (0 if as_is else request.num_images)
-    assert (prepared is request.pixels) == request.plain
+    prepared = prepare([(request, 0, request.num_images)])
+    assert prepared.images.shape == (request.num_images, 28, 28, 1)
+    assert prepared.blank.shape == prepared.several.shape == (request.num_images,)
+    if as_is and channels == 1 and request.ink is Ink.LIGHT_ON_DARK:
+        assert prepared.images.tobytes() == request.pixels
 
 
 def check(body: bytes) -> None:
-    """Decode, and judge either outcome."""
+    """Decode, and check either outcome."""
     try:
         request = decode(body, LIMITS)
     except (InvalidRequest, NotServed) as error:
@@ -59,7 +61,7 @@ def check(body: bytes) -> None:
 
 @st.composite
 def requests(draw: st.DrawFn) -> bytes:
-    """Draw requests, most of them nearly right."""
+    """Draw requests, most of them nearly valid."""
     height, width = draw(st.one_of(st.sampled_from([(0, 0), (28, 28), (3, 5), (1, 40)]), st.tuples(SIDES, SIDES)))
     pixel_format = draw(ENUMS)
     image_bytes = min(height or 28, 64) * min(width or 28, 64) * {2: 3, 3: 4}.get(pixel_format, 1)
@@ -77,24 +79,24 @@ def requests(draw: st.DrawFn) -> bytes:
 
 @given(requests())
 @settings(max_examples=2500)
-def test_any_fields_give_a_consistent_request_or_words_that_help(body: bytes) -> None:
-    """Whatever the fields hold, the outcome is a request that agrees with the proto, or what was got and expected."""
+def test_any_fields_give_a_consistent_request_or_a_helpful_error(body: bytes) -> None:
+    """For any values of the fields, the outcome is a request that agrees with the proto, or what was got and expected."""
     check(body)
 
 
 @given(st.binary(max_size=900))
 @settings(max_examples=1000)
-def test_any_bytes_give_a_request_or_words_that_help(body: bytes) -> None:
-    """Random bytes never raise anything but a refusal."""
+def test_any_bytes_give_a_request_or_a_helpful_error(body: bytes) -> None:
+    """Random bytes raise no other exception than a rejection."""
     check(body)
 
 
 @given(requests(), st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), max_size=6), st.integers(0, 64))
 @settings(max_examples=1500)
-def test_damaged_messages_give_a_request_or_words_that_help(
+def test_damaged_messages_give_a_request_or_a_helpful_error(
     body: bytes, damages: list[tuple[int, int]], cut: int
 ) -> None:
-    """Nor do messages in which bytes were changed or lost on the way."""
+    """Messages with changed or missing bytes raise no other exception than a rejection either."""
     damaged = bytearray(body[: max(0, len(body) - cut)])
     for position, value in damages:
         if damaged:
@@ -105,6 +107,6 @@ def test_damaged_messages_give_a_request_or_words_that_help(
 @pytest.mark.parametrize("length", [IMAGE_BYTES, IMAGE_BYTES + 3])
 @given(prefix=st.binary(max_size=12))
 @settings(max_examples=500)
-def test_messages_of_the_common_length_are_not_taken_for_the_common_case(length: int, prefix: bytes) -> None:
-    """The shortcut for a plain image is only taken by one: other messages of that length are checked like any."""
+def test_the_fast_path_does_not_decode_other_messages_of_its_length(length: int, prefix: bytes) -> None:
+    """Only the most common request is decoded on the fast path; other messages of its length get all checks."""
     check((prefix + bytes([0x0A, 0x90, 0x06]) + bytes(length))[:length])

@@ -1,4 +1,4 @@
-"""What a machine may run out of, for tests that need it to."""
+"""Resource limits, for tests of a machine that runs out of something."""
 
 import resource
 import signal
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def largest_file(num_bytes: int) -> Iterator[None]:
-    """Let no file grow beyond a size: to whoever writes, much like a full disk."""
+    """Limit the size of files: writing more fails much as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))

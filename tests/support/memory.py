@@ -1,4 +1,4 @@
-"""What this process has allocated, by the C library's own books: Python's do not know of the memory of extensions."""
+"""Memory that this process has allocated, from the C library: Python's own counts omit extension modules."""
 
 import ctypes
 
@@ -12,7 +12,7 @@ class _Mallinfo2(ctypes.Structure):
 
 
 def allocated_bytes() -> int:
-    """Return bytes that were allocated and not freed, over all threads."""
+    """Return the bytes that all threads have allocated and not freed."""
     library = ctypes.CDLL(None)
     library.mallinfo2.restype = _Mallinfo2
     info = library.mallinfo2()

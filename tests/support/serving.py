@@ -1,4 +1,4 @@
-"""Starting what is under test: a worker on a thread, or the whole service as the real command."""
+"""Starting a worker on a thread of the test, or the whole service as the real command."""
 
 import os
 import re
@@ -20,13 +20,15 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from digitserve.client import CHANNEL_OPTIONS
 from digitserve.inference.bundle import find_bundle, read_bundle
+from digitserve.protocol.names import CLASSIFY, CLASSIFY_STREAM
 from digitserve.settings import Settings
 from digitserve.telemetry.block import Block
+from digitserve.telemetry.collector import ServiceCollector
 from digitserve.v1 import digits_pb2 as pb
-from digitserve.worker import Worker
+from digitserve.worker import IDLE_POLL_S, Worker
 
 PATIENCE_S = 60.0
-"""Longest wait for something that must happen; reached only when it never does."""
+"""Longest wait for a condition; reached only when it never becomes true."""
 
 
 @dataclass
@@ -35,8 +37,9 @@ class RunningWorker:
 
     Attributes:
         channel: to its port.
-        block: what it counts.
+        block: memory of its metrics.
         worker: the worker itself.
+        address: host:port.
     """
 
     channel: grpc.Channel
@@ -47,18 +50,18 @@ class RunningWorker:
     def classify(self, request: pb.ClassifyRequest, timeout_s: float | None = PATIENCE_S) -> pb.ClassifyResponse:
         """Call ``Classify``."""
         call = self.channel.unary_unary(
-            "/digitserve.v1.DigitService/Classify", pb.ClassifyRequest.SerializeToString, pb.ClassifyResponse.FromString
+            CLASSIFY.path, pb.ClassifyRequest.SerializeToString, pb.ClassifyResponse.FromString
         )
         return call(request, timeout=timeout_s)
 
     def raw(self, body: bytes, timeout_s: float | None = PATIENCE_S) -> bytes:
-        """Call ``Classify`` with a message of any bytes."""
-        return self.channel.unary_unary("/digitserve.v1.DigitService/Classify")(body, timeout=timeout_s)
+        """Call ``Classify`` with any bytes as its message."""
+        return self.channel.unary_unary(CLASSIFY.path)(body, timeout=timeout_s)
 
     def stream(self, requests: Iterable[pb.ClassifyRequest], timeout_s: float | None = PATIENCE_S) -> Any:
-        """Call ``ClassifyStream``; the call's iterator gives ``ClassifyStreamResponse`` messages."""
+        """Call ``ClassifyStream``; the returned call iterates over ``ClassifyStreamResponse`` messages."""
         call = self.channel.stream_stream(
-            "/digitserve.v1.DigitService/ClassifyStream",
+            CLASSIFY_STREAM.path,
             pb.ClassifyStreamRequest.SerializeToString,
             pb.ClassifyStreamResponse.FromString,
         )
@@ -66,25 +69,51 @@ class RunningWorker:
 
     def handled(self, method: str = "Classify") -> dict[str, int]:
         """Return how many calls of a method ended, by code."""
-        spec = next(spec for spec in self.block.specs if spec.name == "grpc_server_handled")
-        counts = self.block.cells["grpc_server_handled"][:, 0]
         return {
-            values[3]: int(count)
-            for values, count in zip(spec.label_values, counts, strict=True)
-            if values[2] == method and count
+            labels[3]: int(count)
+            for labels, count in self._series("grpc_server_handled").items()
+            if labels[2] == method and count
         }
 
-    def started(self) -> int:
-        """Return how many ``Classify`` calls were taken on."""
-        return int(self.block.cells["grpc_server_started"][0, 0])
+    def started(self, method: str = "Classify") -> int:
+        """Return how many calls of a method were started."""
+        return next(int(n) for labels, n in self._series("grpc_server_started").items() if labels[2] == method)
+
+    def num_images(self) -> int:
+        """Return how many images were classified."""
+        return int(self._series("digitserve_images")[()])
+
+    def num_pending(self) -> int:
+        """Return how many images wait for a batch."""
+        return int(self._series("digitserve_pending_images")[()])
+
+    def num_rejected(self) -> int:
+        """Return how many requests were rejected."""
+        return int(sum(self._series("digitserve_rejected").values()))
+
+    def wait_until_idle(self) -> None:
+        """Wait until the worker's loop has waited for an event as long as it ever does, and none has come."""
+        last = self.block.heartbeat
+
+        def idle() -> bool:
+            nonlocal last
+            previous, last = last, self.block.heartbeat
+            return last - previous > 0.9 * IDLE_POLL_S
+
+        wait_until(idle, "the worker is idle")
+
+    def _series(self, metric: str) -> dict[tuple[str, ...], float]:
+        """Return the values of a counter or gauge by its label values."""
+        spec = next(spec for spec in self.block.specs if spec.name == metric)
+        return dict(zip(spec.label_values, self.block.cells[metric][:, 0].tolist(), strict=True))
 
 
 @contextmanager
-def run_worker(models: Path, **changes: object) -> Iterator[RunningWorker]:
-    """Run a worker on a thread of this process, and drain it in the end."""
+def run_worker(models: Path, collector: ServiceCollector | None = None, **changes: object) -> Iterator[RunningWorker]:
+    """Run a worker on a thread of this process, and drain it at the end of the ``with`` block."""
     settings = Settings(models=models, lame_duck_s=0.0, **{"grpc_port": 0, **changes})  # type: ignore[arg-type]
     bundle = read_bundle(find_bundle(models, settings.model, settings.model_version))
-    block = Block(bundle.manifest.labels)
+    block = collector.new_block() if collector else Block(bundle.manifest.labels)
     worker = Worker(settings, bundle, block, num_threads=1)
     address = f"127.0.0.1:{worker.listen()}"
     thread = threading.Thread(target=worker.run)
@@ -96,7 +125,10 @@ def run_worker(models: Path, **changes: object) -> Iterator[RunningWorker]:
         worker.drain()
         thread.join(PATIENCE_S)
         assert not thread.is_alive(), "the worker did not drain"
-        block.close()
+        if collector:
+            collector.retire(block)
+        else:
+            block.close()
 
 
 @dataclass
@@ -106,7 +138,7 @@ class Service:
     Attributes:
         process: of the supervisor.
         grpc_address: host:port.
-        http_url: of the HTTP side.
+        http_url: of the HTTP port.
         log: path of its standard error.
     """
 
@@ -117,7 +149,7 @@ class Service:
     banner: str
 
     def get(self, path: str) -> tuple[int, str]:
-        """Fetch a page of the HTTP side; return status and text."""
+        """Fetch a page of the HTTP port; return status and text."""
         try:
             with urllib.request.urlopen(self.http_url + path, timeout=PATIENCE_S) as response:
                 return response.status, response.read().decode()
@@ -125,7 +157,7 @@ class Service:
             return error.code, error.read().decode()
 
     def metrics(self) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
-        """Scrape /metrics: by sample name, by sorted labels."""
+        """Scrape /metrics; return values by sample name and sorted labels."""
         samples: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
         for family in text_string_to_metric_families(self.get("/metrics")[1]):
             for sample in family.samples:
@@ -133,7 +165,7 @@ class Service:
         return samples
 
     def total(self, metric: str, /, **labels: str) -> float:
-        """Sum a metric's samples that carry these labels."""
+        """Return the sum of a metric's samples that have these labels."""
         return sum(value for have, value in self.metrics().get(metric, {}).items() if set(labels.items()) <= set(have))
 
     def workers(self) -> list[int]:
@@ -142,7 +174,7 @@ class Service:
         return [int(pid) for pid in children]
 
     def channel(self, *, retries: bool = False) -> grpc.Channel:
-        """Open a channel of its own connection, with the service config that the client library has, or without."""
+        """Open a channel with a connection of its own, with or without the retry policy of the client library."""
         options = CHANNEL_OPTIONS if retries else CHANNEL_OPTIONS[1:]
         return grpc.insecure_channel(self.grpc_address, options=(("grpc.use_local_subchannel_pool", 1), *options))
 
@@ -153,11 +185,11 @@ class Service:
 
 
 class Socket(NamedTuple):
-    """The service's end of a TCP connection, as the kernel has it.
+    """The service's end of a TCP connection, from the kernel's tables.
 
     Attributes:
         client: the other end.
-        open: false once it is being closed.
+        open: false once it is closing.
         unread_bytes: arrived and not yet read by the service.
         inode: as in the links of /proc/PID/fd.
     """
@@ -169,22 +201,22 @@ class Socket(NamedTuple):
 
 
 def sockets(address: str) -> list[Socket]:
-    """Return the connections to a port of this machine, open or just closed."""
+    """Return the connections to a port of this machine, including those that are closing."""
     port = f":{int(address.rpartition(':')[2]):04X}"
     lines = [line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()]
     return [
         Socket(line[2], line[3] == "01", int(line[4].partition(":")[2], 16), line[9])
         for line in lines
-        # The other end's port is 0 where somebody listens.
+        # The other end's port is 0 for a listening socket.
         if line[1].endswith(port) and not line[2].endswith(":0000")
     ]
 
 
 def wait_until(condition, what: str) -> None:  # noqa: ANN001
-    """Wait for something that must become true."""
+    """Wait until a condition is true."""
     ends = time.monotonic() + PATIENCE_S
     while not condition():
-        assert time.monotonic() < ends, f"never: {what}"
+        assert time.monotonic() < ends, f"still not true: {what}"
         time.sleep(0.02)
 
 
@@ -195,7 +227,7 @@ def command(*arguments: str) -> list[str]:
 
 @contextmanager
 def run_service(models: Path, log: Path, *arguments: str, **environment: str) -> Iterator[Service]:
-    """Run ``digitserve serve`` on free ports; wait for its banner, and end it in the end."""
+    """Run ``digitserve serve`` on free ports after waiting for its banner; stop it at the end of the ``with`` block."""
     with log.open("w") as errors:
         process = subprocess.Popen(
             command("serve", "--models", str(models), "--grpc-port", "0", "--http-port", "0", *arguments),

@@ -1,1 +1,1 @@
-"""Where requests wait: admission, batch formation, preparation of images, running and answering."""
+"""Requests between admission and answer: which request is next, how its images are prepared, how a batch runs."""

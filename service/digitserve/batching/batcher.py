@@ -1,100 +1,89 @@
-"""Who waits, who is next, and who need not wait: the batcher as a plain object.
+"""Admission control and batch formation: a plain object that knows no gRPC, no clock and no thread.
 
-It is driven by calls with the time passed in; it knows no gRPC, no clock and no thread, so tests drive it exactly.
+It is driven by calls with the time passed in, so tests drive it exactly.
 
-    admit ──▶ short lane (FIFO) ─────────────┐
-         └──▶ long lane (taken in turns) ────┴──form──▶ Batch ──run──▶ complete ──▶ entries with all their answers
+    admit ──▶ queue of small requests (FIFO) ────────┐
+         └──▶ queue of large requests (round robin) ─┴─form──▶ Batch ──run──▶ complete ──▶ entries with all their answers
     cancel: at any time
 
-While one batch runs, requests gather and become the next: there is no timer, and an idle service adds no delay. An entry
-whose work exceeds one batch goes to the long lane, is split over several batches, and lets short ones pass between.
+Requests that arrive while a batch runs form the next batch: there is no timer, and an idle service adds no delay. A
+request whose work exceeds one batch is large: it is split over several batches, and small requests pass it.
 """
 
 import math
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from digitserve.errors import DeadlineUnmeetable, Draining, Overloaded
 
-LONG_SHARE = 4
-"""A long lane that got nothing of the last batch gets one image in so many of the next, so that it never starves."""
+LARGE_SHARE = 4
+"""If the last batch took nothing from the queue of large requests, they get 1/4 of the next batch: they never starve."""
 
-BESIDE_SHARE = 2
-"""Long entries fill a batch that has short ones up to one image in so many of its size."""
-
-_FIXED_WORK = 1 << 18
-"""What framing an image costs apart from its pixels, in grey pixels."""
-
-_CHANNEL_WORK = {1: 1, 3: 8, 4: 20}
-"""What a pixel of so many channels costs, in grey pixels: turning colours grey takes longer than all else."""
+MIXED_SHARE = 2
+"""Large requests fill a batch that holds small ones up to 1/2 of its maximal size."""
 
 _SMOOTHING = 0.1
-"""Weight of the newest batch in the running estimates: some ten batches are remembered."""
+"""Weight of the newest batch in the running estimates: they cover about ten batches."""
 
-_MOST_SLOWDOWN = 8
-"""How much slower than estimated one batch may count: a process that was stopped for a minute did not become slow."""
-
-
-def framing_work(height: int, width: int, channels: int = 1) -> int:
-    """Return the units of work that framing one image of this size and so many channels takes."""
-    return height * width * _CHANNEL_WORK[channels] + _FIXED_WORK
+_MAX_SLOWDOWN = 8
+"""Largest slowdown against the estimate that one batch contributes: a process that was stopped for a minute is not slow."""
 
 
 class Entry:
-    """One admitted request on its way through batches; made by ``rpc``, owned by the batcher until it is complete.
+    """One admitted request on its way through batches; owned by the batcher until all its answers are there.
 
     Attributes:
-        work: what ``rpc`` keeps with it; not looked at here.
         num_images: images in the request.
-        framing_work: what framing one of its images takes, in units of ``framing_work``; 0 for images used as they are.
+        framing_work: work of framing one of its images, in units of ``prepare.framing_work``; 0 if none is framed.
         num_bytes: memory that it holds while it waits.
         arrived: monotonic time in seconds.
-        deadline: monotonic time in seconds, infinite when there is none.
-        taken: images that are in a batch already.
+        deadline: monotonic time in seconds, infinite if there is none.
+        large: whether it waits in the queue of large requests.
+        num_batched: images that are in a batch already.
         answers: one for each image of the batches that are complete.
-        first_batch: monotonic time when its first batch was formed.
-        preprocess_s: seconds in preprocessing, over its batches.
-        inference_s: seconds in the network, over its batches.
-        dead: cancelled or failed; nothing more is done for it.
+        first_batch: monotonic time in seconds when its first batch was formed.
+        preprocess_s: seconds of preprocessing, over its batches.
+        inference_s: seconds of the network, over its batches.
+        cancelled: cancelled, expired or failed; nothing more is done for it.
     """
 
     __slots__ = (
-        "answers", "arrived", "dead", "deadline", "first_batch", "framing_work", "inference_s", "long", "num_bytes",
-        "num_images", "preprocess_s", "taken", "work",
+        "answers", "arrived", "cancelled", "deadline", "first_batch", "framing_work", "inference_s", "large",
+        "num_batched", "num_bytes", "num_images", "preprocess_s",
     )  # fmt: skip
 
-    def __init__(
-        self, work: Any, num_images: int, framing_work: int, num_bytes: int, arrived: float, deadline: float
-    ) -> None:
-        self.work = work
+    def __init__(self, num_images: int, framing_work: int, num_bytes: int, arrived: float, deadline: float) -> None:
         self.num_images = num_images
         self.framing_work = framing_work
         self.num_bytes = num_bytes
         self.arrived = arrived
         self.deadline = deadline
-        self.taken = 0
+        self.large = False
+        self.num_batched = 0
         self.answers: list[Any] = []
         self.first_batch = 0.0
         self.preprocess_s = 0.0
         self.inference_s = 0.0
-        self.long = False
-        self.dead = False
+        self.cancelled = False
+
+
+E = TypeVar("E", bound=Entry)
 
 
 @dataclass(slots=True)
-class Batch:
-    """What runs together.
+class Batch(Generic[E]):
+    """Images that run together.
 
     Attributes:
         parts: entry, first image, image after the last, in the order of the batch's rows.
-        expired: entries whose deadline passed while they waited; they are to be failed.
-        num_images: rows of the batch; 0 when there is only something expired.
+        expired: entries whose deadline passed while they waited; the caller rejects them.
+        num_images: rows of the batch; 0 when there are only expired entries.
         framing_work: units of framing, over all its images.
     """
 
-    parts: list[tuple[Entry, int, int]] = field(default_factory=list)
-    expired: list[Entry] = field(default_factory=list)
+    parts: list[tuple[E, int, int]] = field(default_factory=list)
+    expired: list[E] = field(default_factory=list)
     num_images: int = 0
     framing_work: int = 0
 
@@ -110,22 +99,26 @@ class Estimate:
         self.seconds = self._initial_s = initial_s
 
     def update(self, elapsed_s: float, units: int) -> None:
-        """Take one measurement in."""
+        """Include one measurement."""
         if units:
-            self.seconds += _SMOOTHING * (min(elapsed_s / units, _MOST_SLOWDOWN * self.seconds) - self.seconds)
+            self.seconds += _SMOOTHING * (min(elapsed_s / units, _MAX_SLOWDOWN * self.seconds) - self.seconds)
 
-    def doubt(self) -> None:
-        """Move towards the first estimate from above: one so high that everybody is refused is corrected by no batch."""
+    def decay(self) -> None:
+        """Decrease towards the first estimate.
+
+        When an estimate is so high that every request is rejected, no batch runs that could correct it.
+        """
         self.seconds += _SMOOTHING * min(0.0, self._initial_s - self.seconds)
 
 
-class Batcher:
-    """Bounds what waits, forms batches, hands out answers. Owned and called by the worker's one thread.
+class Batcher(Generic[E]):
+    """Bounds what waits, forms batches, distributes answers. Owned and called by the worker's one thread.
 
     Attributes:
         pending_images: images admitted and not yet in a batch.
-        image_s: estimated seconds of the network for an image, in a full batch.
-        work_s: estimated seconds for a unit of framing.
+        image_s: estimated seconds of the network per image, in a full batch.
+        work_s: estimated seconds per unit of framing.
+        draining: admission has stopped.
     """
 
     def __init__(
@@ -143,113 +136,115 @@ class Batcher:
         Args:
             max_batch_size: most images in a batch.
             max_pending_images: most images waiting.
-            max_pending_bytes: most memory held by what waits.
-            max_batch_s: most estimated seconds of a batch; one image is taken however long it may take.
-            image_s: first estimate, from warming up.
+            max_pending_bytes: most memory held by waiting requests.
+            max_batch_s: most estimated seconds of a batch; a batch of one image may take longer.
+            image_s: first estimate, from warm-up.
             work_s: first estimate.
         """
         self._max_batch_size = max_batch_size
         self._max_pending_images = max_pending_images
         self._max_pending_bytes = max_pending_bytes
         self._max_batch_s = max_batch_s
-        self._short: deque[Entry] = deque()
-        self._long: deque[Entry] = deque()
-        self._long_skipped = False
+        self._small: deque[E] = deque()
+        self._large: deque[E] = deque()
+        self._large_skipped = False
         self._pending_bytes = 0
         self._pending_work = 0
-        self._short_images = 0
-        self._short_work = 0
+        self._small_images = 0
+        self._small_work = 0
         self.pending_images = 0
         self.image_s = Estimate(image_s)
         self.work_s = Estimate(work_s)
         self.draining = False
 
-    def waits(self) -> bool:
-        """Return whether ``form`` has something to take."""
-        return bool(self._short or self._long)
+    def has_pending(self) -> bool:
+        """Return whether ``form`` would return a batch."""
+        return bool(self._small or self._large)
 
-    def full(self) -> bool:
-        """Return whether any request would be refused now, whatever it holds."""
-        return self.draining or self.pending_images >= self._max_pending_images
-
-    def crowded(self) -> bool:
-        """Return whether half of what may wait does, in images or in bytes."""
+    def is_half_full(self) -> bool:
+        """Return whether half of the limit on waiting requests is used, in images or in bytes."""
         return 2 * self.pending_images >= self._max_pending_images or 2 * self._pending_bytes >= self._max_pending_bytes
 
-    def refuse(self) -> Overloaded | Draining:
-        """Return the error for a request that finds the batcher full."""
+    def admission_error(self) -> Overloaded | Draining | None:
+        """Return the error that any request would get now, whatever it holds; ``None`` if some would be admitted."""
         if self.draining:
-            return Draining("this server is shutting down; send the request again, it will reach another")
-        return self._overloaded("images", self.pending_images, self._max_pending_images)
+            return self.draining_error()
+        if self.pending_images >= self._max_pending_images:
+            return self._overloaded("images", self.pending_images, self._max_pending_images)
+        return None
 
-    def admit(self, entry: Entry, now: float) -> None:
-        """Let a request wait for a batch.
+    def draining_error(self) -> Draining:
+        """Return the error for a request that is rejected because of the shutdown."""
+        return Draining("this server is shutting down; retry, and another server will answer")
+
+    def admit(self, entry: E, now: float) -> None:
+        """Queue a request for a batch.
 
         Raises:
-            Draining: nothing is admitted any more.
+            Draining: admission has stopped.
             Overloaded: there is no room for it now.
-            DeadlineUnmeetable: its answer cannot be ready in time.
+            DeadlineUnmeetable: it cannot be answered by its deadline.
         """
         if self.draining:
-            raise self.refuse()
+            raise self.draining_error()
         if self.pending_images + entry.num_images > self._max_pending_images:
             raise self._overloaded("images", self.pending_images, self._max_pending_images)
-        # One request always fits, or a large one could never be admitted.
+        # One request always fits; otherwise a large one could never be admitted.
         if self._pending_bytes and self._pending_bytes + entry.num_bytes > self._max_pending_bytes:
             raise self._overloaded("bytes", self._pending_bytes, self._max_pending_bytes)
         own_s = self._seconds(entry.num_images, entry.num_images * entry.framing_work)
-        entry.long = entry.num_images > self._max_batch_size or own_s > self._max_batch_s
+        entry.large = entry.num_images > self._max_batch_size or own_s > self._max_batch_s
         if entry.deadline != math.inf:
             self._check_deadline(entry, own_s, now)
-        (self._long if entry.long else self._short).append(entry)
-        self._count(entry, entry.num_images)
+        (self._large if entry.large else self._small).append(entry)
+        self._add_pending(entry, entry.num_images)
         self._pending_bytes += entry.num_bytes
 
-    def cancel(self, entry: Entry) -> None:
-        """Forget an entry: its caller is gone, or was told of a failure."""
-        if not entry.dead:
-            entry.dead = True
-            if entry.taken < entry.num_images:
-                self._count(entry, entry.taken - entry.num_images)
+    def cancel(self, entry: E) -> None:
+        """Drop an entry whose caller is gone or has got an error; does nothing the second time."""
+        if not entry.cancelled:
+            entry.cancelled = True
+            if entry.num_batched < entry.num_images:
+                self._add_pending(entry, entry.num_batched - entry.num_images)
                 self._pending_bytes -= entry.num_bytes
 
-    def form(self, now: float) -> Batch | None:
-        """Take the next batch out of what waits; ``None`` when nothing does."""
-        if not self.waits():
+    def form(self, now: float) -> Batch[E] | None:
+        """Take the next batch from the queues; ``None`` if they are empty."""
+        if not self.has_pending():
             return None
-        batch = Batch()
-        if self._long_skipped:
-            self._fill_in_turns(batch, max(1, self._max_batch_size // LONG_SHARE), now)
-        self._fill(batch, now)
-        before = batch.num_images
-        # Short entries waited for the batch before this one; what joins them must not make them wait for as long again.
-        beside = max(before, self._max_batch_size // BESIDE_SHARE) if before else self._max_batch_size
-        self._fill_in_turns(batch, beside, now)
-        self._long_skipped = bool(self._long) and not self._long_skipped and batch.num_images == before
+        batch: Batch[E] = Batch()
+        if self._large_skipped:
+            self._add_large(batch, max(1, self._max_batch_size // LARGE_SHARE), now)
+        self._add_small(batch, now)
+        num_small = batch.num_images
+        # Small requests waited for the previous batch; large ones that join them must not make this one as long again.
+        limit = max(num_small, self._max_batch_size // MIXED_SHARE) if num_small else self._max_batch_size
+        self._add_large(batch, limit, now)
+        self._large_skipped = bool(self._large) and not self._large_skipped and batch.num_images == num_small
         return batch
 
-    def complete(self, batch: Batch, answers: list[Any], preprocess_s: float, inference_s: float) -> list[Entry]:
-        """Hand out a batch's answers.
+    def complete(self, batch: Batch[E], answers: list[Any], preprocess_s: float, inference_s: float) -> list[E]:
+        """Distribute the answers of a batch.
 
         Args:
             batch: as formed.
             answers: one for each row of the batch.
-            preprocess_s: seconds that preparing the batch took.
-            inference_s: seconds that the network took.
+            preprocess_s: seconds of preparing the batch.
+            inference_s: seconds of the network.
 
         Returns:
-            The entries that are complete, in the order of their arrival in this batch.
+            The entries that now have all their answers, in the order of the batch.
         """
         self.work_s.update(preprocess_s, batch.framing_work)
-        # What a run costs apart from its images is shared by few in a small batch: only a full one shows a slowdown.
-        full = self.waits() or 2 * batch.num_images >= self._max_batch_size
+        # A small batch divides the fixed cost of a run by few images, so only a large one shows that the network is slower.
+        full = self.has_pending() or 2 * batch.num_images >= self._max_batch_size
         if full or inference_s < batch.num_images * self.image_s.seconds:
             self.image_s.update(inference_s, batch.num_images)
         finished = []
         row = 0
         for entry, start, stop in batch.parts:
             count = stop - start
-            if not entry.dead:
+            if not entry.cancelled:
                 entry.answers += answers[row : row + count]
                 entry.preprocess_s += preprocess_s
                 entry.inference_s += inference_s
@@ -258,49 +253,53 @@ class Batcher:
             row += count
         return finished
 
-    def give_up(self) -> list[Entry]:
-        """Admit nothing more, and return what waits, cancelled: it is to be failed."""
+    def close(self) -> list[E]:
+        """Stop admission, cancel the waiting entries and return them; the caller rejects them."""
         self.draining = True
-        entries = [entry for lane in (self._short, self._long) for entry in lane if not entry.dead]
+        entries = [entry for queue in (self._small, self._large) for entry in queue if not entry.cancelled]
         for entry in entries:
             self.cancel(entry)
         return entries
 
-    def _check_deadline(self, entry: Entry, own_s: float, now: float) -> None:
-        # What is certain: short entries pass long ones, so all that must come first is the short lane; a long entry has
-        # its share of every second batch beside it.
-        short_s = self._seconds(self._short_images, self._short_work)
-        needed_s = own_s + (min(short_s, (2 * LONG_SHARE - 1) * own_s) if entry.long else short_s)
+    def _check_deadline(self, entry: E, own_s: float, now: float) -> None:
+        # A lower bound on the wait. Small requests pass large ones, so only other small ones come first; a large request
+        # has its share of every second batch beside them.
+        small_s = self._seconds(self._small_images, self._small_work)
+        needed_s = own_s + (min(small_s, (2 * LARGE_SHARE - 1) * own_s) if entry.large else small_s)
         if now + needed_s > entry.deadline:
             if not self.pending_images:
-                self.image_s.doubt()
-                self.work_s.doubt()
+                self.image_s.decay()
+                self.work_s.decay()
             left_ms = max(0.0, entry.deadline - now) * 1e3
             raise DeadlineUnmeetable(
                 f"the answer needs about {needed_s * 1e3:.1f} ms and the deadline is in {left_ms:.1f} ms; "
                 "allow more time, or send less at once"
             )
 
-    def _fill(self, batch: Batch, now: float) -> None:
-        """Take short entries in their order, as long as there is room."""
-        while self._short and (room := self._room(batch, self._short[0], self._max_batch_size)):
-            entry = self._short[0]
-            if not self._alive(batch, entry, now) or self._take(batch, entry, room, now):
-                self._short.popleft()
+    def _add_small(self, batch: Batch[E], now: float) -> None:
+        """Add small requests in the order of arrival, as long as there is room."""
+        while self._small and (room := self._room(batch, self._small[0], self._max_batch_size)):
+            entry = self._small[0]
+            if self._is_over(entry, now):
+                self._drop(batch, entry)
+                self._small.popleft()
+            elif self._add_part(batch, entry, room, now):
+                self._small.popleft()
 
-    def _fill_in_turns(self, batch: Batch, limit: int, now: float) -> None:
-        """Take what fits of each long entry; one that gave something goes to the back."""
-        for _ in range(len(self._long)):
-            entry = self._long[0]
-            if not self._alive(batch, entry, now):
-                self._long.popleft()
+    def _add_large(self, batch: Batch[E], limit: int, now: float) -> None:
+        """Add what fits of each large request; one that is not yet complete goes to the end of the queue."""
+        for _ in range(len(self._large)):
+            entry = self._large[0]
+            if self._is_over(entry, now):
+                self._drop(batch, entry)
+                self._large.popleft()
             elif room := self._room(batch, entry, limit):
-                self._long.popleft()
-                if not self._take(batch, entry, room, now):
-                    self._long.append(entry)
+                self._large.popleft()
+                if not self._add_part(batch, entry, room, now):
+                    self._large.append(entry)
 
-    def _room(self, batch: Batch, entry: Entry, limit: int) -> int:
-        """Return how many images of an entry a batch can still take."""
+    def _room(self, batch: Batch[E], entry: E, limit: int) -> int:
+        """Return how many images of an entry a batch can still hold."""
         images = limit - batch.num_images
         if entry.framing_work or batch.framing_work or limit * self.image_s.seconds > self._max_batch_s:
             left_s = self._max_batch_s - self._seconds(batch.num_images, batch.framing_work)
@@ -308,42 +307,44 @@ class Batcher:
             images = min(images, max(by_time, 0 if batch.num_images else 1))
         return images
 
-    def _alive(self, batch: Batch, entry: Entry, now: float) -> bool:
-        if entry.dead:
-            return False
-        if entry.deadline <= now:
+    @staticmethod
+    def _is_over(entry: E, now: float) -> bool:
+        return entry.cancelled or entry.deadline <= now
+
+    def _drop(self, batch: Batch[E], entry: E) -> None:
+        """Cancel an entry that has expired, and list it in the batch; one that was cancelled before is not listed."""
+        if not entry.cancelled:
             self.cancel(entry)
             batch.expired.append(entry)
-            return False
-        return True
 
-    def _take(self, batch: Batch, entry: Entry, room: int, now: float) -> bool:
-        """Put up to ``room`` images of an entry into a batch; return whether that was the rest of them."""
-        start = entry.taken
+    def _add_part(self, batch: Batch[E], entry: E, room: int, now: float) -> bool:
+        """Add up to ``room`` images of an entry to a batch; return whether these were its last ones."""
+        start = entry.num_batched
         count = min(entry.num_images - start, room)
-        entry.taken = start + count
+        entry.num_batched = start + count
         if not start:
             entry.first_batch = now
-        batch.parts.append((entry, start, entry.taken))
+        batch.parts.append((entry, start, entry.num_batched))
         batch.num_images += count
         batch.framing_work += count * entry.framing_work
-        self._count(entry, -count)
-        if entry.taken < entry.num_images:
+        self._add_pending(entry, -count)
+        if entry.num_batched < entry.num_images:
             return False
         self._pending_bytes -= entry.num_bytes
         return True
 
-    def _count(self, entry: Entry, images: int) -> None:
+    def _add_pending(self, entry: E, images: int) -> None:
+        """Add images of an entry to the pending ones, or take them off if negative."""
         work = images * entry.framing_work
         self.pending_images += images
         self._pending_work += work
-        if not entry.long:
-            self._short_images += images
-            self._short_work += work
+        if not entry.large:
+            self._small_images += images
+            self._small_work += work
 
     def _seconds(self, images: int, framing_work: int) -> float:
         return images * self.image_s.seconds + framing_work * self.work_s.seconds
 
-    def _overloaded(self, unit: str, pending: int, most: int) -> Overloaded:
+    def _overloaded(self, unit: str, pending: int, limit: int) -> Overloaded:
         wait_s = max(0.001, self._seconds(self.pending_images, self._pending_work))
-        return Overloaded(f"{pending} {unit} are waiting, at most {most} may; retry in {wait_s:.3f} s", wait_s)
+        return Overloaded(f"{pending} {unit} are waiting, at most {limit} may; retry in {wait_s:.3f} s", wait_s)

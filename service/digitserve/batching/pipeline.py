@@ -1,242 +1,229 @@
-"""The heart of a worker: admits requests, runs their batches, and hands each answer to whoever asked.
+"""The request pipeline of a worker: admit, run, answer.
 
-    rpc, streams ──admit──▶ Classifier ──▶ Batcher ──form──▶ frame ──▶ Session ──▶ asker.reply
+    handlers ──admit──▶ Pipeline ──▶ Batcher ──form──▶ prepare ──▶ Session ──▶ responder.reply
 
-One function admits for every method, and one runs what was admitted. Belongs to the worker and is called on its one
-thread only; knows no gRPC: what a call is, only its asker knows.
+One function admits for every method, and one function runs what was admitted. Owned by the worker and called on its one
+thread only. Knows no gRPC: answers go to the caller through the ``Responder`` that the handler passes to ``admit``.
 """
 
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
-import numpy as np
 import structlog
 
 from digitserve.batching.batcher import Batch, Batcher, Entry
+from digitserve.batching.prepare import Prepared, framing_work, prepare
 from digitserve.errors import DeadlineUnmeetable, Draining, Overloaded, RequestError
 from digitserve.inference.bundle import Bundle
 from digitserve.inference.session import Session
-from digitserve.protocol.codec import ACCEPTED, BLANK, SEVERAL, UNFAMILIAR, Answer, Encoder, Request, rows
-from digitserve.telemetry.block import Tally
-from digitserve.types import IMAGE_SIZE
-from digitserve.vision.framing import verdicts
+from digitserve.protocol.codec import Answer, Encoder, Request
+from digitserve.protocol.names import Method, Verdict
+from digitserve.telemetry.recorder import Recorder
+from digitserve.types import Framing
 
-_FOREVER = 1e18
-"""Core says about 9.2e18, in seconds of Unix time, where a call has no deadline."""
+_MAX_DEADLINE = 1e18
+"""Unix time in seconds. Where a call has no deadline, gRPC gives about 9.2e18."""
+
+# Members of an enum are slow to look up, and these are needed for each request or image.
+_MNIST = Framing.MNIST
+_ACCEPTED, _UNFAMILIAR, _BLANK, _SEVERAL = Verdict.ACCEPTED, Verdict.UNFAMILIAR, Verdict.BLANK, Verdict.SEVERAL
 
 _log = structlog.get_logger("digitserve.batching.pipeline")
 
 
-class Asking(Protocol):
-    """What waits for the answer to one request: a call, or a message on a stream.
+class Responder(Protocol):
+    """Interface between transport and pipeline: what waits for one answer, a call or a message of a stream.
+
+    Exactly one of ``reply``, ``reject`` and ``fail`` is called, unless the request is cancelled.
 
     Attributes:
-        accepted: monotonic time in seconds.
-        deadline: Unix time in seconds, infinite when the caller set none.
-        open: whether it still waits.
+        accepted: monotonic time in seconds when the request arrived.
+        deadline: Unix time in seconds, more than 1e18 when the caller set none.
     """
 
     accepted: float
     deadline: float
 
     @property
+    def completes(self) -> Method | None:
+        """The method whose RPC ends with this answer; ``None`` for a message of a stream.
+
+        The pipeline records such RPCs as ended with OK before it sends their answers. All other ends of RPCs are recorded
+        by their handlers.
+        """
+
+    @property
     def open(self) -> bool:
-        """Return whether it does."""
+        """Whether it still waits for an answer."""
+
+    def reply(self, body: bytes) -> None:
+        """Send the answer, a serialized ``ClassifyResponse``."""
+
+    def reject(self, error: RequestError) -> None:
+        """Record and send an error."""
+
+    def fail(self) -> None:
+        """Record and send an internal error."""
 
 
-class Asker(Protocol):
-    """Who took requests on, and gives their answers to their callers."""
+class PendingRequest(Entry):
+    """An admitted request: what the batcher schedules, and what the pipeline needs to answer it.
 
-    def count(self, entries: Sequence[Entry], now: float) -> None:
-        """These are about to be answered: count them first, so that whoever has an answer finds it counted."""
+    Attributes:
+        responder: takes the answer.
+        request: the decoded request.
+    """
 
-    def reply(self, asking: Any, body: bytes) -> None:
-        """Give the answer, a serialized ``ClassifyResponse``."""
+    __slots__ = ("request", "responder")
 
-    def refuse(self, asking: Any, error: RequestError) -> None:
-        """Say why there is no answer."""
-
-    def fail(self, asking: Any) -> None:
-        """Say that there is no answer through a fault of ours."""
-
-
-class Work(NamedTuple):
-    """What an entry stands for: ``Entry.work``."""
-
-    asker: Asker
-    asking: Asking
-    request: Request
+    def __init__(self, responder: Responder, request: Request, now: float) -> None:
+        """Wait from ``now``, monotonic time in seconds."""
+        work = framing_work(request.height, request.width, request.channels) if request.framing is _MNIST else 0
+        deadline = _monotonic(responder.deadline, now)
+        super().__init__(request.num_images, work, len(request.pixels), now, deadline)
+        self.responder = responder
+        self.request = request
 
 
-class Classifier:
-    """Everything between a request that was decoded and its answer."""
+class Pipeline:
+    """Everything between a decoded request and its answer."""
 
     def __init__(
         self,
-        batcher: Batcher,
+        batcher: Batcher[PendingRequest],
         session: Session,
         bundle: Bundle,
-        tally: Tally,
+        recorder: Recorder,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Answer with ``session``, which runs the graph of ``bundle``."""
         manifest = bundle.manifest
         self._batcher = batcher
         self._session = session
-        self._tally = tally
+        self._recorder = recorder
         self._clock = clock
         self._encoder = Encoder(manifest.name, str(manifest.version), manifest.labels)
         self._ood_threshold = manifest.ood_threshold
 
-    # What those who take requests on call.
+    # Called by the handlers of transport.
 
-    def admit(self, asker: Asker, asking: Asking, request: Request) -> Entry:
-        """Let a request wait for its batch.
+    def admit(self, responder: Responder, request: Request) -> PendingRequest:
+        """Queue a request for a batch.
 
         Raises:
-            Draining: nothing is admitted any more.
-            Overloaded: there is no room for it now.
-            DeadlineUnmeetable: its answer cannot be ready in time.
+            Draining: the worker is shutting down.
+            Overloaded: the queue has no room for it now.
+            DeadlineUnmeetable: it cannot be answered by its deadline.
         """
         now = self._clock()
-        entry = Entry(
-            Work(asker, asking, request), request.num_images, request.framing_work, len(request.pixels),
-            now, _monotonic(asking.deadline, now),
-        )  # fmt: skip
-        self._batcher.admit(entry, now)
-        return entry
+        pending = PendingRequest(responder, request, now)
+        self._batcher.admit(pending, now)
+        return pending
 
-    def cancel(self, entry: Entry) -> None:
-        """Forget a request: its caller is gone."""
-        self._batcher.cancel(entry)
+    def cancel(self, pending: PendingRequest) -> None:
+        """Drop a request whose caller no longer waits."""
+        self._batcher.cancel(pending)
+
+    def admission_error(self) -> Overloaded | Draining | None:
+        """Return the error that any request would get now, whatever it holds; ``None`` if some would be admitted."""
+        return self._batcher.admission_error()
+
+    def is_half_full(self) -> bool:
+        """Return whether half of the queue's limit is used, in images or in bytes."""
+        return self._batcher.is_half_full()
 
     @staticmethod
-    def log_fault(num_requests: int) -> None:
-        """Note the exception being handled: its detail is for the log alone."""
+    def log_failure(num_requests: int) -> None:
+        """Log the exception being handled; callers get a fixed text only."""
         _log.exception("request failed", num_requests=num_requests)
 
-    def full(self) -> Overloaded | Draining | None:
-        """Return why any request would be refused now, whatever it holds."""
-        return self._batcher.refuse() if self._batcher.full() else None
-
-    def crowded(self) -> bool:
-        """Return whether half of what may wait does: time to take no more than must be taken."""
-        return self._batcher.crowded()
-
-    # What the worker's loop calls.
+    # Called by the worker's loop.
 
     def run_batch(self) -> bool:
-        """Form the next batch, run it and answer what is complete; return whether there was one."""
+        """Form the next batch, run it and send the answers that are complete; return whether there was a batch."""
         batch = self._batcher.form(self._clock())
         if batch is None:
             return False
-        for entry in batch.expired:
-            _refuse(entry, DeadlineUnmeetable("the deadline passed while the request waited"))
+        for pending in batch.expired:
+            pending.responder.reject(DeadlineUnmeetable("the deadline passed while the request waited"))
         if batch.parts:
             try:
                 self._run(batch)
             except Exception:
-                self._fail([entry for entry, _, _ in batch.parts if not entry.dead])
-        self._tally.pending_images[0] = self._batcher.pending_images
+                self._fail([pending for pending, _, _ in batch.parts if not pending.cancelled])
+        self._recorder.pending(self._batcher.pending_images)
         return True
 
-    def give_up(self) -> None:
-        """Refuse what waits: the grace is over."""
-        for entry in self._batcher.give_up():
-            _refuse(entry, self._batcher.refuse())
+    def close(self) -> None:
+        """Stop admission, and reject the requests that wait."""
+        for pending in self._batcher.close():
+            pending.responder.reject(self._batcher.draining_error())
 
-    def _run(self, batch: Batch) -> None:
+    def _run(self, batch: Batch[PendingRequest]) -> None:
         formed = self._clock()
-        chunks, framed = _gather(batch)
-        images = np.frombuffer(b"".join(chunks), np.uint8).reshape(-1, IMAGE_SIZE, IMAGE_SIZE, 1)
-        blank, several = verdicts(images[..., 0])
-        prepared = self._clock()
-        outputs = self._session.run(images)
+        prepared = prepare([(pending.request, start, stop) for pending, start, stop in batch.parts])
+        ready = self._clock()
+        outputs = self._session.run(prepared.images)
         done = self._clock()
-        # Lists from here on: for the one image of an idle service each call into numpy costs more than the loop that it saves.
+        # Lists from here on: for the single image of an idle service a numpy call costs more than the loop it replaces.
         class_index = outputs.probabilities.argmax(axis=1).tolist()
         confidence = outputs.probabilities.max(axis=1).tolist()
         ood_score = outputs.ood_score.tolist()
-        verdict = self._judge(ood_score, blank.tolist(), several.tolist(), framed)
-        answers = list(map(Answer, class_index, confidence, verdict, ood_score, outputs.probabilities))
-        finished = self._batcher.complete(batch, answers, prepared - formed, done - prepared)
-        tally = self._tally
-        tally.images[0] += len(answers)
-        tally.predictions(class_index, verdict)
-        tally.confidence.observe_many([one for one, said in zip(confidence, verdict, strict=True) if said == ACCEPTED])
-        tally.batch_size.observe(batch.num_images)
-        tally.preprocess_s.observe(prepared - formed)
-        tally.inference_s.observe(done - prepared)
-        self._hand_out(finished, batch.num_images)
+        verdicts = decide_verdicts(ood_score, self._ood_threshold, prepared)
+        answers = list(map(Answer, class_index, confidence, verdicts, ood_score, outputs.probabilities))
+        finished = self._batcher.complete(batch, answers, ready - formed, done - ready)
+        self._recorder.batch(class_index, verdicts, confidence, ready - formed, done - ready)
+        self._send(finished, batch.num_images)
 
-    def _judge(
-        self, ood_score: list[float], blank: list[bool], several: list[bool], framed: list[tuple[int, list[int]]]
-    ) -> list[int]:
-        """Return the verdict on each row of a batch; what framing found holds, else what the pixels and the network say."""
-        threshold = self._ood_threshold
-        verdict = [UNFAMILIAR if score > threshold else ACCEPTED for score in ood_score]
-        for found, said in ((several, SEVERAL), (blank, BLANK)):
-            if True in found:
-                verdict = [said if one else other for one, other in zip(found, verdict, strict=True)]
-        for row, seen in framed:
-            for place, said in enumerate(seen, start=row):
-                if said != ACCEPTED:
-                    verdict[place] = said
-        return verdict
-
-    def _hand_out(self, finished: list[Entry], batch_size: int) -> None:
-        answered = [(entry, body) for entry in finished if (body := self._encode(entry, batch_size)) is not None]
-        self._tally.queue_s.observe_many([entry.first_batch - entry.arrived for entry, _ in answered])
-        by_asker: dict[Asker, list[Entry]] = {}
-        for entry, _ in answered:
-            by_asker.setdefault(entry.work.asker, []).append(entry)
+    def _send(self, finished: list[PendingRequest], batch_size: int) -> None:
+        """Send answers, after recording their calls: a caller that has its answer finds it in the metrics."""
+        answered = [(pending, body) for pending in finished if (body := self._encode(pending, batch_size)) is not None]
+        self._recorder.requests_queued([pending.first_batch - pending.arrived for pending, _ in answered])
         now = self._clock()
-        for asker, entries in by_asker.items():
-            asker.count(entries, now)
-        for entry, body in answered:
-            entry.work.asker.reply(entry.work.asking, body)
+        seconds: dict[Method, list[float]] = {}
+        for pending, _ in answered:
+            if (method := pending.responder.completes) is not None:
+                seconds.setdefault(method, []).append(now - pending.responder.accepted)
+        for method, durations in seconds.items():
+            self._recorder.calls_answered(method, durations)
+        for pending, body in answered:
+            pending.responder.reply(body)
 
-    def _encode(self, entry: Entry, batch_size: int) -> bytes | None:
-        """Return a request's answer; None where that failed, which is its own fault and no neighbour's."""
-        seconds = (entry.first_batch - entry.arrived, entry.preprocess_s, entry.inference_s)
+    def _encode(self, pending: PendingRequest, batch_size: int) -> bytes | None:
+        """Return the answer to a request; ``None`` when encoding failed, which affects no other request."""
+        seconds = (pending.first_batch - pending.arrived, pending.preprocess_s, pending.inference_s)
         try:
-            return self._encoder.encode(entry.answers, entry.work.request.top_k, seconds, batch_size)
+            return self._encoder.encode(pending.answers, pending.request.top_k, seconds, batch_size)
         except Exception:
-            self._fail([entry])
+            self._fail([pending])
             return None
 
-    def _fail(self, entries: list[Entry]) -> None:
-        """Answer for a fault of ours: a fixed text for the callers, the traceback for the log."""
-        self.log_fault(len(entries))
-        for entry in entries:
-            if entry.work.asking.open:
-                entry.work.asker.fail(entry.work.asking)
-            self._batcher.cancel(entry)
+    def _fail(self, requests: list[PendingRequest]) -> None:
+        """Answer with an internal error: a fixed text for the callers, the traceback for the log."""
+        self.log_failure(len(requests))
+        for pending in requests:
+            if pending.responder.open:
+                pending.responder.fail()
+            self._batcher.cancel(pending)
 
 
-def _refuse(entry: Entry, error: RequestError) -> None:
-    entry.work.asker.refuse(entry.work.asking, error)
+def decide_verdicts(ood_score: Sequence[float], threshold: float, prepared: Prepared) -> list[Verdict]:
+    """Return the verdict on each image of a batch.
 
-
-def _gather(batch: Batch) -> tuple[list[bytes | memoryview], list[tuple[int, list[int]]]]:
-    """Collect a batch's pixels, and the verdicts of framing with the row where they begin."""
-    chunks: list[bytes | memoryview] = []
-    framed: list[tuple[int, list[int]]] = []
-    row = 0
-    for entry, start, stop in batch.parts:
-        request: Request = entry.work.request
-        if request.plain and stop - start == request.num_images:
-            chunks.append(request.pixels)
-        else:
-            pixels, seen = rows(request, start, stop)
-            chunks.append(pixels)
-            if seen:
-                framed.append((row, seen))
-        row += stop - start
-    return chunks, framed
+    Args:
+        ood_score: of each image.
+        threshold: above it an image is unfamiliar.
+        prepared: the batch; blank and several take precedence over the score.
+    """
+    found = [_UNFAMILIAR if score > threshold else _ACCEPTED for score in ood_score]
+    for flags, verdict in ((prepared.several.tolist(), _SEVERAL), (prepared.blank.tolist(), _BLANK)):
+        if True in flags:
+            found = [verdict if flag else other for flag, other in zip(flags, found, strict=True)]
+    return found
 
 
 def _monotonic(deadline: float, now: float) -> float:
-    """Turn a Unix time into monotonic time."""
-    return math.inf if deadline > _FOREVER else now + (deadline - time.time())
+    """Convert a deadline from Unix time to monotonic time."""
+    return math.inf if deadline > _MAX_DEADLINE else now + (deadline - time.time())

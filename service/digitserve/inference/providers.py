@@ -1,7 +1,7 @@
 """Execution providers: choice of device, session options, and device memory. The only module that imports onnxruntime.
 
-    --device auto ──supervisor: ``device.resolve`` ──▶ child process ``digitserve.inference.providers`` ──▶ cpu or cuda, for all workers
-    --device cuda ──worker: ``Session`` ──▶ ``resolve_device`` ──▶ ``open_session``, or a refusal to start that says what is missing
+    --device auto ──▶ supervisor: child process ``digitserve.inference.providers`` ──▶ cpu or cuda, for all workers
+    --device cuda ──▶ worker: ``Session`` ──▶ ``resolve_device`` ──▶ ``open_session``, or a ProviderError that says what is missing
 
 No silent CPU fallback: onnxruntime falls back to the CPU without an error in four cases: a provider's libraries do not load,
 a session cannot be created, a run fails, or the provider has no kernel for some node. This module makes each of them an

@@ -1,8 +1,8 @@
-"""Between the bytes of the protocol and what the batcher and the network see. Knows protobuf, not gRPC.
+"""Bytes of the protocol to requests, and answers to bytes. Knows protobuf, not gRPC.
 
-    body ──decode──▶ Request ──rows──▶ uint8[784] an image ──network──▶ Answer ──encode──▶ body
+    body ──decode──▶ Request ──prepare, network──▶ Answer ──encode──▶ body
 
-Called on the worker's one thread, once a request each; so nothing is built here that can be built once.
+Called on the worker's one thread, a few times per request: what can be built once is not built per request.
 """
 
 from collections.abc import Collection, Sequence
@@ -13,17 +13,15 @@ import numpy as np
 from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 
-from digitserve.batching.batcher import framing_work
 from digitserve.errors import InvalidRequest, NotServed, TooLarge
+from digitserve.protocol.names import Verdict
 from digitserve.types import IMAGE_SIZE, Framing, Ink
 from digitserve.v1 import digits_pb2 as pb
-from digitserve.vision.framing import as_is, frame
-from digitserve.vision.gray import to_gray
 
 IMAGE_BYTES = IMAGE_SIZE * IMAGE_SIZE
 
-MAX_REPEATED = 64
-"""Characters of a caller's text that are repeated to it."""
+MAX_QUOTED_CHARACTERS = 64
+"""Most characters of a caller's text that an error message quotes."""
 
 _CHANNELS = {
     pb.PIXEL_FORMAT_UNSPECIFIED: 1,
@@ -42,33 +40,30 @@ _FORMAT_NAMES = {
     pb.PIXEL_FORMAT_RGB8: "RGB8",
     pb.PIXEL_FORMAT_RGBA8: "RGBA8",
 }
-VERDICTS = (pb.VERDICT_ACCEPTED, pb.VERDICT_UNFAMILIAR, pb.VERDICT_BLANK, pb.VERDICT_SEVERAL)
-"""In the order of ``metrics.VERDICTS``."""
-ACCEPTED, UNFAMILIAR, BLANK, SEVERAL = range(4)
+_BLANK = Verdict.BLANK
 
 _ONE_IMAGE = pb.ClassifyRequest(pixels=bytes(IMAGE_BYTES))
-_HEAD = _ONE_IMAGE.SerializeToString()[:-IMAGE_BYTES]
-"""What comes before the pixels of a request that holds one image of the network's size and nothing else."""
-_HEAD_ON_STREAM = pb.ClassifyStreamRequest(request=_ONE_IMAGE).SerializeToString()[:-IMAGE_BYTES]
-
-_PLAIN = (1, IMAGE_SIZE, IMAGE_SIZE, 1, Ink.LIGHT_ON_DARK, Framing.AS_IS, True, 0)
-"""What is known of it, as ``Request`` has it."""
+_PREFIX = _ONE_IMAGE.SerializeToString()[:-IMAGE_BYTES]
+"""The bytes before the pixels in a request that holds one image of the network's size and nothing else."""
+_STREAM_PREFIX = pb.ClassifyStreamRequest(request=_ONE_IMAGE).SerializeToString()[:-IMAGE_BYTES]
+_FIELDS_OF_ONE_IMAGE = (1, IMAGE_SIZE, IMAGE_SIZE, 1, Ink.LIGHT_ON_DARK, Framing.AS_IS, 0)
+"""Fields of that ``Request`` after its pixels."""
 
 _CONTINUED = 0x80
-"""Marks a byte of a length that another one follows."""
+"""Set in each byte of a varint that is not the last."""
 
 _RESPONSE_TAG = bytes([pb.ClassifyStreamResponse.RESPONSE_FIELD_NUMBER << 3 | 2])
-"""Field 1 with a length."""
+"""Tag of a length-delimited field."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request may ask of this worker.
+    """What this worker accepts in a request.
 
     Attributes:
         model_version: the version being served.
         max_side: largest height or width, in pixels.
-        max_images: most images in a request.
+        max_images: most images per request.
         max_request_bytes: largest message.
     """
 
@@ -77,10 +72,10 @@ class Limits:
     max_images: int
     max_request_bytes: int
 
-    def too_large(self) -> TooLarge:
+    def too_large_error(self) -> TooLarge:
         """Return the error for a message over the limit."""
         return TooLarge(
-            f"got a message of more than {self.max_request_bytes} bytes, the most that is taken; send less at once"
+            f"got a message of more than {self.max_request_bytes} bytes; expected at most that: split the request"
         )
 
 
@@ -93,9 +88,8 @@ class Request(NamedTuple):
         height: in pixels.
         width: in pixels.
         channels: 1, 3 or 4.
-        ink: which side the strokes are on.
-        framing: how images come to the network's size.
-        plain: the pixels are the network's rows as they stand.
+        ink: which side of the grey scale the strokes are on.
+        framing: how images are brought to the network's size.
         top_k: classes to list for each image.
     """
 
@@ -106,29 +100,23 @@ class Request(NamedTuple):
     channels: int
     ink: Ink
     framing: Framing
-    plain: bool
     top_k: int
-
-    @property
-    def framing_work(self) -> int:
-        """Units of framing work an image, 0 when none is framed."""
-        return framing_work(self.height, self.width, self.channels) if self.framing is Framing.MNIST else 0
 
 
 class Answer(NamedTuple):
-    """What is said of one image.
+    """The answer for one image.
 
     Attributes:
-        class_index: column of the most probable label.
+        class_index: index of the most probable label.
         confidence: its probability.
-        verdict: position in ``VERDICTS``.
-        ood_score: higher is stranger.
+        verdict: whether to believe it.
+        ood_score: higher means less like the training data.
         probabilities: float32[labels].
     """
 
     class_index: int
     confidence: float
-    verdict: int
+    verdict: Verdict
     ood_score: float
     probabilities: NDArray[np.float32]
 
@@ -137,43 +125,50 @@ def decode(body: bytes, limits: Limits) -> Request:
     """Parse and check a ``ClassifyRequest``.
 
     Raises:
-        InvalidRequest: says what was got, what was expected, and which image.
-        NotServed: another model version is asked for.
+        InvalidRequest: the message names what was got, what was expected, and which image.
+        NotServed: the request names another model version.
     """
-    return _plain(body, _HEAD) or _check(_parse(pb.ClassifyRequest, body), limits)
+    return _decode_one_image(body, _PREFIX) or _check(parse(pb.ClassifyRequest, body), limits)
 
 
-def decode_on_stream(body: bytes, limits: Limits) -> Request:
+def decode_stream_request(body: bytes, limits: Limits) -> Request:
     """Parse and check a ``ClassifyStreamRequest``; raises as ``decode`` does."""
-    return _plain(body, _HEAD_ON_STREAM) or _check(_parse(pb.ClassifyStreamRequest, body).request, limits)
+    return _decode_one_image(body, _STREAM_PREFIX) or _check(parse(pb.ClassifyStreamRequest, body).request, limits)
 
 
-def response_on_stream(body: bytes) -> bytes:
-    """Return a ``ClassifyStreamResponse`` with a serialized ``ClassifyResponse``, which is not parsed for it."""
+def encode_stream_response(body: bytes) -> bytes:
+    """Return a ``ClassifyStreamResponse`` that holds a serialized ``ClassifyResponse``, without parsing it."""
     return _RESPONSE_TAG + _varint(len(body)) + body
 
 
-def error_on_stream(status: Message) -> bytes:
-    """Return a ``ClassifyStreamResponse`` with a ``google.rpc.Status``."""
+def encode_stream_error(status: Message) -> bytes:
+    """Return a ``ClassifyStreamResponse`` that holds a ``google.rpc.Status``."""
     return pb.ClassifyStreamResponse(error=status).SerializeToString()
 
 
-def _parse(kind: Any, body: bytes) -> Any:
+def parse(kind: Any, body: bytes) -> Any:
+    """Parse a message of a generated class.
+
+    Raises:
+        InvalidRequest: the bytes are not such a message.
+    """
     try:
         return kind.FromString(body)
     except DecodeError:
-        raise InvalidRequest(f"got {len(body)} bytes that are no {kind.DESCRIPTOR.name}; expected protobuf") from None
+        raise InvalidRequest(
+            f"got {len(body)} bytes that are not a {kind.DESCRIPTOR.name}; expected protobuf"
+        ) from None
 
 
-def _plain(body: bytes, head: bytes) -> Request | None:
-    """Decide the common case by one comparison: nothing but one image of the network's size."""
-    if len(body) != len(head) + IMAGE_BYTES or not body.startswith(head):
+def _decode_one_image(body: bytes, prefix: bytes) -> Request | None:
+    """Recognise the most common request by one comparison: one image of the network's size, and no other field."""
+    if len(body) != len(prefix) + IMAGE_BYTES or not body.startswith(prefix):
         return None
-    return Request(body[len(head) :], *_PLAIN)
+    return Request(body[len(prefix) :], *_FIELDS_OF_ONE_IMAGE)
 
 
 def _varint(number: int) -> bytes:
-    """Write a length as protobuf does: seven bits a byte, the lowest first, all but the last marked."""
+    """Encode a length as protobuf does: seven bits per byte, the lowest first."""
     written = bytearray()
     while number >= _CONTINUED:
         written.append(number % _CONTINUED | _CONTINUED)
@@ -185,7 +180,7 @@ def _varint(number: int) -> bytes:
 def _check(message: pb.ClassifyRequest, limits: Limits) -> Request:
     pixels = message.pixels
     if message.model_version not in {"", limits.model_version}:
-        raise NotServed(f"model_version: got '{shorten(message.model_version)}'; served is '{limits.model_version}'")
+        raise not_served(message.model_version, limits.model_version)
     _check_known(message.pixel_format, pb.PixelFormat.values(), "pixel_format", pb.PixelFormat.keys())
     _check_known(message.ink, pb.Ink.values(), "ink", pb.Ink.keys())
     _check_known(message.framing, pb.Framing.values(), "framing", pb.Framing.keys())
@@ -194,13 +189,14 @@ def _check(message: pb.ClassifyRequest, limits: Limits) -> Request:
     num_images = _num_images(message, len(pixels), height * width * channels, limits)
     framing = _framing(message, height, width)
     ink = _ink(message, framing)
-    plain = framing is Framing.AS_IS and channels == 1 and ink is Ink.LIGHT_ON_DARK
-    return Request(pixels, num_images, height, width, channels, ink, framing, plain, message.top_k)
+    return Request(pixels, num_images, height, width, channels, ink, framing, message.top_k)
 
 
-def shorten(text: str) -> str:
-    """Return a caller's text, or its beginning: status messages travel as headers, whose size is bounded."""
-    return text if len(text) <= MAX_REPEATED else f"{text[:MAX_REPEATED]}..."
+def not_served(model_version: str, served_version: str) -> NotServed:
+    """Return the error for a request that names another model version than the one being served."""
+    # Status messages travel as headers, whose size is bounded.
+    quoted = model_version[:MAX_QUOTED_CHARACTERS] + "..." * (len(model_version) > MAX_QUOTED_CHARACTERS)
+    return NotServed(f"model_version: got '{quoted}'; served is '{served_version}'")
 
 
 def _check_known(value: int, known: Collection[int], field: str, names: Sequence[str]) -> None:
@@ -258,63 +254,44 @@ def _ink(message: pb.ClassifyRequest, framing: Framing) -> Ink:
     return _INK[message.ink]
 
 
-def rows(request: Request, start: int, stop: int) -> tuple[bytes | memoryview, list[int]]:
-    """Prepare images ``start`` to ``stop`` of a request for the network.
-
-    Returns:
-        784 bytes an image, and for framed images the verdict that framing gave, else an empty list.
-    """
-    image_bytes = request.height * request.width * request.channels
-    pixels: bytes | memoryview = request.pixels
-    if stop - start < request.num_images:
-        pixels = memoryview(pixels)[start * image_bytes : stop * image_bytes]
-    if request.plain:
-        return pixels, []
-    gray = to_gray(pixels, stop - start, request.height, request.width, request.channels)
-    if request.framing is Framing.AS_IS:
-        return as_is(gray, request.ink).tobytes(), []
-    framed = [frame(image, request.ink) for image in gray]
-    seen = [BLANK if one.blank else SEVERAL if one.several else ACCEPTED for one in framed]
-    return b"".join([one.pixels.tobytes() for one in framed]), seen
-
-
 class Encoder:
-    """Writes ``ClassifyResponse`` messages for one model."""
+    """Encodes ``ClassifyResponse`` messages for one model; owned by the pipeline."""
 
     def __init__(self, name: str, version: str, labels: tuple[str, ...]) -> None:
+        """Encode for a model of this name and version, with the labels in the order of their indices."""
         self._labels = labels
         self._model = pb.ClassifyResponse(model_name=name, model_version=version).SerializeToString()
 
     def encode(self, answers: list[Answer], top_k: int, seconds: tuple[float, float, float], batch_size: int) -> bytes:
-        """Write the response to a request.
+        """Encode the response to a request.
 
         Args:
-            answers: one an image, in order.
-            top_k: classes to list for each.
+            answers: one for each image, in order.
+            top_k: classes to list for each image.
             seconds: in the queue, in preprocessing, in the network.
             batch_size: of the batch that answered the last image.
         """
-        # Never a message that is kept and filled again: protobuf frees what it held before only with the message itself.
+        # A new message per response: protobuf frees what a reused one held before only with the message itself.
         response = pb.ClassifyResponse()
         for answer in answers:
             prediction = response.predictions.add()
-            self._fill(prediction, answer)
-            if top_k and answer.verdict != BLANK:
-                self._list(prediction, answer.probabilities, top_k)
+            self._set_fields(prediction, answer)
+            if top_k and answer.verdict is not _BLANK:
+                self._add_top(prediction, answer.probabilities, top_k)
         timing = response.timing
         timing.queue_s, timing.preprocess_s, timing.inference_s = seconds
         timing.batch_size = batch_size
-        # Two messages in a row are one that has the fields of both.
+        # Two concatenated messages are one message with the fields of both.
         return response.SerializeToString() + self._model
 
-    def _fill(self, prediction: pb.Prediction, answer: Answer) -> None:
-        if answer.verdict != BLANK:
+    def _set_fields(self, prediction: pb.Prediction, answer: Answer) -> None:
+        if answer.verdict is not _BLANK:
             prediction.label = self._labels[answer.class_index]
             prediction.class_index = answer.class_index
             prediction.confidence = answer.confidence
-        prediction.verdict = VERDICTS[answer.verdict]
+        prediction.verdict = answer.verdict  # type: ignore[assignment] # Verdict has the numbers of pb.Verdict
         prediction.ood_score = answer.ood_score
 
-    def _list(self, prediction: pb.Prediction, probabilities: NDArray[np.float32], top_k: int) -> None:
+    def _add_top(self, prediction: pb.Prediction, probabilities: NDArray[np.float32], top_k: int) -> None:
         for index in np.argsort(-probabilities, kind="stable")[:top_k].tolist():
             prediction.top.add(label=self._labels[index], class_index=index, confidence=float(probabilities[index]))

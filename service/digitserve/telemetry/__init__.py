@@ -1,1 +1,1 @@
-"""Metrics: declared once, recorded by workers in shared memory, collected by the supervisor."""
+"""Metrics: declared once, recorded by workers in shared memory, read by the supervisor for Prometheus."""

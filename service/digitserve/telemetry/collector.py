@@ -1,7 +1,7 @@
-"""The custom Collector that shows Prometheus the sum over all workers, the dead included.
+"""What Prometheus reads: the sum over all workers, including those that have ended.
 
-Lives in the supervisor, whose one thread makes, retires and reads the blocks of ``metrics``. Never
-``prometheus_client``'s multiprocess mode: its files of dead processes degrade every scrape.
+Lives in the supervisor. prometheus_client's multiprocess mode is not used: the files that ended processes leave behind
+slow down every scrape.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,56 +10,60 @@ import numpy as np
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from digitserve.telemetry.block import CODES, METHODS, UNAVAILABLE, Block, Cells, Spec, specs
+from digitserve.protocol.names import Code
+from digitserve.telemetry.block import METHODS, Block, Cells, Spec, specs
 
 
 class ServiceCollector(Collector):
-    """Renders the sum over all workers, the dead included; registered with an injected registry.
+    """Sums the blocks of all workers; registered with the supervisor's registry.
 
-    Lives in the supervisor, whose thread makes, retires and reads the blocks.
+    Owned by the supervisor, whose one thread creates, retires and reads the blocks.
     """
 
-    def __init__(self, labels: Sequence[str], supervised: Callable[[], Iterable[Metric]]) -> None:
-        """Start with no worker.
+    def __init__(self, labels: Sequence[str], supervisor_metrics: Callable[[], Iterable[Metric]]) -> None:
+        """Start without a worker.
 
         Args:
             labels: of the model being served.
-            supervised: gives the metrics that the supervisor itself knows.
+            supervisor_metrics: returns the metrics that are not in a block.
         """
         self._labels = labels
         self._specs = specs(labels)
-        self._supervised = supervised
-        self._living: list[Block] = []
-        self._dead = {spec.name: np.zeros((len(spec.label_values), spec.width)) for spec in self._specs}
+        self._supervisor_metrics = supervisor_metrics
+        self._running: list[Block] = []
+        self._ended = {spec.name: np.zeros((len(spec.label_values), spec.width)) for spec in self._specs}
 
     def new_block(self) -> Block:
-        """Make the memory for a worker that is about to start."""
+        """Create the memory for a worker that is about to start."""
         block = Block(self._labels)
-        self._living.append(block)
+        self._running.append(block)
         return block
 
     def retire(self, block: Block) -> None:
-        """Keep what a worker that has ended counted, and give its memory back.
+        """Keep the counts of a worker that has ended, and free its memory.
 
-        Calls that it took on and never ended broke with its connections: their callers saw UNAVAILABLE, so that is
-        what is counted. Gauges end with the worker.
+        RPCs that it started and did not complete were broken off with its connections. Their callers saw UNAVAILABLE, so
+        they are counted as that. Gauges of the worker are dropped.
+
+        Raises:
+            ValueError: the block was already retired.
         """
-        self._living.remove(block)
+        self._running.remove(block)
         cells = {name: values.copy() for name, values in block.cells.items()}
-        handled = cells["grpc_server_handled"].reshape(len(METHODS), len(CODES))
-        handled[:, UNAVAILABLE] += np.maximum(0, cells["grpc_server_started"][:, 0] - handled.sum(axis=1))
+        handled = cells["grpc_server_handled"].reshape(len(METHODS), len(Code))
+        handled[:, Code.UNAVAILABLE] += np.maximum(0, cells["grpc_server_started"][:, 0] - handled.sum(axis=1))
         for spec in self._specs:
             if spec.kind in {"counter", "histogram"}:
-                self._dead[spec.name] += cells[spec.name]
+                self._ended[spec.name] += cells[spec.name]
         block.close()
 
     def collect(self) -> Iterator[Metric]:
-        """Yield every metric, summed over workers."""
+        """Yield each metric, summed over workers."""
         for spec in self._specs:
             if spec.kind != "internal":
-                total = sum((block.cells[spec.name] for block in self._living), start=self._dead[spec.name])
+                total = sum((block.cells[spec.name] for block in self._running), start=self._ended[spec.name])
                 yield _family(spec, total)
-        yield from self._supervised()
+        yield from self._supervisor_metrics()
 
 
 def _family(spec: Spec, cells: Cells) -> Metric:
@@ -74,8 +78,8 @@ def _family(spec: Spec, cells: Cells) -> Metric:
     else:
         family = GaugeMetricFamily(spec.name, spec.text, labels=spec.label_names)
     for values, row in zip(spec.label_values, cells, strict=True):
-        # Codes that never came would make 136 lines of zeros a scrape.
-        if row[0] or spec.name != "grpc_server_handled" or values[-1] == "OK":
+        # Codes that have not occurred would add 136 lines of zeros to each scrape.
+        if row[0] or spec.name != "grpc_server_handled" or values[-1] == Code.OK.label:
             family.add_metric(values, float(row[0]))
     return family
 

@@ -1,1 +1,1 @@
-"""Where requests enter: the handlers of each RPC, and the gRPC transport below them."""
+"""Where requests enter: a handler for each RPC, and the gRPC transport that calls the handlers."""

@@ -1,268 +1,285 @@
-"""``ClassifyStream`` on the loop's own thread: many requests on one stream, answered in their order.
+"""Handler of ``ClassifyStream``: many requests on one stream, answered in request order.
 
-    Stream ──message──▶ StreamTaker ──admit──▶ Classifier ──reply──▶ Slot ──in order──▶ Stream
-       ▲                                                                                  │
-       └───────────────── the next message is asked for when there is room ◀──written────┘
+    ServerStream ──message──▶ ClassifyStreamHandler ──admit──▶ Pipeline ──reply──▶ StreamMessage ──in order──▶ ServerStream
+         ▲                                                                                                       │
+         └─────────────────────── the next read, when there is room ◀──────────── written ───────────────────────┘
 
-What clients can make a worker hold is bounded: of each stream only so many images are on the way (read, and not yet sent
-as answers), and nothing is read from any while half of what may wait does. HTTP/2's flow control tells clients. A message
-that was asked for before and finds no room is held, one a stream, until there is: streams are slowed, never refused.
-Belongs to the worker and is called on its one thread only.
+What clients can make a worker hold is bounded. The images in flight of a stream (read, and their answers not yet sent) are
+limited, and no stream is read while the queue is half full; HTTP/2 flow control then slows the clients down. A message
+whose read was outstanding at that time, and which finds no room, is held until there is room: at most one per stream.
+Messages of streams are delayed, never rejected, for lack of room. Called on the worker's one thread.
 """
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from digitserve.batching.batcher import Entry
-from digitserve.batching.pipeline import Classifier
+from digitserve.batching.pipeline import PendingRequest, Pipeline
 from digitserve.errors import Draining, Overloaded, RequestError
-from digitserve.protocol.codec import Limits, Request, decode_on_stream, error_on_stream, response_on_stream
-from digitserve.telemetry.block import SERVICE, STREAM_ROW, Tally
-from digitserve.transport.classify import INTERNAL, OK, Status, broken_off
-from digitserve.transport.grpcio.completion_queue import Stream
-
-CLASSIFY_STREAM = f"/{SERVICE}/ClassifyStream"
+from digitserve.protocol.codec import (
+    Limits,
+    Request,
+    decode_stream_request,
+    encode_stream_error,
+    encode_stream_response,
+)  # fmt: skip
+from digitserve.protocol.names import CLASSIFY_STREAM
+from digitserve.protocol.status import INTERNAL, OK, Status
+from digitserve.telemetry.recorder import Recorder
+from digitserve.transport.handlers import ServerStream, record_broken_off
 
 WINDOW_BATCHES = 4
-"""Full batches of one stream on the way, beyond which no further message is read: enough for one stream to keep them
-full."""
+"""Limit on the images in flight of a stream, in full batches: enough for one stream to keep all batches full."""
 
-_DRAINING = Status.of(
+_DRAINING = Status.from_error(
     Draining("this server is shutting down; open the stream again, and send what has no answer again")
 )
 
 
-class Slot:
-    """A message on a stream, and the place of its answer.
+class StreamMessage:
+    """One message of a stream, and the ``Responder`` of its request.
 
     Attributes:
-        conversation: that it is part of.
-        accepted: monotonic time in seconds when it came.
-        deadline: the stream's, Unix time in seconds.
-        num_images: that count towards the window.
-        entry: once it is admitted.
-        outcome: the serialized answer, once there is one.
+        state: of its stream.
+        accepted: monotonic time in seconds when it arrived.
+        deadline: of the stream, Unix time in seconds.
+        num_images: counted as in flight.
+        pending: the request, from its admission to its answer.
+        answer: the serialized ``ClassifyStreamResponse``, once there is one.
     """
 
-    __slots__ = ("accepted", "conversation", "deadline", "entry", "num_images", "outcome")
+    __slots__ = ("_handler", "accepted", "answer", "deadline", "num_images", "pending", "state")
 
-    def __init__(self, conversation: "Conversation", accepted: float) -> None:
-        self.conversation = conversation
+    completes = None
+
+    def __init__(self, handler: "ClassifyStreamHandler", state: "StreamState", accepted: float) -> None:
+        self._handler = handler
+        self.state = state
         self.accepted = accepted
-        self.deadline = conversation.stream.deadline
+        self.deadline = state.stream.deadline
         self.num_images = 1
-        self.entry: Entry | None = None
-        self.outcome: bytes | None = None
+        self.pending: PendingRequest | None = None
+        self.answer: bytes | None = None
 
     @property
     def open(self) -> bool:
-        """Whether it still waits for its answer."""
-        return self.outcome is None and self.conversation.stream.open
+        """Whether it still waits for an answer."""
+        return self.answer is None and self.state.stream.open
+
+    def reply(self, body: bytes) -> None:
+        """Answer with a serialized ``ClassifyResponse``."""
+        self._set_answer(encode_stream_response(body))
+
+    def reject(self, error: RequestError) -> None:
+        """Record an error, and answer with it."""
+        self._handler.record_rejected(error)
+        self._set_answer(encode_stream_error(Status.from_error(error).to_proto()))
+
+    def fail(self) -> None:
+        """Answer with INTERNAL."""
+        self._set_answer(encode_stream_error(INTERNAL.to_proto()))
+
+    def _set_answer(self, answer: bytes) -> None:
+        self.answer = answer
+        # A pending request refers to its message: together they would be a reference cycle.
+        self.pending = None
+        self._handler.write_later(self.state)
 
 
-class Conversation:
-    """One stream, and what is on the way in it; lives as long as the stream.
+class StreamState:
+    """What the handler keeps for one stream; lives as long as the stream.
 
     Attributes:
         stream: the stream.
-        waiting: messages whose answers are not yet written, in their order.
-        unsent: images of each answer that is written and not yet sent.
-        num_images: on the way, over both.
-        reading: whether a message has been asked for.
-        ending: the status with which the stream ends when nothing is on the way any more; then nothing more is read.
+        messages: messages whose answers are not yet written, in their order.
+        unsent: number of images of each answer that is written and not yet sent.
+        num_images: images in flight, of both.
+        reading: whether a read is outstanding.
+        ending: status with which the stream ends once nothing is in flight; then nothing more is read.
     """
 
-    __slots__ = ("ending", "num_images", "reading", "stream", "unsent", "waiting")
+    __slots__ = ("ending", "messages", "num_images", "reading", "stream", "unsent")
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: ServerStream) -> None:
         self.stream = stream
-        self.waiting: deque[Slot] = deque()
+        self.messages: deque[StreamMessage] = deque()
         self.unsent: deque[int] = deque()
         self.num_images = 0
         self.reading = False
         self.ending: Status | None = None
 
 
-class ClassifyStreamTaker:
-    """Takes ``ClassifyStream`` streams on, has their messages admitted, and sends their answers in order."""
+class ClassifyStreamHandler:
+    """Decodes and admits the messages of ``ClassifyStream``, and sends their answers in order; owned by the worker."""
 
     def __init__(
-        self, classifier: Classifier, limits: Limits, max_batch_size: int, tally: Tally,
+        self, pipeline: Pipeline, limits: Limits, max_batch_size: int, recorder: Recorder,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        self._classifier = classifier
+        self._pipeline = pipeline
         self._limits = limits
         self._window_images = WINDOW_BATCHES * max_batch_size
-        self._tally = tally
+        self._recorder = recorder
         self._clock = clock
-        self._conversations: set[Conversation] = set()
-        # Both in the order of their coming, and each conversation once.
-        self._paused: dict[Conversation, None] = {}
-        self._held: deque[tuple[Slot, Request]] = deque()
-        self._answered: dict[Conversation, None] = {}
+        self._streams: set[StreamState] = set()
+        # In the order of arrival; each stream once.
+        self._paused: dict[StreamState, None] = {}
+        self._held: deque[tuple[StreamMessage, Request]] = deque()
+        self._answered: dict[StreamState, None] = {}
         self._draining = False
 
-    # What the completion queue calls.
+    @property
+    def images_in_flight(self) -> list[int]:
+        """Number of images in flight on each open stream."""
+        return [state.num_images for state in [*self._streams]]
 
-    def on_accept(self, stream: Stream) -> None:
-        """Begin a conversation."""
-        self._tally.started[STREAM_ROW] += 1
-        stream.context = conversation = Conversation(stream)
-        self._conversations.add(conversation)
+    # Called by the transport; see StreamHandler.
+
+    def on_accept(self, stream: ServerStream) -> None:
+        """Record the stream and read its first message."""
+        self._recorder.call_started(CLASSIFY_STREAM)
+        stream.context = state = StreamState(stream)
+        self._streams.add(state)
         if self._draining:
-            self._end(conversation, _DRAINING)
+            self._end(state, _DRAINING)
         else:
-            self._read_on(conversation)
+            self._read_if_room(state)
 
-    def on_message(self, stream: Stream, body: bytes) -> None:
-        """Have one request admitted, or say in its place why not."""
-        conversation: Conversation = stream.context
-        conversation.reading = False
-        slot = Slot(conversation, self._clock())
-        conversation.waiting.append(slot)
+    def on_message(self, stream: ServerStream, body: bytes) -> None:
+        """Admit or hold the request, or answer with an error."""
+        state: StreamState = stream.context
+        state.reading = False
+        message = StreamMessage(self, state, self._clock())
+        state.messages.append(message)
         try:
-            request = decode_on_stream(body, self._limits)
-            slot.num_images = request.num_images
-            # In the order of their coming: a large one must not see its room taken again and again.
-            if self._held or not self._admit(slot, request):
-                self._held.append((slot, request))
+            request = decode_stream_request(body, self._limits)
+            message.num_images = request.num_images
+            # In the order of arrival: otherwise small requests could take the room of a large one again and again.
+            if self._held or not self._admit_if_room(message, request):
+                self._held.append((message, request))
         except RequestError as error:
-            self.refuse(slot, error)
+            message.reject(error)
         except Exception:
-            self._classifier.log_fault(1)
-            self.fail(slot)
-        conversation.num_images += slot.num_images
-        self._read_on(conversation)
+            self._pipeline.log_failure(1)
+            message.fail()
+        state.num_images += message.num_images
+        self._read_if_room(state)
 
-    def on_end(self, stream: Stream) -> None:
-        """Finish the stream when all its messages are answered."""
-        conversation: Conversation = stream.context
-        conversation.reading = False
-        self._end(conversation, Status(OK, ""))
+    def on_end(self, stream: ServerStream) -> None:
+        """Finish the stream once all its messages are answered."""
+        state: StreamState = stream.context
+        state.reading = False
+        self._end(state, OK)
 
-    def on_too_large(self, stream: Stream) -> None:
-        """End the stream: core threw the message away, and gives no further ones."""
-        error = self._limits.too_large()
-        self._tally.reject(error.reason)
-        self._end(stream.context, Status.of(error))
+    def on_too_large(self, stream: ServerStream) -> None:
+        """End the stream: the message is lost, and no further ones arrive."""
+        error = self._limits.too_large_error()
+        self.record_rejected(error)
+        self._end(stream.context, Status.from_error(error))
 
-    def on_written(self, stream: Stream) -> None:
-        """Make room for what the sent answer stood for."""
-        conversation: Conversation = stream.context
-        conversation.num_images -= conversation.unsent.popleft()
-        self._go_on(conversation)
+    def on_written(self, stream: ServerStream) -> None:
+        """Take the images of a sent answer out of the window."""
+        state: StreamState = stream.context
+        state.num_images -= state.unsent.popleft()
+        self._read_or_finish(state)
 
-    def on_close(self, stream: Stream, *, cancelled: bool) -> None:
-        """Count a stream that is over, and forget what still waits of it."""
-        conversation: Conversation = stream.context
-        self._conversations.discard(conversation)
-        self._paused.pop(conversation, None)
-        # Emptied, for slots know their conversation: a circle as well.
-        while conversation.waiting:
-            slot = conversation.waiting.popleft()
-            if slot.entry is not None:
-                self._classifier.cancel(slot.entry)
-                slot.entry = None
+    def on_close(self, stream: ServerStream, *, cancelled: bool) -> None:
+        """Record a stream that is over, and drop its requests."""
+        state: StreamState = stream.context
+        self._streams.discard(state)
+        self._paused.pop(state, None)
+        # Emptied, because messages refer to their stream's state: a reference cycle otherwise.
+        while state.messages:
+            message = state.messages.popleft()
+            if message.pending is not None:
+                self._pipeline.cancel(message.pending)
+                message.pending = None
+        seconds = self._clock() - stream.accepted
         if cancelled:
-            code = broken_off(stream.deadline, self._tally)
+            record_broken_off(self._recorder, CLASSIFY_STREAM, stream.deadline, seconds)
         else:
-            code = OK if conversation.ending is None else conversation.ending.code
-        self._tally.end(STREAM_ROW, code, self._clock() - stream.accepted)
+            status = OK if state.ending is None else state.ending
+            self._recorder.call_ended(CLASSIFY_STREAM, status.code, seconds)
 
-    # What the classifier calls.
+    # Called by the messages.
 
-    def count(self, entries: Sequence[Entry], now: float) -> None:
-        """Streams are counted as they end; their images, the classifier counts."""
+    def record_rejected(self, error: RequestError) -> None:
+        """Count a rejected message."""
+        self._recorder.rejected(error.reason)
 
-    def reply(self, slot: Slot, body: bytes) -> None:
-        """Put the answer in its place."""
-        self._fill(slot, response_on_stream(body))
+    def write_later(self, state: StreamState) -> None:
+        """Write the answers of a stream at the next ``flush``."""
+        self._answered[state] = None
 
-    def refuse(self, slot: Slot, error: RequestError) -> None:
-        """Put the error in the answer's place."""
-        self._tally.reject(error.reason)
-        self._fill(slot, error_on_stream(Status.of(error).to_proto()))
-
-    def fail(self, slot: Slot) -> None:
-        """Put a fault of ours in the answer's place."""
-        self._fill(slot, error_on_stream(INTERNAL.to_proto()))
-
-    # What the worker's loop calls.
+    # Called by the worker's loop.
 
     def flush(self) -> None:
-        """Write the answers that are due, a stream's together, and admit and read on what waited for room."""
-        while self._held and self._admit(*self._held[0]):
+        """Admit held messages and resume paused reads where there is room, then write the answers of each stream."""
+        while self._held and self._admit_if_room(*self._held[0]):
             self._held.popleft()
-        while self._paused and not self._crowded():
-            conversation = next(iter(self._paused))
-            del self._paused[conversation]
-            self._read_on(conversation)
+        while self._paused and not self._should_pause():
+            state = next(iter(self._paused))
+            del self._paused[state]
+            self._read_if_room(state)
         if self._answered:
             answered, self._answered = self._answered, {}
-            for conversation in answered:
-                self._write(conversation)
+            for state in answered:
+                self._write(state)
 
     def drain(self) -> None:
-        """Read nothing more, and end each stream when all that was read is answered."""
+        """Read nothing more, and end each stream once all that was read is answered."""
         self._draining = True
-        for conversation in [*self._conversations]:
-            self._end(conversation, _DRAINING)
+        for state in [*self._streams]:
+            self._end(state, _DRAINING)
 
-    def owes(self) -> bool:
-        """Whether some answer is not sent yet."""
-        return any(conversation.num_images for conversation in self._conversations)
+    def has_unsent_answers(self) -> bool:
+        """Return whether a message was read whose answer is not yet sent."""
+        return any(state.num_images for state in self._streams)
 
-    def _admit(self, slot: Slot, request: Request) -> bool:
-        """Have a request admitted, or refused for good; return False where it only has to wait for room."""
-        if slot.open:
+    def _admit_if_room(self, message: StreamMessage, request: Request) -> bool:
+        """Admit a request, or reject it for good; return false if it has to wait for room."""
+        if message.open:
             try:
-                slot.entry = self._classifier.admit(self, slot, request)
+                message.pending = self._pipeline.admit(message, request)
             except Overloaded:
                 return False
             except RequestError as error:
-                self.refuse(slot, error)
+                message.reject(error)
         return True
 
-    def _crowded(self) -> bool:
-        return bool(self._held) or self._classifier.crowded()
+    def _should_pause(self) -> bool:
+        return bool(self._held) or self._pipeline.is_half_full()
 
-    def _fill(self, slot: Slot, outcome: bytes) -> None:
-        slot.outcome = outcome
-        # An entry knows its slot: a circle, which would wait for the garbage collector.
-        slot.entry = None
-        self._answered[slot.conversation] = None
-
-    def _write(self, conversation: Conversation) -> None:
-        stream, waiting = conversation.stream, conversation.waiting
+    def _write(self, state: StreamState) -> None:
+        stream, messages = state.stream, state.messages
         if not stream.open:
             return
-        while waiting and waiting[0].outcome is not None:
-            slot = waiting.popleft()
-            conversation.unsent.append(slot.num_images)
-            stream.write(slot.outcome)  # type: ignore[arg-type] # the loop's condition
+        while messages and (answer := messages[0].answer) is not None:
+            state.unsent.append(messages.popleft().num_images)
+            stream.write(answer)
         stream.flush()
 
-    def _read_on(self, conversation: Conversation) -> None:
-        """Ask for the next message where there is room for it."""
-        if conversation.reading or conversation.ending or not conversation.stream.open:
+    def _read_if_room(self, state: StreamState) -> None:
+        """Read the next message unless the window is full; pause the stream while the queue is half full."""
+        if state.reading or state.ending or not state.stream.open:
             return
-        if conversation.num_images >= self._window_images:
+        if state.num_images >= self._window_images:
             return
-        if self._crowded():
-            self._paused[conversation] = None
+        if self._should_pause():
+            self._paused[state] = None
             return
-        conversation.reading = True
-        conversation.stream.read()
+        state.reading = True
+        state.stream.read()
 
-    def _end(self, conversation: Conversation, status: Status) -> None:
-        conversation.ending = conversation.ending or status
-        self._go_on(conversation)
+    def _end(self, state: StreamState, status: Status) -> None:
+        """End a stream with this status once nothing is in flight; the first status that is set counts."""
+        state.ending = state.ending or status
+        self._read_or_finish(state)
 
-    def _go_on(self, conversation: Conversation) -> None:
-        """Finish a stream that is ending and has nothing on the way any more; read on in others."""
-        status = conversation.ending
+    def _read_or_finish(self, state: StreamState) -> None:
+        """Finish a stream that is ending and has nothing in flight; read the next message of others."""
+        status = state.ending
         if status is None:
-            self._read_on(conversation)
-        elif not conversation.num_images and conversation.stream.open:
-            conversation.stream.finish(status.code, status.message, status.details())
+            self._read_if_room(state)
+        elif not state.num_images and state.stream.open:
+            state.stream.finish(status)

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from digitserve.types import IMAGE_SIZE, FloatImage, Framing, Gray, Ink
+from digitserve.types import IMAGE_SIZE, FloatImage, Gray, Ink
 from digitserve.vision.background import MIN_CONTRAST, subtract_background
 from digitserve.vision.components import MAX_SIDE, Box, have_gaps, segment
 from digitserve.vision.gray import gray_range
@@ -57,40 +57,7 @@ class Framed(NamedTuple):
     several: bool
 
 
-class Prepared(NamedTuple):
-    """A request's images, ready for the network.
-
-    Attributes:
-        images: uint8[N, 28, 28, 1].
-        blank: bool[N].
-        several: bool[N].
-    """
-
-    images: Gray
-    blank: NDArray[np.bool_]
-    several: NDArray[np.bool_]
-
-
 BLANK = Framed(np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.uint8), blank=True, several=False)
-
-
-def prepare(gray: Gray, ink: Ink, framing: Framing) -> Prepared:
-    """Prepare the images of one request.
-
-    Args:
-        gray: uint8[N, H, W]; 28x28 if framing is AS_IS.
-        ink: which side the strokes are on, of all images.
-        framing: AS_IS leaves every byte as it is (turned over for dark ink).
-    """
-    if framing is Framing.AS_IS:
-        images = as_is(gray, ink)
-        return Prepared(images[..., None], *verdicts(images))
-    framed = [frame(image, ink) for image in gray]
-    return Prepared(
-        np.stack([one.pixels for one in framed])[..., None],
-        np.array([one.blank for one in framed]),
-        np.array([one.several for one in framed]),
-    )
 
 
 def as_is(gray: Gray, ink: Ink) -> Gray:

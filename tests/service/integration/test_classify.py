@@ -1,4 +1,4 @@
-"""A real worker, a real client, real onnxruntime, and a network whose output encodes its input."""
+"""``Classify`` and the methods beside it: a real worker and client, and a network whose output encodes its input."""
 
 import random
 import threading
@@ -16,8 +16,8 @@ from onnx import TensorProto, helper
 
 from digitserve.inference.bundle import Golden, write_bundle
 from digitserve.protocol.codec import Answer, Encoder
-from digitserve.telemetry.block import METHOD_ROWS
-from digitserve.transport.classify import INTERNAL_MESSAGE
+from digitserve.protocol.names import CLASSIFY, GET_MODEL, REFLECTION, SERVICE
+from digitserve.protocol.status import INTERNAL
 from digitserve.v1 import digits_pb2 as pb
 from support.bundles import echo_image, echo_request, make_graph, manifest, write_echo_bundle
 from support.serving import PATIENCE_S, RunningWorker, run_worker, wait_until
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def scores(response: pb.ClassifyResponse) -> list[int]:
-    """Return the numbers that a response answers with."""
+    """Return the numbers that the images of a response encode."""
     return [int(prediction.ood_score) for prediction in response.predictions]
 
 
@@ -46,7 +46,7 @@ def test_one_image_gets_its_answer(worker: RunningWorker) -> None:
 
 @pytest.mark.parametrize("num_images", [2, 63, 64, 65, 100, 1000])
 def test_many_images_are_answered_in_order(worker: RunningWorker, num_images: int) -> None:
-    """A request of any number of images gets one prediction an image, in order, also when it is split over batches."""
+    """A request of any number of images gets one prediction per image, in order, also when it is split over batches."""
     numbers = [n * 7919 % 2**24 for n in range(num_images)]
 
     assert numbers == scores(worker.classify(echo_request(*numbers)))
@@ -76,7 +76,7 @@ def test_colour_images_of_any_size_are_framed(worker: RunningWorker) -> None:
 
 
 def test_blank_and_several_are_verdicts_not_errors(worker: RunningWorker) -> None:
-    """A blank image and one with two figures are answered, each with its verdict, beside a good neighbour."""
+    """A blank image and one with two shapes are answered with their verdicts, in one request with a valid image."""
     blank = np.zeros((28, 28), np.uint8)
     two = blank.copy()
     two[5:23, 3:9] = 255
@@ -91,7 +91,7 @@ def test_blank_and_several_are_verdicts_not_errors(worker: RunningWorker) -> Non
 
 
 def test_scores_above_the_threshold_are_unfamiliar(tmp_path: Path) -> None:
-    """``VERDICT_UNFAMILIAR`` is given above the manifest's threshold, and not at it."""
+    """``VERDICT_UNFAMILIAR`` is returned above the manifest's threshold, and not at it."""
     write_echo_bundle(tmp_path, ood_threshold=100.0)
     with run_worker(tmp_path) as worker:
         predictions = worker.classify(echo_request(100, 101)).predictions
@@ -119,60 +119,60 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_requests_are_refused_and_say_why(worker: RunningWorker, name: str) -> None:
+def test_bad_requests_are_rejected_with_a_reason(worker: RunningWorker, name: str) -> None:
     """A bad request gets its status code, and a message that names what was got; the next request is answered."""
     request, code, part = BAD[name]
 
-    with pytest.raises(grpc.RpcError) as refused:
+    with pytest.raises(grpc.RpcError) as rejected:
         worker.classify(request)
 
-    assert refused.value.code().name == code
-    assert part in refused.value.details()
+    assert rejected.value.code().name == code
+    assert part in rejected.value.details()
     assert scores(worker.classify(echo_request(5))) == [5]
 
 
-def test_bytes_that_are_no_message_are_refused(worker: RunningWorker) -> None:
+def test_bytes_that_are_not_a_message_are_rejected(worker: RunningWorker) -> None:
     """Bytes that protobuf cannot parse are INVALID_ARGUMENT."""
-    with pytest.raises(grpc.RpcError) as refused:
+    with pytest.raises(grpc.RpcError) as rejected:
         worker.raw(b"\xff\xff\xff")
 
-    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert "3 bytes" in refused.value.details()
+    assert rejected.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "3 bytes" in rejected.value.details()
 
 
-def test_a_call_that_closes_without_a_message_is_answered(worker: RunningWorker) -> None:
-    """A call that half-closes without a message is refused, not left hanging."""
-    call = worker.channel.stream_unary("/digitserve.v1.DigitService/Classify")
+def test_a_call_without_a_message_is_answered(worker: RunningWorker) -> None:
+    """A call that half-closes without a message gets a status."""
+    call = worker.channel.stream_unary(CLASSIFY.path)
 
-    with pytest.raises(grpc.RpcError) as refused:
+    with pytest.raises(grpc.RpcError) as rejected:
         call(iter(()), timeout=PATIENCE_S)
 
-    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert "no message" in refused.value.details()
+    assert rejected.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "no message" in rejected.value.details()
 
 
-def test_a_message_over_the_limit_is_refused_and_counted(worker: RunningWorker) -> None:
-    """100 MB of zeros get RESOURCE_EXHAUSTED at once, and the refusal is in the metrics."""
-    with pytest.raises(grpc.RpcError) as refused:
+def test_a_message_over_the_limit_is_rejected_and_recorded(worker: RunningWorker) -> None:
+    """100 MB of zeros get RESOURCE_EXHAUSTED at once, and the metrics have it."""
+    with pytest.raises(grpc.RpcError) as rejected:
         worker.raw(bytes(100_000_000))
 
-    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "16777216" in refused.value.details()
-    wait_until(lambda: worker.handled() == {"ResourceExhausted": 1}, "the refusal is counted")
+    assert rejected.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "16777216" in rejected.value.details()
+    wait_until(lambda: worker.handled() == {"ResourceExhausted": 1}, "the rejection is recorded")
     assert scores(worker.classify(echo_request(5))) == [5]
 
 
-def test_a_full_queue_refuses_with_a_time_to_retry(models: Path) -> None:
+def test_a_full_queue_rejects_with_a_time_to_retry(models: Path) -> None:
     """Beyond ``max_pending_images`` requests get RESOURCE_EXHAUSTED with ``RetryInfo``; all others are answered."""
     with run_worker(models, max_pending_images=64, max_batch_size=8) as worker:
-        call = worker.channel.unary_unary("/digitserve.v1.DigitService/Classify")
+        call = worker.channel.unary_unary(CLASSIFY.path)
         body = echo_request(*range(32)).SerializeToString()
         futures = [call.future(body, timeout=PATIENCE_S) for _ in range(200)]
         outcomes = Counter(future.code() for future in futures)
-        refused = next(future for future in futures if future.code() is grpc.StatusCode.RESOURCE_EXHAUSTED)
+        rejected = next(future for future in futures if future.code() is grpc.StatusCode.RESOURCE_EXHAUSTED)
 
         assert set(outcomes) == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
-        details = dict(refused.trailing_metadata())["grpc-status-details-bin"]
+        details = dict(rejected.trailing_metadata())["grpc-status-details-bin"]
         (packed,) = status_pb2.Status.FromString(details).details
         retry = error_details_pb2.RetryInfo()
         assert packed.Unpack(retry)
@@ -186,10 +186,10 @@ def test_a_full_queue_refuses_with_a_time_to_retry(models: Path) -> None:
 
 def test_of_2000_calls_each_caller_gets_its_own_answer(worker: RunningWorker) -> None:
     """Of 2 000 simultaneous calls a third is cancelled or expires; every other caller gets its own answer, none is
-    refused by gRPC core, and started equals handled once it is quiet.
+    rejected by gRPC core, and started equals handled afterwards.
     """
     chance = random.Random(7)
-    call = worker.channel.unary_unary("/digitserve.v1.DigitService/Classify")
+    call = worker.channel.unary_unary(CLASSIFY.path)
     kept: dict[int, grpc.Future] = {}
     others: list[Future] = []
     for number in range(2000):
@@ -214,13 +214,13 @@ def test_of_2000_calls_each_caller_gets_its_own_answer(worker: RunningWorker) ->
     assert set(worker.handled()) <= {"OK", "Canceled", "DeadlineExceeded"}
 
 
-def test_calls_of_many_connections_are_never_refused_by_core(models: Path) -> None:
-    """5 000 calls at once, far more than are posted for: each is answered by us, none is cancelled by gRPC core."""
+def test_calls_of_many_connections_are_never_rejected_by_core(models: Path) -> None:
+    """Of 5 000 calls at once, far more than there are posted accepts, the worker answers each, and core cancels none."""
     with run_worker(models, max_pending_images=10_000) as worker:
         channels = [
             grpc.insecure_channel(worker.address, options=(("grpc.use_local_subchannel_pool", 1),)) for _ in range(10)
         ]
-        calls = [channel.unary_unary("/digitserve.v1.DigitService/Classify") for channel in channels]
+        calls = [channel.unary_unary(CLASSIFY.path) for channel in channels]
         futures = [calls[n % 10].future(echo_request(n).SerializeToString(), timeout=PATIENCE_S) for n in range(5000)]
         answers = [scores(pb.ClassifyResponse.FromString(future.result())) for future in futures]
         for channel in channels:
@@ -230,9 +230,9 @@ def test_calls_of_many_connections_are_never_refused_by_core(models: Path) -> No
         assert worker.handled() == {"OK": 5000}
 
 
-def test_an_unmeetable_deadline_never_reaches_the_network(worker: RunningWorker) -> None:
-    """Requests of 4 000 images that have a millisecond are refused or dropped; no image of theirs is classified."""
-    call = worker.channel.unary_unary("/digitserve.v1.DigitService/Classify")
+def test_a_request_that_cannot_meet_its_deadline_never_reaches_the_network(worker: RunningWorker) -> None:
+    """Requests of 4 000 images with a deadline of a millisecond are rejected or dropped, and not classified."""
+    call = worker.channel.unary_unary(CLASSIFY.path)
     body = echo_request(*range(4000)).SerializeToString()
     futures = [call.future(body, timeout=0.001) for _ in range(20)]
 
@@ -240,16 +240,16 @@ def test_an_unmeetable_deadline_never_reaches_the_network(worker: RunningWorker)
     assert scores(worker.classify(echo_request(5))) == [5]
     wait_until(lambda: sum(worker.handled().values()) == worker.started(), "every call has ended")
     assert set(worker.handled()) <= {"OK", "DeadlineExceeded", "Canceled"}
-    assert worker.block.cells["digitserve_images"][0, 0] == 1
+    assert worker.num_images() == 1
 
 
-def test_a_large_request_lets_small_ones_pass(worker: RunningWorker) -> None:
+def test_small_requests_pass_a_large_one(worker: RunningWorker) -> None:
     """While a request of 4 000 images runs, small ones are answered before it ends."""
     order: list[str] = []
-    call = worker.channel.unary_unary("/digitserve.v1.DigitService/Classify")
+    call = worker.channel.unary_unary(CLASSIFY.path)
     large = call.future(echo_request(*range(4000)).SerializeToString(), timeout=PATIENCE_S)
     large.add_done_callback(lambda _: order.append("large"))
-    wait_until(lambda: worker.block.cells["digitserve_images"][0, 0] > 0, "the large request is running")
+    wait_until(lambda: worker.num_images() > 0, "the large request is running")
     small = call.future(echo_request(9).SerializeToString(), timeout=PATIENCE_S)
     small.add_done_callback(lambda _: order.append("small"))
     large.result()
@@ -260,20 +260,20 @@ def test_a_large_request_lets_small_ones_pass(worker: RunningWorker) -> None:
 
 
 def test_health_reflection_and_metadata_share_the_port(worker: RunningWorker) -> None:
-    """``grpc.health.v1`` says SERVING for the whole and for the service, and not for a name it does not know."""
+    """``grpc.health.v1`` reports SERVING for the server and for the service, and NOT_FOUND for an unknown name."""
     health = health_pb2_grpc.HealthStub(worker.channel)
     serving = health_pb2.HealthCheckResponse.SERVING
 
     assert health.Check(health_pb2.HealthCheckRequest()).status == serving
-    assert health.Check(health_pb2.HealthCheckRequest(service="digitserve.v1.DigitService")).status == serving
+    assert health.Check(health_pb2.HealthCheckRequest(service=SERVICE)).status == serving
     with pytest.raises(grpc.RpcError) as unknown:
         health.Check(health_pb2.HealthCheckRequest(service="nonesuch"))
     assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-def test_health_is_answered_beside_any_number_of_open_streams(worker: RunningWorker) -> None:
-    """Reflection streams hold a thread each for as long as they are open: forty of them do not keep a health check waiting."""
-    reflect = worker.channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
+def test_open_streams_do_not_delay_health_checks(worker: RunningWorker) -> None:
+    """Each open reflection stream occupies a thread; a health check is answered while forty of them are open."""
+    reflect = worker.channel.stream_stream(REFLECTION.path)
     gate = threading.Event()
 
     def silent() -> Iterator[bytes]:
@@ -281,8 +281,7 @@ def test_health_is_answered_beside_any_number_of_open_streams(worker: RunningWor
         yield from ()
 
     streams = [reflect(silent()) for _ in range(40)]
-    row = METHOD_ROWS["/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"]
-    wait_until(lambda: worker.block.cells["grpc_server_started"][row, 0] == 40, "all streams are open")
+    wait_until(lambda: worker.started(REFLECTION.name) == 40, "all streams are open")
     status = (
         health_pb2_grpc.HealthStub(worker.channel).Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S / 2).status
     )
@@ -293,25 +292,27 @@ def test_health_is_answered_beside_any_number_of_open_streams(worker: RunningWor
     assert status == health_pb2.HealthCheckResponse.SERVING
 
 
-def test_a_watcher_hears_of_the_drain(models: Path) -> None:
-    """A client that watches the health hears SERVING, then NOT_SERVING when the worker drains."""
-    heard: list[int] = []
+def test_a_health_watcher_is_notified_of_the_drain(models: Path) -> None:
+    """A client that watches the health gets SERVING, then NOT_SERVING when the worker drains."""
+    statuses: list[int] = []
     with run_worker(models) as worker:
         stub = health_pb2_grpc.HealthStub(worker.channel)
-        watch = stub.Watch(health_pb2.HealthCheckRequest(service="digitserve.v1.DigitService"))
-        heard.append(next(watch).status)
-        reader = threading.Thread(target=lambda: heard.append(next(watch).status))
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+        statuses.append(next(watch).status)
+        reader = threading.Thread(target=lambda: statuses.append(next(watch).status))
         reader.start()
         worker.worker.drain()
         reader.join(PATIENCE_S)
 
-    assert heard == [health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING]
+    assert statuses == [health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING]
 
 
-def test_get_model_describes_what_is_served(worker: RunningWorker) -> None:
-    """``GetModel`` gives the manifest, the provider and the limits; another version is NOT_FOUND."""
+def test_get_model_describes_the_model(worker: RunningWorker) -> None:
+    """``GetModel`` returns the manifest, the provider and the limits; another version is NOT_FOUND, and bytes that are not
+    its request are INVALID_ARGUMENT.
+    """
     call = worker.channel.unary_unary(
-        "/digitserve.v1.DigitService/GetModel", pb.GetModelRequest.SerializeToString, pb.GetModelResponse.FromString
+        GET_MODEL.path, pb.GetModelRequest.SerializeToString, pb.GetModelResponse.FromString
     )
     model = call(pb.GetModelRequest()).model
 
@@ -319,38 +320,45 @@ def test_get_model_describes_what_is_served(worker: RunningWorker) -> None:
     assert model.execution_provider == "CPUExecutionProvider"
     assert (model.max_request_bytes, model.max_images_per_request, model.max_batch_size) == (16 << 20, 4096, 64)
     assert len(model.sha256) == 64
-    with pytest.raises(grpc.RpcError) as refused:
+    with pytest.raises(grpc.RpcError) as rejected:
         call(pb.GetModelRequest(model_version="2"))
-    assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+    assert rejected.value.code() is grpc.StatusCode.NOT_FOUND
+    assert "served is '1'" in rejected.value.details()
+    with pytest.raises(grpc.RpcError) as rejected:
+        worker.channel.unary_unary(GET_MODEL.path)(b"\xff")
+    assert rejected.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    expected = {"OK": 1, "NotFound": 1, "InvalidArgument": 1}
+    wait_until(lambda: worker.handled(GET_MODEL.name) == expected, "each call is recorded with its code")
+    assert worker.num_rejected() == 0
 
 
 def test_everything_admitted_is_answered_while_draining(models: Path) -> None:
-    """Calls that were on their way when the worker was told to drain are answered; later ones go elsewhere."""
+    """Calls that were accepted before the drain are answered."""
     with run_worker(models) as worker:
-        call = worker.channel.unary_unary("/digitserve.v1.DigitService/Classify")
+        call = worker.channel.unary_unary(CLASSIFY.path)
         futures = [call.future(echo_request(n).SerializeToString(), timeout=PATIENCE_S) for n in range(500)]
-        wait_until(lambda: worker.started() == 500, "all calls were taken on")
+        wait_until(lambda: worker.started() == 500, "all calls were accepted")
         worker.worker.drain()
         answers = [scores(pb.ClassifyResponse.FromString(future.result())) for future in futures]
 
     assert answers == [[n] for n in range(500)]
 
 
-def test_an_answer_that_cannot_be_written_is_its_own_fault(
+def test_an_answer_that_cannot_be_encoded_affects_no_other(
     worker: RunningWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When one answer of a batch cannot be encoded, its caller gets INTERNAL, its neighbours their answers, and each call
-    is counted once.
+    """When one answer of a batch cannot be encoded, its caller gets INTERNAL, the other callers get their answers, and each
+    call is recorded once.
     """
     encode = Encoder.encode
 
-    def refusing(self: Encoder, answers: list[Answer], top_k: int, *rest: Any) -> bytes:
+    def failing_encode(self: Encoder, answers: list[Answer], top_k: int, *rest: Any) -> bytes:
         if top_k:
             raise ValueError("cannot")
         return encode(self, answers, top_k, *rest)
 
-    monkeypatch.setattr(Encoder, "encode", refusing)
-    call = worker.channel.unary_unary("/digitserve.v1.DigitService/Classify")
+    monkeypatch.setattr(Encoder, "encode", failing_encode)
+    call = worker.channel.unary_unary(CLASSIFY.path)
     futures = [
         call.future(echo_request(n, top_k=int(n == 7)).SerializeToString(), timeout=PATIENCE_S) for n in range(30)
     ]
@@ -361,15 +369,15 @@ def test_an_answer_that_cannot_be_written_is_its_own_fault(
     assert worker.handled() == {"OK": 29, "Internal": 1}
 
 
-def test_a_fault_of_ours_is_internal_with_a_fixed_text(tmp_path: Path) -> None:
-    """When the network fails on a batch its callers get INTERNAL with a fixed text, the log gets the detail, and the
+def test_a_failure_is_internal_with_a_fixed_text(tmp_path: Path) -> None:
+    """When the network fails on a batch, its callers get INTERNAL with a fixed text, the log gets the detail, and the
     next batch is answered.
     """
     nodes = [
         helper.make_node("Cast", ["images"], ["wide"], to=TensorProto.INT64),
         helper.make_node("Reshape", ["wide", "flat"], ["rows"]),
         helper.make_node("Gather", ["rows", "first"], ["index"], axis=1),
-        # Any first pixel above 0 looks beyond the table.
+        # Any first pixel above 0 is an index beyond the table.
         helper.make_node("Gather", ["table", "index"], ["ood_score"]),
         helper.make_node("Gather", ["rows", "some"], ["digits"], axis=1),
         helper.make_node("Cast", ["digits"], ["probabilities"], to=TensorProto.FLOAT),
@@ -388,7 +396,7 @@ def test_a_fault_of_ours_is_internal_with_a_fixed_text(tmp_path: Path) -> None:
             worker.classify(pb.ClassifyRequest(pixels=b"\x09" * 784))
 
         assert failed.value.code() is grpc.StatusCode.INTERNAL
-        assert failed.value.details() == INTERNAL_MESSAGE
+        assert failed.value.details() == INTERNAL.message
         assert worker.classify(pb.ClassifyRequest(pixels=bytes(784))).predictions[0].verdict == pb.VERDICT_BLANK
         assert worker.handled() == {"Internal": 1, "OK": 1}
-        assert worker.block.cells["digitserve_pending_images"][0, 0] == 0
+        assert worker.num_pending() == 0

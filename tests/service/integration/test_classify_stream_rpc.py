@@ -1,8 +1,7 @@
-"""``ClassifyStream``: a real worker, a real client, and a network whose output encodes its input."""
+"""``ClassifyStream``: a real worker and client, and a network whose output encodes its input."""
 
 import itertools
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ import grpc
 import numpy as np
 import pytest
 
+from digitserve.protocol.names import CLASSIFY_STREAM
 from digitserve.settings import Settings
-from digitserve.telemetry.block import STREAM_ROW
 from digitserve.transport.classify_stream import WINDOW_BATCHES
 from digitserve.v1 import digits_pb2 as pb
 from support.bundles import echo_request
@@ -22,14 +21,14 @@ WINDOW_IMAGES = WINDOW_BATCHES * Settings().batch_limit
 
 
 def scores(outcome: pb.ClassifyStreamResponse) -> list[int] | int:
-    """Return the numbers that a message is answered with, or the code of its error."""
+    """Return the numbers that the images of an answer encode, or the negative code of its error."""
     if outcome.HasField("error"):
         return -outcome.error.code
     return [int(prediction.ood_score) for prediction in outcome.response.predictions]
 
 
 class Paced:
-    """Requests that are sent one by one, as a test says; the stream stays open until it is closed."""
+    """An iterator of requests that a test sends one by one; the stream stays open until ``close``."""
 
     def __init__(self) -> None:
         self._next: list[pb.ClassifyRequest] = []
@@ -56,8 +55,8 @@ class Paced:
             yield request
 
 
-def test_answers_come_in_the_order_of_their_requests(worker: RunningWorker) -> None:
-    """Small requests behind large ones, framed ones behind plain ones: all answers come in the order of their requests."""
+def test_answers_are_in_request_order(worker: RunningWorker) -> None:
+    """Requests of any size are answered in the order in which they were sent."""
     sizes = [1, 500, 1, 1, 200, 3, 64, 1, 65]
     numbers = itertools.count(1)
     expected = [[next(numbers) for _ in range(size)] for size in sizes]
@@ -66,12 +65,12 @@ def test_answers_come_in_the_order_of_their_requests(worker: RunningWorker) -> N
 
     assert outcomes == expected
     wait_until(lambda: worker.handled("ClassifyStream") == {"OK": 1}, "the stream is counted")
-    assert worker.block.cells["grpc_server_started"][STREAM_ROW, 0] == 1
-    assert worker.block.cells["digitserve_images"][0, 0] == sum(sizes)
+    assert worker.started("ClassifyStream") == 1
+    assert worker.num_images() == sum(sizes)
 
 
-def test_a_bad_request_costs_only_itself(worker: RunningWorker) -> None:
-    """Bad requests, one of them no message at all, are answered with their status in their place; the others are served."""
+def test_a_bad_request_affects_no_other(worker: RunningWorker) -> None:
+    """Bad requests, one of them empty, are answered with their status in their place; the others are served."""
     bad = [
         pb.ClassifyRequest(pixels=bytes(800)),
         pb.ClassifyRequest(),
@@ -89,9 +88,9 @@ def test_a_bad_request_costs_only_itself(worker: RunningWorker) -> None:
     assert "served is '1'" in outcomes[5].error.message
 
 
-def test_bytes_that_are_no_message_cost_only_themselves(worker: RunningWorker) -> None:
-    """Bytes that protobuf cannot parse get their error in their place."""
-    call = worker.channel.stream_stream("/digitserve.v1.DigitService/ClassifyStream")
+def test_bytes_that_are_not_a_message_affect_no_other(worker: RunningWorker) -> None:
+    """Bytes that protobuf cannot parse are answered with an error in their place."""
+    call = worker.channel.stream_stream(CLASSIFY_STREAM.path)
     good = pb.ClassifyStreamRequest(request=echo_request(7)).SerializeToString()
 
     outcomes = [pb.ClassifyStreamResponse.FromString(body) for body in call(iter([good, b"\xff\xff\xff", b"", good]))]
@@ -100,14 +99,14 @@ def test_bytes_that_are_no_message_cost_only_themselves(worker: RunningWorker) -
     assert "3 bytes" in outcomes[1].error.message
 
 
-def test_an_empty_stream_ends_well(worker: RunningWorker) -> None:
+def test_an_empty_stream_ends_with_ok(worker: RunningWorker) -> None:
     """A stream without messages ends with OK and no answers."""
     assert list(worker.stream([])) == []
     wait_until(lambda: worker.handled("ClassifyStream") == {"OK": 1}, "the stream is counted")
 
 
-def test_a_conversation_may_be_one_message_at_a_time(worker: RunningWorker) -> None:
-    """Each message is answered before the next one is sent: nothing waits for company."""
+def test_messages_can_be_sent_one_at_a_time(worker: RunningWorker) -> None:
+    """Each message is answered before the next one is sent: no message waits for another to fill a batch."""
     paced = Paced()
     answers = worker.stream(paced)
     for number in range(20):
@@ -119,14 +118,14 @@ def test_a_conversation_may_be_one_message_at_a_time(worker: RunningWorker) -> N
 
 
 def test_many_streams_each_get_their_own_answers(worker: RunningWorker) -> None:
-    """Sixteen streams of 300 messages at once, beside unary calls: each gets its own answers, in order."""
+    """With sixteen streams of 300 messages and unary calls at once, each stream gets its own answers, in order."""
     outcomes: dict[int, list[Any]] = {}
 
-    def converse(number: int) -> None:
+    def run_stream(number: int) -> None:
         own = [number * 1000 + n for n in range(300)]
         outcomes[number] = [scores(outcome) for outcome in worker.stream(echo_request(n) for n in own)]
 
-    threads = [threading.Thread(target=converse, args=(number,)) for number in range(16)]
+    threads = [threading.Thread(target=run_stream, args=(number,)) for number in range(16)]
     for thread in threads:
         thread.start()
     single = [worker.classify(echo_request(n)).predictions[0].ood_score for n in range(50)]
@@ -137,34 +136,30 @@ def test_many_streams_each_get_their_own_answers(worker: RunningWorker) -> None:
     assert single == list(range(50))
 
 
-def test_a_client_that_does_not_read_is_not_read_from(worker: RunningWorker) -> None:
-    """Of a client that sends without end and reads nothing, no more is taken than the window and what its own side
-    buffers, some megabytes; when it reads, it gets every answer.
+def test_a_client_that_does_not_read_answers_is_paused(worker: RunningWorker) -> None:
+    """Of a client that sends continuously and reads nothing, the worker classifies no more than the window and what the
+    client's side buffers, some megabytes; once the client reads, it gets every answer.
     """
     total, own = 2_000, list(range(64))
     request = echo_request(*own, top_k=10)
     answers = worker.stream(request for _ in range(total))
-    images = worker.block.cells["digitserve_images"]
-    taken = -1.0
-    while taken != images[0, 0]:
-        taken = images[0, 0]
-        time.sleep(0.5)
+    wait_until(lambda: worker.worker.stream_images_in_flight == [WINDOW_IMAGES], "the window is full")
+    worker.wait_until_idle()
 
-    assert WINDOW_IMAGES <= taken < total * len(own) / 2
-    (conversation,) = worker.worker._streams._conversations
-    assert conversation.num_images == WINDOW_IMAGES
+    assert worker.worker.stream_images_in_flight == [WINDOW_IMAGES]
+    assert WINDOW_IMAGES <= worker.num_images() < total * len(own) / 2
     assert all(scores(answer) == own for answer in answers)
-    assert images[0, 0] == total * len(own)
+    assert worker.num_images() == total * len(own)
 
 
 def test_large_messages_are_bounded_too(worker: RunningWorker) -> None:
-    """Messages of 1 000 images fill the window alone: one is on the way at a time, and a client that reads gets all."""
+    """A message of 1 000 images fills the window: one is in flight at a time, and a client that reads gets all answers."""
     most = 0
 
     def watched() -> Iterator[pb.ClassifyRequest]:
         nonlocal most
         for number in range(12):
-            most = max([most, *(one.num_images for one in worker.worker._streams._conversations)])
+            most = max([most, *worker.worker.stream_images_in_flight])
             yield echo_request(*range(number, number + 1000))
 
     outcomes = [scores(outcome) for outcome in worker.stream(watched())]
@@ -181,11 +176,11 @@ def test_large_messages_are_bounded_too(worker: RunningWorker) -> None:
         pytest.param(8, 200, {"max_request_bytes": 200_000}, id="many-bytes"),
     ],
 )
-def test_streams_wait_where_unary_calls_would_be_refused(
+def test_streams_wait_where_unary_calls_would_be_rejected(
     models: Path, num_streams: int, num_images: int, limits: dict[str, int]
 ) -> None:
-    """Streams that together bring more than may wait, in images or in bytes, are read as fast as they are answered; none of
-    their messages is refused, though all streams were asked for one when there was room.
+    """Streams that together send more than the queue holds, in images or in bytes, are slowed down; none of their messages
+    is rejected, though a read was outstanding on all of them.
     """
     own = list(range(num_images))
     with run_worker(models, **limits) as worker:
@@ -204,11 +199,11 @@ def test_streams_wait_where_unary_calls_would_be_refused(
             thread.join(PATIENCE_S)
 
         assert outcomes == [True] * num_streams
-        assert worker.block.cells["digitserve_rejected"].sum() == 0
+        assert worker.num_rejected() == 0
 
 
-def test_a_message_as_large_as_may_be_gets_its_turn_beside_small_ones(models: Path) -> None:
-    """Streams that always have something small to send do not take the room of one that needs all of it."""
+def test_a_message_of_the_maximal_size_does_not_starve(models: Path) -> None:
+    """Streams that send small messages continuously do not take the room of one message that needs all of it."""
     with run_worker(models, max_pending_images=64, max_batch_size=8) as worker:
         stop = threading.Event()
 
@@ -227,8 +222,8 @@ def test_a_message_as_large_as_may_be_gets_its_turn_beside_small_ones(models: Pa
     assert large == [list(range(64))] * 5
 
 
-def test_a_request_that_can_never_fit_is_refused_in_its_place(models: Path) -> None:
-    """A message of more images than may wait is an error of its own; its neighbours are answered."""
+def test_a_request_that_can_never_fit_is_rejected_in_its_place(models: Path) -> None:
+    """A message of more images than the queue holds is answered with an error; the other messages are served."""
     with run_worker(models, max_pending_images=16) as worker:
         outcomes = [scores(one) for one in worker.stream([echo_request(1), echo_request(*range(17)), echo_request(2)])]
 
@@ -236,7 +231,7 @@ def test_a_request_that_can_never_fit_is_refused_in_its_place(models: Path) -> N
 
 
 def test_a_message_over_the_limit_ends_the_stream_after_earlier_answers(models: Path) -> None:
-    """Core throws a message over the limit away: earlier messages are answered, then the stream ends and says why."""
+    """A message over the limit is discarded: earlier messages are answered, then the stream ends with the reason."""
     with run_worker(models, max_request_bytes=100_000) as worker:
         paced = Paced()
         answers = worker.stream(paced)
@@ -250,20 +245,20 @@ def test_a_message_over_the_limit_ends_the_stream_after_earlier_answers(models: 
         wait_until(lambda: worker.handled("ClassifyStream") == {"ResourceExhausted": 1}, "the stream is counted")
 
 
-def test_a_cancelled_stream_is_forgotten(worker: RunningWorker) -> None:
-    """When a client cancels, what waits of its stream is dropped, and the stream counts as cancelled."""
+def test_a_cancelled_stream_is_dropped(worker: RunningWorker) -> None:
+    """When a client cancels, the waiting requests of its stream are dropped, and the stream counts as cancelled."""
     answers = worker.stream(echo_request(*range(1000)) for _ in range(1000))
     next(answers)
     answers.cancel()
 
     wait_until(lambda: worker.handled("ClassifyStream") == {"Canceled": 1}, "the stream is counted")
-    wait_until(lambda: worker.block.cells["digitserve_pending_images"][0, 0] == 0, "nothing waits")
-    assert not worker.worker._streams._conversations
+    wait_until(lambda: worker.num_pending() == 0, "nothing waits")
+    assert not worker.worker.stream_images_in_flight
     assert [scores(one) for one in worker.stream([echo_request(3)])] == [[3]]
 
 
-def test_a_stream_that_expires_is_forgotten(worker: RunningWorker) -> None:
-    """A stream's deadline ends the whole of it."""
+def test_an_expired_stream_is_dropped(worker: RunningWorker) -> None:
+    """The deadline of a stream ends all of it."""
     paced = Paced()
     answers = worker.stream(paced, timeout_s=1.0)
     paced.send(echo_request(1))
@@ -275,12 +270,12 @@ def test_a_stream_that_expires_is_forgotten(worker: RunningWorker) -> None:
     assert ended.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     wait_until(lambda: worker.handled("ClassifyStream"), "it is counted")
     assert set(worker.handled("ClassifyStream")) <= {"DeadlineExceeded", "Canceled"}
-    assert not worker.worker._streams._conversations
+    assert not worker.worker.stream_images_in_flight
 
 
-def test_draining_answers_what_was_read_and_sends_clients_elsewhere(models: Path) -> None:
-    """A worker that drains reads no more of its streams, answers all that it took and ends with UNAVAILABLE. What the
-    client has read then is a beginning of the whole, so it knows by the number of answers what to send again.
+def test_draining_answers_what_was_read_and_ends_with_unavailable(models: Path) -> None:
+    """A worker that drains stops reading its streams, answers all that it has read and ends with UNAVAILABLE. The answers
+    are those of the first requests, so the client knows from their number what to send again.
     """
     outcomes = []
     with run_worker(models) as worker:
@@ -292,12 +287,12 @@ def test_draining_answers_what_was_read_and_sends_clients_elsewhere(models: Path
 
         assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
         assert outcomes == [[n] for n in range(len(outcomes))]
-        assert len(outcomes) <= worker.block.cells["digitserve_images"][0, 0] < 1_000_000
+        assert len(outcomes) <= worker.num_images() < 1_000_000
         wait_until(lambda: worker.handled("ClassifyStream") == {"Unavailable": 1}, "the stream is counted")
 
 
-def test_a_quiet_stream_does_not_hold_up_a_drain(models: Path) -> None:
-    """A stream on which nothing happens is ended by a drain at once."""
+def test_an_idle_stream_does_not_delay_a_drain(models: Path) -> None:
+    """A drain ends an idle stream at once."""
     paced = Paced()
     with run_worker(models, grace_s=PATIENCE_S) as worker:
         answers = worker.stream(paced)
@@ -312,7 +307,7 @@ def test_a_quiet_stream_does_not_hold_up_a_drain(models: Path) -> None:
 
 
 def test_framed_images_and_options_work_on_streams(worker: RunningWorker) -> None:
-    """What ``Classify`` takes, a stream takes: other sizes, colours, ``top_k``."""
+    """A stream accepts what ``Classify`` accepts: other sizes, colours, ``top_k``."""
     paper = np.full((60, 40, 3), 255, np.uint8)
     paper[10:50, 18:23] = 0
     colour = pb.ClassifyRequest(pixels=paper.tobytes(), height=60, width=40, pixel_format=pb.PIXEL_FORMAT_RGB8)

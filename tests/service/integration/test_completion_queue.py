@@ -1,4 +1,4 @@
-"""The contract with grpcio's internals: what ``completion_queue`` takes for granted, on the releases it is pinned to."""
+"""Contract test: what ``completion_queue`` relies on in grpcio's internals, on the releases that grpcio is pinned to."""
 
 import threading
 import time
@@ -9,42 +9,46 @@ from types import MethodType
 
 import grpc
 import pytest
+from google.rpc import status_pb2
 from grpc import _server as grpc_server
 from packaging.requirements import Requirement
 
-from digitserve.transport.grpcio.completion_queue import OPTIONS, Call, Server
+from digitserve.protocol.names import Code
+from digitserve.protocol.status import Status
+from digitserve.transport.grpcio.completion_queue import OPTIONS, CompletionQueueServer
+from digitserve.transport.handlers import UnaryCall
 from support.serving import PATIENCE_S, wait_until
 
 METHOD = "/test.Echo/Echo"
 
 
 class Echo:
-    """Answers with what it was sent; keeps what must wait."""
+    """Answers with the request itself; keeps the calls that are to wait."""
 
     def __init__(self) -> None:
         self.events: list[str] = []
-        self.waiting: list[Call] = []
+        self.waiting: list[UnaryCall] = []
 
-    def on_accept(self, call: Call) -> None:
+    def on_accept(self, call: UnaryCall) -> None:
         self.events.append("accept")
 
-    def on_message(self, call: Call, body: bytes) -> None:
+    def on_message(self, call: UnaryCall, body: bytes) -> None:
         self.events.append("message")
         if body == b"wait":
             self.waiting.append(call)
         elif body == b"fail":
-            call.fail(5, "not found: \u00fc", b"details")
+            call.fail(Status(Code.NOT_FOUND, "not found: \u00fc", retry_after_s=1.5))
         else:
             call.reply(body)
 
-    def on_silence(self, call: Call) -> None:
-        self.events.append("silence")
+    def on_no_message(self, call: UnaryCall) -> None:
+        self.events.append("no message")
 
-    def on_too_large(self, call: Call) -> None:
+    def on_too_large(self, call: UnaryCall) -> None:
         self.events.append("too large")
-        call.fail(8, "too large")
+        call.fail(Status(Code.RESOURCE_EXHAUSTED, "too large"))
 
-    def on_close(self, call: Call) -> None:
+    def on_close(self, call: UnaryCall) -> None:
         self.events.append("close")
 
 
@@ -58,8 +62,8 @@ def channel(echo: Echo) -> Iterator[grpc.Channel]:
     with futures.ThreadPoolExecutor(2) as pool:
         ordinary = grpc.server(pool, options=(*OPTIONS, ("grpc.max_receive_message_length", 1 << 16)))
         port = ordinary.add_insecure_port("127.0.0.1:0")
-        server = Server(ordinary)
-        server.take(METHOD, echo)
+        server = CompletionQueueServer(ordinary)
+        server.add_unary_handler(METHOD, echo)
         server.start()
         thread = threading.Thread(target=lambda: all(server.poll(0.05) is not None for _ in iter(int, 1)))
         thread.start()
@@ -71,7 +75,7 @@ def channel(echo: Echo) -> Iterator[grpc.Channel]:
         assert not thread.is_alive(), "the server did not stop"
 
 
-def test_the_pinned_releases_are_the_ones_this_contract_was_tried_on() -> None:
+def test_grpcio_is_pinned_to_the_tested_release() -> None:
     """Grpcio is pinned to the minor release that is installed here, on which these tests pass."""
     (pin,) = [r for r in map(Requirement, requires("digitserve") or []) if r.name == "grpcio"]
 
@@ -80,8 +84,8 @@ def test_the_pinned_releases_are_the_ones_this_contract_was_tried_on() -> None:
     assert f"{major}.{minor + 1}.0" not in pin.specifier
 
 
-def test_own_tags_are_told_from_grpcios() -> None:
-    """Grpcio's own tags are strings or plain functions, never bound methods, which are ours."""
+def test_tags_are_distinguished_from_those_of_grpcio() -> None:
+    """Grpcio's own tags are strings or plain functions, never bound methods, as those of ``completion_queue`` are."""
     assert not isinstance(grpc_server._SHUTDOWN_TAG, MethodType)
     assert not isinstance(grpc_server._REQUEST_CALL_TAG, MethodType)
     for make in (grpc_server._receive_close_on_server, grpc_server._receive_message):
@@ -91,7 +95,7 @@ def test_own_tags_are_told_from_grpcios() -> None:
 
 
 def test_a_call_is_accepted_read_and_answered(channel: grpc.Channel, echo: Echo) -> None:
-    """Events come in the order accept, message; the reply is what the taker gave, also when it is empty."""
+    """Events come in the order accept, message; the response is that of the handler, also when it is empty."""
     call = channel.unary_unary(METHOD)
 
     assert call(b"hello", timeout=PATIENCE_S) == b"hello"
@@ -106,35 +110,36 @@ def test_a_failure_carries_code_text_and_details(channel: grpc.Channel) -> None:
 
     assert failed.value.code() is grpc.StatusCode.NOT_FOUND
     assert failed.value.details() == "not found: \u00fc"
-    assert dict(failed.value.trailing_metadata())["grpc-status-details-bin"] == b"details"
+    details = status_pb2.Status.FromString(dict(failed.value.trailing_metadata())["grpc-status-details-bin"])
+    assert (details.code, details.message, len(details.details)) == (5, "not found: \u00fc", 1)
 
 
 def test_a_cancelled_call_closes(channel: grpc.Channel, echo: Echo) -> None:
-    """A client that cancels is noticed while its call waits; the call is then no longer open."""
+    """When a client cancels, its waiting call gets a close event and is no longer open."""
     future = channel.unary_unary(METHOD).future(b"wait")
     wait_until(lambda: echo.waiting, "the message has arrived")
     future.cancel()
-    wait_until(lambda: echo.events[-1] == "close", "the close is noticed")
+    wait_until(lambda: echo.events[-1] == "close", "the close is reported")
 
     assert not echo.waiting[0].open
 
 
-def test_an_expired_call_closes_and_knew_its_deadline(channel: grpc.Channel, echo: Echo) -> None:
-    """A deadline arrives as Unix time, infinite where there is none; when it passes, the call closes."""
+def test_an_expired_call_closes_and_has_its_deadline(channel: grpc.Channel, echo: Echo) -> None:
+    """A deadline is given as Unix time, more than 1e18 if there is none; when it passes, the call closes."""
     with pytest.raises(grpc.RpcError):
         channel.unary_unary(METHOD)(b"wait", timeout=1)
-    # Kept, for a call that is forgotten is cancelled.
+    # Kept, because a call without a reference is cancelled.
     kept = channel.unary_unary(METHOD).future(b"wait")
     wait_until(lambda: len(echo.waiting) == 2, "both have arrived")
-    wait_until(lambda: "close" in echo.events, "the close is noticed")
+    wait_until(lambda: "close" in echo.events, "the close is reported")
 
     assert 1e9 < echo.waiting[0].deadline < 1e11
     assert echo.waiting[1].deadline > 1e18
     kept.cancel()
 
 
-def test_silence_and_cancellation_before_a_message_are_told_apart(channel: grpc.Channel, echo: Echo) -> None:
-    """A call that half-closes without a message is silent; one that is cancelled before its message is closed."""
+def test_no_message_and_cancellation_are_distinguished(channel: grpc.Channel, echo: Echo) -> None:
+    """A call that half-closes without a message has no message; one that is cancelled before its message is closed."""
     gate = threading.Event()
 
     def nothing() -> Iterator[bytes]:
@@ -143,34 +148,34 @@ def test_silence_and_cancellation_before_a_message_are_told_apart(channel: grpc.
 
     with pytest.raises(grpc.RpcError):
         channel.stream_unary(METHOD)(iter(()), timeout=PATIENCE_S)
-    wait_until(lambda: "silence" in echo.events, "the silence is noticed")
+    wait_until(lambda: "no message" in echo.events, "the missing message is reported")
     future = channel.stream_unary(METHOD).future(nothing())
     wait_until(lambda: echo.events.count("accept") == 2, "the second call is accepted")
     future.cancel()
     gate.set()
-    wait_until(lambda: echo.events[-1] == "close", "the cancellation is noticed")
+    wait_until(lambda: echo.events[-1] == "close", "the cancellation is reported")
 
-    assert echo.events.count("silence") == 1
+    assert echo.events.count("no message") == 1
 
 
 def test_a_message_over_the_limit_is_reported(channel: grpc.Channel, echo: Echo) -> None:
-    """A message that core refuses for its size is told from silence."""
-    with pytest.raises(grpc.RpcError) as refused:
+    """A message that core discards for its size is distinguished from no message."""
+    with pytest.raises(grpc.RpcError) as rejected:
         channel.unary_unary(METHOD)(bytes(1 << 17), timeout=PATIENCE_S)
 
-    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert rejected.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     wait_until(lambda: echo.events == ["accept", "too large"], "it is reported")
 
 
 def test_calls_matched_before_a_shutdown_are_answered_after_it(echo: Echo) -> None:
-    """Calls that core has matched with an accept, and whose events are taken only after the shutdown has begun, are
-    answered like all others: no exception leaves the loop.
+    """Calls that core has matched with an accept, and whose events are handled only after the shutdown has begun, are
+    answered like all others, without an exception.
     """
     with futures.ThreadPoolExecutor(1) as pool:
         ordinary = grpc.server(pool, options=OPTIONS)
         port = ordinary.add_insecure_port("127.0.0.1:0")
-        server = Server(ordinary)
-        server.take(METHOD, echo)
+        server = CompletionQueueServer(ordinary)
+        server.add_unary_handler(METHOD, echo)
         server.start()
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             call = channel.unary_unary(METHOD)
@@ -178,10 +183,10 @@ def test_calls_matched_before_a_shutdown_are_answered_after_it(echo: Echo) -> No
             while not first.done():
                 server.poll(0.05)
             calls = [call.future(b"later", timeout=PATIENCE_S) for _ in range(100)]
-            # Nobody polls: core's own threads read the calls and match them.
+            # No thread polls now: core's own threads read the calls and match them.
             time.sleep(0.5)
             server.begin_shutdown()
-            # The server says once only that it has stopped: it may be here, when the last call is over.
+            # ``poll`` returns None only once, when the server has stopped: perhaps here, after the last call.
             stopped = False
             while not stopped and not all(future.done() for future in calls):
                 stopped = server.poll(0.05) is None
@@ -199,10 +204,10 @@ def test_calls_matched_before_a_shutdown_are_answered_after_it(echo: Echo) -> No
     assert answered > 0
 
 
-def test_unknown_methods_take_the_ordinary_path(channel: grpc.Channel, echo: Echo) -> None:
-    """A method that nobody took is answered by grpcio itself, beside ours."""
-    with pytest.raises(grpc.RpcError) as refused:
+def test_unknown_methods_are_answered_by_grpcio(channel: grpc.Channel, echo: Echo) -> None:
+    """A method without a handler is answered by grpcio itself."""
+    with pytest.raises(grpc.RpcError) as rejected:
         channel.unary_unary("/test.Echo/Other")(b"", timeout=PATIENCE_S)
 
-    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert rejected.value.code() is grpc.StatusCode.UNIMPLEMENTED
     assert echo.events == []

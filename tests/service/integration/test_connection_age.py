@@ -1,4 +1,4 @@
-"""Connections that reach their age under load: what their callers see, with the service config and without."""
+"""Connections that reach their maximal age under load: what callers see, with and without a retry policy."""
 
 import socket
 import struct
@@ -13,13 +13,14 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from digitserve.client import CHANNEL_OPTIONS, Client
+from digitserve.protocol.names import CLASSIFY
 from digitserve.v1 import digits_pb2 as pb
 from support.bundles import echo_image, write_echo_bundle
 from support.serving import PATIENCE_S, RunningWorker, run_worker, sockets, wait_until
 
 AGE_S = 0.1
 DEPTH = 32
-"""Calls in flight on a connection: the more there are when it ends, the more could be lost."""
+"""Calls in flight on a connection: the more there are when it closes, the more could be lost."""
 
 BODIES = [pb.ClassifyRequest(pixels=echo_image(number).tobytes()).SerializeToString() for number in range(DEPTH)]
 
@@ -31,7 +32,7 @@ def models(tmp_path: Path) -> Path:
 
 
 def outcome(future: grpc.Future, number: int) -> str:
-    """Wait for a call and say how it ended."""
+    """Wait for a call and return how it ended."""
     try:
         (prediction,) = pb.ClassifyResponse.FromString(future.result()).predictions
     except grpc.RpcError as error:
@@ -45,16 +46,16 @@ def load(worker: RunningWorker, num_connections: int, options: tuple[tuple[str, 
     outcomes: Counter[str] = Counter()
     stop = threading.Event()
 
-    def ask() -> None:
+    def send_calls() -> None:
         with grpc.insecure_channel(
             worker.address, options=(("grpc.use_local_subchannel_pool", 1), *options)
         ) as channel:
-            call = channel.unary_unary("/digitserve.v1.DigitService/Classify")
+            call = channel.unary_unary(CLASSIFY.path)
             while not stop.is_set():
                 futures = [call.future(body, timeout=PATIENCE_S) for body in BODIES]
                 outcomes.update([outcome(future, number) for number, future in enumerate(futures)])
 
-    threads = [threading.Thread(target=ask) for _ in range(num_connections)]
+    threads = [threading.Thread(target=send_calls) for _ in range(num_connections)]
     with ExitStack() as stack:
         for thread in threads:
             stack.callback(thread.join)
@@ -64,18 +65,18 @@ def load(worker: RunningWorker, num_connections: int, options: tuple[tuple[str, 
 
 
 def connections(address: str) -> set[str]:
-    """Return the clients' ends of the connections that are open or were just closed."""
+    """Return the clients' ends of the connections that are open or closing."""
     return {one.client for one in sockets(address)}
 
 
 def wait_for_connections(worker: RunningWorker, number: int) -> None:
-    """Wait until so many connections to a worker have been seen, whether they are still open or were closed."""
+    """Wait until so many connections to a worker have been seen, open or closed."""
     seen: set[str] = set()
     wait_until(lambda: len(seen.update(connections(worker.address)) or seen) >= number, f"{number} connections")
 
 
-def test_callers_with_the_service_config_lose_nothing(models: Path) -> None:
-    """Connections end at their age again and again under load; with the retry policy every call gets its own answer."""
+def test_callers_with_a_retry_policy_lose_nothing(models: Path) -> None:
+    """While connections close at their age repeatedly under load, every call gets its own answer."""
     with run_worker(models, max_connection_age_s=AGE_S) as worker:
         with load(worker, 4, CHANNEL_OPTIONS) as outcomes:
             wait_for_connections(worker, 40)
@@ -84,9 +85,9 @@ def test_callers_with_the_service_config_lose_nothing(models: Path) -> None:
         assert worker.handled()["OK"] >= outcomes["OK"]
 
 
-def test_callers_without_it_lose_next_to_nothing(models: Path, record_property) -> None:  # noqa: ANN001
-    """Without any service config a call may end as UNAVAILABLE when core closes its connection with bytes still unread,
-    and no worse: none gets another's answer, and everything that the worker took on it counted as answered.
+def test_callers_without_a_retry_policy_lose_almost_nothing(models: Path, record_property) -> None:  # noqa: ANN001
+    """Without a retry policy a call may end as UNAVAILABLE when core closes its connection with bytes still unread. No call
+    gets the answer of another, and every call that the worker started is recorded as answered.
     """
     with run_worker(models, max_connection_age_s=AGE_S) as worker:
         with load(worker, 4, ()) as outcomes:
@@ -99,8 +100,8 @@ def test_callers_without_it_lose_next_to_nothing(models: Path, record_property) 
         assert worker.started() == worker.handled()["OK"] <= outcomes.total()
 
 
-def test_the_client_goes_on_over_ageing_connections(models: Path) -> None:
-    """``Client`` moves with its connections: all of many images are answered, in order."""
+def test_the_client_continues_on_new_connections(models: Path) -> None:
+    """``Client`` gets all its answers in order while its connections are replaced."""
     with run_worker(models, max_connection_age_s=AGE_S) as worker, Client(worker.address, num_connections=4) as client:
         seen: set[str] = set()
         while len(seen) < 20:
@@ -110,20 +111,20 @@ def test_the_client_goes_on_over_ageing_connections(models: Path) -> None:
 
 
 def test_an_open_stream_is_not_cut_by_age(models: Path) -> None:
-    """A stream that is open when its connection's age comes goes on: it still hears what happens many ages later."""
+    """A stream that is open when its connection reaches its age continues: it receives messages many ages later."""
     with run_worker(models, max_connection_age_s=AGE_S) as worker:
         watch = health_pb2_grpc.HealthStub(worker.channel).Watch(health_pb2.HealthCheckRequest())
-        heard = [next(watch).status]
+        statuses = [next(watch).status]
         with load(worker, 1, CHANNEL_OPTIONS):
             wait_for_connections(worker, 10)
         worker.worker.drain()
-        heard.append(next(watch).status)
+        statuses.append(next(watch).status)
 
-    assert heard == [health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING]
+    assert statuses == [health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING]
 
 
 def frames(connection: socket.socket) -> Iterator[tuple[int, bytes]]:
-    """Speak just enough HTTP/2 to read a server's frames: type and payload of each, until it closes."""
+    """Open an HTTP/2 connection and yield type and payload of each frame of the server, until it closes."""
     connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
     with connection.makefile("rb") as stream:
         while head := stream.read(9):
@@ -131,8 +132,8 @@ def frames(connection: socket.socket) -> Iterator[tuple[int, bytes]]:
             yield head[3], stream.read(length)
 
 
-def test_an_idle_connection_is_asked_to_go_first(models: Path) -> None:
-    """At its age a connection gets a GOAWAY that still allows every stream, error code 0: nothing is refused by it."""
+def test_an_idle_connection_gets_a_graceful_goaway(models: Path) -> None:
+    """At its age a connection gets a GOAWAY with error code 0 and the highest stream id: no stream is rejected by it."""
     goaway = 7
     with run_worker(models, max_connection_age_s=AGE_S) as worker:
         host, port = worker.address.split(":")
@@ -142,8 +143,8 @@ def test_an_idle_connection_is_asked_to_go_first(models: Path) -> None:
     assert payload == struct.pack(">II", (1 << 31) - 1, 0) + b"max_age"
 
 
-def test_age_0_is_never(models: Path) -> None:
-    """With 0 the connections are the first ones to the end, while those of a worker with an age are replaced."""
+def test_age_0_means_unlimited(models: Path) -> None:
+    """With age 0 the first connections stay open, while those of a worker with an age are replaced."""
     with (
         run_worker(models, max_connection_age_s=0) as lasting,
         run_worker(models, max_connection_age_s=AGE_S) as ageing,

@@ -1,4 +1,4 @@
-"""A worker that serves other labels than the ten digits: how many there are, and what they are called, is the bundle's."""
+"""A worker that serves other labels than the ten digits: the bundle defines their number and names."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,24 +6,30 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from digitserve.protocol.names import GET_MODEL
 from digitserve.telemetry.collector import ServiceCollector
 from digitserve.v1 import digits_pb2 as pb
 from support.bundles import echo_image, write_echo_bundle
-from support.serving import PATIENCE_S, RunningWorker, run_worker, wait_until
+from support.serving import PATIENCE_S, RunningWorker, run_worker
 
 LONG = 'a "long" label, of ' + "many words " * 20
 LABELS = ("お", LONG, *"CDEFGHIJKLMNOPQRSTUVWXYZ")
 
 
 @pytest.fixture
-def worker(tmp_path: Path) -> Iterator[RunningWorker]:
+def collector() -> ServiceCollector:
+    return ServiceCollector(LABELS, list)
+
+
+@pytest.fixture
+def worker(tmp_path: Path, collector: ServiceCollector) -> Iterator[RunningWorker]:
     write_echo_bundle(tmp_path, labels=LABELS)
-    with run_worker(tmp_path) as running:
+    with run_worker(tmp_path, collector) as running:
         yield running
 
 
 def test_26_labels_are_served(worker: RunningWorker) -> None:
-    """Each of 26 labels is answered by its own name, a long one and one in another script too, and all 26 are listed."""
+    """Each of 26 labels is returned by its name, including a long one and one in another script, and all 26 are listed."""
     pixels = b"".join(echo_image(number, len(LABELS)).tobytes() for number in range(26))
 
     plain = worker.classify(pb.ClassifyRequest(pixels=pixels))
@@ -36,26 +42,23 @@ def test_26_labels_are_served(worker: RunningWorker) -> None:
         assert {score.label for score in prediction.top} == set(LABELS)
 
 
-def test_the_model_tells_its_labels(worker: RunningWorker) -> None:
-    """``GetModel`` gives all labels in the order of their indices."""
+def test_get_model_returns_the_labels(worker: RunningWorker) -> None:
+    """``GetModel`` returns all labels in the order of their indices."""
     get_model = worker.channel.unary_unary(
-        "/digitserve.v1.DigitService/GetModel", pb.GetModelRequest.SerializeToString, pb.GetModelResponse.FromString
+        GET_MODEL.path, pb.GetModelRequest.SerializeToString, pb.GetModelResponse.FromString
     )
 
     assert tuple(get_model(pb.GetModelRequest(), timeout=PATIENCE_S).model.labels) == LABELS
 
 
-def test_each_label_is_counted(worker: RunningWorker) -> None:
-    """What Prometheus scrapes has a series for each label, under the label's own name."""
+def test_each_label_is_counted(worker: RunningWorker, collector: ServiceCollector) -> None:
+    """Prometheus gets a series for each label, under the label's own name."""
     worker.classify(pb.ClassifyRequest(pixels=b"".join(echo_image(n, 26).tobytes() for n in (0, 1, 1, 25, 25, 25))))
-    collector, registry = ServiceCollector(LABELS, supervised=list), CollectorRegistry()
-    collector._living.append(worker.block)
+    registry = CollectorRegistry()
     registry.register(collector)
 
     def counted(label: str) -> float | None:
         return registry.get_sample_value("digitserve_predictions_total", {"label": label, "verdict": "accepted"})
 
-    # A batch is counted after it is answered.
-    wait_until(lambda: counted("Z"), "the batch is counted")
     assert [counted(label) for label in ("お", LONG, "C", "Z")] == [1, 2, 0, 3]
     assert b'label="a \\"long\\" label, of many words' in generate_latest(registry)

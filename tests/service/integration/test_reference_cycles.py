@@ -1,4 +1,4 @@
-"""Requests that are over leave nothing to the garbage collector: a worker's memory follows what it has, not what it had."""
+"""No reference cycles per request: finished requests are freed at once, without the garbage collector."""
 
 import gc
 from collections import Counter
@@ -8,19 +8,21 @@ from contextlib import contextmanager
 import grpc
 import pytest
 
-from digitserve.batching.batcher import Entry
-from digitserve.transport.classify_stream import Conversation, Slot
+from digitserve.batching.pipeline import PendingRequest
+from digitserve.protocol.names import CLASSIFY
+from digitserve.transport.classify import CallResponder
+from digitserve.transport.classify_stream import StreamMessage, StreamState
 from digitserve.transport.grpcio.completion_queue import Call, Stream
 from digitserve.v1 import digits_pb2 as pb
 from support.bundles import echo_request
 from support.serving import RunningWorker, wait_until
 
-OURS = (Call, Stream, Entry, Conversation, Slot)
+PER_REQUEST = (Call, Stream, PendingRequest, CallResponder, StreamState, StreamMessage)
 
 
 @contextmanager
-def uncollected() -> Iterator[Counter[str]]:
-    """Switch the collector off; afterwards, count what of ours only it could free."""
+def objects_in_cycles() -> Iterator[Counter[str]]:
+    """Switch garbage collection off; afterwards, count the objects per request that only it could free, by class."""
     found: Counter[str] = Counter()
     gc.collect()
     gc.disable()
@@ -28,21 +30,21 @@ def uncollected() -> Iterator[Counter[str]]:
     try:
         yield found
         gc.collect()
-        found.update(type(one).__name__ for one in gc.garbage if isinstance(one, OURS))
+        found.update(type(one).__name__ for one in gc.garbage if isinstance(one, PER_REQUEST))
     finally:
         gc.set_debug(0)
         gc.garbage.clear()
         gc.enable()
 
 
-def test_calls_leave_no_circles(worker: RunningWorker) -> None:
-    """Answered, refused, cancelled and expired calls are freed as soon as they are over."""
-    with uncollected() as found:
+def test_calls_leave_no_reference_cycles(worker: RunningWorker) -> None:
+    """Answered, rejected, cancelled and expired calls are freed as soon as they are over."""
+    with objects_in_cycles() as found:
         for number in range(50):
             worker.classify(echo_request(number))
             with pytest.raises(grpc.RpcError):
                 worker.classify(pb.ClassifyRequest(pixels=b"no"))
-        call = worker.channel.unary_unary("/digitserve.v1.DigitService/Classify")
+        call = worker.channel.unary_unary(CLASSIFY.path)
         body = echo_request(1).SerializeToString()
         for number in range(50):
             future = call.future(body, timeout=0.001 if number % 2 else None)
@@ -52,9 +54,9 @@ def test_calls_leave_no_circles(worker: RunningWorker) -> None:
     assert not found
 
 
-def test_streams_leave_no_circles(worker: RunningWorker) -> None:
-    """Streams that ended, and streams that were cancelled in the middle, are freed as soon as they are over."""
-    with uncollected() as found:
+def test_streams_leave_no_reference_cycles(worker: RunningWorker) -> None:
+    """Streams that ended, and streams that were cancelled before, are freed as soon as they are over."""
+    with objects_in_cycles() as found:
         for _ in range(10):
             assert len(list(worker.stream(echo_request(number) for number in range(20)))) == 20
             answers = worker.stream(echo_request(number) for number in range(1000))

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from digitserve.batching.prepare import prepare_gray
 from digitserve.types import Framing, Gray, Ink
-from digitserve.vision.framing import frame, prepare
+from digitserve.vision.framing import frame
 from digitserve_training.data.splits import Labelled
 from digitserve_training.evaluate import corruption_suite
 from digitserve_training.evaluate.corruption_suite import CORRUPTIONS, Corruption
@@ -91,7 +92,7 @@ def build(test: Labelled, *, digits: bool) -> EvaluationSets:
 def _mistaken_verdicts(test: Labelled) -> float:
     """Return the share of images called blank or several, with or without framing, whichever is larger."""
     images = test.images[..., 0]
-    prepared = [prepare(images, Ink.LIGHT_ON_DARK, framing) for framing in Framing]
+    prepared = [prepare_gray(images, Ink.LIGHT_ON_DARK, framing) for framing in Framing]
     return max(float(np.mean(one.blank | one.several)) for one in prepared)
 
 

@@ -1,1 +1,1 @@
-"""The transport on grpcio: its completion queue for the hot path, its thread pool for the rest."""
+"""The transport on grpcio: the only code of the worker that knows gRPC."""

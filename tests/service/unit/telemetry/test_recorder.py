@@ -1,4 +1,4 @@
-"""What a worker counts is what can be read, in the memory that it shares."""
+"""The shared memory of metrics, and what each method of the recorder adds to it."""
 
 import mmap
 import os
@@ -8,30 +8,32 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from digitserve.protocol.names import CLASSIFY, HEALTH_WATCH, Code, Verdict
 from digitserve.telemetry.block import (
     BATCH_BUCKETS,
-    CLASSIFY_ROW,
-    CODES,
     CONFIDENCE_BUCKETS,
     LATENCY_BUCKETS_S,
-    METHOD_ROWS,
+    METHOD_OF_PATH,
     METHODS,
-    OTHER_ROW,
+    OTHER_METHOD,
     REASONS,
-    UNAVAILABLE,
-    VERDICTS,
     Block,
-    Histogram,
-    Tally,
     specs,
 )  # fmt: skip
+from digitserve.telemetry.recorder import Histogram, Recorder
 
 LABELS = tuple("0123456789")
-ACCEPTED, UNFAMILIAR, BLANK, SEVERAL = range(4)
+VERDICTS = (Verdict.ACCEPTED, Verdict.UNFAMILIAR, Verdict.BLANK, Verdict.SEVERAL)
+
+
+def counts(block: Block, name: str) -> dict[tuple[str, ...], float]:
+    """Return the values of a counter by its label values."""
+    (spec,) = (spec for spec in block.specs if spec.name == name)
+    return dict(zip(spec.label_values, block.cells[name][:, 0], strict=True))
 
 
 def test_buckets_of_latency_start_at_a_tenth_of_a_millisecond() -> None:
-    """A service that answers in a fraction of a millisecond needs buckets there."""
+    """A service that answers in a fraction of a millisecond needs buckets of that size."""
     assert LATENCY_BUCKETS_S[0] == 0.0001
     for spec in specs(LABELS):
         if spec.kind == "histogram":
@@ -40,31 +42,31 @@ def test_buckets_of_latency_start_at_a_tenth_of_a_millisecond() -> None:
                 assert spec.buckets == LATENCY_BUCKETS_S
 
 
-def test_codes_stand_at_their_numbers() -> None:
-    """The position of a code's name is gRPC's number of it, so that a number can be counted as it is."""
-    numbers = {
-        "OK": 0,
-        "Canceled": 1,
-        "InvalidArgument": 3,
-        "DeadlineExceeded": 4,
-        "NotFound": 5,
-        "Unauthenticated": 16,
-    }
-    assert {name: CODES.index(name) for name in numbers} == numbers
-    assert (CODES.index("ResourceExhausted"), CODES.index("Internal"), UNAVAILABLE) == (8, 13, 14)
-    assert len(CODES) == len(set(CODES)) == 17
+def test_each_code_has_its_label() -> None:
+    """``grpc_code`` has the names that go-grpc-prometheus uses."""
+    labels = {
+        Code.OK: "OK", Code.CANCELLED: "Canceled", Code.INVALID_ARGUMENT: "InvalidArgument",
+        Code.DEADLINE_EXCEEDED: "DeadlineExceeded", Code.NOT_FOUND: "NotFound",
+        Code.RESOURCE_EXHAUSTED: "ResourceExhausted", Code.INTERNAL: "Internal", Code.UNAVAILABLE: "Unavailable",
+        Code.UNAUTHENTICATED: "Unauthenticated",
+    }  # fmt: skip
+    assert {code: code.label for code in labels} == labels
+    assert len({code.label for code in Code}) == len(Code) == 17
+    assert [code.value for code in Code] == list(range(17))
 
 
-def test_every_method_has_its_row() -> None:
-    """A full method name leads to its row; all unknown ones share the last."""
-    assert METHOD_ROWS["/digitserve.v1.DigitService/Classify"] == CLASSIFY_ROW
-    assert METHODS[CLASSIFY_ROW] == ("unary", "digitserve.v1.DigitService", "Classify")
-    assert METHODS[METHOD_ROWS["/grpc.health.v1.Health/Watch"]][0] == "server_stream"
-    assert METHODS[OTHER_ROW] == ("unary", "other", "other")
+def test_every_method_has_its_series() -> None:
+    """Methods are found by their paths; all unknown ones share one series."""
+    assert METHOD_OF_PATH["/digitserve.v1.DigitService/Classify"] == CLASSIFY
+    assert CLASSIFY == ("unary", "digitserve.v1.DigitService", "Classify")
+    assert METHOD_OF_PATH["/grpc.health.v1.Health/Watch"] == HEALTH_WATCH
+    assert HEALTH_WATCH.kind == "server_stream"
+    assert METHODS[-1] == OTHER_METHOD == ("unary", "other", "other")
+    assert OTHER_METHOD.path not in METHOD_OF_PATH
 
 
-def test_a_new_block_is_all_zero_and_has_room_for_everything() -> None:
-    """A worker that has not counted yet counts nothing."""
+def test_a_new_block_is_all_zero_and_has_all_series() -> None:
+    """Before a worker records anything, every value is 0."""
     block = Block(LABELS)
     assert {name: cells.shape for name, cells in block.cells.items()} == {
         spec.name: (len(spec.label_values), spec.width) for spec in specs(LABELS)
@@ -75,7 +77,7 @@ def test_a_new_block_is_all_zero_and_has_room_for_everything() -> None:
 
 
 def test_two_mappings_of_one_descriptor_see_the_same_values() -> None:
-    """What the worker writes through the inherited descriptor, the supervisor reads, and nothing of it overlaps."""
+    """The supervisor reads what the worker writes through the inherited descriptor; metrics do not overlap."""
     written = Block(LABELS)
     descriptor = os.dup(written.fd)
     read = Block(LABELS, descriptor)
@@ -90,7 +92,7 @@ def test_two_mappings_of_one_descriptor_see_the_same_values() -> None:
 
 
 def test_the_memory_holds_float64_in_the_order_of_the_specs() -> None:
-    """The layout is that of ``specs`` and nothing else: the same labels give another process the same places."""
+    """The layout depends on ``specs`` only: with the same labels another process finds each metric in the same place."""
     block = Block(LABELS)
     for number, cells in enumerate(block.cells.values()):
         cells[:] = number
@@ -104,8 +106,8 @@ def test_the_memory_holds_float64_in_the_order_of_the_specs() -> None:
     block.close()
 
 
-def test_a_closed_block_gives_its_descriptor_back() -> None:
-    """A supervisor that replaces workers for years does not run out of descriptors."""
+def test_a_closed_block_frees_its_descriptor() -> None:
+    """A supervisor that replaces many workers does not run out of file descriptors."""
     block = Block(LABELS)
     block.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
@@ -119,7 +121,7 @@ def test_a_closed_block_gives_its_descriptor_back() -> None:
 )
 @settings(max_examples=100)
 def test_a_histogram_counts_as_numpy_does(buckets: tuple[float, ...], drawn: list[float], seed: int) -> None:
-    """Each bucket holds what is at most its bound, one by one or many at once, bounds themselves included."""
+    """Each bucket counts the values up to its bound, the bound included, added one by one or many at once."""
     edges = np.random.default_rng(seed).choice(buckets, 5)
     values = np.concatenate([drawn, edges])
     row_of_one, row_of_many = np.zeros((2, len(buckets) + 2))
@@ -134,57 +136,61 @@ def test_a_histogram_counts_as_numpy_does(buckets: tuple[float, ...], drawn: lis
     assert row_of_many[-1] == pytest.approx(values.sum())
 
 
-def test_an_empty_batch_of_values_counts_nothing() -> None:
+def test_an_empty_list_of_values_adds_nothing() -> None:
     """A batch without an accepted prediction adds no confidence."""
     row = np.zeros(len(CONFIDENCE_BUCKETS) + 2)
     Histogram(row, CONFIDENCE_BUCKETS).observe_many(np.array([], np.float32))
     assert not row.any()
 
 
-def test_each_tally_writes_into_its_own_cells() -> None:
-    """Every name of a tally leads to the metric of that name."""
+def test_each_method_of_the_recorder_writes_its_own_cells() -> None:
+    """Every call is found in the metric that it names, and nowhere else."""
     block = Block(LABELS)
-    tally = Tally(block, LABELS)
-    tally.started[CLASSIFY_ROW] += 3
-    tally.handled[CLASSIFY_ROW, UNAVAILABLE] += 2
-    tally.handling_s[OTHER_ROW].observe(0.02)
-    tally.batch_size.observe(64)
-    tally.queue_s.observe(0.0001)
-    tally.inference_s.observe_many([0.1, 0.2])
-    tally.preprocess_s.observe(99.0)
-    tally.confidence.observe_many(np.array([0.5, 1.0], np.float32))
-    tally.images[0] += 65
-    tally.pending_images[0] = 7
-    tally.cpu_s[0] = 4.5
-    tally.heartbeat[0] = 1.5
-    tally.reject("deadline")
+    recorder = Recorder(block, LABELS)
+    for _ in range(3):
+        recorder.call_started(CLASSIFY)
+    recorder.call_ended(CLASSIFY, Code.UNAVAILABLE, 0.5)
+    recorder.call_ended(OTHER_METHOD, Code.UNIMPLEMENTED, 0.02)
+    recorder.calls_answered(CLASSIFY, [0.25, 0.125])
+    recorder.requests_queued([0.0001, 1.0])
+    recorder.batch([7, 2], [Verdict.ACCEPTED, Verdict.SEVERAL], [0.75, 0.5], 99.0, 0.3)
+    recorder.pending(7)
+    recorder.rejected("deadline")
+    recorder.heartbeat(1.5, 4.5)
+
     sums = {name: cells.sum() for name, cells in block.cells.items()}
     assert sums == pytest.approx(
         {
-            "grpc_server_started": 3, "grpc_server_handled": 2, "grpc_server_handling_seconds": 1.02,
-            "digitserve_images": 65, "digitserve_batch_size": 65, "digitserve_queue_seconds": 1.0001,
-            "digitserve_inference_seconds": 2.3, "digitserve_preprocess_seconds": 100, "digitserve_pending_images": 7,
-            "digitserve_rejected": 1, "digitserve_predictions": 0, "digitserve_confidence": 3.5, "digitserve_cpu_seconds": 4.5, "heartbeat": 1.5,
+            "grpc_server_started": 3, "grpc_server_handled": 4, "grpc_server_handling_seconds": 4 + 0.895,
+            "digitserve_images": 2, "digitserve_batch_size": 1 + 2, "digitserve_queue_seconds": 2 + 1.0001,
+            "digitserve_inference_seconds": 1 + 0.3, "digitserve_preprocess_seconds": 1 + 99,
+            "digitserve_pending_images": 7, "digitserve_rejected": 1, "digitserve_predictions": 2,
+            "digitserve_confidence": 1 + 0.75, "digitserve_cpu_seconds": 4.5, "heartbeat": 1.5,
         }
     )  # fmt: skip
-    handled = dict(zip(block.specs[1].label_values, block.cells["grpc_server_handled"][:, 0], strict=True))
-    assert handled[("unary", "digitserve.v1.DigitService", "Classify", "Unavailable")] == 2
+    handled = counts(block, "grpc_server_handled")
+    assert handled[(*CLASSIFY, "Unavailable")] == 1
+    assert handled[(*CLASSIFY, "OK")] == 2
+    assert handled[(*OTHER_METHOD, "Unimplemented")] == 1
+    assert counts(block, "digitserve_rejected")["deadline",] == 1
     assert block.cells["digitserve_rejected"][REASONS.index("deadline"), 0] == 1
-    assert block.cells["grpc_server_handling_seconds"][OTHER_ROW].sum() == pytest.approx(1.02)
+    row = METHODS.index(OTHER_METHOD)
+    assert block.cells["grpc_server_handling_seconds"][row].sum() == pytest.approx(1.02)
+    assert block.heartbeat == 1.5
     block.close()
 
 
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3)), max_size=40))
+@given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from(VERDICTS)), min_size=1, max_size=40))
 @settings(max_examples=60)
-def test_predictions_are_counted_by_label_and_verdict(drawn: list[tuple[int, int]]) -> None:
+def test_predictions_are_counted_by_label_and_verdict(predictions: list[tuple[int, Verdict]]) -> None:
     """Each prediction adds one to the series of its label and verdict; blank images have no label."""
     block = Block(LABELS)
-    tally = Tally(block, LABELS)
-    tally.predictions(np.array([c for c, _ in drawn], int), np.array([v for _, v in drawn], int))
-    (spec,) = (spec for spec in block.specs if spec.name == "digitserve_predictions")
-    counts = dict(zip(spec.label_values, block.cells["digitserve_predictions"][:, 0], strict=True))
-    expected = dict.fromkeys(counts, 0)
-    for class_index, verdict in drawn:
-        expected[("" if verdict == BLANK else LABELS[class_index], VERDICTS[verdict])] += 1
-    assert counts == expected
+    class_index, verdicts = [[*column] for column in zip(*predictions, strict=True)]
+    Recorder(block, LABELS).batch(class_index, verdicts, [0.9] * len(predictions), 0.0, 0.0)
+    counted = counts(block, "digitserve_predictions")
+    expected = dict.fromkeys(counted, 0)
+    for index, verdict in predictions:
+        expected["" if verdict is Verdict.BLANK else LABELS[index], verdict.name.lower()] += 1
+    assert counted == expected
+    assert block.cells["digitserve_confidence"][0, :-1].sum() == verdicts.count(Verdict.ACCEPTED)
     block.close()

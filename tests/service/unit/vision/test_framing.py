@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from digitserve.batching.prepare import prepare_gray
 from digitserve.types import Framing, Gray, Ink
-from digitserve.vision.framing import as_is, frame, prepare, verdicts
+from digitserve.vision.framing import as_is, frame, verdicts
 from digitserve.vision.polarity import find_ink
 
 NEGATIVE = {Ink.LIGHT_ON_DARK: Ink.DARK_ON_LIGHT, Ink.DARK_ON_LIGHT: Ink.LIGHT_ON_DARK, Ink.AUTO: Ink.AUTO}
@@ -60,7 +61,7 @@ class TestAsIs:
     @given(arrays(np.uint8, (3, 28, 28)))
     def test_light_ink_is_unchanged(self, gray: Gray) -> None:
         """With light ink the network receives exactly the caller's bytes."""
-        prepared = prepare(gray, Ink.LIGHT_ON_DARK, Framing.AS_IS)
+        prepared = prepare_gray(gray, Ink.LIGHT_ON_DARK, Framing.AS_IS)
         assert prepared.images.shape == (3, 28, 28, 1)
         assert prepared.images.tobytes() == gray.tobytes()
 
@@ -236,7 +237,7 @@ class TestPrepare:
     @given(arrays(np.uint8, st.tuples(st.integers(1, 3), sides, sides)), inks)
     def test_each_image_is_framed_by_itself(self, gray: Gray, ink: Ink) -> None:
         """Preparing many images is framing each, in order."""
-        prepared = prepare(gray, ink, Framing.MNIST)
+        prepared = prepare_gray(gray, ink, Framing.MNIST)
         for index, image in enumerate(gray):
             framed = frame(image, ink)
             assert (prepared.images[index, :, :, 0] == framed.pixels).all()
@@ -250,7 +251,7 @@ class TestRealDigits:
         """None is blank, at most 0.1 % are several, and the polarity of 99 % is right, of their negatives too."""
         datasets = pytest.importorskip("sklearn.datasets", reason="scikit-learn is not installed")
         gray = (datasets.load_digits().images * (255 / 16)).round().astype(np.uint8)
-        prepared = prepare(gray, Ink.LIGHT_ON_DARK, Framing.MNIST)
+        prepared = prepare_gray(gray, Ink.LIGHT_ON_DARK, Framing.MNIST)
         assert not prepared.blank.any()
         assert prepared.several.mean() <= 0.001
         assert np.mean([find_ink(image) is Ink.LIGHT_ON_DARK for image in gray]) >= 0.99

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from digitserve.batching.prepare import prepare_gray
 from digitserve.types import Framing, Gray, Ink
-from digitserve.vision.framing import frame, prepare, verdicts
+from digitserve.vision.framing import frame, verdicts
 from digitserve.vision.polarity import find_ink
 
 NUM_DIGITS = 2000
@@ -58,7 +59,7 @@ def diagonal(upper: Gray, lower: Gray) -> Gray:
 
 def test_framing_hardly_changes_mnist_images(digits: Gray) -> None:
     """Framing leaves at least half of MNIST's images unchanged to the byte, and 99 of 100 nearly unchanged."""
-    again = prepare(digits[:NUM_DIGITS], Ink.LIGHT_ON_DARK, Framing.MNIST).images[..., 0].astype(float)
+    again = prepare_gray(digits[:NUM_DIGITS], Ink.LIGHT_ON_DARK, Framing.MNIST).images[..., 0].astype(float)
     distance = np.sqrt(((again - digits[:NUM_DIGITS]) ** 2).sum(axis=(1, 2)))
     assert np.median(distance) == 0
     assert np.percentile(distance, 99) < 60

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from digitserve.batching.prepare import prepare_gray
 from digitserve.types import Framing, Ink
-from digitserve.vision.framing import prepare
 from digitserve_training.data.splits import Labelled
 from digitserve_training.fit.pool import NO_LABEL, Pool
 from digitserve_training.model.presets import PRESETS
@@ -92,7 +92,7 @@ def test_every_non_digit_has_ink() -> None:
 def test_synthetic_digits_are_single_shapes() -> None:
     """The service finds synthetic digits, handwritten or printed, neither blank nor several shapes."""
     synthetic = digits(400)
-    prepared = prepare(synthetic.images[..., 0], Ink.LIGHT_ON_DARK, Framing.AS_IS)
+    prepared = prepare_gray(synthetic.images[..., 0], Ink.LIGHT_ON_DARK, Framing.AS_IS)
 
     assert not prepared.blank.any()
     assert prepared.several.mean() < 0.01

@@ -1,0 +1,166 @@
+"""What a worker records: the only writer of its ``Block``.
+
+    transport, pipeline, worker loop ──call_started, batch, ...──▶ Recorder ──add──▶ Block
+
+Counts of a batch are added once per batch. Cells are written through memoryviews, which cost about half of numpy's item
+access.
+"""
+
+from bisect import bisect_left
+from collections.abc import MutableSequence, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from digitserve.protocol.names import Code, Method, Verdict
+from digitserve.telemetry.block import LABELLED_VERDICTS, METHODS, REASONS, Block, Cells
+
+_ROWS = {method: row for row, method in enumerate(METHODS)}
+_NUM_CODES = len(Code)
+_OK = Code.OK
+_ACCEPTED = Verdict.ACCEPTED
+_COLUMNS = [LABELLED_VERDICTS.index(verdict) if verdict in LABELLED_VERDICTS else None for verdict in Verdict]
+"""Place of each verdict among the series of a label; ``None`` for verdicts without a label."""
+
+_MAX_SINGLE = 8
+"""Most values that are added one by one: for more of them numpy is faster."""
+
+
+def _view(cells: Cells) -> MutableSequence[float]:
+    """Return a view of the same memory whose items are Python floats."""
+    return memoryview(cells)  # type: ignore[arg-type, return-value] # numpy's stubs omit the buffer protocol
+
+
+class Histogram:
+    """One series of a histogram in a block."""
+
+    def __init__(self, row: Cells, buckets: tuple[float, ...]) -> None:
+        """Write to ``row``, float64[len(buckets) + 2]."""
+        self._counts = row[:-1]
+        self._cells = _view(row)
+        self._bounds = buckets
+        self._sorted = np.array(buckets)
+
+    def observe(self, value: float) -> None:
+        """Add one value."""
+        self._cells[bisect_left(self._bounds, value)] += 1
+        self._cells[-1] += value
+
+    def observe_many(self, values: Sequence[float] | NDArray[np.floating]) -> None:
+        """Add several values."""
+        if len(values) <= _MAX_SINGLE:
+            for value in values:
+                self.observe(value)
+            return
+        array = np.asarray(values, np.float64)
+        self._counts += np.bincount(self._sorted.searchsorted(array), minlength=len(self._counts))
+        self._cells[-1] += float(array.sum())
+
+
+class Recorder:
+    """Writes the metrics of one worker; lives as long as the worker.
+
+    Called on the worker's thread. The thread pool calls ``call_started`` and ``call_ended`` for methods that no other
+    thread records, under a lock of its own, because an addition is a read and a write.
+    """
+
+    def __init__(self, block: Block, labels: Sequence[str]) -> None:
+        """Record in ``block``, which was made for the same labels."""
+        cells = block.cells
+        buckets = {spec.name: spec.buckets for spec in block.specs}
+
+        def histogram(name: str, row: int = 0) -> Histogram:
+            return Histogram(cells[name][row], buckets[name])
+
+        self._started = _view(cells["grpc_server_started"][:, 0])
+        self._handled = _view(cells["grpc_server_handled"][:, 0])
+        self._handling_s = [histogram("grpc_server_handling_seconds", row) for row in range(len(METHODS))]
+        self._batch_size = histogram("digitserve_batch_size")
+        self._queue_s = histogram("digitserve_queue_seconds")
+        self._inference_s = histogram("digitserve_inference_seconds")
+        self._preprocess_s = histogram("digitserve_preprocess_seconds")
+        self._confidence = histogram("digitserve_confidence")
+        self._images = _view(cells["digitserve_images"][:, 0])
+        self._pending_images = _view(cells["digitserve_pending_images"][:, 0])
+        self._cpu_s = _view(cells["digitserve_cpu_seconds"][:, 0])
+        self._heartbeat = _view(cells["heartbeat"][:, 0])
+        self._rejected = dict(zip(REASONS, map(_view, cells["digitserve_rejected"]), strict=True))
+        self._predictions = _view(cells["digitserve_predictions"][:, 0])
+        self._num_labels = len(labels)
+
+    def call_started(self, method: Method) -> None:
+        """Count an RPC that a client has started."""
+        self._started[_ROWS[method]] += 1
+
+    def call_ended(self, method: Method, code: Code, seconds: float) -> None:
+        """Count an RPC that has ended.
+
+        Args:
+            method: of the RPC.
+            code: its status.
+            seconds: from its start.
+        """
+        row = _ROWS[method]
+        self._handled[row * _NUM_CODES + code] += 1
+        self._handling_s[row].observe(seconds)
+
+    def calls_answered(self, method: Method, seconds: Sequence[float]) -> None:
+        """Count several RPCs of a method that end with OK.
+
+        Args:
+            method: of the RPCs.
+            seconds: of each, from its start.
+        """
+        row = _ROWS[method]
+        self._handled[row * _NUM_CODES + _OK] += len(seconds)
+        self._handling_s[row].observe_many(seconds)
+
+    def requests_queued(self, seconds: Sequence[float]) -> None:
+        """Record how long requests waited, each from its admission to its first batch."""
+        self._queue_s.observe_many(seconds)
+
+    def rejected(self, reason: str) -> None:
+        """Count a request that is rejected or expired; ``reason`` is that of its ``RequestError``."""
+        self._rejected[reason][0] += 1
+
+    def batch(
+        self, class_index: Sequence[int], verdicts: Sequence[Verdict], confidence: Sequence[float],
+        preprocess_s: float, inference_s: float,
+    ) -> None:  # fmt: skip
+        """Record a batch that has run.
+
+        Args:
+            class_index: index of the most probable label, for each image.
+            verdicts: for each image.
+            confidence: probability of that label, for each image.
+            preprocess_s: seconds of preparing the batch.
+            inference_s: seconds of the network.
+        """
+        num_images = len(class_index)
+        self._images[0] += num_images
+        self._batch_size.observe(num_images)
+        self._preprocess_s.observe(preprocess_s)
+        self._inference_s.observe(inference_s)
+        self._confidence.observe_many(
+            [value for value, verdict in zip(confidence, verdicts, strict=True) if verdict is _ACCEPTED]
+        )
+        counts, num_columns = self._predictions, len(LABELLED_VERDICTS)
+        blank = num_columns * self._num_labels
+        for index, verdict in zip(class_index, verdicts, strict=True):
+            # The series of a label are neighbours, one for each verdict; the series of blank images is the last.
+            column = _COLUMNS[verdict]
+            counts[blank if column is None else num_columns * index + column] += 1
+
+    def pending(self, num_images: int) -> None:
+        """Set the number of images that wait for a batch."""
+        self._pending_images[0] = num_images
+
+    def heartbeat(self, now: float, cpu_s: float) -> None:
+        """Record an iteration of the worker's loop.
+
+        Args:
+            now: monotonic time in seconds.
+            cpu_s: CPU seconds that this process has used.
+        """
+        self._heartbeat[0] = now
+        self._cpu_s[0] = cpu_s

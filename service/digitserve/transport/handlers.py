@@ -1,0 +1,132 @@
+"""Interfaces between the handlers of the RPCs and the transport that calls them.
+
+    transport ──on_accept, on_message, ...──▶ UnaryHandler, StreamHandler
+        ▲                                             │
+        └──────────── UnaryCall, ServerStream ◀───────┘ reply, fail, read, write, finish
+
+A handler depends on these interfaces only, so any transport can call it. All methods, in both directions, are called on
+the worker's one thread.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from digitserve.errors import DeadlineUnmeetable
+from digitserve.protocol.names import Code, Method
+from digitserve.protocol.status import Status
+from digitserve.telemetry.recorder import Recorder
+
+Respond = Callable[[bytes], bytes]
+"""Handler of a unary method that never waits: request to response, both serialized; raises ``RequestError``."""
+
+
+class UnaryCall(Protocol):
+    """A unary call, from its start to its status; owned by the transport.
+
+    Attributes:
+        deadline: Unix time in seconds, more than 1e18 when the caller set none.
+        accepted: monotonic time in seconds.
+        open: false once it is answered, failed or closed; then nothing more may be sent.
+        context: for the handler's use while the call is open.
+    """
+
+    deadline: float
+    accepted: float
+    open: bool
+    context: Any
+
+    def reply(self, body: bytes) -> None:
+        """Send the response and status OK."""
+
+    def fail(self, status: Status) -> None:
+        """Send a status other than OK."""
+
+
+class UnaryHandler(Protocol):
+    """Handles the calls of a unary method."""
+
+    def on_accept(self, call: UnaryCall) -> None:
+        """A client started the call. The handler may fail it; then its message is not read."""
+
+    def on_message(self, call: UnaryCall, body: bytes) -> None:
+        """The message of the call arrived; the handler answers or fails the call, now or later."""
+
+    def on_no_message(self, call: UnaryCall) -> None:
+        """The client half-closed without a message; the transport has sent ``NO_MESSAGE``, and the call is over."""
+
+    def on_too_large(self, call: UnaryCall) -> None:
+        """The message exceeded the limit and was discarded; the handler fails the call."""
+
+    def on_close(self, call: UnaryCall) -> None:
+        """The call ended before it was answered: cancelled, disconnected, or past its deadline."""
+
+
+class ServerStream(Protocol):
+    """A bidirectional stream, from its start to its status; owned by the transport.
+
+    Attributes:
+        deadline: Unix time in seconds, more than 1e18 when the caller set none.
+        accepted: monotonic time in seconds.
+        open: false once its status is sent or it is closed; then nothing more may be sent.
+        context: for the handler's use until the stream is closed.
+    """
+
+    deadline: float
+    accepted: float
+    open: bool
+    context: Any
+
+    def read(self) -> None:
+        """Request the next message; at most one read may be outstanding."""
+
+    def write(self, body: bytes) -> None:
+        """Append a message to those that wait to be sent."""
+
+    def flush(self) -> None:
+        """Start sending what was written; called once after several ``write``, so that they can be sent together."""
+
+    def finish(self, status: Status) -> None:
+        """Send the status; only after all written messages are sent."""
+
+
+class StreamHandler(Protocol):
+    """Handles the streams of a method."""
+
+    def on_accept(self, stream: ServerStream) -> None:
+        """A client started the stream; messages arrive only after ``stream.read``."""
+
+    def on_message(self, stream: ServerStream, body: bytes) -> None:
+        """The requested message arrived."""
+
+    def on_end(self, stream: ServerStream) -> None:
+        """The client half-closed: there are no more messages; the handler finishes the stream."""
+
+    def on_too_large(self, stream: ServerStream) -> None:
+        """A message exceeded the limit and was discarded; no more messages arrive, the handler finishes the stream."""
+
+    def on_written(self, stream: ServerStream) -> None:
+        """One of the written messages is sent; called once for each."""
+
+    def on_close(self, stream: ServerStream, *, cancelled: bool) -> None:
+        """The stream is over.
+
+        Args:
+            stream: the stream.
+            cancelled: it was cancelled, disconnected or past its deadline, perhaps after ``finish``.
+        """
+
+
+def record_broken_off(recorder: Recorder, method: Method, deadline: float, seconds: float) -> None:
+    """Record an RPC that ended before its status was sent.
+
+    Args:
+        recorder: of the worker.
+        method: of the RPC.
+        deadline: Unix time in seconds; if it has passed, the RPC counts as DEADLINE_EXCEEDED, otherwise as CANCELLED.
+        seconds: since the start of the RPC.
+    """
+    expired = deadline <= time.time()
+    if expired:
+        recorder.rejected(DeadlineUnmeetable.reason)
+    recorder.call_ended(method, Code.DEADLINE_EXCEEDED if expired else Code.CANCELLED, seconds)

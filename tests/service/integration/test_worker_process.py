@@ -1,0 +1,105 @@
+"""The worker as a child process: its messages to the supervisor, and its end."""
+
+import asyncio
+import os
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from digitserve.child_process import AsyncChild, ChannelClosed
+from digitserve.protocol.names import CLASSIFY
+from digitserve.settings import Settings
+from digitserve.telemetry.block import Block
+from digitserve.v1 import digits_pb2 as pb
+from digitserve.worker import EXIT_REFUSED
+from support.bundles import LABELS, echo_request
+from support.serving import PATIENCE_S
+
+Interact = Callable[[AsyncChild, Block], Awaitable[int]]
+
+
+def run(settings: Settings, interact: Interact, **environment: str) -> int:
+    """Start a worker process, send it its settings, and return the result of ``interact``; kill it if it still runs."""
+
+    async def main() -> int:
+        block = Block(LABELS)
+        child = await AsyncChild.start("digitserve.worker", environment=environment, pass_fds=(block.fd,))
+        try:
+            await child.send({"settings": settings.to_dict(), "block_fd": block.fd, "num_threads": 1})
+            return await asyncio.wait_for(interact(child, block), PATIENCE_S)
+        finally:
+            child.close()
+            child.kill()
+            await child.process.wait()
+            block.close()
+
+    return asyncio.run(main())
+
+
+async def exit_code(child: AsyncChild) -> int:
+    """Wait for the end of a worker that sends no more messages."""
+    with pytest.raises(ChannelClosed):
+        await child.receive()
+    return await child.process.wait()
+
+
+@pytest.fixture
+def settings(models: Path) -> Iterator[Settings]:
+    # The socket holds the port, as the supervisor's does: bound with SO_REUSEPORT, and not listening.
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield Settings(models=models, grpc_port=holder.getsockname()[1], lame_duck_s=0.0)
+
+
+def test_a_worker_serves_until_its_channel_is_closed(settings: Settings) -> None:
+    """It reports ready with its provider, records in the memory that it inherits, drains when the channel is closed, and
+    exits with 0.
+    """
+
+    async def interact(child: AsyncChild, block: Block) -> int:
+        assert await child.receive() == {"event": "ready", "provider": "CPUExecutionProvider"}
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{settings.grpc_port}") as channel:
+            body = await channel.unary_unary(CLASSIFY.path)(echo_request(7).SerializeToString(), timeout=PATIENCE_S)
+        assert pb.ClassifyResponse.FromString(body).predictions[0].ood_score == 7
+        assert block.cells["digitserve_images"][0, 0] == 1
+        child.close()
+        return await child.process.wait()
+
+    assert run(settings, interact) == 0
+
+
+def test_a_worker_that_cannot_serve_says_why(settings: Settings, models: Path) -> None:
+    """A bundle that fails a check is reported with the reason, and the worker exits with a code of its own."""
+    (models / "digits" / "1" / "model.onnx").write_bytes(b"not a graph")
+
+    async def interact(child: AsyncChild, block: Block) -> int:
+        message = await child.receive()
+        assert message["event"] == "refused"
+        assert "sha256" in message["message"]
+        return await exit_code(child)
+
+    assert run(settings, interact) == EXIT_REFUSED
+
+
+def test_output_and_modules_of_others_do_not_affect_a_worker(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text on standard output is no message, and a module in the working directory is not imported."""
+    site, directory = tmp_path / "site", tmp_path / "directory"
+    site.mkdir()
+    directory.mkdir()
+    (site / "sitecustomize.py").write_text("print('hello')")
+    (directory / "random.py").write_text("raise SystemExit('imported from the working directory')")
+    monkeypatch.chdir(directory)
+
+    async def interact(child: AsyncChild, block: Block) -> int:
+        assert (await child.receive())["event"] == "ready"
+        child.close()
+        return await child.process.wait()
+
+    python_path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
+    assert run(settings, interact, PYTHONPATH=python_path) == 0
