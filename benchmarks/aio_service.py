@@ -230,7 +230,7 @@ async def serve(models: Path, port: int, stats: NDArray[np.float64], window_s: f
 def main() -> None:
     """Run as a command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--models", type=Path, default=Path("models"), help="directory that holds the bundles")
+    parser.add_argument("--models", type=Path, default=Path("models"), help="folder of the bundles")
     parser.add_argument("--port", type=int, required=True, help="port for gRPC on 127.0.0.1")
     parser.add_argument("--stats", type=Path, help=f"file that holds the counts {', '.join(STATS)}, as float64")
     parser.add_argument(

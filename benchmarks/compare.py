@@ -210,7 +210,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     names = [kind.name for kind in SERVERS]
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--models", type=Path, default=Path("models"), help="directory that holds the bundles")
+    parser.add_argument("--models", type=Path, default=Path("models"), help="folder of the bundles")
     parser.add_argument("--seconds", type=float, default=5.0, help="per measured run (default 5)")
     parser.add_argument("--rounds", type=int, help=f"default {ROUNDS}; with --against {AGAINST_ROUNDS}")
     add_cores(parser)

@@ -25,7 +25,7 @@ _PRINT_LOCATION = "import digitserve, sys; sys.stdout.write(digitserve.__file__)
 
 
 class BenchError(Exception):
-    """The benchmark cannot run, or its figures cannot be trusted; the message says why."""
+    """The benchmark cannot run, or its figures cannot be trusted; the message has the reason."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def _make_environment(environment: Path, source: Path, *, shared: bool) -> None:
         (Path(packages) / "shared.pth").write_text("".join(f"{folder}\n" for folder in folders))
     else:
         _run([*pip, "--require-hashes", "-r", source / _LOCK], "installing the locked packages")
-    # --ignore-installed, or pip would want to remove the shared environment's digitserve first.
+    # --ignore-installed, because pip would otherwise remove the digitserve of the shared environment first.
     editable = ["--no-deps", "--no-build-isolation", "--ignore-installed", "--editable", source]
     _run([*pip, *editable], "installing digitserve")
 

@@ -123,7 +123,7 @@ def _read(report: dict[str, Any]) -> LoadReport:
 
 
 def run_h2load(load: Load, cores: str, port: int, seconds: float) -> float:
-    """Send the same requests with h2load, and return its requests/s. It does not know grpc-status.
+    """Send the same requests with h2load, and return its requests/s. It does not check grpc-status.
 
     Raises:
         BenchError: a connection or a request failed in HTTP.
@@ -142,7 +142,7 @@ def run_h2load(load: Load, cores: str, port: int, seconds: float) -> float:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + 30)
     rate = re.search(r"^finished in .*?, ([\d.]+) req/s", done.stdout, re.MULTILINE)
     if done.returncode or rate is None or not re.search(r"\b0 failed, 0 errored, 0 timeout", done.stdout):
-        raise BenchError(f"h2load saw failures or no answers:\n{done.stdout}{done.stderr}")
+        raise BenchError(f"h2load reported failures or no answers:\n{done.stdout}{done.stderr}")
     return float(rate[1])
 
 
@@ -164,7 +164,7 @@ def require_programs(*names: str) -> None:
     """Check that programs are installed.
 
     Raises:
-        BenchError: one is not; the message says which Debian package has it.
+        BenchError: one is not; the message names the Debian package that has it.
     """
     for name in names:
         if shutil.which(name) is None:

@@ -48,7 +48,7 @@ class Server:
         """Choose ports; the server is not started yet.
 
         Args:
-            models: directory that holds the bundles.
+            models: folder of the bundles.
             cores: for ``taskset``, such as ``0,2-3``.
             installation: the installation to run; that of this process by default.
         """

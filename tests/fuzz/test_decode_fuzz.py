@@ -14,7 +14,7 @@ LIMITS = Limits(model_version="7", max_side=40, max_images=6, max_request_bytes=
 SIDES = st.one_of(st.just(0), st.just(28), st.integers(1, 41), st.integers(0, 2**32 - 1))
 ENUMS = st.one_of(st.integers(0, 3), st.integers(-2, 6), st.integers(-(2**31), 2**31 - 1))
 COUNTS = st.one_of(st.just(0), st.integers(0, 8), st.integers(0, 2**32 - 1))
-EXPECTATIONS = ("expected", "served is", "holds")
+EXPECTATIONS = ("expected", "split it", "use FRAMING_MNIST")
 
 
 def assert_helpful(error: Exception) -> None:

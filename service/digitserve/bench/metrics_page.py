@@ -16,7 +16,7 @@ TIMEOUT_S = 2.0
 
 
 class NotAvailable(DigitserveError):
-    """The page cannot be read, or it is not a page of digitserve; the message says why."""
+    """The page cannot be read, or it is not a page of digitserve; the message has the reason."""
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def group(images: object) -> list[Group]:
     N narrow grey images.
 
     Raises:
-        InvalidRequest: the message says got and expected.
+        InvalidRequest: the message states what was received and what is expected.
     """
     if isinstance(images, np.ndarray):
         only = _group_array(images)

@@ -113,14 +113,14 @@ BAD = {
     "a disagreeing num_images": (pb.ClassifyRequest(pixels=bytes(784), num_images=2), "INVALID_ARGUMENT", "got 2"),
     "too many images": (pb.ClassifyRequest(pixels=bytes(5000), height=1, width=1), "INVALID_ARGUMENT", "at most 4096"),
     "a version that is not served": (
-        pb.ClassifyRequest(pixels=bytes(784), model_version="9"), "NOT_FOUND", "served is '1'",
+        pb.ClassifyRequest(pixels=bytes(784), model_version="9"), "NOT_FOUND", "expected '1'",
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_requests_are_rejected_with_a_reason(worker: RunningWorker, name: str) -> None:
-    """A bad request gets its status code, and a message that names what was got; the next request is answered."""
+    """A bad request gets its status code, and a message that states what was received; the next request is answered."""
     request, code, part = BAD[name]
 
     with pytest.raises(grpc.RpcError) as rejected:
@@ -323,7 +323,7 @@ def test_get_model_describes_the_model(worker: RunningWorker) -> None:
     with pytest.raises(grpc.RpcError) as rejected:
         call(pb.GetModelRequest(model_version="2"))
     assert rejected.value.code() is grpc.StatusCode.NOT_FOUND
-    assert "served is '1'" in rejected.value.details()
+    assert "expected '1'" in rejected.value.details()
     with pytest.raises(grpc.RpcError) as rejected:
         worker.channel.unary_unary(GET_MODEL.path)(b"\xff")
     assert rejected.value.code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -67,7 +67,7 @@ def read_training(path: Path | None = None, dataset: str = MNIST) -> Labelled:
         dataset: name of the dataset, see ``datasets``.
 
     Raises:
-        DataError: the files are missing, damaged or in another format; the message says what was found.
+        DataError: the files are missing, damaged or in another format; the message states what was found.
     """
     return _read(path, dataset, "train")
 

@@ -1,4 +1,4 @@
-"""Layers of a network as plain values. Each knows its output shape and its cost.
+"""Layers of a network as plain values. Each computes its output shape and its cost.
 
 Needs no TensorFlow, so presets can be listed and counted without it. ``networks`` builds one Keras layer or block from
 each value; an integration test checks that both have the same shapes and counts.
@@ -173,5 +173,5 @@ def count_parameters(layers: Sequence[Layer]) -> int:
 
 
 def count_multiply_adds(layers: Sequence[Layer]) -> int:
-    """Count the multiply-adds per image; ``Cost.multiply_adds`` says what is counted."""
+    """Count the multiply-adds per image; ``Cost.multiply_adds`` defines what is counted."""
     return sum(cost.multiply_adds for cost in costs(layers))

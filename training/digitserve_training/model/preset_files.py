@@ -47,7 +47,7 @@ _ANY_SHAPE = (BatchNorm, Dropout, Flatten)
 
 
 class _InvalidError(Exception):
-    """A value is not as expected; the text says where it is, what it is and what was expected."""
+    """A value is not as expected; the text states where it is, what it is and what was expected."""
 
     def __init__(self, where: str, got: str, expected: str) -> None:
         super().__init__(f"{where or 'the document'} is {got}; expected {expected}")

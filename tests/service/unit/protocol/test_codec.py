@@ -152,7 +152,7 @@ def test_empty_pixels_are_rejected() -> None:
 def test_a_wrong_number_of_bytes_names_the_image() -> None:
     """The message says which image is incomplete, how many bytes it has, and how many a complete one has."""
     text = rejection(pixels=bytes(2 * 300 + 7), height=10, width=10, pixel_format=pb.PIXEL_FORMAT_RGB8)
-    assert text == "pixels: got 607 bytes, which leaves image 2 with 7; expected 300 bytes for each image of 10x10 RGB8"
+    assert text == "pixels: got 607 bytes, so image 2 has only 7; expected 300 bytes for each image of 10x10 RGB8"
 
 
 @pytest.mark.parametrize(("height", "width"), [(0, 28), (28, 0)])
@@ -184,7 +184,9 @@ def test_an_unknown_enum_value_is_rejected_with_the_known_ones(field: str, name:
 
 def test_a_contradicting_num_images_is_rejected() -> None:
     """The message has the number that was got and the number of images in pixels."""
-    assert rejection(pixels=bytes(1568), num_images=3).startswith("num_images: got 3; pixels holds 2 (784 bytes")
+    assert rejection(pixels=bytes(1568), num_images=3).startswith(
+        "num_images: got 3; expected 2, from the length of pixels (784 bytes"
+    )
 
 
 def test_too_many_images_are_rejected() -> None:
@@ -201,7 +203,7 @@ def test_as_is_at_another_size_is_rejected() -> None:
 
 def test_another_model_version_is_not_served() -> None:
     """A version that is not served has an error class of its own, which becomes NOT_FOUND."""
-    with pytest.raises(NotServed, match="model_version: got '8'; served is '7'"):
+    with pytest.raises(NotServed, match="model_version: got '8'; expected '7'"):
         decode_fields(pixels=bytes(784), model_version="8")
 
 
