@@ -134,7 +134,7 @@ def _deliver(answered: Answered) -> None:
 
 
 class Batcher:
-    """Forms batches on a thread of its own: requests that arrive while a batch runs form the next one."""
+    """Forms batches on a separate thread: requests that arrive while a batch runs form the next one."""
 
     def __init__(self, network: Network, loop: asyncio.AbstractEventLoop, window_s: float, niceness: int) -> None:
         """Start the thread; answers are delivered on ``loop``."""

@@ -1,4 +1,4 @@
-"""Installations of digitserve to measure: the working tree in this environment, or a commit in an environment of its own.
+"""Installations of digitserve to measure: the working tree in this environment, or a commit in a separate environment.
 
 The lowest module of the benchmarks. ``servers`` starts the ``digitserve`` command of an installation.
 """
@@ -71,7 +71,7 @@ def working_tree() -> Installation:
 
 
 def install(commit: str, cache: Path = CACHE) -> Installation:
-    """Install a commit of this repository in an environment of its own.
+    """Install a commit of this repository in a separate environment.
 
     The source tree is extracted again each time. The environment is kept for the next time. Its packages are those of the
     commit's lock file: shared with this environment if this has exactly the same versions, otherwise installed with hashes.

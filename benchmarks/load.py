@@ -1,4 +1,4 @@
-"""Load for a server: ``digitserve bench`` on cores of its own, and h2load to check it."""
+"""Load for a server: ``digitserve bench`` on separate cores, and h2load to check it."""
 
 import argparse
 import json

@@ -1,6 +1,6 @@
 """Servers to measure: each is started on given cores, reports its own counters, and is always stopped.
 
-Each server runs in a process group of its own, so that its CPU time includes all its processes, and all of them are stopped.
+Each server runs in its own process group, so that its CPU time includes all its processes, and all of them are stopped.
 """
 
 import contextlib

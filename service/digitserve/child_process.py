@@ -207,7 +207,7 @@ class AsyncChild:
         self._writer.close()
 
     def kill(self) -> None:
-        """End the process at once, if it still runs."""
+        """End the process immediately, if it still runs."""
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
 

@@ -98,7 +98,7 @@ class _Bench:
 
     def _stop(self) -> None:
         self._stopped = True
-        # The second Ctrl-C ends the command at once.
+        # The second Ctrl-C ends the command immediately.
         asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
         if self._coordinator is not None:
             self._coordinator.stop()

@@ -1,6 +1,6 @@
 """The service's own counters: its /metrics page, read before and after the measured time.
 
-Called by ``coordinator`` on a thread of its own. A page without these counters is reported as not available.
+Called by ``coordinator`` on a separate thread. A page without these counters is reported as not available.
 """
 
 import urllib.error

@@ -90,7 +90,7 @@ class BlockingStream:
             return self._window.head
 
     def _feed(self) -> None:
-        """Take images from the caller's iterator while there is room for them. Runs on a thread of its own."""
+        """Take images from the caller's iterator while there is room for them. Runs on a separate thread."""
         try:
             images = iter(self._images)
             index = 0
@@ -182,7 +182,7 @@ class BlockingStream:
 
 
 class _Watchdog:
-    """Cancels a wait that lasts too long. Belongs to one stream; a thread of its own runs until ``stop``.
+    """Cancels a wait that lasts too long. Belongs to one stream; a separate thread runs until ``stop``.
 
     Attributes:
         expired: the deadline that passed during a wait; None if none did.

@@ -89,7 +89,7 @@ def cuda_unavailable_reason() -> str | None:
 
 def _try_allocation() -> str | None:
     """Allocate a byte on the device, which makes onnxruntime load its provider; return what failed, if anything."""
-    # The caller reports a failure in one line of its own.
+    # The caller reports a failure in its own log line.
     ort.set_default_logger_severity(_SILENT)
     try:
         device_tensor("cuda", (1,))

@@ -120,7 +120,7 @@ class WorkerSlot:
             self._child.send_eof()
 
     def kill(self) -> None:
-        """End the worker at once; start no other."""
+        """End the worker immediately; start no other."""
         self._stop.set()
         self._killed = True
         if self._child is not None:

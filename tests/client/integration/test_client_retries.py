@@ -99,7 +99,7 @@ def test_a_useless_retry_is_not_made(kind: str, retry_after_s: float | None) -> 
 @pytest.mark.parametrize("smaller", [{"max_request_bytes": 5000}, {"max_pending_images": 16}])
 def test_new_limits_of_a_restarted_service_are_read(models: Path, kind: str, smaller: dict[str, int]) -> None:
     """After a restart with smaller limits the same client sends smaller requests, and every call is answered; an image that
-    exceeds the limits by itself is still rejected.
+    alone exceeds the limits is still rejected.
     """
 
     async def turn(use: Callable[..., Any], *arguments: Any) -> Any:

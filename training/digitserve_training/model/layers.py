@@ -82,7 +82,7 @@ class AveragePool:
 
 @dataclass(frozen=True)
 class BatchNorm:
-    """Batch normalisation as a layer of its own, not between a convolution and its activation."""
+    """Batch normalisation as a separate layer, not between a convolution and its activation."""
 
     def cost(self, shape: Shape) -> Cost:
         """Return the layer's cost for any ``shape``: one multiply-add per value, because it may not be foldable."""

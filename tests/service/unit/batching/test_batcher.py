@@ -421,7 +421,7 @@ def test_a_slow_network_bounds_a_batch_of_plain_images_too() -> None:
 
 
 def test_one_image_always_fits_however_long_it_takes() -> None:
-    """An image whose framing alone exceeds the bound on time is still served, in a batch of its own."""
+    """An image whose framing alone exceeds the bound on time is still served, in a separate batch."""
     batcher = make_batcher()
     admit(batcher, make_entry("huge", 2, framing_work=framing_work(4096, 4096)))
     sizes = []

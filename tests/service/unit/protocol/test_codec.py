@@ -202,7 +202,7 @@ def test_as_is_at_another_size_is_rejected() -> None:
 
 
 def test_another_model_version_is_not_served() -> None:
-    """A version that is not served has an error class of its own, which becomes NOT_FOUND."""
+    """A version that is not served has its own error class, which becomes NOT_FOUND."""
     with pytest.raises(NotServed, match="model_version: got '8'; expected '7'"):
         decode_fields(pixels=bytes(784), model_version="8")
 
