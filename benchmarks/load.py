@@ -111,7 +111,7 @@ def finish(process: "subprocess.Popen[str]", seconds: float) -> LoadReport:
 def _read(report: dict[str, Any]) -> LoadReport:
     if set(report["codes"]) != {"OK"} or report["wrong"] or report["failed_connections"] or report["unanswered"]:
         raise BenchError(
-            f"the load generator saw failures: codes {report['codes']}, messages {report['messages']}, "
+            f"the load generator reported failures: codes {report['codes']}, messages {report['messages']}, "
             f"{report['wrong']} wrong answers, {report['failed_connections']} failed connections, "
             f"{report['unanswered']} unanswered"
         )

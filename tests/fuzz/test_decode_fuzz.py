@@ -18,7 +18,7 @@ EXPECTATIONS = ("expected", "split it", "use FRAMING_MNIST")
 
 
 def assert_helpful(error: Exception) -> None:
-    """The message says what was got and what was expected, and is short enough for a header."""
+    """The message states what was got and what was expected, and is short enough for a header."""
     text = str(error)
     assert "got" in text
     assert any(word in text for word in EXPECTATIONS)

@@ -5,7 +5,7 @@
          └─────────────────────── the next read, when there is room ◀──────────── written ───────────────────────┘
 
 What clients can make a worker hold is bounded. The images in flight of a stream (read, and their answers not yet sent) are
-limited, and no stream is read while the queue is half full; HTTP/2 flow control then slows the clients down. A message
+limited, and no stream is read while the queue is half full. HTTP/2 flow control then slows the clients down. A message
 whose read was outstanding at that time, and which finds no room, is held until there is room: at most one per stream.
 Messages of streams are delayed, never rejected, for lack of room. Called on the worker's one thread.
 """

@@ -91,7 +91,7 @@ def test_images_of_many_sizes_and_colours_may_be_in_one_call(worker: RunningWork
 
 @KINDS
 def test_a_rejected_request_fails_the_call_and_names_its_images(worker: RunningWorker, kind: str) -> None:
-    """When one of several requests is rejected, the error says which images, got and expected, and has the code."""
+    """When one of several requests is rejected, the error states which images, got and expected, and has the code."""
     images = [echo_image(0), echo_image(1), np.zeros((2, 5000), np.uint8), echo_image(3)]
     with pytest.raises(RequestRejected, match=r"^image 2: INVALID_ARGUMENT: got 2x5000.*expected") as caught:
         classify(kind, worker.address, images)

@@ -74,7 +74,7 @@ class BusyServer:
 
 @KINDS
 def test_a_request_to_a_full_queue_is_retried(kind: str) -> None:
-    """RESOURCE_EXHAUSTED with ``RetryInfo`` is retried until there is room; the caller only sees the answer."""
+    """RESOURCE_EXHAUSTED with ``RetryInfo`` is retried until there is room; the caller only gets the answer."""
     busy = BusyServer(num_rejected=3, retry_after_s=0.001)
     with busy.running() as address:
         (prediction,) = classify(kind, address, echo_image(1), timeout_s=PATIENCE_S)

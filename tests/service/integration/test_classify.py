@@ -215,7 +215,7 @@ def test_of_2000_calls_each_caller_gets_its_own_answer(worker: RunningWorker) ->
 
 
 def test_calls_of_many_connections_are_never_rejected_by_core(models: Path) -> None:
-    """Of 5 000 calls at once, far more than there are posted accepts, the worker answers each, and core cancels none."""
+    """Of 5,000 calls at once, far more than there are posted accepts, the worker answers each, and core cancels none."""
     with run_worker(models, max_pending_images=10_000) as worker:
         channels = [
             grpc.insecure_channel(worker.address, options=(("grpc.use_local_subchannel_pool", 1),)) for _ in range(10)

@@ -489,7 +489,7 @@ def test_an_estimate_follows_the_measurements() -> None:
 
 @dataclass
 class Caller:
-    """What the test knows of an admitted entry, independently of the batcher."""
+    """What the test records of an admitted entry, independently of the batcher."""
 
     entry: NamedEntry
     outcomes: list[str] = field(default_factory=list)

@@ -75,7 +75,7 @@ def test_training_never_reads_test_images(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_arrays_are_rejected(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
-    """Arrays with other names, shapes, types or values are rejected; the message says what was found and expected."""
+    """Arrays with other names, shapes, types or values are rejected; the message states what was found and expected."""
     with pytest.raises(DataError, match=message):
         splits.read_training(write_npz(tmp_path, **changed))
 
