@@ -54,7 +54,7 @@ class Images(Protocol):
 
     @property
     def ink(self) -> Ink:
-        """Which side of the grey scale the strokes are on."""
+        """Whether the strokes are lighter or darker than the background."""
 
     @property
     def framing(self) -> Framing:

@@ -35,7 +35,7 @@ from digitserve.v1 import digits_pb2 as pb
 class Client:
     """Classifies images over a pool of connections.
 
-    Any thread may call it. It does not survive ``fork``: create it in the process that uses it. Connections are opened at
+    Any thread may call it. It cannot be used after ``fork``: create it in the process that uses it. Connections are opened at
     first use, opened again when the service closes them or restarts, and closed by ``close``.
 
     All methods raise subclasses of ClientError only (``digitserve.client.errors``), and take ``timeout_s``, the longest time
@@ -100,7 +100,8 @@ class Client:
                 uint8[H,W], uint8[H,W,C] and Pillow images of any sizes. Three axes whose last has length 1, 3 or 4 are rejected
                 as ambiguous: one image in colour is ``image[None]``. Pillow images are rotated as their EXIF orientation states.
             top_k: number of classes to list for each image.
-            ink: which side of the grey scale the strokes are on; if not given, detected, or as in MNIST for 28x28 images.
+            ink: whether the strokes are lighter or darker than the background; if not given, it is detected, or
+                ``LIGHT_ON_DARK`` for 28x28 images.
             framing: how images are brought to the network's size.
             timeout_s: for the call as a whole.
 

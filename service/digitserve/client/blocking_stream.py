@@ -1,7 +1,8 @@
 """``Client.classify_stream``: one stream at a time, opened again where it stopped when a worker is replaced.
 
-Three threads: the caller's receives; one of the stream's own takes images from the caller's iterator; gRPC's sends them. A
-fourth, the watchdog, cancels the stream when an answer is overdue, because gRPC's blocking streams have no timeout per message.
+Three threads: the caller's thread receives; a thread of the stream takes images from the caller's iterator; gRPC's thread
+sends them. A fourth, the watchdog, cancels the stream when an answer is overdue, because gRPC's blocking streams have no
+timeout per message.
 """
 
 import threading

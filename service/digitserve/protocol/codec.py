@@ -88,7 +88,7 @@ class Request(NamedTuple):
         height: in pixels.
         width: in pixels.
         channels: 1, 3 or 4.
-        ink: which side of the grey scale the strokes are on.
+        ink: whether the strokes are lighter or darker than the background.
         framing: how images are brought to the network's size.
         top_k: classes to list for each image.
     """

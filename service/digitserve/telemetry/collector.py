@@ -42,7 +42,7 @@ class ServiceCollector(Collector):
     def retire(self, block: Block) -> None:
         """Keep the counts of a worker that has ended, and free its memory.
 
-        RPCs that it started and did not complete were broken off with its connections. Their callers saw UNAVAILABLE, so
+        RPCs that it started and did not complete were ended with its connections. Their callers saw UNAVAILABLE, so
         they are counted as that. Gauges of the worker are dropped.
 
         Raises:

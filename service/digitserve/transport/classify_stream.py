@@ -26,7 +26,7 @@ from digitserve.protocol.codec import (
 from digitserve.protocol.names import CLASSIFY_STREAM
 from digitserve.protocol.status import INTERNAL, OK, Status
 from digitserve.telemetry.recorder import Recorder
-from digitserve.transport.handlers import ServerStream, record_broken_off
+from digitserve.transport.handlers import ServerStream, record_unanswered
 
 WINDOW_BATCHES = 4
 """Limit on the images in flight of a stream, in full batches: enough for one stream to keep all batches full."""
@@ -196,7 +196,7 @@ class ClassifyStreamHandler:
                 message.pending = None
         seconds = self._clock() - stream.accepted
         if cancelled:
-            record_broken_off(self._recorder, CLASSIFY_STREAM, stream.deadline, seconds)
+            record_unanswered(self._recorder, CLASSIFY_STREAM, stream.deadline, seconds)
         else:
             status = OK if state.ending is None else state.ending
             self._recorder.call_ended(CLASSIFY_STREAM, status.code, seconds)
