@@ -59,7 +59,7 @@ class PresetName(click.ParamType[str]):
         """Reject a value that is neither."""
         if value not in PRESETS and not value.endswith(preset_files.SUFFIX):
             self.fail(
-                f"'{value}' is neither a preset ({', '.join(PRESETS)}) nor a file named ...{preset_files.SUFFIX}",
+                f"'{value}' is neither a preset ({', '.join(PRESETS)}) nor a file whose name ends with {preset_files.SUFFIX}",
                 param,
                 ctx,
             )

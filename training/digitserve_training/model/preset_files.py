@@ -64,7 +64,7 @@ def find_preset(name: str | None) -> Preset:
     if name in PRESETS:
         return PRESETS[name]
     if not name.endswith(SUFFIX):
-        raise RunError(f"no preset '{name}'; presets: {', '.join(PRESETS)}, or a file named ...{SUFFIX}")
+        raise RunError(f"no preset '{name}'; presets: {', '.join(PRESETS)}, or a file whose name ends with {SUFFIX}")
     try:
         text = Path(name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
