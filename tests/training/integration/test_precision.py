@@ -10,7 +10,7 @@ from digitserve_training._tensorflow import keras
 from digitserve_training.data import splits
 from digitserve_training.data.splits import Labelled, Split
 from digitserve_training.errors import RunError
-from digitserve_training.evaluate import candidate
+from digitserve_training.evaluate import converted_model
 from digitserve_training.export import parity
 from digitserve_training.fit.settings import Options, Settings, resolve, resolve_resumed
 from digitserve_training.fit.train import Training, train
@@ -46,7 +46,9 @@ def test_bfloat16_learns_and_exports_float32(tmp_path: Path) -> None:
     graph = convert(function)
     types = {value.data_type for value in onnx.load_from_string(graph).graph.initializer}
     assert types <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.INT32}
-    session = candidate.open_session(graph, candidate.make_golden(function, split.validation), split.training.names)
+    session = converted_model.open_session(
+        graph, converted_model.make_golden(function, split.validation), split.training.names
+    )
     parity.require(parity.compare(function, session, split.validation.images))
 
 

@@ -101,39 +101,39 @@ def export(
     state = checkpoint.load(run_dir)
     resolved = resolve_destination(destination, state.settings)
     _require_finished(state, run_dir)
-    candidate = convert_run(run_dir, data_path)
-    test = splits.read_test(data_path, candidate.state.settings.dataset)
+    converted = convert_run(run_dir, data_path)
+    test = splits.read_test(data_path, converted.state.settings.dataset)
     report: Path | None = run_dir / FOLDER
-    if precision != "float32" or page.reported_sha256(run_dir / FOLDER) != candidate.sha256:
+    if precision != "float32" or page.reported_sha256(run_dir / FOLDER) != converted.sha256:
         report = None
-    return publish(candidate, test, resolved, report, precision)
+    return publish(converted, test, resolved, report, precision)
 
 
 def publish(
-    candidate: ConvertedModel,
+    converted: ConvertedModel,
     test: Labelled,
     destination: Destination,
     report: Path | None = None,
     precision: Precision = "float32",
 ) -> ExportedBundle:
-    """Check a candidate's parity on the test images, measure it, and write its bundle.
+    """Check a converted model's parity on the test images, measure it, and write its bundle.
 
     Raises:
         ParityError: nothing was written.
         RunError: the bundle cannot be written.
     """
-    measured = parity.compare(candidate.keras_function, candidate.session, test.images)
+    measured = parity.compare(converted.keras_function, converted.session, test.images)
     parity.require(measured)
-    int8 = to_int8(candidate, test) if precision == "int8" else None
-    candidate = candidate if int8 is None else int8.candidate
+    int8 = to_int8(converted, test) if precision == "int8" else None
+    converted = converted if int8 is None else int8.candidate
     manifest = _with_precision(
-        _manifest(candidate, test, resolve_destination(destination, candidate.state.settings), measured), int8
+        _manifest(converted, test, resolve_destination(destination, converted.state.settings), measured), int8
     )
     try:
-        path = bundle.write_bundle(destination.models, manifest, candidate.graph, candidate.golden, report)
+        path = bundle.write_bundle(destination.models, manifest, converted.graph, converted.golden, report)
     except OSError as error:
         raise RunError(f"no bundle was written in {destination.models}: {error}") from None
-    return ExportedBundle(path, manifest, measured, len(candidate.graph), int8)
+    return ExportedBundle(path, manifest, measured, len(converted.graph), int8)
 
 
 def resolve_destination(destination: Destination, settings: Settings) -> Destination:
@@ -155,9 +155,9 @@ def resolve_destination(destination: Destination, settings: Settings) -> Destina
     return Destination(models, name, max(taken, default=0) + 1 if version is None else version)
 
 
-def _manifest(candidate: ConvertedModel, test: Labelled, destination: Destination, measured: Parity) -> Manifest:
-    held_out = measure(candidate.session, candidate.split.validation)
-    labels = candidate.state.settings.labels
+def _manifest(converted: ConvertedModel, test: Labelled, destination: Destination, measured: Parity) -> Manifest:
+    held_out = measure(converted.session, converted.split.validation)
+    labels = converted.state.settings.labels
     inputs, outputs = graph_signature(len(labels))
     return Manifest(
         name=destination.name or "",
@@ -167,8 +167,8 @@ def _manifest(candidate: ConvertedModel, test: Labelled, destination: Destinatio
         outputs=outputs,
         labels=labels,
         ood_threshold=ood_threshold(held_out.ood_score),
-        training=_training(candidate, test),
-        quality=_quality(measure(candidate.session, test), held_out, measured),
+        training=_training(converted, test),
+        quality=_quality(measure(converted.session, test), held_out, measured),
     )
 
 
@@ -191,8 +191,8 @@ def _require_finished(state: Checkpoint, run_dir: Path) -> None:
         )
 
 
-def _training(candidate: ConvertedModel, test: Labelled) -> dict[str, Any]:
-    settings = candidate.state.settings
+def _training(converted: ConvertedModel, test: Labelled) -> dict[str, Any]:
+    settings = converted.state.settings
     return {
         "preset": settings.preset.name,
         "definition": preset_to_dict(settings.preset),
@@ -204,8 +204,8 @@ def _training(candidate: ConvertedModel, test: Labelled) -> dict[str, Any]:
         "recipe": asdict(settings.recipe) | {"epochs": settings.epochs, "learning_rate": settings.learning_rate},
         "augmentation": asdict(settings.preset.augmentation),
         "split": {
-            "training_images": len(candidate.split.training),
-            "validation_images": len(candidate.split.validation),
+            "training_images": len(converted.split.training),
+            "validation_images": len(converted.split.validation),
             "stratified": True,
             "seed": splits.SPLIT_SEED,
             "limit": settings.limit,
@@ -214,7 +214,7 @@ def _training(candidate: ConvertedModel, test: Labelled) -> dict[str, Any]:
         "versions": _versions(),
         "parameters": count_parameters(settings.layers),
         "multiply_adds": count_multiply_adds(settings.layers),
-        "temperature": candidate.temperature,
+        "temperature": converted.temperature,
     }
 
 
