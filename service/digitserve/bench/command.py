@@ -123,7 +123,7 @@ class _Bench:
             if measurement.stopped:
                 break
             met = report.meets_slo(measurement, slo_s)
-            outcome.probes.append({"rate": rate, "p99_s": report.latencies(measurement)["p99"], "held": met})
+            outcome.probes.append({"rate": rate, "p99_s": report.latencies(measurement)["p99"], "met": met})
             self._print_probe(measurement, met=met)
             outcome.best = measurement if met else outcome.best
             try:
