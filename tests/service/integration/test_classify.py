@@ -101,7 +101,7 @@ def test_scores_above_the_threshold_are_unfamiliar(tmp_path: Path) -> None:
 
 BAD = {
     "no pixels": (pb.ClassifyRequest(), "INVALID_ARGUMENT", "got none"),
-    "a length that does not fit": (pb.ClassifyRequest(pixels=bytes(800)), "INVALID_ARGUMENT", "image 1 with 16"),
+    "a length that does not fit": (pb.ClassifyRequest(pixels=bytes(800)), "INVALID_ARGUMENT", "image 1 has only 16"),
     "one dimension zero": (pb.ClassifyRequest(pixels=bytes(784), height=28), "INVALID_ARGUMENT", "height 28 and width 0"),
     "huge dimensions": (pb.ClassifyRequest(pixels=b"1", height=2**31, width=2**31), "INVALID_ARGUMENT", "at most 4096"),
     "an unknown pixel format": (pb.ClassifyRequest(pixels=bytes(784), pixel_format=99), "INVALID_ARGUMENT", "got 99"),

@@ -84,7 +84,7 @@ def test_a_bad_request_affects_no_other(worker: RunningWorker) -> None:
     outcomes = list(worker.stream(requests))
 
     assert [scores(outcome) for outcome in outcomes] == [[0], -3, [1], -3, [2], -5, [99]]
-    assert "image 1 with 16" in outcomes[1].error.message
+    assert "image 1 has only 16" in outcomes[1].error.message
     assert "expected '1'" in outcomes[5].error.message
 
 
