@@ -5,7 +5,7 @@
 Children are started by exec, because a fork would copy the locks of gRPC's and onnxruntime's threads but not the threads.
 The channel is a socket pair that the child inherits, not its standard output: what a library or a ``sitecustomize`` prints
 goes to standard error and cannot break the channel. When the parent ends, its end of the channel closes, which the child
-sees as ``ChannelClosed``. Children are started with ``-P``, so that modules in the working directory are not imported.
+gets as ``ChannelClosed``. Children are started with ``-P``, so that modules in the working directory are not imported.
 """
 
 import asyncio
@@ -214,7 +214,7 @@ class AsyncChild:
             self._pidfd = None
 
     def kill(self) -> None:
-        """End the process at once, if it still runs."""
+        """End the process immediately, if it still runs."""
         # Not process.kill(): it polls first, and so may reap the process before asyncio's watcher does, which then
         # reports "Unknown child process" and exit code 255. The descriptor cannot name another process.
         if self._pidfd is not None:

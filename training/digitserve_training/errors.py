@@ -7,7 +7,7 @@
     ├── ParityError       the exported graph does not give the network's outputs
     └── WorkerError       distributed workers disagree, or one of them is lost
 
-Each message says what was found, what was expected and what the user can do. ``cli`` prints it without a traceback.
+Each message states what was found, what was expected and what the user can do. ``cli`` prints it without a traceback.
 """
 
 

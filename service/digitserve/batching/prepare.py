@@ -3,7 +3,7 @@
     pixels ──▶ gray ──┬─ AS_IS: unchanged, or inverted for dark ink ─┬▶ images ──verdicts──▶ blank, several
                       └─ MNIST: frame ──▶ images, blank, several     └▶ one check for all such images of the batch
 
-Framed images keep the verdict of framing, which sees the image at its full size. Checking the framed 28x28 image again
+Framed images keep the verdict of framing, which checks the image at its full size. Checking the framed 28x28 image again
 would call some single digits several. The worker calls ``prepare`` on its one thread for each batch; training calls
 ``prepare_gray`` to measure what the service would answer.
 """
@@ -54,7 +54,7 @@ class Images(Protocol):
 
     @property
     def ink(self) -> Ink:
-        """Which side of the grey scale the strokes are on."""
+        """Whether the strokes are lighter or darker than the background."""
 
     @property
     def framing(self) -> Framing:

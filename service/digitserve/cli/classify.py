@@ -39,7 +39,8 @@ def _size(_context: click.Context, _parameter: click.Parameter, text: str | None
     cls=Option,
     section="Images",
     type=click.Choice(_INKS),
-    help="Which side of the grey scale the strokes are on.  [default: detected; as in MNIST for images of 28x28]",
+    help="Whether the strokes are lighter or darker than the background; auto detects it.  [default: light_on_dark for "
+    "28x28 images, otherwise auto]",
 )
 @click.option(
     "--top-k",
@@ -52,15 +53,15 @@ def _size(_context: click.Context, _parameter: click.Parameter, text: str | None
 )
 @click.option("--json", "as_json", cls=Option, section="Output", is_flag=True, help="Print one JSON object per image.")
 @address_option()
-@timeout_option(5.0, "Longest wait for the answer to a file, in seconds.")
+@timeout_option(5.0, "Maximum time to classify a file, in seconds.")
 @click.pass_context
 def classify(
     context: click.Context, /, *, files: tuple[str, ...], size: tuple[int, int] | None, ink: str | None, top_k: int,
     as_json: bool, address: str, timeout_s: float,
 ) -> None:  # fmt: skip
-    """Classify the digits in FILES; - reads standard input.
+    """Classify the images in FILES; - is standard input.
 
-    Reads PNG, JPEG, BMP, GIF, WEBP, TIFF, .npy arrays uint8[H,W], [N,H,W] or [N,H,W,C], and with --size raw pixels.
+    Formats: PNG, JPEG, BMP, GIF, WEBP, TIFF; .npy with an array uint8[H,W], [N,H,W] or [N,H,W,C]; raw pixels with --size.
 
     \b
     Exit codes: 0 all images were classified; 1 a file or image was rejected;

@@ -75,7 +75,7 @@ class Limits:
     def too_large_error(self) -> TooLarge:
         """Return the error for a message over the limit."""
         return TooLarge(
-            f"got a message of more than {self.max_request_bytes} bytes; expected at most that: split the request"
+            f"got a message of more than {self.max_request_bytes} bytes, the limit; split it into several requests"
         )
 
 
@@ -88,7 +88,7 @@ class Request(NamedTuple):
         height: in pixels.
         width: in pixels.
         channels: 1, 3 or 4.
-        ink: which side of the grey scale the strokes are on.
+        ink: whether the strokes are lighter or darker than the background.
         framing: how images are brought to the network's size.
         top_k: classes to list for each image.
     """
@@ -109,7 +109,7 @@ class Answer(NamedTuple):
     Attributes:
         class_index: index of the most probable label.
         confidence: its probability.
-        verdict: whether to believe it.
+        verdict: whether the prediction can be used.
         ood_score: higher means less like the training data.
         probabilities: float32[labels].
     """
@@ -125,7 +125,7 @@ def decode(body: bytes, limits: Limits) -> Request:
     """Parse and check a ``ClassifyRequest``.
 
     Raises:
-        InvalidRequest: the message names what was got, what was expected, and which image.
+        InvalidRequest: the message states what was received, what is expected, and which image.
         NotServed: the request names another model version.
     """
     return _decode_one_image(body, _PREFIX) or _check(parse(pb.ClassifyRequest, body), limits)
@@ -196,7 +196,7 @@ def not_served(model_version: str, served_version: str) -> NotServed:
     """Return the error for a request that names another model version than the one being served."""
     # Status messages travel as headers, whose size is bounded.
     quoted = model_version[:MAX_QUOTED_CHARACTERS] + "..." * (len(model_version) > MAX_QUOTED_CHARACTERS)
-    return NotServed(f"model_version: got '{quoted}'; served is '{served_version}'")
+    return NotServed(f"model_version: got '{quoted}'; expected '{served_version}', the version that is served")
 
 
 def _check_known(value: int, known: Collection[int], field: str, names: Sequence[str]) -> None:
@@ -224,11 +224,11 @@ def _num_images(message: pb.ClassifyRequest, num_bytes: int, image_bytes: int, l
         raise InvalidRequest(f"pixels: got none; expected {each}")
     num_images, rest = divmod(num_bytes, image_bytes)
     if rest:
-        raise InvalidRequest(
-            f"pixels: got {num_bytes} bytes, which leaves image {num_images} with {rest}; expected {each}"
-        )
+        raise InvalidRequest(f"pixels: got {num_bytes} bytes, so image {num_images} has only {rest}; expected {each}")
     if message.num_images not in {0, num_images}:
-        raise InvalidRequest(f"num_images: got {message.num_images}; pixels holds {num_images} ({each})")
+        raise InvalidRequest(
+            f"num_images: got {message.num_images}; expected {num_images}, from the length of pixels ({each})"
+        )
     if num_images > limits.max_images:
         raise InvalidRequest(
             f"got {num_images} images; expected at most {limits.max_images}: send them in several requests"
@@ -243,7 +243,7 @@ def _framing(message: pb.ClassifyRequest, height: int, width: int) -> Framing:
     if not fits:
         raise InvalidRequest(
             f"framing: FRAMING_AS_IS needs images of {IMAGE_SIZE}x{IMAGE_SIZE}, got {height}x{width}; "
-            "expected FRAMING_MNIST, or leave it out"
+            "use FRAMING_MNIST, or leave the field unset"
         )
     return Framing.AS_IS
 

@@ -110,7 +110,7 @@ def start(digits_path: Path, *, epochs: int, limit: int, **options: Any) -> tupl
 
 
 def test_training_learns(run_dir: Path) -> None:
-    """Eight epochs of 1 100 images reduce the loss and give a validation accuracy above 80 %."""
+    """Eight epochs of 1,100 images reduce the loss and give a validation accuracy above 80 %."""
     metrics = [json.loads(line) for line in (run_dir / checkpoint.METRICS_NAME).read_text().splitlines()]
 
     assert [record["epoch"] for record in metrics] == list(range(1, EPOCHS + 1))

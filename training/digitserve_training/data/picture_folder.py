@@ -24,7 +24,7 @@ from digitserve_training.errors import DataError
 TRAIN, TEST = "train", "test"
 
 TEST_SHARE = 1 / 6
-"""Share of each class that becomes the test part if none is given; MNIST has 10 000 test and 60 000 training images."""
+"""Share of each class that becomes the test part if none is given; MNIST has 10,000 test and 60,000 training images."""
 
 TEST_SEED = 2024
 """Seed of the choice of test images: every run is tested on the same files."""

@@ -6,6 +6,6 @@ def percent(share: float, decimals: int = 2) -> str:
     return f"{share * 100:.{decimals}f} %"
 
 
-def group_thousands(number: int, separator: str = " ") -> str:
-    """Format an integer with a separator between groups of three digits: 10000 becomes "10 000"."""
+def group_thousands(number: int, separator: str = ",") -> str:
+    """Format an integer with a separator between groups of three digits: 10000 becomes "10,000"."""
     return f"{number:,}".replace(",", separator)

@@ -217,7 +217,7 @@ def test_empty_sections_are_left_out(small_page: Page) -> None:
 
 
 def test_perfect_predictions() -> None:
-    """Without mistakes the page says so, and charts with logarithmic scales are drawn, although these have no zero."""
+    """Without mistakes the page states this, and charts with logarithmic scales are drawn, although these have no zero."""
     perfect = measurement(num_wrong=0)
     certain = replace(
         perfect, outputs=Outputs(np.eye(10, dtype=np.float32)[perfect.labelled.labels], perfect.ood_score)
@@ -262,7 +262,7 @@ def test_new_report_replaces_the_old_one(full_page: Page, small_page: Page, tmp_
 def test_failed_write_keeps_the_old_report(
     full_page: Page, small_page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_written: int
 ) -> None:
-    """If the disk is full after any number of files, the old report stays complete; the error says what to do."""
+    """If the disk is full after any number of files, the old report stays complete; the error states what to do."""
     folder = page.write(tmp_path / "report", evaluation(), full_page).parent
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
