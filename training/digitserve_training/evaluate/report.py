@@ -46,15 +46,21 @@ def report(run_dirs: Sequence[Path], data_path: Path | None, results_path: Path 
         if settings.dataset not in sets:
             test = splits.read_test(data_path, settings.dataset)
             sets[settings.dataset] = evaluation_sets.build(test, digits=settings.digits)
-        augmentation = settings.preset.augmentation
-        evaluation = evaluate(model.session, model.split.validation, sets[settings.dataset], augmentation, model.sha256)
+        evaluation = evaluate(
+            model.session,
+            model.split.validation,
+            sets[settings.dataset],
+            settings.preset.augmentation,
+            model.temperature,
+            model.sha256,
+        )
         yield f"{settings.preset.name} after {model.state.epoch} of {settings.epochs} epochs\n"
         yield render(evaluation)
         summary = summary_row(model, evaluation)
         if results_path is not None and model.state.finished:
             results.add(results_path, [summary])
         rows = () if results_path is None else results.read(results_path)
-        reported_run = ReportedRun(summary, settings, model.state.history, model.temperature)
+        reported_run = ReportedRun(summary, settings, model.state.history)
         yield f"report: {page.write(run_dir / FOLDER, evaluation, page.render(reported_run, evaluation, rows))}"
 
 
