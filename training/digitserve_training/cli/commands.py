@@ -5,7 +5,7 @@ what it needs when it runs. ``_command`` turns errors into a message and an exit
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
@@ -153,25 +153,98 @@ def keep_teacher(run_dir: Path, folder: Path) -> None:
 
 
 @main.command("evaluate", cls=Command)
-@click.argument("run_dirs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("run_dirs", metavar="[RUN...]", nargs=-1, type=click.Path(path_type=Path))
+@option(
+    "--pictures",
+    group="Own images",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Evaluate on these image files and on nothing else; RUN is one run or one bundle, such as models/digits/3. FOLDER "
+    "contains labels.csv with the columns file, label and optionally set (no label: not a single digit), or one "
+    "sub-folder of images per label (any other name: not a single digit).",
+)
+@option(
+    "--set",
+    "sets",
+    group="Own images",
+    multiple=True,
+    metavar="NAME",
+    help="With --pictures: evaluate only on this set of labels.csv; repeat for several.",
+)
+@option(
+    "--address",
+    group="Own images",
+    metavar="HOST:PORT",
+    help="With --pictures: evaluate the service that runs at this address, in place of a RUN.",
+)
 @option(
     "--results",
     group="Output",
     type=click.Path(path_type=Path, dir_okay=False),
     help="JSON file of results: add one row per run, and compare with its other rows in the report.",
 )
+@option(
+    "--output",
+    group="Output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="With --pictures: folder of the report. Default: RUN/pictures for a run, else ./pictures.",
+)
 @DATA
 @THREADS
 @_command
 def evaluate_runs(
-    run_dirs: tuple[Path, ...], results: Path | None, data_path: Path | None, threads: int | None
+    run_dirs: tuple[Path, ...],
+    pictures: Path | None,
+    results: Path | None,
+    data_path: Path | None,
+    threads: int | None,
+    **own_images: Any,
 ) -> None:
-    """Measure networks on validation, test, corrupted and unfamiliar images; write a report into each RUN/report."""
+    """Measure networks on validation, test, corrupted and unfamiliar images; write a report into each RUN/report.
+
+    With --pictures, measure one run, bundle or running service on your own image files instead.
+    """
+    if pictures is None:
+        texts = _evaluate_runs(run_dirs, results, data_path, threads, given=[*filter(own_images.get, own_images)])
+    else:
+        texts = _evaluate_pictures(run_dirs, pictures, results, data_path, threads, **own_images)
+    for text in texts:
+        click.echo(text)
+
+
+def _evaluate_runs(
+    run_dirs: tuple[Path, ...], results: Path | None, data_path: Path | None, threads: int | None, given: list[str]
+) -> Iterator[str]:
+    if given:
+        raise click.UsageError(f"--{given[0].removesuffix('s')} needs --pictures")
+    if not run_dirs:
+        raise click.UsageError("Missing argument 'RUN...'.")
     _use_threads(threads)
     from digitserve_training.evaluate import report  # noqa: PLC0415 - TensorFlow
 
-    for text in report.report(run_dirs, data_path, results):
-        click.echo(text)
+    return report.report(run_dirs, data_path, results)
+
+
+def _evaluate_pictures(
+    run_dirs: tuple[Path, ...],
+    pictures: Path,
+    results: Path | None,
+    data_path: Path | None,
+    threads: int | None,
+    *,
+    sets: tuple[str, ...],
+    address: str | None,
+    output: Path | None,
+) -> Iterator[str]:
+    if results is not None:
+        raise click.UsageError("--results and --pictures exclude each other: the table has results on test images only")
+    if len(run_dirs) + (address is not None) != 1:
+        raise click.UsageError("--pictures needs exactly one RUN, bundle or --address")
+    from digitserve_training.evaluate.pictures import report  # noqa: PLC0415 - loads grpcio
+
+    if address is None and checkpoint.exists(run_dirs[0]):
+        _use_threads(threads)
+    return report.report(address or run_dirs[0], pictures, sets, data_path, output)
 
 
 @main.command("export", cls=Command)

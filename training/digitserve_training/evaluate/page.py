@@ -29,6 +29,9 @@ from digitserve_training.evaluate.key_figures import grouped, key_figures
 from digitserve_training.evaluate.results import Row
 from digitserve_training.fit.settings import Settings
 
+FOLDER = "report"
+"""Name of a report's folder within the folder of its run."""
+
 EVALUATION_NAME = "evaluation.json"
 PAGE_NAME = "index.html"
 
