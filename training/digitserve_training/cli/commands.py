@@ -5,7 +5,7 @@ what it needs when it runs. ``_command`` turns errors into a message and an exit
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
@@ -195,56 +195,41 @@ def keep_teacher(run_dir: Path, folder: Path) -> None:
 def evaluate_runs(
     run_dirs: tuple[Path, ...],
     pictures: Path | None,
+    sets: tuple[str, ...],
+    address: str | None,
     results: Path | None,
+    output: Path | None,
     data_path: Path | None,
     threads: int | None,
-    **own_images: Any,
 ) -> None:
     """Measure networks on validation, test, corrupted and unfamiliar images; write a report into each RUN/report.
 
     With --pictures, measure one run, bundle or running service on your own image files instead.
     """
     if pictures is None:
-        texts = _evaluate_runs(run_dirs, results, data_path, threads, given=[*filter(own_images.get, own_images)])
+        for name, value in (("--set", sets), ("--address", address), ("--output", output)):
+            if value:
+                raise click.UsageError(f"{name} needs --pictures")
+        if not run_dirs:
+            raise click.UsageError("Missing argument 'RUN...'.")
+        _use_threads(threads)
+        from digitserve_training.evaluate import report  # noqa: PLC0415 - TensorFlow
+
+        texts = report.report(run_dirs, data_path, results)
     else:
-        texts = _evaluate_pictures(run_dirs, pictures, results, data_path, threads, **own_images)
+        if results is not None:
+            raise click.UsageError(
+                "--results and --pictures exclude each other: the file is for results on test images"
+            )
+        if len(run_dirs) + (address is not None) != 1:
+            raise click.UsageError("--pictures needs exactly one RUN, bundle or --address")
+        if run_dirs and checkpoint.exists(run_dirs[0]):
+            _use_threads(threads)
+        from digitserve_training.evaluate.pictures import report as own_images  # noqa: PLC0415 - loads gRPC
+
+        texts = own_images.report(address or run_dirs[0], pictures, sets, data_path, output)
     for text in texts:
         click.echo(text)
-
-
-def _evaluate_runs(
-    run_dirs: tuple[Path, ...], results: Path | None, data_path: Path | None, threads: int | None, given: list[str]
-) -> Iterator[str]:
-    if given:
-        raise click.UsageError(f"--{given[0].removesuffix('s')} needs --pictures")
-    if not run_dirs:
-        raise click.UsageError("Missing argument 'RUN...'.")
-    _use_threads(threads)
-    from digitserve_training.evaluate import report  # noqa: PLC0415 - TensorFlow
-
-    return report.report(run_dirs, data_path, results)
-
-
-def _evaluate_pictures(
-    run_dirs: tuple[Path, ...],
-    pictures: Path,
-    results: Path | None,
-    data_path: Path | None,
-    threads: int | None,
-    *,
-    sets: tuple[str, ...],
-    address: str | None,
-    output: Path | None,
-) -> Iterator[str]:
-    if results is not None:
-        raise click.UsageError("--results and --pictures exclude each other: the table has results on test images only")
-    if len(run_dirs) + (address is not None) != 1:
-        raise click.UsageError("--pictures needs exactly one RUN, bundle or --address")
-    from digitserve_training.evaluate.pictures import report  # noqa: PLC0415 - loads grpcio
-
-    if address is None and checkpoint.exists(run_dirs[0]):
-        _use_threads(threads)
-    return report.report(address or run_dirs[0], pictures, sets, data_path, output)
 
 
 @main.command("export", cls=Command)

@@ -100,6 +100,7 @@ class ServiceClassifier:
         self.name = f"{model.name}/{model.version} at {address}"
         self.labels = model.labels
         self._client = client
+        self._address = address
 
     def classify(self, pixels: Pixels) -> Answer:
         """Send one image; the request states neither ink nor framing."""
@@ -108,7 +109,7 @@ class ServiceClassifier:
         except RequestRejected as error:
             raise ImageFileError(str(error)) from None
         except ClientError as error:
-            raise RunError(str(error)) from None
+            raise RunError(f"{self._address}: {error}") from None
         return Answer(answer.label, answer.confidence, answer.verdict, answer.ood_score)
 
 
@@ -127,7 +128,7 @@ def connect(address: str) -> Iterator[Classifier]:
         try:
             classifier = ServiceClassifier(client, address)
         except ClientError as error:
-            raise RunError(str(error)) from None
+            raise RunError(f"{address}: {error}") from None
         yield classifier
 
 

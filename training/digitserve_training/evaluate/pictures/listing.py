@@ -15,6 +15,8 @@ from digitserve_training.data.picture_folder import list_entries
 from digitserve_training.errors import DataError
 
 LABELS_NAME = "labels.csv"
+FIGURES_NAME = "pictures.json"
+"""File that marks the folder of a report: it may lie beside the classes, and is not one of them."""
 
 MAX_NAMED = 5
 """Most files that an error message names."""
@@ -71,7 +73,7 @@ def _no_sets(folder: Path) -> str:
 
 
 def _from_folders(folder: Path, labels: Collection[str]) -> Iterator[Picture]:
-    classes = [entry for entry in list_entries(folder) if entry.is_dir()]
+    classes = [entry for entry in list_entries(folder) if entry.is_dir() and not (entry / FIGURES_NAME).exists()]
     if not classes:
         raise DataError(
             f"{folder} has neither {LABELS_NAME} nor sub-folders; expected a table with the columns file and label, or "

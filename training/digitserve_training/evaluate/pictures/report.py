@@ -18,13 +18,12 @@ from digitserve_training.evaluate.page import PAGE_NAME, replace_files
 from digitserve_training.evaluate.pictures import gallery, sheet, table, thumbnails
 from digitserve_training.evaluate.pictures.classifier import Classifier, connect, open_model
 from digitserve_training.evaluate.pictures.figures import Failure, Judged, PictureEvaluation, as_json
-from digitserve_training.evaluate.pictures.listing import Picture, list_pictures
+from digitserve_training.evaluate.pictures.listing import FIGURES_NAME, Picture, list_pictures
 from digitserve_training.fit import checkpoint
 
 FOLDER = "pictures"
 """Default folder of the report: within the folder of a run, or else in the working directory."""
 
-JSON_NAME = "pictures.json"
 SHEET_NAME = "mistakes-{:02}.png"
 SHEETS = "mistakes-[0-9][0-9].png"
 
@@ -95,7 +94,7 @@ def _write(output: Path, folder: Path, evaluation: PictureEvaluation) -> Path:
     mistakes = [*thumbnails.read_mistakes(folder, evaluation.mistakes[:MAX_SHOWN])]
     files = {
         PAGE_NAME: gallery.render(evaluation, mistakes).encode(),
-        JSON_NAME: (json.dumps(as_json(evaluation), indent=2) + "\n").encode(),
+        FIGURES_NAME: (json.dumps(as_json(evaluation), indent=2) + "\n").encode(),
     }
     files |= {SHEET_NAME.format(number): png for number, png in enumerate(sheet.draw_pages(mistakes), start=1)}
     try:
