@@ -40,8 +40,7 @@ import uvloop
 from numpy.typing import NDArray
 
 from benchmarks import bundles
-from digitserve.batching.pipeline import decide_verdicts
-from digitserve.batching.prepare import prepare
+from digitserve.batching.prepare import decide_verdicts, prepare
 from digitserve.errors import RequestError
 from digitserve.inference.bundle import Bundle
 from digitserve.inference.session import Session

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from digitserve.errors import InvalidRequest, NotServed, TooLarge
 from digitserve.protocol.names import Verdict
-from digitserve.types import IMAGE_SIZE, Framing, Ink
+from digitserve.types import IMAGE_SIZE, Framing, Ink, default_framing, default_ink
 from digitserve.v1 import digits_pb2 as pb
 
 IMAGE_BYTES = IMAGE_SIZE * IMAGE_SIZE
@@ -237,10 +237,12 @@ def _num_images(message: pb.ClassifyRequest, num_bytes: int, image_bytes: int, l
 
 
 def _framing(message: pb.ClassifyRequest, height: int, width: int) -> Framing:
-    fits = height == width == IMAGE_SIZE
-    if message.framing == pb.FRAMING_MNIST or (message.framing == pb.FRAMING_UNSPECIFIED and not fits):
+    default = default_framing(height, width)
+    if message.framing == pb.FRAMING_UNSPECIFIED:
+        return default
+    if message.framing == pb.FRAMING_MNIST:
         return Framing.MNIST
-    if not fits:
+    if default is not Framing.AS_IS:
         raise InvalidRequest(
             f"framing: FRAMING_AS_IS needs images of {IMAGE_SIZE}x{IMAGE_SIZE}, got {height}x{width}; "
             "use FRAMING_MNIST, or leave the field unset"
@@ -250,7 +252,7 @@ def _framing(message: pb.ClassifyRequest, height: int, width: int) -> Framing:
 
 def _ink(message: pb.ClassifyRequest, framing: Framing) -> Ink:
     if message.ink == pb.INK_UNSPECIFIED:
-        return Ink.LIGHT_ON_DARK if framing is Framing.AS_IS else Ink.AUTO
+        return default_ink(framing)
     return _INK[message.ink]
 
 

@@ -153,27 +153,82 @@ def keep_teacher(run_dir: Path, folder: Path) -> None:
 
 
 @main.command("evaluate", cls=Command)
-@click.argument("run_dirs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("run_dirs", metavar="[RUN...]", nargs=-1, type=click.Path(path_type=Path))
+@option(
+    "--pictures",
+    group="Own images",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Evaluate on these image files and on nothing else; RUN is one run or one bundle, such as models/digits/3. FOLDER "
+    "contains labels.csv with the columns file, label and optionally set (no label: not a single digit), or one "
+    "sub-folder of images per label (any other name: not a single digit).",
+)
+@option(
+    "--set",
+    "sets",
+    group="Own images",
+    multiple=True,
+    metavar="NAME",
+    help="With --pictures: evaluate only on this set of labels.csv; repeat for several.",
+)
+@option(
+    "--address",
+    group="Own images",
+    metavar="HOST:PORT",
+    help="With --pictures: evaluate the service that runs at this address, in place of a RUN.",
+)
 @option(
     "--results",
     group="Output",
     type=click.Path(path_type=Path, dir_okay=False),
     help="JSON file of results: a row per run is added to it, and the report compares the run with its other rows.",
 )
+@option(
+    "--output",
+    group="Output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="With --pictures: folder of the report. Default: RUN/pictures for a run, else ./pictures.",
+)
 @DATA
 @THREADS
 @_command
 def evaluate_runs(
-    run_dirs: tuple[Path, ...], results: Path | None, data_path: Path | None, threads: int | None
+    run_dirs: tuple[Path, ...],
+    pictures: Path | None,
+    sets: tuple[str, ...],
+    address: str | None,
+    results: Path | None,
+    output: Path | None,
+    data_path: Path | None,
+    threads: int | None,
 ) -> None:
-    """Evaluate networks, and write a report into each RUN/report.
+    """Evaluate networks on validation, test, corrupted and out-of-distribution images; write a report into each RUN/report.
 
-    They are evaluated on validation, test, corrupted and out-of-distribution images.
+    With --pictures, measure one run, bundle or running service on your own image files instead.
     """
-    _use_threads(threads)
-    from digitserve_training.evaluate import report  # noqa: PLC0415 - TensorFlow
+    if pictures is None:
+        for name, value in (("--set", sets), ("--address", address), ("--output", output)):
+            if value:
+                raise click.UsageError(f"{name} needs --pictures")
+        if not run_dirs:
+            raise click.UsageError("Missing argument 'RUN...'.")
+        _use_threads(threads)
+        from digitserve_training.evaluate import report  # noqa: PLC0415 - TensorFlow
 
-    for text in report.report(run_dirs, data_path, results):
+        texts = report.report(run_dirs, data_path, results)
+    else:
+        if results is not None:
+            raise click.UsageError(
+                "--results and --pictures exclude each other: the file is for results on test images"
+            )
+        if len(run_dirs) + (address is not None) != 1:
+            raise click.UsageError("--pictures needs exactly one RUN, bundle or --address")
+        if run_dirs and checkpoint.exists(run_dirs[0]):
+            _use_threads(threads)
+        from digitserve_training.evaluate.pictures import report as own_images  # noqa: PLC0415 - loads gRPC
+
+        texts = own_images.report(address or run_dirs[0], pictures, sets, data_path, output)
+    for text in texts:
         click.echo(text)
 
 

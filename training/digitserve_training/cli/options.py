@@ -16,7 +16,7 @@ from digitserve_training.model.presets import DEFAULT_PRESET, PRESETS
 
 EXIT_CODES = (
     "Exit codes: 0 success; 1 a file cannot be read or written; 2 wrong usage, or the training extra is missing; "
-    "3 the data cannot be used; 4 the run cannot be used; 5 the loss is not finite; 6 the exported graph gives "
+    "3 the data cannot be used; 4 the run, bundle or service cannot be used; 5 the loss is not finite; 6 the exported graph gives "
     "other outputs than the network; 7 distributed workers have different settings, or one was lost; 130 stopped by Ctrl-C."
 )
 """For help; 3 to 7 are the codes of ``errors``."""

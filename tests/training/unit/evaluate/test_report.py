@@ -25,7 +25,7 @@ HISTORY = tuple(
     {"epoch": epoch, "training_loss": 1 / epoch, "validation_loss": 0.5 / epoch, "validation_accuracy": 1 - 0.1 / epoch}
     for epoch in range(1, 6)
 )
-RUN = ReportedRun(ROW, settings.resolve(Options(seed=1), LABELS, "0123456789abcdef" * 4), HISTORY, 0.93)
+RUN = ReportedRun(ROW, settings.resolve(Options(seed=1), LABELS, "0123456789abcdef" * 4), HISTORY)
 ROWS = (ROW, SECOND, SMALL)
 
 
@@ -57,6 +57,7 @@ def evaluation(names: tuple[str, ...] = LABELS) -> Evaluation:
             for name in ("all kinds", "letters", "textures")
         ),
         mistaken_verdicts=0.0042,
+        temperature=0.93,
         graph_sha256="0" * 64,
     )
 
@@ -173,7 +174,7 @@ def test_page_is_self_contained(full_page: Page, parsed: ParsedPage) -> None:
     assert not {"script", "link", "iframe", "object", "base"} & {tag for tag, _ in parsed.tags}
     assert not [attributes for _, attributes in parsed.tags if "href" in attributes]
     assert not re.search(r"https?:|url\(|@import", full_page.html)
-    assert {page._source(content) for content in full_page.charts.values()} <= set(sources)
+    assert {page.data_url(content) for content in full_page.charts.values()} <= set(sources)
 
 
 def test_page_is_accessible(parsed: ParsedPage) -> None:
