@@ -101,7 +101,7 @@ class SessionProcesses:
             for _ in range(self._workers):
                 child = stack.enter_context(Child("digitserve.supervision.autotune"))
                 self._children.append(child)
-                _send(child, {"settings": self._settings.to_dict(), "num_threads": self._threads})
+                child.channel.send({"settings": self._settings.to_dict(), "num_threads": self._threads})
             for child in self._children:
                 _receive(child, "ready")
             self._running = stack.pop_all()
@@ -118,16 +118,10 @@ class SessionProcesses:
             StartupError: a process ended or did not answer.
         """
         for child in self._children:
-            _send(child, {"batch_size": batch_size, "duration_s": MEASURED_S})
+            child.channel.send({"batch_size": batch_size, "duration_s": MEASURED_S})
         batch_s = [float(_receive(child, "measured")["batch_s"]) for child in self._children]
         images_per_s = sum(batch_size / seconds for seconds in batch_s)
         return Trial(self._workers, self._threads, batch_size, images_per_s, sum(batch_s) / len(batch_s))
-
-
-def _send(child: Child, message: dict[str, Any]) -> None:
-    # If the child has ended, the next ``_receive`` reports it.
-    with suppress(ChannelClosed):
-        child.channel.send(message)
 
 
 def _receive(child: Child, event: str) -> dict[str, Any]:
