@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
-import numpy as np
 
 from digitserve.cli.exit_codes import ExitCode
 from digitserve.cli.options import Command, Option, address_option, parse_size, timeout_option
@@ -119,6 +118,8 @@ def _to_json(prediction: "Prediction") -> dict[str, Any]:
 
 def shortest(number: float) -> float:
     """Return the number with the fewest digits that is the same as float32, the type in the protocol."""
+    import numpy as np  # noqa: PLC0415
+
     return float(str(np.float32(number)))
 
 

@@ -1,6 +1,7 @@
 """``digitserve serve``: flags from the declarations in ``settings``; the supervisor does the work."""
 
 import os
+from contextlib import suppress
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,13 @@ def _serve(context: click.Context, /, *, tune: bool, **values: Any) -> None:
 def _run(settings: Settings) -> int:
     from digitserve.supervision import supervisor  # noqa: PLC0415
 
-    return supervisor.serve(settings)
+    return supervisor.serve(settings, print_banner)
+
+
+def print_banner(text: str) -> None:
+    """Print the banner if standard output can be written: the service also runs without a reader."""
+    with suppress(click.exceptions.Exit):
+        print_line(text)
 
 
 def _propose(settings: Settings) -> int:
