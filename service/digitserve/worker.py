@@ -29,7 +29,7 @@ from digitserve.batching.batcher import Batcher
 from digitserve.batching.pipeline import PendingRequest, Pipeline
 from digitserve.child_process import Channel, ChannelClosed
 from digitserve.errors import StartupError
-from digitserve.inference.bundle import Bundle, find_bundle, read_bundle
+from digitserve.inference.bundle import Bundle, served_bundle
 from digitserve.inference.session import Session
 from digitserve.protocol.codec import Limits
 from digitserve.settings import Settings
@@ -216,7 +216,7 @@ def main() -> int:
     settings = Settings.from_dict(start["settings"])
     log.configure(settings.log_format, pid=os.getpid())
     try:
-        bundle = read_bundle(find_bundle(settings.models, settings.model, settings.model_version))
+        bundle = served_bundle(settings)
         worker = Worker(settings, bundle, Block(bundle.manifest.labels, start["block_fd"]), start["num_threads"])
         worker.listen()
     except StartupError as error:

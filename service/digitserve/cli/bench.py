@@ -134,10 +134,10 @@ def bench(context: click.Context, /, **values: Any) -> None:
     \b
     Exit codes: 0 measured; 1 no request was answered with OK, or an answer was wrong,
     or no rate met --slo-ms; 2 wrong usage; 3 no service answers; 130 stopped by Ctrl-C.
-    """  # noqa: D301 - click does not wrap a paragraph that starts with backslash b
+    """
     require_extra("bench")
-    from digitserve.bench import command  # noqa: PLC0415
-    from digitserve.bench.plan import Plan, Size  # noqa: PLC0415
+    from digitserve.bench import command
+    from digitserve.bench.plan import Plan, Size
 
     _check(values)
     slo_ms = values.pop("slo_ms")

@@ -126,8 +126,8 @@ def _default_address() -> str:
 
 
 def _parse_address(_context: click.Context, _parameter: click.Parameter, text: str) -> str:
-    from digitserve.client.address import normalize_address  # noqa: PLC0415
-    from digitserve.client.errors import InvalidAddress  # noqa: PLC0415
+    from digitserve.client.address import normalize_address
+    from digitserve.client.errors import InvalidAddress
 
     try:
         return normalize_address(text)

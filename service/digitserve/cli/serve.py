@@ -57,7 +57,7 @@ def _option(setting: Field[Any]) -> Option:
 @click.pass_context
 def _serve(context: click.Context, /, *, tune: bool, **values: Any) -> None:
     require_extra("serve")
-    from digitserve import log  # noqa: PLC0415
+    from digitserve import log
 
     settings = Settings(**values)
     log.configure(settings.log_format)
@@ -69,7 +69,7 @@ def _serve(context: click.Context, /, *, tune: bool, **values: Any) -> None:
 
 
 def _run(settings: Settings) -> int:
-    from digitserve.supervision import supervisor  # noqa: PLC0415
+    from digitserve.supervision import supervisor
 
     return supervisor.serve(settings, print_banner)
 
@@ -81,8 +81,8 @@ def print_banner(text: str) -> None:
 
 
 def _propose(settings: Settings) -> int:
-    from digitserve.supervision import autotune, device  # noqa: PLC0415
-    from digitserve.supervision.cpu_budget import cpu_budget  # noqa: PLC0415
+    from digitserve.supervision import autotune, device
+    from digitserve.supervision.cpu_budget import cpu_budget
 
     budget = cpu_budget()
     trials: list[autotune.Trial] = []

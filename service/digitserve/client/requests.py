@@ -168,7 +168,7 @@ def _group_array(images: Pixels) -> Group:
             f"{got}, which is one image of {shape[2]} channels or {shape[0]} grey images {shape[2]} pixels wide; "
             "expected images[None] for the former, images[..., None] for the latter"
         )
-    stacked = images[None] if images.ndim == 2 else images  # noqa: PLR2004
+    stacked = images[None] if images.ndim == 2 else images  # noqa: PLR2004 - axes
     return Group(stacked, range(len(stacked)), _check_shape(stacked.shape[1:], got))
 
 

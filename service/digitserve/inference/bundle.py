@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digitserve.errors import BundleError
+from digitserve.settings import Settings
 from digitserve.types import IMAGE_SIZE
 
 FORMAT = 1
@@ -166,6 +167,15 @@ def read_bundle(path: Path) -> Bundle:
     if sha256 != manifest.sha256:
         raise BundleError("sha256", f"model.onnx in {path} has {sha256}; manifest.json says {manifest.sha256}")
     return Bundle(path, manifest, graph, _read_golden(path, len(manifest.labels)))
+
+
+def served_bundle(settings: Settings) -> Bundle:
+    """Read the bundle that a service with these settings serves.
+
+    Raises:
+        BundleError: there is none, or it failed a check.
+    """
+    return read_bundle(find_bundle(settings.models, settings.model, settings.model_version))
 
 
 def write_bundle(models: Path, manifest: Manifest, graph: bytes, golden: Golden, report: Path | None = None) -> Path:

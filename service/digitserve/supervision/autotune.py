@@ -17,7 +17,7 @@ import numpy as np
 
 from digitserve.child_process import Channel, ChannelClosed, Child
 from digitserve.errors import StartupError
-from digitserve.inference.bundle import find_bundle, read_bundle
+from digitserve.inference.bundle import served_bundle
 from digitserve.settings import Settings
 from digitserve.types import IMAGE_SIZE
 
@@ -163,12 +163,12 @@ def main() -> None:
 
 def _answer(channel: Channel) -> None:
     # Imported here, so that the parent does not load onnxruntime.
-    from digitserve.inference.session import Session  # noqa: PLC0415
+    from digitserve.inference.session import Session  # noqa: PLC0415 - loads onnxruntime
 
     request = channel.receive()
     settings = Settings.from_dict(request["settings"])
     try:
-        bundle = read_bundle(find_bundle(settings.models, settings.model, settings.model_version))
+        bundle = served_bundle(settings)
         session = Session(bundle, device=settings.device, num_threads=request["num_threads"])
     except StartupError as error:
         channel.send({"event": "refused", "message": str(error)})

@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from digitserve.errors import StartupError
-from digitserve.inference.bundle import Manifest, find_bundle, read_bundle
+from digitserve.inference.bundle import Manifest, served_bundle
 from digitserve.settings import Settings, endpoint
 from digitserve.supervision import device
 from digitserve.supervision.cpu_budget import cpu_budget
@@ -50,7 +50,7 @@ def serve(settings: Settings, print_banner: Callable[[str], None]) -> int:
     Raises:
         StartupError: a setting cannot be served; the message says which, and what would work.
     """
-    manifest = read_bundle(find_bundle(settings.models, settings.model, settings.model_version)).manifest
+    manifest = served_bundle(settings).manifest
     with (
         reserve(settings.host, settings.grpc_port, "--grpc-port") as grpc_socket,
         listen(settings.host, settings.http_port, "--http-port") as http_socket,
