@@ -5,6 +5,7 @@ option from it), its group in ``--help`` and its row in the documentation. The s
 workers. This module imports nothing heavy, because every command and every worker imports it.
 """
 
+import contextlib
 import sys
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
@@ -147,7 +148,12 @@ class Settings:
         return cls(**{**values, "models": Path(values["models"])})
 
 
-def endpoint(host: str, port: int) -> str:
+def setting_named(name: str) -> Field[Any]:
+    """Return the declaration of a setting."""
+    return next(declared for declared in fields(Settings) if declared.name == name)
+
+
+def endpoint(host: str, port: int | str) -> str:
     """Return ``host:port``; an IPv6 address is put in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
@@ -186,11 +192,9 @@ def environment_value(setting: Field[Any], environ: Mapping[str, str]) -> str | 
 
 
 def _warn_ignored(variable: str, value: str) -> None:
-    # Imported here, because few commands need it. On standard error, even before logging is configured.
-    import structlog  # noqa: PLC0415
-
-    log = structlog.wrap_logger(structlog.WriteLogger(sys.stderr))
-    log.warning("ignoring a variable that Kubernetes injects for a Service", variable=variable, value=value)
+    # Not with structlog: logging is not configured yet, and the client library is installed without it.
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"digitserve: ignoring {variable}={value}, which Kubernetes injects for a Service\n")
 
 
 def table() -> str:

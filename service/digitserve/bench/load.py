@@ -29,7 +29,7 @@ REPORT_S = 0.25
 """Interval between reports of the counts."""
 
 
-class Unreachable(DigitserveError):
+class Unreachable(DigitserveError, ConnectionError):
     """No server answers at the address, or it does not speak HTTP/2."""
 
 

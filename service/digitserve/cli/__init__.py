@@ -26,7 +26,7 @@ def main() -> None:
       4    the service did not answer in time
       130  stopped by Ctrl-C
       141  the reader of standard output, such as head, has ended
-    """  # noqa: D301 - click does not wrap a paragraph that starts with backslash b
+    """
 
 
 for command in (serve.serve, classify.classify, bench.bench, healthcheck.healthcheck):

@@ -1,6 +1,5 @@
 """``digitserve bench``: flags to a plan; ``bench.command`` runs it."""
 
-import math
 import os
 import sys
 from collections.abc import Callable
@@ -10,8 +9,8 @@ from typing import Any
 import click
 
 from digitserve.cli.exit_codes import ExitCode
-from digitserve.cli.options import POSITIVE, Command, FiniteRange, Option, address_option, require_extra
-from digitserve.cli.output import print_error
+from digitserve.cli.options import POSITIVE, Command, FiniteRange, Option, address_option, parse_size, require_extra
+from digitserve.cli.output import print_line
 
 
 def _sizes(_context: click.Context, _parameter: click.Parameter, text: str) -> tuple[tuple[int, int, float], ...]:
@@ -19,13 +18,7 @@ def _sizes(_context: click.Context, _parameter: click.Parameter, text: str) -> t
     sizes = []
     for part in text.split(","):
         size, _, weight = part.strip().partition(":")
-        height, _, width = size.partition("x")
-        try:
-            sizes.append((int(height), int(width), float(weight or 1)))
-        except ValueError:
-            sizes.append((0, 0, 0.0))
-        if min(sizes[-1]) <= 0 or not math.isfinite(sizes[-1][2]):
-            raise click.BadParameter(f"got '{part}'; expected HEIGHTxWIDTH or HEIGHTxWIDTH:WEIGHT, such as 64x64:0.2")
+        sizes.append((*parse_size(size), POSITIVE.convert(weight or 1, None, None)))
     return tuple(sizes)
 
 
@@ -151,11 +144,10 @@ def bench(context: click.Context, /, **values: Any) -> None:
     \b
     Exit codes: 0 measured; 1 no request was answered with OK, or an answer was wrong,
     or no rate met --slo-ms; 2 wrong usage; 3 no service answers; 130 stopped by Ctrl-C.
-    """  # noqa: D301 - click does not wrap a paragraph that starts with backslash b
+    """
     require_extra("bench")
-    from digitserve.bench import command  # noqa: PLC0415
-    from digitserve.bench.load import Unreachable  # noqa: PLC0415
-    from digitserve.bench.plan import Plan, Size  # noqa: PLC0415
+    from digitserve.bench import command
+    from digitserve.bench.plan import Plan, Size
 
     _check(values)
     slo_ms = values.pop("slo_ms")
@@ -163,11 +155,7 @@ def bench(context: click.Context, /, **values: Any) -> None:
     options = command.Options(url, slo_ms and slo_ms / 1e3, values.pop("json"), values.pop("plot"))
     values["processes"] = values["processes"] or min(values["connections"], len(os.sched_getaffinity(0)))
     values["sizes"] = tuple(Size(*size) for size in values["sizes"])
-    try:
-        outcome = command.run(Plan(**values), options, sys.stdout, sys.stderr)
-    except Unreachable as error:
-        print_error(str(error))
-        context.exit(ExitCode.UNREACHABLE)
+    outcome = command.run(Plan(**values), options, print_line, sys.stderr)
     context.exit(ExitCode.INTERRUPTED if outcome.stopped else ExitCode.OK if outcome.good else ExitCode.NEGATIVE)
 
 

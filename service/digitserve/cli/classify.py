@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
-import numpy as np
 
 from digitserve.cli.exit_codes import ExitCode
 from digitserve.cli.options import Command, Option, address_option, parse_size, timeout_option
@@ -66,10 +65,10 @@ def classify(
     \b
     Exit codes: 0 all images were classified; 1 a file or image was rejected;
     2 wrong usage; 3 no service answers; 4 no answer in time; 130 stopped by Ctrl-C.
-    """  # noqa: D301 - click does not wrap a paragraph that starts with backslash b
-    from digitserve.client import Client, Ink, RequestRejected  # noqa: PLC0415
-    from digitserve.errors import ImageFileError  # noqa: PLC0415
-    from digitserve.vision.image_files import read_images  # noqa: PLC0415
+    """
+    from digitserve.client import Client, Ink, RequestRejected
+    from digitserve.errors import ImageFileError
+    from digitserve.vision.image_files import read_images
 
     code = ExitCode.OK
     with Client(address, num_connections=1, timeout_s=timeout_s) as client:
@@ -120,11 +119,13 @@ def _to_json(prediction: "Prediction") -> dict[str, Any]:
 
 def shortest(number: float) -> float:
     """Return the number with the fewest digits that is the same as float32, the type in the protocol."""
+    import numpy as np
+
     return float(str(np.float32(number)))
 
 
 def _describe(prediction: "Prediction") -> str:
-    from digitserve.client import Verdict  # noqa: PLC0415
+    from digitserve.client import Verdict
 
     if prediction.verdict is Verdict.BLANK:
         return "blank: no ink"

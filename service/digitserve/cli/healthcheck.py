@@ -5,6 +5,7 @@ import click
 from digitserve.cli.exit_codes import ExitCode
 from digitserve.cli.options import Command, Option, address_option, timeout_option
 from digitserve.cli.output import print_line
+from digitserve.protocol.names import SERVICE
 
 
 @click.command(cls=Command)
@@ -15,7 +16,7 @@ from digitserve.cli.output import print_line
     cls=Option,
     default="",
     metavar="NAME",
-    help="Full name of the gRPC service to check, such as digitserve.v1.DigitService.  [default: the server as a whole]",
+    help=f"Full name of the gRPC service to check, such as {SERVICE}.  [default: the server as a whole]",
 )
 @click.pass_context
 def healthcheck(context: click.Context, /, *, address: str, timeout_s: float, service: str) -> None:
@@ -24,8 +25,8 @@ def healthcheck(context: click.Context, /, *, address: str, timeout_s: float, se
     \b
     Exit codes: 0 SERVING; 1 any other status; 2 wrong usage; 3 no service answers;
     4 no answer in time; 130 stopped by Ctrl-C.
-    """  # noqa: D301 - click does not wrap a paragraph that starts with backslash b
-    from digitserve.client import Client  # noqa: PLC0415
+    """
+    from digitserve.client import Client
 
     with Client(address, num_connections=1, timeout_s=timeout_s) as client:
         status = client.health(service)

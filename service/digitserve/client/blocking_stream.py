@@ -15,7 +15,7 @@ import grpc
 
 from digitserve.client.channel import Connection
 from digitserve.client.errors import ClientError
-from digitserve.client.pool import Deadline, Pool
+from digitserve.client.pool import MAX_TIMEOUT_S, Deadline, Pool
 from digitserve.client.predictions import Prediction
 from digitserve.client.stream_window import (
     StreamInterrupted,
@@ -45,7 +45,7 @@ class BlockingStream:
         self._changed = threading.Condition()
         self._closed = False
         self._input_error: BaseException | None = None
-        self._watchdog = _Watchdog(timeout_s, self._cancel)
+        self._watchdog = _Watchdog(min(timeout_s, MAX_TIMEOUT_S), self._cancel)
         self._borrowed = ExitStack()
         self._call: Any = None
         self._call_number = 0

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digitserve.errors import BundleError
+from digitserve.settings import Settings
 from digitserve.types import IMAGE_SIZE
 
 FORMAT = 1
@@ -168,6 +169,15 @@ def read_bundle(path: Path) -> Bundle:
             "sha256", f"model.onnx in {path} has {sha256}; expected {manifest.sha256}, as in manifest.json"
         )
     return Bundle(path, manifest, graph, _read_golden(path, len(manifest.labels)))
+
+
+def served_bundle(settings: Settings) -> Bundle:
+    """Read the bundle that a service with these settings serves.
+
+    Raises:
+        BundleError: there is none, or it failed a check.
+    """
+    return read_bundle(find_bundle(settings.models, settings.model, settings.model_version))
 
 
 def write_bundle(models: Path, manifest: Manifest, graph: bytes, golden: Golden, report: Path | None = None) -> Path:

@@ -17,7 +17,7 @@ import structlog
 
 from digitserve.child_process import AsyncChild, ChannelClosed
 from digitserve.errors import StartupError
-from digitserve.inference.bundle import find_bundle, read_bundle
+from digitserve.inference.bundle import served_bundle
 from digitserve.settings import Settings
 from digitserve.supervision.restart_policy import START_LIMIT_S, HeartbeatMonitor, RestartBackoff
 from digitserve.telemetry.block import Block
@@ -246,12 +246,12 @@ class InlineSlot:
             StartupError: the worker did not start.
         """
         # Imported here, because it loads onnxruntime into the supervisor's process.
-        from digitserve.worker import Worker  # noqa: PLC0415
+        from digitserve.worker import Worker  # noqa: PLC0415 - loads onnxruntime
 
         settings = self._settings
         block = self._collector.new_block()
         try:
-            bundle = read_bundle(find_bundle(settings.models, settings.model, settings.model_version))
+            bundle = served_bundle(settings)
             worker = self._worker = await asyncio.to_thread(Worker, settings, bundle, block, self._num_threads)
             worker.listen()
             if self._draining:

@@ -109,6 +109,16 @@ def test_unreachable(service: Service, listening: bool) -> None:
     assert "is 'digitserve serve' running at the address?" in done.stderr
 
 
+def test_a_report_that_cannot_be_written(service: Service) -> None:
+    """A full disk behind standard output is reported in one line, with exit code 1."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            arguments(service, *QUICK), stdout=full, stderr=subprocess.PIPE, text=True, timeout=PATIENCE_S, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == "digitserve: cannot write standard output: No space left on device\n"
+
+
 def test_ctrl_c(service: Service) -> None:
     """SIGINT to the process group, as from a terminal, ends the measured time; the exit code is 130."""
     before = handled(service)

@@ -3,7 +3,6 @@
 import asyncio
 import random
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,22 +26,9 @@ from digitserve.client import (
     Unreachable,
     Verdict,
 )
-from support.bundles import echo_image, write_echo_bundle
+from support.bundles import echo_image
 from support.clients import KINDS, awaited, classify, images_of, scores
 from support.serving import PATIENCE_S, RunningWorker, run_worker, sockets, wait_until
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("models")
-    write_echo_bundle(path)
-    return path
-
-
-@pytest.fixture
-def worker(models: Path) -> Iterator[RunningWorker]:
-    with run_worker(models) as running:
-        yield running
 
 
 @KINDS
@@ -54,6 +40,12 @@ def test_a_prediction_has_all_fields(worker: RunningWorker, kind: str) -> None:
     assert (prediction.verdict, prediction.ood_score) == (Verdict.ACCEPTED, 1234567)
     assert [(score.label, score.confidence) for score in prediction.top] == [("7", 1.0), ("0", 0.0)]
     assert classify(kind, worker.address, []) == []
+
+
+@KINDS
+def test_no_timeout_is_infinite(worker: RunningWorker, kind: str) -> None:
+    """A caller that wants no limit passes infinity."""
+    assert scores(classify(kind, worker.address, images_of(1, 2), timeout_s=float("inf"))) == [1, 2]
 
 
 @KINDS

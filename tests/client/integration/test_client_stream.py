@@ -24,22 +24,8 @@ from digitserve.client import (
     Unreachable,
 )
 from digitserve.v1 import digits_pb2 as pb
-from support.bundles import echo_image, write_echo_bundle
+from support.bundles import echo_image
 from support.serving import PATIENCE_S, RunningWorker, run_worker, wait_until
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("models")
-    write_echo_bundle(path)
-    return path
-
-
-@pytest.fixture
-def worker(models: Path) -> Iterator[RunningWorker]:
-    with run_worker(models) as running:
-        yield running
-
 
 KINDS = pytest.mark.parametrize("kind", ["sync", "async"])
 
@@ -264,6 +250,14 @@ def silent_service() -> Iterator[str]:
             yield address
         finally:
             server.stop(0).wait(PATIENCE_S)
+
+
+@KINDS
+def test_a_stream_without_a_timeout(worker: RunningWorker, kind: str) -> None:
+    """A caller that wants no limit passes infinity."""
+    received: list[Any] = []
+    stream(kind, worker.address, [echo_image(1), echo_image(2)], received.append, timeout_s=float("inf"))
+    assert [prediction.ood_score for prediction in received] == [1, 2]
 
 
 @KINDS
