@@ -34,8 +34,11 @@ SCRIPT = """
 
     # The number of this worker among those started: 1 for the first.
     starts = Path({starts!r})
-    number = len(starts.read_text()) + 1 if starts.exists() else 1
-    starts.write_text("x" * number)
+    # Appending is atomic, so two workers that start together get different numbers.
+    with starts.open("a") as file:
+        file.write("x")
+        file.flush()
+        number = file.tell()
 
 """
 

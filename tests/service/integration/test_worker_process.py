@@ -101,5 +101,6 @@ def test_output_and_modules_of_others_do_not_affect_a_worker(
         child.close()
         return await child.process.wait()
 
-    python_path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
+    # Without empty entries: one stands for the working directory.
+    python_path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
     assert run(settings, interact, PYTHONPATH=python_path) == 0
