@@ -22,7 +22,8 @@ from PIL import Image
 
 from digitserve.batching.prepare import GrayImages, prepare
 from digitserve.types import Framing, Ink
-from digitserve.vision.framing import frame, verdicts
+from digitserve.vision.batch_checks import verdicts
+from digitserve.vision.framing import frame
 from digitserve_training.synth.scans import ScanParameters, simulate_scan
 from tests.support.digits import mnist_test
 

@@ -26,8 +26,10 @@ class Ink(Enum):
 class Framing(Enum):
     """How an image is converted to the network's input size.
 
-    ``AS_IS`` keeps an image of 28x28 pixels; ``MNIST`` finds, scales and centres the digit.
+    ``AS_IS`` keeps an image of 28x28 pixels; ``MNIST`` finds, scales and centres the digit. ``AUTO`` keeps an image of
+    28x28 pixels that looks like MNIST's, and frames any other.
     """
 
     AS_IS = "as_is"
     MNIST = "mnist"
+    AUTO = "auto"

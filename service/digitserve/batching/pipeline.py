@@ -215,10 +215,14 @@ def decide_verdicts(ood_score: Sequence[float], threshold: float, prepared: Prep
     Args:
         ood_score: of each image.
         threshold: above it an image is unfamiliar.
-        prepared: the batch; blank and several take precedence over the score.
+        prepared: the batch; blank and several take precedence over the score, and what spans the image is unfamiliar.
     """
     found = [_UNFAMILIAR if score > threshold else _ACCEPTED for score in ood_score]
-    for flags, verdict in ((prepared.several.tolist(), _SEVERAL), (prepared.blank.tolist(), _BLANK)):
+    for flags, verdict in (
+        (prepared.spans_image.tolist(), _UNFAMILIAR),
+        (prepared.several.tolist(), _SEVERAL),
+        (prepared.blank.tolist(), _BLANK),
+    ):
         if True in flags:
             found = [verdict if flag else other for flag, other in zip(flags, found, strict=True)]
     return found

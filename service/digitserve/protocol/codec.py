@@ -34,6 +34,9 @@ _INK = {
     pb.INK_DARK_ON_LIGHT: Ink.DARK_ON_LIGHT,
     pb.INK_AUTO: Ink.AUTO,
 }
+_UNDECIDED_INK = {pb.INK_UNSPECIFIED, pb.INK_AUTO}
+"""Values with which a 28x28 image of unspecified framing is not simply used as it is."""
+
 _FORMAT_NAMES = {
     pb.PIXEL_FORMAT_UNSPECIFIED: "GRAY8",
     pb.PIXEL_FORMAT_GRAY8: "GRAY8",
@@ -46,7 +49,7 @@ _ONE_IMAGE = pb.ClassifyRequest(pixels=bytes(IMAGE_BYTES))
 _PREFIX = _ONE_IMAGE.SerializeToString()[:-IMAGE_BYTES]
 """The bytes before the pixels in a request that holds one image of the network's size and nothing else."""
 _STREAM_PREFIX = pb.ClassifyStreamRequest(request=_ONE_IMAGE).SerializeToString()[:-IMAGE_BYTES]
-_FIELDS_OF_ONE_IMAGE = (1, IMAGE_SIZE, IMAGE_SIZE, 1, Ink.LIGHT_ON_DARK, Framing.AS_IS, 0)
+_FIELDS_OF_ONE_IMAGE = (1, IMAGE_SIZE, IMAGE_SIZE, 1, Ink.AUTO, Framing.AUTO, 0)
 """Fields of that ``Request`` after its pixels."""
 
 _CONTINUED = 0x80
@@ -245,6 +248,8 @@ def _framing(message: pb.ClassifyRequest, height: int, width: int) -> Framing:
             f"framing: FRAMING_AS_IS needs images of {IMAGE_SIZE}x{IMAGE_SIZE}, got {height}x{width}; "
             "expected FRAMING_MNIST, or leave it out"
         )
+    if message.framing == pb.FRAMING_UNSPECIFIED and message.ink in _UNDECIDED_INK:
+        return Framing.AUTO
     return Framing.AS_IS
 
 

@@ -12,7 +12,8 @@ from digitserve.batching.prepare import Prepared, framing_work, prepare, prepare
 from digitserve.protocol.codec import IMAGE_BYTES, Limits, Request, decode
 from digitserve.types import Framing, Ink
 from digitserve.v1 import digits_pb2 as pb
-from digitserve.vision.framing import frame, verdicts
+from digitserve.vision.batch_checks import verdicts
+from digitserve.vision.framing import frame
 from digitserve.vision.gray import to_gray
 from support.digits import scanned_digits
 
@@ -44,7 +45,7 @@ def test_a_plain_request_reaches_the_network_byte_for_byte() -> None:
     """28x28 grey pixels, light on dark, used as they are, are the network's input unchanged."""
     body = noise(3 * IMAGE_BYTES)
 
-    prepared = whole(request(pixels=body))
+    prepared = whole(request(pixels=body, framing=pb.FRAMING_AS_IS))
 
     assert prepared.images.shape == (3, 28, 28, 1)
     assert prepared.images.tobytes() == body
@@ -52,7 +53,7 @@ def test_a_plain_request_reaches_the_network_byte_for_byte() -> None:
 
 def test_one_plain_request_is_not_copied() -> None:
     """When one plain request fills a batch, or a part of it does, the network reads the pixels of the request itself."""
-    plain = request(pixels=noise(3 * IMAGE_BYTES))
+    plain = request(pixels=noise(3 * IMAGE_BYTES), framing=pb.FRAMING_AS_IS)
     pixels = np.frombuffer(plain.pixels, np.uint8)
 
     assert np.shares_memory(whole(plain).images, pixels)

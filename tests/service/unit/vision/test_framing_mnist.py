@@ -9,7 +9,8 @@ import pytest
 
 from digitserve.batching.prepare import prepare_gray
 from digitserve.types import Framing, Gray, Ink
-from digitserve.vision.framing import frame, verdicts
+from digitserve.vision.batch_checks import verdicts
+from digitserve.vision.framing import frame
 from digitserve.vision.polarity import find_ink
 
 NUM_DIGITS = 2000
