@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from digitserve.types import IMAGE_SIZE, FloatImage, Gray, Ink
 from digitserve.vision.background import FLAT_SHARE, MIN_CONTRAST
-from digitserve.vision.components import find_gaps, project, segment
+from digitserve.vision.components import find_gaps, has_separate_shapes, project, segment
 from digitserve.vision.framing import frame
 from digitserve.vision.polarity import find_ink, find_reduced_ink, measure_border
 
@@ -29,7 +29,7 @@ MIN_INK_SIDE, MAX_INK_SIDE = 17, 25
 """Longest side of the ink, in pixels, of an image that is used as it is; MNIST has 20, some of it faint."""
 
 MAX_OFF_CENTER = 1.5
-"""Distance of the centre of mass from the image's centre, in pixels along either axis, of such an image; MNIST has 0.5."""
+"""Distance of the centre of mass from the centre of pixel 14, along either axis, of such an image; in MNIST it is 0.5."""
 
 FULL_CONTRAST = 160
 """Range of grey levels above which the contrast of such an image is not stretched."""
@@ -53,11 +53,14 @@ MIN_LIGHT_SHARE = 0.6
 """Share of a side's pixels that are light if the side is."""
 
 _PIXELS = IMAGE_SIZE * IMAGE_SIZE
-_POSITIONS = np.arange(IMAGE_SIZE, dtype=np.float32) - np.float32((IMAGE_SIZE - 1) / 2)
+_POSITIONS = np.arange(IMAGE_SIZE, dtype=np.float32) - np.float32(IMAGE_SIZE // 2)
 _MOMENTS = np.stack(
     [np.ones(_PIXELS, np.float32), _POSITIONS.repeat(IMAGE_SIZE), np.tile(_POSITIONS, IMAGE_SIZE)], axis=1
 )
-"""Weights of the sum of an image's pixels and of its first moments along y and x about the centre: float32[784, 3]."""
+"""Weights of the sum of an image's pixels and of its first moments along y and x about pixel 14: float32[784, 3]."""
+
+_MOMENT_SUMS = _MOMENTS.sum(axis=0)
+_MOMENT_OFFSET = float(_MOMENT_SUMS[1])
 
 _ROW = np.uint64((1 << IMAGE_SIZE) - 1)
 _ROW_BITS = np.uint64(IMAGE_SIZE)
@@ -98,15 +101,16 @@ def check(images: Gray, undecided: NDArray[np.bool_] | None = None) -> Checked:
     Returns:
         The images, changed only where ``undecided``. Framed images have the results of framing.
     """
-    if len(images) <= MAX_SINGLY:
-        blank, several, plain = np.array([_check_one(image) for image in images], np.bool_).reshape(-1, 3).T
+    if 0 < len(images) <= MAX_SINGLY:
+        found = [_check_one(image) for image in images]
+        blank, several, plain = (np.array(flags, np.bool_) for flags in zip(*found, strict=True))
     else:
         blank, several, plain = _check_batch(images.reshape(len(images), _PIXELS))
     spans_image = np.zeros(len(images), np.bool_)
     if undecided is not None:
-        others = np.flatnonzero(undecided & ~plain).tolist()
-        if others:
-            images = _treat(images, others, blank, several, spans_image)
+        plain |= ~undecided
+        if not plain.all():
+            images = _treat(images, np.flatnonzero(~plain).tolist(), blank, several, spans_image)
     return Checked(images, blank, several, spans_image)
 
 
@@ -177,11 +181,14 @@ def _check_one(image: Gray) -> tuple[bool, bool, bool]:
     if segmentation is not None and not blank:
         several = segmentation.several
         total, y, x = flat.astype(np.float32).dot(_MOMENTS).tolist()
-        ink = total - low * _PIXELS
+        # What the background adds to the sums.
+        ink, offset = total - low * _PIXELS, low * _MOMENT_OFFSET
         plain = (
             MIN_INK_SIDE <= segmentation.box.longest <= MAX_INK_SIDE
             and high - low > FULL_CONTRAST
-            and max(abs(y), abs(x)) <= MAX_OFF_CENTER * ink <= MAX_OFF_CENTER * MAX_INK_SHARE * _PIXELS * (high - low)
+            and max(abs(y - offset), abs(x - offset))
+            <= MAX_OFF_CENTER * ink
+            <= MAX_OFF_CENTER * MAX_INK_SHARE * _PIXELS * (high - low)
         )
     return blank, several, plain
 
@@ -202,14 +209,12 @@ def _check_batch(flat: Gray) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDAr
     lowest, gap = find_gaps(projections)
     several = np.zeros(len(flat), np.bool_)
     for index in np.flatnonzero(gap & ~blank).tolist():
-        segmentation = segment(flat[index].reshape(IMAGE_SIZE, IMAGE_SIZE) >= FOREGROUND_LEVEL)
-        several[index] = segmentation is not None and segmentation.several
+        several[index] = has_separate_shapes(flat[index].reshape(IMAGE_SIZE, IMAGE_SIZE) >= FOREGROUND_LEVEL)
     columns_and_rows, lowest = projections[:2], lowest[:2]
     plain = np.logical_or.reduce(columns_and_rows >= lowest << np.uint64(MIN_INK_SIDE - 1), axis=0)
     plain &= np.logical_and.reduce(columns_and_rows < lowest << np.uint64(MAX_INK_SIDE), axis=0)
     plain &= contrast > FULL_CONTRAST
-    total, y, x = flat.astype(np.float32).dot(_MOMENTS).T
-    ink = total - np.multiply(low, _PIXELS, dtype=np.float32)
+    ink, y, x = (flat.astype(np.float32).dot(_MOMENTS) - np.multiply.outer(low, _MOMENT_SUMS)).T
     plain &= np.maximum(np.abs(y), np.abs(x)) <= MAX_OFF_CENTER * ink
     plain &= ink <= np.multiply(contrast, MAX_INK_SHARE * _PIXELS, dtype=np.float32)
     return blank, several, plain

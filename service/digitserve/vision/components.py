@@ -129,13 +129,23 @@ def segment(mask: NDArray[np.bool_]) -> Segmentation | None:
     box, gapless = outline
     if gapless:
         return Segmentation(box, False, _edge_width(rows, box), True)  # noqa: FBT003 - keywords cost time
-    components, stride = find_components(mask), _stride(mask)
+    components = find_components(mask)
     largest = components[0]
     kept = [component.box for component in components if component.area >= MIN_KEPT_RATIO * largest.area]
     tops, bottoms, lefts, rights = zip(*kept, strict=True)
-    several = any(_is_separate_shape(other, largest, stride) for other in components[1:])
+    several = any(_is_separate_shape(other, largest) for other in components[1:])
     box = Box(min(tops), max(bottoms), min(lefts), max(rights))
     return Segmentation(box, several, _edge_width(rows, box), whole=False)
+
+
+def has_separate_shapes(mask: NDArray[np.bool_]) -> bool:
+    """Return ``Segmentation.several`` of a mask that has a gap.
+
+    Args:
+        mask: bool[H, W], at most 64 a side, not empty.
+    """
+    largest, *others = find_components(mask)
+    return any(_is_separate_shape(other, largest) for other in others)
 
 
 def project(rows: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -236,7 +246,7 @@ def find_components(mask: NDArray[np.bool_]) -> list[Component]:
     return sorted(components, key=lambda component: -component.area)
 
 
-def _is_separate_shape(other: Component, largest: Component, stride: int) -> bool:
+def _is_separate_shape(other: Component, largest: Component) -> bool:
     lower, higher = sorted((largest.box.bottom - largest.box.top, other.box.bottom - other.box.top))
     if other.area < MIN_AREA_RATIO * largest.area or lower < MIN_HEIGHT_RATIO * higher:
         return False
@@ -244,7 +254,7 @@ def _is_separate_shape(other: Component, largest: Component, stride: int) -> boo
         return False
     dilated = largest.bits
     for _ in range(_min_gap(max(largest.box.longest, other.box.longest))):
-        dilated = _dilate(dilated, stride)
+        dilated = _dilate(dilated, largest.stride)
     return not dilated & other.bits
 
 
