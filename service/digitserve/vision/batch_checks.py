@@ -25,13 +25,13 @@ from digitserve.vision.polarity import find_ink, find_reduced_ink, measure_borde
 FOREGROUND_LEVEL = 96
 """Grey level, of 255, from which a pixel is foreground: higher than in framing, because two digits have half the space."""
 
-MIN_INK_SIDE, MAX_INK_SIDE = 17, 25
+MIN_INK_SIDE, MAX_INK_SIDE = 16, 25
 """Longest side of the ink, in pixels, of an image that is used as it is; MNIST has 20, some of it faint."""
 
 MAX_OFF_CENTER = 1.5
 """Distance of the centre of mass from the centre of pixel 14, along either axis, of such an image; in MNIST it is 0.5."""
 
-FULL_CONTRAST = 160
+FULL_CONTRAST = 128
 """Range of grey levels above which the contrast of such an image is not stretched."""
 
 MAX_SINGLY = 2
@@ -40,8 +40,11 @@ MAX_SINGLY = 2
 MAX_INK_SHARE = 0.4
 """Share of full ink, as a mean of all pixels, below which the quick test takes an image for light on dark."""
 
+FAINT_STRENGTH = 0.1
+"""Share of the range of grey levels from which a pixel belongs to the box of ink that may be too small."""
+
 BOX_STRENGTH = 0.2
-"""Share of the range of grey levels from which a pixel belongs to the box of the ink."""
+"""The same for ink that may be too large."""
 
 CLEAR_BORDER_STRENGTH = 0.15
 """Share of the range of grey levels below which all pixels of the border are, if the ink is clear of it."""
@@ -280,13 +283,16 @@ def _is_misplaced(ink: FloatImage, contrast: float) -> bool:
         contrast: its maximum.
     """
     total, y, x = ink.reshape(_PIXELS).dot(_MOMENTS).tolist()
-    box = ink >= BOX_STRENGTH * contrast
-    rows, columns = np.flatnonzero(box.any(axis=1)), np.flatnonzero(box.any(axis=0))
-    longest = max(int(rows[-1] - rows[0]), int(columns[-1] - columns[0])) + 1
-    if longest < MIN_INK_SIDE:
+    if _longest(ink >= FAINT_STRENGTH * contrast) < MIN_INK_SIDE:
         return True
     clear = max(float(side.max()) for side in _sides(ink)) < CLEAR_BORDER_STRENGTH * contrast
-    return clear and (longest > MAX_INK_SIDE or max(abs(y), abs(x)) > MAX_OFF_CENTER * total)
+    return clear and (_longest(ink >= BOX_STRENGTH * contrast) > MAX_INK_SIDE or max(abs(y), abs(x)) > MAX_OFF_CENTER * total)
+
+
+def _longest(mask: NDArray[np.bool_]) -> int:
+    """Return the longest side of the bounding box of a mask that is not empty."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return max(int(rows[-1] - rows[0]), int(columns[-1] - columns[0])) + 1
 
 
 def _sides(image: FloatImage) -> tuple[FloatImage, FloatImage, FloatImage, FloatImage]:
