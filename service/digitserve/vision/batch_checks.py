@@ -286,7 +286,9 @@ def _is_misplaced(ink: FloatImage, contrast: float) -> bool:
     if _longest(ink >= FAINT_STRENGTH * contrast) < MIN_INK_SIDE:
         return True
     clear = max(float(side.max()) for side in _sides(ink)) < CLEAR_BORDER_STRENGTH * contrast
-    return clear and (_longest(ink >= BOX_STRENGTH * contrast) > MAX_INK_SIDE or max(abs(y), abs(x)) > MAX_OFF_CENTER * total)
+    return clear and (
+        _longest(ink >= BOX_STRENGTH * contrast) > MAX_INK_SIDE or max(abs(y), abs(x)) > MAX_OFF_CENTER * total
+    )
 
 
 def _longest(mask: NDArray[np.bool_]) -> int:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from digitserve.types import IMAGE_SIZE, FloatImage, Gray, Ink
 from digitserve.vision.background import (
+    MAX_SIDE_DIFFERENCE,
     MIN_CONTRAST,
     InkStrength,
     is_shaded,
@@ -159,7 +160,7 @@ def _frame(view: _View) -> Framed:
     found = subtract_background(image, low, high, residual)
     if found is None:
         return _frame_sheet(view, image, ink)
-    return _frame_ink(view, image, found, ink)
+    return _frame_ink(view, image, found, ink, border)
 
 
 def _frame_page(view: _View, image: FloatImage, ink: Ink, border: Border, middle: float) -> Framed | None:
@@ -190,7 +191,7 @@ def _frame_sheet(view: _View, inverted: FloatImage, ink: Ink) -> Framed:
     return BLANK
 
 
-def _frame_ink(view: _View, image: FloatImage, found: InkStrength, ink: Ink) -> Framed:
+def _frame_ink(view: _View, image: FloatImage, found: InkStrength, ink: Ink, border: Border) -> Framed:
     """Frame the ink of an image, or the ink of the part of it that holds the digit.
 
     Args:
@@ -198,6 +199,7 @@ def _frame_ink(view: _View, image: FloatImage, found: InkStrength, ink: Ink) -> 
         image: float32[H, W], reduced, ink light.
         found: its ink.
         ink: its polarity.
+        border: of the image.
     """
     mask = _reduce_mask(found.strength > FOREGROUND_STRENGTH)
     segmentation = segment(mask)
@@ -217,7 +219,8 @@ def _frame_ink(view: _View, image: FloatImage, found: InkStrength, ink: Ink) -> 
             if framed is not None:
                 return framed
             found, mask, segmentation = _remove(found, mask, cleaned.mask), cleaned.mask, segment(cleaned.mask)
-    if not found.clean and min(image.shape) >= MIN_SHADED_SIDE and is_shaded(found.strength):
+    uneven = border.lightest - border.darkest > 2 * MAX_SIDE_DIFFERENCE
+    if uneven and min(image.shape) >= MIN_SHADED_SIDE and is_shaded(found.strength):
         framed = _frame_without_shadow(view, image, ink)
         if framed is not None:
             return framed

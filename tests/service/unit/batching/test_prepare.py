@@ -61,6 +61,47 @@ def test_one_plain_request_is_not_copied() -> None:
     assert prepare([(plain, 1, 3)]).images.tobytes() == plain.pixels[IMAGE_BYTES:]
 
 
+def test_an_image_of_unspecified_framing_is_framed_unless_it_looks_like_mnist() -> None:
+    """Of 28x28 images with all options at their defaults, dark ones on light and small ones are framed, beside others."""
+    like = np.zeros((28, 28), np.uint8)
+    like[4:24, 12:16] = 255
+    small = np.zeros((28, 28), np.uint8)
+    small[3:13, 3:5] = 255
+    images = np.stack([like, 255 - like, small])
+    beside = gray_request(np.pad(images, ((0, 0), (4, 4), (4, 4))))
+
+    prepared = whole(beside, gray_request(images), beside)
+
+    assert (prepared.images[3, ..., 0] == like).all()
+    for row, image in ((4, 255 - like), (5, small)):
+        assert (prepared.images[row, ..., 0] == frame(image, Ink.AUTO).pixels).all()
+    assert not prepared.blank.any()
+
+
+def test_a_band_from_border_to_border_is_marked() -> None:
+    """An image that shows only the gutter of a book is marked, and only its row."""
+    gutter = np.full((60, 60), 240, np.uint8)
+    gutter[:, 30:36] = 20
+    digit = np.full((60, 60), 240, np.uint8)
+    digit[15:45, 28:34] = 20
+
+    prepared = whole(gray_request(np.stack([digit, gutter])), gray_request(np.zeros((1, 28, 28), np.uint8)))
+
+    assert prepared.spans_image.tolist() == [False, True, False]
+
+
+def test_transparent_images_of_the_networks_size_are_read_from_their_alpha() -> None:
+    """A white digit on transparent pixels reaches the network as its alpha channel."""
+    alpha = np.zeros((28, 28), np.uint8)
+    alpha[4:24, 12:16] = 255
+    rgba = np.full((28, 28, 4), 255, np.uint8)
+    rgba[..., 3] = alpha
+
+    prepared = whole(request(pixels=rgba.tobytes(), pixel_format=pb.PIXEL_FORMAT_RGBA8))
+
+    assert (prepared.images[0, ..., 0] == alpha).all()
+
+
 def test_dark_ink_used_as_it_is_is_inverted_and_nothing_else() -> None:
     """AS_IS with INK_DARK_ON_LIGHT inverts each byte in its place."""
     body = noise(2 * IMAGE_BYTES)
