@@ -174,9 +174,10 @@ def _check(
         undecided: first row, and row after the last, of images whose framing is AUTO.
     """
     gray = batch[..., 0]
-    open_rows = _flags(len(batch), undecided) if undecided else None
     if not framed:
-        checked = check(gray, open_rows)
+        num_undecided = sum(stop - start for start, stop in undecided)
+        partly = 0 < num_undecided < len(batch)
+        checked = check(gray, _flags(len(batch), undecided) if partly else num_undecided > 0)
         return Prepared(batch if checked.images is gray else checked.images[..., None], *checked[1:])
     found = np.zeros((3, len(batch)), np.bool_)
     for row, results in framed:
@@ -188,7 +189,7 @@ def _check(
     rest = ~_flags(len(batch), [(row, row + len(results)) for row, results in framed])
     if rest.any():
         alone = gray[rest]
-        checked = check(alone, None if open_rows is None else open_rows[rest])
+        checked = check(alone, _flags(len(batch), undecided)[rest])
         found[:, rest] = checked[1:]
         if checked.images is not alone:
             batch = batch.copy()

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from digitserve.types import IMAGE_SIZE, FloatImage, Gray, Ink
 from digitserve.vision.background import FLAT_SHARE, MIN_CONTRAST
-from digitserve.vision.components import find_gaps, has_separate_shapes, project, segment
+from digitserve.vision.components import find_gaps, project, segment
 from digitserve.vision.framing import frame
 from digitserve.vision.polarity import find_ink, find_reduced_ink, measure_border
 
@@ -57,13 +57,18 @@ MIN_LIGHT_SHARE = 0.6
 
 _PIXELS = IMAGE_SIZE * IMAGE_SIZE
 _POSITIONS = np.arange(IMAGE_SIZE, dtype=np.float32) - np.float32(IMAGE_SIZE // 2)
-_MOMENTS = np.stack(
-    [np.ones(_PIXELS, np.float32), _POSITIONS.repeat(IMAGE_SIZE), np.tile(_POSITIONS, IMAGE_SIZE)], axis=1
-)
+_Y, _X = _POSITIONS.repeat(IMAGE_SIZE), np.tile(_POSITIONS, IMAGE_SIZE)
+_MOMENTS = np.stack([np.ones(_PIXELS, np.float32), _Y, _X], axis=1)
 """Weights of the sum of an image's pixels and of its first moments along y and x about pixel 14: float32[784, 3]."""
 
-_MOMENT_SUMS = _MOMENTS.sum(axis=0)
-_MOMENT_OFFSET = float(_MOMENT_SUMS[1])
+_BALANCE = np.stack([np.float32(MAX_OFF_CENTER) + side for side in (_Y, -_Y, _X, -_X)] + [_MOMENTS[:, 0]], axis=1)
+"""Weights of four sums that are all positive if the centre of mass is central enough, and of the sum: float32[784, 5]."""
+
+_BALANCE_SUMS = _BALANCE.sum(axis=0)
+
+_MAX_INK = MAX_INK_SHARE * 255 * _PIXELS
+
+_MIN_INK_SIDE, _INK_SIDES = np.uint8(MIN_INK_SIDE), np.uint8(MAX_INK_SIDE - MIN_INK_SIDE)
 
 _ROW = np.uint64((1 << IMAGE_SIZE) - 1)
 _ROW_BITS = np.uint64(IMAGE_SIZE)
@@ -93,27 +98,26 @@ class Treatment(Enum):
     FRAME = "frame"
 
 
-def check(images: Gray, undecided: NDArray[np.bool_] | None = None) -> Checked:
+def check(images: Gray, undecided: NDArray[np.bool_] | bool = False) -> Checked:  # noqa: FBT001, FBT002 - one for all
     """Find blank images and images with several shapes, and frame those that do not look like MNIST's.
 
     Args:
         images: uint8[N, 28, 28].
-        undecided: bool[N], the images whose polarity and framing are left to the service. All others are light on dark.
-            None for none.
+        undecided: bool[N], the images whose polarity and framing are left to the service; or one value for all. All
+            others are light on dark.
 
     Returns:
         The images, changed only where ``undecided``. Framed images have the results of framing.
     """
     if 0 < len(images) <= MAX_SINGLY:
-        found = [_check_one(image) for image in images]
-        blank, several, plain = (np.array(flags, np.bool_) for flags in zip(*found, strict=True))
+        blank, several, plain = np.array([_check_one(image) for image in images]).T
     else:
         blank, several, plain = _check_batch(images.reshape(len(images), _PIXELS))
     spans_image = np.zeros(len(images), np.bool_)
-    if undecided is not None:
-        plain |= ~undecided
-        if not plain.all():
-            images = _treat(images, np.flatnonzero(~plain).tolist(), blank, several, spans_image)
+    if undecided is not False and not plain.all():
+        others = np.flatnonzero(~plain & undecided).tolist()
+        if others:
+            images = _treat(images, others, blank, several, spans_image)
     return Checked(images, blank, several, spans_image)
 
 
@@ -177,23 +181,20 @@ def decide(gray: Gray) -> Treatment:
 def _check_one(image: Gray) -> tuple[bool, bool, bool]:
     """Return what ``_check_batch`` does for one image: faster for so few that its wide calls do not pay."""
     flat = image.reshape(_PIXELS)
-    low, high = int(np.minimum.reduce(flat)), int(np.maximum.reduce(flat))
+    high = int(np.maximum.reduce(flat))
+    low = int(np.minimum.reduce(flat)) if flat[0] else 0
     blank = high - low < MIN_CONTRAST
     segmentation = segment(image >= FOREGROUND_LEVEL)
-    several = plain = False
-    if segmentation is not None and not blank:
-        several = segmentation.several
-        total, y, x = flat.astype(np.float32).dot(_MOMENTS).tolist()
-        # What the background adds to the sums.
-        ink, offset = total - low * _PIXELS, low * _MOMENT_OFFSET
-        plain = (
-            MIN_INK_SIDE <= segmentation.box.longest <= MAX_INK_SIDE
-            and high - low > FULL_CONTRAST
-            and max(abs(y - offset), abs(x - offset))
-            <= MAX_OFF_CENTER * ink
-            <= MAX_OFF_CENTER * MAX_INK_SHARE * _PIXELS * (high - low)
-        )
-    return blank, several, plain
+    if segmentation is None or blank:
+        return blank, False, False
+    plain = MIN_INK_SIDE <= segmentation.box.longest <= MAX_INK_SIDE and high - low > FULL_CONTRAST
+    if plain:
+        balance = flat.astype(np.float32).dot(_BALANCE)
+        if low:
+            balance -= low * _BALANCE_SUMS
+        *sides, ink = balance.tolist()
+        plain = min(sides) >= 0 and ink <= _MAX_INK
+    return blank, segmentation.several, plain
 
 
 def _check_batch(flat: Gray) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
@@ -205,21 +206,23 @@ def _check_batch(flat: Gray) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDAr
     Returns:
         blank bool[N], several bool[N], and bool[N], the images that certainly look like MNIST's.
     """
-    low, high = np.minimum.reduce(flat, axis=1), np.maximum.reduce(flat, axis=1)
-    contrast = high - low
-    blank = contrast < MIN_CONTRAST
+    contrast = np.maximum.reduce(flat, axis=1)
+    balance = flat.astype(np.float32).dot(_BALANCE)
+    if flat[:, 0].any():  # otherwise the lowest grey level of all is 0
+        low = np.minimum.reduce(flat, axis=1)
+        contrast -= low
+        balance -= np.multiply.outer(low, _BALANCE_SUMS)
     projections = project(_pack_rows(flat))
-    lowest, gap = find_gaps(projections)
+    gap = find_gaps(projections)
+    blank = contrast < MIN_CONTRAST
     several = np.zeros(len(flat), np.bool_)
-    for index in np.flatnonzero(gap & ~blank).tolist():
-        several[index] = has_separate_shapes(flat[index].reshape(IMAGE_SIZE, IMAGE_SIZE) >= FOREGROUND_LEVEL)
-    columns_and_rows, lowest = projections[:2], lowest[:2]
-    plain = np.logical_or.reduce(columns_and_rows >= lowest << np.uint64(MIN_INK_SIDE - 1), axis=0)
-    plain &= np.logical_and.reduce(columns_and_rows < lowest << np.uint64(MAX_INK_SIDE), axis=0)
+    longest = np.maximum.reduce(np.bitwise_count(projections[:2]), axis=0)  # without a gap
+    plain = np.minimum.reduce(balance[:, :4], axis=1) >= 0
+    plain &= balance[:, 4] <= _MAX_INK
     plain &= contrast > FULL_CONTRAST
-    ink, y, x = (flat.astype(np.float32).dot(_MOMENTS) - np.multiply.outer(low, _MOMENT_SUMS)).T
-    plain &= np.maximum(np.abs(y), np.abs(x)) <= MAX_OFF_CENTER * ink
-    plain &= ink <= np.multiply(contrast, MAX_INK_SHARE * _PIXELS, dtype=np.float32)
+    plain &= longest - _MIN_INK_SIDE <= _INK_SIDES  # unsigned: a smaller side wraps around
+    for index in gap.nonzero()[0].tolist():
+        blank[index], several[index], plain[index] = _check_one(flat[index].reshape(IMAGE_SIZE, IMAGE_SIZE))
     return blank, several, plain
 
 

@@ -138,16 +138,6 @@ def segment(mask: NDArray[np.bool_]) -> Segmentation | None:
     return Segmentation(box, several, _edge_width(rows, box), whole=False)
 
 
-def has_separate_shapes(mask: NDArray[np.bool_]) -> bool:
-    """Return ``Segmentation.several`` of a mask that has a gap.
-
-    Args:
-        mask: bool[H, W], at most 64 a side, not empty.
-    """
-    largest, *others = find_components(mask)
-    return any(_is_separate_shape(other, largest) for other in others)
-
-
 def project(rows: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Project the masks of a batch along columns, rows and both diagonals.
 
@@ -168,19 +158,19 @@ def project(rows: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return projections
 
 
-def find_gaps(projections: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+def find_gaps(projections: NDArray[np.uint64]) -> NDArray[np.bool_]:
     """Find the masks that have a gap in some projection. Each of the others is one component.
 
     Args:
         projections: uint64[4, N] of ``project``.
 
     Returns:
-        The lowest bit of each projection, uint64[4, N]; and bool[N].
+        bool[N].
     """
     lowest = projections & (~projections + np.uint64(1))
     # The carry of the addition clears a projection that is a single run of ones.
     gap: NDArray[np.bool_] = np.logical_or.reduce(projections & (projections + lowest), axis=0)
-    return lowest, gap
+    return gap
 
 
 def _edge_width(rows: NDArray[np.uint64], box: Box) -> int:

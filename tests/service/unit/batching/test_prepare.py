@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from digitserve.batching.pipeline import decide_verdicts
 from digitserve.batching.prepare import Prepared, framing_work, prepare, prepare_gray
 from digitserve.protocol.codec import IMAGE_BYTES, Limits, Request, decode
+from digitserve.protocol.names import Verdict
 from digitserve.types import Framing, Ink
 from digitserve.v1 import digits_pb2 as pb
 from digitserve.vision.batch_checks import verdicts
@@ -79,7 +81,7 @@ def test_an_image_of_unspecified_framing_is_framed_unless_it_looks_like_mnist() 
 
 
 def test_a_band_from_border_to_border_is_marked() -> None:
-    """An image that shows only the gutter of a book is marked, and only its row."""
+    """An image that shows only the gutter of a book is marked, and is never accepted."""
     gutter = np.full((60, 60), 240, np.uint8)
     gutter[:, 30:36] = 20
     digit = np.full((60, 60), 240, np.uint8)
@@ -88,6 +90,8 @@ def test_a_band_from_border_to_border_is_marked() -> None:
     prepared = whole(gray_request(np.stack([digit, gutter])), gray_request(np.zeros((1, 28, 28), np.uint8)))
 
     assert prepared.spans_image.tolist() == [False, True, False]
+    verdicts_found = decide_verdicts([0.0, 0.0, 0.0], 1.0, prepared)
+    assert verdicts_found == [Verdict.ACCEPTED, Verdict.UNFAMILIAR, Verdict.BLANK]
 
 
 def test_transparent_images_of_the_networks_size_are_read_from_their_alpha() -> None:
