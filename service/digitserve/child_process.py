@@ -5,7 +5,9 @@
 Children are started by exec, because a fork would copy the locks of gRPC's and onnxruntime's threads but not the threads.
 The channel is a socket pair that the child inherits, not its standard output: what a library or a ``sitecustomize`` prints
 goes to standard error and cannot break the channel. When the parent ends, its end of the channel closes, which the child
-sees as ``ChannelClosed``. Children are started with ``-P``, so that modules in the working directory are not imported.
+gets as ``ChannelClosed``. Children are started with ``-P``, so that modules in the working directory are not imported, and
+with SIGINT blocked: Ctrl-C reaches the whole foreground process group of a terminal, and only the parent decides what
+happens then.
 """
 
 import asyncio
@@ -16,7 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -48,15 +50,9 @@ class Channel:
         return cls(socket.socket(fileno=fd))
 
     def send(self, message: Any) -> None:
-        """Send a JSON value.
-
-        Raises:
-            ChannelClosed: the other end is closed.
-        """
-        try:
+        """Send a JSON value. A closed other end is no error here: ``receive`` reports it."""
+        with contextlib.suppress(ConnectionError):
             self._socket.sendall(_encode(message))
-        except (BrokenPipeError, ConnectionResetError):
-            raise ChannelClosed from None
 
     def receive(self, timeout_s: float | None = None) -> Any:
         """Wait for a JSON value.
@@ -104,7 +100,7 @@ class Child:
         with contextlib.ExitStack() as on_failure:
             ours, theirs = socket.socketpair()
             on_failure.enter_context(ours)
-            with theirs:
+            with theirs, _sigint_blocked():
                 self.process = subprocess.Popen(
                     _command(module),
                     stdin=subprocess.DEVNULL, stdout=_STDERR, pass_fds=(theirs.fileno(),),
@@ -159,7 +155,7 @@ class AsyncChild:
         with contextlib.ExitStack() as on_failure:
             ours, theirs = socket.socketpair()
             on_failure.enter_context(ours)
-            with theirs:
+            with theirs, _sigint_blocked():
                 process = await asyncio.create_subprocess_exec(
                     *_command(module),
                     stdin=subprocess.DEVNULL, stdout=_STDERR, pass_fds=(theirs.fileno(), *pass_fds),
@@ -214,7 +210,7 @@ class AsyncChild:
             self._pidfd = None
 
     def kill(self) -> None:
-        """End the process at once, if it still runs."""
+        """End the process immediately, if it still runs."""
         # Not process.kill(): it polls first, and so may reap the process before asyncio's watcher does, which then
         # reports "Unknown child process" and exit code 255. The descriptor cannot name another process.
         if self._pidfd is not None:
@@ -224,6 +220,17 @@ class AsyncChild:
 
 def _command(module: str) -> list[str]:
     return [sys.executable, "-P", "-m", module]
+
+
+@contextlib.contextmanager
+def _sigint_blocked() -> Iterator[None]:
+    """Block SIGINT in this thread: a process that it starts inherits the mask."""
+    # A handler that the child sets could not act on a SIGINT that arrives while the child starts.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _environment(theirs: socket.socket, added: Mapping[str, str] | None) -> dict[str, str]:

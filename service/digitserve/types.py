@@ -33,3 +33,13 @@ class Framing(Enum):
     AS_IS = "as_is"
     MNIST = "mnist"
     AUTO = "auto"
+
+
+def default_framing(height: int, width: int) -> Framing:
+    """Return the framing of images in pixels of this size when a request states neither framing nor polarity."""
+    return Framing.AUTO if height == width == IMAGE_SIZE else Framing.MNIST
+
+
+def default_ink(framing: Framing) -> Ink:
+    """Return the polarity of images with this framing when a request does not state it."""
+    return Ink.LIGHT_ON_DARK if framing is Framing.AS_IS else Ink.AUTO

@@ -10,7 +10,7 @@ One thread receives requests, forms batches, runs them and sends the answers. Th
     supervisor ◀── {"event": "ready", "provider": ...} or {"event": "refused", "message": ...} ── worker
     supervisor closes its end, or ends ──▶ worker drains
 
-With ``--workers 0`` the supervisor runs the same ``Worker`` on a thread of its own process.
+With ``--workers 0`` the same ``Worker`` runs on a thread of the supervisor process.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from digitserve.batching.batcher import Batcher
 from digitserve.batching.pipeline import PendingRequest, Pipeline
 from digitserve.child_process import Channel, ChannelClosed
 from digitserve.errors import StartupError
-from digitserve.inference.bundle import Bundle, find_bundle, read_bundle
+from digitserve.inference.bundle import Bundle, served_bundle
 from digitserve.inference.session import Session
 from digitserve.protocol.codec import Limits
 from digitserve.settings import Settings
@@ -53,7 +53,7 @@ MAX_DRAIN_ITERATIONS = 16
 """Most iterations that take calls out of core before the listener closes."""
 
 LINGER_S = 1.0
-"""After GOAWAY, seconds for clients to close. Idle clients close at once; health watchers and open streams may not."""
+"""After GOAWAY, seconds for clients to close. Idle clients close immediately; health watchers and open streams may not."""
 
 FRAMING_UNIT_S = 4e-10
 """First estimate of seconds per unit of framing: 105 us for a small image, as on grainy paper. Batches correct it."""
@@ -215,18 +215,16 @@ def main() -> int:
     start = channel.receive()
     settings = Settings.from_dict(start["settings"])
     log.configure(settings.log_format, pid=os.getpid())
-    # Ctrl-C goes to the whole process group of the terminal; the supervisor decides what happens.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        bundle = read_bundle(find_bundle(settings.models, settings.model, settings.model_version))
+        bundle = served_bundle(settings)
         worker = Worker(settings, bundle, Block(bundle.manifest.labels, start["block_fd"]), start["num_threads"])
         worker.listen()
     except StartupError as error:
-        _send(channel, {"event": "refused", "message": str(error)})
+        channel.send({"event": "refused", "message": str(error)})
         return EXIT_REFUSED
     signal.signal(signal.SIGTERM, lambda _signal, _frame: worker.drain())
     threading.Thread(target=_drain_when_closed, args=(channel, worker.drain), daemon=True).start()
-    _send(channel, {"event": "ready", "provider": worker.provider})
+    channel.send({"event": "ready", "provider": worker.provider})
     try:
         worker.run()
     except Exception:
@@ -235,12 +233,6 @@ def main() -> int:
         sys.stderr.flush()
         os._exit(EXIT_CRASHED)
     return 0
-
-
-def _send(channel: Channel, message: dict[str, str]) -> None:
-    # A supervisor that has ended needs no message; its end makes the worker drain.
-    with contextlib.suppress(ChannelClosed):
-        channel.send(message)
 
 
 def _drain_when_closed(channel: Channel, drain: Callable[[], None]) -> None:

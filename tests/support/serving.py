@@ -19,7 +19,7 @@ import grpc
 from prometheus_client.parser import text_string_to_metric_families
 
 from digitserve.client import CHANNEL_OPTIONS
-from digitserve.inference.bundle import find_bundle, read_bundle
+from digitserve.inference.bundle import served_bundle
 from digitserve.protocol.names import CLASSIFY, CLASSIFY_STREAM
 from digitserve.settings import Settings
 from digitserve.telemetry.block import Block
@@ -112,7 +112,7 @@ class RunningWorker:
 def run_worker(models: Path, collector: ServiceCollector | None = None, **changes: object) -> Iterator[RunningWorker]:
     """Run a worker on a thread of this process, and drain it at the end of the ``with`` block."""
     settings = Settings(models=models, lame_duck_s=0.0, **{"grpc_port": 0, **changes})  # type: ignore[arg-type]
-    bundle = read_bundle(find_bundle(models, settings.model, settings.model_version))
+    bundle = served_bundle(settings)
     block = collector.new_block() if collector else Block(bundle.manifest.labels)
     worker = Worker(settings, bundle, block, num_threads=1)
     address = f"127.0.0.1:{worker.listen()}"
@@ -174,7 +174,7 @@ class Service:
         return [int(pid) for pid in children]
 
     def channel(self, *, retries: bool = False) -> grpc.Channel:
-        """Open a channel with a connection of its own, with or without the retry policy of the client library."""
+        """Open a channel with a separate connection, with or without the retry policy of the client library."""
         options = CHANNEL_OPTIONS if retries else CHANNEL_OPTIONS[1:]
         return grpc.insecure_channel(self.grpc_address, options=(("grpc.use_local_subchannel_pool", 1), *options))
 

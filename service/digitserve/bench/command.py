@@ -56,13 +56,13 @@ class Outcome:
         return self.best is not None and self.best.counts.num_ok > 0 and not self.best.counts.wrong
 
 
-def run(plan: Plan, options: Options, out: TextIO, errors: TextIO) -> Outcome:
+def run(plan: Plan, options: Options, print_line: Callable[[str], None], errors: TextIO) -> Outcome:
     """Run a plan, or search with it, and print the report.
 
     Args:
         plan: the load.
         options: what to do with it.
-        out: receives the report.
+        print_line: prints the report.
         errors: receives the probes of a search and, on a terminal, the progress.
 
     Raises:
@@ -73,7 +73,7 @@ def run(plan: Plan, options: Options, out: TextIO, errors: TextIO) -> Outcome:
     if options.plot is not None:
         plot.require()
     outcome = asyncio.run(_Bench(plan, options, errors).run())
-    _print(outcome, options, out)
+    _print(outcome, options, print_line)
     if options.plot is not None and outcome.best is not None:
         plot.write(outcome.best, options.plot)
     return outcome
@@ -98,7 +98,7 @@ class _Bench:
 
     def _stop(self) -> None:
         self._stopped = True
-        # The second Ctrl-C ends the command at once.
+        # The second Ctrl-C ends the command immediately.
         asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
         if self._coordinator is not None:
             self._coordinator.stop()
@@ -123,7 +123,7 @@ class _Bench:
             if measurement.stopped:
                 break
             met = report.meets_slo(measurement, slo_s)
-            outcome.probes.append({"rate": rate, "p99_s": report.latencies(measurement)["p99"], "held": met})
+            outcome.probes.append({"rate": rate, "p99_s": report.latencies(measurement)["p99"], "met": met})
             self._print_probe(measurement, met=met)
             outcome.best = measurement if met else outcome.best
             try:
@@ -166,19 +166,19 @@ def _progress_line(terminal: TextIO) -> Callable[[Measurement, float], None]:
     return show
 
 
-def _print(outcome: Outcome, options: Options, out: TextIO) -> None:
+def _print(outcome: Outcome, options: Options, print_line: Callable[[str], None]) -> None:
     best = outcome.best
     if options.as_json:
         run = {} if best is None else report.as_json(best)
         searched = {} if options.slo_s is None else {
             "slo_s": options.slo_s, "highest_rate": None if best is None else best.plan.rate, "probes": outcome.probes,
         }  # fmt: skip
-        out.write(json.dumps(run | searched) + "\n")
+        print_line(json.dumps(run | searched))
         return
     if options.slo_s is not None:
         limit = f"p99 within {options.slo_s * 1e3:g} ms"
         rate = None if best is None else best.plan.rate
         found = f"no rate with {limit}" if rate is None else f"{rate:,.1f} requests/s is the highest rate with {limit}"
-        out.write(f"{'search':<12} {found}{' (stopped before its end)' * outcome.stopped}\n")
+        print_line(f"{'search':<12} {found}{' (stopped before its end)' * outcome.stopped}")
     if best is not None:
-        out.write(report.as_text(best) + "\n")
+        print_line(report.as_text(best))

@@ -89,8 +89,8 @@ class Coordinator:
         """
         try:
             await asyncio.gather(*(self._start_child(index) for index in range(self._plan.processes)))
-            await asyncio.gather(*(self._wait_until_connected(child) for child in self._children))
-            await self._measure()
+            if await self._connect():
+                await self._measure()
         finally:
             for child in self._children:
                 child.kill()
@@ -106,6 +106,22 @@ class Coordinator:
         child = await AsyncChild.start("digitserve.bench.process")
         self._children.append(child)
         await child.send({"index": index, "plan": self._plan.to_json()})
+
+    async def _connect(self) -> bool:
+        """Wait until all processes are connected; return false if the run is stopped before."""
+        connected = asyncio.gather(*(self._wait_until_connected(child) for child in self._children))
+        stopper = asyncio.create_task(self._stop.wait())
+        stopper.add_done_callback(lambda _: connected.cancel())
+        try:
+            await connected
+        except asyncio.CancelledError:
+            if not self._stop.is_set():
+                raise
+            self._measurement.stopped = True
+            return False
+        finally:
+            stopper.cancel()
+        return True
 
     async def _wait_until_connected(self, child: AsyncChild) -> None:
         message = await self._receive(child, self._plan.timeout_s + self._patience_s)

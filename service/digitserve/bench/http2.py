@@ -187,14 +187,14 @@ class Connection:
         state = self._streams[stream_id] = _Stream(self._initial_window, ended=end_stream)
         self._out.append(frame_header(len(block), HEADERS, END_HEADERS, stream_id) + block)
         if body or end_stream:
-            self._send(stream_id, state, body, end_stream)
+            self._send(stream_id, state, body, end_stream=end_stream)
         return stream_id
 
     def send(self, stream_id: int, body: bytes, *, end_stream: bool) -> None:
         """Send more data on an open stream; what exceeds the peer's windows is sent after its next WINDOW_UPDATE."""
         state = self._streams[stream_id]
         state.ended = end_stream
-        self._send(stream_id, state, body, end_stream)
+        self._send(stream_id, state, body, end_stream=end_stream)
 
     def cancel(self, stream_id: int) -> None:
         """Cancel a stream; later frames on it cause no events."""
@@ -269,7 +269,7 @@ class Connection:
         if flags & WITH_PRIORITY:
             payload = payload[5:]
         if flags & END_HEADERS:
-            self._on_block(stream_id, payload, bool(flags & END_STREAM), events)
+            self._on_block(stream_id, payload, events, ended=bool(flags & END_STREAM))
         else:
             self._partial_block = stream_id, bool(flags & END_STREAM), payload
 
@@ -280,9 +280,9 @@ class Connection:
         self._partial_block = stream_id, ended, before + payload
         if flags & END_HEADERS:
             self._partial_block = None
-            self._on_block(stream_id, before + payload, ended, events)
+            self._on_block(stream_id, before + payload, events, ended=ended)
 
-    def _on_block(self, stream_id: int, block: bytes, ended: bool, events: list[Event]) -> None:  # noqa: FBT001
+    def _on_block(self, stream_id: int, block: bytes, events: list[Event], *, ended: bool) -> None:
         value = self._block_cache.get(block)
         if value is None:
             value = self._decode(block)
@@ -366,7 +366,7 @@ class Connection:
 
     # Sending, and ending streams.
 
-    def _send(self, stream_id: int, state: _Stream, body: bytes, end_stream: bool) -> None:  # noqa: FBT001
+    def _send(self, stream_id: int, state: _Stream, body: bytes, *, end_stream: bool) -> None:
         num_bytes = len(body)
         if (
             state.unsent is None

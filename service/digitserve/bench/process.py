@@ -3,12 +3,11 @@
     from the parent: the process's index and the plan; the start time; then anything, or the channel's end, means "stop"
     to the parent:   ``connected`` or ``unreachable``; ``running``; ``counts`` repeatedly; ``done``
 
-The parent sends "stop" only after ``running``: the channel may read several messages into its buffer at once, and a
+The parent sends "stop" only after ``running``. Otherwise the channel could read both messages into its buffer, and a
 message in the buffer does not make the file descriptor readable.
 """
 
 import gc
-import signal
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,8 +22,6 @@ _TIMER_SLACK = Path("/proc/self/timerslack_ns")
 
 def main() -> None:
     """Run this process's share of the plan; end early, without an error, if the parent process has ended."""
-    # Ctrl-C reaches all processes of the terminal's foreground group; the parent decides what to do.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(OSError):
         _TIMER_SLACK.write_text("1000")
     with suppress(ChannelClosed):
@@ -33,9 +30,7 @@ def main() -> None:
 
 def _run(channel: Channel) -> None:
     def report(counts: Counts) -> None:
-        # If the parent has ended, the channel's end stops the load.
-        with suppress(ChannelClosed):
-            channel.send({"event": "counts", "counts": counts.to_json()})
+        channel.send({"event": "counts", "counts": counts.to_json()})
 
     first = channel.receive()
     try:

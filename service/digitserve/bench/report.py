@@ -180,7 +180,7 @@ def _cpu_line(measurement: Measurement) -> str:
 def _load_line(measurement: Measurement) -> str:
     num = measurement.counts.codes.total()
     each = f"{measurement.cpu_s / num * 1e6:.1f} us per request, " if num else ""
-    return f"{each}processes {', '.join(f'{share:.0%}' for share in measurement.busy)} busy"
+    return f"{each}processes {', '.join(f'{share:.0%}' for share in measurement.busy) or 'not'} busy"
 
 
 def _warnings(measurement: Measurement) -> list[str]:

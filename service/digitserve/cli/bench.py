@@ -1,6 +1,5 @@
 """``digitserve bench``: flags to a plan; ``bench.command`` runs it."""
 
-import math
 import os
 import sys
 from collections.abc import Callable
@@ -10,8 +9,8 @@ from typing import Any
 import click
 
 from digitserve.cli.exit_codes import ExitCode
-from digitserve.cli.options import POSITIVE, Command, FiniteRange, Option, address_option, require_extra
-from digitserve.cli.output import print_error
+from digitserve.cli.options import POSITIVE, Command, FiniteRange, Option, address_option, parse_size, require_extra
+from digitserve.cli.output import print_line
 
 
 def _sizes(_context: click.Context, _parameter: click.Parameter, text: str) -> tuple[tuple[int, int, float], ...]:
@@ -19,13 +18,7 @@ def _sizes(_context: click.Context, _parameter: click.Parameter, text: str) -> t
     sizes = []
     for part in text.split(","):
         size, _, weight = part.strip().partition(":")
-        height, _, width = size.partition("x")
-        try:
-            sizes.append((int(height), int(width), float(weight or 1)))
-        except ValueError:
-            sizes.append((0, 0, 0.0))
-        if min(sizes[-1]) <= 0 or not math.isfinite(sizes[-1][2]):
-            raise click.BadParameter(f"got '{part}'; expected HEIGHTxWIDTH or HEIGHTxWIDTH:WEIGHT, such as 64x64:0.2")
+        sizes.append((*parse_size(size), POSITIVE.convert(weight or 1, None, None)))
     return tuple(sizes)
 
 
@@ -41,10 +34,13 @@ def _option(name: str, section: str, /, **arguments: Any) -> Callable[[Any], Any
     default=5.0,
     show_default=True,
     type=POSITIVE,
-    help="Longest wait for connections, and for answers after the measured time.",
+    help="Maximum time in seconds to wait for connections, and for answers after the measured time.",
 )
 @_option(
-    "--metrics", "Connection", metavar="URL", help="The service's /metrics page.  [default: http://HOST:8080/metrics]"
+    "--metrics",
+    "Connection",
+    metavar="URL",
+    help="URL of the /metrics page of the service.  [default: http://HOST:8080/metrics]",
 )
 @_option(
     "--connections",
@@ -60,15 +56,20 @@ def _option(name: str, section: str, /, **arguments: Any) -> Callable[[Any], Any
     default=4,
     show_default=True,
     type=click.IntRange(1),
-    help="Most requests in flight per connection.",
+    help="Maximum number of requests in flight per connection.",
 )
 @_option(
     "--rate",
     "Load",
     type=POSITIVE,
-    help="Open loop with this many requests/s. Without it a closed loop, as fast as the service answers.",
+    help="Send this many requests/s (open loop). Default: as fast as the service answers (closed loop).",
 )
-@_option("--poisson", "Load", is_flag=True, help="Open loop at random times instead of evenly spaced ones.")
+@_option(
+    "--poisson",
+    "Load",
+    is_flag=True,
+    help="Send requests at random times (Poisson process) instead of at equal intervals.",
+)
 @_option(
     "--method",
     "Load",
@@ -109,7 +110,7 @@ def _option(name: str, section: str, /, **arguments: Any) -> Callable[[Any], Any
     default=10.0,
     show_default=True,
     type=POSITIVE,
-    help="Measured time; with --slo-ms of each probe.",
+    help="Measured time in seconds; with --slo-ms, that of each probe.",
 )
 @_option(
     "--warm-up-s",
@@ -117,14 +118,14 @@ def _option(name: str, section: str, /, **arguments: Any) -> Callable[[Any], Any
     default=1.0,
     show_default=True,
     type=FiniteRange(0),
-    help="Time under load before the measured time.",
+    help="Time under load before the measured time, in seconds.",
 )
 @_option(
     "--slo-ms",
     "Measurement",
     type=POSITIVE,
-    help="Find the highest rate at which 99 % of the requests are answered with OK within this time; starts at --rate, "
-    "else at 500.",
+    help="Search for the highest rate at which 99 % of the requests are answered with OK within this many milliseconds. "
+    "The search starts at --rate, or at 500 requests/s.",
 )
 @_option("--json", "Output", is_flag=True, help="Print one JSON object instead of text.")
 @_option(
@@ -136,16 +137,17 @@ def _option(name: str, section: str, /, **arguments: Any) -> Callable[[Any], Any
 )
 @click.pass_context
 def bench(context: click.Context, /, **values: Any) -> None:
-    """Load a service and report throughput, latencies, errors, batch sizes and CPU time.
+    """Measure throughput and latency of a service.
+
+    The report also has errors, batch sizes and CPU time.
 
     \b
     Exit codes: 0 measured; 1 no request was answered with OK, or an answer was wrong,
     or no rate met --slo-ms; 2 wrong usage; 3 no service answers; 130 stopped by Ctrl-C.
-    """  # noqa: D301 - click does not wrap a paragraph that starts with backslash b
+    """
     require_extra("bench")
-    from digitserve.bench import command  # noqa: PLC0415
-    from digitserve.bench.load import Unreachable  # noqa: PLC0415
-    from digitserve.bench.plan import Plan, Size  # noqa: PLC0415
+    from digitserve.bench import command
+    from digitserve.bench.plan import Plan, Size
 
     _check(values)
     slo_ms = values.pop("slo_ms")
@@ -153,11 +155,7 @@ def bench(context: click.Context, /, **values: Any) -> None:
     options = command.Options(url, slo_ms and slo_ms / 1e3, values.pop("json"), values.pop("plot"))
     values["processes"] = values["processes"] or min(values["connections"], len(os.sched_getaffinity(0)))
     values["sizes"] = tuple(Size(*size) for size in values["sizes"])
-    try:
-        outcome = command.run(Plan(**values), options, sys.stdout, sys.stderr)
-    except Unreachable as error:
-        print_error(str(error))
-        context.exit(ExitCode.UNREACHABLE)
+    outcome = command.run(Plan(**values), options, print_line, sys.stderr)
     context.exit(ExitCode.INTERRUPTED if outcome.stopped else ExitCode.OK if outcome.good else ExitCode.NEGATIVE)
 
 

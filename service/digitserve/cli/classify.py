@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
-import numpy as np
 
 from digitserve.cli.exit_codes import ExitCode
 from digitserve.cli.options import Command, Option, address_option, parse_size, timeout_option
@@ -39,7 +38,8 @@ def _size(_context: click.Context, _parameter: click.Parameter, text: str | None
     cls=Option,
     section="Images",
     type=click.Choice(_INKS),
-    help="Which side of the grey scale the strokes are on.  [default: detected; as in MNIST for images of 28x28]",
+    help="Whether the strokes are lighter or darker than the background; auto detects it.  [default: light_on_dark for "
+    "28x28 images, otherwise auto]",
 )
 @click.option(
     "--top-k",
@@ -52,23 +52,23 @@ def _size(_context: click.Context, _parameter: click.Parameter, text: str | None
 )
 @click.option("--json", "as_json", cls=Option, section="Output", is_flag=True, help="Print one JSON object per image.")
 @address_option()
-@timeout_option(5.0, "Longest wait for the answer to a file, in seconds.")
+@timeout_option(5.0, "Maximum time to classify a file, in seconds.")
 @click.pass_context
 def classify(
     context: click.Context, /, *, files: tuple[str, ...], size: tuple[int, int] | None, ink: str | None, top_k: int,
     as_json: bool, address: str, timeout_s: float,
 ) -> None:  # fmt: skip
-    """Classify the digits in FILES; - reads standard input.
+    """Classify the images in FILES; - is standard input.
 
-    Reads PNG, JPEG, BMP, GIF, WEBP, TIFF, .npy arrays uint8[H,W], [N,H,W] or [N,H,W,C], and with --size raw pixels.
+    Formats: PNG, JPEG, BMP, GIF, WEBP, TIFF; .npy with an array uint8[H,W], [N,H,W] or [N,H,W,C]; raw pixels with --size.
 
     \b
     Exit codes: 0 all images were classified; 1 a file or image was rejected;
     2 wrong usage; 3 no service answers; 4 no answer in time; 130 stopped by Ctrl-C.
-    """  # noqa: D301 - click does not wrap a paragraph that starts with backslash b
-    from digitserve.client import Client, Ink, RequestRejected  # noqa: PLC0415
-    from digitserve.errors import ImageFileError  # noqa: PLC0415
-    from digitserve.vision.image_files import read_images  # noqa: PLC0415
+    """
+    from digitserve.client import Client, Ink, RequestRejected
+    from digitserve.errors import ImageFileError
+    from digitserve.vision.image_files import read_images
 
     code = ExitCode.OK
     with Client(address, num_connections=1, timeout_s=timeout_s) as client:
@@ -119,11 +119,13 @@ def _to_json(prediction: "Prediction") -> dict[str, Any]:
 
 def shortest(number: float) -> float:
     """Return the number with the fewest digits that is the same as float32, the type in the protocol."""
+    import numpy as np
+
     return float(str(np.float32(number)))
 
 
 def _describe(prediction: "Prediction") -> str:
-    from digitserve.client import Verdict  # noqa: PLC0415
+    from digitserve.client import Verdict
 
     if prediction.verdict is Verdict.BLANK:
         return "blank: no ink"

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from digitserve.cli.exit_codes import ExitCode, exit_code
-from digitserve.cli.output import print_error
+from digitserve.cli.output import open_standard_streams, print_error
 from digitserve.errors import DigitserveError
+from digitserve.settings import Settings, endpoint, environment_value, setting_named
 
 if TYPE_CHECKING:
     from click.formatting import HelpFormatter
@@ -56,6 +57,11 @@ class CommandGroup(click.Group):
 
     command_class = Command
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command line of this process."""
+        open_standard_streams()
+        return super().main(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
         try:
@@ -68,13 +74,13 @@ class CommandGroup(click.Group):
 
 
 class FiniteRange(click.FloatRange):
-    """A range of numbers without NaN, which compares as inside every range."""
+    """A range of numbers without NaN, which compares as inside every range, and without infinity."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Convert a flag's value."""
         number = super().convert(value, param, ctx)
-        if math.isnan(number):
-            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
         return number
 
 
@@ -89,7 +95,7 @@ def require_extra(extra: str) -> None:
     """Check that the packages of an extra are installed.
 
     Raises:
-        MissingExtraError: one is not; the message says how to install it.
+        MissingExtraError: one is not; the message states how to install it.
     """
     for module in _REQUIRED_MODULES[extra]:
         if find_spec(module) is None:
@@ -112,18 +118,16 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def _default_address() -> str:
     """Return the address of a service with the same environment: in a container, commands need no further variable."""
-    host = os.environ.get("DIGITSERVE_HOST") or "127.0.0.1"
+    host = environment_value(setting_named("host"), os.environ) or Settings.host
+    port = environment_value(setting_named("grpc_port"), os.environ) or Settings.grpc_port
     # A service that listens on all addresses is reached by the loopback address of the same kind.
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not bound
-    port = os.environ.get("DIGITSERVE_GRPC_PORT", "")
-    # Kubernetes sets it to tcp://ADDRESS:PORT in every container if there is a Service named digitserve-grpc.
-    port = "50051" if port.startswith(("tcp://", "udp://", "sctp://")) else port or "50051"
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return endpoint(host, port)
 
 
 def _parse_address(_context: click.Context, _parameter: click.Parameter, text: str) -> str:
-    from digitserve.client.address import normalize_address  # noqa: PLC0415
-    from digitserve.client.errors import InvalidAddress  # noqa: PLC0415
+    from digitserve.client.address import normalize_address
+    from digitserve.client.errors import InvalidAddress
 
     try:
         return normalize_address(text)
@@ -136,7 +140,7 @@ def address_option() -> Callable[[Any], Any]:
     return click.option(
         "--address", cls=Option, section="Connection", default=_default_address, callback=_parse_address,
         envvar="DIGITSERVE_ADDRESS", show_envvar=True, metavar="HOST:PORT",
-        show_default="$DIGITSERVE_HOST, else 127.0.0.1, and $DIGITSERVE_GRPC_PORT, else 50051",
+        show_default="$DIGITSERVE_HOST:$DIGITSERVE_GRPC_PORT, by default 127.0.0.1:50051",
         help="Address of the service.",
     )  # fmt: skip
 

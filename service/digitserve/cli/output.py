@@ -7,12 +7,26 @@ import click
 
 from digitserve.cli.exit_codes import ExitCode
 
+_STDERR = 2
+
+
+def open_standard_streams() -> None:
+    """Open ``/dev/null`` in place of standard streams that are closed.
+
+    Otherwise the next file or socket would get the number of a standard stream, and child processes would write to it.
+    """
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        name, mode = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))[fd]
+        os.set_inheritable(fd, True)  # noqa: FBT003 - positional only
+        setattr(sys, name, os.fdopen(fd, mode, closefd=False))
+    os.close(fd)
+
 
 def print_line(text: str) -> None:
     """Print a line on standard output.
 
     Raises:
-        click.exceptions.Exit: nobody reads standard output any more, or it cannot be written.
+        click.exceptions.Exit: the reader of standard output has ended, or it cannot be written.
     """
     try:
         click.echo(text)

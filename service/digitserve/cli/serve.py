@@ -1,6 +1,7 @@
 """``digitserve serve``: flags from the declarations in ``settings``; the supervisor does the work."""
 
 import os
+from contextlib import suppress
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def _option(setting: Field[Any]) -> Option:
 @click.pass_context
 def _serve(context: click.Context, /, *, tune: bool, **values: Any) -> None:
     require_extra("serve")
-    from digitserve import log  # noqa: PLC0415
+    from digitserve import log
 
     settings = Settings(**values)
     log.configure(settings.log_format)
@@ -68,14 +69,20 @@ def _serve(context: click.Context, /, *, tune: bool, **values: Any) -> None:
 
 
 def _run(settings: Settings) -> int:
-    from digitserve.supervision import supervisor  # noqa: PLC0415
+    from digitserve.supervision import supervisor
 
-    return supervisor.serve(settings)
+    return supervisor.serve(settings, print_banner)
+
+
+def print_banner(text: str) -> None:
+    """Print the banner if standard output can be written: the service also runs without a reader."""
+    with suppress(click.exceptions.Exit):
+        print_line(text)
 
 
 def _propose(settings: Settings) -> int:
-    from digitserve.supervision import autotune, device  # noqa: PLC0415
-    from digitserve.supervision.cpu_budget import cpu_budget  # noqa: PLC0415
+    from digitserve.supervision import autotune, device
+    from digitserve.supervision.cpu_budget import cpu_budget
 
     budget = cpu_budget()
     trials: list[autotune.Trial] = []

@@ -1,7 +1,8 @@
 """``Client.classify_stream``: one stream at a time, opened again where it stopped when a worker is replaced.
 
-Three threads: the caller's receives; one of the stream's own takes images from the caller's iterator; gRPC's sends them. A
-fourth, the watchdog, cancels the stream when an answer is overdue, because gRPC's blocking streams have no timeout per message.
+Three threads: the caller's thread receives; a thread of the stream takes images from the caller's iterator; gRPC's thread
+sends them. A fourth, the watchdog, cancels the stream when an answer is overdue, because gRPC's blocking streams have no
+timeout per message.
 """
 
 import threading
@@ -14,7 +15,7 @@ import grpc
 
 from digitserve.client.channel import Connection
 from digitserve.client.errors import ClientError
-from digitserve.client.pool import Deadline, Pool
+from digitserve.client.pool import MAX_TIMEOUT_S, Deadline, Pool
 from digitserve.client.predictions import Prediction
 from digitserve.client.stream_window import (
     StreamInterrupted,
@@ -44,7 +45,7 @@ class BlockingStream:
         self._changed = threading.Condition()
         self._closed = False
         self._input_error: BaseException | None = None
-        self._watchdog = _Watchdog(timeout_s, self._cancel)
+        self._watchdog = _Watchdog(min(timeout_s, MAX_TIMEOUT_S), self._cancel)
         self._borrowed = ExitStack()
         self._call: Any = None
         self._call_number = 0
@@ -90,7 +91,7 @@ class BlockingStream:
             return self._window.head
 
     def _feed(self) -> None:
-        """Take images from the caller's iterator while there is room for them. Runs on a thread of its own."""
+        """Take images from the caller's iterator while there is room for them. Runs on a separate thread."""
         try:
             images = iter(self._images)
             index = 0
@@ -182,7 +183,7 @@ class BlockingStream:
 
 
 class _Watchdog:
-    """Cancels a wait that lasts too long. Belongs to one stream; a thread of its own runs until ``stop``.
+    """Cancels a wait that lasts too long. Belongs to one stream; a separate thread runs until ``stop``.
 
     Attributes:
         expired: the deadline that passed during a wait; None if none did.

@@ -107,7 +107,9 @@ def to_client_error(error: grpc.RpcError, timeout_s: float, prefix: str = "") ->
         )
     if code is grpc.StatusCode.UNAVAILABLE:
         return Unreachable(f"{prefix}no service answers ({details}); is 'digitserve serve' running at this address?")
-    return RequestRejected(f"{prefix}{code.name}: {details}", code, _retry_after_s(rpc_status.from_call(error)))
+    return RequestRejected(
+        f"{prefix}{code.name}: {details or 'without a message'}", code, _retry_after_s(rpc_status.from_call(error))
+    )
 
 
 def to_rejection(status: status_pb2.Status, prefix: str) -> RequestRejected:

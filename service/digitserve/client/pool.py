@@ -1,5 +1,6 @@
 """Choice of a connection for each call, deadlines, and retry delays. Plain objects that both clients share."""
 
+import math
 import random
 import threading
 import time
@@ -23,6 +24,9 @@ all are sent to the same worker."""
 
 MIN_RETRY_DELAY_S = 0.01
 """Shortest delay before a request that found the service's queue full is sent again."""
+
+MAX_TIMEOUT_S = 365 * 86400.0
+"""Longer timeouts, such as infinite ones, count as this: gRPC and threads cannot represent them."""
 
 T = TypeVar("T")
 
@@ -92,6 +96,17 @@ class Deadline:
     """
 
     def __init__(self, timeout_s: float) -> None:
+        """Start now.
+
+        Args:
+            timeout_s: at most ``MAX_TIMEOUT_S`` counts. Without any time left, the call fails before it is sent.
+
+        Raises:
+            InvalidRequest: it is NaN.
+        """
+        if math.isnan(timeout_s):
+            raise InvalidRequest("timeout_s: got nan; expected a number of seconds")
+        timeout_s = min(timeout_s, MAX_TIMEOUT_S)
         self.timeout_s = timeout_s
         self.end_s = time.monotonic() + timeout_s
 
@@ -114,7 +129,7 @@ class Deadline:
 
 
 def retry_delay_s(error: grpc.RpcError, deadline: Deadline, prefix: str) -> float:
-    """Return how long to wait before a failed call is sent again: at least as long as an overloaded service asks for.
+    """Return how long to wait before a failed call is sent again: at least as long as an overloaded service requests.
 
     Args:
         error: of a blocking or an asynchronous call.

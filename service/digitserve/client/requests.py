@@ -38,6 +38,9 @@ MAX_CHUNK_BYTES = 1 << 20
 MAX_NAMED = 8
 """Images of a chunk that an error lists one by one."""
 
+MAX_TOP_K = (1 << 32) - 1
+"""Largest value of the field, a uint32."""
+
 EXPECTED_IMAGE = "uint8[H,W], uint8[H,W,C] or a Pillow image"
 EXPECTED = (
     "uint8[H,W], uint8[N,H,W], uint8[N,H,W,C] with C of 1, 3 or 4, a Pillow image, or a list of "
@@ -104,7 +107,7 @@ def group(images: object) -> list[Group]:
     N narrow grey images.
 
     Raises:
-        InvalidRequest: the message says got and expected.
+        InvalidRequest: the message states what was received and what is expected.
     """
     if isinstance(images, np.ndarray):
         only = _group_array(images)
@@ -165,7 +168,7 @@ def _group_array(images: Pixels) -> Group:
             f"{got}, which is one image of {shape[2]} channels or {shape[0]} grey images {shape[2]} pixels wide; "
             "expected images[None] for the former, images[..., None] for the latter"
         )
-    stacked = images[None] if images.ndim == 2 else images  # noqa: PLR2004
+    stacked = images[None] if images.ndim == 2 else images  # noqa: PLR2004 - axes
     return Group(stacked, range(len(stacked)), _check_shape(stacked.shape[1:], got))
 
 
@@ -184,8 +187,8 @@ def split(groups: list[Group], images_per_request: int, limits: ModelInfo) -> li
     Args:
         groups: as ``group`` returned them.
         images_per_request: most images in a chunk.
-        limits: the service's limits; of its bytes at most ``MAX_CHUNK_BYTES`` are used. An image that exceeds them by itself
-            becomes a chunk of its own, which the service rejects.
+        limits: the service's limits; of its bytes at most ``MAX_CHUNK_BYTES`` are used. A single image that exceeds them
+            becomes a separate chunk, which the service rejects.
     """
     chunks = []
     max_bytes = min(limits.max_request_bytes - OVERHEAD_BYTES, MAX_CHUNK_BYTES)
@@ -202,10 +205,10 @@ def request_options(top_k: int, ink: Ink | None, framing: Framing | None) -> pb.
     """Return the fields that all requests of a call share.
 
     Raises:
-        InvalidRequest: ``top_k`` is negative.
+        InvalidRequest: ``top_k`` is negative, or too large for its field.
     """
-    if top_k < 0:
-        raise InvalidRequest(f"top_k: got {top_k}; expected 0 or more")
+    if not 0 <= top_k <= MAX_TOP_K:
+        raise InvalidRequest(f"top_k: got {top_k}; expected 0 to {MAX_TOP_K}")
     return pb.ClassifyRequest(
         top_k=top_k,
         ink=f"INK_{ink.name if ink else 'UNSPECIFIED'}",

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from digitserve.errors import InvalidRequest, NotServed, TooLarge
 from digitserve.protocol.names import Verdict
-from digitserve.types import IMAGE_SIZE, Framing, Ink
+from digitserve.types import IMAGE_SIZE, Framing, Ink, default_framing, default_ink
 from digitserve.v1 import digits_pb2 as pb
 
 IMAGE_BYTES = IMAGE_SIZE * IMAGE_SIZE
@@ -78,7 +78,7 @@ class Limits:
     def too_large_error(self) -> TooLarge:
         """Return the error for a message over the limit."""
         return TooLarge(
-            f"got a message of more than {self.max_request_bytes} bytes; expected at most that: split the request"
+            f"got a message of more than {self.max_request_bytes} bytes, the limit; split it into several requests"
         )
 
 
@@ -91,7 +91,7 @@ class Request(NamedTuple):
         height: in pixels.
         width: in pixels.
         channels: 1, 3 or 4.
-        ink: which side of the grey scale the strokes are on.
+        ink: whether the strokes are lighter or darker than the background.
         framing: how images are brought to the network's size.
         top_k: classes to list for each image.
     """
@@ -112,7 +112,7 @@ class Answer(NamedTuple):
     Attributes:
         class_index: index of the most probable label.
         confidence: its probability.
-        verdict: whether to believe it.
+        verdict: whether the prediction can be used.
         ood_score: higher means less like the training data.
         probabilities: float32[labels].
     """
@@ -128,7 +128,7 @@ def decode(body: bytes, limits: Limits) -> Request:
     """Parse and check a ``ClassifyRequest``.
 
     Raises:
-        InvalidRequest: the message names what was got, what was expected, and which image.
+        InvalidRequest: the message states what was received, what is expected, and which image.
         NotServed: the request names another model version.
     """
     return _decode_one_image(body, _PREFIX) or _check(parse(pb.ClassifyRequest, body), limits)
@@ -199,7 +199,7 @@ def not_served(model_version: str, served_version: str) -> NotServed:
     """Return the error for a request that names another model version than the one being served."""
     # Status messages travel as headers, whose size is bounded.
     quoted = model_version[:MAX_QUOTED_CHARACTERS] + "..." * (len(model_version) > MAX_QUOTED_CHARACTERS)
-    return NotServed(f"model_version: got '{quoted}'; served is '{served_version}'")
+    return NotServed(f"model_version: got '{quoted}'; expected '{served_version}', the version that is served")
 
 
 def _check_known(value: int, known: Collection[int], field: str, names: Sequence[str]) -> None:
@@ -227,11 +227,11 @@ def _num_images(message: pb.ClassifyRequest, num_bytes: int, image_bytes: int, l
         raise InvalidRequest(f"pixels: got none; expected {each}")
     num_images, rest = divmod(num_bytes, image_bytes)
     if rest:
-        raise InvalidRequest(
-            f"pixels: got {num_bytes} bytes, which leaves image {num_images} with {rest}; expected {each}"
-        )
+        raise InvalidRequest(f"pixels: got {num_bytes} bytes, so image {num_images} has only {rest}; expected {each}")
     if message.num_images not in {0, num_images}:
-        raise InvalidRequest(f"num_images: got {message.num_images}; pixels holds {num_images} ({each})")
+        raise InvalidRequest(
+            f"num_images: got {message.num_images}; expected {num_images}, from the length of pixels ({each})"
+        )
     if num_images > limits.max_images:
         raise InvalidRequest(
             f"got {num_images} images; expected at most {limits.max_images}: send them in several requests"
@@ -240,22 +240,23 @@ def _num_images(message: pb.ClassifyRequest, num_bytes: int, image_bytes: int, l
 
 
 def _framing(message: pb.ClassifyRequest, height: int, width: int) -> Framing:
-    fits = height == width == IMAGE_SIZE
-    if message.framing == pb.FRAMING_MNIST or (message.framing == pb.FRAMING_UNSPECIFIED and not fits):
+    default = default_framing(height, width)
+    if message.framing == pb.FRAMING_UNSPECIFIED:
+        # 28x28 images of stated polarity are used as they are.
+        return Framing.AS_IS if default is Framing.AUTO and message.ink not in _UNDECIDED_INK else default
+    if message.framing == pb.FRAMING_MNIST:
         return Framing.MNIST
-    if not fits:
+    if default is not Framing.AUTO:
         raise InvalidRequest(
             f"framing: FRAMING_AS_IS needs images of {IMAGE_SIZE}x{IMAGE_SIZE}, got {height}x{width}; "
-            "expected FRAMING_MNIST, or leave it out"
+            "use FRAMING_MNIST, or leave the field unset"
         )
-    if message.framing == pb.FRAMING_UNSPECIFIED and message.ink in _UNDECIDED_INK:
-        return Framing.AUTO
     return Framing.AS_IS
 
 
 def _ink(message: pb.ClassifyRequest, framing: Framing) -> Ink:
     if message.ink == pb.INK_UNSPECIFIED:
-        return Ink.LIGHT_ON_DARK if framing is Framing.AS_IS else Ink.AUTO
+        return default_ink(framing)
     return _INK[message.ink]
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from digitserve.child_process import Channel, ChannelClosed, Child
 from digitserve.errors import StartupError
-from digitserve.inference.bundle import find_bundle, read_bundle
+from digitserve.inference.bundle import served_bundle
 from digitserve.settings import Settings
 from digitserve.types import IMAGE_SIZE
 
@@ -101,7 +101,7 @@ class SessionProcesses:
             for _ in range(self._workers):
                 child = stack.enter_context(Child("digitserve.supervision.autotune"))
                 self._children.append(child)
-                _send(child, {"settings": self._settings.to_dict(), "num_threads": self._threads})
+                child.channel.send({"settings": self._settings.to_dict(), "num_threads": self._threads})
             for child in self._children:
                 _receive(child, "ready")
             self._running = stack.pop_all()
@@ -118,16 +118,10 @@ class SessionProcesses:
             StartupError: a process ended or did not answer.
         """
         for child in self._children:
-            _send(child, {"batch_size": batch_size, "duration_s": MEASURED_S})
+            child.channel.send({"batch_size": batch_size, "duration_s": MEASURED_S})
         batch_s = [float(_receive(child, "measured")["batch_s"]) for child in self._children]
         images_per_s = sum(batch_size / seconds for seconds in batch_s)
         return Trial(self._workers, self._threads, batch_size, images_per_s, sum(batch_s) / len(batch_s))
-
-
-def _send(child: Child, message: dict[str, Any]) -> None:
-    # If the child has ended, the next ``_receive`` reports it.
-    with suppress(ChannelClosed):
-        child.channel.send(message)
 
 
 def _receive(child: Child, event: str) -> dict[str, Any]:
@@ -169,12 +163,12 @@ def main() -> None:
 
 def _answer(channel: Channel) -> None:
     # Imported here, so that the parent does not load onnxruntime.
-    from digitserve.inference.session import Session  # noqa: PLC0415
+    from digitserve.inference.session import Session  # noqa: PLC0415 - loads onnxruntime
 
     request = channel.receive()
     settings = Settings.from_dict(request["settings"])
     try:
-        bundle = read_bundle(find_bundle(settings.models, settings.model, settings.model_version))
+        bundle = served_bundle(settings)
         session = Session(bundle, device=settings.device, num_threads=request["num_threads"])
     except StartupError as error:
         channel.send({"event": "refused", "message": str(error)})

@@ -1,4 +1,4 @@
-"""The supervisor: starts, watches and replaces workers, and shows the state of the service to operators.
+"""The supervisor: starts, monitors and replaces workers, and shows the state of the service to operators.
 
 One process, one thread, one asyncio event loop. It holds the gRPC port (bound, never listening, so that the port stays
 reserved while no worker runs), the shared memory of all metrics, and the HTTP endpoints. It never handles a request.
@@ -13,16 +13,16 @@ import asyncio
 import signal
 import socket
 import sys
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, TextIO
+from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from digitserve.errors import StartupError
-from digitserve.inference.bundle import Manifest, find_bundle, read_bundle
+from digitserve.inference.bundle import Manifest, served_bundle
 from digitserve.settings import Settings, endpoint
 from digitserve.supervision import device
 from digitserve.supervision.cpu_budget import cpu_budget
@@ -37,20 +37,20 @@ KILL_MARGIN_S = 2.0
 _log = structlog.get_logger("digitserve.supervision.supervisor")
 
 
-def serve(settings: Settings, out: TextIO = sys.stdout) -> int:
+def serve(settings: Settings, print_banner: Callable[[str], None]) -> int:
     """Serve until SIGTERM or SIGINT.
 
     Args:
         settings: as the operator gave them.
-        out: receives the banner.
+        print_banner: called once each slot has had a ready worker.
 
     Returns:
-        The exit code: 0 after a drain in which every admitted request was answered, otherwise 1.
+        The exit code: 0 if all workers drained and ended in time, otherwise 1.
 
     Raises:
-        StartupError: a setting cannot be served; the message says which, and what would work.
+        StartupError: a setting cannot be used; the message states which one, and which values are accepted.
     """
-    manifest = read_bundle(find_bundle(settings.models, settings.model, settings.model_version)).manifest
+    manifest = served_bundle(settings).manifest
     with (
         reserve(settings.host, settings.grpc_port, "--grpc-port") as grpc_socket,
         listen(settings.host, settings.http_port, "--http-port") as http_socket,
@@ -61,11 +61,13 @@ def serve(settings: Settings, out: TextIO = sys.stdout) -> int:
             http_port=http_socket.getsockname()[1],
             model_version=manifest.version,
         )
-        return asyncio.run(_run(resolved, manifest, http_socket, out))
+        return asyncio.run(_run(resolved, manifest, http_socket, print_banner))
 
 
-async def _run(settings: Settings, manifest: Manifest, http_socket: socket.socket, out: TextIO) -> int:
-    return await Supervisor(settings, manifest, http_socket).run(out)
+async def _run(
+    settings: Settings, manifest: Manifest, http_socket: socket.socket, print_banner: Callable[[str], None]
+) -> int:
+    return await Supervisor(settings, manifest, http_socket).run(print_banner)
 
 
 class Supervisor:
@@ -124,11 +126,11 @@ class Supervisor:
             + "".join(f"; {refusal}" for refusal in sorted(refusals))
         )
 
-    async def run(self, out: TextIO) -> int:
+    async def run(self, print_banner: Callable[[str], None]) -> int:
         """Serve until a signal, and return the exit code.
 
         Args:
-            out: receives the banner once each slot has had a ready worker.
+            print_banner: called once each slot has had a ready worker.
 
         Raises:
             StartupError: the first worker of a slot did not become ready.
@@ -141,7 +143,7 @@ class Supervisor:
         try:
             await self._wait_until_ready()
             if not self._stop.is_set():
-                print(self._banner(), file=out, flush=True)
+                print_banner(self._banner())
             await self._stop.wait()
             if self._refusal is not None:
                 raise self._refusal

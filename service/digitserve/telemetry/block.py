@@ -6,7 +6,7 @@ prometheus_client, whose updates cost microseconds each. The supervisor creates 
 
     worker: Recorder ──add──▶ Block (shared memory) ◀──sum── ServiceCollector :supervisor ──▶ /metrics
 
-Each cell is one aligned float64: a reader never sees half a write, and counts are exact up to 2**53.
+Each cell is one aligned float64: a reader never gets half a write, and counts are exact up to 2**53.
 """
 
 import mmap
@@ -18,6 +18,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
+from digitserve.errors import DeadlineUnmeetable, Draining, InvalidRequest, NotServed, Overloaded, TooLarge
 from digitserve.protocol.names import (
     CLASSIFY,
     CLASSIFY_STREAM,
@@ -47,7 +48,9 @@ METHODS = (
 )  # fmt: skip
 METHOD_OF_PATH = {method.path: method for method in METHODS if method is not OTHER_METHOD}
 
-REASONS = ("invalid", "not_served", "too_large", "queue_full", "deadline", "draining")
+REASONS = tuple(
+    error.reason for error in (InvalidRequest, NotServed, TooLarge, Overloaded, DeadlineUnmeetable, Draining)
+)
 LABELLED_VERDICTS = (Verdict.ACCEPTED, Verdict.UNFAMILIAR, Verdict.SEVERAL)
 """Verdicts whose predictions have a label; blank images have none."""
 

@@ -88,7 +88,7 @@ def test_a_search_without_success(service: Service) -> None:
     assert done.returncode == 1
     seen = json.loads(done.stdout)
     assert seen["highest_rate"] is None
-    assert [probe["held"] for probe in seen["probes"]] == [False] * len(seen["probes"])
+    assert [probe["met"] for probe in seen["probes"]] == [False] * len(seen["probes"])
     assert [probe["rate"] for probe in seen["probes"]] == [4, 2, 1]
     assert done.stderr.count("limit exceeded") == 3
 
@@ -107,6 +107,16 @@ def test_unreachable(service: Service, listening: bool) -> None:
     done = run(*command("bench", "--address", address, "--timeout-s", "0.5"))
     assert (done.returncode, done.stdout) == (3, "")
     assert "is 'digitserve serve' running at the address?" in done.stderr
+
+
+def test_a_report_that_cannot_be_written(service: Service) -> None:
+    """A full disk behind standard output is reported in one line, with exit code 1."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            arguments(service, *QUICK), stdout=full, stderr=subprocess.PIPE, text=True, timeout=PATIENCE_S, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == "digitserve: cannot write standard output: No space left on device\n"
 
 
 def test_ctrl_c(service: Service) -> None:

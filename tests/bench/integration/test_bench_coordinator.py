@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from digitserve.bench import report
 from digitserve.bench.coordinator import Coordinator, LoadFailed, Measurement
 from digitserve.bench.plan import Plan
 from support.serving import PATIENCE_S, RunningWorker
@@ -68,6 +69,24 @@ def test_a_stop_right_after_the_start_is_obeyed(worker: RunningWorker) -> None:
 
     assert measurement.stopped
     assert measurement.counts.codes.total() == measurement.counts.sent
+
+
+def test_a_stop_while_connecting_is_obeyed() -> None:
+    """Ctrl-C need not wait until a server that does not answer is given up."""
+    plan = Plan("127.0.0.1:1", connections=2, processes=2, timeout_s=10 * PATIENCE_S)
+
+    async def run() -> Measurement:
+        coordinator = Coordinator(plan, NO_METRICS, lambda *_: None)
+        running = asyncio.create_task(coordinator.run())
+        await asyncio.sleep(0)
+        coordinator.stop()
+        return await asyncio.wait_for(running, PATIENCE_S)
+
+    measurement = asyncio.run(run())
+
+    assert measurement.stopped
+    assert measurement.counts.sent == 0
+    assert "not busy" in report.as_text(measurement)
 
 
 def test_a_process_that_hangs_while_it_starts(

@@ -20,7 +20,6 @@ from digitserve.bench.load import Load, Unreachable
 from digitserve.bench.plan import PATHS, Plan, Size
 from digitserve.bench.traffic import draw
 from digitserve.v1 import digits_pb2 as pb
-from support.bundles import write_echo_bundle
 from support.digits import MODELS
 from support.serving import PATIENCE_S, RunningWorker, run_worker, wait_until
 
@@ -60,13 +59,6 @@ def run_load_until(plan: Plan, condition: Callable[[Counts], bool]) -> Counts:
 
 def many_answered(counts: Counts) -> bool:
     return counts.codes.total() > 10
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("models")
-    write_echo_bundle(path)
-    return path
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import asyncio
 import random
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,22 +26,9 @@ from digitserve.client import (
     Unreachable,
     Verdict,
 )
-from support.bundles import echo_image, write_echo_bundle
+from support.bundles import echo_image
 from support.clients import KINDS, awaited, classify, images_of, scores
 from support.serving import PATIENCE_S, RunningWorker, run_worker, sockets, wait_until
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("models")
-    write_echo_bundle(path)
-    return path
-
-
-@pytest.fixture
-def worker(models: Path) -> Iterator[RunningWorker]:
-    with run_worker(models) as running:
-        yield running
 
 
 @KINDS
@@ -54,6 +40,12 @@ def test_a_prediction_has_all_fields(worker: RunningWorker, kind: str) -> None:
     assert (prediction.verdict, prediction.ood_score) == (Verdict.ACCEPTED, 1234567)
     assert [(score.label, score.confidence) for score in prediction.top] == [("7", 1.0), ("0", 0.0)]
     assert classify(kind, worker.address, []) == []
+
+
+@KINDS
+def test_no_timeout_is_infinite(worker: RunningWorker, kind: str) -> None:
+    """A caller that wants no limit passes infinity."""
+    assert scores(classify(kind, worker.address, images_of(1, 2), timeout_s=float("inf"))) == [1, 2]
 
 
 @KINDS
@@ -91,7 +83,7 @@ def test_images_of_many_sizes_and_colours_may_be_in_one_call(worker: RunningWork
 
 @KINDS
 def test_a_rejected_request_fails_the_call_and_names_its_images(worker: RunningWorker, kind: str) -> None:
-    """When one of several requests is rejected, the error says which images, got and expected, and has the code."""
+    """When one of several requests is rejected, the error states which images, got and expected, and has the code."""
     images = [echo_image(0), echo_image(1), np.zeros((2, 5000), np.uint8), echo_image(3)]
     with pytest.raises(RequestRejected, match=r"^image 2: INVALID_ARGUMENT: got 2x5000.*expected") as caught:
         classify(kind, worker.address, images)
@@ -198,11 +190,11 @@ def test_the_http_port_of_a_service_is_explained(kind: str) -> None:
 def test_model_and_health_are_read_from_the_service(worker: RunningWorker, kind: str) -> None:
     """``model`` returns the facts of ``GetModel``; ``healthy`` is true while the service reports SERVING."""
 
-    async def ask(client: AsyncClient) -> Any:
+    async def query(client: AsyncClient) -> Any:
         return await client.model(), await client.healthy()
 
     if kind == "async":
-        model, healthy = awaited(worker.address, ask)
+        model, healthy = awaited(worker.address, query)
     else:
         with Client(worker.address) as client:
             model, healthy = client.model(), client.healthy()
@@ -277,15 +269,15 @@ def test_threads_get_closed_when_another_thread_closes_the_client(worker: Runnin
         client = Client(worker.address, num_connections=2, images_per_request=1, timeout_s=PATIENCE_S, max_in_flight=4)
         before = worker.started()
 
-        def ask(client: Client = client) -> None:
+        def classify_repeatedly(client: Client = client) -> None:
             while True:
                 client.classify(images_of(0, 20))
 
         with ThreadPoolExecutor(3) as callers:
-            asking = [callers.submit(ask) for _ in range(3)]
+            calls = [callers.submit(classify_repeatedly) for _ in range(3)]
             wait_until(lambda before=before: worker.started() > before + 10, "calls are in progress")
             client.close()
-            assert [type(one.exception()) for one in asking] == [Closed] * 3
+            assert [type(one.exception()) for one in calls] == [Closed] * 3
 
 
 def test_tasks_get_closed_when_another_task_closes_the_client(worker: RunningWorker) -> None:
@@ -293,19 +285,19 @@ def test_tasks_get_closed_when_another_task_closes_the_client(worker: RunningWor
     cancelled itself raises CancelledError.
     """
 
-    async def ask(client: AsyncClient) -> None:
+    async def classify_repeatedly(client: AsyncClient) -> None:
         while True:
             assert scores(await client.classify(images_of(0, 20))) == list(range(20))
 
     async def run() -> None:
         client = AsyncClient(worker.address, num_connections=2, images_per_request=1, timeout_s=PATIENCE_S)
         before = worker.started()
-        asking = [asyncio.create_task(ask(client)) for _ in range(4)]
+        calls = [asyncio.create_task(classify_repeatedly(client)) for _ in range(4)]
         while worker.started() < before + 10:  # noqa: ASYNC110 - the worker is a thread
             await asyncio.sleep(0.001)
-        asking[0].cancel()
+        calls[0].cancel()
         await client.close()
-        ends = await asyncio.gather(*asking, return_exceptions=True)
+        ends = await asyncio.gather(*calls, return_exceptions=True)
         assert [type(end) for end in ends] == [asyncio.CancelledError, Closed, Closed, Closed]
 
     for _ in range(5):

@@ -15,7 +15,7 @@ from digitserve.client import (
     RequestRejected,
     Unreachable,
 )
-from digitserve.client.pool import Deadline, Pool, require_positive
+from digitserve.client.pool import MAX_TIMEOUT_S, Deadline, Pool, require_positive
 from digitserve.errors import DigitserveError
 
 
@@ -73,6 +73,14 @@ def test_a_passed_deadline_raises() -> None:
     assert 0 < Deadline(60).remaining_s() <= 60
     with pytest.raises(DeadlineExceeded, match="within 0 s"):
         Deadline(0).remaining_s()
+
+
+def test_an_infinite_timeout_is_a_long_one() -> None:
+    """To gRPC, a deadline that it cannot represent has passed already."""
+    for timeout_s in (float("inf"), 1e300, MAX_TIMEOUT_S):
+        assert MAX_TIMEOUT_S - 60 < Deadline(timeout_s).remaining_s() <= MAX_TIMEOUT_S
+    with pytest.raises(InvalidRequest, match="timeout_s: got nan"):
+        Deadline(float("nan"))
 
 
 def test_numbers_not_above_zero_are_rejected_by_name() -> None:

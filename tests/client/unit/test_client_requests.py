@@ -182,7 +182,7 @@ def test_three_axes_that_may_be_one_image_in_colour_are_rejected(channels: int) 
     ],
 )
 def test_invalid_images_are_rejected(images: object, got: str) -> None:
-    """Another type or shape raises InvalidRequest; the message says got, expected, and which image."""
+    """Another type or shape raises InvalidRequest; the message states got, expected, and which image."""
     with pytest.raises(InvalidRequest) as caught:
         group(images)
 
@@ -261,10 +261,11 @@ def test_every_ink_and_framing_has_its_name_in_the_protocol(ink: Ink, framing: F
     assert request.top_k == 5
 
 
-def test_a_negative_top_k_is_rejected() -> None:
-    """The error is raised before anything is sent."""
-    with pytest.raises(InvalidRequest, match="top_k: got -1"):
-        request_options(-1, None, None)
+@pytest.mark.parametrize("top_k", [-1, 1 << 32])
+def test_a_top_k_that_the_protocol_cannot_carry_is_rejected(top_k: int) -> None:
+    """The error is one of the client's own, and nothing is sent."""
+    with pytest.raises(InvalidRequest, match=f"top_k: got {top_k}; expected 0 to 4294967295"):
+        request_options(top_k, None, None)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "RGB", "RGBA", "LA", "CMYK", "I;16"])

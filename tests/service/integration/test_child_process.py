@@ -199,12 +199,13 @@ def test_a_child_can_answer_after_send_eof(write: Write) -> None:
 
 
 def test_sending_to_a_child_that_has_ended(write: Write) -> None:
-    """A blocking parent gets ``ChannelClosed`` when it sends; an asyncio parent when it receives."""
+    """Sending is no error; the parent gets ``ChannelClosed`` when it receives, blocking or with asyncio."""
     module = write("raise SystemExit")
     with Child(module) as child:
         child.process.wait()
+        child.channel.send("x")
         with pytest.raises(ChannelClosed):
-            child.channel.send("x")
+            child.channel.receive(PATIENCE_S)
 
     async def run() -> None:
         async with await AsyncChild.start(module) as child:
@@ -256,6 +257,19 @@ def test_processes_started_by_a_child_do_not_hold_the_channel_open(write: Write)
                 child.channel.receive(PATIENCE_S)
         finally:
             os.kill(grandchild, signal.SIGKILL)
+
+
+@EXCHANGES
+def test_ctrl_c_is_left_to_the_parent(exchanged: Callable[..., list[Any]], write: Write) -> None:
+    """SIGINT for the whole process group, as from a terminal, does not end a child, whatever it is doing; the parent, and
+    processes that it starts otherwise, get it as before.
+    """
+    module = write("""
+    import os, signal
+    os.kill(os.getpid(), signal.SIGINT)
+    """ + ECHO)  # fmt: skip
+    assert exchanged(module, 1) == [1]
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
 
 
 @EXCHANGES

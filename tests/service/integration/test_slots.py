@@ -1,7 +1,6 @@
 """Worker slots and the supervisor with scripted worker processes: every failure is reported, and nothing is left behind."""
 
 import asyncio
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,7 +85,7 @@ class Recorder:
 
 
 def run_slot(drain_after: tuple[str, int] = ("", 0), **changes: Any) -> Recorder:
-    """Run a slot until it ends by itself, or until it has drained after the n-th event of a kind."""
+    """Run a slot until it ends without ``drain``, or until it has drained after the n-th event of a kind."""
     recorder = Recorder()
     recorder.drain_after = drain_after
 
@@ -222,11 +221,11 @@ def test_replaced_workers_leave_no_process_and_no_descriptor(script: Script) -> 
 
 def serve(models: Path, **changes: Any) -> tuple[int, str, list[Any]]:
     """Run the whole service in this process; return exit code, banner and log."""
-    out = io.StringIO()
+    banners: list[str] = []
     settings = Settings(**{"models": models, "grpc_port": 0, "http_port": 0, "workers": 2, **changes})
     with capture_logs() as lines:
-        code = supervisor.serve(settings, out)
-    return code, out.getvalue(), lines
+        code = supervisor.serve(settings, banners.append)
+    return code, "".join(banners), lines
 
 
 def test_nonsense_from_a_worker_ends_the_service_with_an_error(models: Path, script: Script) -> None:

@@ -114,7 +114,7 @@ def test_each_error_has_its_exit_code(error: Exception, code: int) -> None:
 @pytest.mark.parametrize("name", ["classify", "healthcheck", "bench"])
 @pytest.mark.parametrize("address", ["https://localhost", "localhost:http", "localhost:8080/metrics", "::1"])
 def test_a_wrong_address_is_wrong_usage(name: str, address: str) -> None:
-    """An address that cannot be corrected ends with exit code 2 and says what an address looks like."""
+    """An address that cannot be corrected ends with exit code 2 and states what an address looks like."""
     result = run(name, *(["x.png"] if name == "classify" else []), "--address", address)
 
     assert result.exit_code == ExitCode.USAGE
@@ -151,7 +151,7 @@ def test_serve_ignores_a_port_that_kubernetes_injects(monkeypatch: pytest.Monkey
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command whose packages are not installed says in one line what to install."""
+    """A command whose packages are not installed states in one line what to install."""
     for name, missing in (("serve", "onnxruntime"), ("bench", "hpack")):
         monkeypatch.setattr(
             options, "find_spec", lambda module, missing=missing: None if module == missing else object()
@@ -197,16 +197,47 @@ def test_ctrl_c_ends_every_command_without_a_traceback(name: str, monkeypatch: p
     assert (result.exit_code, result.stderr) == (ExitCode.INTERRUPTED, "")
 
 
+def test_help_and_completion_load_no_large_package() -> None:
+    """The commands are defined without numpy and gRPC, which take most of the time until ``--help`` is shown."""
+    program = "import sys, digitserve.cli; print(*{'numpy', 'grpc', 'structlog'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert done.stdout == "\n"
+
+
+def test_closed_standard_streams_do_no_harm() -> None:
+    """With standard input, output and error closed, a command has its result, and their descriptors are occupied, also in
+    child processes: a file or socket that got the number 2 would receive what is printed there.
+    """
+    program = """
+import os, sys
+from digitserve.cli import main
+code = main(["classify", "-"], standalone_mode=False)
+occupied = os.open(os.devnull, os.O_RDONLY) > 2 and all(map(os.get_inheritable, range(3)))
+os._exit(10 + code if occupied and None not in {sys.stdin, sys.stdout, sys.stderr} else 9)
+"""
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", program], check=False, timeout=60
+    )
+
+    assert done.returncode == 10 + ExitCode.NEGATIVE
+
+
 @pytest.mark.parametrize(
-    ("target", "code", "error"),
+    ("printer", "target", "code", "error"),
     [
-        ("closed pipe", ExitCode.BROKEN_PIPE, b""),
-        ("/dev/full", ExitCode.NEGATIVE, b"digitserve: cannot write standard output"),
+        ("output.print_line", "closed pipe", ExitCode.BROKEN_PIPE, b""),
+        ("output.print_line", "/dev/full", ExitCode.NEGATIVE, b"digitserve: cannot write standard output"),
+        ("serve.print_banner", "closed pipe", ExitCode.OK, b""),
+        ("serve.print_banner", "/dev/full", ExitCode.OK, b"digitserve: cannot write standard output"),
     ],
 )
-def test_output_that_cannot_be_written_ends_in_one_line(target: str, code: int, error: bytes) -> None:
-    """``digitserve classify | head`` ends silently; a full disk is reported; neither leaves a traceback."""
-    program = "from digitserve.cli.output import print_line; print_line('7')"
+def test_output_that_cannot_be_written_ends_in_one_line(printer: str, target: str, code: int, error: bytes) -> None:
+    """``digitserve classify | head`` ends silently; a full disk is reported; neither leaves a traceback. ``serve`` goes on
+    without its banner.
+    """
+    module, _, function = printer.partition(".")
+    program = f"from digitserve.cli.{module} import {function}; {function}('7')"
     if target == "closed pipe":
         reader, output = os.pipe()
         os.close(reader)

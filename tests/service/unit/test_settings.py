@@ -1,6 +1,8 @@
 """Settings: one declaration gives the flag, the environment variable, the validation and the row of the table."""
 
 import json
+import os
+import sys
 from dataclasses import Field, fields
 from itertools import groupby
 from pathlib import Path
@@ -10,10 +12,9 @@ import click
 import pytest
 import structlog
 from click.testing import CliRunner, Result
-from structlog.testing import capture_logs
 
 from digitserve.cli import main
-from digitserve.settings import Bounds, Settings, environment_value, environment_variable, flag, table
+from digitserve.settings import Bounds, Settings, environment_value, environment_variable, flag, setting_named, table
 
 SERVE = main.commands["serve"]
 SETTINGS = [pytest.param(setting, id=setting.name) for setting in fields(Settings)]
@@ -57,7 +58,7 @@ def test_settings_of_a_group_are_declared_together() -> None:
 
 
 def test_cuda_is_shown_as_experimental() -> None:
-    """The help text of ``--device`` says that cuda is experimental."""
+    """The help text of ``--device`` states that cuda is experimental."""
     (device,) = (setting for setting in fields(Settings) if setting.name == "device")
     assert "cuda is experimental" in device.metadata["help"]
 
@@ -133,11 +134,6 @@ def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> N
     assert parse() == Settings()
 
 
-def setting_named(name: str) -> Field[Any]:
-    """Return a field of ``Settings``."""
-    return next(setting for setting in fields(Settings) if setting.name == name)
-
-
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_environment_value_is_the_text_of_the_variable(setting: Field[Any]) -> None:
     """A variable that is set gives its text; one that is missing or empty gives ``None``."""
@@ -149,25 +145,29 @@ def test_environment_value_is_the_text_of_the_variable(setting: Field[Any]) -> N
 
 @pytest.mark.parametrize("name", ["grpc_port", "http_port"])
 def test_a_port_that_kubernetes_injects_is_ignored_with_a_warning(
-    name: str, capsys: pytest.CaptureFixture[str]
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A Service named digitserve-grpc makes Kubernetes set DIGITSERVE_GRPC_PORT=tcp://...; one line on standard error says
-    that it is ignored, and standard output stays empty.
+    """A Service named digitserve-grpc makes Kubernetes set DIGITSERVE_GRPC_PORT=tcp://...; one line on standard error states
+    that it is ignored, and standard output stays empty. The client library, which has no structlog, does the same.
     """
+    monkeypatch.setitem(sys.modules, "structlog", None)
     setting = setting_named(name)
     assert environment_value(setting, {environment_variable(setting): "tcp://10.96.3.7:50051"}) is None
     output, errors = capsys.readouterr()
     assert output == ""
+    assert errors.count("\n") == 1
     assert environment_variable(setting) in errors
     assert "tcp://10.96.3.7:50051" in errors
 
 
-def test_the_ignored_port_is_logged_in_the_configured_format() -> None:
-    """With logging configured, the warning is one line of the log."""
-    with capture_logs() as lines:
-        environment_value(setting_named("grpc_port"), {"DIGITSERVE_GRPC_PORT": "tcp://10.96.3.7:50051"})
-    (line,) = lines
-    assert (line["log_level"], line["variable"]) == ("warning", "DIGITSERVE_GRPC_PORT")
+def test_a_warning_that_cannot_be_written_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk behind standard error does not keep the service from starting."""
+    with Path("/dev/full").open("w", buffering=1) as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        environment = {"DIGITSERVE_GRPC_PORT": "tcp://10.96.3.7:50051"}
+        assert environment_value(setting_named("grpc_port"), environment) is None
+        # What is buffered would be written again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
 
 
 def test_a_value_of_another_setting_is_never_ignored() -> None:

@@ -216,7 +216,8 @@ class _Acceptor:
     def accepted(self, event: Any) -> None:
         # When the server shuts down, the accepts that are left fail.
         if event.success:
-            # Core may match a call before the shutdown whose event comes after it: the call is handled, but no accept posted.
+            # The event of a call that core matched before the shutdown may arrive after it: then the call is handled, but no
+            # new accept is posted.
             if self._server.listening:
                 self.post()
             self._begin(event)
@@ -235,7 +236,7 @@ class CompletionQueueServer:
 
     def __init__(self, server: grpc.Server) -> None:
         """Wrap a server that was not started."""
-        self._state = server._state  # type: ignore[attr-defined] # noqa: SLF001 - the purpose of this file
+        self._state = server._state  # type: ignore[attr-defined] # not in grpcio's stubs
         self.grpc_server = server
         self.core = self._state.server
         self.queue = self._state.completion_queue
@@ -243,11 +244,11 @@ class CompletionQueueServer:
 
     def add_unary_handler(self, path: str, handler: UnaryHandler) -> None:
         """Handle a unary method, ``/package.Service/Method``, on the polling thread; only before ``start``."""
-        self._accept(path, lambda event: Call(event, handler, time.monotonic())._begin())  # noqa: SLF001
+        self._accept(path, lambda event: Call(event, handler, time.monotonic())._begin())
 
     def add_stream_handler(self, path: str, handler: StreamHandler) -> None:
         """Handle a bidirectional stream method on the polling thread; only before ``start``."""
-        self._accept(path, lambda event: Stream(event, handler, time.monotonic())._begin())  # noqa: SLF001
+        self._accept(path, lambda event: Stream(event, handler, time.monotonic())._begin())
 
     def _accept(self, path: str, begin: Callable[[Any], None]) -> None:
         self.core.register_method(path)
@@ -258,10 +259,10 @@ class CompletionQueueServer:
         state = self._state
         with state.lock:
             self.core.start()
-            state.stage = grpc_server._ServerStage.STARTED  # noqa: SLF001
+            state.stage = grpc_server._ServerStage.STARTED
             for method in state.registered_method_handlers:
-                grpc_server._request_registered_call(state, method)  # noqa: SLF001
-            grpc_server._request_call(state)  # noqa: SLF001
+                grpc_server._request_registered_call(state, method)
+            grpc_server._request_call(state)
         for acceptor in self._acceptors:
             for _ in range(_ACCEPTS):
                 acceptor.post()
@@ -283,16 +284,16 @@ class CompletionQueueServer:
         if tag.__class__ is MethodType:
             tag(event)
             return True
-        return True if grpc_server._process_event_and_continue(self._state, event) else None  # noqa: SLF001
+        return True if grpc_server._process_event_and_continue(self._state, event) else None
 
     def begin_shutdown(self) -> None:
         """Stop listening and send GOAWAY; open calls continue."""
-        grpc_server._begin_shutdown_once(self._state)  # noqa: SLF001
+        grpc_server._begin_shutdown_once(self._state)
 
     @property
     def listening(self) -> bool:
         """Whether calls are accepted: from ``start`` to ``begin_shutdown``."""
-        return self._state.stage is grpc_server._ServerStage.STARTED  # noqa: SLF001
+        return self._state.stage is grpc_server._ServerStage.STARTED
 
     def cancel_all(self) -> None:
         """End every call that is still open."""
@@ -302,7 +303,7 @@ class CompletionQueueServer:
 
 def final_code(context: grpc.ServicerContext) -> Code:
     """Return the status code with which an RPC on grpcio's thread pool ended."""
-    state = context._state  # type: ignore[attr-defined] # noqa: SLF001
+    state = context._state  # type: ignore[attr-defined] # not in grpcio's stubs
     if state.code is not None:
         return Code(state.code.value[0])
-    return Code.CANCELLED if state.client == grpc_server._CANCELLED else Code.OK  # noqa: SLF001
+    return Code.CANCELLED if state.client == grpc_server._CANCELLED else Code.OK
