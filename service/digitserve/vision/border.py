@@ -124,7 +124,7 @@ def clean(mask: Mask, segmentation: Segmentation) -> Cleaned:
     height, width = mask.shape
     box = segmentation.box
     spans = max(box.top, height - box.bottom) <= 1 or max(box.left, width - box.right) <= 1
-    if segmentation.whole and not spans:
+    if segmentation.num_components == 1 and not spans:
         return Cleaned(mask, spans_image=False)  # a digit that reaches one side
     whole = Box(0, height, 0, width)
     area = _inside_lines(mask)

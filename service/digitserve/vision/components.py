@@ -78,13 +78,13 @@ class Segmentation(NamedTuple):
         box: bounding box of all components but specks.
         several: some component is a separate shape beside the largest, neither a stroke of the same digit nor a speck.
         edge_width: number of columns that are occupied in the first two rows of the box, or in the last two if less are.
-        whole: no projection of the mask has a gap, so that it is taken as one component.
+        num_components: 1 for a mask whose projections have no gap, which is taken as one component.
     """
 
     box: Box
     several: bool
     edge_width: int
-    whole: bool
+    num_components: int
 
 
 class Component(NamedTuple):
@@ -128,14 +128,14 @@ def segment(mask: NDArray[np.bool_]) -> Segmentation | None:
         return None
     box, gapless = outline
     if gapless:
-        return Segmentation(box, False, _edge_width(rows, box), True)  # noqa: FBT003 - keywords cost time
+        return Segmentation(box, False, _edge_width(rows, box), 1)  # noqa: FBT003 - keywords cost time
     components = find_components(mask)
     largest = components[0]
     kept = [component.box for component in components if component.area >= MIN_KEPT_RATIO * largest.area]
     tops, bottoms, lefts, rights = zip(*kept, strict=True)
     several = any(_is_separate_shape(other, largest) for other in components[1:])
     box = Box(min(tops), max(bottoms), min(lefts), max(rights))
-    return Segmentation(box, several, _edge_width(rows, box), whole=False)
+    return Segmentation(box, several, _edge_width(rows, box), len(components))
 
 
 def project(rows: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -67,6 +67,9 @@ MIN_PART_SIDE = 12
 MIN_SHADED_SIDE = 40
 """Shortest side, in pixels, of an image in which the hard edge of a shadow is looked for."""
 
+MAX_COMPONENTS = 100
+"""Components of a mask above which no artefacts are looked for: it is a texture, and each component costs time."""
+
 SIDE_OF_PAPER = 0.1
 """Mean lightness, from -1 to 1, that each side of an image on light paper has at least, unless something else fills it."""
 
@@ -205,6 +208,8 @@ def _frame_ink(view: _View, image: FloatImage, found: InkStrength, ink: Ink, bor
     segmentation = segment(mask)
     if segmentation is None:
         return BLANK
+    if segmentation.num_components > MAX_COMPONENTS:
+        return _frame_shape(view, found, mask, segmentation, ink, spans_image=False)
     if view.looks and may_hold_panel(segmentation, mask.shape):
         framed = _frame_panel(view, mask, ink)
         if framed is not None:
@@ -272,9 +277,8 @@ def _frame_shape(
         )
     strength = found.strength[_slices(_enlarge(box, mask.shape, found.strength.shape, 1))]
     faintest = CLEAN_TRIM_STRENGTH if found.clean and longest >= 0.7 * INK_SIZE else NOISY_TRIM_STRENGTH
-    y, x = view.gray.shape[0] / mask.shape[0], view.gray.shape[1] / mask.shape[1]
-    top, left = view.top + int(box.top * y), view.left + int(box.left * x)
-    where = Box(top, view.top + math.ceil(box.bottom * y), left, view.left + math.ceil(box.right * x))
+    where = _enlarge(box, mask.shape, view.gray.shape, 0)
+    where = Box(view.top + where.top, view.top + where.bottom, view.left + where.left, view.left + where.right)
     return Framed(place(strength, faintest), False, segmentation.several, spans_image, ink, where)  # noqa: FBT003 - faster
 
 
