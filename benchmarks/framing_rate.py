@@ -22,7 +22,8 @@ from PIL import Image
 
 from digitserve.batching.prepare import GrayImages, prepare
 from digitserve.types import Framing, Ink
-from digitserve.vision.framing import frame, verdicts
+from digitserve.vision.batch_checks import check, verdicts
+from digitserve.vision.framing import frame
 from digitserve_training.synth.scans import ScanParameters, simulate_scan
 from tests.support.digits import mnist_test
 
@@ -95,6 +96,10 @@ def measured() -> list[Call]:
         *calls,
         ("28x28 as it is, single", len(as_is), partial(check_singly, as_is)),
         (f"28x28 as it is, batch of {len(as_is)}", len(as_is), partial(verdicts, as_is)),
+        *(
+            (f"28x28 undecided, batch of {size}", size, partial(check, as_is[:size], undecided=True))
+            for size in (1, 4, len(as_is))
+        ),
     ]
 
 

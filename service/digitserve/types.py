@@ -26,16 +26,18 @@ class Ink(Enum):
 class Framing(Enum):
     """How an image is converted to the network's input size.
 
-    ``AS_IS`` keeps an image of 28x28 pixels; ``MNIST`` finds, scales and centres the digit.
+    ``AS_IS`` keeps an image of 28x28 pixels; ``MNIST`` finds, scales and centres the digit. ``AUTO`` keeps an image of
+    28x28 pixels that looks like MNIST's, and frames any other.
     """
 
     AS_IS = "as_is"
     MNIST = "mnist"
+    AUTO = "auto"
 
 
 def default_framing(height: int, width: int) -> Framing:
-    """Return the framing of images in pixels of this size when a request does not state it."""
-    return Framing.AS_IS if height == width == IMAGE_SIZE else Framing.MNIST
+    """Return the framing of images in pixels of this size when a request states neither framing nor polarity."""
+    return Framing.AUTO if height == width == IMAGE_SIZE else Framing.MNIST
 
 
 def default_ink(framing: Framing) -> Ink:

@@ -36,8 +36,10 @@ def assert_consistent(request: Request, message: pb.ClassifyRequest) -> None:
     assert message.model_version in {"", "7"}
     assert max(height, width) <= LIMITS.max_side
     fits = (height, width) == (28, 28)
-    as_is = message.framing == pb.FRAMING_AS_IS or (message.framing == pb.FRAMING_UNSPECIFIED and fits)
-    assert request.framing is (Framing.AS_IS if as_is else Framing.MNIST)
+    unspecified = message.framing == pb.FRAMING_UNSPECIFIED and fits
+    auto = unspecified and message.ink in {pb.INK_UNSPECIFIED, pb.INK_AUTO}
+    as_is = message.framing == pb.FRAMING_AS_IS or (unspecified and not auto)
+    assert request.framing is (Framing.AUTO if auto else Framing.AS_IS if as_is else Framing.MNIST)
     assert fits or not as_is
     default_ink = Ink.LIGHT_ON_DARK if as_is else Ink.AUTO
     assert request.ink is [default_ink, Ink.LIGHT_ON_DARK, Ink.DARK_ON_LIGHT, Ink.AUTO][message.ink]

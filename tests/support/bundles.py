@@ -21,8 +21,8 @@ def echo_image(number: int, num_labels: int = 10) -> NDArray[np.uint8]:
     image = np.zeros((28, 28), np.uint8)
     image[0, :3] = [number >> 16 & 255, number >> 8 & 255, number & 255]
     image[0, 3] = number % num_labels
-    # One connected shape, so that the image is neither blank nor several shapes.
-    image[10:20, 10:20] = 255
+    # One shape, as large as MNIST's and centred: the image is used as it is, and is neither blank nor several shapes.
+    image[4:25, 10:19] = 255
     return image
 
 

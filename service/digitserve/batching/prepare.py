@@ -1,7 +1,9 @@
 """Parts of requests to the network's images, blank and several: the only place that decides all three.
 
-    pixels ──▶ gray ──┬─ AS_IS: unchanged, or inverted for dark ink ─┬▶ images ──verdicts──▶ blank, several
-                      └─ MNIST: frame ──▶ images, blank, several     └▶ one check for all such images of the batch
+    pixels ──▶ gray ──┬─ AS_IS: unchanged, or inverted for dark ink ─┬▶ check ──▶ images, blank, several
+                      ├─ AUTO: unchanged ────────────────────────────┘  all such images of the batch together; those of
+                      │                                                 AUTO that do not look like MNIST's are framed
+                      └─ MNIST: frame ──────────────────────────────────▶ images, blank, several
 
 Framed images keep the verdict of framing, which checks the image at its full size. Checking the framed 28x28 image again
 would call some single digits several. The worker calls ``prepare`` on its one thread for each batch, and
@@ -17,7 +19,9 @@ from numpy.typing import NDArray
 
 from digitserve.protocol.names import Verdict
 from digitserve.types import IMAGE_SIZE, Framing, Gray, Ink, default_framing, default_ink
-from digitserve.vision.framing import Framed, as_is, frame, verdicts
+from digitserve.vision.batch_checks import as_is, check
+from digitserve.vision.channel import select_channel
+from digitserve.vision.framing import Framed, frame, frame_colors
 from digitserve.vision.gray import to_gray
 
 _FIXED_WORK = 1 << 18
@@ -27,7 +31,7 @@ _CHANNEL_WORK = {1: 1, 3: 8, 4: 20}
 """Work per pixel of so many channels, in grey pixels: conversion to grey takes longer than all else."""
 
 # Members of an enum are slow to look up, and these are needed for each request or image.
-_AS_IS = Framing.AS_IS
+_AUTO, _MNIST = Framing.AUTO, Framing.MNIST
 _LIGHT_ON_DARK = Ink.LIGHT_ON_DARK
 _ACCEPTED, _UNFAMILIAR, _BLANK, _SEVERAL = Verdict.ACCEPTED, Verdict.UNFAMILIAR, Verdict.BLANK, Verdict.SEVERAL
 
@@ -57,11 +61,11 @@ class Images(Protocol):
 
     @property
     def ink(self) -> Ink:
-        """Whether the strokes are lighter or darker than the background."""
+        """Whether the strokes are lighter or darker than the background; AUTO if ``framing`` is."""
 
     @property
     def framing(self) -> Framing:
-        """How the images are brought to the network's size; AS_IS only for images of 28x28."""
+        """How the images are brought to the network's size; AS_IS and AUTO only for images of 28x28."""
 
 
 class GrayImages(NamedTuple):
@@ -83,11 +87,13 @@ class Prepared(NamedTuple):
         images: uint8[N,28,28,1], C-contiguous, perhaps read-only.
         blank: bool[N], no ink.
         several: bool[N], more than one separate shape; never where ``blank``.
+        spans_image: bool[N], only a straight band from border to border, which no digit is.
     """
 
     images: Gray
     blank: NDArray[np.bool_]
     several: NDArray[np.bool_]
+    spans_image: NDArray[np.bool_]
 
 
 def framing_work(height: int, width: int, channels: int = 1) -> int:
@@ -107,28 +113,28 @@ def prepare(parts: Sequence[tuple[Images, int, int]]) -> Prepared:
     """
     chunks: list[bytes | memoryview] = []
     framed: list[tuple[int, Sequence[Framed]]] = []
+    undecided: list[tuple[int, int]] = []
     row = 0
     for images, start, stop in parts:
         pixels: bytes | memoryview = images.pixels
         if stop - start < images.num_images:
             image_bytes = images.height * images.width * images.channels
             pixels = memoryview(pixels)[start * image_bytes : stop * image_bytes]
-        as_they_are = images.framing is _AS_IS
-        if as_they_are and images.ink is _LIGHT_ON_DARK and images.channels == 1:
+        framing = images.framing
+        if framing is _MNIST:
+            results = _frame_all(images, pixels, stop - start)
+            chunks += [result.pixels.tobytes() for result in results]
+            framed.append((row, results))
+        elif images.channels == 1 and (framing is _AUTO or images.ink is _LIGHT_ON_DARK):
             chunks.append(pixels)
         else:
-            converted = to_gray(pixels, stop - start, images.height, images.width, images.channels)
-            if as_they_are:
-                chunks.append(as_is(converted, images.ink).tobytes())
-            else:
-                results = [frame(image, images.ink) for image in converted]
-                chunks += [result.pixels.tobytes() for result in results]
-                framed.append((row, results))
+            chunks.append(_convert(images, pixels, stop - start).tobytes())
+        if framing is _AUTO:
+            undecided.append((row, row + stop - start))
         row += stop - start
     joined = chunks[0] if len(chunks) == 1 else b"".join(chunks)
     batch = np.frombuffer(joined, np.uint8).reshape(row, IMAGE_SIZE, IMAGE_SIZE, 1)
-    gray = batch[..., 0]
-    return Prepared(batch, *(_verdicts(gray, framed) if framed else verdicts(gray)))
+    return _check(batch, framed, undecided)
 
 
 def prepare_gray(gray: Gray, ink: Ink, framing: Framing) -> Prepared:
@@ -161,31 +167,73 @@ def decide_verdicts(ood_score: Sequence[float], threshold: float, prepared: Prep
     Args:
         ood_score: of each image.
         threshold: above it an image is unfamiliar.
-        prepared: the batch; blank and several take precedence over the score.
+        prepared: the batch; blank and several take precedence over the score, and what spans the image is unfamiliar.
     """
     found = [_UNFAMILIAR if score > threshold else _ACCEPTED for score in ood_score]
-    for flags, verdict in ((prepared.several.tolist(), _SEVERAL), (prepared.blank.tolist(), _BLANK)):
+    for flags, verdict in (
+        (prepared.spans_image.tolist(), _UNFAMILIAR),
+        (prepared.several.tolist(), _SEVERAL),
+        (prepared.blank.tolist(), _BLANK),
+    ):
         if True in flags:
             found = [verdict if flag else other for flag, other in zip(flags, found, strict=True)]
     return found
 
 
-def _verdicts(
-    images: Gray, framed: Sequence[tuple[int, Sequence[Framed]]]
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return blank bool[N] and several bool[N] of a batch that holds framed images.
+def _frame_all(images: Images, pixels: bytes | memoryview, num_images: int) -> list[Framed]:
+    """Frame images one by one."""
+    shape = (num_images, images.height, images.width, images.channels)
+    colors = np.frombuffer(pixels, np.uint8).reshape(shape)
+    if images.channels == 1:
+        return [frame(image, images.ink) for image in colors[..., 0]]
+    return [frame_colors(image, images.ink) for image in colors]
+
+
+def _convert(images: Images, pixels: bytes | memoryview, num_images: int) -> Gray:
+    """Return 28x28 images in grey, light on dark unless that is still to be decided: uint8[N,28,28]."""
+    if images.framing is _AUTO:
+        colors = np.frombuffer(pixels, np.uint8).reshape(num_images, IMAGE_SIZE, IMAGE_SIZE, images.channels)
+        return np.stack([select_channel(image, images.ink)[0] for image in colors])
+    return as_is(to_gray(pixels, num_images, IMAGE_SIZE, IMAGE_SIZE, images.channels), images.ink)
+
+
+def _check(
+    batch: Gray, framed: Sequence[tuple[int, Sequence[Framed]]], undecided: Sequence[tuple[int, int]]
+) -> Prepared:
+    """Check what framing did not, and frame what was left undecided.
 
     Args:
-        images: uint8[N,28,28] of a batch.
+        batch: uint8[N,28,28,1].
         framed: results of framing, each group with its first row in the batch.
+        undecided: first row, and row after the last, of images whose framing is AUTO.
     """
-    blank, several = np.zeros((2, len(images)), np.bool_)
-    unframed = np.ones(len(images), np.bool_)
+    gray = batch[..., 0]
+    if not framed:
+        num_undecided = sum(stop - start for start, stop in undecided)
+        partly = 0 < num_undecided < len(batch)
+        checked = check(gray, _flags(len(batch), undecided) if partly else num_undecided > 0)
+        return Prepared(batch if checked.images is gray else checked.images[..., None], *checked[1:])
+    found = np.zeros((3, len(batch)), np.bool_)
     for row, results in framed:
-        rows = slice(row, row + len(results))
-        unframed[rows] = False
-        blank[rows] = [result.blank for result in results]
-        several[rows] = [result.several for result in results]
-    if unframed.any():
-        blank[unframed], several[unframed] = verdicts(images[unframed])
-    return blank, several
+        found[:, row : row + len(results)] = [
+            [result.blank for result in results],
+            [result.several for result in results],
+            [result.spans_image for result in results],
+        ]
+    rest = ~_flags(len(batch), [(row, row + len(results)) for row, results in framed])
+    if rest.any():
+        alone = gray[rest]
+        checked = check(alone, _flags(len(batch), undecided)[rest])
+        found[:, rest] = checked[1:]
+        if checked.images is not alone:
+            batch = batch.copy()
+            batch[rest, ..., 0] = checked.images
+    return Prepared(batch, *found)
+
+
+def _flags(size: int, ranges: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:
+    """Return bool[size], true in half-open ranges."""
+    flags = np.zeros(size, np.bool_)
+    for start, stop in ranges:
+        flags[start:stop] = True
+    return flags

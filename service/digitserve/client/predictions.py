@@ -10,7 +10,7 @@ from digitserve.v1 import digits_pb2 as pb
 
 _VERDICTS = {verdict.value: verdict for verdict in Verdict}
 _INKS = {pb.Ink.Value(f"INK_{ink.name}"): ink for ink in Ink}
-_FRAMINGS = {pb.Framing.Value(f"FRAMING_{framing.name}"): framing for framing in Framing}
+_FRAMINGS = {pb.FRAMING_AS_IS: Framing.AS_IS, pb.FRAMING_MNIST: Framing.MNIST}
 
 
 @dataclass(frozen=True)

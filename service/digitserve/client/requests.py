@@ -212,7 +212,7 @@ def request_options(top_k: int, ink: Ink | None, framing: Framing | None) -> pb.
     return pb.ClassifyRequest(
         top_k=top_k,
         ink=f"INK_{ink.name if ink else 'UNSPECIFIED'}",
-        framing=f"FRAMING_{framing.name if framing else 'UNSPECIFIED'}",
+        framing=f"FRAMING_{'UNSPECIFIED' if framing is None or framing is Framing.AUTO else framing.name}",
     )
 
 

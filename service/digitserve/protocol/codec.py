@@ -34,6 +34,9 @@ _INK = {
     pb.INK_DARK_ON_LIGHT: Ink.DARK_ON_LIGHT,
     pb.INK_AUTO: Ink.AUTO,
 }
+_UNDECIDED_INK = {pb.INK_UNSPECIFIED, pb.INK_AUTO}
+"""Values with which a 28x28 image of unspecified framing is not simply used as it is."""
+
 _FORMAT_NAMES = {
     pb.PIXEL_FORMAT_UNSPECIFIED: "GRAY8",
     pb.PIXEL_FORMAT_GRAY8: "GRAY8",
@@ -46,7 +49,7 @@ _ONE_IMAGE = pb.ClassifyRequest(pixels=bytes(IMAGE_BYTES))
 _PREFIX = _ONE_IMAGE.SerializeToString()[:-IMAGE_BYTES]
 """The bytes before the pixels in a request that holds one image of the network's size and nothing else."""
 _STREAM_PREFIX = pb.ClassifyStreamRequest(request=_ONE_IMAGE).SerializeToString()[:-IMAGE_BYTES]
-_FIELDS_OF_ONE_IMAGE = (1, IMAGE_SIZE, IMAGE_SIZE, 1, Ink.LIGHT_ON_DARK, Framing.AS_IS, 0)
+_FIELDS_OF_ONE_IMAGE = (1, IMAGE_SIZE, IMAGE_SIZE, 1, Ink.AUTO, Framing.AUTO, 0)
 """Fields of that ``Request`` after its pixels."""
 
 _CONTINUED = 0x80
@@ -239,10 +242,11 @@ def _num_images(message: pb.ClassifyRequest, num_bytes: int, image_bytes: int, l
 def _framing(message: pb.ClassifyRequest, height: int, width: int) -> Framing:
     default = default_framing(height, width)
     if message.framing == pb.FRAMING_UNSPECIFIED:
-        return default
+        # 28x28 images of stated polarity are used as they are.
+        return Framing.AS_IS if default is Framing.AUTO and message.ink not in _UNDECIDED_INK else default
     if message.framing == pb.FRAMING_MNIST:
         return Framing.MNIST
-    if default is not Framing.AS_IS:
+    if default is not Framing.AUTO:
         raise InvalidRequest(
             f"framing: FRAMING_AS_IS needs images of {IMAGE_SIZE}x{IMAGE_SIZE}, got {height}x{width}; "
             "use FRAMING_MNIST, or leave the field unset"

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digitserve.types import FloatImage
+from digitserve.vision.resample import sum_weights
 
 MIN_CONTRAST = 24
 """Grey levels between background and ink below which an image is blank; MNIST has 254, pencil on paper 60 and more."""
@@ -32,6 +33,15 @@ GRID_SIZE = 12
 
 FIT_ROUNDS = 6
 """Iterations of the background fit: 4 to 12 give the same accuracy on unevenly lit digits."""
+
+MAX_SIDE_DIFFERENCE = 0.06
+"""Largest difference of the mean ink strengths along two sides of an image whose background is even."""
+
+WINDOW_SHARE = 0.2
+"""Width of the window of the local background as a share of the image's longest side: wider than the thickest strokes."""
+
+MIN_WINDOW = 5
+"""Its smallest width in pixels."""
 
 _ONE = np.ones((), np.float32)
 """An array, because numpy would convert a Python number in each iteration."""
@@ -95,6 +105,50 @@ def subtract_background(light: FloatImage, low: float, high: float, residual: Fl
             strength *= 1 / (high - low)
             return InkStrength(strength, clean=True)
         residual = _residual(light)
+    return _strength(residual)
+
+
+def subtract_local_background(light: FloatImage) -> InkStrength | None:
+    """Find the ink of an image whose background has steps: the hard edge of a shadow.
+
+    The background is a grey opening: what strokes narrower than a window leave. It follows steps exactly. Slower than
+    ``subtract_background``, and blind to strokes as wide as the window.
+
+    Args:
+        light: float32[H, W], grey levels from 0 to 255, strokes lighter than the background.
+
+    Returns:
+        None when there is no ink.
+    """
+    size = max(MIN_WINDOW, int(WINDOW_SHARE * max(light.shape))) | 1
+    eroded = _slide(np.minimum, light, size)
+    return _strength(light - _slide(np.maximum, eroded, size))
+
+
+def is_shaded(strength: FloatImage) -> bool:
+    """Return whether the sides of an image differ so much in ink strength that its background may have a step."""
+    height, width = strength.shape
+    sums: list[list[float]] = sum_weights(height).dot(strength).dot(sum_weights(width).T).tolist()
+    (_, _, top), (_, _, bottom), (left, right, _) = sums
+    sides: tuple[float, ...] = (top / width, bottom / width, left / height, right / height)
+    return max(sides) - min(sides) > MAX_SIDE_DIFFERENCE
+
+
+def _slide(extreme: np.ufunc, image: FloatImage, size: int) -> FloatImage:
+    """Return the lowest or highest grey level in a square window around each pixel. Each step doubles the window."""
+    padded: FloatImage = np.pad(image, size // 2, mode="edge")
+    for _ in range(2):
+        span = 1
+        while span < size:
+            step = min(span, size - span)
+            padded = extreme(padded[:-step], padded[step:])
+            span += step
+        padded = padded.T
+    return padded
+
+
+def _strength(residual: FloatImage) -> InkStrength | None:
+    """Scale a residual to ink strength, in place; None when there is no ink."""
     background, noise, full = _estimate_levels(residual)
     if full - background < max(MIN_CONTRAST, MIN_CONTRAST_IN_NOISE * noise):
         return None

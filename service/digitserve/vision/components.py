@@ -52,9 +52,23 @@ class Box(NamedTuple):
     right: int
 
     @property
+    def height(self) -> int:
+        """Number of rows."""
+        return self.bottom - self.top
+
+    @property
+    def width(self) -> int:
+        """Number of columns."""
+        return self.right - self.left
+
+    @property
     def longest(self) -> int:
         """Longest side."""
         return max(self.bottom - self.top, self.right - self.left)
+
+    def touches(self, shape: tuple[int, ...]) -> bool:
+        """Return whether it reaches the border of a mask of this shape."""
+        return self.top == 0 or self.left == 0 or self.bottom == shape[0] or self.right == shape[1]
 
 
 class Segmentation(NamedTuple):
@@ -63,18 +77,38 @@ class Segmentation(NamedTuple):
     Attributes:
         box: bounding box of all components but specks.
         several: some component is a separate shape beside the largest, neither a stroke of the same digit nor a speck.
+        edge_width: number of columns that are occupied in the first two rows of the box, or in the last two if less are.
+        num_components: 1 for a mask whose projections have no gap, which is taken as one component.
     """
 
     box: Box
     several: bool
+    edge_width: int
+    num_components: int
 
 
-class _Component(NamedTuple):
-    """One 8-connected set of pixels of a mask: its bits in the layout of ``_pack``, its area in pixels, its bounding box."""
+class Component(NamedTuple):
+    """One 8-connected set of pixels of a mask.
+
+    Attributes:
+        bits: the pixel (y, x) is the bit y * stride + x.
+        stride: bits per row.
+        area: in pixels.
+        box: bounding box.
+    """
 
     bits: int
+    stride: int
     area: int
     box: Box
+
+    def pixels(self) -> NDArray[np.bool_]:
+        """Return the component cropped to its box: bool[box height, box width]."""
+        top, bottom, left, right = self.box
+        num_bytes = -(-(bottom - top) * self.stride // 8)
+        rows = (self.bits >> top * self.stride).to_bytes(num_bytes + 1, "little")
+        flags = np.unpackbits(np.frombuffer(rows, np.uint8), count=(bottom - top) * self.stride, bitorder="little")
+        return flags.reshape(bottom - top, self.stride)[:, left:right].view(np.bool_)
 
 
 def segment(mask: NDArray[np.bool_]) -> Segmentation | None:
@@ -88,44 +122,69 @@ def segment(mask: NDArray[np.bool_]) -> Segmentation | None:
     Returns:
         None for an empty mask.
     """
-    outline = _outline(mask)
+    rows = _row_bits(mask)
+    outline = _outline(rows, *mask.shape)
     if outline is None:
         return None
     box, gapless = outline
     if gapless:
-        return Segmentation(box, several=False)
-    components, stride = _find_components(mask), _stride(mask)
+        return Segmentation(box, False, _edge_width(rows, box), 1)  # noqa: FBT003 - keywords cost time
+    components = find_components(mask)
     largest = components[0]
     kept = [component.box for component in components if component.area >= MIN_KEPT_RATIO * largest.area]
     tops, bottoms, lefts, rights = zip(*kept, strict=True)
-    several = any(_is_separate_shape(other, largest, stride) for other in components[1:])
-    return Segmentation(Box(min(tops), max(bottoms), min(lefts), max(rights)), several)
+    several = any(_is_separate_shape(other, largest) for other in components[1:])
+    box = Box(min(tops), max(bottoms), min(lefts), max(rights))
+    return Segmentation(box, several, _edge_width(rows, box), len(components))
 
 
-def have_gaps(masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Find the masks of a batch that have a gap in some projection. Each of the others is one component.
+def project(rows: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Project the masks of a batch along columns, rows and both diagonals.
 
     Args:
-        masks: bool[N, H, W], where H + W is at most 64.
+        rows: uint64[H, N], each row of each mask as an integer of W bits; H + W is at most 64.
+
+    Returns:
+        uint64[4, N]: bits that are set where a line holds any pixel: columns, rows, diagonals, other diagonals. Gaps of
+        one diagonal are closed.
+    """
+    near, _ = _shears(len(rows))
+    projections = np.empty((4, rows.shape[1]), np.uint64)
+    np.bitwise_or.reduce(rows, axis=0, out=projections[0])
+    np.bitwise_or.reduce((rows != 0) << near[1][:, None], axis=0, out=projections[1])
+    diagonals = projections[2:]
+    np.bitwise_or.reduce(rows[:, None] << near[1:].T[..., None], axis=0, out=diagonals)
+    diagonals |= diagonals << np.uint64(1)  # pixels that touch at a corner are two diagonals apart
+    return projections
+
+
+def find_gaps(projections: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Find the masks that have a gap in some projection. Each of the others is one component.
+
+    Args:
+        projections: uint64[4, N] of ``project``.
 
     Returns:
         bool[N].
     """
-    rows = np.ascontiguousarray(_row_bits(masks).T)
-    near, _ = _shears(masks.shape[1])
-    projections = np.empty((4, len(masks)), np.uint64)
-    np.bitwise_or.reduce(rows[:, None] << near.T[..., None], axis=0, out=projections[:3])
-    np.bitwise_or.reduce((rows != 0) << near[1][:, None], axis=0, out=projections[3])
     lowest = projections & (~projections + np.uint64(1))
     # The carry of the addition clears a projection that is a single run of ones.
     gap: NDArray[np.bool_] = np.logical_or.reduce(projections & (projections + lowest), axis=0)
     return gap
 
 
-def _outline(mask: NDArray[np.bool_]) -> tuple[Box, bool] | None:
+def _edge_width(rows: NDArray[np.uint64], box: Box) -> int:
+    """Return the number of columns that are occupied in the two outermost rows of a box, at the side where less are."""
+    if box.height == 1:
+        return 0
+    first, second, last_but_one, last = (
+        rows.item(row) for row in (box.top, box.top + 1, box.bottom - 2, box.bottom - 1)
+    )
+    return min(int(first | second).bit_count(), int(last_but_one | last).bit_count())
+
+
+def _outline(rows: NDArray[np.uint64], height: int, width: int) -> tuple[Box, bool] | None:
     """Return the bounding box of all pixels of a mask, and whether its projections in all four directions have no gap."""
-    height, width = mask.shape
-    rows = _row_bits(mask)
     occupied = (rows != 0).tobytes()
     top, bottom = occupied.find(1), occupied.rfind(1) + 1
     if not bottom:
@@ -137,7 +196,9 @@ def _outline(mask: NDArray[np.bool_]) -> tuple[Box, bool] | None:
         right |= beyond_right << MAX_SIDE
         left |= beyond_left << MAX_SIDE
     box = Box(top, bottom, (down & -down).bit_length() - 1, down.bit_length())
-    return box, occupied.find(0, top, bottom) < 0 and _is_run(down) and _is_run(right) and _is_run(left)
+    return box, occupied.find(0, top, bottom) < 0 and _is_run(down) and _is_run(right | right << 1) and _is_run(
+        left | left << 1
+    )
 
 
 def _row_bits(masks: NDArray[np.bool_]) -> NDArray[np.uint64]:
@@ -164,7 +225,7 @@ def _shears(height: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     return near, MAX_SIDE - near[1:]
 
 
-def _find_components(mask: NDArray[np.bool_]) -> list[_Component]:
+def find_components(mask: NDArray[np.bool_]) -> list[Component]:
     """Split a mask into its 8-connected components, largest area first."""
     rest, stride = _pack(mask), _stride(mask)
     components = []
@@ -175,7 +236,7 @@ def _find_components(mask: NDArray[np.bool_]) -> list[_Component]:
     return sorted(components, key=lambda component: -component.area)
 
 
-def _is_separate_shape(other: _Component, largest: _Component, stride: int) -> bool:
+def _is_separate_shape(other: Component, largest: Component) -> bool:
     lower, higher = sorted((largest.box.bottom - largest.box.top, other.box.bottom - other.box.top))
     if other.area < MIN_AREA_RATIO * largest.area or lower < MIN_HEIGHT_RATIO * higher:
         return False
@@ -183,7 +244,7 @@ def _is_separate_shape(other: _Component, largest: _Component, stride: int) -> b
         return False
     dilated = largest.bits
     for _ in range(_min_gap(max(largest.box.longest, other.box.longest))):
-        dilated = _dilate(dilated, stride)
+        dilated = _dilate(dilated, largest.stride)
     return not dilated & other.bits
 
 
@@ -235,10 +296,10 @@ def _flood_fill(seed: int, mask: int, stride: int) -> int:
         seed = grown
 
 
-def _measure(bits: int, stride: int) -> _Component:
+def _measure(bits: int, stride: int) -> Component:
     """Return a packed component with its area and bounding box."""
     top = ((bits & -bits).bit_length() - 1) // stride
     bottom = (bits.bit_length() - 1) // stride + 1
     columns = _project_columns(bits >> top * stride, bottom - top, stride)
     box = Box(top, bottom, (columns & -columns).bit_length() - 1, columns.bit_length())
-    return _Component(bits, bits.bit_count(), box)
+    return Component(bits, stride, bits.bit_count(), box)

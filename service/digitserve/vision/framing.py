@@ -1,28 +1,44 @@
-"""Framing: grey images of any size to the network's input, 28x28 pixels, light on dark, as in MNIST.
+"""Framing: an image of any size to the network's input, 28x28 pixels, light on dark, as in MNIST.
 
-    gray uint8[N,H,W] ──as_is──▶ the same bytes, inverted where ink is dark ──▶ verdicts: blank, several
-                      └─frame──▶ reduce ▶ polarity ▶ subtract background ▶ segment ▶ scale ▶ centre, blank, several
+    gray ──▶ reduce ──▶ polarity ──▶ page edges ──▶ background ──▶ rectangles ──▶ border ──▶ components ──▶ place
+                                       │                             │              │          │
+                                       └──── look again at a part ◀──┴──────────────┴──────────┘ (a small digit)
 
-The worker calls it on its event loop's thread when it forms a batch; the training package calls it so that it measures what
-the service does. The only state is caches of small tables in the other modules.
+Most images go straight through. Where something else than the digit is found (the edge of a page or table, a frame, the
+lines of a form), the part without it is framed as an image of its own, from the original pixels: its polarity, background
+and scale are not those of the whole.
 
-Imports within ``vision`` go one way: framing > polarity > background | components | resample | gray.
+``batching.prepare`` and ``batch_checks`` call it on the worker's thread; the training package calls it so that it measures
+what the service does. The only state is caches of small tables in the other modules.
+
+Imports within ``vision`` go one way: batch_checks > framing > polarity | panel | border | placement | channel >
+background | components > resample | gray.
 """
 
-from typing import NamedTuple, TypeVar
+import math
+from enum import Enum
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from digitserve.types import IMAGE_SIZE, FloatImage, Gray, Ink
-from digitserve.vision.background import MIN_CONTRAST, subtract_background
-from digitserve.vision.components import MAX_SIDE, Box, have_gaps, segment
+from digitserve.vision.background import (
+    MAX_SIDE_DIFFERENCE,
+    MIN_CONTRAST,
+    InkStrength,
+    is_shaded,
+    subtract_background,
+    subtract_local_background,
+)
+from digitserve.vision.border import MIN_SHAPE, clean, crop_around, dilate, find_page
+from digitserve.vision.channel import select_channel
+from digitserve.vision.components import MAX_SIDE, Box, Segmentation, segment
 from digitserve.vision.gray import gray_range
-from digitserve.vision.polarity import find_ink, find_reduced_ink
-from digitserve.vision.resample import reduce_by_block_means, resize
-
-INK_SIZE = 20
-"""Longest side of a digit's ink in MNIST, in pixels; 9 997 of its 10 000 test images have exactly that."""
+from digitserve.vision.panel import find_panel, may_hold_panel
+from digitserve.vision.placement import INK_SIZE, place
+from digitserve.vision.polarity import Border, find_reduced_ink, measure_border
+from digitserve.vision.resample import reduce_by_block_means
 
 MAX_SEGMENTED_SIDE = MAX_SIDE
 """Longest side at which components are found: a gap of 3 pixels between two digits of 20 pixels stays above 3."""
@@ -30,17 +46,40 @@ MAX_SEGMENTED_SIDE = MAX_SIDE
 FOREGROUND_STRENGTH = 0.35
 """Share of full ink from which a pixel is foreground."""
 
-AS_IS_FOREGROUND_LEVEL = 96
-"""The same for images that are used as they are, of 255: higher, because two digits have half the space there."""
-
 CLEAN_TRIM_STRENGTH = 0.02
 """Share of full ink from which a pixel widens the box of the ink: MNIST's own boxes include the faintest pixels."""
 
 NOISY_TRIM_STRENGTH = 0.3
 """The same in noise, or where pixels are so large that a faint one would widen the box by more than its ink."""
 
+SMALL_DIGIT_SHARE = 1 / 3
+"""Longest side of a digit, as a share of the image's, below which it is framed again from the original pixels."""
+
 SMALL_DIGIT_MARGIN = 0.3
-"""Margin around a small digit that is framed again from the original pixels, as a share of its longest side."""
+"""Margin around such a digit, as a share of its longest side."""
+
+MAX_LOOKS = 3
+"""How often a part of an image is looked at again as an image of its own: page on a table, cell on a page."""
+
+MIN_PART_SIDE = 12
+"""Shortest side of such a part, in pixels."""
+
+MIN_SHADED_SIDE = 40
+"""Shortest side, in pixels, of an image in which the hard edge of a shadow is looked for."""
+
+MAX_COMPONENTS = 100
+"""Components of a mask above which no artefacts are looked for: it is a texture, and each component costs time."""
+
+SIDE_OF_PAPER = 0.1
+"""Mean lightness, from -1 to 1, that each side of an image on light paper has at least, unless something else fills it."""
+
+
+class Removed(Enum):
+    """What was cut off before the digit was framed."""
+
+    PAGE_EDGE = "page edge"
+    RECTANGLE = "rectangle"
+    BORDER = "border"
 
 
 class Framed(NamedTuple):
@@ -50,53 +89,39 @@ class Framed(NamedTuple):
         pixels: uint8[28, 28], 0 = background, 255 = full ink; all zero when blank.
         blank: there is no ink.
         several: there is more than one separate shape.
+        spans_image: the only shape is a straight band from border to border: an edge or a line, not a digit.
+        ink: polarity of the ink, never AUTO.
+        box: bounding box of the ink in pixels of the image, as far as the segmentation resolves it; None when blank.
+        removed: what was cut off, outermost first.
     """
 
     pixels: Gray
     blank: bool
     several: bool
+    spans_image: bool = False
+    ink: Ink = Ink.LIGHT_ON_DARK
+    box: Box | None = None
+    removed: tuple[Removed, ...] = ()
 
 
 BLANK = Framed(np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.uint8), blank=True, several=False)
 
 
-def as_is(gray: Gray, ink: Ink) -> Gray:
-    """Return images light on dark, with every pixel in its place.
+class _View(NamedTuple):
+    """An image, or a part of one, while it is framed.
 
-    Args:
-        gray: uint8[N, H, W].
-        ink: polarity of all images; AUTO finds the polarity of each image.
-
-    Returns:
-        uint8[N, H, W]; ``gray`` itself when ``ink`` is LIGHT_ON_DARK.
+    Attributes:
+        gray: uint8[H, W], the original pixels.
+        top, left: position of the part in the image.
+        ink: polarity that was given, or AUTO.
+        looks: how many more parts of parts may be framed.
     """
-    if ink is Ink.LIGHT_ON_DARK:
-        return gray
-    if ink is Ink.DARK_ON_LIGHT:
-        return ~gray
-    return np.stack([~image if find_ink(image) is Ink.DARK_ON_LIGHT else image for image in gray])
 
-
-def verdicts(images: Gray) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Find the blank images, and those with several shapes, among images that are used as they are, light on dark.
-
-    Call it once per batch: 64 images take hardly longer than 5.
-
-    Args:
-        images: uint8[N, 28, 28].
-
-    Returns:
-        blank bool[N], several bool[N].
-    """
-    flat = images.reshape(len(images), IMAGE_SIZE * IMAGE_SIZE)
-    blank = flat.max(axis=1) - flat.min(axis=1) < MIN_CONTRAST
-    several = np.zeros(len(images), np.bool_)
-    masks = images >= AS_IS_FOREGROUND_LEVEL
-    # For a single mask, segmenting is faster than first testing whether it is necessary.
-    for index in np.flatnonzero(have_gaps(masks)) if len(images) != 1 else (0,):
-        segmentation = segment(masks[index])
-        several[index] = segmentation is not None and segmentation.several
-    return blank, several & ~blank
+    gray: Gray
+    top: int
+    left: int
+    ink: Ink
+    looks: int
 
 
 def frame(gray: Gray, ink: Ink) -> Framed:
@@ -107,100 +132,225 @@ def frame(gray: Gray, ink: Ink) -> Framed:
         ink: polarity; AUTO finds it.
 
     Returns:
-        ``BLANK`` if there is no ink.
-
-    Source: LeCun, Cortes, Burges, "The MNIST database", on normalisation. Every MNIST image has its centre of
-        mass within pixel 14 of both axes (counted from 0), so shifts are whole pixels.
+        All zero and ``blank`` if there is no ink.
     """
-    image = reduce_by_block_means(gray)
+    return _frame(_View(gray, 0, 0, ink, MAX_LOOKS))
+
+
+def frame_colors(pixels: Gray, ink: Ink) -> Framed:
+    """Frame an image with colours or transparency, by its luma or by the channel that shows the ink.
+
+    Args:
+        pixels: uint8[H, W, C]; C is 1 for grey, 3 for RGB, 4 for RGBA.
+        ink: polarity of the luma; AUTO finds it.
+    """
+    return frame(*select_channel(pixels, ink))
+
+
+def _frame(view: _View) -> Framed:
+    image = reduce_by_block_means(view.gray)
     low, high = gray_range(image)
     if high - low < MIN_CONTRAST:
         return BLANK
-    residual = None
+    border = measure_border(image, low, high)
+    ink, residual = view.ink, None
     if ink is Ink.AUTO:
-        ink, residual = find_reduced_ink(image, low, high)
+        ink, residual = find_reduced_ink(image, low, high, border)
+    if view.looks and (framed := _frame_page(view, image, ink, border, (low + high) / 2)) is not None:
+        return framed
     if ink is Ink.DARK_ON_LIGHT:
         image, low, high = 255 - image, 255 - high, 255 - low
     found = subtract_background(image, low, high, residual)
     if found is None:
-        return BLANK
-    mask = _for_segmentation(found.strength) > FOREGROUND_STRENGTH
+        return _frame_sheet(view, image, ink)
+    return _frame_ink(view, image, found, ink, border)
+
+
+def _frame_page(view: _View, image: FloatImage, ink: Ink, border: Border, middle: float) -> Framed | None:
+    """Frame the part inside page edges, which would spoil the background of the whole; None if there are none."""
+    dark = ink is Ink.DARK_ON_LIGHT
+    if border.darkest >= SIDE_OF_PAPER if dark else border.lightest <= -SIDE_OF_PAPER:
+        return None
+    mask = _reduce_mask(image < middle if dark else image > middle)
+    return _frame_part(view, find_page(mask), mask.shape, view.ink, Removed.PAGE_EDGE)
+
+
+def _frame_sheet(view: _View, inverted: FloatImage, ink: Ink) -> Framed:
+    """Frame what a rectangle of the background's colour holds, in an image without ink: a sheet on a table.
+
+    Args:
+        view: the image.
+        inverted: float32[H, W], light where ink of the polarity ``ink`` would be.
+        ink: the polarity for which no ink was found.
+    """
+    if view.looks and view.ink is Ink.AUTO:
+        image = 255 - inverted
+        found = subtract_background(image, *gray_range(image), None)
+        if found is not None:
+            mask = _reduce_mask(found.strength > FOREGROUND_STRENGTH)
+            panel = find_panel(mask)
+            if panel is not None and panel.solid:
+                return _frame_part(view, panel.inside, mask.shape, ink, Removed.RECTANGLE) or BLANK
+    return BLANK
+
+
+def _frame_ink(view: _View, image: FloatImage, found: InkStrength, ink: Ink, border: Border) -> Framed:
+    """Frame the ink of an image, or the ink of the part of it that holds the digit.
+
+    Args:
+        view: the image.
+        image: float32[H, W], reduced, ink light.
+        found: its ink.
+        ink: its polarity.
+        border: of the image.
+    """
+    mask = _reduce_mask(found.strength > FOREGROUND_STRENGTH)
     segmentation = segment(mask)
     if segmentation is None:
         return BLANK
-    box = segmentation.box
-    longest = box.longest
-    if longest < MAX_SEGMENTED_SIDE / 3 and max(gray.shape) > 2 * MAX_SEGMENTED_SIDE:
-        # A small digit in a large image: frame it from the original pixels.
-        return frame(_crop(gray, box, mask.shape, longest * SMALL_DIGIT_MARGIN), ink)
-    faintest = CLEAN_TRIM_STRENGTH if found.clean and longest >= 0.7 * INK_SIZE else NOISY_TRIM_STRENGTH
-    pixels = _place(_scale(_trim(_crop(found.strength, box, mask.shape, 1), faintest)))
-    return Framed(pixels, blank=False, several=segmentation.several)
+    if segmentation.num_components > MAX_COMPONENTS:
+        return _frame_shape(view, found, mask, segmentation, ink, spans_image=False)
+    if view.looks and may_hold_panel(segmentation, mask.shape):
+        framed = _frame_panel(view, mask, ink)
+        if framed is not None:
+            return framed
+    spans_image = False
+    if segmentation.box.touches(mask.shape):
+        cleaned = clean(mask, segmentation)
+        spans_image = cleaned.spans_image
+        if cleaned.mask is not mask:
+            part = crop_around(cleaned.mask, mask & ~cleaned.mask)
+            framed = _frame_part(view, part, mask.shape, ink, Removed.BORDER)
+            if framed is not None:
+                return framed
+            found, mask, segmentation = _remove(found, mask, cleaned.mask), cleaned.mask, segment(cleaned.mask)
+    uneven = border.lightest - border.darkest > 2 * MAX_SIDE_DIFFERENCE
+    if uneven and min(image.shape) >= MIN_SHADED_SIDE and is_shaded(found.strength):
+        framed = _frame_without_shadow(view, image, ink)
+        if framed is not None:
+            return framed
+    return _frame_shape(view, found, mask, segmentation, ink, spans_image=spans_image)
 
 
-Pixels = TypeVar("Pixels", np.uint8, np.float32)
+def _frame_without_shadow(view: _View, image: FloatImage, ink: Ink) -> Framed | None:
+    """Frame ink on a background with a step, such as the hard edge of a shadow; None if it is not clear of the border."""
+    found = subtract_local_background(image)
+    if found is None:
+        return None
+    mask = _reduce_mask(found.strength > FOREGROUND_STRENGTH)
+    shape = segment(mask)
+    if shape is None:
+        return None
+    cleaned = clean(mask, shape)
+    if cleaned.mask is not mask:
+        found, shape = _remove(found, mask, cleaned.mask), segment(cleaned.mask)
+    if shape is None or shape.box.touches(mask.shape) or shape.box.longest < MIN_SHAPE * max(mask.shape):
+        return None
+    return _frame_shape(view, found, cleaned.mask, shape, ink, spans_image=False)
 
 
-def _crop(image: NDArray[Pixels], box: Box, mask_shape: tuple[int, ...], margin: float) -> NDArray[Pixels]:
-    """Crop an image to a box of its mask, which may have another scale.
+def _frame_shape(
+    view: _View,
+    found: InkStrength,
+    mask: NDArray[np.bool_],
+    segmentation: Segmentation | None,
+    ink: Ink,
+    *,
+    spans_image: bool,
+) -> Framed:
+    """Frame what a mask without artefacts shows.
 
     Args:
-        image: [H, W].
-        box: in pixels of the mask.
-        mask_shape: height and width of the mask.
-        margin: added on all sides, in pixels of the mask.
+        view: the image.
+        found: its ink.
+        mask: foreground of that ink, at most 64 pixels a side.
+        segmentation: of that mask.
+        ink: polarity.
+        spans_image: for the result.
     """
-    y, x = image.shape[0] / mask_shape[0], image.shape[1] / mask_shape[1]
-    return image[
-        max(0, int((box.top - margin) * y)) : int((box.bottom + margin) * y) + 1,
-        max(0, int((box.left - margin) * x)) : int((box.right + margin) * x) + 1,
-    ]
+    if segmentation is None:
+        return BLANK
+    box, longest = segmentation.box, segmentation.box.longest
+    if longest < max(mask.shape) * SMALL_DIGIT_SHARE and max(view.gray.shape) > 2 * MAX_SEGMENTED_SIDE:
+        return _frame_cut(
+            view, _enlarge(box, mask.shape, view.gray.shape, longest * SMALL_DIGIT_MARGIN), ink, view.looks
+        )
+    strength = found.strength[_slices(_enlarge(box, mask.shape, found.strength.shape, 1))]
+    faintest = CLEAN_TRIM_STRENGTH if found.clean and longest >= 0.7 * INK_SIZE else NOISY_TRIM_STRENGTH
+    where = _enlarge(box, mask.shape, view.gray.shape, 0)
+    where = Box(view.top + where.top, view.top + where.bottom, view.left + where.left, view.left + where.right)
+    return Framed(place(strength, faintest), False, segmentation.several, spans_image, ink, where)  # noqa: FBT003 - faster
 
 
-def _for_segmentation(strength: FloatImage) -> FloatImage:
-    """Reduce ink strength to the size at which components are found."""
-    height, width = strength.shape
-    longest = max(height, width)
-    if longest <= MAX_SEGMENTED_SIDE:
-        return strength
-    share = MAX_SEGMENTED_SIDE / longest
-    return resize(strength, max(1, round(height * share)), max(1, round(width * share)))
+def _frame_panel(view: _View, mask: NDArray[np.bool_], ink: Ink) -> Framed | None:
+    """Frame what a rectangle holds; None if there is none."""
+    panel = find_panel(mask)
+    # What a solid rectangle holds has the opposite polarity, which is no ink if the caller gave the polarity.
+    if panel is None or (panel.solid and view.ink is not Ink.AUTO):
+        return None
+    return _frame_part(view, panel.inside, mask.shape, Ink.AUTO if panel.solid else ink, Removed.RECTANGLE)
 
 
-def _trim(strength: FloatImage, faintest: float) -> FloatImage:
-    """Crop ink strength to the bounding box of the pixels above ``faintest``."""
-    visible = strength > faintest
-    flags, columns = visible.tobytes(), np.logical_or.reduce(visible, axis=0).tobytes()
-    width = len(columns)
-    return strength[
-        flags.find(1) // width : flags.rfind(1) // width + 1,
-        columns.find(1) : columns.rfind(1) + 1,
-    ]
+def _frame_part(view: _View, part: Box | None, shape: tuple[int, ...], ink: Ink, removed: Removed) -> Framed | None:
+    """Frame a part of an image.
+
+    Args:
+        view: the image.
+        part: in pixels of a mask of the image, or None.
+        shape: of that mask.
+        ink: polarity of the part.
+        removed: what is outside of it.
+
+    Returns:
+        None without a part, and for one that is blank, too small, or as large as the image.
+    """
+    if part is None or not view.looks:
+        return None
+    height, width = view.gray.shape
+    y, x = height / shape[0], width / shape[1]
+    box = Box(math.ceil(part.top * y), int(part.bottom * y), math.ceil(part.left * x), int(part.right * x))
+    if min(box.height, box.width) < MIN_PART_SIDE or (box.height, box.width) == (height, width):
+        return None
+    framed = _frame_cut(view, box, ink, view.looks - 1)
+    return None if framed.blank else framed._replace(removed=(removed, *framed.removed))
 
 
-def _scale(strength: FloatImage) -> FloatImage:
-    """Scale ink strength to 20 pixels on its longest side."""
-    height, width = strength.shape
-    longest = max(height, width)
-    return resize(strength, max(1, round(INK_SIZE * height / longest)), max(1, round(INK_SIZE * width / longest)))
+def _frame_cut(view: _View, box: Box, ink: Ink, looks: int) -> Framed:
+    """Frame a box of an image as an image of its own."""
+    return _frame(_View(view.gray[_slices(box)], view.top + box.top, view.left + box.left, ink, looks))
 
 
-def _place(strength: FloatImage) -> Gray:
-    """Put scaled ink into 28x28, its centre of mass in pixel 14 of both axes as far as it fits: uint8[28, 28]."""
-    height, width = strength.shape
-    levels = strength * (255 / float(np.maximum.reduce(strength, axis=None)))
-    levels += 0.5
-    np.maximum(levels, 0, out=levels)  # bicubic weights can give values below 0
-    rows, columns = np.add.reduce(strength, axis=1), np.add.reduce(strength, axis=0)
-    mass = float(np.add.reduce(rows))
-    center_y = float(rows.dot(_CENTERS[:height])) / mass
-    center_x = float(columns.dot(_CENTERS[:width])) / mass
-    top = min(max(IMAGE_SIZE // 2 - int(center_y), 0), IMAGE_SIZE - height)
-    left = min(max(IMAGE_SIZE // 2 - int(center_x), 0), IMAGE_SIZE - width)
-    pixels = np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.uint8)
-    pixels[top : top + height, left : left + width] = levels
-    return pixels
+def _enlarge(box: Box, mask_shape: tuple[int, ...], shape: tuple[int, ...], margin: float) -> Box:
+    """Return a box of a mask in pixels of an image of another size, with a margin in pixels of the mask on all sides."""
+    y, x = shape[0] / mask_shape[0], shape[1] / mask_shape[1]
+    return Box(
+        max(0, int((box.top - margin) * y)),
+        min(shape[0], int((box.bottom + margin) * y) + 1),
+        max(0, int((box.left - margin) * x)),
+        min(shape[1], int((box.right + margin) * x) + 1),
+    )
 
 
-_CENTERS = np.arange(IMAGE_SIZE, dtype=np.float32) + np.float32(0.5)
-"""Centres of the pixels along one axis."""
+def _slices(box: Box) -> tuple[slice, slice]:
+    return slice(box.top, box.bottom), slice(box.left, box.right)
+
+
+def _reduce_mask(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Reduce a mask to at most 64 pixels a side. A pixel is set where any is, so that thin strokes stay connected."""
+    height, width = mask.shape
+    if max(height, width) <= MAX_SEGMENTED_SIDE:
+        return mask
+    if height % 2 or width % 2:
+        mask = np.pad(mask, ((0, height % 2), (0, width % 2)))
+    rows = mask[::2] | mask[1::2]
+    reduced: NDArray[np.bool_] = rows[:, ::2] | rows[:, 1::2]
+    return reduced
+
+
+def _remove(found: InkStrength, mask: NDArray[np.bool_], kept: NDArray[np.bool_]) -> InkStrength:
+    """Return ink without the parts of its mask that are not kept, and without their soft edges."""
+    removed = dilate(mask & ~kept) & ~kept
+    factor = -(-max(found.strength.shape) // MAX_SEGMENTED_SIDE)
+    height, width = found.strength.shape
+    enlarged = removed.repeat(factor, axis=0).repeat(factor, axis=1)[:height, :width]
+    return InkStrength(np.where(enlarged, np.float32(0), found.strength), found.clean)

@@ -15,14 +15,16 @@ _LUMA_PER_MILLE = np.array([299, 587, 114], np.uint32)
 """Weights of red, green and blue in luma, in thousandths."""
 
 
-def to_gray(pixels: bytes | memoryview, num_images: int, height: int, width: int, channels: int) -> Gray:
+def to_gray(
+    pixels: bytes | memoryview | NDArray[np.uint8], num_images: int, height: int, width: int, channels: int
+) -> Gray:
     """View or convert raw pixels as grey images.
 
     Luma is ITU-R BT.601 in integers: (299 R + 587 G + 114 B) / 1000, rounded to nearest. An image with four channels has
     straight alpha and is composited on white, with a single rounding: (luma * a + 255 * (255 - a)) / 255.
 
     Args:
-        pixels: num_images x height x width x channels bytes, row-major; the caller has checked the length.
+        pixels: num_images x height x width x channels bytes, row-major and contiguous; the caller has checked the length.
         num_images: number of images.
         height: of each image, in pixels.
         width: of each image, in pixels.

@@ -72,3 +72,12 @@ def _resize_weights(size_in: int, size_out: int) -> FloatImage:
     near, far = (1.5 * t - 2.5) * t * t + 1, ((2.5 - 0.5 * t) * t - 4) * t + 2
     cubic: FloatImage = np.where(t < 1, near, np.where(t < 2, far, 0)).astype(np.float32)  # noqa: PLR2004 - its support
     return cubic
+
+
+@lru_cache(maxsize=256)
+def sum_weights(size: int) -> FloatImage:
+    """Return weights float32[3, size] that sum the first pixel of an axis, the last one, and all of them."""
+    weights: FloatImage = np.zeros((3, size), np.float32)
+    weights[0, 0] = weights[1, -1] = 1
+    weights[2] = 1
+    return weights

@@ -8,11 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from digitserve.batching.prepare import Prepared, framing_work, prepare, prepare_gray, prepare_image
+from digitserve.batching.prepare import Prepared, decide_verdicts, framing_work, prepare, prepare_gray, prepare_image
 from digitserve.protocol.codec import IMAGE_BYTES, Limits, Request, decode
+from digitserve.protocol.names import Verdict
 from digitserve.types import Framing, Ink
 from digitserve.v1 import digits_pb2 as pb
-from digitserve.vision.framing import frame, verdicts
+from digitserve.vision.batch_checks import verdicts
+from digitserve.vision.framing import frame
 from digitserve.vision.gray import to_gray
 from support.digits import scanned_digits
 
@@ -44,7 +46,7 @@ def test_a_plain_request_reaches_the_network_byte_for_byte() -> None:
     """28x28 grey pixels, light on dark, used as they are, are the network's input unchanged."""
     body = noise(3 * IMAGE_BYTES)
 
-    prepared = whole(request(pixels=body))
+    prepared = whole(request(pixels=body, framing=pb.FRAMING_AS_IS))
 
     assert prepared.images.shape == (3, 28, 28, 1)
     assert prepared.images.tobytes() == body
@@ -52,12 +54,55 @@ def test_a_plain_request_reaches_the_network_byte_for_byte() -> None:
 
 def test_one_plain_request_is_not_copied() -> None:
     """When one plain request fills a batch, or a part of it does, the network reads the pixels of the request itself."""
-    plain = request(pixels=noise(3 * IMAGE_BYTES))
+    plain = request(pixels=noise(3 * IMAGE_BYTES), framing=pb.FRAMING_AS_IS)
     pixels = np.frombuffer(plain.pixels, np.uint8)
 
     assert np.shares_memory(whole(plain).images, pixels)
     assert np.shares_memory(prepare([(plain, 1, 3)]).images, pixels)
     assert prepare([(plain, 1, 3)]).images.tobytes() == plain.pixels[IMAGE_BYTES:]
+
+
+def test_an_image_of_unspecified_framing_is_framed_unless_it_looks_like_mnist() -> None:
+    """Of 28x28 images with all options at their defaults, dark ones on light and small ones are framed, beside others."""
+    like = np.zeros((28, 28), np.uint8)
+    like[4:24, 12:16] = 255
+    small = np.zeros((28, 28), np.uint8)
+    small[3:13, 3:5] = 255
+    images = np.stack([like, 255 - like, small])
+    beside = gray_request(np.pad(images, ((0, 0), (4, 4), (4, 4))))
+
+    prepared = whole(beside, gray_request(images), beside)
+
+    assert (prepared.images[3, ..., 0] == like).all()
+    for row, image in ((4, 255 - like), (5, small)):
+        assert (prepared.images[row, ..., 0] == frame(image, Ink.AUTO).pixels).all()
+    assert not prepared.blank.any()
+
+
+def test_a_band_from_border_to_border_is_marked() -> None:
+    """An image that shows only the gutter of a book is marked, and is never accepted."""
+    gutter = np.full((60, 60), 240, np.uint8)
+    gutter[:, 30:36] = 20
+    digit = np.full((60, 60), 240, np.uint8)
+    digit[15:45, 28:34] = 20
+
+    prepared = whole(gray_request(np.stack([digit, gutter])), gray_request(np.zeros((1, 28, 28), np.uint8)))
+
+    assert prepared.spans_image.tolist() == [False, True, False]
+    verdicts_found = decide_verdicts([0.0, 0.0, 0.0], 1.0, prepared)
+    assert verdicts_found == [Verdict.ACCEPTED, Verdict.UNFAMILIAR, Verdict.BLANK]
+
+
+def test_transparent_images_of_the_networks_size_are_read_from_their_alpha() -> None:
+    """A white digit on transparent pixels reaches the network as its alpha channel."""
+    alpha = np.zeros((28, 28), np.uint8)
+    alpha[4:24, 12:16] = 255
+    rgba = np.full((28, 28, 4), 255, np.uint8)
+    rgba[..., 3] = alpha
+
+    prepared = whole(request(pixels=rgba.tobytes(), pixel_format=pb.PIXEL_FORMAT_RGBA8))
+
+    assert (prepared.images[0, ..., 0] == alpha).all()
 
 
 def test_dark_ink_used_as_it_is_is_inverted_and_nothing_else() -> None:

@@ -46,15 +46,15 @@ def rejection(**fields: object) -> str:
 
 
 def test_a_default_image_is_decoded_byte_for_byte() -> None:
-    """28x28 grey pixels with every option at its default stay unchanged, as light ink used as it is."""
+    """28x28 grey pixels with every option at its default are decoded unchanged; ``prepare`` decides on their framing."""
     body = pixels(IMAGE_BYTES)
-    assert decode_fields(pixels=body) == Request(body, 1, 28, 28, 1, Ink.LIGHT_ON_DARK, Framing.AS_IS, 0)
+    assert decode_fields(pixels=body) == Request(body, 1, 28, 28, 1, Ink.AUTO, Framing.AUTO, 0)
 
 
 def test_many_default_images_are_decoded_byte_for_byte() -> None:
     """The same holds for several images in one request."""
     body = pixels(3 * IMAGE_BYTES)
-    assert decode_fields(pixels=body) == Request(body, 3, 28, 28, 1, Ink.LIGHT_ON_DARK, Framing.AS_IS, 0)
+    assert decode_fields(pixels=body) == Request(body, 3, 28, 28, 1, Ink.AUTO, Framing.AUTO, 0)
 
 
 @given(st.binary(min_size=IMAGE_BYTES, max_size=IMAGE_BYTES))
@@ -114,8 +114,7 @@ def test_stream_errors_are_encoded() -> None:
         {"height": 28, "width": 28},
         {"num_images": 1},
         {"pixel_format": pb.PIXEL_FORMAT_GRAY8},
-        {"ink": pb.INK_LIGHT_ON_DARK},
-        {"framing": pb.FRAMING_AS_IS},
+        {"ink": pb.INK_AUTO},
         {"model_version": "7"},
     ],
 )
@@ -217,12 +216,15 @@ def test_a_rejection_quotes_only_the_beginning_of_a_long_text() -> None:
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"height": 28, "width": 28}, (Ink.LIGHT_ON_DARK, Framing.AS_IS)),
+        ({"height": 28, "width": 28}, (Ink.AUTO, Framing.AUTO)),
+        ({"framing": pb.FRAMING_AS_IS}, (Ink.LIGHT_ON_DARK, Framing.AS_IS)),
+        ({"framing": pb.FRAMING_AS_IS, "ink": pb.INK_AUTO}, (Ink.AUTO, Framing.AS_IS)),
+        ({"ink": pb.INK_LIGHT_ON_DARK}, (Ink.LIGHT_ON_DARK, Framing.AS_IS)),
         ({"height": 28, "width": 28, "framing": pb.FRAMING_MNIST}, (Ink.AUTO, Framing.MNIST)),
         ({"height": 14, "width": 56}, (Ink.AUTO, Framing.MNIST)),
         ({"height": 14, "width": 56, "ink": pb.INK_DARK_ON_LIGHT}, (Ink.DARK_ON_LIGHT, Framing.MNIST)),
         ({"ink": pb.INK_DARK_ON_LIGHT}, (Ink.DARK_ON_LIGHT, Framing.AS_IS)),
-        ({"ink": pb.INK_AUTO}, (Ink.AUTO, Framing.AS_IS)),
+        ({"ink": pb.INK_AUTO}, (Ink.AUTO, Framing.AUTO)),
     ],
 )
 def test_defaults_of_ink_and_framing_are_those_of_the_protocol(

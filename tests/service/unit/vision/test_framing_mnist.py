@@ -9,7 +9,8 @@ import pytest
 
 from digitserve.batching.prepare import prepare_gray
 from digitserve.types import Framing, Gray, Ink
-from digitserve.vision.framing import frame, verdicts
+from digitserve.vision.batch_checks import verdicts
+from digitserve.vision.framing import frame
 from digitserve.vision.polarity import find_ink
 
 NUM_DIGITS = 2000
@@ -100,3 +101,39 @@ def test_two_digits_are_several(digits: Gray, place: Callable[[Gray, Gray], Gray
     inks = [cropped(digit) for digit in digits[:1000]]
     pairs = [place(one, other) for one, other in zip(inks[::2], inks[1::2], strict=True)]
     assert np.mean([frame(pair, Ink.LIGHT_ON_DARK).several for pair in pairs]) >= 0.97
+
+
+def noisy(digits: Gray) -> Gray:
+    """Add sensor noise of 10 grey levels."""
+    return (digits + np.random.default_rng(0).normal(0, 10, digits.shape)).clip(0, 255).astype(np.uint8)
+
+
+def blurred(digits: Gray) -> Gray:
+    """Blur by a kernel of 1, 2, 1 along both axes."""
+    padded = np.pad(digits.astype(np.float32), ((0, 0), (1, 1), (1, 1)))
+    rows = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
+    blurred_digits: Gray = ((rows[..., :-2] + 2 * rows[..., 1:-1] + rows[..., 2:]) / 16).astype(np.uint8)
+    return blurred_digits
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        np.copy,
+        noisy,
+        blurred,
+        lambda digits: np.roll(digits, 1, axis=1),
+        lambda digits: np.roll(digits, -1, axis=2),
+    ],
+    ids=["unchanged", "noisy", "blurred", "moved down", "moved left"],
+)
+def test_mnist_reaches_the_network_byte_for_byte(digits: Gray, change: Callable[[Gray], Gray]) -> None:
+    """With unspecified framing all 10 000 test images are used as they are, also noisy, blurred and moved by a pixel."""
+    images = change(digits)
+    for size in (1, 64):
+        for start in range(0, len(images) if size > 1 else 500, size):
+            batch = images[start : start + size]
+            prepared = prepare_gray(batch, Ink.AUTO, Framing.AUTO)
+            assert prepared.images.tobytes() == batch.tobytes()
+            assert not prepared.blank.any()
+            assert not prepared.spans_image.any()

@@ -1,0 +1,110 @@
+"""Framing of a digit among lines, frames, edges, shadows and colours, on generated images."""
+
+import numpy as np
+import pytest
+
+from digitserve.types import Gray, Ink
+from digitserve.vision.framing import BLANK, Framed, Removed, frame, frame_colors
+from support.framing_cases import CASES, THREE, bands, draw_strokes, framed, gray, page_edge, plot, sheet
+
+REFERENCE = frame(gray(sheet())[..., 0], Ink.AUTO)
+
+
+def difference(ours: Gray, theirs: Gray) -> float:
+    """Return the mean difference in grey levels at the best of nine shifts by a pixel."""
+    shifts = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
+    return min(float(np.abs(np.roll(ours, by, (0, 1)).astype(float) - theirs).mean()) for by in shifts)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_digit_is_framed_without_its_surroundings(name: str) -> None:
+    """Whatever surrounds the digit, the network sees about the same as of a clean sheet."""
+    seen = frame_colors(CASES[name](), Ink.AUTO)
+
+    assert not seen.blank
+    assert not seen.several
+    assert not seen.spans_image
+    # Thinner strokes, and strokes half in the shadow, differ from those of the reference.
+    assert difference(seen.pixels, REFERENCE.pixels) < (25 if name in {"thin strokes", "hard shadow"} else 10)
+
+
+@pytest.mark.parametrize("thickness", [1, 2, 4, 8])
+@pytest.mark.parametrize("side", [40, 64, 200, 282])
+def test_a_frame_at_the_edge_is_left_out(side: int, thickness: int) -> None:
+    """A frame of any thickness in an image of any size is not read, with the polarity found or given."""
+    thickness = min(thickness, side // 16)
+    for ink in (Ink.AUTO, Ink.DARK_ON_LIGHT):
+        seen = frame(framed(thickness, side)[..., 0], ink)
+        assert difference(seen.pixels, REFERENCE.pixels) < 15
+        assert seen.ink is Ink.DARK_ON_LIGHT
+
+
+@pytest.mark.parametrize("image", bands())
+def test_a_band_from_border_to_border_spans_the_image(image: Gray) -> None:
+    """A straight band that is all there is gets a label, but it is reported as no digit."""
+    seen = frame(image[..., 0], Ink.AUTO)
+    assert seen.blank or seen.spans_image
+
+
+def test_a_stroke_in_a_tight_crop_does_not_span_the_image() -> None:
+    """A 1 and a 7 that are cropped to their ink reach the border and are digits all the same."""
+    one = draw_strokes(64, ((0.1, 0.5), (0.9, 0.45)), 0.12)
+    for ink in (one, draw_strokes(64)):
+        rows, columns = np.flatnonzero(ink.max(axis=1) > 0.1), np.flatnonzero(ink.max(axis=0) > 0.1)
+        tight = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        for image in (tight, np.pad(tight, ((0, 0), (12, 12)))):
+            seen = frame((255 * image).astype(np.uint8), Ink.AUTO)
+            whole = frame((255 * np.pad(ink, 10)).astype(np.uint8), Ink.AUTO)
+            assert not seen.spans_image
+            assert difference(seen.pixels, whole.pixels) < 4
+
+
+def test_the_bar_of_a_tight_seven_is_kept() -> None:
+    """A 7 whose bar fills the top row of the image keeps its bar."""
+    image = np.full((60, 44), 250, np.uint8)
+    image[:7] = 20
+    for row in range(7, 60):
+        left = 36 - (row - 7) // 2
+        image[row, left : left + 8] = 20
+    pixels = frame(image, Ink.AUTO).pixels
+    assert np.count_nonzero(pixels[6:11].max(axis=0) > 128) >= 12
+
+
+def test_what_framing_did_is_reported() -> None:
+    """The result names the polarity, what was cut off, and the box of the ink in pixels of the image."""
+    seen = frame(plot()[..., 0], Ink.AUTO)
+    assert (seen.ink, seen.removed) == (Ink.LIGHT_ON_DARK, (Removed.RECTANGLE,))
+    edge = frame(page_edge()[..., 0], Ink.AUTO)
+    assert Removed.PAGE_EDGE in edge.removed
+    clean = frame(gray(sheet())[..., 0], Ink.AUTO)
+    assert clean.removed == ()
+    for one, top, left in ((seen, 88, 137), (edge, 91, 63), (clean, 52, 56)):
+        assert one.box is not None
+        assert abs(one.box.top - top) <= 8
+        assert abs(one.box.left - left) <= 8
+    assert BLANK.box is None
+
+
+def test_a_solid_rectangle_is_not_opened_if_the_polarity_is_given() -> None:
+    """With dark ink a black square is the ink; what it holds is not read as light ink."""
+    assert frame(plot()[..., 0], Ink.DARK_ON_LIGHT).ink is Ink.DARK_ON_LIGHT
+
+
+def test_an_empty_sheet_with_surroundings_has_no_digit() -> None:
+    """Page edges and shadows of an empty sheet are not accepted as a digit."""
+    empty = np.full((200, 200), 240.0)
+    edge = empty.copy()
+    edge[:, :20] = 30
+    for image in (empty, edge):
+        seen = frame(gray(image)[..., 0], Ink.AUTO)
+        assert seen.blank or seen.spans_image
+
+
+def test_two_digits_in_a_frame_are_several() -> None:
+    """Leaving a frame out does not leave a second digit out."""
+    image = np.full((120, 200), 245.0)
+    image[30:90, 25:85] -= 220 * draw_strokes(60)
+    image[30:90, 115:175] -= 220 * draw_strokes(60, THREE)
+    image[:2] = image[-2:] = image[:, :2] = image[:, -2:] = 0
+    seen: Framed = frame(gray(image)[..., 0], Ink.AUTO)
+    assert seen.several
