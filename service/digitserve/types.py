@@ -1,6 +1,7 @@
 """Types shared by the client, the service and the training package. This module imports nothing else of the project."""
 
 from enum import Enum
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,3 +32,19 @@ class Framing(Enum):
 
     AS_IS = "as_is"
     MNIST = "mnist"
+
+
+class Box(NamedTuple):
+    """A rectangle in pixels of an image.
+
+    Attributes:
+        top: first row.
+        bottom: row after the last one.
+        left: first column.
+        right: column after the last one.
+    """
+
+    top: int
+    bottom: int
+    left: int
+    right: int

@@ -48,13 +48,13 @@ def rejection(**fields: object) -> str:
 def test_a_default_image_is_decoded_byte_for_byte() -> None:
     """28x28 grey pixels with every option at its default stay unchanged, as light ink used as it is."""
     body = pixels(IMAGE_BYTES)
-    assert decode_fields(pixels=body) == Request(body, 1, 28, 28, 1, Ink.LIGHT_ON_DARK, Framing.AS_IS, 0)
+    assert decode_fields(pixels=body) == Request(body, 1, 28, 28, 1, Ink.LIGHT_ON_DARK, Framing.AS_IS, 0, False)
 
 
 def test_many_default_images_are_decoded_byte_for_byte() -> None:
     """The same holds for several images in one request."""
     body = pixels(3 * IMAGE_BYTES)
-    assert decode_fields(pixels=body) == Request(body, 3, 28, 28, 1, Ink.LIGHT_ON_DARK, Framing.AS_IS, 0)
+    assert decode_fields(pixels=body) == Request(body, 3, 28, 28, 1, Ink.LIGHT_ON_DARK, Framing.AS_IS, 0, False)
 
 
 @given(st.binary(min_size=IMAGE_BYTES, max_size=IMAGE_BYTES))
