@@ -72,7 +72,7 @@ def _size(_context: click.Context, _parameter: click.Parameter, text: str | None
 @address_option()
 @timeout_option(5.0, "Longest wait for the answer to a file, in seconds.")
 @click.pass_context
-def classify(
+def classify(  # noqa: PLR0913 - one per option
     context: click.Context, /, *, files: tuple[str, ...], size: tuple[int, int] | None, ink: str | None, max_side: int,
     top_k: int, as_json: bool, explain: bool, address: str, timeout_s: float,
 ) -> None:  # fmt: skip

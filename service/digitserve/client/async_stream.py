@@ -14,6 +14,7 @@ from digitserve.client.channel import Connection, to_client_error
 from digitserve.client.errors import ClientError
 from digitserve.client.pool import Deadline, Pool
 from digitserve.client.predictions import Prediction
+from digitserve.client.reduction import MAX_SIDE
 from digitserve.client.stream_window import (
     StreamInterrupted,
     StreamItem,
@@ -36,7 +37,7 @@ class AsyncStream:
 
     def __init__(
         self, images: AsyncIterable[object] | Iterable[object], options: pb.ClassifyRequest, window: StreamWindow,
-        pool: Pool[Connection], timeout_s: float, max_side: int | None,
+        pool: Pool[Connection], timeout_s: float, max_side: int | None = MAX_SIDE,
     ) -> None:  # fmt: skip
         self._images = images
         self._options = options

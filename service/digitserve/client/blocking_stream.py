@@ -16,6 +16,7 @@ from digitserve.client.channel import Connection
 from digitserve.client.errors import ClientError
 from digitserve.client.pool import Deadline, Pool
 from digitserve.client.predictions import Prediction
+from digitserve.client.reduction import MAX_SIDE
 from digitserve.client.stream_window import (
     StreamInterrupted,
     StreamItem,
@@ -34,7 +35,7 @@ class BlockingStream:
 
     def __init__(
         self, images: Iterable[object], options: pb.ClassifyRequest, window: StreamWindow, pool: Pool[Connection],
-        timeout_s: float, max_side: int | None,
+        timeout_s: float, max_side: int | None = MAX_SIDE,
     ) -> None:  # fmt: skip
         self._images = images
         self._options = options

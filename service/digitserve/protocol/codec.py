@@ -80,21 +80,16 @@ class Limits:
 
     def too_large_error(self) -> TooLarge:
         """Return the error for a message over the limit."""
+        side = math.isqrt((self.max_request_bytes - _MAX_HEADER_BYTES) // _MAX_CHANNELS)
         return TooLarge(
             f"got a message of more than {self.max_request_bytes} bytes; expected at most that: send several images in "
-            f"several requests; {self._advice_on_large_image()}"
+            f"several requests; reduce the image to at most {min(side, self.max_side)} pixels a side or send it as GRAY8"
         )
 
     def too_wide_error(self, height: int, width: int) -> InvalidRequest:
         """Return the error for an image with a side over the limit."""
         return InvalidRequest(
-            f"got {height}x{width} pixels; expected at most {self.max_side} on a side; {self._advice_on_large_image()}"
-        )
-
-    def _advice_on_large_image(self) -> str:
-        side = min(self.max_side, math.isqrt((self.max_request_bytes - _MAX_HEADER_BYTES) // _MAX_CHANNELS))
-        return f"reduce a large image to at most {side} pixels a side" + (
-            ", or send it as GRAY8" if side < self.max_side else ""
+            f"got {height}x{width} pixels; expected at most {self.max_side} on a side: reduce the image"
         )
 
 

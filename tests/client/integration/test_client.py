@@ -66,6 +66,49 @@ def test_many_images_are_answered_in_order(worker: RunningWorker, kind: str) -> 
 
 
 @KINDS
+def test_a_call_may_ask_how_images_were_prepared(worker: RunningWorker, kind: str) -> None:
+    """With ``explain`` each prediction has its preparation, also when a request is split over batches; otherwise none has."""
+    canvas = np.full((90, 90), 255, np.uint8)
+    canvas[20:70, 40:48] = 0
+    images = [*images_of(0, 100), canvas, np.full((30, 30), 7, np.uint8)]
+    answers = classify(kind, worker.address, images, explain=True)
+    preparations = [one.preparation for one in answers if one.preparation is not None]
+
+    assert len(preparations) == len(images)
+    for image, preparation in zip(images[:100], preparations, strict=False):
+        assert (preparation.pixels == image).all()
+        assert (preparation.framing, preparation.ink, preparation.box) == (Framing.AS_IS, Ink.LIGHT_ON_DARK, None)
+    drawn, blank = preparations[100:]
+    assert (drawn.framing, drawn.ink, drawn.pixels.max()) == (Framing.MNIST, Ink.DARK_ON_LIGHT, 255)
+    assert (blank.ink, blank.box, blank.pixels.any()) == (None, None, False)
+    assert [one.preparation for one in classify(kind, worker.address, images)] == [None] * len(images)
+
+
+@KINDS
+def test_large_photos_are_answered(worker: RunningWorker, kind: str) -> None:
+    """A 12-megapixel photo in colour exceeds the message limit; the client reduces it, and it is answered."""
+    photo = np.full((4000, 3000, 3), 255, np.uint8)
+    photo[1000:3000, 1400:1600] = 0
+    (answer,) = classify(kind, worker.address, [photo], explain=True)
+
+    assert answer.verdict is Verdict.ACCEPTED
+    with pytest.raises(
+        RequestRejected, match="reduce the image to at most 2051 pixels a side or send it as GRAY8"
+    ) as caught:
+        classify(kind, worker.address, [photo], max_side=None)
+    assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@KINDS
+def test_a_grey_image_of_the_longest_side_fits_into_a_message(worker: RunningWorker, kind: str) -> None:
+    """One grey image of 4096x4096 pixels, the longest side that the service accepts, is answered without reduction."""
+    image = np.zeros((4096, 4096), np.uint8)
+    image[1000:3000, 1900:2100] = 255
+
+    assert classify(kind, worker.address, image, max_side=None)[0].verdict is Verdict.ACCEPTED
+
+
+@KINDS
 def test_requests_respect_the_limits_of_the_service(models: Path, kind: str) -> None:
     """A service with small limits gets small requests: the client reads its limits, and no request is rejected."""
     with run_worker(models, max_request_bytes=5000, max_pending_images=64) as worker:

@@ -19,6 +19,8 @@ from digitserve.client import (
     ClientError,
     Closed,
     DeadlineExceeded,
+    Framing,
+    Ink,
     InvalidRequest,
     RequestRejected,
     Unreachable,
@@ -87,6 +89,22 @@ def test_a_stream_is_answered_in_order(worker: RunningWorker, kind: str) -> None
     assert numbers_of(outcomes) == list(range(1000))
     wait_until(lambda: ended_streams(worker), "the stream is counted")
     assert ended_streams(worker) == {"OK": 1}
+
+
+@KINDS
+def test_a_stream_may_ask_how_images_were_prepared(worker: RunningWorker, kind: str) -> None:
+    """With ``explain`` each prediction of a stream has its preparation; large images are reduced as in single calls."""
+    photo = np.full((2050, 100, 3), 255, np.uint8)
+    photo[500:1500, 45:55] = 0
+    outcomes: list[Any] = []
+    stream(kind, worker.address, [echo_image(5), photo], outcomes.append, explain=True)
+
+    small, large = (outcome.preparation for outcome in outcomes)
+    assert (small.pixels == echo_image(5)).all() and small.framing is Framing.AS_IS
+    assert (large.framing, large.ink) == (Framing.MNIST, Ink.DARK_ON_LIGHT)
+    outcomes.clear()
+    stream(kind, worker.address, [echo_image(5)], outcomes.append)
+    assert outcomes[0].preparation is None
 
 
 @KINDS
