@@ -80,13 +80,11 @@ class Prepared(NamedTuple):
         images: uint8[N,28,28,1], C-contiguous, perhaps read-only.
         blank: bool[N], no ink.
         several: bool[N], more than one separate shape; never where ``blank``.
-        framed: results of framing, each group with its first row in the batch; all other rows are used as they are.
     """
 
     images: Gray
     blank: NDArray[np.bool_]
     several: NDArray[np.bool_]
-    framed: Sequence[tuple[int, Sequence[Framed]]]
 
 
 def framing_work(height: int, width: int, channels: int = 1) -> int:
@@ -127,7 +125,7 @@ def prepare(parts: Sequence[tuple[Images, int, int]]) -> Prepared:
     joined = chunks[0] if len(chunks) == 1 else b"".join(chunks)
     batch = np.frombuffer(joined, np.uint8).reshape(row, IMAGE_SIZE, IMAGE_SIZE, 1)
     gray = batch[..., 0]
-    return Prepared(batch, *(_verdicts(gray, framed) if framed else verdicts(gray)), framed)
+    return Prepared(batch, *(_verdicts(gray, framed) if framed else verdicts(gray)))
 
 
 def prepare_gray(gray: Gray, ink: Ink, framing: Framing) -> Prepared:
