@@ -1,4 +1,4 @@
-# The commands of users, operators, developers and CI. Needs only Python 3.11 or newer with venv, make and a package index.
+# The commands of users, operators, developers and CI. Needs only Python 3.11 to 3.13 with venv, make and a package index.
 PYTHON ?= python3
 VENV   ?= .venv
 ENGINE ?= docker
@@ -13,8 +13,8 @@ help: ## List the targets.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
 $(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' || \
-	  { echo "digitserve needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
+	  { echo "digitserve needs Python 3.11 to 3.13; $(PYTHON) is $$($(PYTHON) --version 2>&1). Select another: make PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	  { echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
@@ -43,7 +43,7 @@ $(VENV)/.dev: requirements/dev.txt pyproject.toml | $(VENV)/bin/python
 serve: $(VENV)/.serve ## Serve the newest version of models/digits: gRPC on port 50051, HTTP on 8080. ARGS=... adds flags.
 	@exec $(BIN)/digitserve serve $(ARGS)
 
-test: $(VENV)/.dev ## Run all tests but those of the image. ARGS=... is passed to pytest (folders, -k, ...).
+test: $(VENV)/.dev ## Run all tests except those of the image. ARGS=... is passed to pytest (folders, -k, ...).
 	$(BIN)/python -m pytest $(ARGS)
 
 test-service: $(VENV)/.test ## Run the tests of service, client, bench, deployment and fuzzing, without TensorFlow.

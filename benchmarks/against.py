@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from benchmarks import installation, load, ratios, runs, targets
 from benchmarks.installation import BenchError
 from benchmarks.ratios import THAT, THIS
-from benchmarks.runs import say
+from benchmarks.runs import print_progress
 from benchmarks.servers import Digitserve
 from digitserve.inference.bundle import Bundle
 
@@ -38,7 +38,7 @@ class AgainstCommit:
         }
         self._answers: dict[str, runs.Answer] = {}
         for name, installed in self._installations.items():
-            say(f"{name}: {installed.description}, imported from {installed.verify()}")
+            print_progress(f"{name}: {installed.description}, imported from {installed.verify()}")
 
     def run(self) -> None:
         """Run all rounds."""
@@ -46,7 +46,7 @@ class AgainstCommit:
             figures: dict[str, float] = {}
             for load_name in self.options.loads:
                 for name in ratios.order(number):
-                    say(f"round {number} of {self.options.rounds}: {load_name}, {name}")
+                    print_progress(f"round {number} of {self.options.rounds}: {load_name}, {name}")
                     measured = self._measure(name, load_name)
                     figures |= {f"{name}/{load_name}/{metric}": value for metric, value in measured.items()}
             self.rounds.append(figures)

@@ -9,13 +9,13 @@ of all queued requests without a timer, a bounded queue, one hand-over per batch
 Variants measured, in requests/s on one core with 64 connections, within one hour on a noisy machine (rounds alternated, so
 ranges overlap):
 
-- batching on a thread, no timer: 1 180 to 1 700, at 1.4 to 1.6 images per batch: each event wakes the loop separately, so
+- batching on a thread, no timer: 1,180 to 1,700, at 1.4 to 1.6 images per batch: each event wakes the loop separately, so
   almost nothing has queued when the thread looks;
-- batching on the loop, in a callback of the same iteration: 1 215 to 1 520, at 1.1 images per batch;
-- passing the whole queue to the thread, one batch in flight: 1 360 to 1 750; one or two iterations later: no more;
+- batching on the loop, in a callback of the same iteration: 1,215 to 1,520, at 1.1 images per batch;
+- passing the whole queue to the thread, one batch in flight: 1,360 to 1,750; one or two iterations later: no more;
 - ``SCHED_BATCH`` for the whole process, or a longer switch interval of the interpreter: no more;
-- a thread of the lowest priority (``--nice 19``), which runs when the loop is idle: 1 660 to 2 610, at 30 to 60;
-- a window of 3 to 10 ms (``--window-ms``): 1 640 to 2 940, at 10 to 35, best about 6 ms. An idle service then answers 6 ms
+- a thread of the lowest priority (``--nice 19``), which runs when the loop is idle: 1,660 to 2,610, at 30 to 60;
+- a window of 3 to 10 ms (``--window-ms``): 1,640 to 2,940, at 10 to 35, best about 6 ms. An idle service then answers 6 ms
   later, so the first variant is the default; ``compare`` shows both.
 """
 
@@ -40,8 +40,7 @@ import uvloop
 from numpy.typing import NDArray
 
 from benchmarks import bundles
-from digitserve.batching.pipeline import decide_verdicts
-from digitserve.batching.prepare import prepare
+from digitserve.batching.prepare import decide_verdicts, prepare
 from digitserve.errors import RequestError
 from digitserve.inference.bundle import Bundle
 from digitserve.inference.session import Session
@@ -134,7 +133,7 @@ def _deliver(answered: Answered) -> None:
 
 
 class Batcher:
-    """Forms batches on a thread of its own: requests that arrive while a batch runs form the next one."""
+    """Forms batches on a separate thread: requests that arrive while a batch runs form the next one."""
 
     def __init__(self, network: Network, loop: asyncio.AbstractEventLoop, window_s: float, niceness: int) -> None:
         """Start the thread; answers are delivered on ``loop``."""
@@ -230,7 +229,7 @@ async def serve(models: Path, port: int, stats: NDArray[np.float64], window_s: f
 def main() -> None:
     """Run as a command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--models", type=Path, default=Path("models"), help="directory that holds the bundles")
+    parser.add_argument("--models", type=Path, default=Path("models"), help="folder of the bundles")
     parser.add_argument("--port", type=int, required=True, help="port for gRPC on 127.0.0.1")
     parser.add_argument("--stats", type=Path, help=f"file that holds the counts {', '.join(STATS)}, as float64")
     parser.add_argument(

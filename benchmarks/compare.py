@@ -30,7 +30,7 @@ from benchmarks.against import ROUNDS as AGAINST_ROUNDS
 from benchmarks.against import AgainstCommit
 from benchmarks.installation import ROOT, BenchError
 from benchmarks.load import LOADS, Load, add_cores, parse_cores, require_programs
-from benchmarks.runs import say
+from benchmarks.runs import print_progress
 from benchmarks.servers import Aio, AioWindow, Digitserve, Empty, EmptyBatchPolicy, Server
 from digitserve.inference.bundle import Bundle
 
@@ -120,7 +120,7 @@ class Comparison:
             "single_s": ("network", "--batch-size", "1", "--models", models),
             "framing_s": ("framing", "--side", "64"),
         }.items():
-            say(f"round {number}: {name}")
+            print_progress(f"round {number}: {name}")
             self.rounds[-1][name] = measure_floor(self._options.cores, self._options.seconds, *arguments)
         self.rounds[-1]["image_s"] /= 64
 
@@ -133,13 +133,13 @@ class Comparison:
             ready_s = time.monotonic() - start_s
             self._check_answers(server)
             for load_name in load_names:
-                say(f"round {number}: {name}, {load_name}")
+                print_progress(f"round {number}: {name}, {load_name}")
                 measured = runs.measure(server, load_name, options.load_cores, options.seconds)
                 figures |= {f"{name}/{load_name}/{metric}": value for metric, value in measured.items()}
             if isinstance(server, Digitserve) and name == Digitserve.name:
                 figures |= {"ready_s": ready_s, "worker_bytes": server.worker_bytes()}
                 for load_name, load in BESIDE.items():
-                    say(f"round {number}: {name}, {load_name}")
+                    print_progress(f"round {number}: {name}, {load_name}")
                     self._measure_beside(server, load_name, load)
                 if self.h2load_ratio is None and "single" in load_names:
                     other = loads.run_h2load(LOADS["single"], options.load_cores, server.grpc_port, options.seconds)
@@ -210,7 +210,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     names = [kind.name for kind in SERVERS]
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--models", type=Path, default=Path("models"), help="directory that holds the bundles")
+    parser.add_argument("--models", type=Path, default=Path("models"), help="folder of the bundles")
     parser.add_argument("--seconds", type=float, default=5.0, help="per measured run (default 5)")
     parser.add_argument("--rounds", type=int, help=f"default {ROUNDS}; with --against {AGAINST_ROUNDS}")
     add_cores(parser)
@@ -245,7 +245,7 @@ def main(arguments: list[str] | None = None) -> int:
         comparison = AgainstCommit(options, bundle) if options.against else Comparison(options, bundle)
         comparison.run()
     except BenchError as error:
-        say(f"compare: {error}")
+        print_progress(f"compare: {error}")
         return 1
     text = comparison.document()
     if options.write:

@@ -41,7 +41,7 @@ STREAM_ANSWER = encode_stream_response(ANSWER)
 
 
 class EmptyHandler:
-    """Answers each call at once, without reading its message."""
+    """Answers each call immediately, without reading its message."""
 
     def __init__(self, stats: NDArray[np.float64]) -> None:
         """Count in the cells of ``stats``."""
@@ -66,7 +66,7 @@ class EmptyHandler:
 
 
 class EmptyStreamHandler:
-    """Answers each message of a stream at once, without reading it, and requests the next."""
+    """Answers each message of a stream immediately, without reading it, and requests the next."""
 
     def __init__(self, stats: NDArray[np.float64]) -> None:
         """Count in the cells of ``stats``."""

@@ -59,13 +59,13 @@ def kinds() -> dict[str, Gray]:
 
 
 def frame_singly(images: Gray) -> None:
-    """Frame each image in a call of its own."""
+    """Frame each image in a separate call."""
     for image in images:
         frame(image, Ink.AUTO)
 
 
 def check_singly(images: Gray) -> None:
-    """Check each image in a call of its own for blank and several."""
+    """Check each image in a separate call for blank and several."""
     for image in images:
         verdicts(image[None])
 

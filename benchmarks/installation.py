@@ -1,4 +1,4 @@
-"""Installations of digitserve to measure: the working tree in this environment, or a commit in an environment of its own.
+"""Installations of digitserve to measure: the working tree in this environment, or a commit in a separate environment.
 
 The lowest module of the benchmarks. ``servers`` starts the ``digitserve`` command of an installation.
 """
@@ -25,7 +25,7 @@ _PRINT_LOCATION = "import digitserve, sys; sys.stdout.write(digitserve.__file__)
 
 
 class BenchError(Exception):
-    """The benchmark cannot run, or its figures cannot be trusted; the message says why."""
+    """The benchmark cannot run, or its figures cannot be trusted; the message has the reason."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def working_tree() -> Installation:
 
 
 def install(commit: str, cache: Path = CACHE) -> Installation:
-    """Install a commit of this repository in an environment of its own.
+    """Install a commit of this repository in a separate environment.
 
     The source tree is extracted again each time. The environment is kept for the next time. Its packages are those of the
     commit's lock file: shared with this environment if this has exactly the same versions, otherwise installed with hashes.
@@ -148,7 +148,7 @@ def _make_environment(environment: Path, source: Path, *, shared: bool) -> None:
         (Path(packages) / "shared.pth").write_text("".join(f"{folder}\n" for folder in folders))
     else:
         _run([*pip, "--require-hashes", "-r", source / _LOCK], "installing the locked packages")
-    # --ignore-installed, or pip would want to remove the shared environment's digitserve first.
+    # --ignore-installed, because pip would otherwise remove the digitserve of the shared environment first.
     editable = ["--no-deps", "--no-build-isolation", "--ignore-installed", "--editable", source]
     _run([*pip, *editable], "installing digitserve")
 

@@ -1,4 +1,4 @@
-"""Load for a server: ``digitserve bench`` on cores of its own, and h2load to check it."""
+"""Load for a server: ``digitserve bench`` on separate cores, and h2load to check it."""
 
 import argparse
 import json
@@ -111,7 +111,7 @@ def finish(process: "subprocess.Popen[str]", seconds: float) -> LoadReport:
 def _read(report: dict[str, Any]) -> LoadReport:
     if set(report["codes"]) != {"OK"} or report["wrong"] or report["failed_connections"] or report["unanswered"]:
         raise BenchError(
-            f"the load generator saw failures: codes {report['codes']}, messages {report['messages']}, "
+            f"the load generator reported failures: codes {report['codes']}, messages {report['messages']}, "
             f"{report['wrong']} wrong answers, {report['failed_connections']} failed connections, "
             f"{report['unanswered']} unanswered"
         )
@@ -123,7 +123,7 @@ def _read(report: dict[str, Any]) -> LoadReport:
 
 
 def run_h2load(load: Load, cores: str, port: int, seconds: float) -> float:
-    """Send the same requests with h2load, and return its requests/s. It does not know grpc-status.
+    """Send the same requests with h2load, and return its requests/s. It does not check grpc-status.
 
     Raises:
         BenchError: a connection or a request failed in HTTP.
@@ -142,7 +142,7 @@ def run_h2load(load: Load, cores: str, port: int, seconds: float) -> float:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + 30)
     rate = re.search(r"^finished in .*?, ([\d.]+) req/s", done.stdout, re.MULTILINE)
     if done.returncode or rate is None or not re.search(r"\b0 failed, 0 errored, 0 timeout", done.stdout):
-        raise BenchError(f"h2load saw failures or no answers:\n{done.stdout}{done.stderr}")
+        raise BenchError(f"h2load reported failures or no answers:\n{done.stdout}{done.stderr}")
     return float(rate[1])
 
 
@@ -164,7 +164,7 @@ def require_programs(*names: str) -> None:
     """Check that programs are installed.
 
     Raises:
-        BenchError: one is not; the message says which Debian package has it.
+        BenchError: one is not; the message names the Debian package that has it.
     """
     for name in names:
         if shutil.which(name) is None:

@@ -44,7 +44,9 @@ def measure(server: Server, load_name: str, load_cores: str, seconds: float) -> 
             f"{server.name}, {load_name}: the load generator got {report.num_sent} answers, the server counted {num_ok}"
         )
     if report.was_the_limit:
-        say(f"{server.name}, {load_name}: the load generator had no CPU time to spare; use more --load-cores")
+        print_progress(
+            f"{server.name}, {load_name}: the load generator had no CPU time to spare; use more --load-cores"
+        )
     return dict(zip(METRICS, (report.rate, report.p50_s, report.p99_s, cpu_s * 1e6 / num_ok), strict=True))
 
 
@@ -91,6 +93,6 @@ def _cpu_model() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "Unknown CPU")
 
 
-def say(text: str) -> None:
+def print_progress(text: str) -> None:
     """Print progress to standard error."""
     sys.stderr.write(text + "\n")

@@ -1,6 +1,6 @@
 """Servers to measure: each is started on given cores, reports its own counters, and is always stopped.
 
-Each server runs in a process group of its own, so that its CPU time includes all its processes, and all of them are stopped.
+Each server runs in its own process group, so that its CPU time includes all its processes, and all of them are stopped.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ class Server:
         """Choose ports; the server is not started yet.
 
         Args:
-            models: directory that holds the bundles.
+            models: folder of the bundles.
             cores: for ``taskset``, such as ``0,2-3``.
             installation: the installation to run; that of this process by default.
         """

@@ -58,7 +58,7 @@ def soak(server: Digitserve, load_cores: str, num_requests: int) -> tuple[int, i
 def main() -> int:
     """Run as a command; return 1 when the memory grew by more than 2 %."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--models", type=Path, default=Path("models"), help="directory that holds the bundles")
+    parser.add_argument("--models", type=Path, default=Path("models"), help="folder of the bundles")
     parser.add_argument("--requests", type=int, default=1_000_000, help="number of requests (default 1000000)")
     add_cores(parser)
     options = parser.parse_args()

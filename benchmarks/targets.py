@@ -58,7 +58,7 @@ def targets(multiply_adds: float, worker_counts: Sequence[int]) -> list[Target]:
         ),
         *(
             _maximum(
-                f"idle, beside requests of 1 024 {kind} images: p99 relative to the mean batch time",
+                f"idle, beside requests of 1,024 {kind} images: p99 relative to the mean batch time",
                 lambda figures, load=load: figures[f"{load}/p99_s"] / figures[f"{load}/batch_s"],
                 3, "{:.2f}", f"{load}/p99_s",
             )

@@ -30,7 +30,7 @@ def lint_proto() -> bool:
 
 
 def stale_stubs(*, write: bool) -> list[str]:
-    """Regenerate the stubs, write them if asked, and return the names of the checked-in stubs that differ."""
+    """Regenerate the stubs, write them if ``write`` is set, and return the names of the checked-in stubs that differ."""
     with tempfile.TemporaryDirectory() as folder:
         outputs = [f"--{kind}_out={folder}" for kind in ("python", "pyi", "grpc_python")]
         protoc = [sys.executable, "-m", "grpc_tools.protoc", "-I.", f"-I{GOOGLEAPIS}", *outputs, str(PROTO)]

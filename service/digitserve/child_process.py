@@ -5,13 +5,14 @@
 Children are started by exec, because a fork would copy the locks of gRPC's and onnxruntime's threads but not the threads.
 The channel is a socket pair that the child inherits, not its standard output: what a library or a ``sitecustomize`` prints
 goes to standard error and cannot break the channel. When the parent ends, its end of the channel closes, which the child
-sees as ``ChannelClosed``. Children are started with ``-P``, so that modules in the working directory are not imported.
+gets as ``ChannelClosed``. Children are started with ``-P``, so that modules in the working directory are not imported.
 """
 
 import asyncio
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -140,6 +141,9 @@ class AsyncChild:
         self._reader = reader
         self._writer = writer
         self.process = process
+        self._pidfd: int | None = None
+        with contextlib.suppress(ProcessLookupError):
+            self._pidfd = os.pidfd_open(process.pid)
 
     @classmethod
     async def start(
@@ -203,13 +207,19 @@ class AsyncChild:
             self._writer.write_eof()
 
     def close(self) -> None:
-        """Close this end of the channel. The child then gets ``ChannelClosed``."""
+        """Close this end of the channel. The child then gets ``ChannelClosed``. It can no longer be killed."""
         self._writer.close()
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+            self._pidfd = None
 
     def kill(self) -> None:
-        """End the process at once, if it still runs."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
+        """End the process immediately, if it still runs."""
+        # Not process.kill(): it polls first, and so may reap the process before asyncio's watcher does, which then
+        # reports "Unknown child process" and exit code 255. The descriptor cannot name another process.
+        if self._pidfd is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
 
 def _command(module: str) -> list[str]:

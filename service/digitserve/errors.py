@@ -5,8 +5,9 @@
                 │                    │              └ any other exception: a fault of the service; INTERNAL with a fixed
                 │                    │                text, details only in the log
                 │                    └ DeadlineUnmeetable: the answer cannot be ready by the caller's deadline
-                ├ InvalidRequest, NotServed, TooLarge: fault of the caller; the message says got, expected, which image
-                └ Overloaded, Draining: nobody's fault; retry later or on another connection
+                ├ InvalidRequest, NotServed, TooLarge: fault of the caller; the message states what was received, what is
+                │ expected, and which image
+                └ Overloaded, Draining: temporary; retry later or on another connection
 
     BundleError, ProviderError, SettingsError: for the operator; the service does not start and names the failed check
     ImageFileError: for the user of an image file
@@ -112,4 +113,4 @@ class SettingsError(StartupError):
 
 
 class ImageFileError(DigitserveError):
-    """An image file cannot be read; the message names the file, what was got and what was expected."""
+    """An image file cannot be read; the message names the file, what it contains and what is expected."""

@@ -50,18 +50,18 @@ class Settings:
     """The settings that an operator can choose, with their defaults."""
 
     host: str = _setting("127.0.0.1", _NETWORK, "Address to listen on; 0.0.0.0 for all IPv4 addresses, :: for all.")
-    grpc_port: int = _setting(50051, _NETWORK, "Port for gRPC; 0 takes a free one.", Bounds(0, 65535))
+    grpc_port: int = _setting(50051, _NETWORK, "Port for gRPC; 0 selects a free port.", Bounds(0, 65535))
     http_port: int = _setting(
-        8080, _NETWORK, "Port for /metrics, /livez, /readyz and /; 0 takes a free one.", Bounds(0, 65535)
+        8080, _NETWORK, "Port for /metrics, /livez, /readyz and /; 0 selects a free port.", Bounds(0, 65535)
     )
     max_connection_age_s: float = _setting(
         300.0,
         _NETWORK,
-        "Seconds (+/- 10 %) after which the service asks a client to reconnect, so that connections are spread over the "
-        "workers. Open calls and streams are not interrupted. 0: never.",
+        "Maximum age of a connection in seconds (+/- 10 %); then the client must reconnect, so that connections spread over "
+        "the workers. Open calls and streams are not interrupted. 0: no maximum.",
         Bounds(0, 86400),
     )
-    models: Path = _setting(_MODELS, _MODEL, "Directory that holds the model bundles, <name>/<version>/.")
+    models: Path = _setting(_MODELS, _MODEL, "Folder of the model bundles, <name>/<version>/.")
     model: str = _setting("digits", _MODEL, "Name of the model to serve.")
     model_version: int | None = _setting(None, _MODEL, "Version to serve.", Bounds(1), shown="highest")
     workers: int | None = _setting(
@@ -114,7 +114,7 @@ class Settings:
     stall_s: float = _setting(
         10.0,
         _LIFECYCLE,
-        "Replace a worker whose event loop has made no progress for this many seconds.",
+        "Seconds without progress of a worker's event loop after which the worker is replaced.",
         Bounds(0.5, 86400),
     )
     log_format: str = _setting(

@@ -34,6 +34,16 @@ class Framing(Enum):
     MNIST = "mnist"
 
 
+def default_framing(height: int, width: int) -> Framing:
+    """Return the framing of images in pixels of this size when a request does not state it."""
+    return Framing.AS_IS if height == width == IMAGE_SIZE else Framing.MNIST
+
+
+def default_ink(framing: Framing) -> Ink:
+    """Return the polarity of images with this framing when a request does not state it."""
+    return Ink.LIGHT_ON_DARK if framing is Framing.AS_IS else Ink.AUTO
+
+
 class Box(NamedTuple):
     """A rectangle in pixels of an image.
 

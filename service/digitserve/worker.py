@@ -10,7 +10,7 @@ One thread receives requests, forms batches, runs them and sends the answers. Th
     supervisor ◀── {"event": "ready", "provider": ...} or {"event": "refused", "message": ...} ── worker
     supervisor closes its end, or ends ──▶ worker drains
 
-With ``--workers 0`` the supervisor runs the same ``Worker`` on a thread of its own process.
+With ``--workers 0`` the same ``Worker`` runs on a thread of the supervisor process.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ MAX_DRAIN_ITERATIONS = 16
 """Most iterations that take calls out of core before the listener closes."""
 
 LINGER_S = 1.0
-"""After GOAWAY, seconds for clients to close. Idle clients close at once; health watchers and open streams may not."""
+"""After GOAWAY, seconds for clients to close. Idle clients close immediately; health watchers and open streams may not."""
 
 FRAMING_UNIT_S = 4e-10
 """First estimate of seconds per unit of framing: 105 us for a small image, as on grainy paper. Batches correct it."""

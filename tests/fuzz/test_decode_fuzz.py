@@ -14,11 +14,11 @@ LIMITS = Limits(model_version="7", max_side=40, max_images=6, max_request_bytes=
 SIDES = st.one_of(st.just(0), st.just(28), st.integers(1, 41), st.integers(0, 2**32 - 1))
 ENUMS = st.one_of(st.integers(0, 3), st.integers(-2, 6), st.integers(-(2**31), 2**31 - 1))
 COUNTS = st.one_of(st.just(0), st.integers(0, 8), st.integers(0, 2**32 - 1))
-EXPECTATIONS = ("expected", "served is", "holds")
+EXPECTATIONS = ("expected", "split it", "use FRAMING_MNIST")
 
 
 def assert_helpful(error: Exception) -> None:
-    """The message says what was got and what was expected, and is short enough for a header."""
+    """The message states what was got and what was expected, and is short enough for a header."""
     text = str(error)
     assert "got" in text
     assert any(word in text for word in EXPECTATIONS)

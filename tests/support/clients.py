@@ -24,7 +24,7 @@ def scores(predictions: list[Prediction]) -> list[int]:
 
 
 def awaited(address: str, use: Callable[[AsyncClient], Awaitable[Any]], **arguments: Any) -> Any:
-    """Use an asynchronous client in a loop of its own."""
+    """Use an asynchronous client in a separate loop."""
 
     async def run() -> Any:
         async with AsyncClient(address, **arguments) as client:

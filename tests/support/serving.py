@@ -174,7 +174,7 @@ class Service:
         return [int(pid) for pid in children]
 
     def channel(self, *, retries: bool = False) -> grpc.Channel:
-        """Open a channel with a connection of its own, with or without the retry policy of the client library."""
+        """Open a channel with a separate connection, with or without the retry policy of the client library."""
         options = CHANNEL_OPTIONS if retries else CHANNEL_OPTIONS[1:]
         return grpc.insecure_channel(self.grpc_address, options=(("grpc.use_local_subchannel_pool", 1), *options))
 

@@ -39,7 +39,7 @@ for line in sys.stdin.buffer:
 def _without_startup_messages() -> Iterator[None]:
     """Remove ``STARTUP_MESSAGES`` from standard error, which TensorFlow writes to by file descriptor.
 
-    All other lines pass. The filter is a process of its own, so that the last message of a crash passes too, for
+    All other lines pass. The filter is a separate process, so that the last message of a crash passes too, for
     example that the processor lacks AVX.
     """
     sys.stderr.flush()

@@ -2,12 +2,13 @@
 
     TrainingError
     ├── DataError         images are missing, damaged or of another kind than expected
-    ├── RunError          a run's folder cannot be used: nothing to resume, other settings, not finished
+    ├── RunError          a run's folder cannot be used: nothing to resume, other settings, not finished; or a bundle,
+    │                     or a service, that is to be evaluated
     ├── DivergedError     the loss is not finite
     ├── ParityError       the exported graph does not give the network's outputs
     └── WorkerError       distributed workers disagree, or one of them is lost
 
-Each message says what was found, what was expected and what the user can do. ``cli`` prints it without a traceback.
+Each message states what was found, what was expected and what the user can do. ``cli`` prints it without a traceback.
 """
 
 
@@ -28,7 +29,7 @@ class DataError(TrainingError):
 
 
 class RunError(TrainingError):
-    """A run's folder cannot be used as requested."""
+    """A run's folder, a bundle or a service cannot be used as requested."""
 
     exit_code = 4
 

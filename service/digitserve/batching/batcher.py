@@ -1,4 +1,4 @@
-"""Admission control and batch formation: a plain object that knows no gRPC, no clock and no thread.
+"""Admission control and batch formation: a plain object without gRPC, clock or threads.
 
 It is driven by calls with the time passed in, so tests drive it exactly.
 
@@ -273,7 +273,7 @@ class Batcher(Generic[E]):
             left_ms = max(0.0, entry.deadline - now) * 1e3
             raise DeadlineUnmeetable(
                 f"the answer needs about {needed_s * 1e3:.1f} ms and the deadline is in {left_ms:.1f} ms; "
-                "allow more time, or send less at once"
+                "allow more time, or send fewer images per request"
             )
 
     def _add_small(self, batch: Batch[E], now: float) -> None:
@@ -347,4 +347,4 @@ class Batcher(Generic[E]):
 
     def _overloaded(self, unit: str, pending: int, limit: int) -> Overloaded:
         wait_s = max(0.001, self._seconds(self.pending_images, self._pending_work))
-        return Overloaded(f"{pending} {unit} are waiting, at most {limit} may; retry in {wait_s:.3f} s", wait_s)
+        return Overloaded(f"{pending} {unit} are waiting, and the limit is {limit}; retry in {wait_s:.3f} s", wait_s)

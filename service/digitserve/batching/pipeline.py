@@ -8,28 +8,27 @@ thread only. Knows no gRPC: answers go to the caller through the ``Responder`` t
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 import structlog
 
 from digitserve.batching.batcher import Batch, Batcher, Entry
 from digitserve.batching.explain import explain
-from digitserve.batching.prepare import Prepared, framing_work, prepare
+from digitserve.batching.prepare import Prepared, decide_verdicts, framing_work, prepare
 from digitserve.errors import DeadlineUnmeetable, Draining, Overloaded, RequestError
 from digitserve.inference.bundle import Bundle
 from digitserve.inference.session import Session
 from digitserve.protocol.codec import Answer, Encoder, Preparation, Request
-from digitserve.protocol.names import Method, Verdict
+from digitserve.protocol.names import Method
 from digitserve.telemetry.recorder import Recorder
 from digitserve.types import Framing
 
 _MAX_DEADLINE = 1e18
 """Unix time in seconds. Where a call has no deadline, gRPC gives about 9.2e18."""
 
-# Members of an enum are slow to look up, and these are needed for each request or image.
+# Members of an enum are slow to look up, and this one is needed for each request.
 _MNIST = Framing.MNIST
-_ACCEPTED, _UNFAMILIAR, _BLANK, _SEVERAL = Verdict.ACCEPTED, Verdict.UNFAMILIAR, Verdict.BLANK, Verdict.SEVERAL
 
 _log = structlog.get_logger("digitserve.batching.pipeline")
 
@@ -222,21 +221,6 @@ def _explain(batch: Batch[PendingRequest], prepared: Prepared) -> None:
         if pending.request.explain:
             pending.preparations += tuple(explain(pending.request, start, stop, prepared, row))
         row += stop - start
-
-
-def decide_verdicts(ood_score: Sequence[float], threshold: float, prepared: Prepared) -> list[Verdict]:
-    """Return the verdict on each image of a batch.
-
-    Args:
-        ood_score: of each image.
-        threshold: above it an image is unfamiliar.
-        prepared: the batch; blank and several take precedence over the score.
-    """
-    found = [_UNFAMILIAR if score > threshold else _ACCEPTED for score in ood_score]
-    for flags, verdict in ((prepared.several.tolist(), _SEVERAL), (prepared.blank.tolist(), _BLANK)):
-        if True in flags:
-            found = [verdict if flag else other for flag, other in zip(flags, found, strict=True)]
-    return found
 
 
 def _monotonic(deadline: float, now: float) -> float:

@@ -3,9 +3,10 @@
     pixels ──▶ gray ──┬─ AS_IS: unchanged, or inverted for dark ink ─┬▶ images ──verdicts──▶ blank, several
                       └─ MNIST: frame ──▶ images, blank, several     └▶ one check for all such images of the batch
 
-Framed images keep the verdict of framing, which sees the image at its full size. Checking the framed 28x28 image again
-would call some single digits several. The worker calls ``prepare`` on its one thread for each batch; training calls
-``prepare_gray`` to measure what the service would answer.
+Framed images keep the verdict of framing, which checks the image at its full size. Checking the framed 28x28 image again
+would call some single digits several. The worker calls ``prepare`` on its one thread for each batch, and
+``decide_verdicts`` after the network has run. Training calls ``prepare_gray``, ``prepare_image`` and ``decide_verdicts``
+to measure what the service would answer.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from digitserve.types import IMAGE_SIZE, Framing, Gray, Ink
+from digitserve.protocol.names import Verdict
+from digitserve.types import IMAGE_SIZE, Framing, Gray, Ink, default_framing, default_ink
 from digitserve.vision.framing import Framed, as_is, frame, verdicts
 from digitserve.vision.gray import to_gray
 
@@ -24,9 +26,10 @@ _FIXED_WORK = 1 << 18
 _CHANNEL_WORK = {1: 1, 3: 8, 4: 20}
 """Work per pixel of so many channels, in grey pixels: conversion to grey takes longer than all else."""
 
-# Members of an enum are slow to look up, and these are needed for each request.
+# Members of an enum are slow to look up, and these are needed for each request or image.
 _AS_IS = Framing.AS_IS
 _LIGHT_ON_DARK = Ink.LIGHT_ON_DARK
+_ACCEPTED, _UNFAMILIAR, _BLANK, _SEVERAL = Verdict.ACCEPTED, Verdict.UNFAMILIAR, Verdict.BLANK, Verdict.SEVERAL
 
 
 class Images(Protocol):
@@ -54,7 +57,7 @@ class Images(Protocol):
 
     @property
     def ink(self) -> Ink:
-        """Which side of the grey scale the strokes are on."""
+        """Whether the strokes are lighter or darker than the background."""
 
     @property
     def framing(self) -> Framing:
@@ -62,7 +65,7 @@ class Images(Protocol):
 
 
 class GrayImages(NamedTuple):
-    """Grey images as ``prepare`` takes them; see ``Images``."""
+    """Images outside of a request, grey unless ``channels`` says otherwise; see ``Images``."""
 
     pixels: bytes
     num_images: int
@@ -138,6 +141,33 @@ def prepare_gray(gray: Gray, ink: Ink, framing: Framing) -> Prepared:
     """
     num_images, height, width = gray.shape
     return prepare([(GrayImages(gray.tobytes(), num_images, height, width, ink, framing), 0, num_images)])
+
+
+def prepare_image(pixels: NDArray[np.uint8]) -> Prepared:
+    """Prepare one image as the service prepares it for a request that states neither ink nor framing.
+
+    Args:
+        pixels: uint8[H,W,C] with C of 1, 3 or 4.
+    """
+    height, width, channels = pixels.shape
+    framing = default_framing(height, width)
+    image = GrayImages(pixels.tobytes(), 1, height, width, default_ink(framing), framing, channels)
+    return prepare([(image, 0, 1)])
+
+
+def decide_verdicts(ood_score: Sequence[float], threshold: float, prepared: Prepared) -> list[Verdict]:
+    """Return the verdict on each image of a batch.
+
+    Args:
+        ood_score: of each image.
+        threshold: above it an image is unfamiliar.
+        prepared: the batch; blank and several take precedence over the score.
+    """
+    found = [_UNFAMILIAR if score > threshold else _ACCEPTED for score in ood_score]
+    for flags, verdict in ((prepared.several.tolist(), _SEVERAL), (prepared.blank.tolist(), _BLANK)):
+        if True in flags:
+            found = [verdict if flag else other for flag, other in zip(flags, found, strict=True)]
+    return found
 
 
 def _verdicts(

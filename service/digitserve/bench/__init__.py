@@ -6,6 +6,6 @@
                         └──▶ metrics_page                       └──▶ schedule, traffic, counts ──▶ histogram
 
 grpcio's client costs more CPU time per call than the service does, so this package implements HTTP/2 itself: several
-processes, each with one thread, one epoll loop and many connections. It knows the service only by its proto and its
+processes, each with one thread, one epoll loop and many connections. It depends on the service only by its proto and its
 metrics page.
 """

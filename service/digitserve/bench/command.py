@@ -98,7 +98,7 @@ class _Bench:
 
     def _stop(self) -> None:
         self._stopped = True
-        # The second Ctrl-C ends the command at once.
+        # The second Ctrl-C ends the command immediately.
         asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
         if self._coordinator is not None:
             self._coordinator.stop()
@@ -123,7 +123,7 @@ class _Bench:
             if measurement.stopped:
                 break
             met = report.meets_slo(measurement, slo_s)
-            outcome.probes.append({"rate": rate, "p99_s": report.latencies(measurement)["p99"], "held": met})
+            outcome.probes.append({"rate": rate, "p99_s": report.latencies(measurement)["p99"], "met": met})
             self._print_probe(measurement, met=met)
             outcome.best = measurement if met else outcome.best
             try:

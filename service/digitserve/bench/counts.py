@@ -38,7 +38,7 @@ class Counts:
         unsent: requests that were due but not sent when the measured time ended.
         unanswered: requests sent but not answered within the timeout after the measured time.
         failed_connections: connections that could not be opened, or broke.
-        going_away: connections that the service asked to close (GOAWAY).
+        going_away: connections that the service closed by GOAWAY.
         checked: answers that were decoded and checked.
         wrong: checked answers without one prediction per image.
     """

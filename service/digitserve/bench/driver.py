@@ -194,7 +194,7 @@ class ConnectionDriver(ABC):
 
     def _after_read(self) -> None:
         if self._connection.going_away and self.finished:
-            # The service asked to close the connection, and everything in flight has been answered.
+            # The service sent GOAWAY, and everything in flight has been answered.
             self._recorder.counts.going_away += 1
             self.close()
             self.retry_s = 0.0

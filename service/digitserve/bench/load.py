@@ -1,7 +1,7 @@
 """Event loop of one load generator process: one thread, one epoll, many connections.
 
 Created by ``process``. Each connection has a fixed number of slots for concurrent requests. In the closed loop, a free slot
-sends the next request at once; in the open loop, it sends the oldest request that is due.
+sends the next request immediately; in the open loop, it sends the oldest request that is due.
 """
 
 import math

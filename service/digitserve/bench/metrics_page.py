@@ -1,6 +1,6 @@
 """The service's own counters: its /metrics page, read before and after the measured time.
 
-Called by ``coordinator`` on a thread of its own. A page without these counters is reported as not available.
+Called by ``coordinator`` on a separate thread. A page without these counters is reported as not available.
 """
 
 import urllib.error
@@ -16,7 +16,7 @@ TIMEOUT_S = 2.0
 
 
 class NotAvailable(DigitserveError):
-    """The page cannot be read, or it is not a page of digitserve; the message says why."""
+    """The page cannot be read, or it is not a page of digitserve; the message has the reason."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ def require() -> None:
     """Check that matplotlib is installed.
 
     Raises:
-        CannotPlot: it is not; the message says what to install.
+        CannotPlot: it is not; the message states what to install.
     """
     if find_spec("matplotlib") is None:
         raise CannotPlot("--plot needs matplotlib: pip install 'digitserve[plot]'")

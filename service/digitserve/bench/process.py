@@ -3,7 +3,7 @@
     from the parent: the process's index and the plan; the start time; then anything, or the channel's end, means "stop"
     to the parent:   ``connected`` or ``unreachable``; ``running``; ``counts`` repeatedly; ``done``
 
-The parent sends "stop" only after ``running``: the channel may read several messages into its buffer at once, and a
+The parent sends "stop" only after ``running``. Otherwise the channel could read both messages into its buffer, and a
 message in the buffer does not make the file descriptor readable.
 """
 

@@ -19,13 +19,13 @@ def main() -> None:
     \b
     Exit codes of all commands:
       0    success
-      1    the result is negative: a file or image was rejected, the service is not
-           healthy or did not start, the measurement has no valid result
+      1    negative result: a file or image was rejected, the service is not healthy
+           or did not start, or a measurement has no valid result
       2    wrong usage
       3    no service answers at the address
       4    the service did not answer in time
       130  stopped by Ctrl-C
-      141  the reader of standard output ended, such as head
+      141  the reader of standard output, such as head, has ended
     """  # noqa: D301 - click does not wrap a paragraph that starts with backslash b
 
 

@@ -41,10 +41,13 @@ def _option(name: str, section: str, /, **arguments: Any) -> Callable[[Any], Any
     default=5.0,
     show_default=True,
     type=POSITIVE,
-    help="Longest wait for connections, and for answers after the measured time.",
+    help="Maximum time in seconds to wait for connections, and for answers after the measured time.",
 )
 @_option(
-    "--metrics", "Connection", metavar="URL", help="The service's /metrics page.  [default: http://HOST:8080/metrics]"
+    "--metrics",
+    "Connection",
+    metavar="URL",
+    help="URL of the /metrics page of the service.  [default: http://HOST:8080/metrics]",
 )
 @_option(
     "--connections",
@@ -60,15 +63,20 @@ def _option(name: str, section: str, /, **arguments: Any) -> Callable[[Any], Any
     default=4,
     show_default=True,
     type=click.IntRange(1),
-    help="Most requests in flight per connection.",
+    help="Maximum number of requests in flight per connection.",
 )
 @_option(
     "--rate",
     "Load",
     type=POSITIVE,
-    help="Open loop with this many requests/s. Without it a closed loop, as fast as the service answers.",
+    help="Send this many requests/s (open loop). Default: as fast as the service answers (closed loop).",
 )
-@_option("--poisson", "Load", is_flag=True, help="Open loop at random times instead of evenly spaced ones.")
+@_option(
+    "--poisson",
+    "Load",
+    is_flag=True,
+    help="Send requests at random times (Poisson process) instead of at equal intervals.",
+)
 @_option(
     "--method",
     "Load",
@@ -109,7 +117,7 @@ def _option(name: str, section: str, /, **arguments: Any) -> Callable[[Any], Any
     default=10.0,
     show_default=True,
     type=POSITIVE,
-    help="Measured time; with --slo-ms of each probe.",
+    help="Measured time in seconds; with --slo-ms, that of each probe.",
 )
 @_option(
     "--warm-up-s",
@@ -117,14 +125,14 @@ def _option(name: str, section: str, /, **arguments: Any) -> Callable[[Any], Any
     default=1.0,
     show_default=True,
     type=FiniteRange(0),
-    help="Time under load before the measured time.",
+    help="Time under load before the measured time, in seconds.",
 )
 @_option(
     "--slo-ms",
     "Measurement",
     type=POSITIVE,
-    help="Find the highest rate at which 99 % of the requests are answered with OK within this time; starts at --rate, "
-    "else at 500.",
+    help="Search for the highest rate at which 99 % of the requests are answered with OK within this many milliseconds. "
+    "The search starts at --rate, or at 500 requests/s.",
 )
 @_option("--json", "Output", is_flag=True, help="Print one JSON object instead of text.")
 @_option(
@@ -136,7 +144,9 @@ def _option(name: str, section: str, /, **arguments: Any) -> Callable[[Any], Any
 )
 @click.pass_context
 def bench(context: click.Context, /, **values: Any) -> None:
-    """Load a service and report throughput, latencies, errors, batch sizes and CPU time.
+    """Measure throughput and latency of a service.
+
+    The report also has errors, batch sizes and CPU time.
 
     \b
     Exit codes: 0 measured; 1 no request was answered with OK, or an answer was wrong,

@@ -39,7 +39,8 @@ def _size(_context: click.Context, _parameter: click.Parameter, text: str | None
     cls=Option,
     section="Images",
     type=click.Choice(_INKS),
-    help="Which side of the grey scale the strokes are on.  [default: decided by the service]",
+    help="Whether the strokes are lighter or darker than the background; auto detects it.  [default: decided by the "
+    "service]",
 )
 @click.option(
     "--max-side",
@@ -70,15 +71,15 @@ def _size(_context: click.Context, _parameter: click.Parameter, text: str | None
     "rows of 28 numbers, and boxes in pixels of the image in the file.",
 )
 @address_option()
-@timeout_option(5.0, "Longest wait for the answer to a file, in seconds.")
+@timeout_option(5.0, "Maximum time to classify a file, in seconds.")
 @click.pass_context
 def classify(  # noqa: PLR0913 - one per option
     context: click.Context, /, *, files: tuple[str, ...], size: tuple[int, int] | None, ink: str | None, max_side: int,
     top_k: int, as_json: bool, explain: bool, address: str, timeout_s: float,
 ) -> None:  # fmt: skip
-    """Classify the digits in FILES; - reads standard input.
+    """Classify the images in FILES; - is standard input.
 
-    Reads PNG, JPEG, BMP, GIF, WEBP, TIFF, .npy arrays uint8[H,W], [N,H,W] or [N,H,W,C], and with --size raw pixels.
+    Formats: PNG, JPEG, BMP, GIF, WEBP, TIFF; .npy with an array uint8[H,W], [N,H,W] or [N,H,W,C]; raw pixels with --size.
 
     \b
     Exit codes: 0 all images were classified; 1 a file or image was rejected;

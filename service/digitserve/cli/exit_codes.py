@@ -15,7 +15,7 @@ class ExitCode(IntEnum):
     TIMEOUT = 4
     INTERRUPTED = 130
     BROKEN_PIPE = 141
-    """128 + SIGPIPE, as for other commands whose reader has ended, such as ``head``."""
+    """128 + SIGPIPE, as for other commands when their reader, such as ``head``, has ended."""
 
 
 def exit_code(error: DigitserveError) -> ExitCode:

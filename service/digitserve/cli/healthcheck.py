@@ -9,17 +9,17 @@ from digitserve.cli.output import print_line
 
 @click.command(cls=Command)
 @address_option()
-@timeout_option(2.0, "Longest wait for the answer, in seconds.")
+@timeout_option(2.0, "Maximum time to wait for the answer, in seconds.")
 @click.option(
     "--service",
     cls=Option,
     default="",
     metavar="NAME",
-    help="Full name of a service to check, such as digitserve.v1.DigitService.  [default: the whole server]",
+    help="Full name of the gRPC service to check, such as digitserve.v1.DigitService.  [default: the server as a whole]",
 )
 @click.pass_context
 def healthcheck(context: click.Context, /, *, address: str, timeout_s: float, service: str) -> None:
-    """Print the health of a service, as grpc.health.v1 reports it.
+    """Print the health status of the service (grpc.health.v1).
 
     \b
     Exit codes: 0 SERVING; 1 any other status; 2 wrong usage; 3 no service answers;

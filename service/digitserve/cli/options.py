@@ -89,7 +89,7 @@ def require_extra(extra: str) -> None:
     """Check that the packages of an extra are installed.
 
     Raises:
-        MissingExtraError: one is not; the message says how to install it.
+        MissingExtraError: one is not; the message states how to install it.
     """
     for module in _REQUIRED_MODULES[extra]:
         if find_spec(module) is None:
@@ -136,7 +136,7 @@ def address_option() -> Callable[[Any], Any]:
     return click.option(
         "--address", cls=Option, section="Connection", default=_default_address, callback=_parse_address,
         envvar="DIGITSERVE_ADDRESS", show_envvar=True, metavar="HOST:PORT",
-        show_default="$DIGITSERVE_HOST, else 127.0.0.1, and $DIGITSERVE_GRPC_PORT, else 50051",
+        show_default="$DIGITSERVE_HOST:$DIGITSERVE_GRPC_PORT, by default 127.0.0.1:50051",
         help="Address of the service.",
     )  # fmt: skip
 

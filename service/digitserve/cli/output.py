@@ -12,7 +12,7 @@ def print_line(text: str) -> None:
     """Print a line on standard output.
 
     Raises:
-        click.exceptions.Exit: nobody reads standard output any more, or it cannot be written.
+        click.exceptions.Exit: the reader of standard output has ended, or it cannot be written.
     """
     try:
         click.echo(text)

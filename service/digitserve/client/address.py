@@ -18,7 +18,8 @@ _HOST = re.compile(r"[a-z0-9_.-]+", re.IGNORECASE)
 def normalize_address(text: str) -> str:
     """Return ``host:port`` for an address as a user wrote it.
 
-    ``http://`` and ``grpc://`` are removed, as is a slash at the end. A missing port is 50051. Addresses with a scheme of gRPC, such as ``dns:`` and ``unix:``, are returned unchanged.
+    ``http://``, ``grpc://`` and a slash at the end are removed. A missing port is 50051. Addresses with a scheme of gRPC,
+    such as ``dns:`` and ``unix:``, are returned unchanged.
 
     Raises:
         InvalidAddress: the address has a path, a user name, another scheme such as ``https``, no host, or a wrong port.

@@ -83,7 +83,7 @@ class AsyncStream:
             return self._window.head
 
     async def _feed(self) -> None:
-        """Take images from the caller's iterator while there is room for them. Runs as a task of its own."""
+        """Take images from the caller's iterator while there is room for them. Runs as a separate task."""
         index = 0
         try:
             async for image in _iterate(self._images):

@@ -36,7 +36,7 @@ from digitserve.v1 import digits_pb2 as pb
 class Client:
     """Classifies images over a pool of connections.
 
-    Any thread may call it. It does not survive ``fork``: create it in the process that uses it. Connections are opened at
+    Any thread may call it. It cannot be used after ``fork``: create it in the process that uses it. Connections are opened at
     first use, opened again when the service closes them or restarts, and closed by ``close``.
 
     All methods raise subclasses of ClientError only (``digitserve.client.errors``), and take ``timeout_s``, the longest time
@@ -101,9 +101,10 @@ class Client:
         Args:
             images: uint8[H,W], uint8[N,H,W], uint8[N,H,W,C] with C of 1, 3 (RGB) or 4 (RGBA), a Pillow image, or a list of
                 uint8[H,W], uint8[H,W,C] and Pillow images of any sizes. Three axes whose last has length 1, 3 or 4 are rejected
-                as ambiguous: one image in colour is ``image[None]``. Pillow images are rotated as their EXIF orientation says.
+                as ambiguous: one image in colour is ``image[None]``. Pillow images are rotated as their EXIF orientation states.
             top_k: number of classes to list for each image.
-            ink: which side of the grey scale the strokes are on; if not given, detected, or as in MNIST for 28x28 images.
+            ink: whether the strokes are lighter or darker than the background; if not given, it is detected, or
+                ``LIGHT_ON_DARK`` for 28x28 images.
             framing: how images are brought to the network's size.
             explain: whether predictions say how the images were prepared, and what the network saw.
             timeout_s: for the call as a whole.
@@ -151,7 +152,7 @@ class Client:
     ) -> Generator[Prediction | ClientError, None, None]:  # fmt: skip
         """Classify an unbounded sequence of images on one stream; iterate over the predictions, in order.
 
-        Predictions are available while ``images`` goes on. One worker serves a stream: several streams use several workers. When
+        Predictions are available before the input ends. One worker serves a stream: several streams use several workers. When
         the worker is replaced, the stream is opened again, and images without an answer are sent again.
 
         Args:
@@ -198,7 +199,7 @@ class Client:
             timeout_s: for the call as a whole.
 
         Raises:
-            RequestRejected: the server does not know the service.
+            RequestRejected: the server has no such service.
             DeadlineExceeded, Unreachable, Closed: as for ``classify``.
         """
         return health_name(self._call(lambda one: one.health.Check, health_request(service), self._deadline(timeout_s)))

@@ -1,7 +1,8 @@
 """``Client.classify_stream``: one stream at a time, opened again where it stopped when a worker is replaced.
 
-Three threads: the caller's receives; one of the stream's own takes images from the caller's iterator; gRPC's sends them. A
-fourth, the watchdog, cancels the stream when an answer is overdue, because gRPC's blocking streams have no timeout per message.
+Three threads: the caller's thread receives; a thread of the stream takes images from the caller's iterator; gRPC's thread
+sends them. A fourth, the watchdog, cancels the stream when an answer is overdue, because gRPC's blocking streams have no
+timeout per message.
 """
 
 import threading
@@ -92,7 +93,7 @@ class BlockingStream:
             return self._window.head
 
     def _feed(self) -> None:
-        """Take images from the caller's iterator while there is room for them. Runs on a thread of its own."""
+        """Take images from the caller's iterator while there is room for them. Runs on a separate thread."""
         try:
             images = iter(self._images)
             index = 0
@@ -184,7 +185,7 @@ class BlockingStream:
 
 
 class _Watchdog:
-    """Cancels a wait that lasts too long. Belongs to one stream; a thread of its own runs until ``stop``.
+    """Cancels a wait that lasts too long. Belongs to one stream; a separate thread runs until ``stop``.
 
     Attributes:
         expired: the deadline that passed during a wait; None if none did.

@@ -26,11 +26,11 @@ class ClientError(DigitserveError):
 
 
 class InvalidRequest(ClientError, ValueError):
-    """An argument is invalid; the message says got, expected, and which image."""
+    """An argument is invalid; the message states what was received, what is expected, and which image."""
 
 
 class InvalidAddress(ClientError, ValueError):
-    """The address cannot be that of a gRPC service; the message says what an address looks like."""
+    """The address cannot be that of a gRPC service; the message shows the format of an address."""
 
 
 class Unreachable(ClientError, ConnectionError):
@@ -56,7 +56,7 @@ class RequestRejected(ClientError):
 
     @property
     def may_exceed_limits(self) -> bool:
-        """Whether the request may exceed the service's limits; False if the service only asked for a later retry."""
+        """Whether the request may exceed the service's limits; False if the service requested a later retry."""
         return self.retry_after_s is None and self.code in {
             grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED,
         }  # fmt: skip

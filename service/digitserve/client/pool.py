@@ -114,7 +114,7 @@ class Deadline:
 
 
 def retry_delay_s(error: grpc.RpcError, deadline: Deadline, prefix: str) -> float:
-    """Return how long to wait before a failed call is sent again: at least as long as an overloaded service asks for.
+    """Return how long to wait before a failed call is sent again: at least as long as an overloaded service requests.
 
     Args:
         error: of a blocking or an asynchronous call.

@@ -73,7 +73,7 @@ class Prediction:
         label: the most probable class; empty for a blank image.
         class_index: position of the label in the model's labels.
         confidence: calibrated probability of the label, 0 to 1.
-        verdict: whether the prediction should be believed.
+        verdict: whether the prediction can be used.
         ood_score: out-of-distribution score; higher means less like the training data.
         top: the ``top_k`` most probable classes, the most probable first.
         preparation: how the image was prepared; None unless the call has ``explain``.

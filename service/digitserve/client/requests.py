@@ -109,7 +109,7 @@ def group(images: object, max_side: int | None = MAX_SIDE) -> list[Group]:
     N narrow grey images.
 
     Raises:
-        InvalidRequest: the message says got and expected.
+        InvalidRequest: the message states what was received and what is expected.
     """
     if isinstance(images, np.ndarray):
         only = _group_array(images, max_side)
@@ -201,8 +201,8 @@ def split(groups: list[Group], images_per_request: int, limits: ModelInfo) -> li
     Args:
         groups: as ``group`` returned them.
         images_per_request: most images in a chunk.
-        limits: the service's limits; of its bytes at most ``MAX_CHUNK_BYTES`` are used. An image that exceeds them by itself
-            becomes a chunk of its own, which the service rejects.
+        limits: the service's limits; of its bytes at most ``MAX_CHUNK_BYTES`` are used. A single image that exceeds them
+            becomes a separate chunk, which the service rejects.
     """
     chunks = []
     max_bytes = min(limits.max_request_bytes - OVERHEAD_BYTES, MAX_CHUNK_BYTES)

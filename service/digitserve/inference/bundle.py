@@ -1,4 +1,4 @@
-"""Model bundles: a directory ``<models>/<name>/<version>/`` with one trained network and its description.
+"""Model bundles: a folder ``<models>/<name>/<version>/`` with one trained network and its description.
 
     model.onnx      images uint8[N,28,28,1] -> probabilities float32[N,labels], ood_score float32[N]
     manifest.json   the graph's signature and sha256, its training, its measured quality
@@ -136,7 +136,7 @@ def list_versions(models: Path, name: str) -> list[int]:
 
 
 def find_bundle(models: Path, name: str, version: int | None = None) -> Path:
-    """Return the directory of a version, by default the highest.
+    """Return the folder of a version, by default the highest.
 
     Raises:
         BundleError: there is no such model or version; the message lists the available versions.
@@ -164,22 +164,24 @@ def read_bundle(path: Path) -> Bundle:
     graph = _read_file(path, "model.onnx")
     sha256 = hashlib.sha256(graph).hexdigest()
     if sha256 != manifest.sha256:
-        raise BundleError("sha256", f"model.onnx in {path} has {sha256}; manifest.json says {manifest.sha256}")
+        raise BundleError(
+            "sha256", f"model.onnx in {path} has {sha256}; expected {manifest.sha256}, as in manifest.json"
+        )
     return Bundle(path, manifest, graph, _read_golden(path, len(manifest.labels)))
 
 
 def write_bundle(models: Path, manifest: Manifest, graph: bytes, golden: Golden, report: Path | None = None) -> Path:
-    """Write a bundle atomically: its directory appears complete or not at all.
+    """Write a bundle atomically: its folder appears complete or not at all.
 
     Args:
-        models: directory of all models.
+        models: folder of all models.
         manifest: its ``sha256`` is ignored and computed from ``graph``.
         graph: contents of the ONNX file.
         golden: golden outputs.
-        report: directory to copy to ``report/``.
+        report: folder to copy to ``report/``.
 
     Returns:
-        The new directory.
+        The new folder.
 
     Raises:
         FileExistsError: the version exists; a bundle is never overwritten.

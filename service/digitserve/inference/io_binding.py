@@ -6,7 +6,7 @@
     BoundRun    images ──copy──▶ page-locked ──copy──▶ device ──▶ graph ──▶ page-locked ──copy──▶ new arrays    (CUDA)
 
 On CUDA each new batch size costs allocations and a choice of convolution algorithms. Batches are therefore padded to powers
-of two: eleven shapes up to 1 024, all of which run during warm-up. ``BoundRun`` works on the CPU provider too, where the
+of two: eleven shapes up to 1,024, all of which run during warm-up. ``BoundRun`` works on the CPU provider too, where the
 tests check it.
 """
 

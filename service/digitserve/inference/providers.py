@@ -1,7 +1,7 @@
 """Execution providers: choice of device, session options, and device memory. The only module that imports onnxruntime.
 
     --device auto ──▶ supervisor: child process ``digitserve.inference.providers`` ──▶ cpu or cuda, for all workers
-    --device cuda ──▶ worker: ``Session`` ──▶ ``resolve_device`` ──▶ ``open_session``, or a ProviderError that says what is missing
+    --device cuda ──▶ worker: ``Session`` ──▶ ``resolve_device`` ──▶ ``open_session``, or a ProviderError that names what is missing
 
 No silent CPU fallback: onnxruntime falls back to the CPU without an error in four cases: a provider's libraries do not load,
 a session cannot be created, a run fails, or the provider has no kernel for some node. This module makes each of them an
@@ -59,7 +59,7 @@ def resolve_device(device: str) -> str:
         ``cpu`` or ``cuda``.
 
     Raises:
-        ProviderError: ``cuda`` was requested and is unavailable; the message says what is missing.
+        ProviderError: ``cuda`` was requested and is unavailable; the message names what is missing.
     """
     reason = None if device == "cpu" else cuda_unavailable_reason()
     if device == "auto" and reason is not None:
@@ -89,7 +89,7 @@ def cuda_unavailable_reason() -> str | None:
 
 def _try_allocation() -> str | None:
     """Allocate a byte on the device, which makes onnxruntime load its provider; return what failed, if anything."""
-    # The caller reports a failure in one line of its own.
+    # The caller reports a failure in its own log line.
     ort.set_default_logger_severity(_SILENT)
     try:
         device_tensor("cuda", (1,))
@@ -195,7 +195,7 @@ def host_array(device: str, shape: Sequence[int], dtype: DTypeLike) -> NDArray[A
 
 
 def main() -> None:
-    """Run as the supervisor's child: send the device that ``auto`` means here; the log line says why."""
+    """Run as the supervisor's child: send the device that ``auto`` means here; the log line has the reason."""
     channel = Channel.to_parent()
     log.configure(channel.receive()["log_format"], pid=os.getpid())
     channel.send({"device": resolve_device("auto")})

@@ -135,7 +135,7 @@ def _check_golden(session: Session, bundle: Bundle) -> None:
         difference = _largest_difference(got, expected)
         # Not "difference > allowed": a NaN must fail too.
         if not difference <= allowed:
-            raise BundleError("golden", f"{name} differ by {difference:.2g}; allowed is {allowed:g}")
+            raise BundleError("golden", f"{name} differ by {difference:.2g}; the tolerance is {allowed:g}")
 
 
 def _largest_difference(got: NDArray[np.float32], expected: NDArray[np.float32]) -> float:

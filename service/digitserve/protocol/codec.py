@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from digitserve.errors import InvalidRequest, NotServed, TooLarge
 from digitserve.protocol.names import Artefact, Verdict
-from digitserve.types import IMAGE_SIZE, Box, Framing, Ink
+from digitserve.types import IMAGE_SIZE, Box, Framing, Ink, default_framing, default_ink
 from digitserve.v1 import digits_pb2 as pb
 
 IMAGE_BYTES = IMAGE_SIZE * IMAGE_SIZE
@@ -102,7 +102,7 @@ class Request(NamedTuple):
         height: in pixels.
         width: in pixels.
         channels: 1, 3 or 4.
-        ink: which side of the grey scale the strokes are on.
+        ink: whether the strokes are lighter or darker than the background.
         framing: how images are brought to the network's size.
         top_k: classes to list for each image.
         explain: whether the answers say how the images were prepared.
@@ -155,7 +155,7 @@ class Answer(NamedTuple):
     Attributes:
         class_index: index of the most probable label.
         confidence: its probability.
-        verdict: whether to believe it.
+        verdict: whether the prediction can be used.
         ood_score: higher means less like the training data.
         probabilities: float32[labels].
     """
@@ -171,7 +171,7 @@ def decode(body: bytes, limits: Limits) -> Request:
     """Parse and check a ``ClassifyRequest``.
 
     Raises:
-        InvalidRequest: the message names what was got, what was expected, and which image.
+        InvalidRequest: the message states what was received, what is expected, and which image.
         NotServed: the request names another model version.
     """
     return _decode_one_image(body, _PREFIX) or _check(parse(pb.ClassifyRequest, body), limits)
@@ -242,7 +242,7 @@ def not_served(model_version: str, served_version: str) -> NotServed:
     """Return the error for a request that names another model version than the one being served."""
     # Status messages travel as headers, whose size is bounded.
     quoted = model_version[:MAX_QUOTED_CHARACTERS] + "..." * (len(model_version) > MAX_QUOTED_CHARACTERS)
-    return NotServed(f"model_version: got '{quoted}'; served is '{served_version}'")
+    return NotServed(f"model_version: got '{quoted}'; expected '{served_version}', the version that is served")
 
 
 def _check_known(value: int, known: Collection[int], field: str, names: Sequence[str]) -> None:
@@ -270,11 +270,11 @@ def _num_images(message: pb.ClassifyRequest, num_bytes: int, image_bytes: int, l
         raise InvalidRequest(f"pixels: got none; expected {each}")
     num_images, rest = divmod(num_bytes, image_bytes)
     if rest:
-        raise InvalidRequest(
-            f"pixels: got {num_bytes} bytes, which leaves image {num_images} with {rest}; expected {each}"
-        )
+        raise InvalidRequest(f"pixels: got {num_bytes} bytes, so image {num_images} has only {rest}; expected {each}")
     if message.num_images not in {0, num_images}:
-        raise InvalidRequest(f"num_images: got {message.num_images}; pixels holds {num_images} ({each})")
+        raise InvalidRequest(
+            f"num_images: got {message.num_images}; expected {num_images}, from the length of pixels ({each})"
+        )
     if num_images > limits.max_images:
         raise InvalidRequest(
             f"got {num_images} images; expected at most {limits.max_images}: send them in several requests"
@@ -283,20 +283,22 @@ def _num_images(message: pb.ClassifyRequest, num_bytes: int, image_bytes: int, l
 
 
 def _framing(message: pb.ClassifyRequest, height: int, width: int) -> Framing:
-    fits = height == width == IMAGE_SIZE
-    if message.framing == pb.FRAMING_MNIST or (message.framing == pb.FRAMING_UNSPECIFIED and not fits):
+    default = default_framing(height, width)
+    if message.framing == pb.FRAMING_UNSPECIFIED:
+        return default
+    if message.framing == pb.FRAMING_MNIST:
         return Framing.MNIST
-    if not fits:
+    if default is not Framing.AS_IS:
         raise InvalidRequest(
             f"framing: FRAMING_AS_IS needs images of {IMAGE_SIZE}x{IMAGE_SIZE}, got {height}x{width}; "
-            "expected FRAMING_MNIST, or leave it out"
+            "use FRAMING_MNIST, or leave the field unset"
         )
     return Framing.AS_IS
 
 
 def _ink(message: pb.ClassifyRequest, framing: Framing) -> Ink:
     if message.ink == pb.INK_UNSPECIFIED:
-        return Ink.LIGHT_ON_DARK if framing is Framing.AS_IS else Ink.AUTO
+        return default_ink(framing)
     return _INK[message.ink]
 
 

@@ -70,7 +70,7 @@ class Code(IntEnum):
 
 
 class Verdict(IntEnum):
-    """Whether a prediction should be believed; the numbers are those of ``digitserve.v1.Verdict``."""
+    """Whether a prediction can be used; the numbers are those of ``digitserve.v1.Verdict``."""
 
     UNSPECIFIED = 0
     ACCEPTED = 1

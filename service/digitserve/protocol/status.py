@@ -3,7 +3,7 @@
     RequestError ──Status.from_error──▶ Status ──▶ trailers of a call, or ``google.rpc.Status`` in a message of a stream
     any other exception ──▶ INTERNAL, with a fixed text: the detail is in the log only
 
-Used by the handlers of ``transport``; knows protobuf, not gRPC.
+Used by the handlers of ``transport``; depends on protobuf, not on gRPC.
 """
 
 from typing import NamedTuple

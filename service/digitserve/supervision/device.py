@@ -11,7 +11,7 @@ _log = structlog.get_logger("digitserve.supervision.device")
 def resolve(settings: Settings) -> str:
     """Return the device on which all workers run the network, ``cpu`` or ``cuda``.
 
-    Only ``auto`` needs a check. It runs in a process of its own, so that onnxruntime and CUDA are not loaded into this one.
+    Only ``auto`` needs a check. It runs in a separate process, so that onnxruntime and CUDA are not loaded into this one.
     Workers get the result, so that a worker that starts later cannot choose another device.
     """
     if settings.device != "auto":

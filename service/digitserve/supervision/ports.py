@@ -56,7 +56,7 @@ def _bind(host: str, port: int, flag: str, *, reuse_port: bool) -> socket.socket
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
         raise SettingsError(
-            f"--host: got '{host}', which is no address of this machine ({error.strerror}); "
+            f"--host: got '{host}', which is not an address of this machine ({error.strerror}); "
             "expected one such as 127.0.0.1, ::1, or 0.0.0.0"
         ) from None
     bound = socket.socket(family, kind, protocol)

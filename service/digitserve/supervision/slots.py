@@ -120,7 +120,7 @@ class WorkerSlot:
             self._child.send_eof()
 
     def kill(self) -> None:
-        """End the worker at once; start no other."""
+        """End the worker immediately; start no other."""
         self._stop.set()
         self._killed = True
         if self._child is not None:
@@ -147,7 +147,7 @@ class WorkerSlot:
         return served_s
 
     async def _supervise(self, child: AsyncChild, block: Block) -> int:
-        """Send the worker its settings, handle its messages, watch it, and return its exit code."""
+        """Send the worker its settings, handle its messages, monitor it, and return its exit code."""
         await child.send({"settings": self._settings.to_dict(), "block_fd": block.fd, "num_threads": self._num_threads})
         # The slot may have been stopped while the process was being started.
         if self._killed:
@@ -165,7 +165,7 @@ class WorkerSlot:
         """Handle the worker's messages until it closes the channel.
 
         Raises:
-            ValueError: the worker sent something else than its two messages.
+            ValueError: the worker sent a message other than its two.
         """
         while True:
             try:
@@ -202,7 +202,7 @@ class WorkerSlot:
         child.kill()
 
     def _report_end(self, pid: int, exit_code: int) -> None:
-        """Log and report a worker's end, unless it is what ``drain`` or ``kill`` asked for.
+        """Log and report a worker's end, unless ``drain`` or ``kill`` caused it.
 
         Raises:
             StartupError: no worker of this slot has been ready yet.

@@ -1,4 +1,4 @@
-"""The supervisor: starts, watches and replaces workers, and shows the state of the service to operators.
+"""The supervisor: starts, monitors and replaces workers, and shows the state of the service to operators.
 
 One process, one thread, one asyncio event loop. It holds the gRPC port (bound, never listening, so that the port stays
 reserved while no worker runs), the shared memory of all metrics, and the HTTP endpoints. It never handles a request.
@@ -45,10 +45,10 @@ def serve(settings: Settings, out: TextIO = sys.stdout) -> int:
         out: receives the banner.
 
     Returns:
-        The exit code: 0 after a drain in which every admitted request was answered, otherwise 1.
+        The exit code: 0 if all workers drained and ended in time, otherwise 1.
 
     Raises:
-        StartupError: a setting cannot be served; the message says which, and what would work.
+        StartupError: a setting cannot be used; the message states which one, and which values are accepted.
     """
     manifest = read_bundle(find_bundle(settings.models, settings.model, settings.model_version)).manifest
     with (

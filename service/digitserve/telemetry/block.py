@@ -6,7 +6,7 @@ prometheus_client, whose updates cost microseconds each. The supervisor creates 
 
     worker: Recorder ──add──▶ Block (shared memory) ◀──sum── ServiceCollector :supervisor ──▶ /metrics
 
-Each cell is one aligned float64: a reader never sees half a write, and counts are exact up to 2**53.
+Each cell is one aligned float64: a reader never gets half a write, and counts are exact up to 2**53.
 """
 
 import mmap

@@ -42,8 +42,8 @@ class ServiceCollector(Collector):
     def retire(self, block: Block) -> None:
         """Keep the counts of a worker that has ended, and free its memory.
 
-        RPCs that it started and did not complete were broken off with its connections. Their callers saw UNAVAILABLE, so
-        they are counted as that. Gauges of the worker are dropped.
+        RPCs that it started and did not complete ended with its connections. Their callers got UNAVAILABLE, so they
+        are counted with this code. Gauges of the worker are dropped.
 
         Raises:
             ValueError: the block was already retired.

@@ -61,7 +61,7 @@ class Recorder:
     """Writes the metrics of one worker; lives as long as the worker.
 
     Called on the worker's thread. The thread pool calls ``call_started`` and ``call_ended`` for methods that no other
-    thread records, under a lock of its own, because an addition is a read and a write.
+    thread records, under a separate lock, because an addition is a read and a write.
     """
 
     def __init__(self, block: Block, labels: Sequence[str]) -> None:

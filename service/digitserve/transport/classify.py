@@ -14,7 +14,7 @@ from digitserve.protocol.codec import Limits, decode
 from digitserve.protocol.names import CLASSIFY, Code
 from digitserve.protocol.status import INTERNAL, NO_MESSAGE, Status
 from digitserve.telemetry.recorder import Recorder
-from digitserve.transport.handlers import UnaryCall, record_broken_off
+from digitserve.transport.handlers import UnaryCall, record_unanswered
 
 
 class CallResponder:
@@ -95,7 +95,7 @@ class ClassifyHandler:
         pending: PendingRequest | None = call.context
         if pending is not None:
             self._pipeline.cancel(pending)
-        record_broken_off(self._recorder, CLASSIFY, call.deadline, self._clock() - call.accepted)
+        record_unanswered(self._recorder, CLASSIFY, call.deadline, self._clock() - call.accepted)
 
     # Called by the responders.
 

@@ -5,7 +5,7 @@
          └─────────────────────── the next read, when there is room ◀──────────── written ───────────────────────┘
 
 What clients can make a worker hold is bounded. The images in flight of a stream (read, and their answers not yet sent) are
-limited, and no stream is read while the queue is half full; HTTP/2 flow control then slows the clients down. A message
+limited, and no stream is read while the queue is half full. HTTP/2 flow control then slows the clients down. A message
 whose read was outstanding at that time, and which finds no room, is held until there is room: at most one per stream.
 Messages of streams are delayed, never rejected, for lack of room. Called on the worker's one thread.
 """
@@ -26,7 +26,7 @@ from digitserve.protocol.codec import (
 from digitserve.protocol.names import CLASSIFY_STREAM
 from digitserve.protocol.status import INTERNAL, OK, Status
 from digitserve.telemetry.recorder import Recorder
-from digitserve.transport.handlers import ServerStream, record_broken_off
+from digitserve.transport.handlers import ServerStream, record_unanswered
 
 WINDOW_BATCHES = 4
 """Limit on the images in flight of a stream, in full batches: enough for one stream to keep all batches full."""
@@ -196,7 +196,7 @@ class ClassifyStreamHandler:
                 message.pending = None
         seconds = self._clock() - stream.accepted
         if cancelled:
-            record_broken_off(self._recorder, CLASSIFY_STREAM, stream.deadline, seconds)
+            record_unanswered(self._recorder, CLASSIFY_STREAM, stream.deadline, seconds)
         else:
             status = OK if state.ending is None else state.ending
             self._recorder.call_ended(CLASSIFY_STREAM, status.code, seconds)

@@ -117,7 +117,7 @@ class StreamHandler(Protocol):
         """
 
 
-def record_broken_off(recorder: Recorder, method: Method, deadline: float, seconds: float) -> None:
+def record_unanswered(recorder: Recorder, method: Method, deadline: float, seconds: float) -> None:
     """Record an RPC that ended before its status was sent.
 
     Args:

@@ -88,7 +88,7 @@ def test_a_search_without_success(service: Service) -> None:
     assert done.returncode == 1
     seen = json.loads(done.stdout)
     assert seen["highest_rate"] is None
-    assert [probe["held"] for probe in seen["probes"]] == [False] * len(seen["probes"])
+    assert [probe["met"] for probe in seen["probes"]] == [False] * len(seen["probes"])
     assert [probe["rate"] for probe in seen["probes"]] == [4, 2, 1]
     assert done.stderr.count("limit exceeded") == 3
 

@@ -48,7 +48,7 @@ def test_floors_and_peer(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="a commit to compare with needs a git checkout")
 def test_against_a_commit(tmp_path: Path) -> None:
-    """The commit is installed in an environment of its own and runs its own code; the document has the ratios and says
+    """The commit is installed in a separate environment and runs its own code; the document has the ratios and states
     that both sides give the same answers.
     """
     write_echo_bundle(tmp_path)

@@ -22,7 +22,7 @@ def rows(figures: dict[str, float], multiply_adds: float = SMALL_NETWORK) -> dic
 
 
 def test_rate_relative_to_a_server_of_rpc_and_network_only() -> None:
-    """With E = 10 000 RPCs/s and B = 10 000 images/s such a server answers 5 000; 4 500 are 90 % of it."""
+    """With E = 10,000 RPCs/s and B = 10,000 images/s such a server answers 5,000; 4,500 are 90 % of it."""
     row = rows(FIGURES)["single: rate relative to 1/(1/E + 1/B)"]
 
     assert "90%" in row

@@ -92,9 +92,7 @@ def test_large_photos_are_answered(worker: RunningWorker, kind: str) -> None:
     (answer,) = classify(kind, worker.address, [photo], explain=True)
 
     assert answer.verdict is Verdict.ACCEPTED
-    with pytest.raises(
-        RequestRejected, match=r"16842752.*reduce the image \(see max_side\)"
-    ) as caught:
+    with pytest.raises(RequestRejected, match=r"16842752.*reduce the image \(see max_side\)") as caught:
         classify(kind, worker.address, [photo], max_side=None)
     assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
 
@@ -134,7 +132,7 @@ def test_images_of_many_sizes_and_colours_may_be_in_one_call(worker: RunningWork
 
 @KINDS
 def test_a_rejected_request_fails_the_call_and_names_its_images(worker: RunningWorker, kind: str) -> None:
-    """When one of several requests is rejected, the error says which images, got and expected, and has the code."""
+    """When one of several requests is rejected, the error states which images, got and expected, and has the code."""
     images = [echo_image(0), echo_image(1), np.zeros((2, 5000), np.uint8), echo_image(3)]
     with pytest.raises(RequestRejected, match=r"^image 2: INVALID_ARGUMENT: got 2x5000.*expected") as caught:
         classify(kind, worker.address, images, max_side=None)
@@ -241,11 +239,11 @@ def test_the_http_port_of_a_service_is_explained(kind: str) -> None:
 def test_model_and_health_are_read_from_the_service(worker: RunningWorker, kind: str) -> None:
     """``model`` returns the facts of ``GetModel``; ``healthy`` is true while the service reports SERVING."""
 
-    async def ask(client: AsyncClient) -> Any:
+    async def query(client: AsyncClient) -> Any:
         return await client.model(), await client.healthy()
 
     if kind == "async":
-        model, healthy = awaited(worker.address, ask)
+        model, healthy = awaited(worker.address, query)
     else:
         with Client(worker.address) as client:
             model, healthy = client.model(), client.healthy()
@@ -320,15 +318,15 @@ def test_threads_get_closed_when_another_thread_closes_the_client(worker: Runnin
         client = Client(worker.address, num_connections=2, images_per_request=1, timeout_s=PATIENCE_S, max_in_flight=4)
         before = worker.started()
 
-        def ask(client: Client = client) -> None:
+        def classify_repeatedly(client: Client = client) -> None:
             while True:
                 client.classify(images_of(0, 20))
 
         with ThreadPoolExecutor(3) as callers:
-            asking = [callers.submit(ask) for _ in range(3)]
+            calls = [callers.submit(classify_repeatedly) for _ in range(3)]
             wait_until(lambda before=before: worker.started() > before + 10, "calls are in progress")
             client.close()
-            assert [type(one.exception()) for one in asking] == [Closed] * 3
+            assert [type(one.exception()) for one in calls] == [Closed] * 3
 
 
 def test_tasks_get_closed_when_another_task_closes_the_client(worker: RunningWorker) -> None:
@@ -336,19 +334,19 @@ def test_tasks_get_closed_when_another_task_closes_the_client(worker: RunningWor
     cancelled itself raises CancelledError.
     """
 
-    async def ask(client: AsyncClient) -> None:
+    async def classify_repeatedly(client: AsyncClient) -> None:
         while True:
             assert scores(await client.classify(images_of(0, 20))) == list(range(20))
 
     async def run() -> None:
         client = AsyncClient(worker.address, num_connections=2, images_per_request=1, timeout_s=PATIENCE_S)
         before = worker.started()
-        asking = [asyncio.create_task(ask(client)) for _ in range(4)]
+        calls = [asyncio.create_task(classify_repeatedly(client)) for _ in range(4)]
         while worker.started() < before + 10:  # noqa: ASYNC110 - the worker is a thread
             await asyncio.sleep(0.001)
-        asking[0].cancel()
+        calls[0].cancel()
         await client.close()
-        ends = await asyncio.gather(*asking, return_exceptions=True)
+        ends = await asyncio.gather(*calls, return_exceptions=True)
         assert [type(end) for end in ends] == [asyncio.CancelledError, Closed, Closed, Closed]
 
     for _ in range(5):

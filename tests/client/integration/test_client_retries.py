@@ -74,7 +74,7 @@ class BusyServer:
 
 @KINDS
 def test_a_request_to_a_full_queue_is_retried(kind: str) -> None:
-    """RESOURCE_EXHAUSTED with ``RetryInfo`` is retried until there is room; the caller only sees the answer."""
+    """RESOURCE_EXHAUSTED with ``RetryInfo`` is retried until there is room; the caller only gets the answer."""
     busy = BusyServer(num_rejected=3, retry_after_s=0.001)
     with busy.running() as address:
         (prediction,) = classify(kind, address, echo_image(1), timeout_s=PATIENCE_S)
@@ -99,14 +99,19 @@ def test_a_useless_retry_is_not_made(kind: str, retry_after_s: float | None) -> 
 @pytest.mark.parametrize("smaller", [{"max_request_bytes": 5000}, {"max_pending_images": 16}])
 def test_new_limits_of_a_restarted_service_are_read(models: Path, kind: str, smaller: dict[str, int]) -> None:
     """After a restart with smaller limits the same client sends smaller requests, and every call is answered; an image that
-    exceeds the limits by itself is still rejected.
+    alone exceeds the limits is still rejected.
     """
 
     async def turn(use: Callable[..., Any], *arguments: Any) -> Any:
         return await use(*arguments) if kind == "async" else await asyncio.to_thread(use, *arguments)
 
     async def run() -> None:
-        arguments: dict[str, Any] = {"images_per_request": 50, "timeout_s": PATIENCE_S, "max_in_flight": 1, "max_side": None}
+        arguments: dict[str, Any] = {
+            "images_per_request": 50,
+            "timeout_s": PATIENCE_S,
+            "max_in_flight": 1,
+            "max_side": None,
+        }
         with run_worker(models) as first:
             address = first.address
             client = (AsyncClient if kind == "async" else Client)(address, **arguments)

@@ -184,7 +184,7 @@ def test_errors_are_returned_in_their_place_on_request(worker: RunningWorker, ki
 
 @KINDS
 def test_a_message_that_is_too_large_costs_only_itself(models: Path, kind: str) -> None:
-    """The service ends the stream at a message over its limit; the client reports that image, and goes on with the next."""
+    """The service ends the stream at a message over its limit; the client reports that image, and continues with the next."""
     outcomes: list[Any] = []
     with run_worker(models, max_request_bytes=5000) as worker:
         images = [echo_image(0), np.zeros((100, 100), np.uint8), echo_image(2)]
@@ -235,7 +235,7 @@ def test_a_stream_survives_worker_replacement(models: Path, kind: str) -> None:
 
 @KINDS
 def test_a_stream_survives_a_restart_of_the_service(models: Path, kind: str) -> None:
-    """The only worker ends while the stream is open, and another starts later on the same port: the stream goes on."""
+    """The only worker ends while the stream is open, and another starts later on the same port: the stream continues."""
     outcomes: list[Any] = []
     gone = threading.Event()
     with run_worker(models) as first:
@@ -243,7 +243,7 @@ def test_a_stream_survives_a_restart_of_the_service(models: Path, kind: str) -> 
 
         def images() -> Iterator[Any]:
             yield echo_image(0)
-            # The iterator of a stream runs on a thread of its own, or as a task: only the former may block.
+            # The iterator of a stream runs on a separate thread, or as a task: only the former may block.
             if kind == "sync":
                 assert gone.wait(PATIENCE_S)
             yield echo_image(1)

@@ -53,7 +53,7 @@ def test_an_address_is_corrected(text: str, address: str) -> None:
     ],
 )
 def test_an_address_that_cannot_be_corrected_is_explained(text: str, reason: str) -> None:
-    """The error says what is wrong and what an address looks like, when the client is created."""
+    """The error states what is wrong and what an address looks like, when the client is created."""
     with pytest.raises(InvalidAddress) as caught:
         Client(text)
 

@@ -224,7 +224,7 @@ def test_three_axes_that_may_be_one_image_in_colour_are_rejected(channels: int) 
     ],
 )
 def test_invalid_images_are_rejected(images: object, got: str) -> None:
-    """Another type or shape raises InvalidRequest; the message says got, expected, and which image."""
+    """Another type or shape raises InvalidRequest; the message states got, expected, and which image."""
     with pytest.raises(InvalidRequest) as caught:
         group(images)
 

@@ -143,7 +143,7 @@ def test_a_deep_black_image_is_black() -> None:
     ],
 )
 def test_pixels_of_unknown_scale_are_rejected(values: np.ndarray, got: str) -> None:
-    """Floating-point and 32-bit pixels have no agreed white; the message says got and expected."""
+    """Floating-point and 32-bit pixels have no agreed white; the message states got and expected."""
     with pytest.raises(ImageFileError, match=rf"^scan: got {got}; expected"):
         image_to_array(Image.fromarray(values), "scan")
 
@@ -228,7 +228,7 @@ def test_raw_pixels_are_read_with_a_size_only(tmp_path: Path) -> None:
 
 
 def test_raw_pixels_of_no_whole_image_are_rejected(tmp_path: Path) -> None:
-    """The message says how many bytes the file has and of what they should be a multiple."""
+    """The message states how many bytes the file has and of what they should be a multiple."""
     path = tmp_path / "notes.txt"
     path.write_text("not an image")
     assert "got 12 bytes; expected a multiple of 300, the size of one raw grey image of 10x30" in error_of(

@@ -377,11 +377,11 @@ def test_zero_workers_serve_in_one_process(models: Path, tmp_path: Path) -> None
         (("--model", "letters"), "no version of model 'letters'"),
         (("--model-version", "7"), "available: 1"),
         (("--device", "cuda"), "CUDAExecutionProvider"),
-        (("--host", "nonesuch.invalid"), "no address of this machine"),
+        (("--host", "nonesuch.invalid"), "not an address of this machine"),
     ],
 )
 def test_a_bad_setting_refuses_to_start(models: Path, arguments: tuple[str, ...], part: str) -> None:
-    """A setting that cannot be served is a refusal to start with the accepted values, never a silent default."""
+    """With a setting that cannot be used the service does not start, and reports the accepted values; it never uses a default silently."""
     result = run("serve", "--models", str(models), "--grpc-port", "0", "--http-port", "0", *arguments)
 
     assert result.returncode in {1, 2}

@@ -23,7 +23,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_missing_cuda_is_a_refusal_to_start(models: Path, workers: str) -> None:
-    """The exit code is 1 and the message says what is missing and what to do, with worker processes and without."""
+    """The exit code is 1 and the message states what is missing and what to do, with worker processes and without."""
     refused = subprocess.run(
         command("serve", "--models", str(models), "--grpc-port", "0", "--http-port", "0", "--workers", workers,
                 "--device", "cuda"),

@@ -30,7 +30,7 @@ def test_tune_measures_every_layout_and_proposes_a_command(tmp_path: Path) -> No
 
 
 def test_tune_without_a_bundle_is_a_refusal_to_start(tmp_path: Path) -> None:
-    """Without a bundle the message says so, and the exit code is 1."""
+    """Without a bundle the message states this, and the exit code is 1."""
     finished = subprocess.run(
         command("serve", "--models", str(tmp_path), "--tune"),
         capture_output=True,

@@ -281,3 +281,27 @@ def test_no_descriptor_is_left_by_a_child_that_cannot_start(
     with pytest.raises(FileNotFoundError):
         exchanged("any")
     assert open_descriptors() == descriptors
+
+
+def test_killing_a_child_as_it_ends_keeps_its_exit_code(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    """A kill that comes as the child ends neither loses its exit code nor makes asyncio warn, whichever comes first."""
+    module = write("import sys\nsys.exit(3)")
+
+    async def run() -> int:
+        async with await AsyncChild.start(module) as child:
+            with pytest.raises(ChannelClosed):
+                await child.receive()
+            return await child.process.wait()
+
+    async def kill() -> int:
+        child = await AsyncChild.start(module)
+        with pytest.raises(ChannelClosed):
+            await child.receive()
+        child.kill()
+        code = await child.process.wait()
+        child.close()
+        return code
+
+    assert asyncio.run(run()) == 3
+    assert {asyncio.run(kill()) for _ in range(40)} <= {3, -signal.SIGKILL}
+    assert caplog.messages == []

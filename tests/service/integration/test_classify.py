@@ -101,7 +101,7 @@ def test_scores_above_the_threshold_are_unfamiliar(tmp_path: Path) -> None:
 
 BAD = {
     "no pixels": (pb.ClassifyRequest(), "INVALID_ARGUMENT", "got none"),
-    "a length that does not fit": (pb.ClassifyRequest(pixels=bytes(800)), "INVALID_ARGUMENT", "image 1 with 16"),
+    "a length that does not fit": (pb.ClassifyRequest(pixels=bytes(800)), "INVALID_ARGUMENT", "image 1 has only 16"),
     "one dimension zero": (pb.ClassifyRequest(pixels=bytes(784), height=28), "INVALID_ARGUMENT", "height 28 and width 0"),
     "huge dimensions": (pb.ClassifyRequest(pixels=b"1", height=2**31, width=2**31), "INVALID_ARGUMENT", "at most 4096"),
     "an unknown pixel format": (pb.ClassifyRequest(pixels=bytes(784), pixel_format=99), "INVALID_ARGUMENT", "got 99"),
@@ -113,14 +113,14 @@ BAD = {
     "a disagreeing num_images": (pb.ClassifyRequest(pixels=bytes(784), num_images=2), "INVALID_ARGUMENT", "got 2"),
     "too many images": (pb.ClassifyRequest(pixels=bytes(5000), height=1, width=1), "INVALID_ARGUMENT", "at most 4096"),
     "a version that is not served": (
-        pb.ClassifyRequest(pixels=bytes(784), model_version="9"), "NOT_FOUND", "served is '1'",
+        pb.ClassifyRequest(pixels=bytes(784), model_version="9"), "NOT_FOUND", "expected '1'",
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_requests_are_rejected_with_a_reason(worker: RunningWorker, name: str) -> None:
-    """A bad request gets its status code, and a message that names what was got; the next request is answered."""
+    """A bad request gets its status code, and a message that states what was received; the next request is answered."""
     request, code, part = BAD[name]
 
     with pytest.raises(grpc.RpcError) as rejected:
@@ -215,7 +215,7 @@ def test_of_2000_calls_each_caller_gets_its_own_answer(worker: RunningWorker) ->
 
 
 def test_calls_of_many_connections_are_never_rejected_by_core(models: Path) -> None:
-    """Of 5 000 calls at once, far more than there are posted accepts, the worker answers each, and core cancels none."""
+    """Of 5,000 calls at once, far more than there are posted accepts, the worker answers each, and core cancels none."""
     with run_worker(models, max_pending_images=10_000) as worker:
         channels = [
             grpc.insecure_channel(worker.address, options=(("grpc.use_local_subchannel_pool", 1),)) for _ in range(10)
@@ -327,7 +327,7 @@ def test_get_model_describes_the_model(worker: RunningWorker) -> None:
     with pytest.raises(grpc.RpcError) as rejected:
         call(pb.GetModelRequest(model_version="2"))
     assert rejected.value.code() is grpc.StatusCode.NOT_FOUND
-    assert "served is '1'" in rejected.value.details()
+    assert "expected '1'" in rejected.value.details()
     with pytest.raises(grpc.RpcError) as rejected:
         worker.channel.unary_unary(GET_MODEL.path)(b"\xff")
     assert rejected.value.code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -84,8 +84,8 @@ def test_a_bad_request_affects_no_other(worker: RunningWorker) -> None:
     outcomes = list(worker.stream(requests))
 
     assert [scores(outcome) for outcome in outcomes] == [[0], -3, [1], -3, [2], -5, [99]]
-    assert "image 1 with 16" in outcomes[1].error.message
-    assert "served is '1'" in outcomes[5].error.message
+    assert "image 1 has only 16" in outcomes[1].error.message
+    assert "expected '1'" in outcomes[5].error.message
 
 
 def test_bytes_that_are_not_a_message_affect_no_other(worker: RunningWorker) -> None:
@@ -153,7 +153,7 @@ def test_a_client_that_does_not_read_answers_is_paused(worker: RunningWorker) ->
 
 
 def test_large_messages_are_bounded_too(worker: RunningWorker) -> None:
-    """A message of 1 000 images fills the window: one is in flight at a time, and a client that reads gets all answers."""
+    """A message of 1,000 images fills the window: one is in flight at a time, and a client that reads gets all answers."""
     most = 0
 
     def watched() -> Iterator[pb.ClassifyRequest]:
@@ -275,7 +275,7 @@ def test_an_expired_stream_is_dropped(worker: RunningWorker) -> None:
 
 def test_draining_answers_what_was_read_and_ends_with_unavailable(models: Path) -> None:
     """A worker that drains stops reading its streams, answers all that it has read and ends with UNAVAILABLE. The answers
-    are those of the first requests, so the client knows from their number what to send again.
+    are those of the first requests, so their number shows the client what to send again.
     """
     outcomes = []
     with run_worker(models) as worker:

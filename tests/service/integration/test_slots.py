@@ -86,7 +86,7 @@ class Recorder:
 
 
 def run_slot(drain_after: tuple[str, int] = ("", 0), **changes: Any) -> Recorder:
-    """Run a slot until it ends by itself, or until it has drained after the n-th event of a kind."""
+    """Run a slot until it ends without ``drain``, or until it has drained after the n-th event of a kind."""
     recorder = Recorder()
     recorder.drain_after = drain_after
 

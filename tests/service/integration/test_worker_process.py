@@ -73,7 +73,7 @@ def test_a_worker_serves_until_its_channel_is_closed(settings: Settings) -> None
 
 
 def test_a_worker_that_cannot_serve_says_why(settings: Settings, models: Path) -> None:
-    """A bundle that fails a check is reported with the reason, and the worker exits with a code of its own."""
+    """A bundle that fails a check is reported with the reason, and the worker exits with its own exit code for this."""
     (models / "digits" / "1" / "model.onnx").write_bytes(b"not a graph")
 
     async def interact(child: AsyncChild, block: Block) -> int:

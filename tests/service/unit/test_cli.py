@@ -114,7 +114,7 @@ def test_each_error_has_its_exit_code(error: Exception, code: int) -> None:
 @pytest.mark.parametrize("name", ["classify", "healthcheck", "bench"])
 @pytest.mark.parametrize("address", ["https://localhost", "localhost:http", "localhost:8080/metrics", "::1"])
 def test_a_wrong_address_is_wrong_usage(name: str, address: str) -> None:
-    """An address that cannot be corrected ends with exit code 2 and says what an address looks like."""
+    """An address that cannot be corrected ends with exit code 2 and states what an address looks like."""
     result = run(name, *(["x.png"] if name == "classify" else []), "--address", address)
 
     assert result.exit_code == ExitCode.USAGE
@@ -151,7 +151,7 @@ def test_serve_ignores_a_port_that_kubernetes_injects(monkeypatch: pytest.Monkey
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command whose packages are not installed says in one line what to install."""
+    """A command whose packages are not installed states in one line what to install."""
     for name, missing in (("serve", "onnxruntime"), ("bench", "hpack")):
         monkeypatch.setattr(
             options, "find_spec", lambda module, missing=missing: None if module == missing else object()

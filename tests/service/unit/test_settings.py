@@ -57,7 +57,7 @@ def test_settings_of_a_group_are_declared_together() -> None:
 
 
 def test_cuda_is_shown_as_experimental() -> None:
-    """The help text of ``--device`` says that cuda is experimental."""
+    """The help text of ``--device`` states that cuda is experimental."""
     (device,) = (setting for setting in fields(Settings) if setting.name == "device")
     assert "cuda is experimental" in device.metadata["help"]
 
@@ -151,7 +151,7 @@ def test_environment_value_is_the_text_of_the_variable(setting: Field[Any]) -> N
 def test_a_port_that_kubernetes_injects_is_ignored_with_a_warning(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A Service named digitserve-grpc makes Kubernetes set DIGITSERVE_GRPC_PORT=tcp://...; one line on standard error says
+    """A Service named digitserve-grpc makes Kubernetes set DIGITSERVE_GRPC_PORT=tcp://...; one line on standard error states
     that it is ignored, and standard output stays empty.
     """
     setting = setting_named(name)

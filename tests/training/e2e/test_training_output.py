@@ -22,7 +22,7 @@ import digitserve_training._tensorflow
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run ``digitserve-train`` in a process of its own."""
+    """Run ``digitserve-train`` in a separate process."""
     command = [sys.executable, "-m", "digitserve_training.cli", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 

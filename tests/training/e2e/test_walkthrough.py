@@ -49,6 +49,6 @@ def test_top_to_bottom(notebook: nbformat.NotebookNode, tmp_path: Path, monkeypa
     assert re.match(r"\d+ of 200 are wrong", printed(notebook, "mistakes"))
     (picture,) = (cell for cell in notebook.cells if cell.id == "picture")
     assert any("image/png" in output.get("data", ()) for output in picture.outputs)
-    answers = [re.search(r"says (\d), (\S+%) sure", printed(notebook, part)) for part in ("file", "service")]
+    answers = [re.search(r": (\d), confidence (\S+%)", printed(notebook, part)) for part in ("file", "service")]
     assert answers[0] and answers[1]
     assert answers[0].groups() == answers[1].groups()

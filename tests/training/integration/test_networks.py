@@ -27,7 +27,7 @@ def test_keras_agrees_layer_by_layer(preset: Preset) -> None:
 
 
 def test_conv2_dense256_in_keras() -> None:
-    """Keras counts 2 380 938 parameters in conv2-dense256."""
+    """Keras counts 2,380,938 parameters in conv2-dense256."""
     assert build(PRESETS["conv2-dense256"].network(10)).count_params() == 2_380_938
 
 

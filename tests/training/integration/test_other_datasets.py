@@ -111,7 +111,7 @@ def test_renamed_classes_are_another_dataset(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["kmnist", "emnist-digits", "emnist-letters", "folder"])
 def test_missing_data_ends_with_a_message(tmp_path: Path, name: str) -> None:
-    """Without --data the command says where to get the dataset, exits with status 3, and starts no run."""
+    """Without --data the command states where to get the dataset, exits with status 3, and starts no run."""
     ended = invoke("train", "--dataset", name, "--run-dir", tmp_path / "run")
 
     assert ended.exit_code == DataError.exit_code

@@ -110,7 +110,7 @@ def start(digits_path: Path, *, epochs: int, limit: int, **options: Any) -> tupl
 
 
 def test_training_learns(run_dir: Path) -> None:
-    """Eight epochs of 1 100 images reduce the loss and give a validation accuracy above 80 %."""
+    """Eight epochs of 1,100 images reduce the loss and give a validation accuracy above 80 %."""
     metrics = [json.loads(line) for line in (run_dir / checkpoint.METRICS_NAME).read_text().splitlines()]
 
     assert [record["epoch"] for record in metrics] == list(range(1, EPOCHS + 1))
@@ -192,6 +192,36 @@ def test_evaluate_reports(run_dir: Path, invoke: Invoke, test_images: Labelled) 
     html = (run_dir / "report" / "index.html").read_text()
     assert f"{100 * report['test']['accuracy']:.2f} %" in html
     assert "seed 3" in html
+
+
+def test_pictures_of_a_run(
+    run_dir: Path, tmp_path: Path, invoke: Invoke, digits_path: Path, test_images: Labelled
+) -> None:
+    """A run answers for image files as its graph does. With a report of this graph it needs no dataset, and is calibrated as
+    if the dataset were there.
+    """
+    for number, (image, label) in enumerate(zip(test_images.images[:60, ..., 0], test_images.labels, strict=False)):
+        path = tmp_path / "pictures" / str(label) / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    copy = tmp_path / "run"
+    shutil.copytree(run_dir, copy, ignore=shutil.ignore_patterns("report"))
+    before = invoke("evaluate", copy, "--pictures", tmp_path / "pictures")
+    assert before.exit_code == 0, before.output
+    written = (copy / "pictures" / "pictures.json").read_bytes()
+    assert invoke("evaluate", copy).exit_code == 0
+
+    ended = CliRunner().invoke(
+        main, ["evaluate", str(copy), "--pictures", str(tmp_path / "pictures"), "--data", str(tmp_path / "missing.npz")]
+    )
+
+    assert ended.exit_code == 0, ended.output
+    assert (copy / "pictures" / "pictures.json").read_bytes() == written
+    opened = converted_model.convert_run(copy, digits_path)
+    measured = measure(
+        opened.session, replace(test_images, images=test_images.images[:60], labels=test_images.labels[:60])
+    )
+    assert json.loads(written)["overall"]["num_right"] == 60 - measured.num_wrong
 
 
 def test_export_makes_a_bundle_that_the_service_opens(

@@ -47,7 +47,7 @@ def test_bfloat16_learns_and_exports_float32(tmp_path: Path) -> None:
     types = {value.data_type for value in onnx.load_from_string(graph).graph.initializer}
     assert types <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.INT32}
     session = converted_model.open_session(
-        graph, converted_model.make_golden(function, split.validation), split.training.names
+        graph, converted_model.make_golden(function, split.validation.images), split.training.names
     )
     parity.require(parity.compare(function, session, split.validation.images))
 

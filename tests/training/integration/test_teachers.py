@@ -151,7 +151,7 @@ def test_keep_writes_a_small_teacher(teacher_dir: Path, tmp_path: Path) -> None:
 def test_a_folder_without_a_run_is_not_a_teacher(tmp_path: Path) -> None:
     """With such a folder the command prints one line, ends with exit code 4, and creates no run."""
     ended = CliRunner().invoke(
-        main, ["train", "--teacher", str(tmp_path / "nobody"), "--run-dir", str(tmp_path / "student")]
+        main, ["train", "--teacher", str(tmp_path / "missing"), "--run-dir", str(tmp_path / "student")]
     )
 
     assert ended.exit_code == 4

@@ -103,7 +103,7 @@ def test_folder_that_cannot_be_created(tmp_path: Path) -> None:
 
 
 def test_full_disk_is_reported(tmp_path: Path) -> None:
-    """If the disk is full, the error says that the checkpoint is intact, and a failure to close does not replace it."""
+    """If the disk is full, the error states that the checkpoint is intact, and a failure to close does not replace it."""
     with ExitStack() as limited, pytest.raises(RunError, match="the checkpoint is intact: free some space"):  # noqa: PT012, SIM117
         with TensorBoardWriter(tmp_path, (), EXAMPLES) as writer:
             size = max(path.stat().st_size for path in (tmp_path / FOLDER).iterdir())

@@ -18,7 +18,7 @@ COMMANDS = ["train", "keep", "evaluate", "export", "tune"]
     "command", [["train"], ["keep", "runs/x", "y"], ["evaluate", "runs/x"], ["export", "runs/x"], ["tune"]]
 )
 def test_missing_extra_is_explained(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without TensorFlow each command says what to install and ends with exit code 2."""
+    """Without TensorFlow each command states what to install and ends with exit code 2."""
     monkeypatch.setitem(sys.modules, "tensorflow", None)
 
     outcome = CliRunner().invoke(main, command)

@@ -79,7 +79,7 @@ def main() -> None:
     "--precision",
     group="Training",
     type=click.Choice(PRECISIONS),
-    help=f"What layers compute in while training. Default: {PRECISIONS[0]}.",
+    help=f"Number format in which layers compute during training. Default: {PRECISIONS[0]}.",
 )
 @option(
     "--teacher",
@@ -88,7 +88,7 @@ def main() -> None:
     multiple=True,
     type=click.Path(),
     metavar="RUN",
-    help="Folder of a finished run whose network is a teacher (knowledge distillation); repeat to average several.",
+    help="Folder of a finished run whose network is a teacher (knowledge distillation); repeat to average several teachers.",
 )
 @option("--dataset", group="Data", type=click.Choice(list(DATASETS)), help=f"Dataset. Default: {splits.MNIST}.")
 @DATA
@@ -144,7 +144,7 @@ def train_run(
 @click.argument("folder", metavar="FOLDER", type=click.Path(path_type=Path))
 @_command
 def keep_teacher(run_dir: Path, folder: Path) -> None:
-    """Write a small copy of a finished run, RUN, into FOLDER. It can be used with --teacher, and for nothing else."""
+    """Write a small copy of a finished run, RUN, into FOLDER. It can only be used with --teacher."""
     _use_threads(None)
     from digitserve_training.fit import teachers  # noqa: PLC0415 - TensorFlow
 
@@ -153,24 +153,82 @@ def keep_teacher(run_dir: Path, folder: Path) -> None:
 
 
 @main.command("evaluate", cls=Command)
-@click.argument("run_dirs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("run_dirs", metavar="[RUN...]", nargs=-1, type=click.Path(path_type=Path))
+@option(
+    "--pictures",
+    group="Own images",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Evaluate on these image files and on nothing else; RUN is one run or one bundle, such as models/digits/3. FOLDER "
+    "contains labels.csv with the columns file, label and optionally set (no label: not a single digit), or one "
+    "sub-folder of images per label (any other name: not a single digit).",
+)
+@option(
+    "--set",
+    "sets",
+    group="Own images",
+    multiple=True,
+    metavar="NAME",
+    help="With --pictures: evaluate only on this set of labels.csv; repeat for several.",
+)
+@option(
+    "--address",
+    group="Own images",
+    metavar="HOST:PORT",
+    help="With --pictures: evaluate the service that runs at this address, in place of a RUN.",
+)
 @option(
     "--results",
     group="Output",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="JSON file of results: add one row per run, and compare with its other rows in the report.",
+    help="JSON file of results: a row per run is added to it, and the report compares the run with its other rows.",
+)
+@option(
+    "--output",
+    group="Output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="With --pictures: folder of the report. Default: RUN/pictures for a run, else ./pictures.",
 )
 @DATA
 @THREADS
 @_command
 def evaluate_runs(
-    run_dirs: tuple[Path, ...], results: Path | None, data_path: Path | None, threads: int | None
+    run_dirs: tuple[Path, ...],
+    pictures: Path | None,
+    sets: tuple[str, ...],
+    address: str | None,
+    results: Path | None,
+    output: Path | None,
+    data_path: Path | None,
+    threads: int | None,
 ) -> None:
-    """Measure networks on validation, test, corrupted and unfamiliar images; write a report into each RUN/report."""
-    _use_threads(threads)
-    from digitserve_training.evaluate import report  # noqa: PLC0415 - TensorFlow
+    """Evaluate networks on validation, test, corrupted and out-of-distribution images; write a report into each RUN/report.
 
-    for text in report.report(run_dirs, data_path, results):
+    With --pictures, measure one run, bundle or running service on your own image files instead.
+    """
+    if pictures is None:
+        for name, value in (("--set", sets), ("--address", address), ("--output", output)):
+            if value:
+                raise click.UsageError(f"{name} needs --pictures")
+        if not run_dirs:
+            raise click.UsageError("Missing argument 'RUN...'.")
+        _use_threads(threads)
+        from digitserve_training.evaluate import report  # noqa: PLC0415 - TensorFlow
+
+        texts = report.report(run_dirs, data_path, results)
+    else:
+        if results is not None:
+            raise click.UsageError(
+                "--results and --pictures exclude each other: the file is for results on test images"
+            )
+        if len(run_dirs) + (address is not None) != 1:
+            raise click.UsageError("--pictures needs exactly one RUN, bundle or --address")
+        if run_dirs and checkpoint.exists(run_dirs[0]):
+            _use_threads(threads)
+        from digitserve_training.evaluate.pictures import report as own_images  # noqa: PLC0415 - loads gRPC
+
+        texts = own_images.report(address or run_dirs[0], pictures, sets, data_path, output)
+    for text in texts:
         click.echo(text)
 
 
@@ -185,7 +243,11 @@ def evaluate_runs(
     show_default=True,
     help="Folder of all models.",
 )
-@option("--name", group="Output", help="Name of the model. Default: 'digits', or the dataset's name if not of digits.")
+@option(
+    "--name",
+    group="Output",
+    help="Name of the model. Default: 'digits' for datasets of digits, otherwise the name of the dataset.",
+)
 @option(
     "--version", group="Output", type=click.IntRange(min=1), help="Version of the bundle. Default: the highest plus 1."
 )
@@ -195,12 +257,16 @@ def evaluate_runs(
     type=click.Choice(["float32", "int8"]),
     default="float32",
     show_default=True,
-    help="What the graph computes in; int8 is rejected if it loses more than 0.05 percentage points of accuracy.",
+    help="Number format in which the graph computes; int8 is rejected if it costs more than 0.05 percentage points of "
+    "validation accuracy.",
 )
 @THREADS
 @_command
 def export_run(run_dir: Path, data_path: Path | None, threads: int | None, precision: Any, **destination: Any) -> None:
-    """Convert a finished run, RUN, to ONNX, compare its outputs with Keras, and write a model bundle if they agree."""
+    """Convert a finished run, RUN, to ONNX, and write a model bundle.
+
+    The bundle is written only if the ONNX graph gives the same outputs as Keras.
+    """
     _use_threads(threads)
     from digitserve_training.export.export import Destination, export  # noqa: PLC0415 - TensorFlow
 
@@ -238,7 +304,7 @@ def export_run(run_dir: Path, data_path: Path | None, threads: int | None, preci
     multiple=True,
     default=list(GROUPS),
     show_default=True,
-    help="Group of hyperparameters to vary, if it applies to the preset; repeat for several.",
+    help="Group of hyperparameters to vary, if the preset has them; repeat for several groups.",
 )
 @option(
     "--max-multiply-adds",
@@ -259,9 +325,9 @@ def tune_preset(
     threads: int | None,
     **values: Any,
 ) -> None:
-    """Search for better hyperparameters, judged on validation images.
+    """Search for better hyperparameters.
 
-    It can be stopped at any time; the same command continues it.
+    The objective is the loss on validation images. The search can be stopped at any time; the same command continues it.
     """
     _use_threads(threads)
     from digitserve_training.tune import search  # noqa: PLC0415 - TensorFlow

@@ -16,8 +16,8 @@ from digitserve_training.model.presets import DEFAULT_PRESET, PRESETS
 
 EXIT_CODES = (
     "Exit codes: 0 success; 1 a file cannot be read or written; 2 wrong usage, or the training extra is missing; "
-    "3 the data cannot be used; 4 the run cannot be used; 5 the loss is not finite; 6 the exported graph differs from "
-    "the network; 7 distributed workers disagree, or one is lost; 130 interrupted."
+    "3 the data cannot be used; 4 the run, bundle or service cannot be used; 5 the loss is not finite; 6 the exported graph gives "
+    "other outputs than the network; 7 distributed workers have different settings, or one was lost; 130 stopped by Ctrl-C."
 )
 """For help; 3 to 7 are the codes of ``errors``."""
 
@@ -59,7 +59,7 @@ class PresetName(click.ParamType[str]):
         """Reject a value that is neither."""
         if value not in PRESETS and not value.endswith(preset_files.SUFFIX):
             self.fail(
-                f"'{value}' is neither a preset ({', '.join(PRESETS)}) nor a file named ...{preset_files.SUFFIX}",
+                f"'{value}' is neither a preset ({', '.join(PRESETS)}) nor a file whose name ends with {preset_files.SUFFIX}",
                 param,
                 ctx,
             )
@@ -97,6 +97,6 @@ SEED = option(
     help=f"Seed of all random numbers. Default: {DEFAULT_SEED}.",
 )
 LIMIT = option(
-    "--limit", group="Data", type=click.IntRange(min=1), help="Use only this number of images of the training set."
+    "--limit", group="Data", type=click.IntRange(min=1), help="Maximum number of images of the training set to use."
 )
 RUN = click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))

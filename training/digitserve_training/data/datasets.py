@@ -97,7 +97,7 @@ def read(dataset: Dataset, path: Path | None, part: Part) -> Arrays:
         part: the part to read. The other part is not read; only the names of its files are listed.
 
     Raises:
-        DataError: the files are missing or cannot be read; the message says what to do.
+        DataError: the files are missing or cannot be read; the message states what to do.
     """
     if path is None:
         return _download(dataset, part)

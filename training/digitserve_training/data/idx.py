@@ -36,7 +36,7 @@ def read(path: Path, num_axes: int) -> NDArray[np.uint8]:
         uint8 with the shape in the header; no axis has length 0.
 
     Raises:
-        DataError: the file is missing, damaged or in another format; the message says what was found.
+        DataError: the file is missing, damaged or in another format; the message states what was found.
     """
     try:
         with _open(path) as file:

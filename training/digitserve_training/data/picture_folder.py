@@ -23,8 +23,11 @@ from digitserve_training.errors import DataError
 
 TRAIN, TEST = "train", "test"
 
+STRAY_FILES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+"""Files and folders that file managers add, in lower case; hidden ones are recognised by the dot."""
+
 TEST_SHARE = 1 / 6
-"""Share of each class that becomes the test part if none is given; MNIST has 10 000 test and 60 000 training images."""
+"""Share of each class that becomes the test part if none is given; MNIST has 10,000 test and 60,000 training images."""
 
 TEST_SEED = 2024
 """Seed of the choice of test images: every run is tested on the same files."""
@@ -34,7 +37,8 @@ def read(folder: Path, part: str) -> tuple[Gray, NDArray[np.int64], tuple[str, .
     """Read one part of a folder of image files.
 
     Args:
-        folder: laid out as described above. Hidden files, and files next to the class folders, are ignored.
+        folder: laid out as described above. Hidden files, strays of file managers, and files next to the
+            class folders, are ignored.
         part: "train" or "test".
 
     Returns:
@@ -111,7 +115,7 @@ def _at(paths: Sequence[Path], indices: NDArray[np.int64]) -> list[Path]:
 
 
 def _paths(folder: Path) -> list[Path]:
-    paths = [path for path in _entries(folder) if not path.name.startswith(".")]
+    paths = list_entries(folder)
     if not paths:
         raise DataError(
             f"{folder} contains no image file; expected image files of this class: fill or remove the folder"
@@ -120,11 +124,17 @@ def _paths(folder: Path) -> list[Path]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return [entry for entry in _entries(folder) if entry.is_dir() and not entry.name.startswith(".")]
+    return [entry for entry in list_entries(folder) if entry.is_dir()]
 
 
-def _entries(folder: Path) -> list[Path]:
+def list_entries(folder: Path) -> list[Path]:
+    """Return the files and folders in a folder, sorted by name, without hidden ones and strays of file managers.
+
+    Raises:
+        DataError: the folder cannot be listed.
+    """
     try:
-        return sorted(folder.iterdir())
+        entries = sorted(folder.iterdir())
     except OSError as error:
         raise DataError(f"{folder} cannot be listed: {error.strerror}; make it readable") from None
+    return [entry for entry in entries if not entry.name.startswith(".") and entry.name.lower() not in STRAY_FILES]

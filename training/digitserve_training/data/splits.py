@@ -25,7 +25,7 @@ SPLIT_SEED = 2024
 """Seed of the split and of subsets. It differs from the seed of the run, so that all runs use the same validation images."""
 
 VALIDATION_SHARE = 1 / 12
-"""Share of the training set that is held out for validation: 5 000 of MNIST's 60 000 images."""
+"""Share of the training set that is held out for validation: 5,000 of MNIST's 60,000 images."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def read_training(path: Path | None = None, dataset: str = MNIST) -> Labelled:
         dataset: name of the dataset, see ``datasets``.
 
     Raises:
-        DataError: the files are missing, damaged or in another format; the message says what was found.
+        DataError: the files are missing, damaged or in another format; the message states what was found.
     """
     return _read(path, dataset, "train")
 
@@ -97,7 +97,7 @@ def split(labelled: Labelled, limit: int | None = None, validation: float = VALI
         DataError: there are too few images to hold one out.
     """
     order = _stratified_order(labelled.labels)[:limit]
-    # Rounded down; 1e-9 prevents a rounding error that makes 1/12 of 60 000 become 4 999.
+    # Rounded down; 1e-9 prevents a rounding error that makes 1/12 of 60,000 become 4,999.
     num_validation = int(len(order) * validation + 1e-9)
     if num_validation == 0:
         raise DataError(

@@ -1,6 +1,7 @@
 """A trained network restored from its run, converted to ONNX, calibrated, and opened as the service opens a bundle.
 
-``report`` and ``export`` both start with ``convert_run``, so both use the same graph.
+``report`` and ``export`` both start with ``convert_run``, so both use the same graph. ``pictures`` uses ``restore_session``
+for a run that has a report.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ import numpy as np
 from digitserve.errors import BundleError
 from digitserve.inference.bundle import GOLDEN_TOLERANCE, Bundle, Golden, Manifest, graph_signature
 from digitserve.inference.session import Session, run_unverified
+from digitserve.types import Gray
 from digitserve_training.data import splits
 from digitserve_training.data.splits import Labelled, Split
 from digitserve_training.errors import DataError, ParityError
@@ -19,6 +21,7 @@ from digitserve_training.evaluate.calibration import fit_temperature
 from digitserve_training.fit import checkpoint
 from digitserve_training.fit.checkpoint import Checkpoint
 from digitserve_training.fit.weights import restore_network
+from digitserve_training.model.layers import INPUT_SHAPE
 from digitserve_training.model.onnx_graph import ServingFunction, convert, run_keras, serving_function
 
 NUM_GOLDEN = 14
@@ -73,15 +76,36 @@ def convert_run(run_dir: Path, data_path: Path | None) -> ConvertedModel:
     untempered = run_unverified(convert(serving_function(network, 1.0)), split.validation.images).probabilities
     temperature = fit_temperature(np.log(np.maximum(untempered, np.finfo(np.float32).tiny)), split.validation.labels)
     keras_function = serving_function(network, temperature)
-    graph, golden = convert(keras_function), make_golden(keras_function, split.validation)
+    graph, golden = convert(keras_function), make_golden(keras_function, split.validation.images)
     session = open_session(graph, golden, state.settings.labels)
     return ConvertedModel(state, split, keras_function, graph, temperature, golden, session)
 
 
-def make_golden(keras_function: ServingFunction, validation: Labelled) -> Golden:
-    """Return a few validation images, a blank image and a noise image with the outputs of the Keras network."""
-    noise = np.random.default_rng(0).integers(0, 256, (1, *validation.images.shape[1:]), dtype=np.uint8)
-    images = np.concatenate([validation.images[:NUM_GOLDEN], np.zeros_like(noise), noise])
+def restore_session(run_dir: Path, temperature: float) -> tuple[Session, str, Checkpoint]:
+    """Open a run's network with a temperature that is known already; this needs no dataset.
+
+    Returns:
+        The session, the sha256 of its graph, and the checkpoint.
+
+    Raises:
+        RunError: the folder contains no run.
+        ParityError: the outputs of the graph differ from those of the network.
+    """
+    state = checkpoint.load(run_dir)
+    keras_function = serving_function(restore_network(state), temperature)
+    graph, golden = convert(keras_function), make_golden(keras_function, np.zeros((0, *INPUT_SHAPE), np.uint8))
+    return open_session(graph, golden, state.settings.labels), hashlib.sha256(graph).hexdigest(), state
+
+
+def make_golden(keras_function: ServingFunction, images: Gray) -> Golden:
+    """Return a few of the images, a blank image and a noise image with the outputs of the Keras network.
+
+    Args:
+        keras_function: the network.
+        images: uint8[N,28,28,1], validation images.
+    """
+    noise = np.random.default_rng(0).integers(0, 256, (1, *INPUT_SHAPE), dtype=np.uint8)
+    images = np.concatenate([images[:NUM_GOLDEN], np.zeros_like(noise), noise])
     outputs = run_keras(keras_function, images)
     return Golden(images, outputs.probabilities, outputs.ood_score)
 

@@ -1,8 +1,8 @@
-"""The corruption suite for evaluation: 23 kinds of damage to images of 28x28.
+"""The corruption suite for evaluation: 23 kinds of corruption of images of 28x28.
 
 Follows Mu and Gilmer 2019, "MNIST-C: A Robustness Benchmark for Computer Vision", implemented here in numpy with some
 additional kinds. Training uses other code (``augment.corrupt``); ``Corruption.is_in`` tells whether a preset's
-augmentation contains similar damage. Called by ``evaluation_sets``. Does not import TensorFlow.
+augmentation contains similar corruptions. Called by ``evaluation_sets``. Does not import TensorFlow.
 """
 
 import io
@@ -26,12 +26,12 @@ _Y, _X = np.mgrid[:SIZE, :SIZE].astype(np.float32)
 
 @dataclass(frozen=True)
 class Corruption:
-    """One kind of damage.
+    """One kind of corruption.
 
     Attributes:
         name: shown in tables.
-        apply: damages one image; the caller clips the result to 0 to 1.
-        similar: fields of ``Augmentation`` that produce similar damage in training.
+        apply: corrupts one image; the caller clips the result to 0 to 1.
+        similar: fields of ``Augmentation`` that produce similar corruptions in training.
     """
 
     name: str
@@ -39,24 +39,24 @@ class Corruption:
     similar: tuple[str, ...] = ()
 
     def is_in(self, augmentation: Augmentation) -> bool:
-        """Whether this augmentation produces similar damage."""
+        """Whether this augmentation produces similar corruptions."""
         return any(getattr(augmentation, name) for name in self.similar)
 
 
 def corrupt_images(images: NDArray[np.uint8], corruption: Corruption, seed: int) -> NDArray[np.uint8]:
-    """Damage each image with its own random values.
+    """Corrupt each image with its own random values.
 
     Args:
         images: uint8[N,28,28,1].
-        corruption: the kind of damage.
+        corruption: the kind of corruption.
         seed: seed of all random values.
 
     Returns:
         uint8[N,28,28,1].
     """
     generator = np.random.default_rng(seed)
-    damaged = [corruption.apply(image, generator) for image in images[..., 0].astype(np.float32) / 255]
-    return (np.stack(damaged).clip(0, 1) * 255).round().astype(np.uint8)[..., np.newaxis]
+    corrupted = [corruption.apply(image, generator) for image in images[..., 0].astype(np.float32) / 255]
+    return (np.stack(corrupted).clip(0, 1) * 255).round().astype(np.uint8)[..., np.newaxis]
 
 
 def _shot_noise(pixels: Pixels, generator: np.random.Generator) -> Pixels:

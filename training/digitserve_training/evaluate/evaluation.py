@@ -133,6 +133,7 @@ class Evaluation:
         non_digits: results for images that show no digit, first for all kinds together; empty if the dataset is not
             about digits.
         mistaken_verdicts: share of test digits that the service would call blank or several shapes.
+        temperature: divisor of the logits, fitted on the validation images.
         graph_sha256: sha256 of the measured ONNX file, hexadecimal.
     """
 
@@ -144,6 +145,7 @@ class Evaluation:
     framed: tuple[SetResult, ...]
     non_digits: tuple[OodResult, ...]
     mistaken_verdicts: float
+    temperature: float
     graph_sha256: str
 
     @property
@@ -182,7 +184,12 @@ def run(session: Session, images: Gray, batch_sizes: Sequence[int] = (BATCH_SIZE
 
 
 def evaluate(
-    session: Session, validation: Labelled, sets: EvaluationSets, augmentation: Augmentation, graph_sha256: str
+    session: Session,
+    validation: Labelled,
+    sets: EvaluationSets,
+    augmentation: Augmentation,
+    temperature: float,
+    graph_sha256: str,
 ) -> Evaluation:
     """Measure a graph on all images.
 
@@ -191,6 +198,7 @@ def evaluate(
         validation: images that were held out of training.
         sets: the sets to evaluate on.
         augmentation: augmentation used in training; decides which corruptions count as seen in training.
+        temperature: divisor of the logits in the graph; stored in the report, as the fingerprint.
         graph_sha256: fingerprint of the graph; stored in the report, to find out later whether it matches a graph.
     """
     held_out, test = measure(session, validation), measure(session, sets.test)
@@ -205,6 +213,7 @@ def evaluate(
         framed=tuple(_set_result(one, got, augmentation) for one, got in measured if not one.corruption),
         non_digits=tuple(_ood_results(session, sets.non_digits, test.ood_score, threshold)),
         mistaken_verdicts=sets.mistaken_verdicts,
+        temperature=temperature,
         graph_sha256=graph_sha256,
     )
 
@@ -224,6 +233,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
         },
         "framed": {one.name: one.accuracy for one in evaluation.framed},
         "non_digits": {one.name: {"auroc": one.auroc, "rejected": one.rejected} for one in evaluation.non_digits},
+        "temperature": evaluation.temperature,
         "ood_threshold": evaluation.threshold,
         "mistaken_verdicts": evaluation.mistaken_verdicts,
     }

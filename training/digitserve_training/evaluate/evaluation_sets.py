@@ -1,4 +1,4 @@
-"""The images that trained networks are evaluated on. Training never sees them.
+"""The images that trained networks are evaluated on. They are never used in training.
 
 ``report`` builds the sets once per dataset and evaluates any number of networks on them. All sets contain images as the
 network receives them, uint8[N,28,28,1]. To evaluate on further images, add an ``EvaluationSet`` in ``build``. Does not

@@ -1,4 +1,6 @@
-"""Numbers as text for the report, its charts and the table of results."""
+"""Numbers as text for the report, its charts, the table of results and the terminal."""
+
+import unicodedata
 
 
 def percent(share: float, decimals: int = 2) -> str:
@@ -6,6 +8,16 @@ def percent(share: float, decimals: int = 2) -> str:
     return f"{share * 100:.{decimals}f} %"
 
 
-def group_thousands(number: int, separator: str = " ") -> str:
-    """Format an integer with a separator between groups of three digits: 10000 becomes "10 000"."""
+def group_thousands(number: int, separator: str = ",") -> str:
+    """Format an integer with a separator between groups of three digits: 10000 becomes "10,000"."""
     return f"{number:,}".replace(",", separator)
+
+
+def align_right(text: str, width: int) -> str:
+    """Pad a text on the left to a width in terminal columns."""
+    return " " * (width - num_columns(text)) + text
+
+
+def num_columns(text: str) -> int:
+    """Return the width of a text in terminal columns: wide East Asian characters take two."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)

@@ -29,17 +29,16 @@ class KeyFigure:
     meaning: str
 
 
-def key_figures(evaluation: Evaluation, temperature: float) -> list[KeyFigure]:
+def key_figures(evaluation: Evaluation) -> list[KeyFigure]:
     """Return all key figures in the order of the report.
 
     Args:
         evaluation: all measurements.
-        temperature: divisor of the logits.
     """
     return [
         *chain(
             _test(evaluation.test),
-            _calibration(evaluation, temperature),
+            _calibration(evaluation),
             _corruptions(evaluation),
             _framed(evaluation),
             _non_digits(evaluation),
@@ -65,8 +64,8 @@ def _test(test: Measurement) -> Iterator[KeyFigure]:
     )
 
 
-def _calibration(evaluation: Evaluation, temperature: float) -> Iterator[KeyFigure]:
-    tendency = "too low" if temperature < 1 else "too high"
+def _calibration(evaluation: Evaluation) -> Iterator[KeyFigure]:
+    tendency = "too low" if evaluation.temperature < 1 else "too high"
     yield KeyFigure(
         "Calibration error",
         percent(evaluation.test.reliability.error),
@@ -80,7 +79,7 @@ def _calibration(evaluation: Evaluation, temperature: float) -> Iterator[KeyFigu
         )
     yield KeyFigure(
         "Temperature",
-        f"{temperature:.3f}",
+        f"{evaluation.temperature:.3f}",
         "The logits are divided by this number, which was fitted on the validation images; 1 means no change. "
         f"Without it, the network's confidence was {tendency}.",
     )

@@ -1,6 +1,7 @@
 """Renders the report of one run: a self-contained HTML page and its charts as PNG files.
 
-``report`` calls ``render`` and ``write``; ``export`` calls ``reported_sha256``. This module collects the content;
+``report`` calls ``render`` and ``write``; ``export`` calls ``reported_sha256``; ``pictures`` renders its own page with the
+same style. This module collects the content;
 ``report.html.jinja`` defines the layout. Sections without content are left out. Does not import TensorFlow.
 """
 
@@ -12,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -26,6 +28,9 @@ from digitserve_training.evaluate.formatting import percent
 from digitserve_training.evaluate.key_figures import grouped, key_figures
 from digitserve_training.evaluate.results import Row
 from digitserve_training.fit.settings import Settings
+
+FOLDER = "report"
+"""Name of a report's folder within the folder of its run."""
 
 EVALUATION_NAME = "evaluation.json"
 PAGE_NAME = "index.html"
@@ -48,13 +53,26 @@ class ReportedRun:
         row: its row in the table of results.
         settings: settings of its training.
         history: metrics of each epoch.
-        temperature: divisor of the logits.
     """
 
     row: Row
     settings: Settings
     history: Sequence[Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What ``evaluate`` fitted on the validation images, as a report stores it.
+
+    Attributes:
+        temperature: divisor of the logits.
+        threshold: OOD score above which an image is unfamiliar.
+        graph_sha256: sha256 of the graph with this temperature, hexadecimal.
+    """
+
     temperature: float
+    threshold: float
+    graph_sha256: str
 
 
 @dataclass(frozen=True)
@@ -98,18 +116,11 @@ def render(run: ReportedRun, evaluation: Evaluation, rows: Sequence[Row] = ()) -
         rows: rows of all runs, for the comparison; without rows there is no comparison.
     """
     drawn = _charts(run, evaluation, rows)
-    environment = Environment(
-        loader=PackageLoader("digitserve_training.evaluate", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "grouped": grouped, "source": _source, "thumbnail": thumbnail}
+    environment = make_environment()
     html = environment.get_template("report.html.jinja").render(
         run=run,
         evaluation=evaluation,
-        key_figures=key_figures(evaluation, run.temperature),
+        key_figures=key_figures(evaluation),
         charts=drawn,
         confusions=_confusions(evaluation.test),
         mistakes=_mistakes(evaluation.test),
@@ -120,13 +131,32 @@ def render(run: ReportedRun, evaluation: Evaluation, rows: Sequence[Row] = ()) -
     return Page(html, {f"{name}.png": content for name, content in drawn.items()})
 
 
+def make_environment() -> Environment:
+    """Return an environment for the templates in this package's folder, with the filters that they use."""
+    environment = Environment(
+        loader=PackageLoader("digitserve_training.evaluate", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "grouped": grouped, "source": data_url, "thumbnail": thumbnail}
+    return environment
+
+
 def reported_sha256(folder: Path) -> str | None:
     """Return the sha256 of the graph that the report in a folder describes; None if there is no report."""
-    try:
-        sha256: str | None = json.loads((folder / EVALUATION_NAME).read_text()).get("graph_sha256")
-    except (OSError, ValueError, AttributeError):
-        return None
+    sha256: str | None = _read_evaluation(folder).get("graph_sha256")
     return sha256
+
+
+def reported_calibration(folder: Path) -> Calibration | None:
+    """Return the calibration in the report in a folder; None if there is no report, or one without a temperature."""
+    stored = _read_evaluation(folder)
+    try:
+        return Calibration(float(stored["temperature"]), float(stored["ood_threshold"]), str(stored["graph_sha256"]))
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def write(folder: Path, evaluation: Evaluation, page: Page) -> Path:
@@ -144,23 +174,37 @@ def write(folder: Path, evaluation: Evaluation, page: Page) -> Path:
         **page.charts,
     }
     try:
-        folder.mkdir(exist_ok=True)
-        with ExitStack() as stack:
-            for name, content in files.items():
-                file = stack.enter_context(replace_file(folder / name))
-                file.write(content)
-                # All files are on disk before the first one replaces an old one, so a full disk keeps the old report.
-                file.flush()
-                os.fsync(file.fileno())
+        replace_files(folder, files, "*.png")
     except OSError as error:
         raise RunError(
             f"the report cannot be written to {folder}: {error.strerror or error}; an earlier report is unchanged: "
             "free some space, then evaluate again"
         ) from None
-    for path in folder.glob("*.png"):
+    return folder / PAGE_NAME
+
+
+def replace_files(folder: Path, files: Mapping[str, bytes], outdated: str) -> None:
+    """Write files into a folder, which is created if it is missing: either all of them or none.
+
+    Args:
+        folder: of the files.
+        files: content by name.
+        outdated: pattern of names; other files in the folder that match it are deleted.
+
+    Raises:
+        OSError: the files cannot be written; earlier ones are unchanged.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        for name, content in files.items():
+            file = stack.enter_context(replace_file(folder / name))
+            file.write(content)
+            # All files are on disk before the first one replaces an old one, so a full disk keeps the old files.
+            file.flush()
+            os.fsync(file.fileno())
+    for path in folder.glob(outdated):
         if path.name not in files:
             path.unlink()
-    return folder / PAGE_NAME
 
 
 def thumbnail(image: Gray, alt: str) -> Thumbnail:
@@ -172,7 +216,7 @@ def thumbnail(image: Gray, alt: str) -> Thumbnail:
     """
     png = io.BytesIO()
     Image.fromarray(image[..., 0]).save(png, "PNG", optimize=True)
-    return Thumbnail(_source(png.getvalue()), alt)
+    return Thumbnail(data_url(png.getvalue()), alt)
 
 
 def _charts(run: ReportedRun, evaluation: Evaluation, rows: Sequence[Row]) -> dict[str, bytes]:
@@ -239,5 +283,15 @@ def _non_digit(image: Gray, kind: str, *, rejected: bool) -> Thumbnail:
     return Thumbnail(thumbnail(image, alt).source, alt, below=verdict, marked=not rejected)
 
 
-def _source(png: bytes) -> str:
+def data_url(png: bytes) -> str:
+    """Return the bytes of a PNG file as a value of HTML's ``src`` attribute."""
     return f"data:image/png;base64,{b64encode(png).decode()}"
+
+
+def _read_evaluation(folder: Path) -> dict[str, Any]:
+    """Return the content of ``evaluation.json``; empty if it is missing or damaged."""
+    try:
+        stored = json.loads((folder / EVALUATION_NAME).read_text())
+    except (OSError, ValueError):
+        return {}
+    return stored if isinstance(stored, dict) else {}

@@ -3,7 +3,6 @@
 ``cli`` calls ``report``.
 """
 
-import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,12 +10,10 @@ from digitserve_training.data import splits
 from digitserve_training.evaluate import evaluation_sets, page, results
 from digitserve_training.evaluate.converted_model import ConvertedModel, convert_run
 from digitserve_training.evaluate.evaluation import Evaluation, Measurement, evaluate
+from digitserve_training.evaluate.formatting import align_right, num_columns
 from digitserve_training.evaluate.page import ReportedRun
 from digitserve_training.evaluate.results import Row
 from digitserve_training.model.layers import count_multiply_adds, count_parameters
-
-FOLDER = "report"
-"""Name of a report's folder within the folder of its run."""
 
 MAX_HEADER_LENGTH, MAX_NAME_LENGTH = 8, 24
 """Longer names of labels are cut, in the header of a column and elsewhere."""
@@ -46,16 +43,22 @@ def report(run_dirs: Sequence[Path], data_path: Path | None, results_path: Path 
         if settings.dataset not in sets:
             test = splits.read_test(data_path, settings.dataset)
             sets[settings.dataset] = evaluation_sets.build(test, digits=settings.digits)
-        augmentation = settings.preset.augmentation
-        evaluation = evaluate(model.session, model.split.validation, sets[settings.dataset], augmentation, model.sha256)
+        evaluation = evaluate(
+            model.session,
+            model.split.validation,
+            sets[settings.dataset],
+            settings.preset.augmentation,
+            model.temperature,
+            model.sha256,
+        )
         yield f"{settings.preset.name} after {model.state.epoch} of {settings.epochs} epochs\n"
         yield render(evaluation)
         summary = summary_row(model, evaluation)
         if results_path is not None and model.state.finished:
             results.add(results_path, [summary])
         rows = () if results_path is None else results.read(results_path)
-        reported_run = ReportedRun(summary, settings, model.state.history, model.temperature)
-        yield f"report: {page.write(run_dir / FOLDER, evaluation, page.render(reported_run, evaluation, rows))}"
+        reported_run = ReportedRun(summary, settings, model.state.history)
+        yield f"report: {page.write(run_dir / page.FOLDER, evaluation, page.render(reported_run, evaluation, rows))}"
 
 
 def summary_row(model: ConvertedModel, evaluation: Evaluation) -> Row:
@@ -118,20 +121,11 @@ def _confusion(measurement: Measurement) -> str:
     confusion, title = measurement.confusion, "true \\ predicted"
     names = [name[:MAX_NAME_LENGTH] for name in measurement.labelled.names]
     headers = [name[:MAX_HEADER_LENGTH] for name in measurement.labelled.names]
-    margin = max(map(_num_columns, (title, *names)))
-    width = max(len(str(confusion.max())), *map(_num_columns, headers)) + 2
-    header = _align_right(title, margin) + "".join(_align_right(name, width) for name in headers)
+    margin = max(map(num_columns, (title, *names)))
+    width = max(len(str(confusion.max())), *map(num_columns, headers)) + 2
+    header = align_right(title, margin) + "".join(align_right(name, width) for name in headers)
     rows = [
-        _align_right(name, margin) + "".join((str(count) if count else "·").rjust(width) for count in line)
+        align_right(name, margin) + "".join((str(count) if count else "·").rjust(width) for count in line)
         for name, line in zip(names, confusion.tolist(), strict=True)
     ]
     return "\n".join((header, *rows))
-
-
-def _align_right(text: str, width: int) -> str:
-    return " " * (width - _num_columns(text)) + text
-
-
-def _num_columns(text: str) -> int:
-    """Return the width of a text in terminal columns: wide East Asian characters take two."""
-    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)

@@ -21,7 +21,6 @@ from digitserve_training.evaluate import page
 from digitserve_training.evaluate.calibration import ood_threshold
 from digitserve_training.evaluate.converted_model import ConvertedModel, convert_run
 from digitserve_training.evaluate.evaluation import Measurement, measure
-from digitserve_training.evaluate.report import FOLDER
 from digitserve_training.export import parity
 from digitserve_training.export.parity import Parity
 from digitserve_training.export.precision import INT8_GOLDEN_TOLERANCE, Int8Candidate, Precision, to_int8
@@ -103,8 +102,8 @@ def export(
     _require_finished(state, run_dir)
     converted = convert_run(run_dir, data_path)
     test = splits.read_test(data_path, converted.state.settings.dataset)
-    report: Path | None = run_dir / FOLDER
-    if precision != "float32" or page.reported_sha256(run_dir / FOLDER) != converted.sha256:
+    report: Path | None = run_dir / page.FOLDER
+    if precision != "float32" or page.reported_sha256(run_dir / page.FOLDER) != converted.sha256:
         report = None
     return publish(converted, test, resolved, report, precision)
 

@@ -26,7 +26,7 @@ each label in its share."""
 
 INT8_GOLDEN_TOLERANCE = 2e-3
 """The ``Manifest.golden_tolerance`` of int8 bundles. Other kernels may round a value the other way, which is a
-difference of one quantisation step. Between optimised and plain kernels one step changed a probability of 1 000 test
+difference of one quantisation step. Between optimised and plain kernels one step changed a probability of 1,000 test
 images by up to 6e-4 (with weights of eight bits; 7e-6 with seven), so about three times that is allowed."""
 
 MAX_ACCURACY_LOSS = 5e-4

@@ -43,7 +43,7 @@ def quantize(graph: bytes, calibration: NDArray[np.uint8]) -> bytes:
     quantised input, and its rounding errors affect all later layers; logits need the precision.
 
     Weights use seven of the eight bits. Processors without VNNI add two products in 16 bits, which silently overflows
-    with eight-bit weights. With seven bits every processor gives the same sums; this cost at most two of 10 000 test
+    with eight-bit weights. With seven bits every processor gives the same sums; this cost at most two of 10,000 test
     images on the two networks that were tried.
 
     Args:

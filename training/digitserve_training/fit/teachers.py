@@ -1,6 +1,6 @@
 """Knowledge distillation: teachers are finished runs whose networks give soft targets to the trained network.
 
-``train`` computes the targets inside its compiled step, from the same augmented images that the student sees (Beyer
+``train`` computes the targets inside its compiled step, from the same augmented images that the student gets (Beyer
 et al. 2022, "Knowledge distillation: A good teacher is patient and consistent"). The mean of several teachers is
 better than the best of them (Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network").
 """

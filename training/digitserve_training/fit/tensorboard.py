@@ -56,7 +56,7 @@ class TensorBoardWriter:
             with _convert_errors(self._folder):
                 self._writer.close()
         except RunError:
-            # An exception from the block says more than the failure to close the file.
+            # An exception from the block is more informative than the failure to close the file.
             if error is None:
                 raise
 

@@ -1,4 +1,4 @@
-"""Layers of a network as plain values. Each knows its output shape and its cost.
+"""Layers of a network as plain values. Each computes its output shape and its cost.
 
 Needs no TensorFlow, so presets can be listed and counted without it. ``networks`` builds one Keras layer or block from
 each value; an integration test checks that both have the same shapes and counts.
@@ -82,7 +82,7 @@ class AveragePool:
 
 @dataclass(frozen=True)
 class BatchNorm:
-    """Batch normalisation as a layer of its own, not between a convolution and its activation."""
+    """Batch normalisation as a separate layer, not between a convolution and its activation."""
 
     def cost(self, shape: Shape) -> Cost:
         """Return the layer's cost for any ``shape``: one multiply-add per value, because it may not be foldable."""
@@ -173,5 +173,5 @@ def count_parameters(layers: Sequence[Layer]) -> int:
 
 
 def count_multiply_adds(layers: Sequence[Layer]) -> int:
-    """Count the multiply-adds per image; ``Cost.multiply_adds`` says what is counted."""
+    """Count the multiply-adds per image; ``Cost.multiply_adds`` defines what is counted."""
     return sum(cost.multiply_adds for cost in costs(layers))

@@ -47,7 +47,7 @@ _ANY_SHAPE = (BatchNorm, Dropout, Flatten)
 
 
 class _InvalidError(Exception):
-    """A value is not as expected; the text says where it is, what it is and what was expected."""
+    """A value is not as expected; the text states where it is, what it is and what was expected."""
 
     def __init__(self, where: str, got: str, expected: str) -> None:
         super().__init__(f"{where or 'the document'} is {got}; expected {expected}")
@@ -64,7 +64,7 @@ def find_preset(name: str | None) -> Preset:
     if name in PRESETS:
         return PRESETS[name]
     if not name.endswith(SUFFIX):
-        raise RunError(f"no preset '{name}'; presets: {', '.join(PRESETS)}, or a file named ...{SUFFIX}")
+        raise RunError(f"no preset '{name}'; presets: {', '.join(PRESETS)}, or a file whose name ends with {SUFFIX}")
     try:
         text = Path(name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

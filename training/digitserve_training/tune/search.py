@@ -40,7 +40,7 @@ TABLE_NAME = "trials.csv"
 PRESET_NAME = "preset.json"
 
 STARTUP_TRIALS = 5
-"""Complete trials before the first one can be pruned: the median of fewer says little."""
+"""Complete trials before the first one can be pruned: the median of fewer is unreliable."""
 
 _SEARCH = "search"
 _LOSS, _ACCURACY, _WHY = "validation_loss", "validation_accuracy", "why"
@@ -120,7 +120,7 @@ def require_preset(folder: Path) -> Path:
     """
     path = folder / PRESET_NAME
     if not path.exists():
-        raise RunError(f"no trial is complete; {folder / TABLE_NAME} says why: vary less, or raise the limits")
+        raise RunError(f"no trial is complete; {folder / TABLE_NAME} has the reasons: vary less, or raise the limits")
     return path
 
 

@@ -1,1 +1,1 @@
-"""The transport on grpcio: the only code of the worker that knows gRPC."""
+"""The transport on grpcio: the only code of the worker that imports grpc."""

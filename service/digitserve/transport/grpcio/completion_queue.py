@@ -216,7 +216,8 @@ class _Acceptor:
     def accepted(self, event: Any) -> None:
         # When the server shuts down, the accepts that are left fail.
         if event.success:
-            # Core may match a call before the shutdown whose event comes after it: the call is handled, but no accept posted.
+            # The event of a call that core matched before the shutdown may arrive after it: then the call is handled, but no
+            # new accept is posted.
             if self._server.listening:
                 self.post()
             self._begin(event)

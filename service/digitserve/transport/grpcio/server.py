@@ -83,7 +83,7 @@ class GrpcServer(CompletionQueueServer):
         return port
 
     def report_not_serving(self) -> None:
-        """Set the health to NOT_SERVING for good, and notify watchers; calls are still accepted.
+        """Set the health to NOT_SERVING permanently, and notify watchers; calls are still accepted.
 
         Runs on a pool thread: it waits until watchers are notified, which needs the polling thread.
         """

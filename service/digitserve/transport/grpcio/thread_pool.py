@@ -52,7 +52,7 @@ class RecordingInterceptor(grpc.ServerInterceptor):
     """Records the RPCs on the thread pools, and hides the details of failures from callers.
 
     Called on the polling thread when a call starts, and on a pool for its handler and its end. Unary handlers, which never
-    wait, have a pool of their own: open streams, each of which occupies a thread, cannot delay health checks.
+    wait, have a separate pool: open streams, each of which occupies a thread, cannot delay health checks.
     """
 
     def __init__(self, recorder: Recorder, unary_pool: ThreadPoolExecutor) -> None:
@@ -65,7 +65,7 @@ class RecordingInterceptor(grpc.ServerInterceptor):
         continuation: "Callable[[grpc.HandlerCallDetails], Handler | None]",
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "Handler | None":
-        """Record the start of a call, and its end if it has a handler; otherwise it ends as UNIMPLEMENTED at once."""
+        """Record the start of a call, and its end if it has a handler; otherwise it ends as UNIMPLEMENTED immediately."""
         method = METHOD_OF_PATH.get(handler_call_details.method, OTHER_METHOD)
         started = time.monotonic()
         with self._lock:

@@ -199,7 +199,7 @@ def test_images_over_the_limit_are_rejected_with_the_time_to_retry() -> None:
     """Beyond max_pending_images a request is rejected at once, with the time after which there should be room."""
     batcher = make_batcher(max_pending_images=10)
     admit(batcher, make_entry("fits", 8))
-    with pytest.raises(Overloaded, match="8 images are waiting, at most 10") as rejection:
+    with pytest.raises(Overloaded, match="8 images are waiting, and the limit is 10") as rejection:
         batcher.admit(make_entry("too many", 3), 0.0)
     assert rejection.value.retry_after_s == pytest.approx(8 * IMAGE_S)
     assert batcher.pending_images == 8
@@ -222,7 +222,7 @@ def test_bytes_over_the_limit_are_rejected_but_one_request_always_fits() -> None
     """Memory held by waiting requests is bounded; a single request larger than the limit can still be served."""
     batcher = make_batcher(max_pending_bytes=1000)
     admit(batcher, make_entry("large", num_bytes=5000))
-    with pytest.raises(Overloaded, match="5000 bytes are waiting, at most 1000"):
+    with pytest.raises(Overloaded, match="5000 bytes are waiting, and the limit is 1000"):
         batcher.admit(make_entry("second", num_bytes=1), 0.0)
     assert drain(batcher) == ["large"]
     admit(batcher, make_entry("second", num_bytes=1))
@@ -421,7 +421,7 @@ def test_a_slow_network_bounds_a_batch_of_plain_images_too() -> None:
 
 
 def test_one_image_always_fits_however_long_it_takes() -> None:
-    """An image whose framing alone exceeds the bound on time is still served, in a batch of its own."""
+    """An image whose framing alone exceeds the bound on time is still served, in a separate batch."""
     batcher = make_batcher()
     admit(batcher, make_entry("huge", 2, framing_work=framing_work(4096, 4096)))
     sizes = []
@@ -489,7 +489,7 @@ def test_an_estimate_follows_the_measurements() -> None:
 
 @dataclass
 class Caller:
-    """What the test knows of an admitted entry, independently of the batcher."""
+    """What the test records of an admitted entry, independently of the batcher."""
 
     entry: NamedEntry
     outcomes: list[str] = field(default_factory=list)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from digitserve.batching.prepare import Prepared, framing_work, prepare, prepare_gray
+from digitserve.batching.prepare import Prepared, framing_work, prepare, prepare_gray, prepare_image
 from digitserve.protocol.codec import IMAGE_BYTES, Limits, Request, decode
 from digitserve.types import Framing, Ink
 from digitserve.v1 import digits_pb2 as pb
@@ -221,3 +221,20 @@ def test_whole_arrays_are_prepared_as_requests_are(framing: Framing) -> None:
 
     assert (prepared.images.shape, prepared.images.dtype) == ((5, 28, 28, 1), np.uint8)
     assert (prepared.blank.shape, prepared.several.shape) == ((5,), (5,))
+
+
+@pytest.mark.parametrize(
+    "shape", [(28, 28, 1), (28, 28, 3), (28, 28, 4), (8, 8, 1), (28, 40, 1), (60, 45, 3), (40, 28, 4)]
+)
+def test_an_image_alone_is_prepared_as_in_a_plain_request(shape: tuple[int, int, int]) -> None:
+    """``prepare_image``, with which training evaluates, treats an image as the service treats a request that states neither
+    ink nor framing.
+    """
+    height, width, channels = shape
+    image = np.frombuffer(noise(height * width * channels), np.uint8).reshape(shape)
+    pixel_format = next(key for key, number in FORMATS.items() if number == channels)
+
+    ours = prepare_image(image)
+
+    served = whole(request(pixels=image.tobytes(), height=height, width=width, pixel_format=pixel_format))
+    assert all(np.array_equal(got, expected) for got, expected in zip(ours, served, strict=True))

@@ -119,7 +119,7 @@ def test_versions_are_sorted_as_numbers(tmp_path: Path) -> None:
 
 
 def test_the_error_for_an_unknown_version_lists_the_available_ones(tmp_path: Path) -> None:
-    """The operator sees which versions exist."""
+    """The message lists the versions that exist."""
     for version in (2, 10):
         (tmp_path / "digits" / str(version)).mkdir(parents=True)
     with pytest.raises(BundleError, match="model 'digits' has no version 3; available: 2, 10"):
@@ -188,7 +188,7 @@ def test_an_invalid_manifest_fails_the_manifest_check(path: Path, content: bytes
     ],
 )
 def test_a_wrong_field_fails_the_manifest_check(path: Path, field: str, value: object, message: str) -> None:
-    """The error says what the field holds and what was expected."""
+    """The error states what the field holds and what was expected."""
     edit_manifest(path, lambda described: described.update({field: value}))
     check, text = failed_check(path)
     assert check == "manifest"

@@ -1,4 +1,4 @@
-"""No silent CPU fallback: a requested device is used, or the error says what is missing."""
+"""No silent CPU fallback: a requested device is used, or the error states what is missing."""
 
 import numpy as np
 import onnxruntime as ort

@@ -164,7 +164,7 @@ def test_probabilities_beyond_the_tolerance_fail_the_golden_check(echo: bundle.B
     wrong = echo.golden.probabilities.copy()
     wrong[2, 3] += error
     check, text = failed_check(with_golden(echo, probabilities=wrong))
-    assert (check, "allowed is 0.0001" in text) == ("golden", True)
+    assert (check, "the tolerance is 0.0001" in text) == ("golden", True)
 
 
 def test_probabilities_within_the_tolerance_pass(echo: bundle.Bundle) -> None:

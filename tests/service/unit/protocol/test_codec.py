@@ -87,7 +87,7 @@ def test_a_stream_accepts_the_same_requests(num_images: int, explicit_size: bool
 
 
 def test_an_empty_message_on_a_stream_is_rejected_as_an_empty_request() -> None:
-    """Without a request there are no pixels, and the message says so; random bytes are not a ClassifyStreamRequest."""
+    """Without a request there are no pixels, and the message states this; random bytes are not a ClassifyStreamRequest."""
     with pytest.raises(InvalidRequest, match="pixels: got none"):
         decode_stream_request(b"", LIMITS)
     with pytest.raises(InvalidRequest, match="3 bytes that are not a ClassifyStreamRequest"):
@@ -146,15 +146,15 @@ def test_bytes_that_are_not_a_message_are_rejected() -> None:
 
 
 def test_empty_pixels_are_rejected() -> None:
-    """Without pixels the message says how many bytes an image has."""
+    """Without pixels the message states how many bytes an image has."""
     assert rejection() == "pixels: got none; expected 784 bytes for each image of 28x28 GRAY8"
     assert decode_fields(pixels=b"\0" * 75, height=5, width=5, pixel_format=pb.PIXEL_FORMAT_RGB8).num_images == 1
 
 
 def test_a_wrong_number_of_bytes_names_the_image() -> None:
-    """The message says which image is incomplete, how many bytes it has, and how many a complete one has."""
+    """The message states which image is incomplete, how many bytes it has, and how many a complete one has."""
     text = rejection(pixels=bytes(2 * 300 + 7), height=10, width=10, pixel_format=pb.PIXEL_FORMAT_RGB8)
-    assert text == "pixels: got 607 bytes, which leaves image 2 with 7; expected 300 bytes for each image of 10x10 RGB8"
+    assert text == "pixels: got 607 bytes, so image 2 has only 7; expected 300 bytes for each image of 10x10 RGB8"
 
 
 @pytest.mark.parametrize(("height", "width"), [(0, 28), (28, 0)])
@@ -186,11 +186,13 @@ def test_an_unknown_enum_value_is_rejected_with_the_known_ones(field: str, name:
 
 def test_a_contradicting_num_images_is_rejected() -> None:
     """The message has the number that was got and the number of images in pixels."""
-    assert rejection(pixels=bytes(1568), num_images=3).startswith("num_images: got 3; pixels holds 2 (784 bytes")
+    assert rejection(pixels=bytes(1568), num_images=3).startswith(
+        "num_images: got 3; expected 2, from the length of pixels (784 bytes"
+    )
 
 
 def test_too_many_images_are_rejected() -> None:
-    """More images than the queue can hold are rejected, and the message says what to do."""
+    """More images than the queue can hold are rejected, and the message states what to do."""
     assert rejection(pixels=bytes(7 * 784)) == "got 7 images; expected at most 6: send them in several requests"
 
 
@@ -202,8 +204,8 @@ def test_as_is_at_another_size_is_rejected() -> None:
 
 
 def test_another_model_version_is_not_served() -> None:
-    """A version that is not served has an error class of its own, which becomes NOT_FOUND."""
-    with pytest.raises(NotServed, match="model_version: got '8'; served is '7'"):
+    """A version that is not served has its own error class, which becomes NOT_FOUND."""
+    with pytest.raises(NotServed, match="model_version: got '8'; expected '7'"):
         decode_fields(pixels=bytes(784), model_version="8")
 
 

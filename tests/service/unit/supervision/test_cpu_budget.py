@@ -127,7 +127,7 @@ def test_names_of_the_mount_of_cgroup_v1(tmp_path: Path, mount: str) -> None:
 
 
 def test_container_without_cgroup_namespace_on_cgroup_v1(tmp_path: Path) -> None:
-    """As for v2: /docker/<id> is the path on the host, and the container sees its group at the mount point."""
+    """As for v2: /docker/<id> is the path on the host, and in the container its group is at the mount point."""
     files = {"proc/self/cgroup": V1_GROUPS.format(group="/docker/3f9a")}
     root = write_tree(tmp_path, files | v1(150_000, "sys/fs/cgroup/cpu,cpuacct"))
     assert cpu_budget(root, affinity=HOST) == 1.5

@@ -101,7 +101,7 @@ def test_environment_variable_applies_to_mnist_only(tmp_path: Path, monkeypatch:
     ],
 )
 def test_datasets_that_keras_cannot_download(tmp_path: Path, name: str, origin: str, files: str) -> None:
-    """Without --data, or with a path that does not exist, the message says where to get the dataset and which path to give."""
+    """Without --data, or with a path that does not exist, the message states where to get the dataset and which path to give."""
     for path in (None, tmp_path / "nowhere"):
         with pytest.raises(DataError) as raised:
             splits.read_training(path, name)

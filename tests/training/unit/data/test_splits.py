@@ -75,7 +75,7 @@ def test_training_never_reads_test_images(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_arrays_are_rejected(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
-    """Arrays with other names, shapes, types or values are rejected; the message says what was found and expected."""
+    """Arrays with other names, shapes, types or values are rejected; the message states what was found and expected."""
     with pytest.raises(DataError, match=message):
         splits.read_training(write_npz(tmp_path, **changed))
 
@@ -122,7 +122,7 @@ def test_split_divides_the_training_set(tmp_path: Path) -> None:
 
 
 def test_split_of_mnist_sized_set() -> None:
-    """For MNIST, 5 000 of 60 000 training images are held out."""
+    """For MNIST, 5,000 of 60,000 training images are held out."""
     labels = np.arange(60_000) % 10
 
     parts = splits.split(Labelled(np.zeros((60_000, 1, 1, 1), np.uint8), labels))

@@ -20,7 +20,7 @@ def test_threshold_accepts_the_given_share(num_images: int) -> None:
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
 def test_temperature_is_recovered(temperature: float) -> None:
-    """From labels drawn from softmax(logits / T), the fit recovers T to the precision that 20 000 labels allow."""
+    """From labels drawn from softmax(logits / T), the fit recovers T to the precision that 20,000 labels allow."""
     generator = np.random.default_rng(2)
     logits = generator.normal(0, 3, (20_000, 10)).astype(np.float32)
     gumbel = -np.log(-np.log(generator.random(logits.shape)))

@@ -26,11 +26,11 @@ def test_shape_and_dtype_stay(corruption: Corruption) -> None:
     """The result has the shape and dtype of the input, most images change, and the input is not modified."""
     images = strokes()
 
-    damaged = corrupt_images(images, corruption, seed=1)
+    corrupted = corrupt_images(images, corruption, seed=1)
 
-    assert (damaged.shape, damaged.dtype) == (images.shape, np.dtype(np.uint8))
+    assert (corrupted.shape, corrupted.dtype) == (images.shape, np.dtype(np.uint8))
     assert np.array_equal(images, strokes())
-    changed = (damaged != images).any(axis=(1, 2, 3))
+    changed = (corrupted != images).any(axis=(1, 2, 3))
     assert changed.mean() > 0.7, "some drops of spatter do not touch the ink"
 
 
@@ -45,9 +45,9 @@ def test_seed_determines_the_result(corruption: Corruption) -> None:
 @every_kind
 def test_ink_remains_visible(corruption: Corruption) -> None:
     """No image becomes nearly uniform: ink and background, or the edges of the ink, remain distinguishable."""
-    damaged = corrupt_images(strokes(64), corruption, seed=2)
+    corrupted = corrupt_images(strokes(64), corruption, seed=2)
 
-    assert np.all(damaged.std(axis=(1, 2, 3)) > 5)
+    assert np.all(corrupted.std(axis=(1, 2, 3)) > 5)
 
 
 def test_the_suite_is_wide() -> None:
@@ -76,11 +76,11 @@ def test_augmentation_decides_what_is_in_training(preset: str, seen: set[str]) -
 def test_geometric_corruptions_move_the_centre_of_mass(name: str, low: float, high: float) -> None:
     """Translation moves the centre of mass by 2 to 5 pixels per axis; rotation and scaling by less than 0.8 pixels."""
     (corruption,) = (one for one in CORRUPTIONS if one.name == name)
-    damaged = corrupt_images(strokes(64), corruption, seed=3)[..., 0].astype(np.float64)
+    corrupted = corrupt_images(strokes(64), corruption, seed=3)[..., 0].astype(np.float64)
     rows, columns = np.mgrid[:28, :28]
-    total = damaged.sum(axis=(1, 2))
+    total = corrupted.sum(axis=(1, 2))
     moved = np.hypot(
-        (damaged * rows).sum(axis=(1, 2)) / total - 12.99, (damaged * columns).sum(axis=(1, 2)) / total - 12.99
+        (corrupted * rows).sum(axis=(1, 2)) / total - 12.99, (corrupted * columns).sum(axis=(1, 2)) / total - 12.99
     )
 
     assert low <= moved.min() <= moved.max() <= high

@@ -54,8 +54,8 @@ def test_sets_for_other_datasets(test_images: Labelled) -> None:
 def test_formatting() -> None:
     """Percentages have a space before the sign and fixed decimals; thousands are separated by the given character."""
     assert (percent(0.9965), percent(0.00042, decimals=3), percent(1)) == ("99.65 %", "0.042 %", "100.00 %")
-    assert (group_thousands(999), group_thousands(1_234_567), group_thousands(10_000, ",")) == (
+    assert (group_thousands(999), group_thousands(1_234_567), group_thousands(10_000, " ")) == (
         "999",
-        "1 234 567",
-        "10,000",
+        "1,234,567",
+        "10 000",
     )

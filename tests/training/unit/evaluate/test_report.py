@@ -25,7 +25,7 @@ HISTORY = tuple(
     {"epoch": epoch, "training_loss": 1 / epoch, "validation_loss": 0.5 / epoch, "validation_accuracy": 1 - 0.1 / epoch}
     for epoch in range(1, 6)
 )
-RUN = ReportedRun(ROW, settings.resolve(Options(seed=1), LABELS, "0123456789abcdef" * 4), HISTORY, 0.93)
+RUN = ReportedRun(ROW, settings.resolve(Options(seed=1), LABELS, "0123456789abcdef" * 4), HISTORY)
 ROWS = (ROW, SECOND, SMALL)
 
 
@@ -57,6 +57,7 @@ def evaluation(names: tuple[str, ...] = LABELS) -> Evaluation:
             for name in ("all kinds", "letters", "textures")
         ),
         mistaken_verdicts=0.0042,
+        temperature=0.93,
         graph_sha256="0" * 64,
     )
 
@@ -173,7 +174,7 @@ def test_page_is_self_contained(full_page: Page, parsed: ParsedPage) -> None:
     assert not {"script", "link", "iframe", "object", "base"} & {tag for tag, _ in parsed.tags}
     assert not [attributes for _, attributes in parsed.tags if "href" in attributes]
     assert not re.search(r"https?:|url\(|@import", full_page.html)
-    assert {page._source(content) for content in full_page.charts.values()} <= set(sources)
+    assert {page.data_url(content) for content in full_page.charts.values()} <= set(sources)
 
 
 def test_page_is_accessible(parsed: ParsedPage) -> None:
@@ -217,7 +218,7 @@ def test_empty_sections_are_left_out(small_page: Page) -> None:
 
 
 def test_perfect_predictions() -> None:
-    """Without mistakes the page says so, and charts with logarithmic scales are drawn, although these have no zero."""
+    """Without mistakes the page states this, and charts with logarithmic scales are drawn, although these have no zero."""
     perfect = measurement(num_wrong=0)
     certain = replace(
         perfect, outputs=Outputs(np.eye(10, dtype=np.float32)[perfect.labelled.labels], perfect.ood_score)
@@ -262,7 +263,7 @@ def test_new_report_replaces_the_old_one(full_page: Page, small_page: Page, tmp_
 def test_failed_write_keeps_the_old_report(
     full_page: Page, small_page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_written: int
 ) -> None:
-    """If the disk is full after any number of files, the old report stays complete; the error says what to do."""
+    """If the disk is full after any number of files, the old report stays complete; the error states what to do."""
     folder = page.write(tmp_path / "report", evaluation(), full_page).parent
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
 

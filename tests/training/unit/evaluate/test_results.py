@@ -75,9 +75,9 @@ def test_table_has_one_line_per_group() -> None:
 
     assert header.count("|") == rule.count("|") == first.count("|") == second.count("|")
     assert first.startswith(
-        "| `tiny` | 335 658 | 900 000 | 40 | 55 000 / 5 000 | 1 | 99.500 % | 0.0165 | 96.000 % | 812"
+        "| `tiny` | 335,658 | 900,000 | 40 | 55,000 / 5,000 | 1 | 99.500 % | 0.0165 | 96.000 % | 812"
     )
-    assert second.startswith("| `compact` | 335 658 | 3 586 432 | 40 | 55 000 / 5 000 | ")
+    assert second.startswith("| `compact` | 335,658 | 3,586,432 | 40 | 55,000 / 5,000 | ")
     assert "99.600 ± 0.141 %" in second
     assert "| 806 |" in second
     assert first.endswith("| `digitserve-train train --preset tiny` |")

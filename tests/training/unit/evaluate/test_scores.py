@@ -90,7 +90,7 @@ def test_rejection_starts_with_the_least_confident() -> None:
 @few
 @given(num_images=st.integers(1, 20_000), share=st.floats(0, 1))
 def test_interval_contains_the_share(num_images: int, share: float) -> None:
-    """The interval lies between 0 and 1, contains the observed share, and is never empty."""
+    """The interval is between 0 and 1, contains the observed share, and is never empty."""
     num_right = round(share * num_images)
     low, high = scores.interval(num_right, num_images)
 
@@ -100,7 +100,7 @@ def test_interval_contains_the_share(num_images: int, share: float) -> None:
 
 
 def test_interval_of_known_shares() -> None:
-    """Wilson intervals of 9 950 in 10 000 and of 10 in 10, computed by hand from the formula."""
+    """Wilson intervals of 9,950 in 10,000 and of 10 in 10, computed by hand from the formula."""
     assert scores.interval(9_950, 10_000) == pytest.approx((0.99342, 0.99620), abs=1e-5)
     assert scores.interval(10, 10) == pytest.approx((0.72246, 1.0), abs=1e-5)
 

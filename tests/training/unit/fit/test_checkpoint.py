@@ -79,7 +79,7 @@ def test_interrupted_write_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch
 
 
 def test_nothing_to_load(tmp_path: Path) -> None:
-    """Loading from a folder without a run raises an error that says so."""
+    """Loading from a folder without a run raises an error that states this."""
     assert not checkpoint.exists(tmp_path)
     with pytest.raises(RunError, match="no run in"):
         checkpoint.load(tmp_path)
@@ -185,7 +185,7 @@ def test_a_run_keeps_its_preset() -> None:
 
 
 def test_edited_preset_is_rejected_if_named() -> None:
-    """If the options name a preset that was edited since the run started, the error says what was edited."""
+    """If the options name a preset that was edited since the run started, the error states what was edited."""
     message = r"recipe\.weight_decay of preset 'compact' was 0\.7, now .*; the layers of preset 'compact' have changed"
     with pytest.raises(RunError, match=message):
         settings.resolve_resumed(Options(preset=DEFAULT_PRESET), edited(weight_decay=0.7), "abc")
@@ -212,6 +212,6 @@ def test_a_preset_from_a_file_stays_with_its_run(tmp_path: Path) -> None:
 
 
 def test_checkpoint_with_an_invalid_preset_is_rejected() -> None:
-    """Stored settings whose preset is invalid raise an error that says so."""
+    """Stored settings whose preset is invalid raise an error that states this."""
     with pytest.raises(RunError, match="the preset in checkpoint.npz is not a preset: it is not JSON"):
         Settings.from_dict(STARTED.to_dict() | {"definition": "(Conv(16),)"}, "checkpoint.npz")

@@ -47,7 +47,7 @@ def test_conv2_dense256_dropout() -> None:
     ("name", "parameters", "multiply_adds"), [("compact", 350_000, 6_000_000), ("tiny", 20_000, 1_000_000)]
 )
 def test_small_presets_are_small(name: str, parameters: int, multiply_adds: int) -> None:
-    """The default has at most 350 000 parameters and 6 million multiply-adds; ``tiny`` 20 000 and one million."""
+    """The default has at most 350,000 parameters and 6 million multiply-adds; ``tiny`` 20,000 and one million."""
     layers = PRESETS[name].network(10)
 
     assert count_parameters(layers) <= parameters
@@ -69,7 +69,7 @@ def test_every_preset_outputs_one_logit_per_label(preset: Preset) -> None:
 
 @pytest.mark.parametrize(("name", "parameters"), [("lenet5", 61_706), ("vgg-bn", 597_738), ("conv3-dense2", 249_162)])
 def test_known_networks_have_their_known_sizes(name: str, parameters: int) -> None:
-    """LeNet-5 has the 61 706 parameters of the textbooks, vgg-bn the 598 thousand of its description."""
+    """LeNet-5 has the 61,706 parameters of the textbooks, vgg-bn the 598 thousand of its description."""
     assert count_parameters(PRESETS[name].network(10)) == parameters
 
 

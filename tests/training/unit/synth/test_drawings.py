@@ -26,7 +26,7 @@ def digits(number: int = 96) -> Labelled:
 
 @pytest.mark.parametrize("clean_share", [0.0, 1.0])
 def test_scans_have_the_requested_sizes(clean_share: float) -> None:
-    """The shorter side of each scan lies within the given limits; clean scans have a black background."""
+    """The shorter side of each scan is within the given limits; clean scans have a black background."""
     generator = np.random.default_rng(1)
     parameters = ScanParameters(16, 64, clean_share)
     simulated = [scans.simulate_scan(digit[..., 0], parameters, generator) for digit in digits(40).images]
