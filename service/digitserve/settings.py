@@ -12,7 +12,7 @@ from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
-MIB = 1 << 20
+KIB, MIB = 1 << 10, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,10 @@ class Settings:
         Bounds(1, 1 << 24),
     )
     max_request_bytes: int = _setting(
-        16 * MIB, _BATCHING, "Maximum size of a request message in bytes.", Bounds(1024, 1 << 30)
+        16 * MIB + 64 * KIB,
+        _BATCHING,
+        "Maximum size of a request message in bytes. The default fits one grey image of 4096x4096 pixels.",
+        Bounds(1024, 1 << 30),
     )
     max_side: int = _setting(4096, _BATCHING, "Maximum height and width of an image in pixels.", Bounds(28, 1 << 16))
     grace_s: float = _setting(

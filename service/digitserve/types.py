@@ -1,6 +1,7 @@
 """Types shared by the client, the service and the training package. This module imports nothing else of the project."""
 
 from enum import Enum
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,3 +44,38 @@ def default_framing(height: int, width: int) -> Framing:
 def default_ink(framing: Framing) -> Ink:
     """Return the polarity of images with this framing when a request does not state it."""
     return Ink.LIGHT_ON_DARK if framing is Framing.AS_IS else Ink.AUTO
+
+
+class Box(NamedTuple):
+    """A rectangle in pixels of an image or a mask.
+
+    Attributes:
+        top: first row.
+        bottom: row after the last one.
+        left: first column.
+        right: column after the last one.
+    """
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    @property
+    def height(self) -> int:
+        """Number of rows."""
+        return self.bottom - self.top
+
+    @property
+    def width(self) -> int:
+        """Number of columns."""
+        return self.right - self.left
+
+    @property
+    def longest(self) -> int:
+        """Longest side."""
+        return max(self.bottom - self.top, self.right - self.left)
+
+    def touches(self, shape: tuple[int, ...]) -> bool:
+        """Return whether it reaches the border of a mask of this shape."""
+        return self.top == 0 or self.left == 0 or self.bottom == shape[0] or self.right == shape[1]

@@ -35,7 +35,7 @@ def awaited(address: str, use: Callable[[AsyncClient], Awaitable[Any]], **argume
 
 def classify(kind: str, address: str, images: Any, **arguments: Any) -> list[Prediction]:
     """Classify once with either client."""
-    options = {name: arguments.pop(name) for name in ("top_k", "ink", "framing") if name in arguments}
+    options = {name: arguments.pop(name) for name in ("top_k", "ink", "framing", "explain") if name in arguments}
     if kind == "async":
         return awaited(address, lambda client: client.classify(images, **options), **arguments)
     with Client(address, **arguments) as client:

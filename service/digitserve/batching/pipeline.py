@@ -14,11 +14,12 @@ from typing import Protocol
 import structlog
 
 from digitserve.batching.batcher import Batch, Batcher, Entry
-from digitserve.batching.prepare import decide_verdicts, framing_work, prepare
+from digitserve.batching.explain import explain
+from digitserve.batching.prepare import Prepared, decide_verdicts, framing_work, prepare
 from digitserve.errors import DeadlineUnmeetable, Draining, Overloaded, RequestError
 from digitserve.inference.bundle import Bundle
 from digitserve.inference.session import Session
-from digitserve.protocol.codec import Answer, Encoder, Request
+from digitserve.protocol.codec import Answer, Encoder, Preparation, Request
 from digitserve.protocol.names import Method
 from digitserve.telemetry.recorder import Recorder
 from digitserve.types import Framing
@@ -73,9 +74,10 @@ class PendingRequest(Entry):
     Attributes:
         responder: takes the answer.
         request: the decoded request.
+        preparations: if the request asks for them, one for each image of the batches that are complete.
     """
 
-    __slots__ = ("request", "responder")
+    __slots__ = ("preparations", "request", "responder")
 
     def __init__(self, responder: Responder, request: Request, now: float) -> None:
         """Wait from ``now``, monotonic time in seconds."""
@@ -84,6 +86,7 @@ class PendingRequest(Entry):
         super().__init__(request.num_images, work, len(request.pixels), now, deadline)
         self.responder = responder
         self.request = request
+        self.preparations: tuple[Preparation, ...] = ()
 
 
 class Pipeline:
@@ -172,6 +175,7 @@ class Pipeline:
         ood_score = outputs.ood_score.tolist()
         verdicts = decide_verdicts(ood_score, self._ood_threshold, prepared)
         answers = list(map(Answer, class_index, confidence, verdicts, ood_score, outputs.probabilities))
+        _explain(batch, prepared)
         finished = self._batcher.complete(batch, answers, ready - formed, done - ready)
         self._recorder.batch(class_index, verdicts, confidence, ready - formed, done - ready)
         self._send(finished, batch.num_images)
@@ -194,7 +198,9 @@ class Pipeline:
         """Return the answer to a request; ``None`` when encoding failed, which affects no other request."""
         seconds = (pending.first_batch - pending.arrived, pending.preprocess_s, pending.inference_s)
         try:
-            return self._encoder.encode(pending.answers, pending.request.top_k, seconds, batch_size)
+            return self._encoder.encode(
+                pending.answers, pending.request.top_k, seconds, batch_size, pending.preparations
+            )
         except Exception:
             self._fail([pending])
             return None
@@ -206,6 +212,15 @@ class Pipeline:
             if pending.responder.open:
                 pending.responder.fail()
             self._batcher.cancel(pending)
+
+
+def _explain(batch: Batch[PendingRequest], prepared: Prepared) -> None:
+    """Keep how images were prepared, for the requests that ask for it."""
+    row = 0
+    for pending, start, stop in batch.parts:
+        if pending.request.explain:
+            pending.preparations += tuple(explain(pending.request, start, stop, prepared, row))
+        row += stop - start
 
 
 def _monotonic(deadline: float, now: float) -> float:

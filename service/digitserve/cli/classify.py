@@ -12,7 +12,7 @@ from digitserve.cli.options import Command, Option, address_option, parse_size, 
 from digitserve.cli.output import print_error, print_line
 
 if TYPE_CHECKING:
-    from digitserve.client import Client, Prediction
+    from digitserve.client import Box, Client, Prediction, Preparation
 
 STDIN = "-"
 
@@ -38,8 +38,18 @@ def _size(_context: click.Context, _parameter: click.Parameter, text: str | None
     cls=Option,
     section="Images",
     type=click.Choice(_INKS),
-    help="Whether the strokes are lighter or darker than the background; auto detects it.  [default: light_on_dark for "
-    "28x28 images, otherwise auto]",
+    help="Whether the strokes are lighter or darker than the background; auto detects it.  [default: decided by the "
+    "service]",
+)
+@click.option(
+    "--max-side",
+    cls=Option,
+    section="Images",
+    default=2048,
+    show_default=True,
+    type=click.IntRange(0),
+    metavar="PIXELS",
+    help="Reduce larger images by block means before they are sent, until no side is longer. 0: send all as they are.",
 )
 @click.option(
     "--top-k",
@@ -51,12 +61,20 @@ def _size(_context: click.Context, _parameter: click.Parameter, text: str | None
     help="Also list the K most probable labels.",
 )
 @click.option("--json", "as_json", cls=Option, section="Output", is_flag=True, help="Print one JSON object per image.")
+@click.option(
+    "--explain",
+    cls=Option,
+    section="Output",
+    is_flag=True,
+    help="Also print how each image was prepared. With --json: as 'preparation', with the pixels that the network saw as 28 "
+    "rows of 28 numbers, and boxes in pixels of the image in the file.",
+)
 @address_option()
 @timeout_option(5.0, "Maximum time to classify a file, in seconds.")
 @click.pass_context
-def classify(
-    context: click.Context, /, *, files: tuple[str, ...], size: tuple[int, int] | None, ink: str | None, top_k: int,
-    as_json: bool, address: str, timeout_s: float,
+def classify(  # noqa: PLR0913 - one per option
+    context: click.Context, /, *, files: tuple[str, ...], size: tuple[int, int] | None, ink: str | None, max_side: int,
+    top_k: int, as_json: bool, explain: bool, address: str, timeout_s: float,
 ) -> None:  # fmt: skip
     """Classify the images in FILES; - is standard input.
 
@@ -71,12 +89,12 @@ def classify(
     from digitserve.vision.image_files import read_images
 
     code = ExitCode.OK
-    with Client(address, num_connections=1, timeout_s=timeout_s) as client:
+    with Client(address, num_connections=1, timeout_s=timeout_s, max_side=max_side or None) as client:
         model = _model_name(client) if as_json else ""
         for name in files:
             try:
                 images = read_images(*_source(name), size)
-                predictions = client.classify(images, top_k=top_k, ink=Ink(ink) if ink else None)
+                predictions = client.classify(images, top_k=top_k, ink=Ink(ink) if ink else None, explain=explain)
             except ImageFileError as error:
                 print_error(str(error))
                 code = ExitCode.NEGATIVE
@@ -90,6 +108,8 @@ def classify(
                         print_line(json.dumps({"file": name, "image": index, **_to_json(prediction), "model": model}))
                     else:
                         print_line(f"{name}{position}: {_describe(prediction)}")
+                        if prediction.preparation is not None:
+                            print_line(f"  {_describe_preparation(prediction.preparation)}")
     context.exit(code)
 
 
@@ -103,8 +123,8 @@ def _model_name(client: "Client") -> str:
 
 
 def _to_json(prediction: "Prediction") -> dict[str, Any]:
-    """Return the fields of the message ``Prediction``, by their names in the protocol."""
-    return {
+    """Return the fields of the message ``Prediction``, by their names in the protocol; ``preparation`` if there is one."""
+    fields = {
         "label": prediction.label,
         "class_index": prediction.class_index,
         "confidence": shortest(prediction.confidence),
@@ -115,6 +135,26 @@ def _to_json(prediction: "Prediction") -> dict[str, Any]:
             for score in prediction.top
         ],
     }
+    if prediction.preparation is not None:
+        fields["preparation"] = _preparation_to_json(prediction.preparation)
+    return fields
+
+
+def _preparation_to_json(preparation: "Preparation") -> dict[str, Any]:
+    framing, ink = preparation.framing, preparation.ink
+    return {
+        "pixels": preparation.pixels.tolist(),
+        "framing": f"FRAMING_{framing.name if framing else 'UNSPECIFIED'}",
+        "ink": f"INK_{ink.name if ink else 'UNSPECIFIED'}",
+        "box": _box_to_json(preparation.box),
+        "removed": [
+            {"artefact": f"ARTEFACT_{one.artefact.name}", "box": _box_to_json(one.box)} for one in preparation.removed
+        ],
+    }
+
+
+def _box_to_json(box: "Box | None") -> dict[str, int] | None:
+    return None if box is None else box._asdict()
 
 
 def shortest(number: float) -> float:
@@ -136,3 +176,27 @@ def _describe(prediction: "Prediction") -> str:
     others = ", ".join(f"{score.label} {score.confidence:.1%}" for score in prediction.top[1:])
     also = f"  (then {others})" if others else ""
     return f"{prediction.label}  {prediction.confidence:.1%}{also}{remarks.get(prediction.verdict, '')}"
+
+
+def _describe_preparation(preparation: "Preparation") -> str:
+    from digitserve.client import Artefact, Framing, Ink
+
+    inks = {Ink.LIGHT_ON_DARK: "light ink on dark", Ink.DARK_ON_LIGHT: "dark ink on light", None: "no ink found"}
+    names = {
+        Artefact.PAGE_EDGE: "page edge",
+        Artefact.RECTANGLE: "rectangle",
+        Artefact.BORDER: "lines or shapes at the border",
+    }
+    facts = [inks.get(preparation.ink, "")]
+    if preparation.framing is Framing.AS_IS:
+        facts.append("pixels used as they are" + (", inverted" if preparation.ink is Ink.DARK_ON_LIGHT else ""))
+    if preparation.box is not None:
+        facts.append(f"box {_describe_box(preparation.box)}")
+    for one in preparation.removed:
+        where = f" ({_describe_box(one.box)})" if one.box is not None else ""
+        facts.append(f"removed: {names.get(one.artefact, 'something else')}{where}")
+    return ", ".join(facts)
+
+
+def _describe_box(box: "Box") -> str:
+    return f"rows {box.top}-{box.bottom - 1}, columns {box.left}-{box.right - 1}"

@@ -1,6 +1,6 @@
 """The client library: arrays or Pillow images in, predictions out, over several connections, so that all workers are used.
 
-    images ──requests.group──▶ groups of one size ──requests.split──▶ chunks ──Pool──▶ connections ──▶ service
+    images ──requests.group──▶ groups of one size ──requests.split──▶ chunks ──reduction──▶ requests ──Pool──▶ service
     predictions ◀── ClassifyCall, in the order of the images ◀── responses
 
 ``Client`` blocks, ``AsyncClient`` is awaited. What they share does no I/O: ``requests``, ``stream_window``, ``pool``.
@@ -19,14 +19,16 @@ from digitserve.client.errors import (
     RequestRejected,
     Unreachable,
 )
-from digitserve.client.predictions import ClassScore, ModelInfo, Prediction
-from digitserve.protocol.names import Verdict
-from digitserve.types import Framing, Ink
+from digitserve.client.predictions import ClassScore, ModelInfo, Prediction, Preparation, Removed
+from digitserve.protocol.names import Artefact, Verdict
+from digitserve.types import Box, Framing, Ink
 
 __all__ = [
     "CHANNEL_OPTIONS",
     "RETRY_POLICY",
+    "Artefact",
     "AsyncClient",
+    "Box",
     "ClassScore",
     "Client",
     "ClientError",
@@ -38,6 +40,8 @@ __all__ = [
     "InvalidRequest",
     "ModelInfo",
     "Prediction",
+    "Preparation",
+    "Removed",
     "RequestRejected",
     "Unreachable",
     "Verdict",

@@ -14,6 +14,7 @@ from digitserve.client.channel import Connection, to_client_error
 from digitserve.client.errors import ClientError
 from digitserve.client.pool import Deadline, Pool
 from digitserve.client.predictions import Prediction
+from digitserve.client.reduction import MAX_SIDE
 from digitserve.client.stream_window import (
     StreamInterrupted,
     StreamItem,
@@ -36,13 +37,14 @@ class AsyncStream:
 
     def __init__(
         self, images: AsyncIterable[object] | Iterable[object], options: pb.ClassifyRequest, window: StreamWindow,
-        pool: Pool[Connection], timeout_s: float,
+        pool: Pool[Connection], timeout_s: float, max_side: int | None = MAX_SIDE,
     ) -> None:  # fmt: skip
         self._images = images
         self._options = options
         self._window = window
         self._pool = pool
         self._timeout_s = timeout_s
+        self._max_side = max_side
         self._changed = asyncio.Condition()
         self._input_error: BaseException | None = None
         self._borrowed = ExitStack()
@@ -85,7 +87,7 @@ class AsyncStream:
         index = 0
         try:
             async for image in _iterate(self._images):
-                item = to_item(index, image, self._options)
+                item = to_item(index, image, self._options, self._max_side)
                 index += 1
                 async with self._changed:
                     self._window.add(item)
@@ -127,7 +129,7 @@ class AsyncStream:
             if error.details() == _WRITE_FAILED:
                 raise StreamInterrupted(to_client_error(error, self._timeout_s, f"image {item.index}")) from None
             return failed_outcome(item, error, self._timeout_s)
-        return to_outcome(item, None if message is grpc.aio.EOF else message, self._options.top_k)
+        return to_outcome(item, None if message is grpc.aio.EOF else message, self._options)
 
     async def _finish(self) -> None:
         """Wait for the status of the stream after the last answer, so that the service counts it as OK."""

@@ -21,6 +21,7 @@ from digitserve.client.pool import (
     retry_delay_s,
 )
 from digitserve.client.predictions import ModelInfo, Prediction
+from digitserve.client.reduction import MAX_SIDE
 from digitserve.client.requests import ClassifyCall, Group, Image, Images, group, request_options, split
 from digitserve.client.stream_window import STREAM_IN_FLIGHT, StreamWindow
 from digitserve.protocol.names import SERVICE
@@ -36,12 +37,12 @@ class AsyncClient:
 
     def __init__(
         self, address: str, *, num_connections: int = NUM_CONNECTIONS, timeout_s: float = 10.0,
-        images_per_request: int = 64, max_in_flight: int = MAX_IN_FLIGHT,
+        images_per_request: int = 64, max_in_flight: int = MAX_IN_FLIGHT, max_side: int | None = MAX_SIDE,
     ) -> None:  # fmt: skip
         """Create the connections, as ``Client`` does; nothing is sent yet."""
         require_positive(
             num_connections=num_connections, timeout_s=timeout_s, images_per_request=images_per_request,
-            max_in_flight=max_in_flight,
+            max_in_flight=max_in_flight, max_side=max_side,
         )  # fmt: skip
         address = normalize_address(address)
         self._pool = Pool(
@@ -50,6 +51,7 @@ class AsyncClient:
         self._timeout_s = timeout_s
         self._images_per_request = images_per_request
         self._max_in_flight = max_in_flight
+        self._max_side = max_side
         self._slots = asyncio.Semaphore(max_in_flight)
         self._streams: weakref.WeakSet[AsyncStream] = weakref.WeakSet()
         self._model: ModelInfo | None = None
@@ -70,12 +72,12 @@ class AsyncClient:
 
     async def classify(
         self, images: Images, *, top_k: int = 0, ink: Ink | None = None, framing: Framing | None = None,
-        timeout_s: float | None = None,
+        explain: bool = False, timeout_s: float | None = None,
     ) -> list[Prediction]:  # fmt: skip
         """Classify images; arguments, result and errors are those of ``Client.classify``."""
         self._pool.check_open()
         deadline = self._deadline(timeout_s)
-        groups, options = group(images), request_options(top_k, ink, framing)
+        groups, options = group(images, self._max_side), request_options(top_k, ink, framing, explain=explain)
         limits = self._model or await self._get_model(deadline)
         try:
             return await self._classify(groups, options, limits, deadline)
@@ -88,20 +90,23 @@ class AsyncClient:
     @overload
     def classify_stream(
         self, images: AsyncIterable[Image] | Iterable[Image], *, top_k: int = 0, ink: Ink | None = None,
-        framing: Framing | None = None, timeout_s: float | None = None, max_in_flight: int = STREAM_IN_FLIGHT,
+        framing: Framing | None = None, explain: bool = False, timeout_s: float | None = None,
+        max_in_flight: int = STREAM_IN_FLIGHT,
         return_exceptions: Literal[False] = False,
     ) -> AsyncGenerator[Prediction, None]: ...  # fmt: skip
 
     @overload
     def classify_stream(
         self, images: AsyncIterable[Image] | Iterable[Image], *, top_k: int = 0, ink: Ink | None = None,
-        framing: Framing | None = None, timeout_s: float | None = None, max_in_flight: int = STREAM_IN_FLIGHT,
+        framing: Framing | None = None, explain: bool = False, timeout_s: float | None = None,
+        max_in_flight: int = STREAM_IN_FLIGHT,
         return_exceptions: bool,
     ) -> AsyncGenerator[Prediction | ClientError, None]: ...  # fmt: skip
 
     def classify_stream(
         self, images: AsyncIterable[Image] | Iterable[Image], *, top_k: int = 0, ink: Ink | None = None,
-        framing: Framing | None = None, timeout_s: float | None = None, max_in_flight: int = STREAM_IN_FLIGHT,
+        framing: Framing | None = None, explain: bool = False, timeout_s: float | None = None,
+        max_in_flight: int = STREAM_IN_FLIGHT,
         return_exceptions: bool = False,
     ) -> AsyncGenerator[Prediction | ClientError, None]:  # fmt: skip
         """Classify an unbounded sequence of images on one stream; arguments and errors are those of ``Client.classify_stream``.
@@ -111,6 +116,7 @@ class AsyncClient:
             top_k: as for ``classify``.
             ink: as for ``classify``.
             framing: as for ``classify``.
+            explain: as for ``classify``.
             timeout_s: longest wait for the next prediction while an image is in flight.
             max_in_flight: most images in flight.
             return_exceptions: whether errors of single images are returned in their place instead of raised.
@@ -122,8 +128,8 @@ class AsyncClient:
         self._pool.check_open()
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         require_positive(max_in_flight=max_in_flight, timeout_s=timeout_s)
-        options = request_options(top_k, ink, framing)
-        stream = AsyncStream(images, options, StreamWindow(max_in_flight), self._pool, timeout_s)
+        options = request_options(top_k, ink, framing, explain=explain)
+        stream = AsyncStream(images, options, StreamWindow(max_in_flight), self._pool, timeout_s, self._max_side)
         self._streams.add(stream)
         return self._stream(stream, timeout_s, return_exceptions=return_exceptions)
 

@@ -25,6 +25,7 @@ from digitserve.client.pool import (
     retry_delay_s,
 )
 from digitserve.client.predictions import ModelInfo, Prediction
+from digitserve.client.reduction import MAX_SIDE
 from digitserve.client.requests import ClassifyCall, Group, Image, Images, group, request_options, split
 from digitserve.client.stream_window import STREAM_IN_FLIGHT, StreamWindow
 from digitserve.protocol.names import SERVICE
@@ -44,7 +45,7 @@ class Client:
 
     def __init__(
         self, address: str, *, num_connections: int = NUM_CONNECTIONS, timeout_s: float = 10.0,
-        images_per_request: int = 64, max_in_flight: int = MAX_IN_FLIGHT,
+        images_per_request: int = 64, max_in_flight: int = MAX_IN_FLIGHT, max_side: int | None = MAX_SIDE,
     ) -> None:  # fmt: skip
         """Create the connections; nothing is sent yet.
 
@@ -54,6 +55,7 @@ class Client:
             timeout_s: default for each call as a whole, however many requests it needs.
             images_per_request: most images in one request.
             max_in_flight: most requests in flight; each further calling thread may have one more.
+            max_side: larger images are reduced by block means until no side is longer, in pixels; None sends all as they are.
 
         Raises:
             InvalidAddress: the address cannot be that of a gRPC service.
@@ -61,7 +63,7 @@ class Client:
         """
         require_positive(
             num_connections=num_connections, timeout_s=timeout_s, images_per_request=images_per_request,
-            max_in_flight=max_in_flight,
+            max_in_flight=max_in_flight, max_side=max_side,
         )  # fmt: skip
         address = normalize_address(address)
         self._pool = Pool(
@@ -70,6 +72,7 @@ class Client:
         self._timeout_s = timeout_s
         self._images_per_request = images_per_request
         self._max_in_flight = max_in_flight
+        self._max_side = max_side
         self._threads = ThreadPoolExecutor(max(1, max_in_flight - 1), thread_name_prefix="digitserve-client")
         self._streams: weakref.WeakSet[BlockingStream] = weakref.WeakSet()
         self._model: ModelInfo | None = None
@@ -91,7 +94,7 @@ class Client:
 
     def classify(
         self, images: Images, *, top_k: int = 0, ink: Ink | None = None, framing: Framing | None = None,
-        timeout_s: float | None = None,
+        explain: bool = False, timeout_s: float | None = None,
     ) -> list[Prediction]:  # fmt: skip
         """Classify images.
 
@@ -103,6 +106,7 @@ class Client:
             ink: whether the strokes are lighter or darker than the background; if not given, it is detected, or
                 ``LIGHT_ON_DARK`` for 28x28 images.
             framing: how images are brought to the network's size.
+            explain: whether predictions say how the images were prepared, and what the network saw.
             timeout_s: for the call as a whole.
 
         Returns:
@@ -117,7 +121,7 @@ class Client:
         """
         self._pool.check_open()
         deadline = self._deadline(timeout_s)
-        groups, options = group(images), request_options(top_k, ink, framing)
+        groups, options = group(images, self._max_side), request_options(top_k, ink, framing, explain=explain)
         limits = self._model or self._get_model(deadline)
         try:
             return self._classify(groups, options, limits, deadline)
@@ -130,18 +134,21 @@ class Client:
     @overload
     def classify_stream(
         self, images: Iterable[Image], *, top_k: int = 0, ink: Ink | None = None, framing: Framing | None = None,
-        timeout_s: float | None = None, max_in_flight: int = STREAM_IN_FLIGHT, return_exceptions: Literal[False] = False,
+        explain: bool = False, timeout_s: float | None = None, max_in_flight: int = STREAM_IN_FLIGHT,
+        return_exceptions: Literal[False] = False,
     ) -> Generator[Prediction, None, None]: ...  # fmt: skip
 
     @overload
     def classify_stream(
         self, images: Iterable[Image], *, top_k: int = 0, ink: Ink | None = None, framing: Framing | None = None,
-        timeout_s: float | None = None, max_in_flight: int = STREAM_IN_FLIGHT, return_exceptions: bool,
+        explain: bool = False, timeout_s: float | None = None, max_in_flight: int = STREAM_IN_FLIGHT,
+        return_exceptions: bool,
     ) -> Generator[Prediction | ClientError, None, None]: ...  # fmt: skip
 
     def classify_stream(
         self, images: Iterable[Image], *, top_k: int = 0, ink: Ink | None = None, framing: Framing | None = None,
-        timeout_s: float | None = None, max_in_flight: int = STREAM_IN_FLIGHT, return_exceptions: bool = False,
+        explain: bool = False, timeout_s: float | None = None, max_in_flight: int = STREAM_IN_FLIGHT,
+        return_exceptions: bool = False,
     ) -> Generator[Prediction | ClientError, None, None]:  # fmt: skip
         """Classify an unbounded sequence of images on one stream; iterate over the predictions, in order.
 
@@ -154,6 +161,7 @@ class Client:
             top_k: as for ``classify``.
             ink: as for ``classify``.
             framing: as for ``classify``.
+            explain: as for ``classify``.
             timeout_s: longest wait for the next prediction while an image is in flight; the stream as a whole has no limit.
             max_in_flight: most images in flight.
             return_exceptions: as for ``asyncio.gather``. If False, an image that is invalid or rejected ends the iteration:
@@ -170,8 +178,8 @@ class Client:
         self._pool.check_open()
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         require_positive(max_in_flight=max_in_flight, timeout_s=timeout_s)
-        options = request_options(top_k, ink, framing)
-        stream = BlockingStream(images, options, StreamWindow(max_in_flight), self._pool, timeout_s)
+        options = request_options(top_k, ink, framing, explain=explain)
+        stream = BlockingStream(images, options, StreamWindow(max_in_flight), self._pool, timeout_s, self._max_side)
         self._streams.add(stream)
         return self._stream(stream, timeout_s, return_exceptions=return_exceptions)
 

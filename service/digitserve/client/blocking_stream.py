@@ -17,6 +17,7 @@ from digitserve.client.channel import Connection
 from digitserve.client.errors import ClientError
 from digitserve.client.pool import MAX_TIMEOUT_S, Deadline, Pool
 from digitserve.client.predictions import Prediction
+from digitserve.client.reduction import MAX_SIDE
 from digitserve.client.stream_window import (
     StreamInterrupted,
     StreamItem,
@@ -35,13 +36,14 @@ class BlockingStream:
 
     def __init__(
         self, images: Iterable[object], options: pb.ClassifyRequest, window: StreamWindow, pool: Pool[Connection],
-        timeout_s: float,
+        timeout_s: float, max_side: int | None = MAX_SIDE,
     ) -> None:  # fmt: skip
         self._images = images
         self._options = options
         self._window = window
         self._pool = pool
         self._timeout_s = timeout_s
+        self._max_side = max_side
         self._changed = threading.Condition()
         self._closed = False
         self._input_error: BaseException | None = None
@@ -100,7 +102,7 @@ class BlockingStream:
                     image = next(images)
                 except StopIteration:
                     break
-                item = to_item(index, image, self._options)
+                item = to_item(index, image, self._options, self._max_side)
                 index += 1
                 with self._changed:
                     self._window.add(item)
@@ -142,7 +144,7 @@ class BlockingStream:
             return failed_outcome(item, error, self._timeout_s)
         finally:
             self._watchdog.watch(None)
-        return to_outcome(item, message, self._options.top_k)
+        return to_outcome(item, message, self._options)
 
     def _finish(self) -> None:
         """Wait for the status of the stream after the last answer, so that the service counts it as OK."""

@@ -107,6 +107,9 @@ def to_client_error(error: grpc.RpcError, timeout_s: float, prefix: str = "") ->
         )
     if code is grpc.StatusCode.UNAVAILABLE:
         return Unreachable(f"{prefix}no service answers ({details}); is 'digitserve serve' running at this address?")
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in (details or ""):
+        # gRPC itself rejects a message over the limit, before the service can give advice.
+        details = f"{details}; reduce the image (see max_side), send it in grey, or send fewer images per request"
     return RequestRejected(
         f"{prefix}{code.name}: {details or 'without a message'}", code, _retry_after_s(rpc_status.from_call(error))
     )

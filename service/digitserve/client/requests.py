@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from digitserve.client.errors import InvalidRequest
 from digitserve.client.predictions import ModelInfo, Prediction, to_predictions
+from digitserve.client.reduction import MAX_SIDE, Reduction, reduce_by_block_means
 from digitserve.errors import ImageFileError
 from digitserve.types import Framing, Ink
 from digitserve.v1 import digits_pb2 as pb
@@ -30,7 +31,7 @@ FORMATS = {1: pb.PIXEL_FORMAT_GRAY8, 3: pb.PIXEL_FORMAT_RGB8, 4: pb.PIXEL_FORMAT
 """Pixel formats by the number of channels."""
 
 OVERHEAD_BYTES = 64
-"""Upper bound of a request's size without its pixels: nine fields of at most 6 bytes with their tags."""
+"""Upper bound of a request's size without its pixels: ten fields of at most 6 bytes with their tags."""
 
 MAX_CHUNK_BYTES = 1 << 20
 """Most pixels of a chunk with several images. Many chunks are in flight at a time, and a worker limits the bytes that wait."""
@@ -54,12 +55,14 @@ class Group(NamedTuple):
     Attributes:
         images: one array uint8[N,H,W] or uint8[N,H,W,C], or N arrays uint8[H,W] or uint8[H,W,C].
         indices: N positions, ascending.
-        shape: H, W and C.
+        shape: H, W and C as they are sent.
+        reduction: from the images to what is sent; None if they are sent as they are.
     """
 
     images: Pixels | list[Pixels]
     indices: Sequence[int]
     shape: tuple[int, int, int]
+    reduction: Reduction | None
 
 
 class Chunk(NamedTuple):
@@ -75,8 +78,10 @@ class Chunk(NamedTuple):
         return self.group.indices[self.start : self.stop]
 
     def to_request(self, options: pb.ClassifyRequest) -> pb.ClassifyRequest:
-        """Build the request. Pixels are copied only here, so that few requests exist at a time."""
-        images = self.group.images[self.start : self.stop]
+        """Build the request. Pixels are reduced and copied only here, so that few requests exist at a time."""
+        images, reduction = self.group.images[self.start : self.stop], self.group.reduction
+        if reduction is not None:
+            images = [reduce_by_block_means(image, reduction.factor) for image in images]
         height, width, channels = self.group.shape
         request = pb.ClassifyRequest(
             pixels=images.tobytes() if isinstance(images, np.ndarray) else b"".join(one.tobytes() for one in images),
@@ -99,8 +104,8 @@ class Chunk(NamedTuple):
         return f"images {named} and {num_unnamed} more" if num_unnamed > 0 else f"images {named}"
 
 
-def group(images: object) -> list[Group]:
-    """Check images and group them by size.
+def group(images: object, max_side: int | None = MAX_SIDE) -> list[Group]:
+    """Check images and group them by size; those with a side over ``max_side`` are to be reduced.
 
     An array of two axes is one image, of three ``[N,H,W]``, of four ``[N,H,W,C]``. Three axes whose last has length 1, 3 or 4
     are rejected: the array could be one image in colour. ``image[None]`` is one image in colour, and ``images[..., None]`` are
@@ -110,7 +115,7 @@ def group(images: object) -> list[Group]:
         InvalidRequest: the message states what was received and what is expected.
     """
     if isinstance(images, np.ndarray):
-        only = _group_array(images)
+        only = _group_array(images, max_side)
         return [only] if len(only.indices) else []
     if _is_pillow(images):
         images = [images]
@@ -120,7 +125,19 @@ def group(images: object) -> list[Group]:
     indices_by_shape: dict[tuple[int, int, int], list[int]] = {}
     for index, array in enumerate(arrays):
         indices_by_shape.setdefault(image_shape(array, index), []).append(index)
-    return [Group([arrays[i] for i in indices], indices, shape) for shape, indices in indices_by_shape.items()]
+    return [
+        _to_group([arrays[i] for i in indices], indices, shape, max_side) for shape, indices in indices_by_shape.items()
+    ]
+
+
+def _to_group(
+    images: Pixels | list[Pixels], indices: Sequence[int], shape: tuple[int, int, int], max_side: int | None
+) -> Group:
+    height, width, channels = shape
+    if max_side is None or max(height, width) <= max_side:
+        return Group(images, indices, shape, None)
+    reduction = Reduction.to_side(height, width, max_side)
+    return Group(images, indices, (*reduction.size, channels), reduction)
 
 
 def to_array(image: object, index: int) -> Pixels:
@@ -159,7 +176,7 @@ def image_shape(image: Pixels, index: int) -> tuple[int, int, int]:
     return _check_shape(image.shape, got)
 
 
-def _group_array(images: Pixels) -> Group:
+def _group_array(images: Pixels, max_side: int | None) -> Group:
     shape, got = images.shape, f"images: got {images.dtype}{list(images.shape)}"
     if images.dtype != np.uint8 or images.ndim not in {2, 3, 4}:
         raise InvalidRequest(f"{got}; expected {EXPECTED}")
@@ -169,7 +186,7 @@ def _group_array(images: Pixels) -> Group:
             "expected images[None] for the former, images[..., None] for the latter"
         )
     stacked = images[None] if images.ndim == 2 else images  # noqa: PLR2004 - axes
-    return Group(stacked, range(len(stacked)), _check_shape(stacked.shape[1:], got))
+    return _to_group(stacked, range(len(stacked)), _check_shape(stacked.shape[1:], got), max_side)
 
 
 def _check_shape(shape: tuple[int, ...], got: str) -> tuple[int, int, int]:
@@ -201,7 +218,9 @@ def split(groups: list[Group], images_per_request: int, limits: ModelInfo) -> li
     return chunks
 
 
-def request_options(top_k: int, ink: Ink | None, framing: Framing | None) -> pb.ClassifyRequest:
+def request_options(
+    top_k: int, ink: Ink | None, framing: Framing | None, *, explain: bool = False
+) -> pb.ClassifyRequest:
     """Return the fields that all requests of a call share.
 
     Raises:
@@ -213,6 +232,7 @@ def request_options(top_k: int, ink: Ink | None, framing: Framing | None) -> pb.
         top_k=top_k,
         ink=f"INK_{ink.name if ink else 'UNSPECIFIED'}",
         framing=f"FRAMING_{'UNSPECIFIED' if framing is None or framing is Framing.AUTO else framing.name}",
+        explain=explain,
     )
 
 
@@ -239,7 +259,9 @@ class ClassifyCall:
 
     def add_response(self, chunk: Chunk, response: pb.ClassifyResponse) -> None:
         """Keep the predictions of a chunk."""
-        self._predictions.update(zip(chunk.indices, to_predictions(response, self._options.top_k), strict=True))
+        options, reduction = self._options, chunk.group.reduction
+        predictions = to_predictions(response, options.top_k, explain=options.explain, reduction=reduction)
+        self._predictions.update(zip(chunk.indices, predictions, strict=True))
 
     def abort(self) -> None:
         """Hand out no more chunks, because one has failed."""

@@ -18,6 +18,7 @@ from digitserve.client.channel import to_client_error, to_rejection
 from digitserve.client.errors import ClientError, DeadlineExceeded, InvalidRequest, Unreachable
 from digitserve.client.pool import Deadline
 from digitserve.client.predictions import Prediction, to_predictions
+from digitserve.client.reduction import MAX_SIDE, Reduction, reduce_by_block_means
 from digitserve.client.requests import FORMATS, image_shape, to_array
 from digitserve.v1 import digits_pb2 as pb
 
@@ -40,27 +41,34 @@ class StreamItem:
         message: to send; None if the image is invalid.
         error: why the image is invalid; None if it is valid.
         num_bytes: size of the pixels.
+        reduction: from the image to what is sent; None if it is sent as it is.
     """
 
     index: int
     message: pb.ClassifyStreamRequest | None
     error: InvalidRequest | None = None
     num_bytes: int = 0
+    reduction: Reduction | None = None
 
 
-def to_item(index: int, image: object, options: pb.ClassifyRequest) -> StreamItem:
-    """Check one image of the input, and copy it into a message."""
+def to_item(index: int, image: object, options: pb.ClassifyRequest, max_side: int | None = MAX_SIDE) -> StreamItem:
+    """Check one image of the input, reduce it if a side is over ``max_side``, and copy it into a message."""
     try:
         array = to_array(image, index)
         height, width, channels = image_shape(array, index)
     except InvalidRequest as error:
         error.index = index
         return StreamItem(index, None, error)
+    reduction = None
+    if max_side is not None and (height > max_side or width > max_side):
+        reduction = Reduction.to_side(height, width, max_side)
+        array = reduce_by_block_means(array, reduction.factor)
+        height, width = reduction.size
     message = pb.ClassifyStreamRequest(request=options)
     request = message.request
     request.pixels, request.num_images = array.tobytes(), 1
     request.height, request.width, request.pixel_format = height, width, FORMATS[channels]
-    return StreamItem(index, message, num_bytes=array.nbytes)
+    return StreamItem(index, message, num_bytes=array.nbytes, reduction=reduction)
 
 
 class StreamInterrupted(Exception):
@@ -75,7 +83,9 @@ class StreamInterrupted(Exception):
         self.error = error
 
 
-def to_outcome(item: StreamItem, message: pb.ClassifyStreamResponse | None, top_k: int) -> Prediction | ClientError:
+def to_outcome(
+    item: StreamItem, message: pb.ClassifyStreamResponse | None, options: pb.ClassifyRequest
+) -> Prediction | ClientError:
     """Convert the answer to the head; None if the service ended the stream without one.
 
     Raises:
@@ -88,7 +98,7 @@ def to_outcome(item: StreamItem, message: pb.ClassifyStreamResponse | None, top_
         if rejection.code is grpc.StatusCode.UNAVAILABLE:
             raise StreamInterrupted(rejection)
         return _at(item, rejection)
-    (prediction,) = to_predictions(message.response, top_k)
+    (prediction,) = to_predictions(message.response, options.top_k, explain=options.explain, reduction=item.reduction)
     return prediction
 
 

@@ -5,6 +5,7 @@
 Called on the worker's one thread, a few times per request: what can be built once is not built per request.
 """
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,8 +15,8 @@ from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 
 from digitserve.errors import InvalidRequest, NotServed, TooLarge
-from digitserve.protocol.names import Verdict
-from digitserve.types import IMAGE_SIZE, Framing, Ink, default_framing, default_ink
+from digitserve.protocol.names import Artefact, Verdict
+from digitserve.types import IMAGE_SIZE, Box, Framing, Ink, default_framing, default_ink
 from digitserve.v1 import digits_pb2 as pb
 
 IMAGE_BYTES = IMAGE_SIZE * IMAGE_SIZE
@@ -29,6 +30,9 @@ _CHANNELS = {
     pb.PIXEL_FORMAT_RGB8: 3,
     pb.PIXEL_FORMAT_RGBA8: 4,
 }
+_MAX_CHANNELS = max(_CHANNELS.values())
+_MAX_HEADER_BYTES = 128
+"""Upper bound of a request's size without its pixels, with a model version of usual length."""
 _INK = {
     pb.INK_LIGHT_ON_DARK: Ink.LIGHT_ON_DARK,
     pb.INK_DARK_ON_LIGHT: Ink.DARK_ON_LIGHT,
@@ -43,13 +47,15 @@ _FORMAT_NAMES = {
     pb.PIXEL_FORMAT_RGB8: "RGB8",
     pb.PIXEL_FORMAT_RGBA8: "RGBA8",
 }
+_INK_NUMBERS = {ink: number for number, ink in _INK.items()}
+_FRAMING_NUMBERS = {Framing.AS_IS: pb.FRAMING_AS_IS, Framing.MNIST: pb.FRAMING_MNIST}
 _BLANK = Verdict.BLANK
 
 _ONE_IMAGE = pb.ClassifyRequest(pixels=bytes(IMAGE_BYTES))
 _PREFIX = _ONE_IMAGE.SerializeToString()[:-IMAGE_BYTES]
 """The bytes before the pixels in a request that holds one image of the network's size and nothing else."""
 _STREAM_PREFIX = pb.ClassifyStreamRequest(request=_ONE_IMAGE).SerializeToString()[:-IMAGE_BYTES]
-_FIELDS_OF_ONE_IMAGE = (1, IMAGE_SIZE, IMAGE_SIZE, 1, Ink.AUTO, Framing.AUTO, 0)
+_FIELDS_OF_ONE_IMAGE = (1, IMAGE_SIZE, IMAGE_SIZE, 1, Ink.AUTO, Framing.AUTO, 0, False)
 """Fields of that ``Request`` after its pixels."""
 
 _CONTINUED = 0x80
@@ -77,8 +83,16 @@ class Limits:
 
     def too_large_error(self) -> TooLarge:
         """Return the error for a message over the limit."""
+        side = math.isqrt((self.max_request_bytes - _MAX_HEADER_BYTES) // _MAX_CHANNELS)
         return TooLarge(
-            f"got a message of more than {self.max_request_bytes} bytes, the limit; split it into several requests"
+            f"got a message of more than {self.max_request_bytes} bytes; expected at most that: send several images in "
+            f"several requests; reduce the image to at most {min(side, self.max_side)} pixels a side or send it as GRAY8"
+        )
+
+    def too_wide_error(self, height: int, width: int) -> InvalidRequest:
+        """Return the error for an image with a side over the limit."""
+        return InvalidRequest(
+            f"got {height}x{width} pixels; expected at most {self.max_side} on a side: reduce the image"
         )
 
 
@@ -94,6 +108,7 @@ class Request(NamedTuple):
         ink: whether the strokes are lighter or darker than the background.
         framing: how images are brought to the network's size.
         top_k: classes to list for each image.
+        explain: whether the answers say how the images were prepared.
     """
 
     pixels: bytes
@@ -104,6 +119,37 @@ class Request(NamedTuple):
     ink: Ink
     framing: Framing
     top_k: int
+    explain: bool
+
+
+class Removed(NamedTuple):
+    """What framing removed from an image.
+
+    Attributes:
+        artefact: what it is.
+        box: its bounding box; None if that is not known.
+    """
+
+    artefact: Artefact
+    box: Box | None = None
+
+
+class Preparation(NamedTuple):
+    """How an image was converted to the network's input.
+
+    Attributes:
+        pixels: the network's input, IMAGE_BYTES bytes, row-major, light on dark.
+        framing: AS_IS if the pixels stayed in their places.
+        ink: polarity, never AUTO; None if framing found no ink.
+        box: of the ink, in pixels of the request's image; None for AS_IS and without ink.
+        removed: what framing removed, outermost first.
+    """
+
+    pixels: bytes
+    framing: Framing
+    ink: Ink | None
+    box: Box | None = None
+    removed: Sequence[Removed] = ()
 
 
 class Answer(NamedTuple):
@@ -192,7 +238,7 @@ def _check(message: pb.ClassifyRequest, limits: Limits) -> Request:
     num_images = _num_images(message, len(pixels), height * width * channels, limits)
     framing = _framing(message, height, width)
     ink = _ink(message, framing)
-    return Request(pixels, num_images, height, width, channels, ink, framing, message.top_k)
+    return Request(pixels, num_images, height, width, channels, ink, framing, message.top_k, message.explain)
 
 
 def not_served(model_version: str, served_version: str) -> NotServed:
@@ -216,7 +262,7 @@ def _sides(message: pb.ClassifyRequest, limits: Limits) -> tuple[int, int]:
             f"got height {height} and width {width}; expected both, or neither for {IMAGE_SIZE}x{IMAGE_SIZE}"
         )
     if max(height, width) > limits.max_side:
-        raise InvalidRequest(f"got {height}x{width} pixels; expected at most {limits.max_side} on a side")
+        raise limits.too_wide_error(height, width)
     return height, width
 
 
@@ -268,7 +314,10 @@ class Encoder:
         self._labels = labels
         self._model = pb.ClassifyResponse(model_name=name, model_version=version).SerializeToString()
 
-    def encode(self, answers: list[Answer], top_k: int, seconds: tuple[float, float, float], batch_size: int) -> bytes:
+    def encode(
+        self, answers: list[Answer], top_k: int, seconds: tuple[float, float, float], batch_size: int,
+        preparations: Sequence[Preparation] = (),
+    ) -> bytes:  # fmt: skip
         """Encode the response to a request.
 
         Args:
@@ -276,6 +325,7 @@ class Encoder:
             top_k: classes to list for each image.
             seconds: in the queue, in preprocessing, in the network.
             batch_size: of the batch that answered the last image.
+            preparations: one for each image, or none.
         """
         # A new message per response: protobuf frees what a reused one held before only with the message itself.
         response = pb.ClassifyResponse()
@@ -284,6 +334,9 @@ class Encoder:
             self._set_fields(prediction, answer)
             if top_k and answer.verdict is not _BLANK:
                 self._add_top(prediction, answer.probabilities, top_k)
+        if preparations:
+            for prediction, preparation in zip(response.predictions, preparations, strict=True):
+                _set_preparation(prediction.preparation, preparation)
         timing = response.timing
         timing.queue_s, timing.preprocess_s, timing.inference_s = seconds
         timing.batch_size = batch_size
@@ -301,3 +354,18 @@ class Encoder:
     def _add_top(self, prediction: pb.Prediction, probabilities: NDArray[np.float32], top_k: int) -> None:
         for index in np.argsort(-probabilities, kind="stable")[:top_k].tolist():
             prediction.top.add(label=self._labels[index], class_index=index, confidence=float(probabilities[index]))
+
+
+def _set_preparation(message: pb.Preparation, preparation: Preparation) -> None:
+    message.pixels = preparation.pixels
+    message.framing = _FRAMING_NUMBERS[preparation.framing]
+    if preparation.ink is not None:
+        message.ink = _INK_NUMBERS[preparation.ink]
+    if preparation.box is not None:
+        message.box.CopyFrom(_to_box(preparation.box))
+    for artefact, box in preparation.removed:
+        message.removed.add(artefact=artefact, box=None if box is None else _to_box(box))
+
+
+def _to_box(box: Box) -> pb.Box:
+    return pb.Box(top=box.top, bottom=box.bottom, left=box.left, right=box.right)

@@ -1,4 +1,4 @@
-"""Facts of the protocol, stated once: names of services and methods, gRPC's status codes, verdicts."""
+"""Facts of the protocol, stated once: names of services and methods, gRPC's status codes, verdicts, artefacts."""
 
 from enum import IntEnum
 from typing import NamedTuple
@@ -77,3 +77,12 @@ class Verdict(IntEnum):
     UNFAMILIAR = 2
     BLANK = 3
     SEVERAL = 4
+
+
+class Artefact(IntEnum):
+    """What framing removed from an image; the numbers are those of ``digitserve.v1.Artefact``."""
+
+    UNSPECIFIED = 0
+    PAGE_EDGE = 1
+    RECTANGLE = 2
+    BORDER = 3

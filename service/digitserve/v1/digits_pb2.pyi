@@ -28,6 +28,13 @@ class Framing(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FRAMING_AS_IS: _ClassVar[Framing]
     FRAMING_MNIST: _ClassVar[Framing]
 
+class Artefact(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ARTEFACT_UNSPECIFIED: _ClassVar[Artefact]
+    ARTEFACT_PAGE_EDGE: _ClassVar[Artefact]
+    ARTEFACT_RECTANGLE: _ClassVar[Artefact]
+    ARTEFACT_BORDER: _ClassVar[Artefact]
+
 class Verdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     VERDICT_UNSPECIFIED: _ClassVar[Verdict]
@@ -46,6 +53,10 @@ INK_AUTO: Ink
 FRAMING_UNSPECIFIED: Framing
 FRAMING_AS_IS: Framing
 FRAMING_MNIST: Framing
+ARTEFACT_UNSPECIFIED: Artefact
+ARTEFACT_PAGE_EDGE: Artefact
+ARTEFACT_RECTANGLE: Artefact
+ARTEFACT_BORDER: Artefact
 VERDICT_UNSPECIFIED: Verdict
 VERDICT_ACCEPTED: Verdict
 VERDICT_UNFAMILIAR: Verdict
@@ -53,7 +64,7 @@ VERDICT_BLANK: Verdict
 VERDICT_SEVERAL: Verdict
 
 class ClassifyRequest(_message.Message):
-    __slots__ = ("pixels", "height", "width", "num_images", "pixel_format", "ink", "framing", "top_k", "model_version")
+    __slots__ = ("pixels", "height", "width", "num_images", "pixel_format", "ink", "framing", "top_k", "model_version", "explain")
     PIXELS_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
@@ -63,6 +74,7 @@ class ClassifyRequest(_message.Message):
     FRAMING_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    EXPLAIN_FIELD_NUMBER: _ClassVar[int]
     pixels: bytes
     height: int
     width: int
@@ -72,7 +84,8 @@ class ClassifyRequest(_message.Message):
     framing: Framing
     top_k: int
     model_version: str
-    def __init__(self, pixels: _Optional[bytes] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., num_images: _Optional[int] = ..., pixel_format: _Optional[_Union[PixelFormat, str]] = ..., ink: _Optional[_Union[Ink, str]] = ..., framing: _Optional[_Union[Framing, str]] = ..., top_k: _Optional[int] = ..., model_version: _Optional[str] = ...) -> None: ...
+    explain: bool
+    def __init__(self, pixels: _Optional[bytes] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., num_images: _Optional[int] = ..., pixel_format: _Optional[_Union[PixelFormat, str]] = ..., ink: _Optional[_Union[Ink, str]] = ..., framing: _Optional[_Union[Framing, str]] = ..., top_k: _Optional[int] = ..., model_version: _Optional[str] = ..., explain: _Optional[bool] = ...) -> None: ...
 
 class ClassifyResponse(_message.Message):
     __slots__ = ("predictions", "model_name", "model_version", "timing")
@@ -101,20 +114,56 @@ class ClassifyStreamResponse(_message.Message):
     def __init__(self, response: _Optional[_Union[ClassifyResponse, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
 
 class Prediction(_message.Message):
-    __slots__ = ("label", "class_index", "confidence", "verdict", "ood_score", "top")
+    __slots__ = ("label", "class_index", "confidence", "verdict", "ood_score", "top", "preparation")
     LABEL_FIELD_NUMBER: _ClassVar[int]
     CLASS_INDEX_FIELD_NUMBER: _ClassVar[int]
     CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
     VERDICT_FIELD_NUMBER: _ClassVar[int]
     OOD_SCORE_FIELD_NUMBER: _ClassVar[int]
     TOP_FIELD_NUMBER: _ClassVar[int]
+    PREPARATION_FIELD_NUMBER: _ClassVar[int]
     label: str
     class_index: int
     confidence: float
     verdict: Verdict
     ood_score: float
     top: _containers.RepeatedCompositeFieldContainer[ClassScore]
-    def __init__(self, label: _Optional[str] = ..., class_index: _Optional[int] = ..., confidence: _Optional[float] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., ood_score: _Optional[float] = ..., top: _Optional[_Iterable[_Union[ClassScore, _Mapping]]] = ...) -> None: ...
+    preparation: Preparation
+    def __init__(self, label: _Optional[str] = ..., class_index: _Optional[int] = ..., confidence: _Optional[float] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., ood_score: _Optional[float] = ..., top: _Optional[_Iterable[_Union[ClassScore, _Mapping]]] = ..., preparation: _Optional[_Union[Preparation, _Mapping]] = ...) -> None: ...
+
+class Preparation(_message.Message):
+    __slots__ = ("pixels", "framing", "ink", "box", "removed")
+    PIXELS_FIELD_NUMBER: _ClassVar[int]
+    FRAMING_FIELD_NUMBER: _ClassVar[int]
+    INK_FIELD_NUMBER: _ClassVar[int]
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    pixels: bytes
+    framing: Framing
+    ink: Ink
+    box: Box
+    removed: _containers.RepeatedCompositeFieldContainer[Removed]
+    def __init__(self, pixels: _Optional[bytes] = ..., framing: _Optional[_Union[Framing, str]] = ..., ink: _Optional[_Union[Ink, str]] = ..., box: _Optional[_Union[Box, _Mapping]] = ..., removed: _Optional[_Iterable[_Union[Removed, _Mapping]]] = ...) -> None: ...
+
+class Removed(_message.Message):
+    __slots__ = ("artefact", "box")
+    ARTEFACT_FIELD_NUMBER: _ClassVar[int]
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    artefact: Artefact
+    box: Box
+    def __init__(self, artefact: _Optional[_Union[Artefact, str]] = ..., box: _Optional[_Union[Box, _Mapping]] = ...) -> None: ...
+
+class Box(_message.Message):
+    __slots__ = ("top", "bottom", "left", "right")
+    TOP_FIELD_NUMBER: _ClassVar[int]
+    BOTTOM_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    RIGHT_FIELD_NUMBER: _ClassVar[int]
+    top: int
+    bottom: int
+    left: int
+    right: int
+    def __init__(self, top: _Optional[int] = ..., bottom: _Optional[int] = ..., left: _Optional[int] = ..., right: _Optional[int] = ...) -> None: ...
 
 class ClassScore(_message.Message):
     __slots__ = ("label", "class_index", "confidence")

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from digitserve.vision.components import Box, Component, Segmentation, find_components
+from digitserve.types import Box
+from digitserve.vision.components import Component, Segmentation, find_components
 
 Mask = NDArray[np.bool_]
 

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from digitserve.types import Box
+
 MIN_AREA_RATIO = 0.12
 """Smallest area of a second shape against the largest component's, in pixels: a thin 1 beside a thick 0 has 0.13."""
 
@@ -37,38 +39,6 @@ MIN_KEPT_RATIO = 0.04
 
 MAX_SIDE = 64
 """Largest mask, in pixels a side: a row is one unsigned integer of 64 bits."""
-
-
-class Box(NamedTuple):
-    """Part of a mask, half open.
-
-    Attributes:
-        top, bottom, left, right: in pixels of the mask.
-    """
-
-    top: int
-    bottom: int
-    left: int
-    right: int
-
-    @property
-    def height(self) -> int:
-        """Number of rows."""
-        return self.bottom - self.top
-
-    @property
-    def width(self) -> int:
-        """Number of columns."""
-        return self.right - self.left
-
-    @property
-    def longest(self) -> int:
-        """Longest side."""
-        return max(self.bottom - self.top, self.right - self.left)
-
-    def touches(self, shape: tuple[int, ...]) -> bool:
-        """Return whether it reaches the border of a mask of this shape."""
-        return self.top == 0 or self.left == 0 or self.bottom == shape[0] or self.right == shape[1]
 
 
 class Segmentation(NamedTuple):

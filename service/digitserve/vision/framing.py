@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from digitserve.types import IMAGE_SIZE, FloatImage, Gray, Ink
+from digitserve.types import IMAGE_SIZE, Box, FloatImage, Gray, Ink
 from digitserve.vision.background import (
     MAX_SIDE_DIFFERENCE,
     MIN_CONTRAST,
@@ -33,7 +33,7 @@ from digitserve.vision.background import (
 )
 from digitserve.vision.border import MIN_SHAPE, clean, crop_around, dilate, find_page
 from digitserve.vision.channel import select_channel
-from digitserve.vision.components import MAX_SIDE, Box, Segmentation, segment
+from digitserve.vision.components import MAX_SIDE, Segmentation, segment
 from digitserve.vision.gray import gray_range
 from digitserve.vision.panel import find_panel, may_hold_panel
 from digitserve.vision.placement import INK_SIZE, place

@@ -58,6 +58,47 @@ def test_many_images_are_answered_in_order(worker: RunningWorker, kind: str) -> 
 
 
 @KINDS
+def test_a_call_may_ask_how_images_were_prepared(worker: RunningWorker, kind: str) -> None:
+    """With ``explain`` each prediction has its preparation, also when a request is split over batches; otherwise none has."""
+    canvas = np.full((90, 90), 255, np.uint8)
+    canvas[20:70, 40:48] = 0
+    images = [*images_of(0, 100), canvas, np.full((30, 30), 7, np.uint8)]
+    answers = classify(kind, worker.address, images, explain=True)
+    preparations = [one.preparation for one in answers if one.preparation is not None]
+
+    assert len(preparations) == len(images)
+    for image, preparation in zip(images[:100], preparations, strict=False):
+        assert (preparation.pixels == image).all()
+        assert (preparation.framing, preparation.ink, preparation.box) == (Framing.AS_IS, Ink.LIGHT_ON_DARK, None)
+    drawn, blank = preparations[100:]
+    assert (drawn.framing, drawn.ink, drawn.pixels.max()) == (Framing.MNIST, Ink.DARK_ON_LIGHT, 255)
+    assert (blank.ink, blank.box, blank.pixels.any()) == (None, None, False)
+    assert [one.preparation for one in classify(kind, worker.address, images)] == [None] * len(images)
+
+
+@KINDS
+def test_large_photos_are_answered(worker: RunningWorker, kind: str) -> None:
+    """A 12-megapixel photo in colour exceeds the message limit; the client reduces it, and it is answered."""
+    photo = np.full((4000, 3000, 3), 255, np.uint8)
+    photo[1000:3000, 1400:1600] = 0
+    (answer,) = classify(kind, worker.address, [photo], explain=True)
+
+    assert answer.verdict is Verdict.ACCEPTED
+    with pytest.raises(RequestRejected, match=r"16842752.*reduce the image \(see max_side\)") as caught:
+        classify(kind, worker.address, [photo], max_side=None)
+    assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@KINDS
+def test_a_grey_image_of_the_longest_side_fits_into_a_message(worker: RunningWorker, kind: str) -> None:
+    """One grey image of 4096x4096 pixels, the longest side that the service accepts, is answered without reduction."""
+    image = np.zeros((4096, 4096), np.uint8)
+    image[1000:3000, 1900:2100] = 255
+
+    assert classify(kind, worker.address, image, max_side=None)[0].verdict is Verdict.ACCEPTED
+
+
+@KINDS
 def test_requests_respect_the_limits_of_the_service(models: Path, kind: str) -> None:
     """A service with small limits gets small requests: the client reads its limits, and no request is rejected."""
     with run_worker(models, max_request_bytes=5000, max_pending_images=64) as worker:
@@ -86,11 +127,11 @@ def test_a_rejected_request_fails_the_call_and_names_its_images(worker: RunningW
     """When one of several requests is rejected, the error states which images, got and expected, and has the code."""
     images = [echo_image(0), echo_image(1), np.zeros((2, 5000), np.uint8), echo_image(3)]
     with pytest.raises(RequestRejected, match=r"^image 2: INVALID_ARGUMENT: got 2x5000.*expected") as caught:
-        classify(kind, worker.address, images)
+        classify(kind, worker.address, images, max_side=None)
     assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
 
     with pytest.raises(RequestRejected, match=r"^INVALID_ARGUMENT") as alone:
-        classify(kind, worker.address, images[2])
+        classify(kind, worker.address, images[2], max_side=None)
     assert alone.value.code is grpc.StatusCode.INVALID_ARGUMENT
 
 

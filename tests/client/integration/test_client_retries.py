@@ -106,7 +106,12 @@ def test_new_limits_of_a_restarted_service_are_read(models: Path, kind: str, sma
         return await use(*arguments) if kind == "async" else await asyncio.to_thread(use, *arguments)
 
     async def run() -> None:
-        arguments: dict[str, Any] = {"images_per_request": 50, "timeout_s": PATIENCE_S, "max_in_flight": 1}
+        arguments: dict[str, Any] = {
+            "images_per_request": 50,
+            "timeout_s": PATIENCE_S,
+            "max_in_flight": 1,
+            "max_side": None,
+        }
         with run_worker(models) as first:
             address = first.address
             client = (AsyncClient if kind == "async" else Client)(address, **arguments)

@@ -19,6 +19,8 @@ from digitserve.client import (
     ClientError,
     Closed,
     DeadlineExceeded,
+    Framing,
+    Ink,
     InvalidRequest,
     RequestRejected,
     Unreachable,
@@ -32,11 +34,13 @@ KINDS = pytest.mark.parametrize("kind", ["sync", "async"])
 
 def stream(kind: str, address: str, images: Iterable[Any], each: Callable[[Any], None], **options: Any) -> None:
     """Classify a stream with either client, and pass every outcome to ``each``."""
-    timeout_s = options.pop("timeout_s", PATIENCE_S)
+    arguments = {"num_connections": 4, "timeout_s": options.pop("timeout_s", PATIENCE_S)}
+    if "max_side" in options:
+        arguments["max_side"] = options.pop("max_side")
 
     async def run() -> None:
         async with (
-            AsyncClient(address, num_connections=4, timeout_s=timeout_s) as client,
+            AsyncClient(address, **arguments) as client,
             aclosing(client.classify_stream(images, **options)) as outcomes,
         ):
             async for outcome in outcomes:
@@ -46,7 +50,7 @@ def stream(kind: str, address: str, images: Iterable[Any], each: Callable[[Any],
         asyncio.run(run())
     else:
         with (
-            Client(address, num_connections=4, timeout_s=timeout_s) as client,
+            Client(address, **arguments) as client,
             closing(client.classify_stream(images, **options)) as outcomes,
         ):
             for outcome in outcomes:
@@ -73,6 +77,22 @@ def test_a_stream_is_answered_in_order(worker: RunningWorker, kind: str) -> None
     assert numbers_of(outcomes) == list(range(1000))
     wait_until(lambda: ended_streams(worker), "the stream is counted")
     assert ended_streams(worker) == {"OK": 1}
+
+
+@KINDS
+def test_a_stream_may_ask_how_images_were_prepared(worker: RunningWorker, kind: str) -> None:
+    """With ``explain`` each prediction of a stream has its preparation; large images are reduced as in single calls."""
+    photo = np.full((2050, 100, 3), 255, np.uint8)
+    photo[500:1500, 45:55] = 0
+    outcomes: list[Any] = []
+    stream(kind, worker.address, [echo_image(5), photo], outcomes.append, explain=True)
+
+    small, large = (outcome.preparation for outcome in outcomes)
+    assert (small.pixels == echo_image(5)).all() and small.framing is Framing.AS_IS
+    assert (large.framing, large.ink) == (Framing.MNIST, Ink.DARK_ON_LIGHT)
+    outcomes.clear()
+    stream(kind, worker.address, [echo_image(5)], outcomes.append)
+    assert outcomes[0].preparation is None
 
 
 @KINDS
@@ -131,7 +151,7 @@ def test_a_bad_image_raises_in_its_place(worker: RunningWorker, kind: str) -> No
         outcomes: list[Any] = []
         images = [echo_image(0), echo_image(1), bad, echo_image(3)]
         with pytest.raises(error, match="image 2: .*expected") as caught:
-            stream(kind, worker.address, images, outcomes.append)
+            stream(kind, worker.address, images, outcomes.append, max_side=None)
         assert numbers_of(outcomes) == [0, 1]
         assert caught.value.index == 2
 
@@ -141,7 +161,7 @@ def test_errors_are_returned_in_their_place_on_request(worker: RunningWorker, ki
     """With ``return_exceptions`` a bad image costs only itself: its error takes the place of its prediction."""
     outcomes: list[Any] = []
     images = [echo_image(0), np.zeros((28, 28)), echo_image(2), np.zeros((2, 5000), np.uint8), echo_image(4), "text"]
-    stream(kind, worker.address, images, outcomes.append, return_exceptions=True)
+    stream(kind, worker.address, images, outcomes.append, return_exceptions=True, max_side=None)
 
     assert numbers_of(outcomes) == [0, -1, 2, -3, 4, -5]
     assert [type(outcomes[n]) for n in (1, 3, 5)] == [InvalidRequest, RequestRejected, InvalidRequest]
@@ -154,7 +174,7 @@ def test_a_message_that_is_too_large_costs_only_itself(models: Path, kind: str) 
     outcomes: list[Any] = []
     with run_worker(models, max_request_bytes=5000) as worker:
         images = [echo_image(0), np.zeros((100, 100), np.uint8), echo_image(2)]
-        stream(kind, worker.address, images, outcomes.append, return_exceptions=True)
+        stream(kind, worker.address, images, outcomes.append, return_exceptions=True, max_side=None)
 
     assert numbers_of(outcomes) == [0, -1, 2]
     assert outcomes[1].code is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from digitserve.client import Framing, Ink, InvalidRequest, Verdict
+from digitserve.client import Artefact, Box, Framing, Ink, InvalidRequest, Removed, Verdict
 from digitserve.client.predictions import ModelInfo, to_predictions
+from digitserve.client.reduction import reduce_by_block_means
 from digitserve.client.requests import (
     MAX_CHUNK_BYTES,
     OVERHEAD_BYTES,
@@ -110,9 +111,50 @@ def test_the_overhead_of_a_request_has_an_upper_bound() -> None:
     """The largest values of all fields fit into OVERHEAD_BYTES."""
     largest = pb.ClassifyRequest(
         pixels=b"", height=2**32 - 1, width=2**32 - 1, num_images=2**32 - 1, pixel_format=3, ink=3, framing=2,
-        top_k=2**32 - 1,
+        top_k=2**32 - 1, explain=True,
     )  # fmt: skip
     assert largest.ByteSize() + len(b"\x0a" + bytes(5)) <= OVERHEAD_BYTES
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3, 4])), min_size=1, max_size=6),
+    max_side=st.one_of(st.none(), st.integers(1, 10)),
+)
+def test_no_side_over_the_maximum_is_sent(sizes: list[tuple[int, int, int]], max_side: int | None) -> None:
+    """Images with a longer side are sent as their block means; all others byte for byte; with None, every image is."""
+    chance = np.random.default_rng(0)
+    images = [chance.integers(0, 256, size, np.uint8) for size in sizes]
+    for chunk in split(group(images, max_side), 1, LIMITS):
+        request, image = chunk.to_request(request_options(0, None, None)), images[chunk.indices[0]]
+        if max_side is not None and max(image.shape[:2]) > max_side:
+            image = reduce_by_block_means(image, -(-max(image.shape[:2]) // max_side))
+            assert max(request.height, request.width) <= max_side
+        assert (request.height, request.width) == image.shape[:2]
+        assert request.pixels == image.tobytes()
+
+
+def test_an_array_of_large_images_is_reduced() -> None:
+    """The images of one array are reduced one by one when their request is built; the default is 2 048 pixels."""
+    images = np.random.default_rng(0).integers(0, 256, (3, 2049, 5), np.uint8)
+    (only,) = group(images)
+
+    assert only.shape == (1025, 3, 1)
+    (chunk,) = split([only], 64, LIMITS)
+    expected = b"".join(reduce_by_block_means(image, 2).tobytes() for image in images)
+    assert chunk.to_request(request_options(0, None, None)).pixels == expected
+    assert group(images[:, :2048])[0].reduction is None
+
+
+def test_boxes_are_in_pixels_of_the_image_as_it_was_given() -> None:
+    """Images of two sizes that are reduced to the same size keep their own boxes; the last block may be cut off."""
+    images = [np.zeros((20, 40), np.uint8), np.zeros((19, 39), np.uint8)]
+    call = ClassifyCall(split(group(images, 20), 64, LIMITS), request_options(0, None, None, explain=True))
+    for chunk, request in call:
+        assert (request.height, request.width, request.explain) == (10, 20, True)
+        prediction = pb.Prediction(preparation=pb.Preparation(box=pb.Box(top=0, bottom=10, left=3, right=20)))
+        call.add_response(chunk, pb.ClassifyResponse(predictions=[prediction]))
+
+    assert [one.preparation and one.preparation.box for one in call.predictions()] == [(0, 20, 6, 40), (0, 19, 6, 39)]
 
 
 @pytest.mark.parametrize(
@@ -245,6 +287,32 @@ def test_a_prediction_has_every_field_of_the_response() -> None:
         ("1", 1, 0.25),
     ]
     assert (second.verdict, second.top) == (Verdict.UNSPECIFIED, ())
+    assert first.preparation is None
+
+
+def test_a_preparation_has_every_field_of_the_response() -> None:
+    """Pixels, framing, ink, box and removed artefacts are converted; what the message leaves out is None."""
+    message = pb.Preparation(
+        pixels=bytes(range(256)) * 3 + bytes(16), framing=pb.FRAMING_MNIST, ink=pb.INK_DARK_ON_LIGHT,
+        box=pb.Box(top=1, bottom=2, left=3, right=4),
+        removed=[pb.Removed(artefact=pb.ARTEFACT_BORDER, box=pb.Box(bottom=9, right=1)), pb.Removed(artefact=99)],
+    )  # fmt: skip
+    response = pb.ClassifyResponse(
+        predictions=[
+            pb.Prediction(preparation=message),
+            pb.Prediction(preparation=pb.Preparation(pixels=bytes(784))),
+            pb.Prediction(),
+        ]
+    )
+    full, bare, none = (one.preparation for one in to_predictions(response, 0, explain=True))
+
+    assert full is not None and bare is not None
+    assert full.pixels.tobytes() == message.pixels and full.pixels.shape == (28, 28)
+    assert (full.framing, full.ink, full.box) == (Framing.MNIST, Ink.DARK_ON_LIGHT, Box(1, 2, 3, 4))
+    assert full.removed == (Removed(Artefact.BORDER, Box(0, 9, 0, 1)), Removed(Artefact.UNSPECIFIED))
+    assert (bare.framing, bare.ink, bare.box, bare.removed) == (None, None, None, ())
+    assert none is None
+    assert [one.preparation for one in to_predictions(response, 0)] == [None] * 3
 
 
 @pytest.mark.parametrize("ink", Ink)
@@ -280,6 +348,36 @@ def test_a_pillow_image_is_sent_as_the_command_sends_it(mode: str) -> None:
     listed = group([np.zeros((2, 2), np.uint8), image])
     assert [one.indices for one in listed] == [[0], [1]]
     assert np.array_equal(listed[1].images[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("mode", "channels"), [("L", 1), ("1", 1), ("P", 3), ("RGB", 3), ("CMYK", 3), ("RGBA", 4), ("LA", 4), ("PA", 4)]
+)
+def test_colours_and_alpha_are_sent(mode: str, channels: int) -> None:
+    """The client converts no colour to grey and drops no alpha: framing decides which channel shows the ink."""
+    source = Image.new("RGBA" if channels == 4 else "RGB", (5, 4), (255, 0, 0, 128) if channels == 4 else (255, 0, 0))
+    (only,) = group(source.convert(mode))
+
+    assert only.shape == (4, 5, channels)
+    if mode not in {"L", "1", "LA"}:
+        red, green = only.images[0][0, 0, :2]
+        assert red > 2 * green
+    if channels == 4:
+        assert (only.images[0][..., 3] == 128).all()
+
+
+def test_the_transparency_of_a_palette_is_sent() -> None:
+    """A palette image with a transparent colour is sent as RGBA."""
+    content = io.BytesIO()
+    palette = Image.new("P", (3, 2), 1)
+    palette.putpalette([255, 0, 0, 0, 255, 0])
+    palette.save(content, "PNG", transparency=1)
+    with Image.open(content) as image:
+        assert image.mode == "P"
+        (only,) = group(image)
+
+    assert only.shape == (2, 3, 4)
+    assert not only.images[0][..., 3].any()
 
 
 def test_a_pillow_image_is_rotated_as_its_orientation_says() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from digitserve.client import Closed, InvalidRequest, RequestRejected, Unreachable
 from digitserve.client.blocking_stream import BlockingStream
 from digitserve.client.pool import Deadline, Pool
+from digitserve.client.predictions import Prediction
 from digitserve.client.requests import request_options
 from digitserve.client.stream_window import (
     MAX_STREAM_BYTES,
@@ -59,7 +60,7 @@ def test_every_valid_image_is_sent_until_it_is_answered(steps: list[str], max_im
 def test_the_bytes_in_flight_are_bounded() -> None:
     """Large images fill the window before their number does; the window has room again when they are answered."""
     window = StreamWindow(1000)
-    window.add(to_item(0, np.zeros((4096, 4096, 4), np.uint8), OPTIONS))
+    window.add(to_item(0, np.zeros((4096, 4096, 4), np.uint8), OPTIONS, max_side=None))
     assert MAX_STREAM_BYTES == 4096 * 4096 * 4
     assert not window.has_room
     window.pop()
@@ -74,6 +75,21 @@ def test_an_invalid_image_keeps_its_place() -> None:
     assert item.error.index == 7
 
 
+def test_a_large_image_is_reduced_before_it_is_sent() -> None:
+    """What waits in the window and is sent is the reduced image; boxes of its answer are in pixels of the original."""
+    options = request_options(0, None, None, explain=True)
+    item = to_item(0, np.full((30, 41, 3), 7, np.uint8), options, max_side=20)
+    assert item.message is not None
+    assert (item.message.request.height, item.message.request.width) == (10, 14)
+    assert item.message.request.pixels == bytes([7]) * (10 * 14 * 3)
+    assert item.num_bytes == 10 * 14 * 3
+    answer = pb.ClassifyStreamResponse()
+    answer.response.predictions.add().preparation.box.CopyFrom(pb.Box(top=1, bottom=10, left=2, right=14))
+    prediction = to_outcome(item, answer, options)
+    assert isinstance(prediction, Prediction) and prediction.preparation is not None
+    assert prediction.preparation.box == (3, 30, 6, 41)
+
+
 def test_an_answer_of_a_draining_worker_interrupts_the_stream() -> None:
     """UNAVAILABLE in place of an answer, and an end without an answer, mean that the image is sent again; other errors are
     its outcome.
@@ -83,8 +99,8 @@ def test_an_answer_of_a_draining_worker_interrupts_the_stream() -> None:
     draining.error.code, invalid.error.code = 14, 3
     for message in (draining, None):
         with pytest.raises(StreamInterrupted):
-            to_outcome(item, message, 0)
-    outcome = to_outcome(item, invalid, 0)
+            to_outcome(item, message, OPTIONS)
+    outcome = to_outcome(item, invalid, OPTIONS)
     assert isinstance(outcome, RequestRejected) and outcome.index == 3
 
 

@@ -157,7 +157,7 @@ def test_a_message_over_the_limit_is_rejected_and_recorded(worker: RunningWorker
         worker.raw(bytes(100_000_000))
 
     assert rejected.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "16777216" in rejected.value.details()
+    assert "16842752" in rejected.value.details()
     wait_until(lambda: worker.handled() == {"ResourceExhausted": 1}, "the rejection is recorded")
     assert scores(worker.classify(echo_request(5))) == [5]
 
@@ -318,7 +318,11 @@ def test_get_model_describes_the_model(worker: RunningWorker) -> None:
 
     assert (model.name, model.version, list(model.labels)) == ("digits", "1", list("0123456789"))
     assert model.execution_provider == "CPUExecutionProvider"
-    assert (model.max_request_bytes, model.max_images_per_request, model.max_batch_size) == (16 << 20, 4096, 64)
+    assert (model.max_request_bytes, model.max_images_per_request, model.max_batch_size) == (
+        (16 << 20) + (64 << 10),
+        4096,
+        64,
+    )
     assert len(model.sha256) == 64
     with pytest.raises(grpc.RpcError) as rejected:
         call(pb.GetModelRequest(model_version="2"))

@@ -86,7 +86,7 @@ def test_defaults_without_flags() -> None:
     assert (settings.models, settings.model, settings.model_version) == (Path("models"), "digits", None)
     assert (settings.workers, settings.device, settings.grace_s) == (None, "cpu", 20.0)
     assert (settings.max_batch_size, settings.batch_limit, settings.max_pending_images) == (None, 64, 4096)
-    assert (settings.max_request_bytes, settings.max_side) == (16 * 1024 * 1024, 4096)
+    assert (settings.max_request_bytes, settings.max_side) == (16 * 1024 * 1024 + 64 * 1024, 4096)
 
 
 OTHER_VALUES = {

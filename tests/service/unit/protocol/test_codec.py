@@ -12,14 +12,16 @@ from digitserve.protocol.codec import (
     Answer,
     Encoder,
     Limits,
+    Preparation,
+    Removed,
     Request,
     decode,
     decode_stream_request,
     encode_stream_error,
     encode_stream_response,
 )  # fmt: skip
-from digitserve.protocol.names import Verdict
-from digitserve.types import Framing, Ink
+from digitserve.protocol.names import Artefact, Verdict
+from digitserve.types import Box, Framing, Ink
 from digitserve.v1 import digits_pb2 as pb
 from support.memory import allocated_bytes
 
@@ -48,13 +50,13 @@ def rejection(**fields: object) -> str:
 def test_a_default_image_is_decoded_byte_for_byte() -> None:
     """28x28 grey pixels with every option at its default are decoded unchanged; ``prepare`` decides on their framing."""
     body = pixels(IMAGE_BYTES)
-    assert decode_fields(pixels=body) == Request(body, 1, 28, 28, 1, Ink.AUTO, Framing.AUTO, 0)
+    assert decode_fields(pixels=body) == Request(body, 1, 28, 28, 1, Ink.AUTO, Framing.AUTO, 0, False)
 
 
 def test_many_default_images_are_decoded_byte_for_byte() -> None:
     """The same holds for several images in one request."""
     body = pixels(3 * IMAGE_BYTES)
-    assert decode_fields(pixels=body) == Request(body, 3, 28, 28, 1, Ink.AUTO, Framing.AUTO, 0)
+    assert decode_fields(pixels=body) == Request(body, 3, 28, 28, 1, Ink.AUTO, Framing.AUTO, 0, False)
 
 
 @given(st.binary(min_size=IMAGE_BYTES, max_size=IMAGE_BYTES))
@@ -166,7 +168,7 @@ def test_one_side_alone_is_rejected(height: int, width: int) -> None:
 def test_huge_sides_are_rejected(height: int, width: int) -> None:
     """A side over the limit is rejected before the pixels are looked at."""
     assert rejection(pixels=b"x", height=height, width=width) == (
-        f"got {height}x{width} pixels; expected at most 40 on a side"
+        f"got {height}x{width} pixels; expected at most 40 on a side: reduce the image"
     )
 
 
@@ -284,6 +286,51 @@ def test_a_blank_image_has_no_label() -> None:
         assert prediction.verdict == pb.VERDICT_BLANK
         assert (prediction.label, prediction.class_index, prediction.confidence) == ("", 0, 0.0)
         assert not prediction.top
+
+
+def test_preparations_are_encoded_beside_their_predictions() -> None:
+    """Every field is encoded; a preparation without ink has none; without preparations there is no such field."""
+    encoder = Encoder("digits", "7", LABELS)
+    full = Preparation(
+        pixels(IMAGE_BYTES), Framing.MNIST, Ink.DARK_ON_LIGHT, Box(1, 20, 3, 40),
+        (Removed(Artefact.PAGE_EDGE), Removed(Artefact.BORDER, Box(0, 2, 0, 50))),
+    )  # fmt: skip
+    blank = Preparation(bytes(IMAGE_BYTES), Framing.MNIST, None)
+    answers = [make_answer(1), make_answer(2, Verdict.BLANK)]
+    first, second = parsed(encoder.encode(answers, 0, (0, 0, 0), 2, [full, blank])).predictions
+    assert first.preparation == pb.Preparation(
+        pixels=full.pixels, framing=pb.FRAMING_MNIST, ink=pb.INK_DARK_ON_LIGHT,
+        box=pb.Box(top=1, bottom=20, left=3, right=40),
+        removed=[
+            pb.Removed(artefact=pb.ARTEFACT_PAGE_EDGE),
+            pb.Removed(artefact=pb.ARTEFACT_BORDER, box=pb.Box(bottom=2, right=50)),
+        ],
+    )  # fmt: skip
+    assert second.preparation == pb.Preparation(pixels=blank.pixels, framing=pb.FRAMING_MNIST)
+    assert not any(one.HasField("preparation") for one in parsed(encoder.encode(answers, 0, (0, 0, 0), 2)).predictions)
+
+
+@pytest.mark.parametrize("artefact", Artefact)
+def test_artefacts_have_the_numbers_of_the_protocol(artefact: Artefact) -> None:
+    """An artefact is encoded as its number."""
+    assert pb.Artefact.Name(artefact.value) == f"ARTEFACT_{artefact.name}"
+
+
+def test_a_request_may_ask_how_its_images_were_prepared() -> None:
+    """``explain`` is decoded; it changes nothing else."""
+    body = pixels(IMAGE_BYTES)
+    assert decode_fields(pixels=body, explain=True) == decode_fields(pixels=body)._replace(explain=True)
+
+
+def test_a_message_that_is_too_large_is_rejected_with_advice() -> None:
+    """The message says what is accepted and how to make an image fit; an image of that size fits in every format."""
+    limits = Limits("7", max_side=4096, max_images=6, max_request_bytes=(16 << 20) + (64 << 10))
+    message = str(limits.too_large_error())
+    assert message == (
+        "got a message of more than 16842752 bytes; expected at most that: send several images in several requests; "
+        "reduce the image to at most 2051 pixels a side or send it as GRAY8"
+    )
+    assert limits.max_request_bytes > 4 * 2051**2
 
 
 @pytest.mark.parametrize(("top_k", "listed"), [(1, 1), (3, 3), (10, 10), (2**32 - 1, 10)])

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from digitserve.types import Box
 from digitserve.vision.border import clean, crop_around, dilate, find_page
-from digitserve.vision.components import Box, segment
+from digitserve.vision.components import segment
 
 Mask = NDArray[np.bool_]
 

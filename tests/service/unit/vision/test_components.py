@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from digitserve.vision.components import MAX_SIDE, MIN_KEPT_RATIO, Box, find_gaps, project, segment
+from digitserve.types import Box
+from digitserve.vision.components import MAX_SIDE, MIN_KEPT_RATIO, find_gaps, project, segment
 
 Mask = NDArray[np.bool_]
 
