@@ -2,8 +2,8 @@
 
     python -m scripts.find_misaligned_pen_files ARCHIVE --bundle models/digits/3
 
-Prints the names for ``training/digitserve_training/data/unipen_misaligned.txt``: files of which the network, which must
-not have been trained on UniPen, reads fewer than 60 % of the digits right.
+Prints the names for ``training/digitserve_training/data/unipen_misaligned.txt``: files of which the network classifies
+fewer than 60 % of the digits correctly. It must not have been trained on UniPen.
 """
 
 import argparse
@@ -26,11 +26,12 @@ def main() -> None:
     parser.add_argument("archive", type=Path)
     parser.add_argument("--bundle", type=Path, required=True)
     options = parser.parse_args()
-    digits = unipen.read(options.archive)
-    answers = Session(read(options.bundle)).run(pen_ink.clean_images(digits)).probabilities.argmax(axis=1)
+    digits = unipen.read(options.archive)[unipen.DIGITS]
+    images = pen_ink.draw_plain([digit.strokes for digit in digits])
+    predicted = Session(read(options.bundle)).run(images).probabilities.argmax(axis=1)
     right: dict[str, list[bool]] = defaultdict(list)
-    for digit, answer in zip(digits, answers, strict=True):
-        right[digit.file].append(digit.label == str(answer))
+    for digit, label in zip(digits, predicted, strict=True):
+        right[digit.file].append(digit.label == str(label))
     for file in sorted(file for file, flags in right.items() if np.mean(flags) < MIN_SHARE):
         print(file)
 
