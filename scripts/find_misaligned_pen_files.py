@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from digitserve.inference.bundle import read
+from digitserve.inference.bundle import read_bundle
 from digitserve.inference.session import Session
 from digitserve_training.data import unipen
 from digitserve_training.synth import pen_ink
@@ -28,7 +28,7 @@ def main() -> None:
     options = parser.parse_args()
     digits = unipen.read(options.archive)[unipen.DIGITS]
     images = pen_ink.draw_plain([digit.strokes for digit in digits])
-    predicted = Session(read(options.bundle)).run(images).probabilities.argmax(axis=1)
+    predicted = Session(read_bundle(options.bundle)).run(images).probabilities.argmax(axis=1)
     right: dict[str, list[bool]] = defaultdict(list)
     for digit, label in zip(digits, predicted, strict=True):
         right[digit.file].append(digit.label == str(label))

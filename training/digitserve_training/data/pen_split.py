@@ -39,9 +39,9 @@ class PenSplit:
         fingerprint: sha256 (hexadecimal) of all labels and pen positions.
     """
 
-    training: tuple[PenCharacter, ...] = field(repr=False)
-    validation: tuple[PenCharacter, ...] = field(repr=False)
-    non_digits: tuple[PenCharacter, ...] = field(repr=False)
+    training: tuple[PenCharacter, ...] = field(repr=False, compare=False)
+    validation: tuple[PenCharacter, ...] = field(repr=False, compare=False)
+    non_digits: tuple[PenCharacter, ...] = field(repr=False, compare=False)
     fingerprint: str
 
 
