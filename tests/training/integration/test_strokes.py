@@ -193,12 +193,13 @@ def test_evaluation_and_export_need_the_same_pen_strokes(
 
 
 def test_evaluation_measures_pen_digits_too(folder: Path, run_dir: Path, invoke: Invoke) -> None:
-    """The validation images of the report are those of the dataset and the held-out pen digits."""
+    """The validation images are those of the dataset and the held-out pen digits; the report credits UniPen."""
     ended = invoke("evaluate", run_dir, "--strokes", folder / "strokes.tar.xz")
 
     assert ended.exit_code == 0, ended.output
     (line,) = (line for line in ended.stdout.splitlines() if line.startswith("validation: "))
     assert f" of {NUM_VALIDATION + NUM_PEN_VALIDATION} wrong)" in line
+    assert unipen.CREDIT.rpartition("data: ")[2] in (run_dir / "report" / "index.html").read_text()
 
 
 def test_manifest_credits_the_pen_strokes(folder: Path, run_dir: Path, invoke: Invoke, tmp_path: Path) -> None:
