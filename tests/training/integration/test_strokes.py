@@ -93,7 +93,7 @@ def test_training_without_pen_strokes_says_what_is_missing(folder: Path, invoke:
     ended = invoke("train", "--preset", folder / "small.json", "--run-dir", tmp_path / "run", "--epochs", 1)
 
     assert ended.exit_code == 0, ended.output
-    lines = [line for line in ended.stderr.splitlines() if "pen strokes" in line]
+    lines = [line for line in ended.stdout.splitlines() if "pen strokes" in line]
     assert len(lines) == 1
     assert "Zenodo, doi 10.5281/zenodo.1195803" in lines[0] and "--strokes or DIGITSERVE_STROKES" in lines[0]
     assert checkpoint.load(tmp_path / "run").settings.strokes_sha256 is None
@@ -108,7 +108,7 @@ def test_presets_without_pen_digits_do_not_use_strokes(folder: Path, invoke: Inv
     )  # fmt: skip
 
     assert ended.exit_code == 0, ended.output
-    assert "--strokes is not used: the recipe of 'lenet5' on mnist has no pen digits" in ended.stderr
+    assert "--strokes is not used: the recipe of 'lenet5' on mnist has no pen digits" in ended.stdout
     assert checkpoint.load(tmp_path / "run").settings.strokes_sha256 is None
 
 
@@ -121,7 +121,7 @@ def test_the_environment_variable_names_the_archive(
     ended = invoke("train", "--preset", folder / "small.json", "--run-dir", tmp_path / "run")
 
     assert ended.exit_code == 0, ended.output
-    assert "pen strokes" not in ended.stderr
+    assert "without pen strokes" not in ended.output
     expected, got = checkpoint.load(run_dir), checkpoint.load(tmp_path / "run")
     assert got.settings == expected.settings
     assert all(np.array_equal(got.arrays[name], expected.arrays[name]) for name in expected.arrays)

@@ -319,13 +319,12 @@ def _read_pen(path: Path | None, preset: Preset, dataset: str) -> PenSplit | Non
     found = pen_split.find_path(path)
     if not pen_images.used_by(preset, dataset):
         if path is not None:
-            click.echo(f"--strokes is not used: the recipe of '{preset.name}' on {dataset} has no pen digits", err=True)
+            click.echo(f"--strokes is not used: the recipe of '{preset.name}' on {dataset} has no pen digits")
         return None
     if found is None:
         click.echo(
             f"training without pen strokes, which the recipe of '{preset.name}' can use: get {unipen.ORIGIN}, and give "
             f"its path with --strokes or {pen_split.ENVIRONMENT}",
-            err=True,
         )
         return None
     return pen_split.read(found)
