@@ -5,7 +5,7 @@ what it needs when it runs. ``_command`` turns errors into a message and an exit
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,13 +13,26 @@ from typing import Any, NoReturn
 
 import click
 
-from digitserve_training.cli.options import DATA, EXIT_CODES, LIMIT, PRESET, RUN, SEED, THREADS, Command, option
-from digitserve_training.data import splits
+from digitserve_training.cli.options import (
+    DATA,
+    EXIT_CODES,
+    LIMIT,
+    PRESET,
+    RUN,
+    SEED,
+    STROKES,
+    THREADS,
+    Command,
+    option,
+)
+from digitserve_training.data import pen_split, splits, unipen
 from digitserve_training.data.datasets import DATASETS
+from digitserve_training.data.pen_split import PenSplit
 from digitserve_training.errors import TrainingError
-from digitserve_training.fit import checkpoint, settings
+from digitserve_training.fit import checkpoint, pen_images, settings
 from digitserve_training.fit.settings import PRECISIONS, Options
 from digitserve_training.model import preset_files
+from digitserve_training.model.presets import Preset
 from digitserve_training.tune.space import GROUPS
 
 PACKAGES = (
@@ -92,6 +105,7 @@ def main() -> None:
 )
 @option("--dataset", group="Data", type=click.Choice(list(DATASETS)), help=f"Dataset. Default: {splits.MNIST}.")
 @DATA
+@STROKES
 @LIMIT
 @option("--run-dir", group="Run", type=click.Path(path_type=Path), help="Folder of this run. Default: runs/PRESET.")
 @option(
@@ -104,6 +118,7 @@ def main() -> None:
 @_command
 def train_run(
     data_path: Path | None,
+    strokes_path: Path | None,
     run_dir: Path | None,
     threads: int | None,
     teacher_dirs: tuple[str, ...],
@@ -124,13 +139,16 @@ def train_run(
     strategy = distribute.choose_strategy()
     options = Options(**values, teachers=teachers.identify(teacher_dirs) or None)
     stored = checkpoint.load(folder).settings if resume else None
-    labelled = splits.read_training(data_path, options.dataset or (stored.dataset if stored else splits.MNIST))
+    dataset = options.dataset or (stored.dataset if stored else splits.MNIST)
+    labelled = splits.read_training(data_path, dataset)
     sha256 = splits.fingerprint(labelled)
+    pen = _read_pen(strokes_path, stored.preset if stored else preset_files.find_preset(options.preset), dataset)
+    strokes_sha256 = pen.fingerprint if pen else None
     if stored is None:
-        resolved = settings.resolve(options, labelled.names, sha256)
+        resolved = settings.resolve(options, labelled.names, sha256, strokes_sha256)
     else:
-        resolved = settings.resolve_resumed(options, stored, sha256)
-    split = splits.split(labelled, resolved.limit, resolved.recipe.validation)
+        resolved = settings.resolve_resumed(options, stored, sha256, strokes_sha256)
+    split = pen_images.add_pen(splits.split(labelled, resolved.limit, resolved.recipe.validation), pen)
     try:
         with strategy.scope():
             state = train(resolved, split, folder, resume=resume)
@@ -190,51 +208,67 @@ def keep_teacher(run_dir: Path, folder: Path) -> None:
     help="With --pictures: folder of the report. Default: RUN/pictures for a run, else ./pictures.",
 )
 @DATA
+@STROKES
 @THREADS
 @_command
 def evaluate_runs(
     run_dirs: tuple[Path, ...],
-    pictures: Path | None,
-    sets: tuple[str, ...],
-    address: str | None,
     results: Path | None,
-    output: Path | None,
     data_path: Path | None,
+    strokes_path: Path | None,
     threads: int | None,
+    pictures: Path | None,
+    **own_images: Any,
 ) -> None:
     """Evaluate networks on validation, test, corrupted and out-of-distribution images; write a report into each RUN/report.
 
     With --pictures, measure one run, bundle or running service on your own image files instead.
     """
-    if pictures is None:
-        for name, value in (("--set", sets), ("--address", address), ("--output", output)):
+    if pictures is not None:
+        if results is not None:
+            raise click.UsageError(
+                "--results and --pictures exclude each other: the file is for results on test images"
+            )
+        texts = _evaluate_own_images(run_dirs, pictures, data_path, strokes_path, threads, **own_images)
+    else:
+        for name, value in own_images.items():
             if value:
-                raise click.UsageError(f"{name} needs --pictures")
+                raise click.UsageError(f"--{name.removesuffix('s')} needs --pictures")
         if not run_dirs:
             raise click.UsageError("Missing argument 'RUN...'.")
         _use_threads(threads)
         from digitserve_training.evaluate import report  # noqa: PLC0415 - TensorFlow
 
-        texts = report.report(run_dirs, data_path, results)
-    else:
-        if results is not None:
-            raise click.UsageError(
-                "--results and --pictures exclude each other: the file is for results on test images"
-            )
-        if len(run_dirs) + (address is not None) != 1:
-            raise click.UsageError("--pictures needs exactly one RUN, bundle or --address")
-        if run_dirs and checkpoint.exists(run_dirs[0]):
-            _use_threads(threads)
-        from digitserve_training.evaluate.pictures import report as own_images  # noqa: PLC0415 - loads gRPC
-
-        texts = own_images.report(address or run_dirs[0], pictures, sets, data_path, output)
+        texts = report.report(run_dirs, data_path, results, strokes_path)
     for text in texts:
         click.echo(text)
+
+
+def _evaluate_own_images(
+    run_dirs: tuple[Path, ...],
+    pictures: Path,
+    data_path: Path | None,
+    strokes_path: Path | None,
+    threads: int | None,
+    *,
+    sets: tuple[str, ...],
+    address: str | None,
+    output: Path | None,
+) -> Iterator[str]:
+    """Evaluate one run, bundle or running service on image files."""
+    if len(run_dirs) + (address is not None) != 1:
+        raise click.UsageError("--pictures needs exactly one RUN, bundle or --address")
+    if run_dirs and checkpoint.exists(run_dirs[0]):
+        _use_threads(threads)
+    from digitserve_training.evaluate.pictures import report  # noqa: PLC0415 - loads gRPC
+
+    return report.report(address or run_dirs[0], pictures, sets, data_path, output, strokes_path)
 
 
 @main.command("export", cls=Command)
 @RUN
 @DATA
+@STROKES
 @option(
     "--models",
     group="Output",
@@ -262,7 +296,14 @@ def evaluate_runs(
 )
 @THREADS
 @_command
-def export_run(run_dir: Path, data_path: Path | None, threads: int | None, precision: Any, **destination: Any) -> None:
+def export_run(
+    run_dir: Path,
+    data_path: Path | None,
+    strokes_path: Path | None,
+    threads: int | None,
+    precision: Any,
+    **destination: Any,
+) -> None:
     """Convert a finished run, RUN, to ONNX, and write a model bundle.
 
     The bundle is written only if the ONNX graph gives the same outputs as Keras.
@@ -270,7 +311,7 @@ def export_run(run_dir: Path, data_path: Path | None, threads: int | None, preci
     _use_threads(threads)
     from digitserve_training.export.export import Destination, export  # noqa: PLC0415 - TensorFlow
 
-    exported = export(run_dir, data_path, Destination(**destination), precision)
+    exported = export(run_dir, data_path, Destination(**destination), precision, strokes_path)
     for title, text in exported.summary().items():
         click.echo(f"{title:>12}  {text}")
 
@@ -282,6 +323,7 @@ def export_run(run_dir: Path, data_path: Path | None, threads: int | None, preci
 )
 @SEED
 @DATA
+@STROKES
 @LIMIT
 @option(
     "--study-dir",
@@ -317,6 +359,7 @@ def export_run(run_dir: Path, data_path: Path | None, threads: int | None, preci
 @_command
 def tune_preset(
     data_path: Path | None,
+    strokes_path: Path | None,
     study_dir: Path | None,
     trials: int,
     vary: tuple[str, ...],
@@ -333,15 +376,34 @@ def tune_preset(
     from digitserve_training.tune import search  # noqa: PLC0415 - TensorFlow
 
     labelled = splits.read_training(data_path)
-    base = settings.resolve(Options(**values), labelled.names, splits.fingerprint(labelled))
+    pen = _read_pen(strokes_path, preset_files.find_preset(values["preset"]), splits.MNIST)
+    base = settings.resolve(
+        Options(**values), labelled.names, splits.fingerprint(labelled), pen.fingerprint if pen else None
+    )
     folder = study_dir or Path("runs") / f"tune-{base.preset.name}"
-    split = splits.split(labelled, base.limit, base.recipe.validation)
+    split = pen_images.add_pen(splits.split(labelled, base.limit, base.recipe.validation), pen)
     try:
         finished = search.tune(base, split, search.Search(vary, max_multiply_adds, max_parameters), folder, trials)
     except KeyboardInterrupt:
         _interrupted(f"; {search.num_finished(folder)} of {trials} trials are finished; continue with the same command")
     click.echo(search.render_table(finished))
     click.echo(f"next: digitserve-train train --preset {search.require_preset(folder)}")
+
+
+def _read_pen(path: Path | None, preset: Preset, dataset: str) -> PenSplit | None:
+    """Read the pen strokes if the training uses them; say in one line if they are missing or not used."""
+    found = pen_split.find_path(path)
+    if not pen_images.used_by(preset, dataset):
+        if path is not None:
+            click.echo(f"--strokes is not used: the recipe of '{preset.name}' on {dataset} has no pen digits")
+        return None
+    if found is None:
+        click.echo(
+            f"training without pen strokes, which the recipe of '{preset.name}' can use: get {unipen.ORIGIN}, and give "
+            f"its path with --strokes or {pen_split.ENVIRONMENT}",
+        )
+        return None
+    return pen_split.read(found)
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from digitserve_training.data import splits
+from digitserve_training.data import pen_split, splits, unipen
 from digitserve_training.fit.settings import DEFAULT_SEED
 from digitserve_training.model import preset_files
 from digitserve_training.model.presets import DEFAULT_PRESET, PRESETS
@@ -76,6 +76,14 @@ DATA = option(
     "a folder of idx files; for 'folder', a folder with one sub-folder of images per class. Default: for MNIST the path "
     f"in the environment variable {splits.ENVIRONMENT}; else Keras's cache, downloaded if missing, for the datasets "
     "that Keras provides.",
+)
+STROKES = option(
+    "--strokes",
+    "strokes_path",
+    group="Data",
+    type=click.Path(path_type=Path),
+    help=f"Archive or folder of {unipen.ORIGIN}: pen digits and letters, for presets whose recipe uses them. "
+    f"Default: the path in the environment variable {pen_split.ENVIRONMENT}; else no pen strokes.",
 )
 THREADS = option(
     "--threads",

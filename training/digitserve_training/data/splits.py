@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from digitserve_training.data import datasets
 from digitserve_training.data.datasets import Arrays, Part
+from digitserve_training.data.pen_split import PenSplit
 from digitserve_training.errors import DataError
 
 ENVIRONMENT = datasets.ENVIRONMENT
@@ -52,10 +53,20 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Split:
-    """The training set, split into images for training and images for validation only."""
+    """Images for training and images for validation only.
+
+    Attributes:
+        training: images of the training set.
+        validation: held-out images of the training set; in a run with pen strokes, ``num_pen_validation`` images of pen
+            digits follow.
+        pen: characters that ``fit.pool`` draws more training images of; None in a run without pen strokes.
+        num_pen_validation: number of pen digits in ``validation``.
+    """
 
     training: Labelled
     validation: Labelled
+    pen: PenSplit | None = None
+    num_pen_validation: int = 0
 
 
 def read_training(path: Path | None = None, dataset: str = MNIST) -> Labelled:

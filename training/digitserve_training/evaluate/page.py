@@ -21,6 +21,7 @@ from PIL import Image
 
 from digitserve.types import Gray
 from digitserve_training.atomic import replace_file
+from digitserve_training.data import unipen
 from digitserve_training.errors import RunError
 from digitserve_training.evaluate import charts, scores
 from digitserve_training.evaluate.evaluation import Evaluation, Measurement, OodResult, as_json
@@ -126,6 +127,7 @@ def render(run: ReportedRun, evaluation: Evaluation, rows: Sequence[Row] = ()) -
         mistakes=_mistakes(evaluation.test),
         non_digits=[(one, _non_digit_thumbnails(one, evaluation.threshold)) for one in evaluation.non_digits[1:]],
         original=evaluation.test.labelled.images[0],
+        credit=unipen.CREDIT,
         rows=sorted(rows, key=lambda row: (row.multiply_adds, row.preset, row.seed)),
     )
     return Page(html, {f"{name}.png": content for name, content in drawn.items()})

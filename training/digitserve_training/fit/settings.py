@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from digitserve_training.data import datasets
+from digitserve_training.data import datasets, pen_split
 from digitserve_training.data.splits import MNIST
 from digitserve_training.errors import RunError
 from digitserve_training.model.layers import Layer
@@ -63,6 +63,7 @@ class Settings:
         data_sha256: fingerprint of the whole training set.
         precision: what layers compute in, one of ``PRECISIONS``.
         teachers: runs whose networks add to the targets.
+        strokes_sha256: fingerprint of the pen strokes, see ``pen_split``; None for a training without pen strokes.
     """
 
     preset: Preset
@@ -75,22 +76,25 @@ class Settings:
     data_sha256: str
     precision: str = PRECISIONS[0]
     teachers: tuple[TeacherRun, ...] = ()
+    strokes_sha256: str | None = None
 
     @property
     def digits(self) -> bool:
-        """Whether the dataset holds digits, for which scans, other handwriting and non-digits are available."""
+        """Whether the dataset holds digits, for which scans, pen strokes, other handwriting and non-digits are available."""
         return datasets.find(self.dataset).digits
 
     @property
     def recipe(self) -> Recipe:
-        """The preset's recipe, without scans and outliers if the dataset does not hold digits.
+        """The preset's recipe, without the images that this training does not have.
 
-        Outliers are letters and other drawings, which such a dataset may be about; scans are simulated for digits only.
+        If the dataset does not hold digits, these are scans, pen digits and outliers: outliers are letters and other
+        drawings, which such a dataset may be about. Without pen strokes, these are the pen digits.
 
         Raises:
             DataError: the dataset is unknown.
         """
-        return self.preset.recipe if self.digits else replace(self.preset.recipe, scanned=0.0, outliers=0.0)
+        recipe = _used_preset(self).recipe
+        return recipe if self.digits else replace(recipe, scanned=0.0, outliers=0.0, pen=0.0)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -99,17 +103,26 @@ class Settings:
 
     @property
     def command(self) -> str:
-        """Command line that trains the same network; a preset that is not built in is named as a file ``NAME.json``."""
+        """Command line that trains the same network.
+
+        A preset that is not built in is named as a file ``NAME.json``. The archive of pen strokes is named by its
+        environment variable, because its path differs between machines.
+        """
         preset = self.preset
         built_in = PRESETS.get(preset.name)
-        name = preset.name if built_in and not _edits(built_in, preset) else preset.name + SUFFIX
+        name = (
+            preset.name
+            if built_in and not _edits(_used_preset(replace(self, preset=built_in)), _used_preset(self))
+            else preset.name + SUFFIX
+        )
         limit = f" --limit {self.limit}" if self.limit is not None else ""
         dataset = f" --dataset {self.dataset}" if self.dataset != MNIST else ""
+        strokes = f" --strokes ${pen_split.ENVIRONMENT}" if self.strokes_sha256 is not None else ""
         precision = f" --precision {self.precision}" if self.precision != PRECISIONS[0] else ""
         teachers = "".join(f" --teacher {teacher.run_dir}" for teacher in self.teachers)
         return (
             f"digitserve-train train --preset {name} --epochs {self.epochs} --seed {self.seed} "
-            f"--learning-rate {self.learning_rate!r}{limit}{dataset}{precision}{teachers}"
+            f"--learning-rate {self.learning_rate!r}{limit}{dataset}{strokes}{precision}{teachers}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -118,7 +131,7 @@ class Settings:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any], source: str) -> "Settings":
-        """Restore settings from ``to_dict``; those of older versions may lack ``precision`` and ``teachers``.
+        """Restore settings from ``to_dict``; those of older versions may lack the fields that have defaults.
 
         Args:
             stored: JSON values.
@@ -135,13 +148,14 @@ class Settings:
         return cls(**values)
 
 
-def resolve(options: Options, labels: tuple[str, ...], data_sha256: str) -> Settings:
+def resolve(options: Options, labels: tuple[str, ...], data_sha256: str, strokes_sha256: str | None = None) -> Settings:
     """Resolve the settings of a new run from options, the preset and defaults.
 
     Args:
         options: of the user.
         labels: names of the training set's labels.
         data_sha256: fingerprint of the training set.
+        strokes_sha256: fingerprint of the pen strokes; None for a training without.
 
     Raises:
         RunError: there is no such preset.
@@ -158,20 +172,30 @@ def resolve(options: Options, labels: tuple[str, ...], data_sha256: str) -> Sett
         data_sha256=data_sha256,
         precision=PRECISIONS[0] if options.precision is None else options.precision,
         teachers=() if options.teachers is None else options.teachers,
+        strokes_sha256=strokes_sha256,
     )
 
 
-def resolve_resumed(options: Options, stored: Settings, data_sha256: str) -> Settings:
-    """Return the settings of a stored run after checking that the options do not contradict them.
+def resolve_resumed(
+    options: Options, stored: Settings, data_sha256: str, strokes_sha256: str | None = None
+) -> Settings:
+    """Return the settings of a stored run after checking that options, images and pen strokes agree with them.
 
     Raises:
         RunError: names each setting that differs, with both values. A preset that was edited since the run started is a
             difference only if the options name it.
     """
+    if (stored.strokes_sha256 is None) != (strokes_sha256 is None):
+        raise RunError(
+            f"the run was started without pen strokes: resume it without --strokes and {pen_split.ENVIRONMENT}"
+            if stored.strokes_sha256 is None
+            else f"the run was started with pen strokes (sha256 {stored.strokes_sha256}): resume it with --strokes or "
+            f"{pen_split.ENVIRONMENT}"
+        )
     given = {name: value for name, value in vars(options).items() if value is not None}
     if options.preset is not None:
         given["preset"] = find_preset(options.preset)
-    changes = differences(stored, replace(stored, **given, data_sha256=data_sha256))
+    changes = differences(stored, replace(stored, **given, data_sha256=data_sha256, strokes_sha256=strokes_sha256))
     if changes:
         raise RunError(
             f"a run can only be resumed with its own settings, but {'; '.join(changes)}; start again in another folder"
@@ -189,7 +213,18 @@ def differences(old: Settings, new: Settings) -> list[str]:
     ]
     if old.preset.name != new.preset.name:
         return [f"preset was {old.preset.name}, now {new.preset.name}", *others]
-    return others + _edits(old.preset, new.preset)
+    return others + _edits(_used_preset(old), _used_preset(new))
+
+
+def _used_preset(settings: Settings) -> Preset:
+    """Return the preset with the share of pen digits that applies: 0 without pen strokes.
+
+    So a run that was started before presets had pen digits equals one without pen strokes.
+    """
+    preset = settings.preset
+    if settings.strokes_sha256 is not None:
+        return preset
+    return replace(preset, recipe=replace(preset.recipe, pen=0.0))
 
 
 def _edits(old: Preset, new: Preset) -> list[str]:

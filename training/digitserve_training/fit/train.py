@@ -45,7 +45,7 @@ def train(settings: Settings, split: Split, run_dir: Path, *, resume: bool = Fal
 
     Args:
         settings: of the run.
-        split: the images; only ``split.training`` changes the weights.
+        split: the images; ``split.validation`` does not change the weights.
         run_dir: folder for the checkpoint, ``metrics.jsonl`` and ``tensorboard``, which only the chief writes; several
             workers need a folder that all of them can read.
         resume: continue from the checkpoint in ``run_dir``.
@@ -87,8 +87,8 @@ class Training:
         tf.config.experimental.enable_op_determinism()
         self.settings = settings
         self._recipe = settings.recipe
-        self._validation = split.validation
-        self._pool = Pool(split.training, self._recipe, settings.seed)
+        self._validation, self._num_pen_validation = split.validation, split.num_pen_validation
+        self._pool = Pool(split, self._recipe, settings.seed)
         self._strategy = tf.distribute.get_strategy()
         self._images, self._labels = tf.constant(self._pool.images), tf.constant(self._pool.labels)
         with _dtype_policy(POLICIES[settings.precision]):
@@ -158,14 +158,13 @@ class Training:
                 _require_finite(losses[-1], epoch)
                 bar.set_postfix(loss=f"{np.mean(losses[-50:]):.4f}", refresh=False)
         images_per_s = sum(map(len, batches)) / (monotonic() - started)
-        accuracy, loss = self._validate()
+        validation = self._validate()
         # A last step with a finite loss may still have made the weights unusable.
-        _require_finite(loss, epoch)
+        _require_finite(validation["validation_loss"], epoch)
         metrics = {
             "epoch": epoch,
             "training_loss": float(np.mean(losses)),
-            "validation_loss": loss,
-            "validation_accuracy": accuracy,
+            **validation,
             "learning_rate": float(self._optimizer.learning_rate),
             "images_per_s": round(images_per_s, 1),
             "duration_s": round(monotonic() - started, 1),
@@ -253,11 +252,19 @@ class Training:
         for average, current in zip(self._average.weights, self._network.weights, strict=True):
             average.assign(momentum * average + (1 - momentum) * current)
 
-    def _validate(self) -> tuple[float, float]:
-        """Return accuracy and mean cross-entropy of the averaged network on the validation images."""
+    def _validate(self) -> dict[str, float]:
+        """Return mean cross-entropy and accuracy of the averaged network on the validation images.
+
+        If pen digits are among them, also the accuracy on these and on the others.
+        """
         logits = np.concatenate([self._compiled_logits(batch.images) for batch in _in_batches(self._validation)])
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(self._validation.labels, logits)
-        return float(np.mean(logits.argmax(axis=1) == self._validation.labels)), float(np.mean(losses))
+        right = logits.argmax(axis=1) == self._validation.labels
+        measured = {"validation_loss": float(np.mean(losses)), "validation_accuracy": float(np.mean(right))}
+        if self._num_pen_validation:
+            dataset, pen = np.split(right, [len(right) - self._num_pen_validation])
+            measured |= {"dataset_accuracy": float(np.mean(dataset)), "pen_accuracy": float(np.mean(pen))}
+        return measured
 
 
 def _load_state(settings: Settings, run_dir: Path, *, resume: bool) -> Checkpoint | None:

@@ -75,6 +75,7 @@ class Recipe:
         scanned: share of the training images that are replaced by a simulated scan, framed as the service does it.
         outliers: images that are not digits, per training image. If above 0, the network also learns the probability
             that an image is a digit, see ``train``.
+        pen: images of pen digits per training image, in a run with pen strokes. Half of its outliers are pen characters.
         distillation: weight of the teachers' probabilities in each target, in a run with teachers.
         mixup: share of the images that are blended with another image of their batch, in a run with teachers. The
             targets of such images come from the teachers alone.
@@ -91,6 +92,7 @@ class Recipe:
     schedule: Literal["cosine", "constant"] = "cosine"
     scanned: float = 0.0
     outliers: float = 0.0
+    pen: float = 0.0
     distillation: float = 0.75
     mixup: float = 0.0
 
@@ -155,6 +157,7 @@ _COMPACT = Preset(
         weight_decay=0.05,
         scanned=0.25,
         outliers=0.125,
+        pen=0.3,
         distillation=0.9,
         mixup=0.5,
     ),
@@ -174,7 +177,9 @@ _LARGE = Preset(
         Flatten(),
         Dropout(0.4),
     ),
-    recipe=Recipe(epochs=36, learning_rate=4e-3, warmup_epochs=1.0, weight_decay=0.05, scanned=0.25, outliers=0.125),
+    recipe=Recipe(
+        epochs=36, learning_rate=4e-3, warmup_epochs=1.0, weight_decay=0.05, scanned=0.25, outliers=0.125, pen=0.3
+    ),
     augmentation=_REAL_INK,
 )
 

@@ -1,4 +1,4 @@
-"""Characters rendered in the typefaces that come with matplotlib. Does not import TensorFlow.
+"""Characters rendered in the typefaces that come with matplotlib and Pillow. Does not import TensorFlow.
 
 Used by ``digits`` and ``non_digits``. Training and evaluation use different typefaces for letters.
 """
@@ -15,7 +15,11 @@ from PIL import Image, ImageDraw, ImageFont
 from digitserve.types import Gray
 from digitserve_training.synth.strokes import CANVAS_SIZE
 
+AILERON = "Aileron"
+"""Pillow's own typeface (CC0), similar to Helvetica and Arial: its 1 has no foot, unlike the 1 of matplotlib's."""
+
 TRAINING_TYPEFACES = (
+    AILERON,
     "DejaVuSans",
     "DejaVuSans-Bold",
     "DejaVuSans-Oblique",
@@ -37,10 +41,17 @@ LETTERS = tuple(letter for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnop
 _FONT_SIZE_PX = 44
 
 
-def draw_glyph(text: str, typeface: str) -> Gray:
-    """Draw one character in the centre of the canvas: uint8[64,64], light ink on dark."""
+def draw_glyph(text: str, typeface: str, bold_px: int = 0) -> Gray:
+    """Draw one character in the centre of the canvas: uint8[64,64], light ink on dark.
+
+    Args:
+        text: the character.
+        typeface: one of ``TRAINING_TYPEFACES`` or ``EVALUATION_TYPEFACES``.
+        bold_px: width that is added on each side of all strokes.
+    """
     image = Image.new("L", (CANVAS_SIZE, CANVAS_SIZE))
-    ImageDraw.Draw(image).text((CANVAS_SIZE / 2, CANVAS_SIZE / 2), text, 255, _font(typeface), anchor="mm")
+    centre = (CANVAS_SIZE / 2, CANVAS_SIZE / 2)
+    ImageDraw.Draw(image).text(centre, text, 255, _font(typeface), anchor="mm", stroke_width=bold_px)
     return np.asarray(image)
 
 
@@ -61,6 +72,10 @@ def symbols(typeface: str) -> tuple[str, ...]:
 
 @lru_cache
 def _font(typeface: str) -> ImageFont.FreeTypeFont:
+    if typeface == AILERON:
+        font = ImageFont.load_default(_FONT_SIZE_PX)
+        assert isinstance(font, ImageFont.FreeTypeFont)
+        return font
     return ImageFont.truetype(_path(typeface), _FONT_SIZE_PX)
 
 

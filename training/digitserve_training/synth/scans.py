@@ -1,7 +1,8 @@
 """Simulated scans and photos of digits: any size, any position, on unevenly lit, noisy paper.
 
 ``scan_and_frame`` passes each simulated scan through the service's own framing. ``fit.pool`` adds such images to the
-training set; ``evaluate`` measures on others. Does not import TensorFlow.
+training set; ``evaluate`` measures on others; ``pen_ink`` draws pen strokes on the same paper. Does not import
+TensorFlow.
 """
 
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ def simulate_scan(digit: Gray, parameters: ScanParameters, generator: np.random.
     """Simulate a scan of a digit: dark ink on light paper, unless the scan is a clean or a coarse one.
 
     Args:
-        digit: uint8[28,28], light ink on dark; without ink the paper stays empty.
+        digit: uint8[height,width], light ink on dark; without ink the paper stays empty.
         parameters: ranges of the scan's properties.
         generator: source of all random values.
 

@@ -115,23 +115,27 @@ def test_other_npz_is_rejected(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["large-1", "large-2"])
 def test_checkpoints_of_earlier_versions_load(name: str) -> None:
-    """The shipped teachers, saved before fields of the recipe were renamed, load with the built-in preset ``large``."""
+    """The shipped teachers, saved before fields of the recipe were renamed and pen digits were added, load.
+
+    They equal runs of the built-in preset ``large`` without pen strokes.
+    """
     state = checkpoint.load(TEACHERS / name)
 
     assert state.finished
-    assert state.settings.preset.recipe == PRESETS["large"].recipe
+    assert state.settings.strokes_sha256 is None
+    assert state.settings.recipe == settings.resolve(Options(preset="large"), LABELS, "abc").recipe
     assert state.settings.command.startswith("digitserve-train train --preset large --epochs 36 --seed ")
 
 
 def test_settings_of_earlier_versions_load() -> None:
-    """Settings that were stored without precision and teachers have the values that were fixed at that time."""
+    """Settings that were stored without precision, teachers and pen strokes have the values that were fixed then."""
     stored = STARTED.to_dict()
-    del stored["precision"], stored["teachers"]
+    del stored["precision"], stored["teachers"], stored["strokes_sha256"]
 
     restored = Settings.from_dict(json.loads(json.dumps(stored)), "checkpoint.npz")
 
     assert restored == STARTED
-    assert (restored.precision, restored.teachers) == ("float32", ())
+    assert (restored.precision, restored.teachers, restored.strokes_sha256) == ("float32", (), None)
 
 
 def test_new_run_has_the_presets_values() -> None:
@@ -168,6 +172,61 @@ def test_resuming_with_other_settings_is_rejected(options: Options, sha256: str,
     """Another preset, seed, number of epochs, learning rate, limit or data: the error names each difference."""
     with pytest.raises(RunError, match=message):
         settings.resolve_resumed(options, STARTED, sha256)
+
+
+WITH_STROKES = settings.resolve(Options(seed=5), LABELS, "abc", strokes_sha256="123")
+
+
+def test_a_run_keeps_its_pen_strokes(tmp_path: Path) -> None:
+    """The fingerprint of pen strokes is stored, and a run is resumed with pen strokes of the same fingerprint."""
+    checkpoint.save(tmp_path, replace(make(1), settings=WITH_STROKES))
+
+    stored = checkpoint.load(tmp_path).settings
+
+    assert stored == WITH_STROKES
+    assert settings.resolve_resumed(Options(preset=DEFAULT_PRESET), stored, "abc", "123") == stored
+
+
+@pytest.mark.parametrize(
+    ("stored", "strokes_sha256", "message"),
+    [
+        (WITH_STROKES, "456", "strokes_sha256 was 123, now 456"),
+        (
+            WITH_STROKES,
+            None,
+            r"started with pen strokes \(sha256 123\): resume it with --strokes or DIGITSERVE_STROKES",
+        ),
+        (STARTED, "123", "started without pen strokes: resume it without --strokes and DIGITSERVE_STROKES"),
+    ],
+)
+def test_resuming_with_other_pen_strokes_is_rejected(
+    stored: Settings, strokes_sha256: str | None, message: str
+) -> None:
+    """Other pen strokes, none, or pen strokes for a run without: the error says what the run was started with."""
+    with pytest.raises(RunError, match=message):
+        settings.resolve_resumed(Options(), stored, "abc", strokes_sha256)
+
+
+def test_pen_digits_need_pen_strokes() -> None:
+    """The recipe that is applied has pen digits only with pen strokes and on a dataset of digits."""
+    assert WITH_STROKES.recipe.pen == PRESETS[DEFAULT_PRESET].recipe.pen == 0.3
+    assert STARTED.recipe.pen == 0
+    assert replace(WITH_STROKES, dataset="kmnist").recipe.pen == 0
+
+
+def test_runs_without_pen_strokes_equal_runs_of_earlier_versions() -> None:
+    """A run whose preset had no pen digits yet has the built-in preset's name, and can be resumed with it."""
+    preset = PRESETS[DEFAULT_PRESET]
+    stored = replace(STARTED, preset=replace(preset, recipe=replace(preset.recipe, pen=0.0)))
+
+    assert " --preset compact --epochs" in stored.command
+    assert settings.resolve_resumed(Options(preset=DEFAULT_PRESET), stored, "abc") == stored
+
+
+def test_command_names_the_variable_of_pen_strokes() -> None:
+    """With pen strokes the command has the option with the environment variable, never a path; without, it has none."""
+    assert " --strokes $DIGITSERVE_STROKES" in WITH_STROKES.command
+    assert "strokes" not in STARTED.command
 
 
 def edited(**changes: float) -> Settings:

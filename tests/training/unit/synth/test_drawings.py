@@ -7,7 +7,7 @@ import pytest
 
 from digitserve.batching.prepare import prepare_gray
 from digitserve.types import Framing, Ink
-from digitserve_training.data.splits import Labelled
+from digitserve_training.data.splits import Labelled, Split
 from digitserve_training.fit.pool import NO_LABEL, Pool
 from digitserve_training.model.presets import PRESETS
 from digitserve_training.synth import glyphs, non_digits, scans, strokes
@@ -75,6 +75,18 @@ def test_seed_determines_the_images() -> None:
         assert not np.array_equal(draw(1), draw(2))
 
 
+def test_aileron_has_a_one_without_a_foot() -> None:
+    """The 1 of Aileron has no foot, unlike the 1 of DejaVu Sans. A bold digit has more ink than a regular one."""
+
+    def width_of_last_row(typeface: str) -> int:
+        image = glyphs.draw_glyph("1", typeface) > 127
+        return int(np.count_nonzero(image[np.flatnonzero(image.any(axis=1))[-1]]))
+
+    assert 2 * width_of_last_row(glyphs.AILERON) < width_of_last_row("DejaVuSans")
+    ink = [int(glyphs.draw_glyph("1", glyphs.AILERON, bold_px).sum()) for bold_px in (0, 1, 2)]
+    assert ink == sorted(set(ink))
+
+
 def test_training_and_evaluation_share_no_typefaces() -> None:
     """Training and evaluation use different typefaces, and no non-digit letter looks like a digit."""
     assert not set(glyphs.TRAINING_TYPEFACES) & set(glyphs.EVALUATION_TYPEFACES)
@@ -102,7 +114,7 @@ def test_synthetic_digits_are_single_shapes() -> None:
 def test_pool_without_extras_is_the_training_set() -> None:
     """Without scans and outliers, an epoch contains each training image once and nothing else."""
     training = digits(70)
-    pool = Pool(training, dataclasses.replace(CLASSIC, batch_size=32), seed=1)
+    pool = Pool(Split(training, training), dataclasses.replace(CLASSIC, batch_size=32), seed=1)
 
     taken = np.concatenate([*pool.batches(1)])
 
@@ -114,7 +126,7 @@ def test_pool_without_extras_is_the_training_set() -> None:
 def test_pool_takes_each_image_or_its_scan() -> None:
     """With scans and outliers, an epoch contains each training image or its scan once, and outliers in addition."""
     training = digits(96)
-    pool = Pool(training, REAL_INK, seed=1)
+    pool = Pool(Split(training, training), REAL_INK, seed=1)
 
     batches = [*pool.batches(1)]
     taken = np.concatenate(batches)
@@ -130,7 +142,8 @@ def test_pool_takes_each_image_or_its_scan() -> None:
 
 def test_pool_comes_from_seed_and_epoch() -> None:
     """Equal seeds give equal pools and equal batches in each epoch; different epochs give different batches."""
-    one, same, other = (Pool(digits(64), REAL_INK, seed) for seed in (1, 1, 2))
+    split = Split(digits(64), digits(64))
+    one, same, other = (Pool(split, REAL_INK, seed) for seed in (1, 1, 2))
 
     assert np.array_equal(one.images, same.images)
     assert not np.array_equal(one.images, other.images)
