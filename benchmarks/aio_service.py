@@ -48,6 +48,7 @@ from digitserve.protocol.codec import Answer, Encoder, Limits, Request, decode
 from digitserve.protocol.names import CLASSIFY, SERVICE
 from digitserve.protocol.status import Status
 from digitserve.settings import Settings
+from digitserve.types import native_framing
 
 MAX_BATCH_SIZE = Settings().batch_limit
 MAX_PENDING_IMAGES = Settings().max_pending_images
@@ -166,7 +167,11 @@ class Service:
         """Build the service on the running loop."""
         settings = Settings()
         self._limits = Limits(
-            str(bundle.manifest.version), settings.max_side, MAX_PENDING_IMAGES, settings.max_request_bytes
+            str(bundle.manifest.version),
+            settings.max_side,
+            MAX_PENDING_IMAGES,
+            settings.max_request_bytes,
+            native_framing(bundle.manifest.labels),
         )
         self._loop = asyncio.get_running_loop()
         self._clock = time.monotonic

@@ -1,5 +1,6 @@
 """Types shared by the client, the service and the training package. This module imports nothing else of the project."""
 
+from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -36,9 +37,23 @@ class Framing(Enum):
     AUTO = "auto"
 
 
-def default_framing(height: int, width: int) -> Framing:
-    """Return the framing of images in pixels of this size when a request states neither framing nor polarity."""
-    return Framing.AUTO if height == width == IMAGE_SIZE else Framing.MNIST
+def native_framing(labels: Sequence[str]) -> Framing:
+    """Return the default framing of 28x28 images for a model with these labels.
+
+    ``AUTO`` for digits. Images of other things need not look like MNIST's, so they are used as they are.
+    """
+    return Framing.AUTO if set(labels) <= set("0123456789") else Framing.AS_IS
+
+
+def default_framing(height: int, width: int, native: Framing) -> Framing:
+    """Return the framing of images of this size, in pixels, when a request states neither framing nor polarity.
+
+    Args:
+        height: of the images.
+        width: of the images.
+        native: of 28x28 images, from ``native_framing``.
+    """
+    return native if height == width == IMAGE_SIZE else Framing.MNIST
 
 
 def default_ink(framing: Framing) -> Ink:

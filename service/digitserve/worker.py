@@ -39,6 +39,7 @@ from digitserve.transport.classify import ClassifyHandler
 from digitserve.transport.classify_stream import ClassifyStreamHandler
 from digitserve.transport.grpcio.server import GrpcServer
 from digitserve.transport.model import ModelHandler
+from digitserve.types import native_framing
 
 IDLE_POLL_S = 0.1
 """Longest wait for an event: the delay until ``drain`` is noticed, and the interval of heartbeats while idle."""
@@ -98,6 +99,7 @@ class Worker:
             max_side=settings.max_side,
             max_images=settings.max_pending_images,
             max_request_bytes=settings.max_request_bytes,
+            native_framing=native_framing(bundle.manifest.labels),
         )
         self._batcher: Batcher[PendingRequest] = Batcher(
             max_batch_size=settings.batch_limit,

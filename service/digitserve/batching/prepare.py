@@ -149,14 +149,15 @@ def prepare_gray(gray: Gray, ink: Ink, framing: Framing) -> Prepared:
     return prepare([(GrayImages(gray.tobytes(), num_images, height, width, ink, framing), 0, num_images)])
 
 
-def prepare_image(pixels: NDArray[np.uint8]) -> Prepared:
+def prepare_image(pixels: NDArray[np.uint8], native: Framing) -> Prepared:
     """Prepare one image as the service prepares it for a request that states neither ink nor framing.
 
     Args:
         pixels: uint8[H,W,C] with C of 1, 3 or 4.
+        native: default framing of 28x28 images, see ``types.native_framing``.
     """
     height, width, channels = pixels.shape
-    framing = default_framing(height, width)
+    framing = default_framing(height, width, native)
     image = GrayImages(pixels.tobytes(), 1, height, width, default_ink(framing), framing, channels)
     return prepare([(image, 0, 1)])
 

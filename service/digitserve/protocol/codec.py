@@ -8,6 +8,7 @@ Called on the worker's one thread, a few times per request: what can be built on
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,9 +56,6 @@ _ONE_IMAGE = pb.ClassifyRequest(pixels=bytes(IMAGE_BYTES))
 _PREFIX = _ONE_IMAGE.SerializeToString()[:-IMAGE_BYTES]
 """The bytes before the pixels in a request that holds one image of the network's size and nothing else."""
 _STREAM_PREFIX = pb.ClassifyStreamRequest(request=_ONE_IMAGE).SerializeToString()[:-IMAGE_BYTES]
-_FIELDS_OF_ONE_IMAGE = (1, IMAGE_SIZE, IMAGE_SIZE, 1, Ink.AUTO, Framing.AUTO, 0, False)
-"""Fields of that ``Request`` after its pixels."""
-
 _CONTINUED = 0x80
 """Set in each byte of a varint that is not the last."""
 
@@ -74,12 +72,19 @@ class Limits:
         max_side: largest height or width, in pixels.
         max_images: most images per request.
         max_request_bytes: largest message.
+        native_framing: default framing of 28x28 images, see ``types.native_framing``.
     """
 
     model_version: str
     max_side: int
     max_images: int
     max_request_bytes: int
+    native_framing: Framing = Framing.AUTO
+
+    @cached_property
+    def fields_of_one_image(self) -> tuple[Any, ...]:
+        """Fields after the pixels of the ``Request`` for one 28x28 image without any other field."""
+        return (1, IMAGE_SIZE, IMAGE_SIZE, 1, default_ink(self.native_framing), self.native_framing, 0, False)
 
     def too_large_error(self) -> TooLarge:
         """Return the error for a message over the limit."""
@@ -177,12 +182,14 @@ def decode(body: bytes, limits: Limits) -> Request:
         InvalidRequest: the message states what was received, what is expected, and which image.
         NotServed: the request names another model version.
     """
-    return _decode_one_image(body, _PREFIX) or _check(parse(pb.ClassifyRequest, body), limits)
+    return _decode_one_image(body, _PREFIX, limits) or _check(parse(pb.ClassifyRequest, body), limits)
 
 
 def decode_stream_request(body: bytes, limits: Limits) -> Request:
     """Parse and check a ``ClassifyStreamRequest``; raises as ``decode`` does."""
-    return _decode_one_image(body, _STREAM_PREFIX) or _check(parse(pb.ClassifyStreamRequest, body).request, limits)
+    return _decode_one_image(body, _STREAM_PREFIX, limits) or _check(
+        parse(pb.ClassifyStreamRequest, body).request, limits
+    )
 
 
 def encode_stream_response(body: bytes) -> bytes:
@@ -209,11 +216,11 @@ def parse(kind: Any, body: bytes) -> Any:
         ) from None
 
 
-def _decode_one_image(body: bytes, prefix: bytes) -> Request | None:
+def _decode_one_image(body: bytes, prefix: bytes, limits: Limits) -> Request | None:
     """Recognise the most common request by one comparison: one image of the network's size, and no other field."""
     if len(body) != len(prefix) + IMAGE_BYTES or not body.startswith(prefix):
         return None
-    return Request(body[len(prefix) :], *_FIELDS_OF_ONE_IMAGE)
+    return Request(body[len(prefix) :], *limits.fields_of_one_image)
 
 
 def _varint(number: int) -> bytes:
@@ -236,7 +243,7 @@ def _check(message: pb.ClassifyRequest, limits: Limits) -> Request:
     channels = _CHANNELS[message.pixel_format]
     height, width = _sides(message, limits)
     num_images = _num_images(message, len(pixels), height * width * channels, limits)
-    framing = _framing(message, height, width)
+    framing = _framing(message, height, width, limits.native_framing)
     ink = _ink(message, framing)
     return Request(pixels, num_images, height, width, channels, ink, framing, message.top_k, message.explain)
 
@@ -285,14 +292,14 @@ def _num_images(message: pb.ClassifyRequest, num_bytes: int, image_bytes: int, l
     return num_images
 
 
-def _framing(message: pb.ClassifyRequest, height: int, width: int) -> Framing:
-    default = default_framing(height, width)
+def _framing(message: pb.ClassifyRequest, height: int, width: int, native: Framing) -> Framing:
+    default = default_framing(height, width, native)
     if message.framing == pb.FRAMING_UNSPECIFIED:
         # 28x28 images of stated polarity are used as they are.
         return Framing.AS_IS if default is Framing.AUTO and message.ink not in _UNDECIDED_INK else default
     if message.framing == pb.FRAMING_MNIST:
         return Framing.MNIST
-    if default is not Framing.AUTO:
+    if default is Framing.MNIST:
         raise InvalidRequest(
             f"framing: FRAMING_AS_IS needs images of {IMAGE_SIZE}x{IMAGE_SIZE}, got {height}x{width}; "
             "use FRAMING_MNIST, or leave the field unset"

@@ -231,9 +231,9 @@ def evaluate_runs(
             )
         texts = _evaluate_own_images(run_dirs, pictures, data_path, strokes_path, threads, **own_images)
     else:
-        for name, value in own_images.items():
-            if value:
-                raise click.UsageError(f"--{name.removesuffix('s')} needs --pictures")
+        for option_name, name in (("--set", "sets"), ("--address", "address"), ("--output", "output")):
+            if own_images[name]:
+                raise click.UsageError(f"{option_name} needs --pictures")
         if not run_dirs:
             raise click.UsageError("Missing argument 'RUN...'.")
         _use_threads(threads)

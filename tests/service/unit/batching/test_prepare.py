@@ -279,7 +279,7 @@ def test_an_image_alone_is_prepared_as_in_a_plain_request(shape: tuple[int, int,
     image = np.frombuffer(noise(height * width * channels), np.uint8).reshape(shape)
     pixel_format = next(key for key, number in FORMATS.items() if number == channels)
 
-    ours = prepare_image(image)
+    ours = prepare_image(image, Framing.AUTO)
 
     served = whole(request(pixels=image.tobytes(), height=height, width=width, pixel_format=pixel_format))
     assert all(np.array_equal(got, expected) for got, expected in zip(ours, served, strict=True))

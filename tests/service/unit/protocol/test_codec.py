@@ -1,5 +1,7 @@
 """Decoding of requests, with the message of each rejection, and encoding of responses."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from google.rpc import status_pb2
@@ -51,6 +53,15 @@ def test_a_default_image_is_decoded_byte_for_byte() -> None:
     """28x28 grey pixels with every option at its default are decoded unchanged; ``prepare`` decides on their framing."""
     body = pixels(IMAGE_BYTES)
     assert decode_fields(pixels=body) == Request(body, 1, 28, 28, 1, Ink.AUTO, Framing.AUTO, 0, False)
+
+
+def test_images_of_other_things_than_digits_are_used_as_they_are() -> None:
+    """A model whose labels are not digits gets 28x28 images unchanged; they need not look like MNIST's."""
+    clothes = replace(LIMITS, native_framing=native_framing(("shirt", "coat")))
+    for body in (pb.ClassifyRequest(pixels=pixels(784)), pb.ClassifyRequest(pixels=pixels(784), top_k=1)):
+        request = decode(body.SerializeToString(), clothes)
+        assert (request.ink, request.framing) == (Ink.LIGHT_ON_DARK, Framing.AS_IS)
+    assert native_framing(tuple("0123456789")) is Framing.AUTO
 
 
 def test_many_default_images_are_decoded_byte_for_byte() -> None:

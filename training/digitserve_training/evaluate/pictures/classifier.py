@@ -18,6 +18,7 @@ from digitserve.errors import BundleError, ImageFileError
 from digitserve.inference.bundle import read_bundle
 from digitserve.inference.session import Session
 from digitserve.protocol.names import Verdict
+from digitserve.types import native_framing
 from digitserve_training.errors import RunError
 from digitserve_training.evaluate import page
 from digitserve_training.fit import checkpoint
@@ -81,7 +82,7 @@ class LocalClassifier:
 
     def classify(self, pixels: Pixels) -> Answer:
         """Prepare the image as the service does, run the network and decide the verdict."""
-        prepared = prepare_image(pixels)
+        prepared = prepare_image(pixels, native_framing(self.labels))
         outputs = self._session.run(prepared.images)
         ood_score = float(outputs.ood_score[0])
         (verdict,) = decide_verdicts([ood_score], self._threshold, prepared)

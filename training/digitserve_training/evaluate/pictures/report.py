@@ -97,7 +97,7 @@ def _default_output(model: Path | str) -> Path:
 
 def _write(output: Path, folder: Path, evaluation: PictureEvaluation) -> Path:
     """Write page, figures and contact sheets, and return the path of the page."""
-    mistakes = [*thumbnails.read_mistakes(folder, evaluation.mistakes[:MAX_SHOWN])]
+    mistakes = [*thumbnails.read_mistakes(folder, evaluation.mistakes[:MAX_SHOWN], evaluation.labels)]
     files = {
         PAGE_NAME: gallery.render(evaluation, mistakes).encode(),
         FIGURES_NAME: (json.dumps(as_json(evaluation), indent=2) + "\n").encode(),

@@ -3,7 +3,7 @@
 ``report`` calls ``read_mistakes``; ``sheet`` and ``gallery`` show the result. Does not import TensorFlow.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from PIL import Image
 
 from digitserve.batching.prepare import prepare_image
 from digitserve.errors import ImageFileError
+from digitserve.types import native_framing
 from digitserve.vision.image_files import read_image_file
 from digitserve_training.evaluate.pictures.figures import Judged
 
@@ -43,14 +44,21 @@ class Mistake:
         return f"{self.judged.picture.label or 'no digit'} → {self.judged.answer.label or 'blank'}"
 
 
-def read_mistakes(folder: Path, mistakes: Iterable[Judged]) -> Iterator[Mistake]:
-    """Read the files of mistakes again; files that have disappeared since are left out."""
+def read_mistakes(folder: Path, mistakes: Iterable[Judged], labels: Sequence[str]) -> Iterator[Mistake]:
+    """Read the files of mistakes again; files that have disappeared since are left out.
+
+    Args:
+        folder: that holds the files.
+        mistakes: files with wrong answers.
+        labels: of the model, which decide how 28x28 images are framed.
+    """
+    native = native_framing(labels)
     for judged in mistakes:
         try:
             pixels = read_image_file(folder / judged.picture.file)
         except ImageFileError:
             continue
-        yield Mistake(judged, reduce(pixels), Image.fromarray(prepare_image(pixels).images[0, ..., 0]))
+        yield Mistake(judged, reduce(pixels), Image.fromarray(prepare_image(pixels, native).images[0, ..., 0]))
 
 
 def reduce(pixels: NDArray[np.uint8]) -> Image.Image:
