@@ -11,6 +11,7 @@ from digitserve.batching.prepare import Images, Prepared
 from digitserve.protocol.codec import Preparation, Removed
 from digitserve.protocol.names import Artefact
 from digitserve.types import Framing, Gray, Ink
+from digitserve.vision.channel import select_channel
 from digitserve.vision.framing import frame_colors
 from digitserve.vision.gray import to_gray
 
@@ -38,9 +39,11 @@ def _explain(pixels: Gray, inputs: Gray, images: Images) -> Preparation:
         unchanged = (gray == inputs).all()
         return Preparation(inputs.tobytes(), Framing.AS_IS, Ink.LIGHT_ON_DARK if unchanged else Ink.DARK_ON_LIGHT)
     framed = frame_colors(pixels, images.ink)
-    # An image that looks like MNIST's is kept, or only gets more contrast.
-    if images.framing is Framing.AUTO and not (framed.pixels == inputs).all():
-        return Preparation(inputs.tobytes(), Framing.AS_IS, Ink.LIGHT_ON_DARK)
+    if images.framing is Framing.AUTO:
+        kept = (select_channel(pixels, images.ink)[0] == inputs).all()
+        # What is neither kept nor framed only got more contrast.
+        if kept or not (framed.pixels == inputs).all():
+            return Preparation(inputs.tobytes(), Framing.AS_IS, Ink.LIGHT_ON_DARK)
     if framed.box is None:
         return Preparation(inputs.tobytes(), Framing.MNIST, None)
     removed = tuple(Removed(Artefact[artefact.name]) for artefact in framed.removed)

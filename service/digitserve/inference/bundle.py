@@ -144,7 +144,11 @@ def find_bundle(models: Path, name: str, version: int | None = None) -> Path:
     """
     available = list_versions(models, name)
     if not available:
-        raise BundleError("files", f"no version of model '{name}' in {models}; expected {models / name}/<integer>/")
+        raise BundleError(
+            "files",
+            f"no version of model '{name}' in {models}; expected {models / name}/<integer>/ "
+            "(--models names the folder of all models, --model one of them)",
+        )
     wanted = available[-1] if version is None else version
     if wanted not in available:
         raise BundleError(

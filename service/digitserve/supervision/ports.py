@@ -6,6 +6,7 @@
     listen  ──▶ listening, used by the supervisor's HTTP server
 """
 
+import errno
 import socket
 
 from digitserve.errors import SettingsError
@@ -55,10 +56,7 @@ def _bind(host: str, port: int, flag: str, *, reuse_port: bool) -> socket.socket
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
-        raise SettingsError(
-            f"--host: got '{host}', which is not an address of this machine ({error.strerror}); "
-            "expected one such as 127.0.0.1, ::1, or 0.0.0.0"
-        ) from None
+        raise _unknown_host(host, error) from None
     bound = socket.socket(family, kind, protocol)
     # With SO_REUSEADDR, closed connections of a service that has just ended do not block the port. A reserved socket must
     # not have it: two sockets that both have it and do not listen can share the port.
@@ -67,6 +65,15 @@ def _bind(host: str, port: int, flag: str, *, reuse_port: bool) -> socket.socket
         bound.bind(address)
     except OSError as error:
         bound.close()
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise _unknown_host(host, error) from None
         raise SettingsError(f"cannot use port {port} on {host}: {error.strerror}; "
                             f"stop the process that uses it, or choose another port with {flag}") from None  # fmt: skip
     return bound
+
+
+def _unknown_host(host: str, error: OSError) -> SettingsError:
+    return SettingsError(
+        f"--host: got '{host}', which is not an address of this machine ({error.strerror}); "
+        "expected one such as 127.0.0.1, ::1, or 0.0.0.0"
+    )

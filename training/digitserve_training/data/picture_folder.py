@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from digitserve.batching.prepare import prepare_image
 from digitserve.errors import ImageFileError
-from digitserve.types import IMAGE_SIZE, Gray, Ink
-from digitserve.vision.framing import frame
-from digitserve.vision.gray import to_gray
+from digitserve.types import Framing, Gray, native_framing
 from digitserve.vision.image_files import read_image_file
 from digitserve_training.errors import DataError
 
@@ -58,14 +57,16 @@ def read(folder: Path, part: str) -> tuple[Gray, NDArray[np.int64], tuple[str, .
         )
     classes = [_paths(folder / part / name) if is_split else _select_part(folder / name, part) for name in names]
     labels = np.repeat(np.arange(len(names), dtype=np.int64), [len(paths) for paths in classes])
-    return np.stack([read_picture(path) for paths in classes for path in paths]), labels, names
+    native = native_framing(names)
+    return np.stack([read_picture(path, native) for paths in classes for path in paths]), labels, names
 
 
-def read_picture(path: Path) -> Gray:
-    """Read one image file as the network would receive it.
+def read_picture(path: Path, native: Framing) -> Gray:
+    """Read one image file as the network would receive it from the service.
 
-    A greyscale image of 28x28 is used unchanged. Any other image is converted to grey, with transparent pixels as white,
-    and framed; the ink may be darker or lighter than the background.
+    Args:
+        path: of the file.
+        native: framing of images of 28x28 pixels, see ``types.native_framing``.
 
     Returns:
         uint8[28,28], light ink on dark.
@@ -77,14 +78,11 @@ def read_picture(path: Path) -> Gray:
         pixels = read_image_file(path)
     except ImageFileError as error:
         raise DataError(f"{error}; put only image files into the folder of a class") from None
-    height, width, channels = pixels.shape
-    gray: Gray = to_gray(pixels.tobytes(), 1, height, width, channels)[0]
-    if (height, width, channels) == (IMAGE_SIZE, IMAGE_SIZE, 1):
-        return gray
-    framed = frame(gray, Ink.AUTO)
-    if framed.blank:
+    prepared = prepare_image(pixels, native)
+    if prepared.blank[0]:
         raise DataError(f"{path} shows no ink; expected one shape on an even background: remove it from the folder")
-    return framed.pixels
+    image: Gray = prepared.images[0, ..., 0]
+    return image
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:

@@ -8,6 +8,8 @@ from digitserve.batching.explain import explain
 from digitserve.batching.prepare import GrayImages, prepare
 from digitserve.protocol.codec import Preparation
 from digitserve.types import Framing, Ink
+from digitserve.vision.framing import frame
+from support.framing_cases import THREE, draw_strokes
 
 
 def drawn(side: int) -> NDArray[np.uint8]:
@@ -99,3 +101,11 @@ def test_colours_are_explained_as_grey() -> None:
     (preparation,) = explain(ours, 0, 1, prepare([(ours, 0, 1)]), 0)
 
     assert preparation == (drawn(28).tobytes(), Framing.AS_IS, Ink.DARK_ON_LIGHT, None, ())
+
+
+def test_an_image_that_is_kept_is_not_called_framed() -> None:
+    """An image that framing would not change either is reported as it was treated: kept as it is."""
+    digit = frame(draw_strokes(64, THREE), Ink.LIGHT_ON_DARK).pixels
+    assert np.array_equal(frame(digit, Ink.AUTO).pixels, digit)
+    (preparation,) = explained(digit[None], Ink.AUTO, Framing.AUTO)
+    assert (preparation.framing, preparation.pixels) == (Framing.AS_IS, digit.tobytes())

@@ -23,7 +23,7 @@ from digitserve.protocol.codec import (
     encode_stream_response,
 )  # fmt: skip
 from digitserve.protocol.names import Artefact, Verdict
-from digitserve.types import Box, Framing, Ink
+from digitserve.types import Box, Framing, Ink, native_framing
 from digitserve.v1 import digits_pb2 as pb
 from support.memory import allocated_bytes
 

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from digitserve.types import Framing
 from digitserve_training.data import datasets, idx, splits
 from digitserve_training.data.picture_folder import read_picture
 from digitserve_training.errors import DataError
@@ -290,4 +291,4 @@ def test_damaged_image_files_raise_only_data_error(tmp_path_factory: pytest.Temp
     path = tmp_path_factory.getbasetemp() / "damaged-image"
     path.write_bytes(content)
     with contextlib.suppress(DataError):
-        assert (read_picture(path).shape, read_picture(path).dtype) == ((28, 28), np.uint8)
+        assert (read_picture(path, Framing.AUTO).shape, read_picture(path, Framing.AUTO).dtype) == ((28, 28), np.uint8)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from digitserve.types import Ink
+from digitserve.types import Framing, Ink, native_framing
 from digitserve.vision.framing import frame
 from digitserve_training.data import splits
 from digitserve_training.data.picture_folder import read_picture
@@ -176,12 +176,12 @@ def test_images_are_framed_as_in_the_service(tmp_path: Path) -> None:
 
     for name, image in images.items():
         image.save(tmp_path / name, **({"lossless": True} if name.endswith("webp") else {}))
-        assert np.array_equal(read_picture(tmp_path / name), expected), name
+        assert np.array_equal(read_picture(tmp_path / name, Framing.AS_IS), expected), name
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "I;16"])
 def test_grey_images_of_the_network_size_are_unchanged(tmp_path: Path, mode: str) -> None:
-    """A grey 28x28 image is used unchanged, wherever its ink is; a colour image of that size is framed."""
+    """For labels that are not digits, a 28x28 image is used unchanged, wherever its ink is; for digits it is framed."""
     image = np.zeros((28, 28), np.uint8)
     image[1:9, 2:5] = 255
     path = tmp_path / "image.png"
@@ -189,9 +189,10 @@ def test_grey_images_of_the_network_size_are_unchanged(tmp_path: Path, mode: str
     stored.save(path)
 
     assert stored.mode == mode
-    assert np.array_equal(read_picture(path), image)
+    assert np.array_equal(read_picture(path, Framing.AS_IS), image)
     Image.fromarray(image).convert("RGB").save(path)
-    assert np.array_equal(read_picture(path), frame(image, Ink.LIGHT_ON_DARK).pixels)
+    assert np.array_equal(read_picture(path, Framing.AS_IS), image)
+    assert np.array_equal(read_picture(path, Framing.AUTO), frame(image, Ink.LIGHT_ON_DARK).pixels)
 
 
 def test_too_large_images_are_not_decoded(tmp_path: Path) -> None:
@@ -201,4 +202,16 @@ def test_too_large_images_are_not_decoded(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:60])
 
     with pytest.raises(DataError, match="4096x4097 pixels; expected at most 16777216 in all"):
-        read_picture(path)
+        read_picture(path, Framing.AS_IS)
+
+
+def test_digits_are_read_as_the_service_reads_them(tmp_path: Path) -> None:
+    """A 28x28 digit that does not look like MNIST's, such as a dark one on white, is framed; other things are unchanged."""
+    image = np.full((28, 28), 255, np.uint8)
+    image[4:24, 12:16] = 0
+    path = tmp_path / "one.png"
+    Image.fromarray(image).save(path)
+
+    framed = read_picture(path, native_framing(("1", "2")))
+    assert (framed[0, 0], framed.max()) == (0, 255)
+    assert np.array_equal(read_picture(path, native_framing(("shirt", "coat"))), image)
