@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from digitserve.batching.prepare import prepare_image
 from digitserve.errors import ImageFileError
-from digitserve.types import Framing, Gray, native_framing
+from digitserve.types import Framing, Gray, default_framing, native_framing
 from digitserve.vision.image_files import read_image_file
 from digitserve_training.errors import DataError
 
@@ -79,7 +79,7 @@ def read_picture(path: Path, native: Framing) -> Gray:
     except ImageFileError as error:
         raise DataError(f"{error}; put only image files into the folder of a class") from None
     prepared = prepare_image(pixels, native)
-    if prepared.blank[0]:
+    if prepared.blank[0] and default_framing(*pixels.shape[:2], native) is Framing.MNIST:
         raise DataError(f"{path} shows no ink; expected one shape on an even background: remove it from the folder")
     image: Gray = prepared.images[0, ..., 0]
     return image
