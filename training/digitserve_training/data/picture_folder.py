@@ -79,7 +79,8 @@ def read_picture(path: Path, native: Framing) -> Gray:
     except ImageFileError as error:
         raise DataError(f"{error}; put only image files into the folder of a class") from None
     prepared = prepare_image(pixels, native)
-    if prepared.blank[0] and default_framing(*pixels.shape[:2], native) is Framing.MNIST:
+    height, width = pixels.shape[:2]
+    if prepared.blank[0] and default_framing(height, width, native) is Framing.MNIST:
         raise DataError(f"{path} shows no ink; expected one shape on an even background: remove it from the folder")
     image: Gray = prepared.images[0, ..., 0]
     return image
