@@ -1,6 +1,8 @@
 """Log lines on standard error: text on a terminal, JSON elsewhere. Each process calls ``configure`` once at its start."""
 
+import atexit
 import contextlib
+import os
 import sys
 from typing import TextIO, cast
 
@@ -50,3 +52,14 @@ def configure(log_format: str, **context: object) -> None:
     )
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(**context)
+    atexit.unregister(_discard_unwritten_lines)
+    atexit.register(_discard_unwritten_lines)
+
+
+def _discard_unwritten_lines() -> None:
+    """Drop log lines that cannot be written: Python would try again as it exits, and exit with code 120."""
+    try:
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())

@@ -188,7 +188,8 @@ def test_a_log_that_cannot_be_written_does_not_end_the_service(models: Path, tmp
     """
     reader, writer = os.pipe()
     log = Path(f"/proc/self/fd/{writer}")
-    with run_service(models, log, "--workers", "1", "--lame-duck-s", "0") as service:
+    # Buffered, as Python's standard error is by default: lines that cannot be written are still there at the exit.
+    with run_service(models, log, "--workers", "1", "--lame-duck-s", "0", PYTHONUNBUFFERED="") as service:
         os.close(writer)
         os.close(reader)
         (killed,) = service.workers()
