@@ -222,12 +222,17 @@ def test_replaced_workers_leave_no_process_and_no_descriptor(script: Script) -> 
     assert (open_descriptors(), child_processes()) == (descriptors, processes)
 
 
-def serve(models: Path, **changes: Any) -> tuple[int, str, list[Any]]:
+def serve(models: Path, on_banner: Callable[[], object] = lambda: None, **changes: Any) -> tuple[int, str, list[Any]]:
     """Run the whole service in this process; return exit code, banner and log."""
     banners: list[str] = []
+
+    def print_banner(text: str) -> None:
+        banners.append(text)
+        on_banner()
+
     settings = Settings(**{"models": models, "grpc_port": 0, "http_port": 0, "workers": 2, **changes})
     with capture_logs() as lines:
-        code = supervisor.serve(settings, banners.append)
+        code = supervisor.serve(settings, print_banner)
     return code, "".join(banners), lines
 
 
@@ -243,18 +248,18 @@ def test_nonsense_from_a_worker_ends_the_service_with_an_error(models: Path, scr
 
 def test_nonsense_after_the_start_drains_the_other_workers(models: Path, script: Script, tmp_path: Path) -> None:
     """A slot that fails later ends the service with exit code 1; the other workers drain first."""
-    drained = tmp_path / "drained"
+    drained, started = tmp_path / "drained", tmp_path / "started"
     script(f"""
 ready()
 if number == 1:
-    while not starts.read_text() == "xx":
+    while not Path({str(started)!r}).exists():
         time.sleep(0.01)
     channel.send("nonsense")
 wait_for_drain()
 if number == 2:
     Path({str(drained)!r}).touch()
 """)
-    code, _, lines = serve(models)
+    code, _, lines = serve(models, started.touch)
     assert code == 1
     assert drained.exists()
     assert "draining" in [line["event"] for line in lines]
