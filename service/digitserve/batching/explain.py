@@ -12,7 +12,7 @@ from digitserve.protocol.codec import Preparation, Removed
 from digitserve.protocol.names import Artefact
 from digitserve.types import Framing, Gray, Ink
 from digitserve.vision.channel import select_channel
-from digitserve.vision.framing import frame_colors
+from digitserve.vision.framing import frame
 from digitserve.vision.gray import to_gray
 
 
@@ -38,12 +38,14 @@ def _explain(pixels: Gray, inputs: Gray, images: Images) -> Preparation:
         gray = to_gray(pixels.tobytes(), 1, images.height, images.width, images.channels)[0]
         unchanged = (gray == inputs).all()
         return Preparation(inputs.tobytes(), Framing.AS_IS, Ink.LIGHT_ON_DARK if unchanged else Ink.DARK_ON_LIGHT)
-    framed = frame_colors(pixels, images.ink)
-    if images.framing is Framing.AUTO:
-        kept = (select_channel(pixels, images.ink)[0] == inputs).all()
-        # What is neither kept nor framed only got more contrast.
-        if kept or not (framed.pixels == inputs).all():
-            return Preparation(inputs.tobytes(), Framing.AS_IS, Ink.LIGHT_ON_DARK)
+    gray, ink = select_channel(pixels, images.ink)
+    kept = Preparation(inputs.tobytes(), Framing.AS_IS, Ink.LIGHT_ON_DARK)
+    if images.framing is Framing.AUTO and (gray == inputs).all():
+        return kept
+    framed = frame(gray, ink)
+    # What is neither unchanged nor framed only got more contrast.
+    if images.framing is Framing.AUTO and not (framed.pixels == inputs).all():
+        return kept
     if framed.box is None:
         return Preparation(inputs.tobytes(), Framing.MNIST, None)
     removed = tuple(Removed(Artefact[artefact.name]) for artefact in framed.removed)
