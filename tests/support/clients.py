@@ -1,15 +1,34 @@
 """Using both clients of the client library in one test."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from digitserve.client import AsyncClient, Client, Prediction
+from digitserve.protocol.names import SERVICE
 from support.bundles import echo_image
+from support.serving import PATIENCE_S
+
+
+@contextmanager
+def serve_handlers(handlers: Mapping[str, Any], num_threads: int) -> Iterator[str]:
+    """Serve methods of ``DigitService`` with handlers of a test, and yield the address."""
+    with ThreadPoolExecutor(num_threads) as pool:
+        server = grpc.server(pool)
+        server.add_registered_method_handlers(SERVICE, dict(handlers))
+        address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        server.start()
+        try:
+            yield address
+        finally:
+            server.stop(0).wait(PATIENCE_S)
 
 
 def images_of(first: int, num_images: int) -> NDArray[np.uint8]:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from grpc_status import rpc_status
 from digitserve.client import AsyncClient, Client, RequestRejected
 from digitserve.v1 import digits_pb2 as pb
 from support.bundles import echo_image, write_echo_bundle
-from support.clients import KINDS, classify, images_of, scores
+from support.clients import KINDS, classify, images_of, scores, serve_handlers
 from support.serving import PATIENCE_S, run_worker
 
 
@@ -61,15 +60,8 @@ class BusyServer:
                 self.model, pb.GetModelRequest.FromString, pb.GetModelResponse.SerializeToString
             ),
         }
-        with ThreadPoolExecutor(1) as pool:
-            server = grpc.server(pool)
-            server.add_registered_method_handlers("digitserve.v1.DigitService", handlers)
-            address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-            server.start()
-            try:
-                yield address
-            finally:
-                server.stop(0).wait(PATIENCE_S)
+        with serve_handlers(handlers, num_threads=1) as address:
+            yield address
 
 
 @KINDS

@@ -27,6 +27,7 @@ from digitserve.client import (
 )
 from digitserve.v1 import digits_pb2 as pb
 from support.bundles import echo_image
+from support.clients import serve_handlers
 from support.serving import PATIENCE_S, RunningWorker, run_worker, wait_until
 
 KINDS = pytest.mark.parametrize("kind", ["sync", "async"])
@@ -261,15 +262,8 @@ def silent_service() -> Iterator[str]:
         "ClassifyStream": grpc.stream_stream_rpc_method_handler(silent),
         "GetModel": grpc.unary_unary_rpc_method_handler(model),
     }
-    with ThreadPoolExecutor(4) as pool:
-        server = grpc.server(pool)
-        server.add_registered_method_handlers("digitserve.v1.DigitService", handlers)
-        address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-        server.start()
-        try:
-            yield address
-        finally:
-            server.stop(0).wait(PATIENCE_S)
+    with serve_handlers(handlers, num_threads=4) as address:
+        yield address
 
 
 @KINDS
