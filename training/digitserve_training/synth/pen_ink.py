@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from digitserve.types import IMAGE_SIZE, Gray, Ink
 from digitserve.vision.framing import frame
-from digitserve_training.synth.scans import ScanParameters, simulate_scan
+from digitserve_training.synth.scans import ScanParameters, crop, simulate_scan
 
 PenStroke = NDArray[np.float32]
 """Pen positions float32[P,2], P at least 1; x to the right, y down, in any unit."""
@@ -29,10 +29,18 @@ PEN_WIDTHS = (0.02, 0.2)
 
 PLAIN_PEN_WIDTH = 0.08
 
-BITMAP_SHARE = 0.2
+BITMAP_SHARE = 0.25
 """Share of images that are small bitmaps of two levels, as from paint programs and old scanners."""
 
 BITMAP_SIDES_PX = (10, 40)
+
+SQUARE_SHARE = 0.4
+"""Share of bitmaps whose ink is stretched to a whole square of 12 to 24 pixels, as in data sets of old scanners."""
+
+SQUARE_SIDES_PX = (12, 24)
+
+MAX_STRETCH = 3
+"""Narrow ink, such as an upright 1, is stretched no more than this."""
 
 SCAN_SHARE = 0.45
 """Share of images that are simulated scans; the others show the ink on black."""
@@ -129,12 +137,21 @@ def _draw_stroke(
 
 def _bitmap(ink: Gray, generator: np.random.Generator) -> Gray:
     """Reduce ink to two levels and 10 to 40 pixels, at a random aspect ratio, often cropped to the ink."""
+    if generator.random() < SQUARE_SHARE:
+        ink, side = crop(ink), int(generator.integers(*SQUARE_SIDES_PX, endpoint=True))
+        height, width = (min(side, round(MAX_STRETCH * side * length / max(ink.shape))) for length in ink.shape)
+        return _two_levels(ink, (width, height), generator)
     side = int(np.exp(generator.uniform(*np.log(BITMAP_SIDES_PX))))
     scale = side / max(ink.shape)
     stretch = np.exp(generator.uniform(-0.3, 0.6))
     width = min(side, max(3, round(ink.shape[1] * scale * stretch)))
-    small = np.asarray(Image.fromarray(ink).resize((width, max(3, round(ink.shape[0] * scale))), Image.Resampling.BOX))
-    level = generator.uniform(40, 140)
-    # Thin ink may be below any level after the reduction.
-    bitmap: Gray = ((small > min(level, 0.6 * small.max())) * 255).astype(np.uint8)
+    bitmap = _two_levels(ink, (width, max(3, round(ink.shape[0] * scale))), generator)
     return np.pad(bitmap, int(generator.integers(0, 5))) if generator.random() < 0.7 else bitmap
+
+
+def _two_levels(ink: Gray, size: tuple[int, int], generator: np.random.Generator) -> Gray:
+    """Reduce ink to ``size`` (width, height) and to the values 0 and 255."""
+    small = np.asarray(Image.fromarray(ink).resize(size, Image.Resampling.BOX))
+    # Thin ink may be below any level after the reduction.
+    bitmap: Gray = ((small > min(generator.uniform(40, 140), 0.4 * small.max())) * 255).astype(np.uint8)
+    return bitmap

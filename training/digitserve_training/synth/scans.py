@@ -68,10 +68,10 @@ def simulate_scan(digit: Gray, parameters: ScanParameters, generator: np.random.
         uint8[height,width].
     """
     if generator.random() < parameters.coarse_share:
-        return _coarse_scan(_crop(digit), generator)
+        return _coarse_scan(crop(digit), generator)
     side = float(np.exp(generator.uniform(np.log(parameters.min_side_px), np.log(parameters.max_side_px + 1))))
     height, width = (int(side * factor) for factor in _aspect_factors(generator))
-    ink = _place(_crop(digit), height, width, generator)
+    ink = _place(crop(digit), height, width, generator)
     if generator.random() < parameters.clean_share:
         return (ink * 255).round().astype(np.uint8)
     brightness = generator.uniform(190, 255)
@@ -108,7 +108,7 @@ def _aspect_factors(generator: np.random.Generator) -> tuple[float, float]:
     return (1.0, longer) if generator.random() < 0.5 else (longer, 1.0)
 
 
-def _crop(digit: Gray) -> Gray:
+def crop(digit: Gray) -> Gray:
     """Crop to the bounding box of the ink."""
     rows, columns = np.flatnonzero(digit.any(axis=1)), np.flatnonzero(digit.any(axis=0))
     if len(rows) == 0:
