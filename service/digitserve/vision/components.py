@@ -10,7 +10,9 @@ is a dozen operations on the whole image.
 """
 
 import math
+from collections.abc import Iterator
 from functools import lru_cache
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -197,13 +199,22 @@ def _shears(height: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
 
 def find_components(mask: NDArray[np.bool_]) -> list[Component]:
     """Split a mask into its 8-connected components, largest area first."""
-    rest, stride = _pack(mask), _stride(mask)
-    components = []
+    stride = _stride(mask)
+    components = [_measure(bits, stride) for bits in _split(_pack(mask), stride)]
+    return sorted(components, key=lambda component: -component.area)
+
+
+def count_components(mask: NDArray[np.bool_], at_most: int) -> int:
+    """Count the 8-connected components of a mask, but no further than to ``at_most``, because each costs time."""
+    return sum(1 for _ in islice(_split(_pack(mask), _stride(mask)), at_most))
+
+
+def _split(rest: int, stride: int) -> Iterator[int]:
+    """Yield the components of a packed mask, packed."""
     while rest:
         bits = _flood_fill(rest & -rest, rest, stride)
-        components.append(_measure(bits, stride))
+        yield bits
         rest &= ~bits
-    return sorted(components, key=lambda component: -component.area)
 
 
 def _is_separate_shape(other: Component, largest: Component) -> bool:

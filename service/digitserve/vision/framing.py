@@ -64,6 +64,9 @@ MAX_LOOKS = 3
 MIN_PART_SIDE = 12
 """Shortest side of such a part, in pixels."""
 
+MIN_CLEANED_SIDE = 20
+"""Longest side, in pixels, of an image from which something at the border is cut off. A smaller one is cropped to its digit."""
+
 MIN_SHADED_SIDE = 40
 """Shortest side, in pixels, of an image in which the hard edge of a shadow is looked for."""
 
@@ -215,7 +218,7 @@ def _frame_ink(view: _View, image: FloatImage, found: InkStrength, ink: Ink, bor
         if framed is not None:
             return framed
     spans_image = False
-    if segmentation.box.touches(mask.shape):
+    if segmentation.box.touches(mask.shape) and max(mask.shape) >= MIN_CLEANED_SIDE:
         cleaned = clean(mask, segmentation)
         spans_image = cleaned.spans_image
         if cleaned.mask is not mask:

@@ -1,15 +1,19 @@
 """Polarity of an image: whether its strokes are lighter or darker than their background.
 
 ``framing`` calls it for requests with ``Ink.AUTO``, on the worker's thread. A border that is clearly light or dark decides
-alone. Otherwise a background is fitted for either polarity, and the residuals are weighed together with the border.
+alone. Otherwise a background is fitted for either polarity, and the residuals are weighed together with the border. Where
+the background is flat, in a tight crop or a small bitmap, the number of separate parts is weighed instead: ink is mostly in
+one piece, and cuts the background into several.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 
 from digitserve.types import FloatImage, Gray, Ink
 from digitserve.vision.background import residuals
+from digitserve.vision.components import MAX_SIDE, count_components
 from digitserve.vision.gray import gray_range
 from digitserve.vision.resample import reduce_by_block_means, sum_weights
 
@@ -27,6 +31,17 @@ CLEAR_SHARE = 0.75
 
 MAJORITY = 0.5
 """The same where all four sides are: a frame. A digit that leaves all sides free covers less than that."""
+
+MEAN_WEIGHT, PARTS_WEIGHT = 0.47, 0.30
+"""Weights of the mean lightness and of the logarithm of the ratio of dark to light parts, against the border's lightness.
+
+Those of a logistic regression without a constant on MNIST's digits and pen strokes: cropped to the ink, with thin and thick
+pens, as grey levels and as bitmaps, also stretched to a square. Of 6 348 such images without a clear border 76 are wrong;
+with the border alone 125.
+"""
+
+MAX_PARTS = 16
+"""Most parts that are counted; so many are noise or texture."""
 
 MIN_SIDE_WITH_INTERIOR = 3
 """Shortest side, in pixels, of an image that has pixels inside its outermost ring."""
@@ -93,6 +108,11 @@ def find_reduced_ink(image: FloatImage, low: float, high: float, border: Border)
             # Weight 2: 399 of 400 digits on vignetted paper are right; with weight 1 only 377.
             lightness += 2 * excess
             return (Ink.DARK_ON_LIGHT, sides.dark) if lightness > 0 else (Ink.LIGHT_ON_DARK, sides.light)
+        light = image[:: -(-image.shape[0] // MAX_SIDE), :: -(-image.shape[1] // MAX_SIDE)] > (low + high) / 2
+        num_light, num_dark = count_components(light, MAX_PARTS), count_components(~light, MAX_PARTS)
+        # One side of the step between grey levels may be missing where pixels were left out.
+        ratio = math.log(max(1, num_dark) / max(1, num_light))
+        lightness += MEAN_WEIGHT * border.mean - PARTS_WEIGHT * ratio
     return (Ink.DARK_ON_LIGHT if lightness > 0 else Ink.LIGHT_ON_DARK), None
 
 

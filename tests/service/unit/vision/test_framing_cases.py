@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from digitserve.types import Gray, Ink
+from digitserve.vision.batch_checks import Treatment, decide
 from digitserve.vision.framing import BLANK, Framed, Removed, frame, frame_colors
-from support.framing_cases import CASES, THREE, bands, draw_strokes, framed, gray, page_edge, plot, sheet
+from digitserve.vision.polarity import find_ink
+from support.framing_cases import CASES, SEVEN, THREE, bands, draw_strokes, framed, gray, page_edge, plot, sheet
 
 REFERENCE = frame(gray(sheet())[..., 0], Ink.AUTO)
 
@@ -39,6 +42,16 @@ def test_a_frame_at_the_edge_is_left_out(side: int, thickness: int) -> None:
         assert seen.ink is Ink.DARK_ON_LIGHT
 
 
+@pytest.mark.parametrize("size", [34, 44, 70])
+@pytest.mark.parametrize("band", [slice(0, 18), slice(14, 20), slice(180, 186)], ids=["edge", "left", "right"])
+def test_a_small_digit_beside_a_band_is_read_alone(band: slice, size: int) -> None:
+    """A digit of an eighth of the image's side is read without the page edge or the band that it stands beside."""
+    image = sheet(210, 210, size, stroke=0.12)
+    image[:, band] = 40
+    seen = frame(gray(image)[..., 0], Ink.AUTO)
+    assert difference(seen.pixels, frame(gray(sheet(stroke=0.12))[..., 0], Ink.AUTO).pixels) < 12
+
+
 @pytest.mark.parametrize("image", bands())
 def test_a_band_from_border_to_border_spans_the_image(image: Gray) -> None:
     """A straight band that is all there is gets a label, but it is reported as no digit."""
@@ -57,6 +70,51 @@ def test_a_stroke_in_a_tight_crop_does_not_span_the_image() -> None:
             whole = frame((255 * np.pad(ink, 10)).astype(np.uint8), Ink.AUTO)
             assert not seen.spans_image
             assert difference(seen.pixels, whole.pixels) < 4
+
+
+TWO = ((0.25, 0.15), (0.08, 0.4), (0.12, 0.7), (0.35, 0.75), (0.9, 0.1), (0.9, 0.9))
+FOUR = ((0.1, 0.7), (0.6, 0.1), (0.6, 0.9), (0.6, 0.62), (0.4, 0.62), (0.95, 0.6))
+FIVE = ((0.1, 0.85), (0.1, 0.2), (0.45, 0.2), (0.42, 0.75), (0.7, 0.8), (0.9, 0.55), (0.9, 0.1))
+NINE = ((0.3, 0.85), (0.08, 0.5), (0.3, 0.15), (0.5, 0.45), (0.3, 0.85), (0.95, 0.75))
+ONE = ((0.45, 0.15), (0.08, 0.6), (0.95, 0.55))
+
+
+@pytest.mark.parametrize("width", [0.1, 0.16, 0.22])
+@pytest.mark.parametrize("side", [12, 16, 19, 24])
+@pytest.mark.parametrize("corners", [ONE, TWO, THREE, FOUR, FIVE, SEVEN, NINE])
+def test_the_polarity_of_a_bitmap_stretched_to_a_square_is_found(
+    corners: tuple[tuple[float, float], ...], side: int, width: float
+) -> None:
+    """Ink that reaches all four sides of a small bitmap, as old scanners stored digits, is told from its background."""
+    ink = draw_strokes(120, corners, width) > 0.5
+    rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
+    tight = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.float32)
+    squeezed = Image.fromarray(tight).resize((side, side), Image.Resampling.BOX)
+    bitmap = np.where(np.asarray(squeezed) > 0.4, 255, 0).astype(np.uint8)
+
+    light, dark = frame(bitmap, Ink.AUTO), frame(255 - bitmap, Ink.AUTO)
+
+    assert (light.ink, dark.ink) == (Ink.LIGHT_ON_DARK, Ink.DARK_ON_LIGHT)
+    assert np.array_equal(light.pixels, dark.pixels)
+
+
+def test_no_stroke_of_a_broken_digit_in_a_small_bitmap_is_cut_off() -> None:
+    """In a bitmap of 16x16 cropped to its ink a stroke along a side belongs to the digit, though it hangs on nothing."""
+    bitmap = np.zeros((16, 16), np.uint8)
+    bitmap[:2] = bitmap[:8, :2] = bitmap[7:9, :9] = 255
+    bitmap[8:, 14:] = bitmap[14:, 4:] = 255
+    seen = frame(bitmap, Ink.LIGHT_ON_DARK)
+    assert seen.removed == ()
+    assert seen.box == (0, 16, 0, 16)
+
+
+def test_a_pale_photo_with_a_dark_corner_is_dark_on_light() -> None:
+    """Where a corner is darker than faint ink, the border alone says nothing; the many light pixels do."""
+    image = np.full((28, 28), 246.0)
+    image -= 18 * draw_strokes(28)
+    image[:3, :9] = image[:9, :3] = 215
+    assert find_ink(gray(image)[..., 0]) is Ink.DARK_ON_LIGHT
+    assert decide(gray(image)[..., 0]) is Treatment.FRAME
 
 
 def test_the_bar_of_a_tight_seven_is_kept() -> None:
