@@ -178,41 +178,23 @@ def test_a_run_is_resumed_with_its_own_pen_strokes(
     assert message is None or message in ended.stderr
 
 
-def test_evaluation_and_export_need_the_same_pen_strokes(
-    folder: Path, run_dir: Path, invoke: Invoke, tmp_path: Path
+def test_a_run_is_evaluated_and_exported_without_its_pen_strokes(
+    run_dir: Path, invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the run's pen strokes, evaluation and export end with exit code 3 and say how to give them."""
-    for command, *options in (("evaluate",), ("export", "--models", tmp_path)):
-        missing = invoke(command, run_dir, *options)
-        other = invoke(command, run_dir, *options, "--strokes", folder / "other.tar.xz")
+    """Report and bundle need the dataset only, which decides temperature and threshold; both credit UniPen."""
+    monkeypatch.delenv(pen_split.ENVIRONMENT, raising=False)
 
-        assert (missing.exit_code, other.exit_code) == (3, 3)
-        assert "give their path with --strokes or DIGITSERVE_STROKES" in missing.stderr
-        assert "give the same archive" in other.stderr
-    assert not any(tmp_path.iterdir())
+    evaluated = invoke("evaluate", run_dir)
+    exported = invoke("export", run_dir, "--models", tmp_path)
 
-
-def test_evaluation_measures_pen_digits_too(folder: Path, run_dir: Path, invoke: Invoke) -> None:
-    """The validation images are those of the dataset and the held-out pen digits; the report credits UniPen."""
-    ended = invoke("evaluate", run_dir, "--strokes", folder / "strokes.tar.xz")
-
-    assert ended.exit_code == 0, ended.output
-    (line,) = (line for line in ended.stdout.splitlines() if line.startswith("validation: "))
-    assert f" of {NUM_VALIDATION + NUM_PEN_VALIDATION} wrong)" in line
+    assert (evaluated.exit_code, exported.exit_code) == (0, 0), evaluated.output + exported.output
+    (line,) = (line for line in evaluated.stdout.splitlines() if line.startswith("validation: "))
+    assert f" of {NUM_VALIDATION} wrong)" in line
     assert unipen.CREDIT.rpartition("data: ")[2] in (run_dir / "report" / "index.html").read_text()
-
-
-def test_manifest_credits_the_pen_strokes(folder: Path, run_dir: Path, invoke: Invoke, tmp_path: Path) -> None:
-    """The manifest has the fingerprint of the pen strokes, the credit, and the number of pen digits in validation."""
-    ended = invoke("export", run_dir, "--strokes", folder / "strokes.tar.xz", "--models", tmp_path)
-
-    assert ended.exit_code == 0, ended.output
     training = bundle.read_bundle(tmp_path / "digits" / "1").manifest.training
     assert training["strokes"] == {"sha256": checkpoint.load(run_dir).settings.strokes_sha256, "credit": unipen.CREDIT}
     assert all(part in unipen.CREDIT for part in ("Guyon", "ICPR 1994", "train_r01_v07", "CC BY 4.0"))
-    assert training["split"]["validation_images"] == NUM_VALIDATION + NUM_PEN_VALIDATION
-    assert training["split"]["validation_pen_digits"] == NUM_PEN_VALIDATION
-    assert str(folder) not in json.dumps(training)
+    assert training["split"]["validation_images"] == NUM_VALIDATION
 
 
 def test_a_teacher_with_pen_strokes_may_have_a_student_without(

@@ -208,14 +208,12 @@ def keep_teacher(run_dir: Path, folder: Path) -> None:
     help="With --pictures: folder of the report. Default: RUN/pictures for a run, else ./pictures.",
 )
 @DATA
-@STROKES
 @THREADS
 @_command
 def evaluate_runs(
     run_dirs: tuple[Path, ...],
     results: Path | None,
     data_path: Path | None,
-    strokes_path: Path | None,
     threads: int | None,
     pictures: Path | None,
     **own_images: Any,
@@ -229,7 +227,7 @@ def evaluate_runs(
             raise click.UsageError(
                 "--results and --pictures exclude each other: the file is for results on test images"
             )
-        texts = _evaluate_own_images(run_dirs, pictures, data_path, strokes_path, threads, **own_images)
+        texts = _evaluate_own_images(run_dirs, pictures, data_path, threads, **own_images)
     else:
         for option_name, name in (("--set", "sets"), ("--address", "address"), ("--output", "output")):
             if own_images[name]:
@@ -239,7 +237,7 @@ def evaluate_runs(
         _use_threads(threads)
         from digitserve_training.evaluate import report  # noqa: PLC0415 - TensorFlow
 
-        texts = report.report(run_dirs, data_path, results, strokes_path)
+        texts = report.report(run_dirs, data_path, results)
     for text in texts:
         click.echo(text)
 
@@ -248,7 +246,6 @@ def _evaluate_own_images(
     run_dirs: tuple[Path, ...],
     pictures: Path,
     data_path: Path | None,
-    strokes_path: Path | None,
     threads: int | None,
     *,
     sets: tuple[str, ...],
@@ -262,13 +259,12 @@ def _evaluate_own_images(
         _use_threads(threads)
     from digitserve_training.evaluate.pictures import report  # noqa: PLC0415 - loads gRPC
 
-    return report.report(address or run_dirs[0], pictures, sets, data_path, output, strokes_path)
+    return report.report(address or run_dirs[0], pictures, sets, data_path, output)
 
 
 @main.command("export", cls=Command)
 @RUN
 @DATA
-@STROKES
 @option(
     "--models",
     group="Output",
@@ -299,7 +295,6 @@ def _evaluate_own_images(
 def export_run(
     run_dir: Path,
     data_path: Path | None,
-    strokes_path: Path | None,
     threads: int | None,
     precision: Any,
     **destination: Any,
@@ -311,7 +306,7 @@ def export_run(
     _use_threads(threads)
     from digitserve_training.export.export import Destination, export  # noqa: PLC0415 - TensorFlow
 
-    exported = export(run_dir, data_path, Destination(**destination), precision, strokes_path)
+    exported = export(run_dir, data_path, Destination(**destination), precision)
     for title, text in exported.summary().items():
         click.echo(f"{title:>12}  {text}")
 

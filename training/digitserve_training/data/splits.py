@@ -57,16 +57,26 @@ class Split:
 
     Attributes:
         training: images of the training set.
-        validation: held-out images of the training set; in a run with pen strokes, ``num_pen_validation`` images of pen
-            digits follow.
+        validation: held-out images of the training set.
         pen: characters that ``fit.pool`` draws more training images of; None in a run without pen strokes.
-        num_pen_validation: number of pen digits in ``validation``.
+        pen_validation: images of held-out pen digits; None in a run without pen strokes.
     """
 
     training: Labelled
     validation: Labelled
     pen: PenSplit | None = None
-    num_pen_validation: int = 0
+    pen_validation: Labelled | None = None
+
+    @property
+    def held_out(self) -> Labelled:
+        """``validation``, then ``pen_validation``: the images of the validation loss."""
+        if self.pen_validation is None:
+            return self.validation
+        return Labelled(
+            np.concatenate([self.validation.images, self.pen_validation.images]),
+            np.concatenate([self.validation.labels, self.pen_validation.labels]),
+            self.validation.names,
+        )
 
 
 def read_training(path: Path | None = None, dataset: str = MNIST) -> Labelled:

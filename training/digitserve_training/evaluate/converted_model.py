@@ -18,7 +18,7 @@ from digitserve_training.data import splits
 from digitserve_training.data.splits import Labelled, Split
 from digitserve_training.errors import DataError, ParityError
 from digitserve_training.evaluate.calibration import fit_temperature
-from digitserve_training.fit import checkpoint, pen_images
+from digitserve_training.fit import checkpoint
 from digitserve_training.fit.checkpoint import Checkpoint
 from digitserve_training.fit.weights import restore_network
 from digitserve_training.model.layers import INPUT_SHAPE
@@ -34,7 +34,7 @@ class ConvertedModel:
 
     Attributes:
         state: checkpoint that the network was restored from.
-        split: images for training and validation.
+        split: the dataset's images for training and validation, without pen digits.
         keras_function: the Keras network with the outputs of the graph.
         graph: the bytes of the ONNX file.
         temperature: divisor of the logits, fitted on the validation images.
@@ -56,22 +56,23 @@ class ConvertedModel:
         return hashlib.sha256(self.graph).hexdigest()
 
 
-def convert_run(run_dir: Path, data_path: Path | None, strokes_path: Path | None = None) -> ConvertedModel:
+def convert_run(run_dir: Path, data_path: Path | None) -> ConvertedModel:
     """Restore a run's network, convert it to ONNX, fit its temperature and open the graph.
+
+    Temperature and OOD threshold come from the dataset's validation images alone: held-out pen digits are drawn with every
+    pen, some hardly legible, and would make the network too modest about ordinary images.
 
     Args:
         run_dir: the run's folder.
         data_path: path of the dataset, see ``splits.read_training``.
-        strokes_path: archive of pen strokes, for a run that was trained with them; see ``pen_images.read_same``.
 
     Raises:
         RunError: the folder contains no run.
-        DataError: the images or pen strokes differ from the ones that the run was trained on.
+        DataError: the images differ from the ones that the run was trained on.
         ParityError: the outputs of the graph differ from those of the network.
     """
     state = checkpoint.load(run_dir)
     split = splits.split(_read_same(state, data_path), state.settings.limit, state.settings.recipe.validation)
-    split = pen_images.add_pen(split, pen_images.read_same(state.settings, strokes_path))
     network = restore_network(state)
     # The logarithms of these probabilities equal the logits up to a constant. onnxruntime computes them on one thread:
     # TensorFlow's results vary in the last bits, which would change the last digit of the temperature.

@@ -19,16 +19,13 @@ MAX_HEADER_LENGTH, MAX_NAME_LENGTH = 8, 24
 """Longer names of labels are cut, in the header of a column and elsewhere."""
 
 
-def report(
-    run_dirs: Sequence[Path], data_path: Path | None, results_path: Path | None, strokes_path: Path | None = None
-) -> Iterator[str]:
+def report(run_dirs: Sequence[Path], data_path: Path | None, results_path: Path | None) -> Iterator[str]:
     """Evaluate runs one after the other and write a report for each.
 
     Args:
         run_dirs: folders of runs.
         data_path: path of the dataset, see ``splits.read_training``.
         results_path: JSON file to which the row of each finished run is added; None for no file.
-        strokes_path: archive of pen strokes, see ``convert_run``.
 
     Yields:
         Text for the terminal.
@@ -41,7 +38,7 @@ def report(
         results.read(results_path)
     sets: dict[str, evaluation_sets.EvaluationSets] = {}
     for run_dir in run_dirs:
-        model = convert_run(run_dir, data_path, strokes_path)
+        model = convert_run(run_dir, data_path)
         settings = model.state.settings
         if settings.dataset not in sets:
             test = splits.read_test(data_path, settings.dataset)

@@ -86,7 +86,6 @@ def export(
     data_path: Path | None,
     destination: Destination,
     precision: Precision = "float32",
-    strokes_path: Path | None = None,
 ) -> ExportedBundle:
     """Export a finished run as a bundle, with the run's report if that was made from the same graph.
 
@@ -95,18 +94,17 @@ def export(
         data_path: as for ``splits.read_training``.
         destination: where the bundle is written.
         precision: what its graph computes in.
-        strokes_path: archive of pen strokes, see ``convert_run``.
 
     Raises:
         RunError: there is no run, it is not finished, or the bundle cannot be written.
-        DataError: these are not the images or pen strokes that the run was trained on.
+        DataError: these are not the images that the run was trained on.
         ParityError: the graph does not give the network's outputs, or int8 differs too much; nothing was written.
     """
     # Quick checks first: measuring takes minutes.
     state = checkpoint.load(run_dir)
     resolved = resolve_destination(destination, state.settings)
     _require_finished(state, run_dir)
-    converted = convert_run(run_dir, data_path, strokes_path)
+    converted = convert_run(run_dir, data_path)
     test = splits.read_test(data_path, converted.state.settings.dataset)
     report: Path | None = run_dir / page.FOLDER
     if precision != "float32" or page.reported_sha256(run_dir / page.FOLDER) != converted.sha256:
@@ -212,7 +210,6 @@ def _training(converted: ConvertedModel, test: Labelled) -> dict[str, Any]:
         "split": {
             "training_images": len(converted.split.training),
             "validation_images": len(converted.split.validation),
-            "validation_pen_digits": converted.split.num_pen_validation,
             "stratified": True,
             "seed": splits.SPLIT_SEED,
             "limit": settings.limit,

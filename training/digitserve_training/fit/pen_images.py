@@ -1,26 +1,22 @@
 """Images of pen characters: drawn for training from the run's seed, and for validation from a fixed one.
 
     archive ──data.pen_split──▶ PenSplit ─┬─ training, non_digits ─▶ Pool
-                                          └─ validation ──▶ Split.validation: validation loss, temperature, OOD threshold
+                                          └─ validation ──▶ Split.pen_validation: part of the validation loss
 
-``cli`` and ``evaluate.converted_model`` add the validation images to a split. ``pool`` draws the training images. Needs
-no TensorFlow.
+``cli`` adds the validation images to a split. ``pool`` draws the training images. Needs no TensorFlow.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from digitserve.types import Gray
-from digitserve_training.data import datasets, pen_split
+from digitserve_training.data import datasets
 from digitserve_training.data.pen_split import PenSplit
 from digitserve_training.data.splits import SPLIT_SEED, Labelled, Split
 from digitserve_training.data.unipen import PenCharacter
-from digitserve_training.errors import DataError
-from digitserve_training.fit.settings import Settings
 from digitserve_training.model.presets import Preset
 from digitserve_training.synth import pen_ink
 
@@ -37,34 +33,6 @@ def used_by(preset: Preset, dataset: str) -> bool:
     return bool(preset.recipe.pen) and datasets.find(dataset).digits
 
 
-def read_same(settings: Settings, path: Path | None) -> PenSplit | None:
-    """Read the pen strokes that a run was trained with; None if it was trained without.
-
-    Args:
-        settings: of the run.
-        path: the archive; None for the path in ``DIGITSERVE_STROKES``.
-
-    Raises:
-        DataError: there is no path, the archive cannot be read, or it differs from the run's.
-    """
-    expected = settings.strokes_sha256
-    if expected is None:
-        return None
-    found = pen_split.find_path(path)
-    if found is None:
-        raise DataError(
-            f"the run was trained with pen strokes (sha256 {expected}), and validation needs them: "
-            f"give their path with --strokes or {pen_split.ENVIRONMENT}"
-        )
-    pen = pen_split.read(found)
-    if pen.fingerprint != expected:
-        raise DataError(
-            f"the pen strokes in {found} have sha256 {pen.fingerprint}; the run was trained with {expected}: "
-            f"give the same archive with --strokes or {pen_split.ENVIRONMENT}"
-        )
-    return pen
-
-
 def add_pen(split: Split, pen: PenSplit | None) -> Split:
     """Add pen characters to a split of digits: one drawing of each validation digit, the same in all runs.
 
@@ -74,12 +42,7 @@ def add_pen(split: Split, pen: PenSplit | None) -> Split:
     if pen is None:
         return split
     drawn = _draw(pen.validation, np.random.default_rng(SPLIT_SEED))
-    validation = Labelled(
-        np.concatenate([split.validation.images, drawn]),
-        np.concatenate([split.validation.labels, _labels(pen.validation)]),
-        split.validation.names,
-    )
-    return replace(split, validation=validation, pen=pen, num_pen_validation=len(drawn))
+    return replace(split, pen=pen, pen_validation=Labelled(drawn, _labels(pen.validation), split.validation.names))
 
 
 def training_digits(pen: PenSplit, max_images: int, seed: int) -> Labelled:

@@ -45,7 +45,7 @@ def train(settings: Settings, split: Split, run_dir: Path, *, resume: bool = Fal
 
     Args:
         settings: of the run.
-        split: the images; ``split.validation`` does not change the weights.
+        split: the images; ``split.held_out`` does not change the weights.
         run_dir: folder for the checkpoint, ``metrics.jsonl`` and ``tensorboard``, which only the chief writes; several
             workers need a folder that all of them can read.
         resume: continue from the checkpoint in ``run_dir``.
@@ -87,7 +87,7 @@ class Training:
         tf.config.experimental.enable_op_determinism()
         self.settings = settings
         self._recipe = settings.recipe
-        self._validation, self._num_pen_validation = split.validation, split.num_pen_validation
+        self._held_out, self._num_validation = split.held_out, len(split.validation)
         self._pool = Pool(split, self._recipe, settings.seed)
         self._strategy = tf.distribute.get_strategy()
         self._images, self._labels = tf.constant(self._pool.images), tf.constant(self._pool.labels)
@@ -253,16 +253,16 @@ class Training:
             average.assign(momentum * average + (1 - momentum) * current)
 
     def _validate(self) -> dict[str, float]:
-        """Return mean cross-entropy and accuracy of the averaged network on the validation images.
+        """Return mean cross-entropy and accuracy of the averaged network on the held-out images.
 
         If pen digits are among them, also the accuracy on these and on the others.
         """
-        logits = np.concatenate([self._compiled_logits(batch.images) for batch in _in_batches(self._validation)])
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(self._validation.labels, logits)
-        right = logits.argmax(axis=1) == self._validation.labels
+        logits = np.concatenate([self._compiled_logits(batch.images) for batch in _in_batches(self._held_out)])
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(self._held_out.labels, logits)
+        right = logits.argmax(axis=1) == self._held_out.labels
         measured = {"validation_loss": float(np.mean(losses)), "validation_accuracy": float(np.mean(right))}
-        if self._num_pen_validation:
-            dataset, pen = np.split(right, [len(right) - self._num_pen_validation])
+        dataset, pen = np.split(right, [self._num_validation])
+        if len(pen):
             measured |= {"dataset_accuracy": float(np.mean(dataset)), "pen_accuracy": float(np.mean(pen))}
         return measured
 

@@ -8,11 +8,9 @@ import pytest
 
 from digitserve_training.data import pen_split
 from digitserve_training.data.pen_split import PenSplit
-from digitserve_training.data.splits import LABELS, Labelled, Split
-from digitserve_training.errors import DataError
-from digitserve_training.fit import pen_images, settings
+from digitserve_training.data.splits import Labelled, Split
+from digitserve_training.fit import pen_images
 from digitserve_training.fit.pool import NO_LABEL, Pool
-from digitserve_training.fit.settings import Options
 from digitserve_training.model.presets import PRESETS, Recipe
 from digitserve_training.synth.digits import synthetic_digits
 from support.pen_archive import NUM_WRITERS, write_archive
@@ -123,15 +121,16 @@ def test_rare_characters_are_drawn_as_often_as_frequent_ones(pen: PenSplit, monk
 
 
 def test_validation_has_held_out_writers(split: Split, pen: PenSplit) -> None:
-    """One drawing of each held-out digit follows the validation images of the dataset; training images are unchanged."""
+    """One drawing of each held-out digit is held out beside the dataset's images, which are unchanged."""
     added = pen_images.add_pen(split, pen)
 
-    assert added.num_pen_validation == len(pen.validation) == 10 * NUM_HELD_OUT
-    assert len(added.validation) == 10 + added.num_pen_validation
-    assert np.array_equal(added.validation.images[:10], split.validation.images)
-    assert added.validation.labels[10:].tolist() == [int(digit.label) for digit in pen.validation]
     assert added.training is split.training
-    assert np.array_equal(added.validation.images, pen_images.add_pen(split, pen).validation.images)
+    assert added.validation is split.validation
+    assert added.pen_validation is not None
+    assert len(added.pen_validation) == len(pen.validation) == 10 * NUM_HELD_OUT
+    assert added.held_out.labels[10:].tolist() == [int(digit.label) for digit in pen.validation]
+    assert np.array_equal(added.held_out.images[:10], split.validation.images)
+    assert np.array_equal(added.held_out.images, pen_images.add_pen(split, pen).held_out.images)
 
 
 def test_a_split_without_pen_strokes_is_unchanged(split: Split) -> None:
@@ -146,23 +145,3 @@ def test_a_split_without_pen_strokes_is_unchanged(split: Split) -> None:
 def test_only_trainings_on_digits_use_pen_strokes(preset: str, dataset: str, expected: bool) -> None:
     """Pen strokes are for presets whose recipe has pen digits, on datasets of digits."""
     assert pen_images.used_by(PRESETS[preset], dataset) == expected
-
-
-def test_a_run_is_read_with_its_own_pen_strokes(
-    archive: Path, pen: PenSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """For a run with pen strokes, the same archive is required, from the path or the environment variable.
-
-    A run without pen strokes reads no archive.
-    """
-    run = settings.resolve(Options(), LABELS, "abc", pen.fingerprint)
-    other = write_archive(tmp_path / "other.tar.xz", seed=2)
-
-    assert pen_images.read_same(run, archive) == pen
-    with pytest.raises(DataError, match="was trained with pen strokes .* give their path with --strokes or DIGITSERVE"):
-        pen_images.read_same(run, None)
-    with pytest.raises(DataError, match=rf"other\.tar\.xz have sha256 .*; the run was trained with {pen.fingerprint}"):
-        pen_images.read_same(run, other)
-    monkeypatch.setenv(pen_split.ENVIRONMENT, str(archive))
-    assert pen_images.read_same(run, None) == pen
-    assert pen_images.read_same(settings.resolve(Options(), LABELS, "abc"), tmp_path / "missing") is None

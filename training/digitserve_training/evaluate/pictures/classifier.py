@@ -133,20 +133,19 @@ def connect(address: str) -> Iterator[Classifier]:
         yield classifier
 
 
-def open_model(folder: Path, data_path: Path | None, strokes_path: Path | None) -> Classifier:
+def open_model(folder: Path, data_path: Path | None) -> Classifier:
     """Open a run or a bundle.
 
     Args:
         folder: of a run or of a bundle.
         data_path: path of the dataset; used only for a run that has no report of its present state.
-        strokes_path: the same of the pen strokes.
 
     Raises:
         RunError: the folder contains neither, or a bundle that fails a check.
         DataError: the run has no report, and its dataset cannot be read.
     """
     if checkpoint.exists(folder):
-        return _open_run(folder, data_path, strokes_path)
+        return _open_run(folder, data_path)
     if not (folder / MANIFEST_NAME).is_file():
         raise RunError(
             f"{folder} contains neither a run ({checkpoint.FILE_NAME}) nor a bundle ({MANIFEST_NAME}); expected a folder "
@@ -161,7 +160,7 @@ def open_model(folder: Path, data_path: Path | None, strokes_path: Path | None) 
     return LocalClassifier(f"{manifest.name}/{manifest.version}", manifest.labels, session, manifest.ood_threshold)
 
 
-def _open_run(run_dir: Path, data_path: Path | None, strokes_path: Path | None) -> Classifier:
+def _open_run(run_dir: Path, data_path: Path | None) -> Classifier:
     """Open a run with the calibration of its report, or else of its validation images."""
     from digitserve_training.evaluate import converted_model  # noqa: PLC0415 - TensorFlow
     from digitserve_training.evaluate.calibration import ood_threshold  # noqa: PLC0415 - only here
@@ -173,6 +172,6 @@ def _open_run(run_dir: Path, data_path: Path | None, strokes_path: Path | None) 
         # Another graph: the run was continued after the report.
         if sha256 == calibration.graph_sha256:
             return LocalClassifier(name, state.settings.labels, session, calibration.threshold)
-    model = converted_model.convert_run(run_dir, data_path, strokes_path)
+    model = converted_model.convert_run(run_dir, data_path)
     threshold = ood_threshold(measure(model.session, model.split.validation).ood_score)
     return LocalClassifier(name, model.state.settings.labels, model.session, threshold)

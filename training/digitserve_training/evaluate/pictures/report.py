@@ -37,7 +37,6 @@ def report(
     sets: Sequence[str],
     data_path: Path | None,
     output: Path | None,
-    strokes_path: Path | None = None,
 ) -> Iterator[str]:
     """Evaluate a model on the image files of a folder, and write a report.
 
@@ -47,7 +46,6 @@ def report(
         sets: names of the sets to evaluate on; all if there are none.
         data_path: path of the dataset, see ``classifier.open_model``.
         output: folder of the report; None for the default.
-        strokes_path: path of the pen strokes, see ``classifier.open_model``.
 
     Yields:
         Text for the terminal.
@@ -55,7 +53,7 @@ def report(
     Raises:
         TrainingError: the model or the images cannot be used, or the report cannot be written.
     """
-    with _open(model, data_path, strokes_path) as classifier:
+    with _open(model, data_path) as classifier:
         pictures = list_pictures(folder, classifier.labels, sets)
         evaluation = evaluate(classifier, folder, pictures)
     yield table.render(evaluation)
@@ -86,8 +84,8 @@ def evaluate(classifier: Classifier, folder: Path, pictures: Sequence[Picture]) 
     return PictureEvaluation(classifier.name, classifier.labels, str(folder), tuple(judged), tuple(failures))
 
 
-def _open(model: Path | str, data_path: Path | None, strokes_path: Path | None) -> AbstractContextManager[Classifier]:
-    return connect(model) if isinstance(model, str) else nullcontext(open_model(model, data_path, strokes_path))
+def _open(model: Path | str, data_path: Path | None) -> AbstractContextManager[Classifier]:
+    return connect(model) if isinstance(model, str) else nullcontext(open_model(model, data_path))
 
 
 def _default_output(model: Path | str) -> Path:
