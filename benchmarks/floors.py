@@ -55,7 +55,7 @@ class EmptyHandler:
         self._ok[0] += 1
         call.reply(ANSWER)
 
-    def on_no_message(self, call: UnaryCall) -> None:
+    def on_failed(self, call: UnaryCall, status: Status) -> None:
         """Do nothing."""
 
     def on_too_large(self, call: UnaryCall) -> None:

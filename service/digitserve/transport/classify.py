@@ -12,7 +12,7 @@ from digitserve.batching.pipeline import PendingRequest, Pipeline
 from digitserve.errors import InvalidRequest, RequestError
 from digitserve.protocol.codec import Limits, decode
 from digitserve.protocol.names import CLASSIFY, Code
-from digitserve.protocol.status import INTERNAL, NO_MESSAGE, Status
+from digitserve.protocol.status import INTERNAL, Status
 from digitserve.telemetry.recorder import Recorder
 from digitserve.transport.handlers import UnaryCall, record_unanswered
 
@@ -81,10 +81,10 @@ class ClassifyHandler:
             self._pipeline.log_failure(1)
             self.end(call, INTERNAL)
 
-    def on_no_message(self, call: UnaryCall) -> None:
-        """Record a call without a message."""
+    def on_failed(self, call: UnaryCall, status: Status) -> None:
+        """Record a call whose message the transport did not get, or could not read."""
         self._recorder.rejected(InvalidRequest.reason)
-        self._record_end(call, NO_MESSAGE.code)
+        self._record_end(call, status.code)
 
     def on_too_large(self, call: UnaryCall) -> None:
         """Reject a message over the limit."""

@@ -52,8 +52,8 @@ class UnaryHandler(Protocol):
     def on_message(self, call: UnaryCall, body: bytes) -> None:
         """The message of the call arrived; the handler answers or fails the call, now or later."""
 
-    def on_no_message(self, call: UnaryCall) -> None:
-        """The client half-closed without a message; the transport has sent ``NO_MESSAGE``, and the call is over."""
+    def on_failed(self, call: UnaryCall, status: Status) -> None:
+        """The call is over: the transport has sent ``status``, because it got no message that it can hand over."""
 
     def on_too_large(self, call: UnaryCall) -> None:
         """The message exceeded the limit and was discarded; the handler fails the call."""

@@ -41,7 +41,7 @@ class Echo:
         else:
             call.reply(body)
 
-    def on_no_message(self, call: UnaryCall) -> None:
+    def on_failed(self, call: UnaryCall, status: Status) -> None:
         self.events.append("no message")
 
     def on_too_large(self, call: UnaryCall) -> None:

@@ -108,7 +108,7 @@ class Call:
             return
         self.open = False
         if self._no_message and not event.batch_operations[0].cancelled():
-            self._handler.on_no_message(self)
+            self._handler.on_failed(self, NO_MESSAGE)
         else:
             self._handler.on_close(self)
         self._end()

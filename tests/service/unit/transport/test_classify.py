@@ -150,7 +150,7 @@ def test_a_responder_records_rejection_and_failure() -> None:
 def test_a_call_without_a_message_is_recorded_as_invalid() -> None:
     """The transport has sent the status; the handler records it."""
     server, call = Server(), FakeCall()
-    server.handler.on_no_message(call)
+    server.handler.on_failed(call, NO_MESSAGE)
 
     assert call.sent == []
     assert server.recorded() == {"InvalidArgument": 1, "invalid": 1}

@@ -1,0 +1,184 @@
+"""Unary calls: the ``UnaryCall`` of ``handlers`` on an HTTP/2 stream.
+
+    Connection ──on_whole_message, on_data──▶ Call ──on_message──▶ UnaryHandler
+    Output ◀──headers, message, trailers───── Call ◀──reply, fail── UnaryHandler
+
+Created by ``connection`` for each request of a unary method; used on the worker's one thread.
+"""
+
+from digitserve.protocol.names import Code
+from digitserve.protocol.status import NO_MESSAGE, Status
+from digitserve.transport.handlers import UnaryHandler
+from digitserve.transport.native import frames
+from digitserve.transport.native.frames import END_HEADERS, END_STREAM, FRAME_BYTES, HEADERS, pack_id
+from digitserve.transport.native.head import RequestHead
+from digitserve.transport.native.limits import MESSAGE_PREFIX_BYTES
+from digitserve.transport.native.message import (
+    OK_TRAILERS,
+    RESPONSE_HEADERS,
+    MessageError,
+    encode_status,
+    inflate,
+    parse_prefix,
+)  # fmt: skip
+from digitserve.transport.native.multiplex import OVERLOADED, UNCOMPRESSED, Output, RpcStream
+
+# The fixed parts of the frames of an answer: all but stream id and message.
+_HEADERS_START = frames.frame(HEADERS, END_HEADERS, 0, RESPONSE_HEADERS)[:5]
+_TRAILERS_START = frames.frame(HEADERS, END_HEADERS | END_STREAM, 0, OK_TRAILERS)[:5]
+_FIXED_BYTES = 3 * frames.HEADER_BYTES + len(RESPONSE_HEADERS) + len(OK_TRAILERS) + MESSAGE_PREFIX_BYTES
+_NO_FLAGS = b"\0"
+
+
+class Call(RpcStream):
+    """A ``UnaryCall``. It collects the message until the end of the request."""
+
+    __slots__ = ("_compressed", "_handler", "_num_bytes")
+
+    def __init__(
+        self,
+        connection: Output,
+        stream_id: int,
+        head: RequestHead,
+        accepted: float,
+        deadline: float,
+        handler: UnaryHandler,
+    ) -> None:
+        super().__init__(connection, stream_id, head, accepted, deadline)
+        self._handler = handler
+        self._compressed = False
+        self._num_bytes = -1  # of the message with its prefix; unknown before the prefix
+
+    # Called by the connection.
+
+    def on_whole_message(self, body: bytes) -> None:
+        """Take a request that is one frame with one message that is not compressed: the common case."""
+        self.remote_closed = True
+        if self.open:
+            self._handler.on_message(self, body)
+        elif self.local_closed:
+            self._connection.remove(self)
+
+    def on_data(self, payload: bytes, *, ended: bool) -> None:
+        """Collect the message, and hand it over at the end of the request."""
+        if ended:
+            self.remote_closed = True
+        if not self.open:
+            if ended and self.local_closed:
+                self._connection.remove(self)
+            return
+        try:
+            self._collect(payload)
+            if self.open and ended:
+                self._hand_over()
+        except MessageError as error:
+            self.fail_locally(Status(Code.INTERNAL, str(error)))
+
+    def on_room(self) -> bool:
+        """Try again to reserve the message."""
+        return not self.open or self._reserve()
+
+    def abort(self) -> None:
+        """Drop the call, and report it to the handler."""
+        self._release()
+        if self.open:
+            self.open = False
+            self._handler.on_close(self)
+            self.context = None
+
+    def fail_locally(self, status: Status, more: bytes = b"") -> None:
+        """Send a status that the transport decides, and report it to the handler."""
+        self.open = False
+        self._close(RESPONSE_HEADERS + encode_status(status) + more)
+        if status.code is Code.DEADLINE_EXCEEDED:
+            self._handler.on_close(self)
+        else:
+            self._handler.on_failed(self, status)
+        self.context = None
+
+    # Called by the handler; see UnaryCall.
+
+    def reply(self, body: bytes) -> None:
+        """Send the response and status OK."""
+        self.open = False
+        # The context usually refers to the call: a reference cycle otherwise.
+        self.context = None
+        connection = self._connection
+        size = MESSAGE_PREFIX_BYTES + len(body)
+        if (
+            size <= connection.send_window
+            and size <= self.send_window
+            and size <= FRAME_BYTES
+            and self.remote_closed
+            and connection.may_send_fixed_blocks
+        ):
+            connection.send_window -= size
+            stream_id = pack_id(self.stream_id)
+            connection.send_parts(
+                (
+                    _HEADERS_START, stream_id, RESPONSE_HEADERS,
+                    pack_id(size << 8), _NO_FLAGS, stream_id, UNCOMPRESSED, pack_id(len(body)), body,
+                    _TRAILERS_START, stream_id, OK_TRAILERS,
+                ),
+                _FIXED_BYTES + size,
+            )  # fmt: skip
+            self.local_closed = True
+            connection.remove(self)
+            return
+        connection.send_block(self.stream_id, RESPONSE_HEADERS, 0)
+        self._queue(body)
+        self._trailers = OK_TRAILERS
+        self.pump()
+
+    def fail(self, status: Status) -> None:
+        """Send a status other than OK."""
+        self.open = False
+        self.context = None
+        self._close(RESPONSE_HEADERS + encode_status(status))
+
+    def _collect(self, payload: bytes) -> None:
+        buffer = self.buffer
+        if buffer is None:
+            buffer = self.buffer = bytearray()
+        if not self._hold(len(buffer) + len(payload)):
+            self.fail_locally(OVERLOADED)
+            return
+        buffer += payload
+        if self._num_bytes < 0:
+            if len(buffer) < MESSAGE_PREFIX_BYTES:
+                return
+            self._compressed, size = parse_prefix(buffer)
+            self._num_bytes = MESSAGE_PREFIX_BYTES + size
+            if size > self._connection.limits.max_message_bytes:
+                self._handler.on_too_large(self)
+                return
+        if len(buffer) > self._num_bytes:
+            raise MessageError("got more than one message, expected exactly one")
+        if not self.remote_closed and not self._reserve():
+            self._connection.waiting[self] = None
+
+    def _reserve(self) -> bool:
+        """Allow the client to send the rest of the message; return false if the budget does not suffice yet."""
+        missing = self._num_bytes - len(self.buffer or b"")
+        # The first window needs no reservation, and holds most messages.
+        if missing > self.receive_window and not self._hold(self._num_bytes):
+            return False
+        self._grant(missing)
+        return True
+
+    def _hand_over(self) -> None:
+        buffer = self.buffer
+        if not buffer:
+            self.fail_locally(NO_MESSAGE)
+            return
+        if len(buffer) != self._num_bytes:
+            raise MessageError("got a message that ends too early")
+        body: bytes | None = bytes(memoryview(buffer)[MESSAGE_PREFIX_BYTES:])
+        del buffer
+        self._release()
+        if self._compressed:
+            body = inflate(body or b"", self.head.encoding, self._connection.limits.max_message_bytes)
+        if body is None:
+            self._handler.on_too_large(self)
+        else:
+            self._handler.on_message(self, body)

@@ -1,0 +1,382 @@
+"""One HTTP/2 connection of a client: frames in, calls of handlers and frames out.
+
+    loop ──receive(bytes, time)──▶ Connection ──▶ Call, Stream ──▶ handlers
+    loop ◀──take_output()───────── Connection ◀── Call, Stream ◀── reply, write, finish
+
+It does no I/O and reads no clock, so tests drive it exactly. ``loop`` creates it for each accepted socket and calls it on the
+worker's one thread. A violation of the protocol ends the stream (RST_STREAM) or the connection (GOAWAY) as RFC 9113 demands.
+Header blocks are always decoded and DATA always counts for the connection's window, also on streams that were reset or
+refused: otherwise the two sides would disagree about both.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import structlog
+
+from digitserve.protocol.names import Code
+from digitserve.protocol.status import Status
+from digitserve.transport.handlers import StreamHandler, UnaryHandler
+from digitserve.transport.native import frames
+from digitserve.transport.native.call import Call
+from digitserve.transport.native.control import PRIORITY_BYTES, ConnectionFailure, ControlFrames
+from digitserve.transport.native.frames import (
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    FRAME_BYTES,
+    HEADERS,
+    INITIAL_WINDOW,
+    MAX_STREAM_ID,
+    PADDED,
+    PREFACE,
+    SETTINGS,
+    WITH_PRIORITY,
+    ErrorCode,
+    unpack_header,
+)  # fmt: skip
+from digitserve.transport.native.head import Problem, RequestHead
+from digitserve.transport.native.hpack import Decoder, HpackError, encode_fields
+from digitserve.transport.native.limits import MESSAGE_PREFIX_BYTES, Limits, ReceiveBudget
+from digitserve.transport.native.message import RESPONSE_HEADERS, encode_status
+from digitserve.transport.native.multiplex import EXPIRED, RpcStream
+from digitserve.transport.native.stream import Stream
+
+CONNECTION_WINDOW = 1 << 24
+"""Receive window of a connection. It is given back at once, because the windows of its streams bound what is held."""
+
+_HTTP_STATUS = {
+    Problem.NOT_POST: encode_fields([(b":status", b"405"), (b"allow", b"POST")]),
+    Problem.NOT_GRPC: encode_fields([(b":status", b"415"), (b"accept", b"application/grpc")]),
+    Problem.FIELDS_TOO_LARGE: encode_fields([(b":status", b"431")]),
+}
+_ENCODINGS = {b"identity", b"gzip"}
+_ACCEPT_ENCODING = encode_fields([(b"grpc-accept-encoding", b"identity,gzip")])
+
+_log = structlog.get_logger("digitserve.transport.native.connection")
+
+
+class Method(NamedTuple):
+    """An RPC method that is served: exactly one of the handlers is set."""
+
+    unary: UnaryHandler | None = None
+    stream: StreamHandler | None = None
+
+
+class Connection(ControlFrames):
+    """The server's side of a connection; owned by ``loop``, which also drops it."""
+
+    __slots__ = (
+        "_arrived", "_block", "_block_flags", "_block_id", "_block_started", "_decoder", "_max_whole_bytes", "_methods",
+        "_preface_done", "_receive_window", "_rest", "_started", "_unknown",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        methods: Mapping[bytes, Method],
+        unknown: UnaryHandler,
+        limits: Limits,
+        budget: ReceiveBudget,
+        now: float,
+        on_output: Callable[[], None],
+    ) -> None:
+        """Accept a connection.
+
+        Args:
+            methods: by their paths.
+            unknown: handles calls of all other paths; its ``on_accept`` fails them.
+            limits: of this connection.
+            budget: of the worker.
+            now: monotonic time in seconds.
+            on_output: called when there is output, once until it is taken.
+        """
+        super().__init__(limits, budget, now, on_output)
+        self._max_whole_bytes = min(FRAME_BYTES, MESSAGE_PREFIX_BYTES + limits.max_message_bytes)
+        self._methods = methods
+        self._unknown = unknown
+        self._rest = b""
+        self._decoder = Decoder(max_list_bytes=limits.max_header_list_bytes, max_fields=limits.max_header_fields)
+        self._preface_done = False
+        self._receive_window = CONNECTION_WINDOW
+        self._block: list[bytes] | None = None
+        self._block_id = self._block_flags = 0
+        self._block_started = 0.0
+        self._started = now
+        self._arrived = 0.0
+        self.send(
+            frames.settings(
+                {
+                    frames.MAX_CONCURRENT_STREAMS: limits.max_streams,
+                    frames.MAX_HEADER_LIST_SIZE: limits.max_header_list_bytes,
+                }
+            )
+            + frames.window_update(0, CONNECTION_WINDOW - INITIAL_WINDOW)
+        )
+
+    # Called by the loop.
+
+    def receive(self, received: bytes, now: float, arrived: float) -> None:
+        """Handle what the socket brought.
+
+        Args:
+            received: bytes, from one byte to many frames.
+            now: monotonic time in seconds.
+            arrived: Unix time in seconds after which the bytes may have arrived; relative deadlines count from it.
+        """
+        if self.closing:
+            return
+        self._now, self._arrived = now, arrived
+        try:
+            self._rest = self._parse(self._rest + received if self._rest else received)
+        except ConnectionFailure as failure:
+            self.close(failure.code, str(failure))
+        except HpackError as error:
+            self.close(ErrorCode.COMPRESSION_ERROR, str(error))
+        except Exception:
+            _log.exception("a connection failed")
+            self.close(ErrorCode.INTERNAL_ERROR, "internal error")
+
+    def on_room(self) -> None:
+        """Continue messages that waited for the budget, oldest first."""
+        while self.waiting:
+            stream = next(iter(self.waiting))
+            if not stream.on_room():
+                return
+            del self.waiting[stream]
+
+    def check(self, now: float, wall: float) -> None:
+        """Apply time limits; called several times per second.
+
+        Args:
+            now: monotonic time in seconds.
+            wall: Unix time in seconds.
+        """
+        limits = self.limits
+        if not self._settings_received and now - self._started > limits.preface_s:
+            self.close(ErrorCode.PROTOCOL_ERROR, f"no preface and SETTINGS within {limits.preface_s:g} s")
+        elif self._block is not None and now - self._block_started > limits.header_block_s:
+            self.close(ErrorCode.PROTOCOL_ERROR, f"no end of a header block within {limits.header_block_s:g} s")
+        elif self._drain_ping_sent is not None and now - self._drain_ping_sent > limits.drain_ping_s:
+            self._finish_drain()
+        oldest = now - limits.message_s
+        for stream in list(self.streams.values()):
+            if stream.open and stream.deadline <= wall:
+                stream.fail_locally(EXPIRED)
+            elif not stream.remote_closed and stream.accepted < oldest:
+                self._give_up(stream)
+
+    # Frames.
+
+    def _parse(self, buffer: bytes) -> bytes:  # noqa: C901, PLR0912 - the hot path calls no function
+        """Handle all whole frames, and return the rest."""
+        position, end = 0, len(buffer)
+        if not self._preface_done:
+            if not PREFACE.startswith(buffer[: len(PREFACE)]):
+                raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "expected the connection preface of HTTP/2")
+            if end < len(PREFACE):
+                return buffer
+            position, self._preface_done = len(PREFACE), True
+        streams = self.streams
+        while end - position >= frames.HEADER_BYTES:
+            upper, lower, kind, flags, stream_id = unpack_header(buffer, position)
+            length = upper << 8 | lower
+            if length > FRAME_BYTES:
+                raise ConnectionFailure(
+                    ErrorCode.FRAME_SIZE_ERROR, f"got a frame of {length} bytes, expected at most {FRAME_BYTES}"
+                )
+            start = position + frames.HEADER_BYTES
+            position = start + length
+            if position > end:
+                return buffer[start - frames.HEADER_BYTES :]
+            stream_id &= MAX_STREAM_ID
+            if not self._settings_received and kind != SETTINGS:
+                raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "expected SETTINGS as the first frame")
+            if self._block is not None and (kind != CONTINUATION or stream_id != self._block_id):
+                raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "expected CONTINUATION of the open header block")
+            if kind == DATA:
+                stream = streams.get(stream_id)
+                self._receive_window -= length
+                if self._receive_window < CONNECTION_WINDOW // 2:
+                    self._restore_window()
+                if stream is None or stream.remote_closed:
+                    self._on_late_data(stream_id)
+                    continue
+                stream.receive_window -= length
+                if stream.receive_window < 0:
+                    self._reset(stream_id, ErrorCode.FLOW_CONTROL_ERROR)
+                    continue
+                if flags == END_STREAM and stream.__class__ is Call and stream.buffer is None:
+                    # The common case: the whole request is one message in one frame.
+                    body_start = start + MESSAGE_PREFIX_BYTES
+                    if (
+                        MESSAGE_PREFIX_BYTES <= length <= self._max_whole_bytes
+                        and not buffer[start]
+                        and int.from_bytes(buffer[start + 1 : body_start], "big") == length - MESSAGE_PREFIX_BYTES
+                        and stream.head.content_length is None
+                    ):
+                        stream.on_whole_message(buffer[body_start:position])
+                        continue
+                self._on_data(stream, flags, buffer[start:position])
+            elif kind == HEADERS:
+                self._on_headers(stream_id, flags, buffer[start:position])
+            elif kind == CONTINUATION:
+                self._on_continuation(flags, buffer[start:position])
+            else:
+                self._on_control_frame(kind, flags, stream_id, buffer[start:position])
+        return buffer[position:]
+
+    def _on_data(self, stream: RpcStream, flags: int, payload: bytes) -> None:
+        if flags & PADDED:
+            payload = _without_padding(payload)
+        ended = bool(flags & END_STREAM)
+        if not payload and not ended:
+            self._count_control_frame()
+        expected = stream.head.content_length
+        if expected is not None:
+            stream.num_received += len(payload)
+            if stream.num_received > expected or (ended and stream.num_received != expected):
+                self._reset(stream.stream_id, ErrorCode.PROTOCOL_ERROR)
+                return
+        stream.on_data(payload, ended=ended)
+
+    def _on_late_data(self, stream_id: int) -> None:
+        """Handle DATA on a stream that does not exist any more, or whose request has ended."""
+        if stream_id == 0 or not stream_id & 1 or self._is_idle(stream_id):
+            raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, f"got DATA on stream {stream_id}, which is not open")
+        self._count_control_frame()
+        if stream_id not in self._was_reset:
+            self._reset(stream_id, ErrorCode.STREAM_CLOSED)
+
+    def _on_headers(self, stream_id: int, flags: int, payload: bytes) -> None:
+        if not stream_id & 1:
+            raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, f"got HEADERS on stream {stream_id}, expected an odd one")
+        if flags & PADDED:
+            payload = _without_padding(payload)
+        if flags & WITH_PRIORITY:
+            if len(payload) < PRIORITY_BYTES:
+                raise ConnectionFailure(ErrorCode.FRAME_SIZE_ERROR, "got HEADERS that end within their priority")
+            payload = payload[PRIORITY_BYTES:]
+        if flags & END_HEADERS:
+            self._on_block(stream_id, flags, payload)
+        else:
+            self._block, self._block_id, self._block_flags = [payload], stream_id, flags
+            self._block_started = self._now
+
+    def _on_continuation(self, flags: int, payload: bytes) -> None:
+        if self._block is None:
+            raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "got CONTINUATION without an open header block")
+        self._block.append(payload)
+        # Many empty frames would cost time without adding bytes.
+        if sum(map(len, self._block)) + len(self._block) > self.limits.max_header_block_bytes:
+            raise ConnectionFailure(
+                ErrorCode.ENHANCE_YOUR_CALM,
+                f"got a header block of more than {self.limits.max_header_block_bytes} bytes",
+            )
+        if flags & END_HEADERS:
+            block, self._block = self._block, None
+            self._on_block(self._block_id, self._block_flags, b"".join(block))
+
+    def _on_block(self, stream_id: int, flags: int, block: bytes) -> None:
+        """Handle a whole header block: the start of a request, or its trailers."""
+        if stream_id <= self._last_id:
+            self._on_trailers(stream_id, flags, block)
+            return
+        head = self._decoder.decode_request(block)
+        if self._final_id is not None:
+            return  # the client had not received the last GOAWAY; it knows that this stream was not processed
+        self._last_id = stream_id
+        if len(self.streams) >= self.limits.max_streams:
+            self._refuse(stream_id)
+        elif head.problem is not None:
+            self._on_problem(stream_id, flags, head)
+        else:
+            self._start(stream_id, flags, head)
+
+    def _start(self, stream_id: int, flags: int, head: RequestHead) -> None:
+        """Start an RPC."""
+        method = self._methods.get(head.path)
+        deadline = self._arrived + head.timeout_s
+        if method is not None and method.stream is not None:
+            stream = Stream(self, stream_id, head, self._now, deadline, method.stream)
+            self.streams[stream_id] = stream
+            stream.remote_closed = bool(flags & END_STREAM)
+            stream.start()
+            if stream.open:
+                self._has_known_encoding(stream)
+            return
+        handler = self._unknown if method is None or method.unary is None else method.unary
+        call = Call(self, stream_id, head, self._now, deadline, handler)
+        self.streams[stream_id] = call
+        call.remote_closed = bool(flags & END_STREAM)
+        handler.on_accept(call)
+        if call.open and self._has_known_encoding(call) and flags & END_STREAM:
+            call.on_data(b"", ended=True)
+
+    def _has_known_encoding(self, stream: RpcStream) -> bool:
+        """Return whether the messages of a request can be decompressed; otherwise fail it."""
+        encoding = stream.head.encoding
+        if encoding in _ENCODINGS:
+            return True
+        status = Status(
+            Code.UNIMPLEMENTED, f"got grpc-encoding {encoding.decode('ascii', 'replace')}, expected identity or gzip"
+        )
+        stream.fail_locally(status, _ACCEPT_ENCODING)
+        return False
+
+    def _on_problem(self, stream_id: int, flags: int, head: RequestHead) -> None:
+        """Answer a request that is no gRPC call."""
+        if head.problem in {None, Problem.MALFORMED}:
+            self._reset(stream_id, ErrorCode.PROTOCOL_ERROR)
+            return
+        block = (
+            RESPONSE_HEADERS + encode_status(Status(Code.INTERNAL, head.message))
+            if head.problem is Problem.BAD_TIMEOUT
+            else _HTTP_STATUS[head.problem]
+        )
+        self.send_block(stream_id, block, END_STREAM)
+        if not flags & END_STREAM:
+            # The client need not send the rest of its request (RFC 9113, section 8.1).
+            self._send_reset(stream_id, ErrorCode.NO_ERROR)
+
+    def _on_trailers(self, stream_id: int, flags: int, block: bytes) -> None:
+        fields = self._decoder.decode_fields(block)
+        stream = self.streams.get(stream_id)
+        if stream is None or stream.remote_closed:
+            if stream_id not in self._was_reset:
+                raise ConnectionFailure(ErrorCode.STREAM_CLOSED, f"got HEADERS on stream {stream_id}, which is closed")
+        elif not flags & END_STREAM or any(name.startswith(b":") for name, *_ in fields):
+            self._reset(stream_id, ErrorCode.PROTOCOL_ERROR)
+        else:
+            self._on_data(stream, END_STREAM, b"")
+
+    # What several of them need.
+
+    def _restore_window(self) -> None:
+        if self._receive_window < 0:
+            raise ConnectionFailure(ErrorCode.FLOW_CONTROL_ERROR, "got more DATA than the connection's window allows")
+        self.send(frames.window_update(0, CONNECTION_WINDOW - self._receive_window))
+        self._receive_window = CONNECTION_WINDOW
+
+    def _refuse(self, stream_id: int) -> None:
+        """Refuse a stream over the limit; before our SETTINGS are known to the client, it may repeat the call."""
+        code = ErrorCode.PROTOCOL_ERROR if self._settings_acknowledged else ErrorCode.REFUSED_STREAM
+        self._reset(stream_id, code)
+
+    def _give_up(self, stream: RpcStream) -> None:
+        """End a stream whose request does not end in time."""
+        if stream.local_closed:
+            self._drop_stream(stream.stream_id)
+            self._send_reset(stream.stream_id, ErrorCode.NO_ERROR)
+        elif stream.open and isinstance(stream, Call):
+            stream.fail_locally(
+                Status(Code.CANCELLED, f"the message of the call did not arrive within {self.limits.message_s:g} s")
+            )
+
+
+def _without_padding(payload: bytes) -> bytes:
+    """Return the content of a padded frame (RFC 9113, section 6.1)."""
+    padding = payload[0] if payload else 0
+    if padding >= len(payload):
+        raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "got a frame whose padding is longer than its payload")
+    return payload[1 : len(payload) - padding]

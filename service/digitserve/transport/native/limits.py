@@ -1,0 +1,96 @@
+"""Limits of a connection, and the byte budget that all connections of a worker share.
+
+``server`` builds both from the settings; ``connection`` and ``call`` keep to them on the worker's thread.
+"""
+
+from dataclasses import dataclass
+
+from digitserve.transport.native.frames import INITIAL_WINDOW
+
+MESSAGE_PREFIX_BYTES = 5
+"""Compressed flag and length before each gRPC message."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one connection may make a worker hold and do.
+
+    Attributes:
+        max_message_bytes: largest request message, also after decompression.
+        max_streams: streams that may be open at once.
+        max_header_block_bytes: HEADERS with their CONTINUATION frames.
+        max_header_list_bytes: header fields of one request, decoded, with 32 bytes for each (RFC 9113, 6.5.2).
+        max_header_fields: number of those fields.
+        max_unsent_bytes: what may wait to be sent before the connection is no longer read.
+        max_control_frames: burst of frames that carry no request: PING, SETTINGS, PRIORITY, empty or late frames.
+        control_frames_per_s: rate at which that burst is allowed again.
+        max_resets: burst of streams that the client resets or that are reset because of its errors.
+        resets_per_s: rate at which that burst is allowed again.
+        preface_s: time for the connection preface and SETTINGS.
+        header_block_s: time from HEADERS to the last CONTINUATION.
+        message_s: time from the start of a call to the end of its message.
+        drain_ping_s: longest wait for the answer to the PING between the two GOAWAY frames of a drain.
+    """
+
+    max_message_bytes: int
+    max_streams: int = 1_024
+    max_header_block_bytes: int = 65_536
+    max_header_list_bytes: int = 16_384
+    max_header_fields: int = 128
+    max_unsent_bytes: int = 1 << 20
+    max_control_frames: int = 1_000
+    control_frames_per_s: float = 1_000.0
+    max_resets: int = 10_000
+    resets_per_s: float = 2_000.0
+    preface_s: float = 10.0
+    header_block_s: float = 10.0
+    message_s: float = 60.0
+    drain_ping_s: float = 5.0
+
+
+class ReceiveBudget:
+    """Bytes of unfinished messages that a worker holds, over all connections; owned by the server.
+
+    Attributes:
+        max_bytes: the limit.
+        used_bytes: received or reserved.
+    """
+
+    __slots__ = ("max_bytes", "used_bytes")
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.used_bytes = 0
+
+    def take(self, num_bytes: int) -> bool:
+        """Take bytes from the budget; return false, and take none, if so many are not left."""
+        if self.used_bytes + num_bytes > self.max_bytes:
+            return False
+        self.used_bytes += num_bytes
+        return True
+
+    def give_back(self, num_bytes: int) -> None:
+        """Return bytes that were taken."""
+        self.used_bytes -= num_bytes
+
+
+class RateLimit:
+    """A token bucket for events of one connection (PINGs, resets); owned by it."""
+
+    __slots__ = ("_burst", "_rate", "_tokens", "_updated")
+
+    def __init__(self, burst: float, rate: float, now: float) -> None:
+        """Allow ``burst`` events at once, and ``rate`` per second later."""
+        self._burst = self._tokens = burst
+        self._rate = rate
+        self._updated = now
+
+    def allows(self, now: float) -> bool:
+        """Count one event; return false if there were too many."""
+        self._tokens = min(self._burst, self._tokens + (now - self._updated) * self._rate) - 1
+        self._updated = now
+        return self._tokens >= 0
+
+
+FIRST_WINDOW = INITIAL_WINDOW
+"""What a client may send on a stream before its message has reserved more: messages up to this need no reservation."""

@@ -1,0 +1,91 @@
+"""What gRPC puts into HTTP/2: the prefix of messages, compression, and statuses as header fields.
+
+    call, stream ──▶ parse_prefix, inflate        messages of requests
+    call, stream ──▶ encode_status                the last header block of an answer
+
+Source: github.com/grpc/grpc, doc/PROTOCOL-HTTP2.md.
+"""
+
+import base64
+import urllib.parse
+import zlib
+from functools import lru_cache
+
+from digitserve.protocol.status import Status
+from digitserve.transport.native.hpack import encode_fields
+from digitserve.transport.native.limits import MESSAGE_PREFIX_BYTES
+
+MAX_MESSAGE_TEXT = 1_024
+"""Longest ``grpc-message`` in bytes before percent-encoding; clients limit header fields to 8 KiB or more."""
+
+GZIP_WINDOW_BITS = 31
+"""For zlib: the gzip format with its largest window."""
+
+RESPONSE_HEADERS = encode_fields([(b":status", b"200"), (b"content-type", b"application/grpc")])
+OK_TRAILERS = encode_fields([(b"grpc-status", b"0")])
+
+_PRINTABLE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
+
+
+class MessageError(Exception):
+    """The peer broke gRPC's message framing; the call ends with INTERNAL and this text."""
+
+
+def parse_prefix(buffer: bytes | bytearray) -> tuple[bool, int]:
+    """Return from the prefix of a message whether it is compressed, and its length in bytes.
+
+    Raises:
+        MessageError: the flag is neither 0 nor 1.
+    """
+    flag = buffer[0]
+    if flag > 1:
+        raise MessageError(f"got a message with flag {flag}, expected 0 (not compressed) or 1 (compressed)")
+    return flag == 1, int.from_bytes(buffer[1:MESSAGE_PREFIX_BYTES], "big")
+
+
+def inflate(body: bytes, encoding: bytes, max_bytes: int) -> bytes | None:
+    """Decompress a message.
+
+    Args:
+        body: the message without its prefix.
+        encoding: of ``grpc-encoding``.
+        max_bytes: largest message; no more than that is ever decompressed.
+
+    Returns:
+        ``None`` if the message exceeds ``max_bytes``.
+
+    Raises:
+        MessageError: the message is not in gzip format.
+    """
+    if encoding != b"gzip":
+        raise MessageError("got a compressed message, but grpc-encoding is not gzip")
+    inflater = zlib.decompressobj(GZIP_WINDOW_BITS)
+    try:
+        inflated = inflater.decompress(body, max_bytes + 1)
+    except zlib.error:
+        raise MessageError("got a message that is not in gzip format") from None
+    if len(inflated) > max_bytes:
+        return None
+    if not inflater.eof:
+        raise MessageError("got a message in gzip format that ends too early")
+    return inflated
+
+
+@lru_cache(maxsize=512)
+def encode_status(status: Status) -> bytes:
+    """Encode a status as a block of trailers.
+
+    Cached: under overload most calls get one of few statuses. The message is percent-encoded, and the details, if there are
+    any, are those of ``google.rpc.Status``.
+    """
+    fields = [(b"grpc-status", b"%d" % status.code)]
+    if status.message:
+        text = status.message.encode()[:MAX_MESSAGE_TEXT].decode(errors="ignore")
+        # Printable ASCII except the percent sign stays as it is.
+        fields.append((b"grpc-message", urllib.parse.quote(text, safe=_PRINTABLE).encode()))
+    details = status.details()
+    if details is not None:
+        fields.append((b"grpc-status-details-bin", base64.b64encode(details).rstrip(b"=")))
+    if status.retry_after_s is not None:
+        fields.append((b"grpc-retry-pushback-ms", b"%d" % max(0, round(status.retry_after_s * 1e3))))
+    return encode_fields(fields)

@@ -1,0 +1,274 @@
+"""RPCs that share a connection: its output and windows, and the stream of one RPC.
+
+    Connection ──on_data, abort, fail_locally──▶ RpcStream ◀─── Call, Stream
+    RpcStream ──DATA, trailers, WINDOW_UPDATE──▶ Output ──take_output──▶ loop
+                                                   ▲
+                                     Connection ───┘ SETTINGS, PING, GOAWAY
+
+``connection.Connection`` extends ``Output`` by the receiving side; ``call.Call`` and ``stream.Stream`` extend ``RpcStream``. Does
+no I/O; used on the worker's one thread.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from digitserve.protocol.names import Code
+from digitserve.protocol.status import Status
+from digitserve.transport.native import frames
+from digitserve.transport.native.frames import DATA, END_STREAM, FRAME_BYTES, INITIAL_WINDOW, pack_id
+from digitserve.transport.native.head import RequestHead
+from digitserve.transport.native.hpack import TABLE_SIZE_ZERO
+from digitserve.transport.native.limits import FIRST_WINDOW, Limits, ReceiveBudget
+
+OVERLOADED = Status(
+    Code.RESOURCE_EXHAUSTED, "the server holds too many unfinished messages of all its clients; retry later"
+)
+EXPIRED = Status(Code.DEADLINE_EXCEEDED, "the deadline of the call has passed")
+
+UNCOMPRESSED = b"\0"
+"""Flag of a message that is not compressed."""
+
+
+class Output:
+    """The sending side of a connection and its streams.
+
+    Attributes:
+        limits: of this connection.
+        budget: of the worker.
+        streams: open streams by their ids.
+        blocked: streams with something to send, in the order in which they wait for a window.
+        waiting: streams that wait for the budget, oldest first.
+        send_window: bytes of DATA that the peer allows to send on the connection.
+        first_send_window: the send window of new streams.
+        may_send_fixed_blocks: whether the first header block, which is special, was sent.
+        num_unsent_bytes: output that the socket has not taken.
+        closing: nothing more is read; the socket is to be closed once the output is sent.
+    """
+
+    __slots__ = (
+        "_final_id", "_on_output", "_output", "blocked", "budget", "closing", "first_send_window", "limits",
+        "may_send_fixed_blocks", "num_unsent_bytes", "send_window", "streams", "waiting",
+    )  # fmt: skip
+
+    def __init__(self, limits: Limits, budget: ReceiveBudget, on_output: Callable[[], None]) -> None:
+        """Start without streams.
+
+        Args:
+            limits: of this connection.
+            budget: of the worker.
+            on_output: called when there is output, once until it is taken.
+        """
+        self.limits = limits
+        self.budget = budget
+        self.streams: dict[int, RpcStream] = {}
+        self.blocked: dict[RpcStream, None] = {}
+        self.waiting: dict[RpcStream, None] = {}
+        self.send_window = INITIAL_WINDOW
+        self.first_send_window = INITIAL_WINDOW
+        self.may_send_fixed_blocks = False
+        self.num_unsent_bytes = 0
+        self.closing = False
+        self._on_output = on_output
+        self._output: list[bytes] = []
+        self._final_id: int | None = None
+
+    # Called by the loop.
+
+    def take_output(self) -> bytes:
+        """Return the bytes to send, and forget them; ``on_sent`` reports when the socket has taken them."""
+        output, self._output = self._output, []
+        return b"".join(output) if len(output) > 1 else output[0] if output else b""
+
+    def has_output(self) -> bool:
+        """Return whether ``take_output`` has something to return."""
+        return bool(self._output)
+
+    def on_sent(self, num_bytes: int) -> None:
+        """Count bytes that the socket has taken, and continue answers that waited for it."""
+        self.num_unsent_bytes -= num_bytes
+        if self.blocked and not self.is_congested():
+            self.pump()
+
+    def wants_read(self) -> bool:
+        """Return whether the socket may be read: not while too much waits to be sent."""
+        return not self.closing and self.num_unsent_bytes <= self.limits.max_unsent_bytes
+
+    def is_congested(self) -> bool:
+        """Return whether answers must wait because the socket takes no more."""
+        return self.num_unsent_bytes > self.limits.max_unsent_bytes
+
+    # Called by the streams.
+
+    def send(self, part: bytes) -> None:
+        """Append bytes to the output."""
+        if not self._output:
+            self._on_output()
+        self._output.append(part)
+        self.num_unsent_bytes += len(part)
+
+    def send_parts(self, parts: Iterable[bytes], num_bytes: int) -> None:
+        """Append several pieces to the output, ``num_bytes`` in all."""
+        if not self._output:
+            self._on_output()
+        self._output += parts
+        self.num_unsent_bytes += num_bytes
+
+    def send_block(self, stream_id: int, block: bytes, flags: int) -> None:
+        """Append header fields to the output."""
+        if not self.may_send_fixed_blocks:
+            # A peer that announced a table of 0 expects this before the first block (RFC 7541, section 4.2).
+            self.may_send_fixed_blocks = True
+            block = TABLE_SIZE_ZERO + block
+        self.send(frames.headers(stream_id, block, flags))
+
+    def on_local_close(self, stream: "RpcStream") -> None:
+        """Forget a stream whose status is sent, unless its request has not ended; then the rest of it is ignored."""
+        self.blocked.pop(stream, None)
+        self.waiting.pop(stream, None)
+        if stream.remote_closed:
+            self.remove(stream)
+
+    def remove(self, stream: "RpcStream") -> None:
+        """Forget a stream that both sides have closed."""
+        self.streams.pop(stream.stream_id, None)
+        if self._final_id is not None and not self.streams:
+            self.closing = True
+
+    def pump(self) -> None:
+        """Continue answers that wait for a window, in turn."""
+        blocked, self.blocked = self.blocked, {}
+        for stream in blocked:
+            stream.pump()
+
+
+class RpcStream:
+    """What unary calls and streams have in common; lives until both directions are closed.
+
+    Attributes:
+        stream_id: of the HTTP/2 stream.
+        accepted: monotonic time in seconds.
+        deadline: Unix time in seconds.
+        open: false once its status is sent or it is closed.
+        context: for the handler.
+        buffer: what was received of an unfinished message; None before the first part.
+        num_received: bytes of the body, counted only if the client states its length.
+        local_closed: whether the status is sent; only the end of the request is then missing.
+        remote_closed: whether the client has sent END_STREAM.
+        send_window: bytes that the peer allows to send on this stream.
+        receive_window: bytes that the peer may still send on this stream.
+    """
+
+    __slots__ = (
+        "_connection", "_held_bytes", "_outbox", "_trailers", "accepted", "buffer", "context", "deadline", "head",
+        "local_closed", "num_received", "open", "receive_window", "remote_closed", "send_window", "stream_id",
+    )  # fmt: skip
+
+    def __init__(self, connection: Output, stream_id: int, head: RequestHead, accepted: float, deadline: float) -> None:
+        self._connection = connection
+        self.stream_id = stream_id
+        self.head = head
+        self.accepted = accepted
+        self.deadline = deadline
+        self.open = True
+        self.context: Any = None
+        self.local_closed = False
+        self.remote_closed = False
+        self.send_window = connection.first_send_window
+        self.receive_window = FIRST_WINDOW
+        self.buffer: bytearray | None = None
+        self.num_received = 0
+        self._held_bytes = 0
+        self._outbox: deque[bytes | memoryview] | None = None
+        self._trailers: bytes | None = None
+
+    # Called by the connection.
+
+    def on_data(self, payload: bytes, *, ended: bool) -> None:
+        """Take a part of the request's body."""
+        raise NotImplementedError
+
+    def on_room(self) -> bool:
+        """Try again to reserve a message that waits for the worker's budget; return whether it waits no longer."""
+        raise NotImplementedError
+
+    def abort(self) -> None:
+        """End the call without a status: the stream was reset, or the connection is lost."""
+        raise NotImplementedError
+
+    def fail_locally(self, status: Status, more: bytes = b"") -> None:
+        """End the call with a status that the transport decides: the deadline has passed, or a limit was exceeded.
+
+        Args:
+            status: to send.
+            more: encoded header fields to send with it.
+        """
+        raise NotImplementedError
+
+    def pump(self) -> None:
+        """Send what the flow-control windows allow; the rest continues when they allow more."""
+        connection, outbox = self._connection, self._outbox
+        while outbox:
+            room = min(connection.send_window, self.send_window, FRAME_BYTES)
+            if room <= 0 or connection.is_congested():
+                connection.blocked[self] = None
+                return
+            message = outbox[0]
+            if len(message) > room:
+                outbox[0] = memoryview(message)[room:]
+                self._send_data(message[:room])
+            else:
+                outbox.popleft()
+                self._send_data(message)
+                self._on_sent()
+        if self._trailers is not None:
+            block, self._trailers = self._trailers, None
+            self._close(block)
+            self._on_finished()
+
+    def _send_data(self, part: bytes | memoryview) -> None:
+        self._connection.send_window -= len(part)
+        self.send_window -= len(part)
+        self._connection.send(frames.frame(DATA, 0, self.stream_id, bytes(part)))
+
+    def _on_sent(self) -> None:
+        """Do what follows a message that was sent as a whole."""
+
+    def _on_finished(self) -> None:
+        """Do what follows the trailers."""
+
+    def _queue(self, body: bytes) -> None:
+        if self._outbox is None:
+            self._outbox = deque()
+        self._outbox.append(b"".join((UNCOMPRESSED, pack_id(len(body)), body)))
+
+    def _close(self, block: bytes) -> None:
+        """Send the last header block: trailers, or all there is of an answer without a message."""
+        self._connection.send_block(self.stream_id, block, END_STREAM)
+        self.local_closed = True
+        self._release()
+        self._connection.on_local_close(self)
+
+    def _hold(self, num_bytes: int) -> bool:
+        """Take so many bytes of an unfinished message, in all, from the worker's budget; return whether they are there."""
+        more = num_bytes - self._held_bytes
+        if more > 0:
+            if not self._connection.budget.take(more):
+                return False
+            self._held_bytes = num_bytes
+        return True
+
+    def _release(self) -> None:
+        """Return the bytes to the budget."""
+        self.buffer = None
+        self._outbox = None
+        if self._held_bytes:
+            self._connection.budget.give_back(self._held_bytes)
+            self._held_bytes = 0
+
+    def _grant(self, num_bytes: int) -> None:
+        """Raise the receive window to ``num_bytes``."""
+        increment = num_bytes - self.receive_window
+        if increment > 0:
+            self.receive_window = num_bytes
+            self._connection.send(frames.window_update(self.stream_id, increment))

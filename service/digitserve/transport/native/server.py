@@ -1,0 +1,105 @@
+"""The native gRPC server of a worker.
+
+    NativeServer ──poll──▶ Loop ──▶ Connection ──▶ handlers of all methods        :worker's thread
+
+Built and owned by the worker, whose thread calls every method. Every RPC runs on that thread.
+"""
+
+import math
+import socket
+from collections.abc import Callable, Mapping
+
+from digitserve.errors import StartupError
+from digitserve.protocol.names import Method
+from digitserve.settings import Settings, endpoint
+from digitserve.telemetry.recorder import Recorder
+from digitserve.transport.handlers import StreamHandler, UnaryHandler
+from digitserve.transport.native.connection import Connection
+from digitserve.transport.native.connection import Method as Route
+from digitserve.transport.native.limits import Limits, ReceiveBudget
+from digitserve.transport.native.loop import Loop
+from digitserve.transport.respond import UnknownMethodHandler
+
+MAX_CONNECTIONS = 4_096
+"""Connections of one worker; more are closed at once."""
+
+RECEIVE_BUDGET_MESSAGES = 6
+"""Unfinished messages of all connections together, in messages of the maximal size."""
+
+_BACKLOG = 1_024
+"""Connections that the kernel keeps until they are accepted."""
+
+
+class NativeServer:
+    """The server of one worker; owned by it, and polled by its thread."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        recorder: Recorder,
+        unary: Mapping[Method, UnaryHandler],
+        streams: Mapping[Method, StreamHandler],
+    ) -> None:
+        """Build the server; nothing listens before ``listen``."""
+        self._host, self._port = settings.host, settings.grpc_port
+        routes = {method.path.encode(): Route(unary=handler) for method, handler in unary.items()}
+        routes |= {method.path.encode(): Route(stream=handler) for method, handler in streams.items()}
+        unknown = UnknownMethodHandler(recorder)
+        limits = Limits(max_message_bytes=settings.max_request_bytes)
+        budget = ReceiveBudget(RECEIVE_BUDGET_MESSAGES * settings.max_request_bytes)
+
+        def new_connection(now: float, on_output: Callable[[], None]) -> Connection:
+            return Connection(routes, unknown, limits, budget, now, on_output)
+
+        self._loop = Loop(new_connection, MAX_CONNECTIONS, settings.max_connection_age_s or math.inf)
+        self._stopping = False
+
+    def listen(self) -> int:
+        """Bind the address, and accept connections.
+
+        Returns:
+            The port.
+
+        Raises:
+            StartupError: the address cannot be bound.
+        """
+        try:
+            family, _, _, _, address = socket.getaddrinfo(
+                self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            listener = socket.socket(family, socket.SOCK_STREAM)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listener.bind(address)
+            listener.listen(_BACKLOG)
+        except OSError as error:
+            raise StartupError(f"cannot listen on {endpoint(self._host, self._port)}: {error}") from None
+        port: int = listener.getsockname()[1]
+        self._loop.listen(listener)
+        return port
+
+    def poll(self, timeout_s: float) -> bool | None:
+        """Handle what has arrived.
+
+        Args:
+            timeout_s: longest wait for it; with 0 it does not wait.
+
+        Returns:
+            True if anything arrived, False if not, None once the server has stopped.
+        """
+        arrived = self._loop.poll(timeout_s)
+        return None if self._stopping and not self._loop.num_connections else arrived
+
+    def begin_shutdown(self) -> None:
+        """Stop listening and announce the end of all connections; open calls continue."""
+        self._stopping = True
+        self._loop.stop_listening()
+        self._loop.drain()
+
+    def cancel_all(self) -> None:
+        """End every call that is still open."""
+        self._loop.close_all()
+
+    def close(self) -> None:
+        """Close all sockets."""
+        self._loop.close()

@@ -1,0 +1,176 @@
+"""Bidirectional streams, and streams from the server: the ``ServerStream`` of ``handlers`` on an HTTP/2 stream.
+
+    Connection ──on_data──▶ Stream ──on_message, after a read──▶ StreamHandler
+    Output ◀──messages───── Stream ◀──read, write, finish─────── StreamHandler
+
+Created by ``connection`` for each request of a streaming method; used on the worker's one thread. The receive window of a
+stream grows only while its handler reads, so a handler that does not read slows its client down.
+"""
+
+from digitserve.protocol.names import Code
+from digitserve.protocol.status import Status
+from digitserve.transport.handlers import StreamHandler
+from digitserve.transport.native.head import RequestHead
+from digitserve.transport.native.limits import FIRST_WINDOW, MESSAGE_PREFIX_BYTES
+from digitserve.transport.native.message import RESPONSE_HEADERS, MessageError, encode_status, inflate, parse_prefix
+from digitserve.transport.native.multiplex import OVERLOADED, Output, RpcStream
+
+
+class Stream(RpcStream):
+    """A ``ServerStream``. It keeps what arrives before the handler reads, at most its receive window."""
+
+    __slots__ = ("_delivering", "_handler", "_reading", "_reported")
+
+    def __init__(
+        self,
+        connection: Output,
+        stream_id: int,
+        head: RequestHead,
+        accepted: float,
+        deadline: float,
+        handler: StreamHandler,
+    ) -> None:
+        super().__init__(connection, stream_id, head, accepted, deadline)
+        self._handler = handler
+        self.buffer = bytearray()
+        self._reading = False
+        self._delivering = False
+        self._reported = False
+
+    # Called by the connection.
+
+    def on_data(self, payload: bytes, *, ended: bool) -> None:
+        """Keep a part of the request's body, and deliver a message if the handler waits for one."""
+        if ended:
+            self.remote_closed = True
+        buffer = self.buffer
+        if not self.open or buffer is None:
+            if ended and self.local_closed:
+                self._connection.remove(self)
+            return
+        if not self._hold(len(buffer) + len(payload)):
+            self.fail_locally(OVERLOADED)
+            return
+        buffer += payload
+        self._deliver()
+
+    def on_room(self) -> bool:
+        """Try again to reserve the message that the handler waits for."""
+        return not self.open or not self._reading or self._reserve()
+
+    def abort(self) -> None:
+        """Drop the stream, and report it to the handler."""
+        self.open = False
+        self._release()
+        self._report(cancelled=True)
+
+    def fail_locally(self, status: Status, more: bytes = b"") -> None:
+        """Send a status that the transport decides, and report the stream to the handler."""
+        self.open = False
+        self._outbox = None
+        self._close(encode_status(status) + more)
+        self._report(cancelled=True)
+
+    # Called by the handler; see ServerStream.
+
+    def start(self) -> None:
+        """Send the response headers, and report the stream to its handler."""
+        self._connection.send_block(self.stream_id, RESPONSE_HEADERS, 0)
+        self._handler.on_accept(self)
+
+    def read(self) -> None:
+        """Request the next message; at most one read may be outstanding."""
+        self._reading = True
+        self._deliver()
+
+    def write(self, body: bytes) -> None:
+        """Append a message to those that wait to be sent."""
+        self._queue(body)
+
+    def flush(self) -> None:
+        """Start sending what was written."""
+        self.pump()
+
+    def finish(self, status: Status) -> None:
+        """Send the status; only after all written messages are sent."""
+        self.open = False
+        self._trailers = encode_status(status)
+        self.pump()
+
+    def _on_sent(self) -> None:
+        if self.open:
+            self._handler.on_written(self)
+
+    def _on_finished(self) -> None:
+        self._report(cancelled=False)
+
+    def _report(self, *, cancelled: bool) -> None:
+        if not self._reported:
+            self._reported = True
+            self._handler.on_close(self, cancelled=cancelled)
+            self.context = None
+
+    def _deliver(self) -> None:
+        """Deliver messages while the handler reads. A handler that reads while it gets one continues this loop."""
+        if self._delivering:
+            return
+        self._delivering = True
+        try:
+            while self._reading and self.open and self._deliver_next():
+                pass
+        except MessageError as error:
+            self.fail_locally(Status(Code.INTERNAL, str(error)))
+        finally:
+            self._delivering = False
+
+    def _deliver_next(self) -> bool:
+        """Deliver one message or the end of the request; return false if there is neither yet."""
+        buffer = self.buffer
+        assert buffer is not None
+        if len(buffer) >= MESSAGE_PREFIX_BYTES:
+            compressed, size = parse_prefix(buffer)
+            stop = MESSAGE_PREFIX_BYTES + size
+            if size > self._connection.limits.max_message_bytes:
+                return self._deliver_too_large()
+            if len(buffer) >= stop:
+                body: bytes | None = bytes(memoryview(buffer)[MESSAGE_PREFIX_BYTES:stop])
+                del buffer[:stop]
+                self._connection.budget.give_back(self._held_bytes - len(buffer))
+                self._held_bytes = len(buffer)
+                if compressed:
+                    body = inflate(body or b"", self.head.encoding, self._connection.limits.max_message_bytes)
+                if body is None:
+                    return self._deliver_too_large()
+                self._reading = False
+                self._handler.on_message(self, body)
+                return True
+        if not self.remote_closed:
+            if not self._reserve():
+                self._connection.waiting[self] = None
+            return False
+        if buffer:
+            raise MessageError("got a message that ends too early")
+        self._reading = False
+        self._handler.on_end(self)
+        return True
+
+    def _deliver_too_large(self) -> bool:
+        self._reading = False
+        self._release()
+        self._handler.on_too_large(self)
+        return False
+
+    def _reserve(self) -> bool:
+        """Allow the client to send the rest of a message, or the next ones; return false if the budget does not suffice."""
+        buffer = self.buffer
+        assert buffer is not None
+        num_bytes = 0
+        if len(buffer) >= MESSAGE_PREFIX_BYTES:
+            num_bytes = MESSAGE_PREFIX_BYTES + parse_prefix(buffer)[1]
+        if num_bytes > FIRST_WINDOW and not self._hold(num_bytes):
+            return False
+        wanted = max(num_bytes, FIRST_WINDOW) - len(buffer)
+        # A window update for each message would cost more than the message.
+        if self.receive_window < min(wanted, FIRST_WINDOW // 2) or num_bytes - len(buffer) > self.receive_window:
+            self._grant(wanted)
+        return True
