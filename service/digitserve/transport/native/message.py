@@ -66,8 +66,8 @@ def inflate(body: bytes, encoding: bytes, max_bytes: int) -> bytes | None:
         raise MessageError("got a message that is not in gzip format") from None
     if len(inflated) > max_bytes:
         return None
-    if not inflater.eof:
-        raise MessageError("got a message in gzip format that ends too early")
+    if not inflater.eof or inflater.unused_data:
+        raise MessageError("got a message in gzip format that ends too early or goes on after its end")
     return inflated
 
 
