@@ -83,7 +83,9 @@ def data(stream_id: int, payload: bytes, *, ended: bool = False, size: int = 16_
     """Encode DATA frames of at most ``size`` bytes of payload."""
     parts = [payload[start : start + size] for start in range(0, len(payload), size)] or [b""]
     last = len(parts) - 1
-    return b"".join(raw(DATA, END_STREAM if ended and i == last else 0, stream_id, each) for i, each in enumerate(parts))
+    return b"".join(
+        raw(DATA, END_STREAM if ended and i == last else 0, stream_id, each) for i, each in enumerate(parts)
+    )
 
 
 class UnaryRecorder:
@@ -189,9 +191,7 @@ class Answer:
 class Peer:
     """A client with one connection; tests set ``now`` and ``wall``."""
 
-    def __init__(
-        self, limits: Limits = LIMITS, *, budget: ReceiveBudget | None = None, handshake: bool = True
-    ) -> None:
+    def __init__(self, limits: Limits = LIMITS, *, budget: ReceiveBudget | None = None, handshake: bool = True) -> None:
         self.now, self.wall = 1000.0, 5_000.0
         self.unary, self.stream, self.unknown = UnaryRecorder(), StreamRecorder(), UnaryRecorder()
         self.unknown.accept = lambda unary: unary.fail(NOT_FOUND)

@@ -33,12 +33,17 @@ from support.http2_peer import (
     message,
     raw,
     request,
+    reset,
     window_update,
 )
 from support.http2_peer import settings as settings_frame
 
+EXAMPLES = 300
 SIZES = st.sampled_from([0, 1, 100, 16_379, 16_380, 65_530, 65_531, 150_000])
-MACHINE_LIMITS = Limits(max_message_bytes=200_000, max_streams=20, max_unsent_bytes=40_000)
+# The network of the state machine may take longer than preface and header blocks may.
+MACHINE_LIMITS = Limits(
+    max_message_bytes=200_000, max_streams=20, max_unsent_bytes=40_000, preface_s=1e9, header_block_s=1e9
+)
 
 
 @dataclass
@@ -231,13 +236,7 @@ class H2Client(RuleBasedStateMachine):
             while self.connection.has_output() or self.unsent:
                 self.deliver_to_client(1 << 30)
             self.acknowledge()
-            for stream_id, each in self.calls.items():
-                while not each.finished and each.reset is None and not each.cancelled:
-                    before = len(each.unsent)
-                    self._send_body(stream_id, each, 16_384)
-                    if len(each.unsent) == before and not each.finished:
-                        break
-            self._flush()
+            self._send_what_is_allowed()
             if not self.to_server and not self.connection.has_output():
                 if not self.connection.streams:
                     break
@@ -248,6 +247,14 @@ class H2Client(RuleBasedStateMachine):
         events = self.unary.events + self.stream.events + self.unknown.events
         for stream_id, each in self.calls.items():
             self._verify(stream_id, each, [event[0] for event in events if event[1] == stream_id])
+
+    def _send_what_is_allowed(self) -> None:
+        for stream_id, each in self.calls.items():
+            before = -1
+            while len(each.unsent) != before and not each.finished:
+                before = len(each.unsent)
+                self._send_body(stream_id, each, 16_384)
+        self._flush()
 
     def _verify(self, stream_id: int, each: Sent, kinds: list[str]) -> None:
         assert each.over, "the client got no answer"
@@ -271,27 +278,30 @@ class H2Client(RuleBasedStateMachine):
 
 
 TestH2Client = H2Client.TestCase
-TestH2Client.settings = settings(max_examples=150, stateful_step_count=40)
+TestH2Client.settings = settings(max_examples=EXAMPLES, stateful_step_count=50)
 
 # Bytes that are nearly HTTP/2.
 
 STREAM_IDS = st.sampled_from([0, 1, 1, 1, 3, 3, 5, 7, 2, 2**31 - 1])
-BLOCKS = st.sampled_from(
-    [
-        block(request()),
-        block(request(STREAM)),
-        block(request(STREAM)),
-        block(request(b"/no/Such")),
-        block(request(UNARY, (b"grpc-encoding", b"gzip"))),
-        block(request(UNARY, (b"content-length", b"6"))),
-        block(request(UNARY, (b"grpc-timeout", b"1S"))),
-        block(request(method=b"GET")),
-        block([(b"x", b"y")]),
-        b"\x20" + block(request()),
-        b"",
-        b"\xbe",
-    ]
-)
+REQUESTS = [
+    block(request()),
+    block(request(STREAM)),
+    block(request(STREAM)),
+    block(request(b"/no/Such")),
+    block(request(UNARY, (b"grpc-encoding", b"gzip"))),
+    block(request(UNARY, (b"grpc-encoding", b"zip"))),
+    block(request(STREAM, (b"grpc-encoding", b"zip"))),
+    block(request(UNARY, (b"content-length", b"6"))),
+    block(request(STREAM, (b"content-length", b"10"))),
+    block(request(UNARY, (b"grpc-timeout", b"1S"))),
+    block(request(STREAM, (b"grpc-timeout", b"1S"))),
+    block(request(UNARY, (b"grpc-timeout", b"soon"))),
+    block(request(method=b"GET")),
+    block(request(UNARY, (b"BAD", b"1"))),
+    b"\x20" + block(request()),
+]
+BLOCKS_OF_REQUESTS = st.sampled_from(REQUESTS)
+BLOCKS = st.sampled_from([*REQUESTS, block([(b"x", b"y")]), b"", b"\xbe"])
 PAYLOADS = st.one_of(
     st.binary(max_size=20),
     st.sampled_from([message(b"a"), message(b""), message(b"hello") * 3, message(b"x", 1), message(bytes(300))]),
@@ -307,11 +317,87 @@ FRAMES = st.one_of(
 )
 
 
+VALID = st.sampled_from(
+    [
+        "open",
+        "open",
+        "open",
+        "blocks",
+        "data",
+        "data",
+        "data",
+        "data",
+        "end",
+        "end",
+        "trailers",
+        "reset",
+        "window",
+        "connection",
+        "settings",
+        "ping",
+        "pong",
+        "priority",
+        "unknown",
+        "late",
+    ]
+)
+
+
+@st.composite
+def sessions(draw: st.DrawFn, max_frames: int = 12) -> bytes:  # noqa: C901, PLR0912 - a case for each kind of frame
+    """Frames as a client may send them: most are valid, so that later ones matter too."""
+    sent, last, alive = [PREFACE, settings_frame(s4=draw(st.sampled_from([0, 7, 100, 65_535])))], -1, []
+    for kind in draw(st.lists(VALID, max_size=max_frames)):
+        stream_id = draw(st.sampled_from(alive)) if alive else 0
+        match kind:
+            case "open" | "blocks":
+                last += draw(st.sampled_from([2, 2, 2, 4]))
+                encoded = draw(BLOCKS_OF_REQUESTS)
+                ended = draw(st.sampled_from([0, 0, 0, 1]))
+                if not ended:
+                    alive.append(last)
+                cut = draw(st.integers(0, len(encoded))) if kind == "blocks" else len(encoded)
+                sent.append(raw(1, ended | 4 * (kind == "open"), last, encoded[:cut]))
+                if kind == "blocks":
+                    sent.append(raw(9, 4, last, encoded[cut:]))
+            case "data" | "end" | "trailers" | "reset" | "window" if not alive:
+                sent.append(raw(2, 0, 1, bytes(5)))
+            case "data":
+                sent.append(raw(0, 0, stream_id, draw(PAYLOADS)))
+            case "end":
+                alive.remove(stream_id)
+                sent.append(raw(0, 1, stream_id, draw(PAYLOADS)))
+            case "trailers":
+                alive.remove(stream_id)
+                sent.append(raw(1, 5, stream_id, draw(st.sampled_from([b"", block([(b"x", b"y")]), b"\x82"]))))
+            case "reset":
+                alive.remove(stream_id)
+                sent.append(reset(stream_id))
+            case "window":
+                sent.append(window_update(stream_id, draw(st.sampled_from([1, 4, 100, 2**30]))))
+            case "connection":
+                sent.append(window_update(0, draw(st.sampled_from([1, 100]))))
+            case "settings":
+                sent.append(settings_frame(s4=draw(st.sampled_from([0, 5, 6, 100, 2**20])), s5=16_384))
+            case "ping":
+                sent.append(raw(6, 0, 0, b"12345678"))
+            case "pong":
+                sent.append(raw(6, 1, 0, b"draining"))
+            case "priority":
+                sent.append(raw(2, 0, 1, bytes(5)))
+            case "unknown":
+                sent.append(raw(50, 3, draw(STREAM_IDS), b"abc"))
+            case _ if last > 0:
+                sent.append(raw(0, draw(st.integers(0, 1)), 1, b"late"))
+    return b"".join(sent)
+
+
 @st.composite
 def byte_streams(draw: st.DrawFn, max_frames: int = 8) -> bytes:
     """Frames that follow a preface, perhaps with some bytes changed, inserted or removed."""
-    sent = bytearray(draw(st.sampled_from([PREFACE + settings_frame(), PREFACE + settings_frame(), b""])))
-    sent += b"".join(draw(st.lists(FRAMES, max_size=max_frames)))
+    valid = draw(sessions(max_frames))
+    more = b"".join(draw(st.lists(FRAMES, max_size=draw(st.sampled_from([0, 0, 1, 5])))))
+    sent = bytearray(valid + more)
     for _ in range(draw(st.sampled_from([0, 0, 0, 1, 3]))):
         position = draw(st.integers(0, len(sent)))
         sent[position : position + draw(st.integers(0, 2))] = draw(st.binary(max_size=2))
@@ -342,7 +428,7 @@ def outcome(parts: list[bytes], drains: bool) -> tuple[Any, ...]:
     )
 
 
-@settings(max_examples=150)
+@settings(max_examples=EXAMPLES)
 @given(byte_streams(), st.booleans())
 @example(PREFACE + settings_frame() + raw(6, ACK, 0, b"draining") + raw(6, 0, 0, bytes(8)), True)
 @example(PREFACE + settings_frame() + raw(6, ACK, 0, b"draining") + headers(1) + raw(0, 1, 1, message(b"x")), True)
@@ -366,7 +452,7 @@ def holds_its_limits(peer: Peer) -> None:
         assert 0 <= each.receive_window <= max(FIRST_WINDOW, LIMITS.max_message_bytes + 5)
 
 
-@settings(max_examples=400)
+@settings(max_examples=2 * EXAMPLES)
 @given(st.lists(st.one_of(byte_streams(30).map(lambda each: each.removeprefix(PREFACE)), st.binary(max_size=300))))
 def test_no_bytes_break_a_connection(parts: list[bytes]) -> None:
     """Any bytes after the handshake: no exception (it would be INTERNAL_ERROR), no limit exceeded, all released at the end."""
@@ -391,7 +477,7 @@ def test_no_bytes_break_a_connection(parts: list[bytes]) -> None:
             assert kinds.count("close") <= 1
 
 
-@settings(max_examples=60)
+@settings(max_examples=EXAMPLES)
 @given(
     sizes=st.lists(st.sampled_from([1000, 60_000, 80_000, 100_000]), min_size=2, max_size=12),
     budget=st.sampled_from([100_005, 150_000, 300_000]),

@@ -182,7 +182,7 @@ def test_no_goaway_follows_the_end_of_a_connection() -> None:
     peer.send(raw(PING))
     peer.now += 100
     assert peer.check() == []
-    assert [("close", 1)] == peer.unary.events[-1:]
+    assert peer.unary.events[-1:] == [("close", 1)]
 
 
 def test_a_drain_before_the_preface() -> None:

@@ -11,7 +11,6 @@ from digitserve.transport.native.connection import CONNECTION_WINDOW
 from digitserve.transport.native.frames import ErrorCode
 from support.http2_peer import (
     DATA,
-    END_STREAM,
     MAX_WINDOW,
     PADDED,
     STREAM,
@@ -20,7 +19,6 @@ from support.http2_peer import (
     call,
     data,
     headers,
-    message,
     raw,
     request,
     reset,

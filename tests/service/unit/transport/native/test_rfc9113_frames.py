@@ -260,7 +260,9 @@ def test_the_reserved_bit_is_ignored() -> None:
     ],
 )
 @pytest.mark.parametrize("num_parts", [1, 2, 5])
-def test_headers_with_padding_priority_and_continuation(flags: int, before: bytes, after: bytes, num_parts: int) -> None:
+def test_headers_with_padding_priority_and_continuation(
+    flags: int, before: bytes, after: bytes, num_parts: int
+) -> None:
     """6.2 and 6.10: a request is the same with padding, priority and CONTINUATION frames, empty ones too."""
     peer = Peer()
     step = -(-len(BLOCK) // num_parts)

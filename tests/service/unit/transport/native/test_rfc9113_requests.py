@@ -13,7 +13,6 @@ from support.http2_peer import (
     STREAM,
     UNARY,
     Peer,
-    block,
     call,
     headers,
     message,
@@ -90,7 +89,9 @@ def test_a_malformed_request_is_a_stream_error(fields: list[tuple[bytes, bytes]]
         (10, message(b"a") + message(b"bcdefghi"), False),
     ],
 )
-def test_a_body_that_contradicts_content_length_is_malformed(path: bytes, length: int, body: bytes, ended: bool) -> None:
+def test_a_body_that_contradicts_content_length_is_malformed(
+    path: bytes, length: int, body: bytes, ended: bool
+) -> None:
     """8.1.1: a content-length that differs from the sum of DATA is a stream error, as soon as that is certain."""
     peer = Peer()
     fields = request(path, (b"content-length", b"%d" % length))

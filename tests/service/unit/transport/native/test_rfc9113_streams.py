@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import hpack
 import pytest
 
 from digitserve.transport.native.control import MAX_RECENT_RESETS
@@ -17,6 +18,7 @@ from support.http2_peer import (
     RST_STREAM,
     SETTINGS,
     STREAM,
+    UNARY,
     Peer,
     call,
     headers,
@@ -112,7 +114,7 @@ def test_late_frames_after_a_reset_are_ignored(late: bytes, cause: str) -> None:
     peer.unary.answer = lambda unary, body: None
     match cause:
         case "uppercase":
-            peer.send(headers(1, request() + [(b"X", b"y")]))
+            peer.send(headers(1, request(UNARY, (b"X", b"y"))))
         case "http":
             peer.send(headers(1, request(method=b"GET")))
         case "too many":
@@ -130,8 +132,6 @@ def test_late_frames_after_a_reset_are_ignored(late: bytes, cause: str) -> None:
 
 def test_a_table_entry_of_a_reset_stream_is_known_later() -> None:
     """4.3: header blocks change the dynamic table also on streams that are refused or were reset."""
-    import hpack
-
     encoder = hpack.Encoder()
     peer = Peer()
 
