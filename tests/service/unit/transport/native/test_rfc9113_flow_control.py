@@ -158,7 +158,7 @@ def test_the_window_of_the_connection_is_given_back(kind: str) -> None:
     peer = Peer()
     window = CONNECTION_WINDOW
     peer.stream.accept = lambda stream: None
-    for number in range(400):
+    for number in range(600):  # more than half of the window
         stream_id = 2 * number + 1
         flags, body = 0, bytes(16_384)
         match kind:
