@@ -219,7 +219,7 @@ _RULES: dict[bytes, tuple[int, Callable[[bytes], int]]] = {
 """Flags by name, and what the value adds to them."""
 
 # Bounds of what is remembered for the process; a dictionary is emptied when it is full, because then a client sends
-# different names or values in each request, and remembering does not pay. Together they take less than 1 MB.
+# different names or values in each request, and remembering does not pay. Together they take less than 2 MB.
 _MAX_REMEMBERED = 256
 _MAX_REMEMBERED_BYTES = 128
 _MAX_REMEMBERED_FIELDS = 24
@@ -283,7 +283,7 @@ def interpret(fields: Sequence[Field]) -> RequestHead:
     meaning = _MEANINGS.get(roles)
     if meaning is None:
         meaning = _meaning(roles)
-        if len(roles) <= _MAX_REMEMBERED_FIELDS:
+        if len(roles) <= _MAX_REMEMBERED_FIELDS and all(len(role.value) <= _MAX_REMEMBERED_BYTES for role in roles):
             if len(_MEANINGS) >= _MAX_REMEMBERED:
                 _MEANINGS.clear()
             _MEANINGS[roles] = meaning
@@ -295,7 +295,7 @@ def interpret(fields: Sequence[Field]) -> RequestHead:
         # Without digits there may be no last byte; isdigit is false for them.
         unit_s = _UNITS_S.get(timeout[-1]) if digits.isdigit() else None
         if unit_s and len(timeout) <= _MAX_TIMEOUT_BYTES:
-            timeout_s = int(digits) * unit_s
+            timeout_s = float(digits) * unit_s
         elif problem is None:
             problem = Problem.BAD_TIMEOUT
             message = f"grpc-timeout must be 1 to 8 digits and a unit of H, M, S, m, u or n; got {timeout[:32]!r}"
@@ -324,9 +324,10 @@ def _meaning(roles: Sequence[Role]) -> _Meaning:
     seen = 0
     for role in roles:
         flags = role.flags
-        if flags & _CONTENT_LENGTH and seen & _CONTENT_LENGTH and int(role.value) != int(values[_CONTENT_LENGTH]):
-            seen |= _MALFORMED
         if flags & _MALFORMED or seen & flags >> _CONFLICTS:
+            seen |= _MALFORMED
+            break
+        if flags & seen & _CONTENT_LENGTH and int(role.value) != int(values[_CONTENT_LENGTH]):
             seen |= _MALFORMED
             break
         seen |= flags

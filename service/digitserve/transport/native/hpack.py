@@ -121,7 +121,7 @@ _SHIFTS = (0, 7, 14, 21)
 # memory that a hostile client can make each of its connections take to 64 KiB.
 _MAX_CACHED = 16
 _MAX_CACHED_BYTES = 256
-_MAX_CACHED_FIELDS = 24
+_MAX_CACHED_FIELDS = 16
 
 
 class Decoder:
@@ -172,7 +172,13 @@ class Decoder:
         if head is not None:
             return head
         fields, changed = self._decode(block)
-        head = too_large(self._max_list_bytes, self._max_fields) if self._exceeds(fields, block) else interpret(fields)
+        # No field is larger than the largest entry or, as a literal, than twice the block: a symbol of the Huffman code
+        # has at least five bits. So the exact size is rarely needed.
+        bound_bytes = len(fields) * self._largest_bytes + 2 * len(block)
+        if (bound_bytes > self._max_list_bytes or len(fields) > self._max_fields) and self._exceeds(fields):
+            head = too_large(self._max_list_bytes, self._max_fields)
+        else:
+            head = interpret(fields)
         if changed:
             heads.clear()
         elif len(block) <= _MAX_CACHED_BYTES and len(fields) <= _MAX_CACHED_FIELDS:
@@ -192,16 +198,11 @@ class Decoder:
             self._heads.clear()
         return tuple(fields)
 
-    def _exceeds(self, fields: list[Field], block: bytes) -> bool:
+    def _exceeds(self, fields: list[Field]) -> bool:
         """Return whether fields exceed the limits of a request."""
-        # No field is larger than the largest entry or, as a literal, than the block when its Huffman code is expanded:
-        # a symbol has at least five bits. So the sum is rarely needed.
-        bound_bytes = len(fields) * self._largest_bytes + 2 * len(block)
-        if bound_bytes > self._max_list_bytes and sum([field[3] for field in fields]) > self._max_list_bytes:
-            return True
-        return len(fields) > self._max_fields
+        return len(fields) > self._max_fields or sum([field[3] for field in fields]) > self._max_list_bytes
 
-    def _decode(self, block: bytes) -> tuple[list[Field], bool]:  # noqa: C901, PLR0912 - calls would double the time
+    def _decode(self, block: bytes) -> tuple[list[Field], bool]:  # noqa: C901, PLR0912, PLR0915 - calls would double the time
         """Return the fields of a block, and whether it changed the dynamic table."""
         table = self._table
         fields: list[Field] = []
@@ -248,20 +249,19 @@ class Decoder:
                 field = prepare(name, value)
                 fields.append(field)
                 if byte >= _INCREMENTAL:
+                    # Insertion before eviction has the result that RFC 7541, section 4.4 requires.
                     changed = True
-                    self._insert(field)
+                    size_bytes = field[3]
+                    if size_bytes > self._largest_bytes:  # noqa: PLR1730 - faster than max
+                        self._largest_bytes = size_bytes
+                    table.insert(_NEWEST, field)
+                    size_bytes += self._size_bytes
+                    while size_bytes > self._max_bytes:
+                        size_bytes -= table.pop()[3]
+                    self._size_bytes = size_bytes
         except IndexError:
             raise HpackError("truncated header block, or index beyond the tables") from None
         return fields, changed
-
-    def _insert(self, field: Field) -> None:
-        """Insert an entry into the dynamic table; RFC 7541, section 4.4."""
-        size_bytes = field[3]
-        self._table.insert(_NEWEST, field)
-        self._size_bytes += size_bytes
-        self._largest_bytes = max(self._largest_bytes, size_bytes)
-        if self._size_bytes > self._max_bytes:
-            self._evict()
 
     def _resize(self, block: bytes, position: int) -> int:
         """Apply the dynamic table size updates at the beginning of a block; return the position after them."""
@@ -277,14 +277,9 @@ class Decoder:
             if size_bytes > self._allowed_bytes:
                 raise HpackError(f"dynamic table size update to {size_bytes} bytes, announced {self._allowed_bytes}")
             self._max_bytes = size_bytes
-            self._evict()
+            while self._size_bytes > size_bytes:
+                self._size_bytes -= self._table.pop()[3]
         return position
-
-    def _evict(self) -> None:
-        """Remove the oldest entries until the dynamic table is within its size; RFC 7541, section 4.3 and 4.4."""
-        table = self._table
-        while self._size_bytes > self._max_bytes:
-            self._size_bytes -= table.pop()[3]
 
 
 def _integer(block: bytes, position: int, mask: int) -> tuple[int, int]:
