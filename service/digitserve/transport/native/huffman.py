@@ -5,7 +5,7 @@
 Called on the worker's one thread.
 
 A state of the automaton is an inner node of the code tree. Its row says for each input byte which state follows and
-which symbols the eight bits complete. All 256 rows would take 6 MB and 0.2 s; requests use few of them, so a row
+which symbols the eight bits complete. All 256 rows would take 5 MB and 40 ms; requests use few of them, so a row
 is built when a string first reaches it.
 """
 
