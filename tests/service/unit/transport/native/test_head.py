@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from digitserve.transport.native import head as head_module
 from digitserve.transport.native.head import Problem, RequestHead, trailers_problem
 from digitserve.transport.native.hpack import Decoder, encode_fields
-from tests.support.header_blocks import PATH, REQUEST
+from support.header_blocks import PATH, REQUEST
 
 Fields = list[tuple[bytes, bytes]]
 

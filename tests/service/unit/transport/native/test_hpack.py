@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from digitserve.transport.native import hpack
 from digitserve.transport.native.head import Problem
 from digitserve.transport.native.hpack import Decoder, HpackError, encode_fields
-from tests.support.header_blocks import REQUEST, captured, grpc_go_style, grpcio_style
+from support.header_blocks import REQUEST, captured, grpc_go_style, grpcio_style
 
 Fields = list[tuple[bytes, bytes]]
 
