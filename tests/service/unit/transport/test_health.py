@@ -206,12 +206,13 @@ def test_a_watch_that_does_not_read_holds_one_message_and_then_gets_the_newest()
 
 @pytest.mark.parametrize("confirmed", [True, False])
 def test_a_second_message_ends_a_watch(confirmed: bool) -> None:
-    """A watch with two messages ends with INVALID_ARGUMENT, after its status is sent."""
+    """A watch with two messages ends with INVALID_ARGUMENT, after its status is sent, also if all are closed meanwhile."""
     server = Server()
     stream = server.watch()
     if confirmed:
         stream.confirm()
     stream.receive(request(SERVICE))
+    server.health.close_watches()
     if not confirmed:
         stream.confirm()
     assert (stream.code, len(stream.written)) == (Code.INVALID_ARGUMENT, 1)

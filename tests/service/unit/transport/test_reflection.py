@@ -286,9 +286,11 @@ def test_silent_streams_do_not_keep_others_out(monkeypatch: pytest.MonkeyPatch) 
     """Beyond the limit, the stream that has been without a request for the longest time is ended."""
     monkeypatch.setattr(reflection, "MAX_STREAMS", 3)
     server = Server()
-    streams = [server.stream() for _ in range(3)]
+    streams = [server.stream() for _ in range(2)]
     streams[0].receive(LIST)
     streams[0].confirm()
+    streams.append(server.stream())
+    assert all(stream.open for stream in streams)
     late = server.stream()
     assert [stream.code for stream in (*streams, late)] == [None, Code.RESOURCE_EXHAUSTED, None, None]
     late.receive(LIST)
