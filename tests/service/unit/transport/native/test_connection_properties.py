@@ -38,7 +38,7 @@ from support.http2_peer import (
 )
 from support.http2_peer import settings as settings_frame
 
-EXAMPLES = 300
+EXAMPLES = 200
 SIZES = st.sampled_from([0, 1, 100, 16_379, 16_380, 65_530, 65_531, 150_000])
 # The network of the state machine may take longer than preface and header blocks may.
 MACHINE_LIMITS = Limits(

@@ -183,6 +183,7 @@ def test_the_window_of_the_connection_is_given_back(kind: str) -> None:
                 window += frame.window_increment
         window -= 16_384
         assert CONNECTION_WINDOW // 2 <= window <= CONNECTION_WINDOW
+        assert window == peer.connection._receive_window
     assert peer.failure is None
 
 
