@@ -140,10 +140,11 @@ def test_messages_are_percent_encoded(text: str, encoded: bytes | None) -> None:
     assert found.strip() == found, "HTTP/2 forbids space at the ends of a value"
 
 
-def test_long_messages_are_cut_at_a_character() -> None:
+@pytest.mark.parametrize(("end", "num_left"), [("€", -1), ("y", 0), ("", 0)])
+def test_long_messages_are_cut_at_a_character(end: str, num_left: int) -> None:
     """At most 1024 bytes of UTF-8, never half a character."""
-    found = decoded(Status(Code.INTERNAL, "x" * (MAX_MESSAGE_TEXT - 1) + "€"))[b"grpc-message"]
-    assert found == b"x" * (MAX_MESSAGE_TEXT - 1)
+    found = decoded(Status(Code.INTERNAL, "x" * (MAX_MESSAGE_TEXT + num_left) + end))[b"grpc-message"]
+    assert found == b"x" * (MAX_MESSAGE_TEXT + num_left)
 
 
 @pytest.mark.parametrize(("seconds", "pushback"), [(0.25, b"250"), (0.0, b"0"), (1.5, b"1500")])

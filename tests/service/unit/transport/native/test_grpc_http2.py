@@ -15,6 +15,7 @@ from support.http2_peer import (
     END_STREAM,
     HEADERS,
     LIMITS,
+    PADDED,
     RST_STREAM,
     STREAM,
     UNARY,
@@ -138,14 +139,18 @@ def test_a_long_message_gets_exactly_its_window(size: int, first: int) -> None:
 def test_padding_before_the_prefix_does_not_stall() -> None:
     """Padding uses up the window; the client still gets room for the prefix and then for the message."""
     peer = Peer()
-    peer.send(headers(1))
-    sent = 0
-    while sent + 257 <= FIRST_WINDOW:
-        peer.send(raw(DATA, 8, 1, b"\xff" + b"\0" * (sent == 0) + bytes(255)))
-        sent += 256 + (sent == 0)
-    body = message(b"x" * 1000)[1:]
-    peer.send(raw(DATA, 0, 1, body[:4]))
-    peer.send(raw(DATA, END_STREAM, 1, body[4:]))
+    body = message(b"x" * 1000)
+    peer.send(headers(1), raw(DATA, 0, 1, body[:1]))
+    padding = FIRST_WINDOW - 1 - 2  # the client keeps 2 bytes, too few for the rest of the prefix
+    while padding:
+        size = min(padding, 256)
+        padding -= size
+        peer.send(raw(DATA, PADDED, 1, bytes([size - 1]) + bytes(size - 1)))
+    peer.send(raw(DATA, 0, 1, body[1:3]))
+    assert peer.answer(1).windows == 5
+    peer.send(raw(DATA, 0, 1, body[3:5]))
+    assert peer.answer(1).windows == 5 + 997
+    peer.send(raw(DATA, END_STREAM, 1, body[5:]))
     assert peer.answer(1).messages == [b"x" * 1000]
 
 
@@ -345,3 +350,15 @@ def test_a_handler_that_fails_ends_its_connection() -> None:
     peer.send(call(3))
     assert peer.failure == ErrorCode.INTERNAL_ERROR
     assert ("close", 1) in peer.unary.events
+
+
+def test_a_call_may_be_answered_before_its_request_ends() -> None:
+    """The stream stays until the client ends it; only then is its place free."""
+    peer = Peer()
+    peer.send(call(1))
+    peer.unary.accept = lambda unary: unary.reply(b"early")
+    peer.send(headers(3))
+    assert peer.answer(3).messages == [b"early"] and peer.answer(3).status == 0
+    assert list(peer.connection.streams) == [3]
+    assert peer.send(raw(DATA, 0, 3, b"ignored"), raw(DATA, END_STREAM, 3)) == []
+    assert not peer.connection.streams
