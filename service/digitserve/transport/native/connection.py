@@ -89,7 +89,7 @@ class Connection(ControlFrames):
             limits: of this connection.
             budget: of the worker.
             now: monotonic time in seconds.
-            on_output: called when there is output, once until it is taken.
+            on_output: called when ``take_output`` and ``on_sent`` must be called, once until they are.
         """
         super().__init__(limits, budget, now, on_output)
         self._max_whole_bytes = min(FRAME_BYTES, MESSAGE_PREFIX_BYTES + limits.max_message_bytes)

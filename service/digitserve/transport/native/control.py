@@ -61,7 +61,7 @@ class ControlFrames(Output):
             limits: of this connection.
             budget: of the worker.
             now: monotonic time in seconds.
-            on_output: called when there is output, once until it is taken.
+            on_output: called when ``take_output`` and ``on_sent`` must be called, once until they are.
         """
         super().__init__(limits, budget, on_output)
         self._control = RateLimit(limits.max_control_frames, limits.control_frames_per_s, now)

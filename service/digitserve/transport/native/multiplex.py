@@ -48,7 +48,7 @@ class Output:
     """
 
     __slots__ = (
-        "_final_id", "_on_output", "_output", "blocked", "budget", "closing", "first_send_window", "limits",
+        "_deferred", "_final_id", "_on_output", "_output", "blocked", "budget", "closing", "first_send_window", "limits",
         "may_send_fixed_blocks", "num_unsent_bytes", "send_window", "streams", "waiting",
     )  # fmt: skip
 
@@ -58,7 +58,7 @@ class Output:
         Args:
             limits: of this connection.
             budget: of the worker.
-            on_output: called when there is output, once until it is taken.
+            on_output: called when ``take_output`` and ``on_sent`` must be called, once until they are.
         """
         self.limits = limits
         self.budget = budget
@@ -72,6 +72,7 @@ class Output:
         self.closing = False
         self._on_output = on_output
         self._output: list[bytes] = []
+        self._deferred: list[Callable[[], None]] = []
         self._final_id: int | None = None
 
     # Called by the loop.
@@ -82,14 +83,18 @@ class Output:
         return b"".join(output) if len(output) > 1 else output[0] if output else b""
 
     def has_output(self) -> bool:
-        """Return whether ``take_output`` has something to return."""
-        return bool(self._output)
+        """Return whether ``take_output`` and ``on_sent`` must be called."""
+        return bool(self._output or self._deferred)
 
     def on_sent(self, num_bytes: int) -> None:
-        """Count bytes that the socket has taken, and continue answers that waited for it."""
+        """Count bytes that the socket has taken, continue answers that waited for it, and make deferred calls."""
         self.num_unsent_bytes -= num_bytes
         if self.blocked and not self.is_congested():
             self.pump()
+        if self._deferred and not self.is_congested():
+            deferred, self._deferred = self._deferred, []
+            for call in deferred:
+                call()
 
     def wants_read(self) -> bool:
         """Return whether the socket may be read: not while too much waits to be sent."""
@@ -100,6 +105,12 @@ class Output:
         return self.num_unsent_bytes > self.limits.max_unsent_bytes
 
     # Called by the streams.
+
+    def defer(self, call: Callable[[], None]) -> None:
+        """Make a call of a handler later, in ``on_sent``: not while the same handler calls the transport."""
+        if not self._output and not self._deferred:
+            self._on_output()
+        self._deferred.append(call)
 
     def send(self, part: bytes) -> None:
         """Append bytes to the output."""

@@ -81,7 +81,12 @@ class Stream(RpcStream):
     def read(self) -> None:
         """Request the next message; at most one read may be outstanding."""
         self._reading = True
-        self._deliver()
+        if self._delivering:
+            return  # the loop in _deliver goes on
+        if self.buffer or self.remote_closed:
+            self._connection.defer(self._deliver)
+        elif not self._reserve():
+            self._connection.waiting[self] = None
 
     def write(self, body: bytes) -> None:
         """Append a message to those that wait to be sent."""
@@ -98,6 +103,9 @@ class Stream(RpcStream):
         self.pump()
 
     def _on_sent(self) -> None:
+        self._connection.defer(self._report_written)
+
+    def _report_written(self) -> None:
         if self.open:
             self._handler.on_written(self)
 

@@ -197,7 +197,7 @@ def test_the_handler_may_write_and_finish_while_a_message_is_sent() -> None:
 
 
 def test_a_framing_error_while_messages_are_sent() -> None:
-    """A read in ``on_written`` finds a broken message: the status follows at once, and no DATA after it."""
+    """A read in ``on_written`` finds a broken message: the status follows what was written, and no DATA after it."""
     peer = Peer()
     peer.stream.accept = lambda stream: None
     peer.stream.written = lambda stream: stream.read()
@@ -207,9 +207,27 @@ def test_a_framing_error_while_messages_are_sent() -> None:
     stream.write(b"two")
     stream.flush()
     peer.send(window_update(1, 1000))
-    assert peer.answer(1).messages == [b"one"]
+    assert peer.answer(1).messages == [b"one", b"two"]
     assert peer.answer(1).status == Code.INTERNAL
-    assert kinds(peer) == ["accept", "written", "close"]
+    assert kinds(peer) == ["accept", "written", "written", "close"]
+
+
+def test_handlers_are_not_called_while_they_call_the_transport() -> None:
+    """``read``, ``flush`` and ``finish`` return before the handler gets what they lead to."""
+    peer = Peer()
+    seen: list[list[str]] = []
+
+    def answer(stream: Any, _: bytes) -> None:
+        before = list(kinds(peer))
+        stream.read()
+        stream.write(b"answer")
+        stream.flush()
+        seen.append(kinds(peer)[len(before) :])
+
+    peer.stream.answer = answer
+    peer.send(OPEN, data(1, message(b"x") * 20))
+    assert len(peer.answer(1).messages) == 20 and not any(seen)
+    assert kinds(peer).count("written") == 20
 
 
 @pytest.mark.parametrize("flag", [1, 2])
