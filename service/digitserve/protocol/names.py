@@ -6,6 +6,7 @@ from typing import NamedTuple
 SERVICE = "digitserve.v1.DigitService"
 HEALTH_SERVICE = "grpc.health.v1.Health"
 REFLECTION_SERVICE = "grpc.reflection.v1alpha.ServerReflection"
+REFLECTION_V1_SERVICE = "grpc.reflection.v1.ServerReflection"
 
 
 class Method(NamedTuple):
@@ -34,6 +35,7 @@ HEALTH_CHECK = Method("unary", HEALTH_SERVICE, "Check")
 HEALTH_WATCH = Method("server_stream", HEALTH_SERVICE, "Watch")
 HEALTH_LIST = Method("unary", HEALTH_SERVICE, "List")
 REFLECTION = Method("bidi_stream", REFLECTION_SERVICE, "ServerReflectionInfo")
+REFLECTION_V1 = Method("bidi_stream", REFLECTION_V1_SERVICE, "ServerReflectionInfo")
 
 
 class Code(IntEnum):

@@ -27,6 +27,7 @@ from digitserve.protocol.names import (
     HEALTH_LIST,
     HEALTH_WATCH,
     REFLECTION,
+    REFLECTION_V1,
     Code,
     Method,
     Verdict,
@@ -44,7 +45,8 @@ OTHER_METHOD = Method("unary", "other", "other")
 """All unknown methods. Clients choose their names, so one series for each of them could fill the memory."""
 
 METHODS = (
-    CLASSIFY, GET_MODEL, CLASSIFY_STREAM, HEALTH_CHECK, HEALTH_WATCH, HEALTH_LIST, REFLECTION, OTHER_METHOD,
+    CLASSIFY, GET_MODEL, CLASSIFY_STREAM, HEALTH_CHECK, HEALTH_WATCH, HEALTH_LIST, REFLECTION, REFLECTION_V1,
+    OTHER_METHOD,
 )  # fmt: skip
 METHOD_OF_PATH = {method.path: method for method in METHODS if method is not OTHER_METHOD}
 

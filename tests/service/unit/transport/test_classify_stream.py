@@ -11,43 +11,16 @@ from hypothesis import strategies as st
 from digitserve.errors import Overloaded
 from digitserve.protocol.codec import Limits
 from digitserve.protocol.names import CLASSIFY_STREAM, Code
-from digitserve.protocol.status import Status
 from digitserve.telemetry.block import METHODS, Block
 from digitserve.telemetry.recorder import Recorder
 from digitserve.transport.classify_stream import WINDOW_BATCHES, ClassifyStreamHandler, StreamState
 from digitserve.v1 import digits_pb2 as pb
+from support.server_stream import FakeStream
 
 LABELS = tuple("0123456789")
 LIMITS = Limits(model_version="1", max_side=4096, max_images=4096, max_request_bytes=1 << 24)
 MAX_BATCH_SIZE = 64
 WINDOW_IMAGES = WINDOW_BATCHES * MAX_BATCH_SIZE
-NO_DEADLINE = 1e19
-
-
-class FakeStream:
-    """A ``ServerStream`` that sends into a list; the test confirms each write."""
-
-    def __init__(self) -> None:
-        self.deadline, self.accepted, self.open = NO_DEADLINE, 0.0, True
-        self.context: Any = None
-        self.reads = 0
-        self.written: list[bytes] = []
-        self.num_sent = 0
-        self.status: Status | None = None
-
-    def read(self) -> None:
-        self.reads += 1
-
-    def write(self, body: bytes) -> None:
-        assert self.open
-        self.written.append(body)
-
-    def flush(self) -> None:
-        """The test confirms what is sent."""
-
-    def finish(self, status: Status) -> None:
-        assert self.num_sent == len(self.written), "the status must be sent last"
-        self.open, self.status = False, status
 
 
 class FakePipeline:
