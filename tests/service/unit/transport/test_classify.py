@@ -8,7 +8,7 @@ import pytest
 from digitserve.errors import DeadlineUnmeetable, Draining, Overloaded, RequestError
 from digitserve.protocol.codec import Limits
 from digitserve.protocol.names import CLASSIFY, Code
-from digitserve.protocol.status import INTERNAL, Status
+from digitserve.protocol.status import INTERNAL, NO_MESSAGE, Status
 from digitserve.telemetry.block import Block
 from digitserve.telemetry.recorder import Recorder
 from digitserve.transport.classify import ClassifyHandler
