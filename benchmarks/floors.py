@@ -22,7 +22,7 @@ from digitserve.bench.traffic import draw
 from digitserve.inference.session import Session
 from digitserve.protocol.codec import Limits, decode, encode_stream_response
 from digitserve.protocol.names import CLASSIFY, CLASSIFY_STREAM
-from digitserve.protocol.status import OK
+from digitserve.protocol.status import OK, Status
 from digitserve.supervision.autotune import mean_s
 from digitserve.transport.grpcio.completion_queue import OPTIONS, CompletionQueueServer
 from digitserve.transport.handlers import ServerStream, UnaryCall
