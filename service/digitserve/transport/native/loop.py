@@ -126,6 +126,7 @@ class Loop:
         self._peers: dict[int, Peer] = {}
         self._with_output: list[Peer] = []
         self._unread: deque[Peer] = deque()
+        self._starved: dict[Peer, None] = {}  # with messages that wait for the worker's budget, oldest first
         self._polled = time.time()
         self._check_at = 0.0
         self._accept_at = 0.0
@@ -167,6 +168,8 @@ class Loop:
         Returns:
             Whether anything arrived.
         """
+        if self._starved:
+            self._continue_starved()
         self._send_all()
         unread = self._unread
         before = time.time()
@@ -277,11 +280,22 @@ class Loop:
             self._drop(peer)
             return
         if not peer.lingering:
-            peer.connection.receive(received, now, peer.arrived)
+            connection = peer.connection
+            connection.receive(received, now, peer.arrived)
+            if connection.waiting:
+                self._starved[peer] = None
         # Of more bytes than one read takes, the rest has waited as long.
         if len(received) < READ_BYTES:
             peer.arrived = 0.0
         self._update_interest(peer)
+
+    def _continue_starved(self) -> None:
+        """Let messages that wait for the worker's budget continue, where it has room again."""
+        for peer in list(self._starved):
+            if peer.open:
+                peer.connection.on_room()
+            if not (peer.open and peer.connection.waiting):
+                del self._starved[peer]
 
     def _send_all(self) -> None:
         while self._with_output:
@@ -355,6 +369,8 @@ class Loop:
             if peer.lingering:
                 continue
             connection.check(now, self._polled)
+            if connection.waiting:
+                self._starved.setdefault(peer)
             if now >= peer.drains_at:
                 connection.drain(now)
             if connection.closing and not connection.has_output() and peer.unsent is None:
