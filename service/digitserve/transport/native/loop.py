@@ -156,7 +156,8 @@ class Loop:
             now = time.monotonic()
             while self._accept(now):
                 pass
-            self._listener.close()  # this removes it from epoll too
+            self._epoll.unregister(self._listens_on)
+            self._listener.close()
             self._listener, self._listens_on = None, -1
 
     def poll(self, timeout_s: float) -> bool:
@@ -348,8 +349,11 @@ class Loop:
     def _drop(self, peer: Peer) -> None:
         """Close a socket, and drop the calls of its connection."""
         peer.open = False
-        del self._peers[peer.socket.fileno()]
-        peer.socket.close()  # this removes it from epoll too
+        descriptor = peer.socket.fileno()
+        del self._peers[descriptor]
+        # Closing removes it from epoll only if no process that is being forked holds a copy.
+        self._epoll.unregister(descriptor)
+        peer.socket.close()
         connection = peer.connection
         del peer.connection  # it refers to the peer: a reference cycle otherwise
         connection.drop()
