@@ -4,8 +4,8 @@
     transport ──Check, List──▶ Health.check, Health.list_services
     transport ──Watch──▶ Health.on_accept, on_message, ...                 see StreamHandler
 
-The service names are fixed and have one status in common, so nothing is kept about the names that clients send. Called on
-the worker's one thread.
+The service names are fixed and have one status in common, so nothing is kept about the names that clients send.
+Called on the worker's one thread.
 
 Source: github.com/grpc/grpc, doc/health-checking.md.
 """
@@ -28,7 +28,7 @@ SERVICE_NAMES = ("", SERVICE)
 
 MAX_WATCHES = 1024
 """Most open watches. Clients that check health hold one per connection, and a refused watch makes them avoid the
-connection: it must not be less than the number of connections. All watches together hold less than 1 MiB here."""
+connection, so this must not be less than the limit of connections. A watch holds about 0.1 KiB here."""
 
 _TOO_MANY = Status(
     Code.RESOURCE_EXHAUSTED,
@@ -88,8 +88,8 @@ class _Watch:
 class Health:
     """The health of the worker: NOT_SERVING at first; owned by the worker.
 
-    ``check`` and ``list_services`` are ``Respond`` handlers; the object itself is the ``StreamHandler`` of Watch. A watch
-    whose client does not read holds one unsent message, and gets the newest status after it.
+    ``check`` and ``list_services`` are ``Respond`` handlers; the object itself is the ``StreamHandler`` of Watch.
+    A watch whose client does not read holds one unsent message, and gets the newest status after it.
     """
 
     def __init__(self, recorder: Recorder, clock: Callable[[], float] = time.monotonic) -> None:
@@ -160,7 +160,7 @@ class Health:
             stream.read()
 
     def on_message(self, stream: ServerStream, body: bytes) -> None:
-        """Write the present status, or SERVICE_UNKNOWN; end a watch that sends a second message."""
+        """Write the current status, or SERVICE_UNKNOWN; end a watch that sends a second message."""
         watch: _Watch = stream.context
         if watch.written is not None:
             self._end(stream, _SECOND_MESSAGE)
@@ -191,7 +191,7 @@ class Health:
         self._finish_if_sent(stream)
 
     def on_close(self, stream: ServerStream, *, cancelled: bool) -> None:
-        """Forget and record a watch that is over."""
+        """Record a watch that is over; nothing is kept of it."""
         self._watches.discard(stream)
         watch: _Watch = stream.context
         if not cancelled:

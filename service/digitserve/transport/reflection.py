@@ -30,8 +30,9 @@ from digitserve.transport.handlers import ServerStream
 from digitserve.v1 import digits_pb2
 
 MAX_STREAMS = 64
-"""Most open streams of each version. A tool holds one while it lists the services; beyond the limit, the stream that has
-been without a request for the longest time is ended, so silent clients cannot keep others out."""
+"""Most open streams of each version: twice as many as grpcio's thread pool allowed for all streams. A tool needs one for
+a moment. Beyond the limit, the stream that has been without a request for the longest time is ended, so silent clients
+cannot keep others out."""
 
 MAX_REQUEST_BYTES = 4096
 """Longest request. It is part of its answer, so it bounds what a client that does not read makes the worker hold; the
@@ -39,7 +40,7 @@ longest name in a request is a symbol, and those of the served files have less t
 
 _TOO_MANY = Status(
     Code.RESOURCE_EXHAUSTED,
-    f"got more than {MAX_STREAMS} open reflection streams, and this one waited longest without a request; open it again",
+    f"got more than {MAX_STREAMS} open reflection streams, and this one was idle longest; open it again",
 )
 _BUSY = Status(
     Code.RESOURCE_EXHAUSTED,
@@ -51,8 +52,8 @@ _TOO_LARGE = Status(
 )
 _DRAINING = Status(Code.UNAVAILABLE, "this server is shutting down; open the stream again on another connection")
 
-_SERVED = (digits_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR)
-"""Files of the served services; reflection v1 is added to them."""
+SERVED_FILES = (digits_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR)
+"""Files of the served services, without that of reflection v1, which no package has."""
 
 
 def _with_imports(file: FileDescriptor) -> list[FileDescriptor]:
@@ -72,7 +73,7 @@ def _with_imports(file: FileDescriptor) -> list[FileDescriptor]:
 def _reflection_v1() -> FileDescriptorProto:
     """Return the file of reflection v1.
 
-    grpcio-reflection has that of v1alpha only. They differ in the version, in the path, and in that v1alpha is deprecated.
+    grpcio-reflection has that of v1alpha only. They differ in the version, in the path, and in ``deprecated``.
     Source: github.com/grpc/grpc-proto, grpc/reflection/v1/reflection.proto.
     """
     alpha = FileDescriptorProto.FromString(reflection_pb2.DESCRIPTOR.serialized_pb)
@@ -85,13 +86,17 @@ def _reflection_v1() -> FileDescriptorProto:
 class Schema:
     """The files of the served services, and the answers to requests for them; immutable, and shared by all streams."""
 
-    def __init__(self) -> None:
-        """Serialize the answers that do not depend on the request."""
+    def __init__(self, served: Iterable[FileDescriptor] = SERVED_FILES) -> None:
+        """Serialize the answers that do not depend on the request.
+
+        Args:
+            served: files of the served services; their imports and reflection v1 are added.
+        """
         # Not the default pool, which also has files that are not served.
         self._pool = DescriptorPool()
         files: dict[str, FileDescriptor] = {}
-        for served in _SERVED:
-            self._add(served, files)
+        for file in served:
+            self._add(file, files)
         v1 = self._pool.AddSerializedFile(_reflection_v1().SerializeToString())
         files[v1.name] = v1
         self._file_answers = {name: _file_answer(file) for name, file in files.items()}
@@ -249,7 +254,7 @@ class ReflectionHandler:
         self._finish(stream, _TOO_LARGE)
 
     def on_close(self, stream: ServerStream, *, cancelled: bool) -> None:
-        """Forget and record a stream that is over."""
+        """Record a stream that is over; nothing is kept of it."""
         self._idle.pop(stream, None)
         self._answering.discard(stream)
         if not cancelled:
@@ -267,7 +272,7 @@ class ReflectionHandler:
             self._finish(next(iter(self._idle)), _DRAINING)
 
     def _make_room(self) -> bool:
-        """End the stream that has waited longest if the limit is reached; return whether one more stream may be open."""
+        """End the longest idle stream if the limit is reached; return whether one more stream may be open."""
         if len(self._idle) + len(self._answering) < MAX_STREAMS:
             return True
         if not self._idle:

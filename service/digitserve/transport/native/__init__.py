@@ -1,1 +1,1 @@
-"""Native transport: HTTP/2 and gRPC on the worker's own thread, without grpcio."""
+"""gRPC over HTTP/2 on the worker's one thread, without grpcio."""

@@ -76,10 +76,11 @@ class Call(RpcStream):
 
     def on_room(self) -> bool:
         """Try again to reserve the message."""
-        return not self.open or self._reserve()
+        return not self.open or self.remote_closed or self._reserve()
 
     def abort(self) -> None:
         """Drop the call, and report it to the handler."""
+        self._discard_unsent()
         self._release()
         if self.open:
             self.open = False
@@ -146,6 +147,7 @@ class Call(RpcStream):
         buffer += payload
         if self._num_bytes < 0:
             if len(buffer) < MESSAGE_PREFIX_BYTES:
+                self._grant(MESSAGE_PREFIX_BYTES)  # in case padding has used up the first window
                 return
             self._compressed, size = parse_prefix(buffer)
             self._num_bytes = MESSAGE_PREFIX_BYTES + size

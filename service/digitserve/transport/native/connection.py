@@ -36,7 +36,7 @@ from digitserve.transport.native.frames import (
     ErrorCode,
     unpack_header,
 )  # fmt: skip
-from digitserve.transport.native.head import Problem, RequestHead
+from digitserve.transport.native.head import Problem, RequestHead, trailers_problem
 from digitserve.transport.native.hpack import Decoder, HpackError, encode_fields
 from digitserve.transport.native.limits import MESSAGE_PREFIX_BYTES, Limits, ReceiveBudget
 from digitserve.transport.native.message import RESPONSE_HEADERS, encode_status
@@ -68,7 +68,7 @@ class Connection(ControlFrames):
     """The server's side of a connection; owned by ``loop``, which also drops it."""
 
     __slots__ = (
-        "_arrived", "_block", "_block_flags", "_block_id", "_block_started", "_decoder", "_max_whole_bytes", "_methods",
+        "_arrived", "_block", "_block_bytes", "_block_flags", "_block_id", "_block_started", "_decoder", "_max_whole_bytes", "_methods",
         "_preface_done", "_receive_window", "_rest", "_started", "_unknown",
     )  # fmt: skip
 
@@ -100,7 +100,7 @@ class Connection(ControlFrames):
         self._preface_done = False
         self._receive_window = CONNECTION_WINDOW
         self._block: list[bytes] | None = None
-        self._block_id = self._block_flags = 0
+        self._block_id = self._block_flags = self._block_bytes = 0
         self._block_started = 0.0
         self._started = now
         self._arrived = 0.0
@@ -152,6 +152,8 @@ class Connection(ControlFrames):
             now: monotonic time in seconds.
             wall: Unix time in seconds.
         """
+        if self.closing:
+            return
         limits = self.limits
         if not self._settings_received and now - self._started > limits.preface_s:
             self.close(ErrorCode.PROTOCOL_ERROR, f"no preface and SETTINGS within {limits.preface_s:g} s")
@@ -161,10 +163,11 @@ class Connection(ControlFrames):
             self._finish_drain()
         oldest = now - limits.message_s
         for stream in list(self.streams.values()):
-            if stream.open and stream.deadline <= wall:
-                stream.fail_locally(EXPIRED)
+            if stream.deadline <= wall and not stream.local_closed:
+                self._expire(stream)
             elif not stream.remote_closed and stream.accepted < oldest:
                 self._give_up(stream)
+        self.on_room()
 
     # Frames.
 
@@ -178,7 +181,7 @@ class Connection(ControlFrames):
                 return buffer
             position, self._preface_done = len(PREFACE), True
         streams = self.streams
-        while end - position >= frames.HEADER_BYTES:
+        while end - position >= frames.HEADER_BYTES and not self.closing:
             upper, lower, kind, flags, stream_id = unpack_header(buffer, position)
             length = upper << 8 | lower
             if length > FRAME_BYTES:
@@ -242,33 +245,35 @@ class Connection(ControlFrames):
 
     def _on_late_data(self, stream_id: int) -> None:
         """Handle DATA on a stream that does not exist any more, or whose request has ended."""
-        if stream_id == 0 or not stream_id & 1 or self._is_idle(stream_id):
+        if self._is_idle(stream_id):
             raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, f"got DATA on stream {stream_id}, which is not open")
         self._count_control_frame()
-        if stream_id not in self._was_reset:
+        if not self._ignores(stream_id):
             self._reset(stream_id, ErrorCode.STREAM_CLOSED)
 
     def _on_headers(self, stream_id: int, flags: int, payload: bytes) -> None:
         if not stream_id & 1:
             raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, f"got HEADERS on stream {stream_id}, expected an odd one")
+        num_before = PRIORITY_BYTES if flags & WITH_PRIORITY else 0
         if flags & PADDED:
-            payload = _without_padding(payload)
-        if flags & WITH_PRIORITY:
-            if len(payload) < PRIORITY_BYTES:
-                raise ConnectionFailure(ErrorCode.FRAME_SIZE_ERROR, "got HEADERS that end within their priority")
-            payload = payload[PRIORITY_BYTES:]
+            payload = _without_padding(payload, num_before)
+        if len(payload) < num_before:
+            raise ConnectionFailure(ErrorCode.FRAME_SIZE_ERROR, "got HEADERS that end within their priority")
+        payload = payload[num_before:]
         if flags & END_HEADERS:
             self._on_block(stream_id, flags, payload)
         else:
             self._block, self._block_id, self._block_flags = [payload], stream_id, flags
-            self._block_started = self._now
+            self._block_started, self._block_bytes = self._now, len(payload)
 
     def _on_continuation(self, flags: int, payload: bytes) -> None:
         if self._block is None:
             raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "got CONTINUATION without an open header block")
+        # Many small frames would cost time without adding bytes.
+        self._count_control_frame()
         self._block.append(payload)
-        # Many empty frames would cost time without adding bytes.
-        if sum(map(len, self._block)) + len(self._block) > self.limits.max_header_block_bytes:
+        self._block_bytes += len(payload)
+        if self._block_bytes > self.limits.max_header_block_bytes:
             raise ConnectionFailure(
                 ErrorCode.ENHANCE_YOUR_CALM,
                 f"got a header block of more than {self.limits.max_header_block_bytes} bytes",
@@ -283,13 +288,15 @@ class Connection(ControlFrames):
             self._on_trailers(stream_id, flags, block)
             return
         head = self._decoder.decode_request(block)
+        self._last_id = stream_id
         if self._final_id is not None:
             return  # the client had not received the last GOAWAY; it knows that this stream was not processed
-        self._last_id = stream_id
         if len(self.streams) >= self.limits.max_streams:
             self._refuse(stream_id)
         elif head.problem is not None:
             self._on_problem(stream_id, flags, head)
+        elif flags & END_STREAM and head.content_length:
+            self._reset(stream_id, ErrorCode.PROTOCOL_ERROR)  # malformed: RFC 9113, section 8.1.1
         else:
             self._start(stream_id, flags, head)
 
@@ -337,15 +344,16 @@ class Connection(ControlFrames):
         self.send_block(stream_id, block, END_STREAM)
         if not flags & END_STREAM:
             # The client need not send the rest of its request (RFC 9113, section 8.1).
+            self._count_reset()
             self._send_reset(stream_id, ErrorCode.NO_ERROR)
 
     def _on_trailers(self, stream_id: int, flags: int, block: bytes) -> None:
         fields = self._decoder.decode_fields(block)
         stream = self.streams.get(stream_id)
         if stream is None or stream.remote_closed:
-            if stream_id not in self._was_reset:
+            if not self._ignores(stream_id):
                 raise ConnectionFailure(ErrorCode.STREAM_CLOSED, f"got HEADERS on stream {stream_id}, which is closed")
-        elif not flags & END_STREAM or any(name.startswith(b":") for name, *_ in fields):
+        elif not flags & END_STREAM or trailers_problem(fields) is not None:
             self._reset(stream_id, ErrorCode.PROTOCOL_ERROR)
         else:
             self._on_data(stream, END_STREAM, b"")
@@ -363,6 +371,15 @@ class Connection(ControlFrames):
         code = ErrorCode.PROTOCOL_ERROR if self._settings_acknowledged else ErrorCode.REFUSED_STREAM
         self._reset(stream_id, code)
 
+    def _expire(self, stream: RpcStream) -> None:
+        """End a stream whose deadline has passed."""
+        if stream.open:
+            stream.fail_locally(EXPIRED)
+        else:
+            # Its answer waits for a flow-control window.
+            self._drop_stream(stream.stream_id)
+            self._send_reset(stream.stream_id, ErrorCode.CANCEL)
+
     def _give_up(self, stream: RpcStream) -> None:
         """End a stream whose request does not end in time."""
         if stream.local_closed:
@@ -374,9 +391,16 @@ class Connection(ControlFrames):
             )
 
 
-def _without_padding(payload: bytes) -> bytes:
-    """Return the content of a padded frame (RFC 9113, section 6.1)."""
-    padding = payload[0] if payload else 0
-    if padding >= len(payload):
+def _without_padding(payload: bytes, num_before: int = 0) -> bytes:
+    """Return the content of a padded frame (RFC 9113, sections 6.1 and 6.2).
+
+    Args:
+        payload: of the frame.
+        num_before: bytes of other fields at the start of the content.
+    """
+    if len(payload) < 1 + num_before:
+        raise ConnectionFailure(ErrorCode.FRAME_SIZE_ERROR, "got a padded frame that ends within its fixed fields")
+    padding = payload[0]
+    if padding + num_before >= len(payload):
         raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "got a frame whose padding is longer than its payload")
     return payload[1 : len(payload) - padding]

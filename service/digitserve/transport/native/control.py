@@ -17,6 +17,7 @@ from digitserve.transport.native.frames import (
     MAX_WINDOW,
     SETTINGS,
     ErrorCode,
+    unpack_setting,
 )  # fmt: skip
 from digitserve.transport.native.limits import Limits, RateLimit, ReceiveBudget
 from digitserve.transport.native.multiplex import Output
@@ -29,6 +30,9 @@ DRAIN_PING = b"draining"
 
 PRIORITY_BYTES = 5
 """Length of the priority in HEADERS and PRIORITY frames, which is ignored (RFC 9113, section 5.3)."""
+
+GOAWAY_BYTES = 8
+"""Last stream id and error code, the fixed part of GOAWAY."""
 
 
 class ConnectionFailure(Exception):
@@ -83,7 +87,9 @@ class ControlFrames(Output):
         """End the connection: drop its calls, and send GOAWAY."""
         if not self.closing:
             self.drop()
-            self.send(frames.goaway(self._last_id, code, reason.encode()))
+            # The last stream id of GOAWAY must never increase (RFC 9113, section 6.8).
+            last_id = self._last_id if self._final_id is None else self._final_id
+            self.send(frames.goaway(last_id, code, reason.encode()))
             self.closing = True
 
     def drop(self) -> None:
@@ -102,21 +108,28 @@ class ControlFrames(Output):
             self._on_window_update(stream_id, payload)
         elif kind == frames.RST_STREAM:
             self._on_reset(stream_id, payload)
+        elif kind == SETTINGS:
+            # In units of other frames: each setting is work, and a new initial window is work for each stream.
+            self._count_control_frame(1 + len(payload) // 6 + len(self.streams) // 16)
+            self._on_settings(flags, stream_id, payload)
         else:
             self._count_control_frame()
-            if kind == SETTINGS:
-                self._on_settings(flags, stream_id, payload)
-            elif kind == frames.PING:
+            if kind == frames.PING:
                 self._on_ping(flags, stream_id, payload)
             elif kind == frames.PRIORITY:
-                _require(stream_id, "PRIORITY")
-                if len(payload) != PRIORITY_BYTES:
-                    self._reset(stream_id, ErrorCode.FRAME_SIZE_ERROR)
+                self._on_priority(stream_id, payload)
             elif kind == frames.PUSH_PROMISE:
                 raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "got PUSH_PROMISE from a client")
-            elif kind == frames.GOAWAY and stream_id:
-                raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, f"got GOAWAY on stream {stream_id}, expected 0")
-            # A GOAWAY of a client needs no answer, and unknown frames are ignored (RFC 9113, sections 6.8 and 5.5).
+            elif kind == frames.GOAWAY:
+                _on_goaway(stream_id, payload)
+            # Unknown frames are ignored (RFC 9113, section 5.5).
+
+    def _on_priority(self, stream_id: int, payload: bytes) -> None:
+        _require(stream_id, "PRIORITY")
+        if len(payload) != PRIORITY_BYTES:
+            if self._is_idle(stream_id):  # RST_STREAM is not allowed there (RFC 9113, section 6.4)
+                _require_size("PRIORITY", payload, PRIORITY_BYTES)
+            self._reset(stream_id, ErrorCode.FRAME_SIZE_ERROR)
 
     def _on_window_update(self, stream_id: int, payload: bytes) -> None:
         _require_size("WINDOW_UPDATE", payload, 4)
@@ -142,8 +155,8 @@ class ControlFrames(Output):
             self._reset(stream_id, ErrorCode.PROTOCOL_ERROR)
         elif stream.send_window > MAX_WINDOW:
             self._reset(stream_id, ErrorCode.FLOW_CONTROL_ERROR)
-        elif stream in self.blocked:
-            self.pump()
+        else:
+            stream.pump()
 
     def _on_reset(self, stream_id: int, payload: bytes) -> None:
         _require(stream_id, "RST_STREAM")
@@ -160,33 +173,34 @@ class ControlFrames(Output):
             raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, f"got SETTINGS on stream {stream_id}, expected 0")
         if flags & ACK:
             _require_size("SETTINGS with ACK", payload, 0)
+            if not self._settings_received:
+                raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "expected SETTINGS as the first frame, got their ACK")
             self._settings_acknowledged = True
             return
         if len(payload) % 6:
             raise ConnectionFailure(ErrorCode.FRAME_SIZE_ERROR, f"got SETTINGS of {len(payload)} bytes")
+        window = self.first_send_window
         for start in range(0, len(payload), 6):
-            self._on_setting(
-                int.from_bytes(payload[start : start + 2], "big"), int.from_bytes(payload[start + 2 : start + 6], "big")
-            )
+            key, value = unpack_setting(payload, start)
+            _check_setting(key, value)
+            if key == frames.INITIAL_WINDOW_SIZE:
+                window = value
         self._settings_received = True
         self.send(frames.frame(SETTINGS, ACK, 0))
-        if self.blocked:
-            self.pump()
+        if window != self.first_send_window:
+            self._change_send_windows(window)
 
-    def _on_setting(self, key: int, value: int) -> None:
-        """Apply one setting of the peer. Its table size needs nothing: answers never use a dynamic table."""
-        if key == frames.INITIAL_WINDOW_SIZE:
-            if value > MAX_WINDOW:
-                raise ConnectionFailure(ErrorCode.FLOW_CONTROL_ERROR, f"got an initial window of {value} bytes")
-            change, self.first_send_window = value - self.first_send_window, value
-            for stream in self.streams.values():
-                stream.send_window += change
-                if stream.send_window > MAX_WINDOW:
-                    raise ConnectionFailure(ErrorCode.FLOW_CONTROL_ERROR, "got a window beyond 2^31-1 bytes")
-        elif key == frames.MAX_FRAME_SIZE and not FRAME_BYTES <= value < 1 << 24:
-            raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, f"got a maximum frame size of {value} bytes")
-        elif key == frames.ENABLE_PUSH and value > 1:
-            raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, f"got ENABLE_PUSH {value}, expected 0 or 1")
+    def _change_send_windows(self, window: int) -> None:
+        """Apply a new initial window to all streams (RFC 9113, section 6.9.2)."""
+        change, self.first_send_window = window - self.first_send_window, window
+        streams = list(self.streams.values())
+        for stream in streams:
+            stream.send_window += change
+            if stream.send_window > MAX_WINDOW:
+                raise ConnectionFailure(ErrorCode.FLOW_CONTROL_ERROR, "got a window beyond 2^31-1 bytes")
+        if change > 0:
+            for stream in streams:
+                stream.pump()
 
     def _on_ping(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id:
@@ -202,6 +216,10 @@ class ControlFrames(Output):
     def _is_idle(self, stream_id: int) -> bool:
         """Return whether no request has used the stream yet."""
         return stream_id > self._last_id or not stream_id & 1
+
+    def _ignores(self, stream_id: int) -> bool:
+        """Return whether late frames of a stream are legitimate: the client may not know yet that it was reset or ignored."""
+        return stream_id in self._was_reset or (self._final_id is not None and stream_id > self._final_id)
 
     def _reset(self, stream_id: int, code: ErrorCode) -> None:
         """Reset a stream because of an error of the client."""
@@ -229,8 +247,8 @@ class ControlFrames(Output):
         if not self.streams:
             self.closing = True
 
-    def _count_control_frame(self) -> None:
-        if not self._control.allows(self._now):
+    def _count_control_frame(self, cost: int = 1) -> None:
+        if not self._control.allows(self._now, cost):
             raise ConnectionFailure(ErrorCode.ENHANCE_YOUR_CALM, "got too many frames without a request")
 
     def _count_reset(self) -> None:
@@ -246,3 +264,21 @@ def _require(stream_id: int, name: str) -> None:
 def _require_size(name: str, payload: bytes, num_bytes: int) -> None:
     if len(payload) != num_bytes:
         raise ConnectionFailure(ErrorCode.FRAME_SIZE_ERROR, f"got {name} of {len(payload)} bytes, expected {num_bytes}")
+
+
+def _check_setting(key: int, value: int) -> None:
+    """Check a setting of the peer. Other settings need nothing: answers use no dynamic table and the smallest frames."""
+    if key == frames.INITIAL_WINDOW_SIZE and value > MAX_WINDOW:
+        raise ConnectionFailure(ErrorCode.FLOW_CONTROL_ERROR, f"got an initial window of {value} bytes")
+    if key == frames.MAX_FRAME_SIZE and not FRAME_BYTES <= value < 1 << 24:
+        raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, f"got a maximum frame size of {value} bytes")
+    if key == frames.ENABLE_PUSH and value > 1:
+        raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, f"got ENABLE_PUSH {value}, expected 0 or 1")
+
+
+def _on_goaway(stream_id: int, payload: bytes) -> None:
+    """Check a GOAWAY of a client. It needs no answer: a server opens no streams (RFC 9113, section 6.8)."""
+    if stream_id:
+        raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, f"got GOAWAY on stream {stream_id}, expected 0")
+    if len(payload) < GOAWAY_BYTES:
+        raise ConnectionFailure(ErrorCode.FRAME_SIZE_ERROR, f"got GOAWAY of {len(payload)} bytes, expected at least 8")

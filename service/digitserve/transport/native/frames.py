@@ -60,6 +60,9 @@ unpack_header = struct.Struct(">HBBBI").unpack_from
 
 _SETTING = struct.Struct(">HI")
 
+unpack_setting = _SETTING.unpack_from
+"""One setting: identifier and value."""
+
 
 def frame(frame_type: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
     """Encode a frame of at most 16 384 bytes of payload."""

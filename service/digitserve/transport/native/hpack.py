@@ -9,7 +9,7 @@ Called on the worker's one thread.
 from collections.abc import Iterable
 
 from digitserve.transport.native import huffman
-from digitserve.transport.native.head import Field, RequestHead, interpret, prepare
+from digitserve.transport.native.head import Field, RequestHead, interpret, prepare, too_large
 
 TABLE_SIZE_ZERO = b"\x20"
 """Dynamic table size update to 0: begins the first block of each connection, because the peer may have announced 0."""
@@ -91,23 +91,37 @@ def _static_fields() -> list[tuple[bytes, bytes]]:
     return [(name, value) for name, _, value in entries]
 
 
+# First byte of a representation: RFC 7541, section 6.
+_INDEXED = 0x80
+_INCREMENTAL = 0x40
+_SIZE_UPDATE = 0x20
+_INDEX_MASK = 0x7F
+_INCREMENTAL_MASK = 0x3F
+_SIZE_UPDATE_MASK = 0x1F
+_LITERAL_MASK = 0x0F
+_LONG_INDEX = _INDEXED | _INDEX_MASK
+# First byte of a string, and a continuation byte of an integer.
+_HUFFMAN = 0x80
+_LENGTH_MASK = 0x7F
+_CONTINUED = 0x80
+
 # The list of a decoder has the entry of index k at 128 + k, where the byte of an indexed field, 0x80 | k, finds it.
-# Index 0 is invalid. The newest entry of the dynamic table is at _NEWEST, so that insertion moves only dynamic entries.
+# The newest entry of the dynamic table is at _NEWEST, so that insertion moves only dynamic entries.
 _OFFSET = 128
-_INVALID_INDEX: Field = (b"", b"", -1, 0)
-_STATIC = [_INVALID_INDEX] * (_OFFSET + 1) + [prepare(name, value) for name, value in _static_fields()]
+_STATIC = [prepare(b"", b"")] * (_OFFSET + 1) + [prepare(name, value) for name, value in _static_fields()]
 _NEWEST = len(_STATIC)
+_LARGEST_STATIC_BYTES = max(field[3] for field in _STATIC)
 
 # A header block has at most two updates: the smallest size between two blocks, and the last one. RFC 7541, section 4.2.
 _MAX_SIZE_UPDATES = 2
-# Continuation bytes of an integer: 28 bits are more than any length or index within the limits of a connection.
-_MAX_SHIFT = 28
+# Integers have at most four continuation bytes: more than any length or index within the limits of a connection needs.
+_SHIFTS = (0, 7, 14, 21)
 
-# Bounds of the blocks remembered per connection: a client alternates between few methods and deadlines. They keep a
-# hostile connection's memory for them below 64 KiB.
+# Bounds of the blocks remembered per connection: a client alternates between few methods and deadlines. They limit the
+# memory that a hostile client can make each of its connections take to 64 KiB.
 _MAX_CACHED = 16
 _MAX_CACHED_BYTES = 256
-_MAX_CACHED_FIELDS = 24
+_MAX_CACHED_FIELDS = 16
 
 
 class Decoder:
@@ -117,7 +131,16 @@ class Decoder:
     the connection bounds.
     """
 
-    __slots__ = ("_allowed_bytes", "_heads", "_max_bytes", "_max_fields", "_max_list_bytes", "_size_bytes", "_table")
+    __slots__ = (
+        "_allowed_bytes",
+        "_heads",
+        "_largest_bytes",
+        "_max_bytes",
+        "_max_fields",
+        "_max_list_bytes",
+        "_size_bytes",
+        "_table",
+    )
 
     def __init__(self, max_table_size: int = 4096, max_list_bytes: int = 16_384, max_fields: int = 128) -> None:
         """Create a decoder.
@@ -133,6 +156,8 @@ class Decoder:
         self._max_bytes = max_table_size
         self._max_list_bytes = max_list_bytes
         self._max_fields = max_fields
+        # Size of the largest field that was ever in the tables.
+        self._largest_bytes = _LARGEST_STATIC_BYTES
         # Valid while the dynamic table stays as it is.
         self._heads: dict[bytes, RequestHead] = {}
 
@@ -142,16 +167,24 @@ class Decoder:
         Raises:
             HpackError: the block is invalid.
         """
-        head = self._heads.get(block)
-        if head is None:
-            fields, changed = self._decode(block)
-            head = interpret(fields, self._max_list_bytes, self._max_fields)
-            if changed:
-                self._heads.clear()
-            elif len(block) <= _MAX_CACHED_BYTES and len(fields) <= _MAX_CACHED_FIELDS:
-                if len(self._heads) == _MAX_CACHED:
-                    self._heads.clear()
-                self._heads[block] = head
+        heads = self._heads
+        head = heads.get(block)
+        if head is not None:
+            return head
+        fields, changed = self._decode(block)
+        # No field is larger than the largest entry or, as a literal, than twice the block: a symbol of the Huffman code
+        # has at least five bits. So the exact size is rarely needed.
+        bound_bytes = len(fields) * self._largest_bytes + 2 * len(block)
+        if (bound_bytes > self._max_list_bytes or len(fields) > self._max_fields) and self._exceeds(fields):
+            head = too_large(self._max_list_bytes, self._max_fields)
+        else:
+            head = interpret(fields)
+        if changed:
+            heads.clear()
+        elif len(block) <= _MAX_CACHED_BYTES and len(fields) <= _MAX_CACHED_FIELDS:
+            if len(heads) >= _MAX_CACHED:
+                heads.clear()
+            heads[block] = head
         return head
 
     def decode_fields(self, block: bytes) -> tuple[Field, ...]:
@@ -165,39 +198,49 @@ class Decoder:
             self._heads.clear()
         return tuple(fields)
 
-    def _decode(self, block: bytes) -> tuple[list[Field], bool]:
+    def _exceeds(self, fields: list[Field]) -> bool:
+        """Return whether fields exceed the limits of a request."""
+        return len(fields) > self._max_fields or sum([field[3] for field in fields]) > self._max_list_bytes
+
+    def _decode(self, block: bytes) -> tuple[list[Field], bool]:  # noqa: C901, PLR0912, PLR0915 - calls would double the time
         """Return the fields of a block, and whether it changed the dynamic table."""
         table = self._table
         fields: list[Field] = []
         changed = False
-        position = 0
-        end = len(block)
         try:
+            # Most blocks begin with indexed fields or consist of them: this loop is the fastest.
+            for byte in block:
+                if _INDEXED < byte < _LONG_INDEX:
+                    fields.append(table[byte])
+                else:
+                    break
+            position = len(fields)
+            end = len(block)
             while position < end:
                 byte = block[position]
                 position += 1
-                if byte >= 0x80:
-                    if byte == 0xFF:
-                        index, position = _integer(block, position, 0x7F)
-                        fields.append(table[_OFFSET + index])
-                    elif byte == 0x80:
+                if byte >= _INDEXED:
+                    index = byte & _INDEX_MASK
+                    if index == _INDEX_MASK:
+                        index, position = _integer(block, position, index)
+                    elif not index:
                         raise HpackError("index 0")
-                    else:
-                        fields.append(table[byte])
+                    fields.append(table[_OFFSET + index])
                     continue
-                if byte >= 0x40:
-                    prefix = 0x3F
-                elif byte >= 0x20:
+                if byte >= _INCREMENTAL:
+                    mask = _INCREMENTAL_MASK
+                elif byte < _SIZE_UPDATE:
+                    # Without indexing, or never indexed.
+                    mask = _LITERAL_MASK
+                else:
                     if fields:
                         raise HpackError("dynamic table size update after a field")
                     position = self._resize(block, position - 1)
                     changed = True
                     continue
-                else:
-                    prefix = 0x0F
-                index = byte & prefix
-                if index == prefix:
-                    index, position = _integer(block, position, prefix)
+                index = byte & mask
+                if index == mask:
+                    index, position = _integer(block, position, mask)
                 if index:
                     name = table[_OFFSET + index][0]
                 else:
@@ -205,12 +248,17 @@ class Decoder:
                 value, position = _string(block, position)
                 field = prepare(name, value)
                 fields.append(field)
-                if byte >= 0x40:
+                if byte >= _INCREMENTAL:
+                    # Insertion before eviction has the result that RFC 7541, section 4.4 requires.
                     changed = True
-                    self._size_bytes += field[3]
+                    size_bytes = field[3]
+                    if size_bytes > self._largest_bytes:  # noqa: PLR1730 - faster than max
+                        self._largest_bytes = size_bytes
                     table.insert(_NEWEST, field)
-                    if self._size_bytes > self._max_bytes:
-                        self._evict()
+                    size_bytes += self._size_bytes
+                    while size_bytes > self._max_bytes:
+                        size_bytes -= table.pop()[3]
+                    self._size_bytes = size_bytes
         except IndexError:
             raise HpackError("truncated header block, or index beyond the tables") from None
         return fields, changed
@@ -218,51 +266,46 @@ class Decoder:
     def _resize(self, block: bytes, position: int) -> int:
         """Apply the dynamic table size updates at the beginning of a block; return the position after them."""
         updates = 0
-        while position < len(block) and block[position] & 0xE0 == 0x20:
+        while position < len(block) and _SIZE_UPDATE <= block[position] < _INCREMENTAL:
             updates += 1
-            size_bytes = block[position] & 0x1F
+            size_bytes = block[position] & _SIZE_UPDATE_MASK
             position += 1
-            if size_bytes == 0x1F:
-                size_bytes, position = _integer(block, position, 0x1F)
-            if updates > _MAX_SIZE_UPDATES or size_bytes > self._allowed_bytes:
-                raise HpackError(
-                    f"more than two dynamic table size updates, or to more than {self._allowed_bytes} bytes"
-                )
+            if size_bytes == _SIZE_UPDATE_MASK:
+                size_bytes, position = _integer(block, position, size_bytes)
+            if updates > _MAX_SIZE_UPDATES:
+                raise HpackError("more than two dynamic table size updates")
+            if size_bytes > self._allowed_bytes:
+                raise HpackError(f"dynamic table size update to {size_bytes} bytes, announced {self._allowed_bytes}")
             self._max_bytes = size_bytes
-            self._evict()
+            while self._size_bytes > size_bytes:
+                self._size_bytes -= self._table.pop()[3]
         return position
 
-    def _evict(self) -> None:
-        """Remove the oldest entries until the dynamic table is within its size; RFC 7541, section 4.3 and 4.4."""
-        table = self._table
-        while self._size_bytes > self._max_bytes:
-            self._size_bytes -= table.pop()[3]
 
-
-def _integer(block: bytes, position: int, prefix: int) -> tuple[int, int]:
+def _integer(block: bytes, position: int, mask: int) -> tuple[int, int]:
     """Read the continuation of an integer whose prefix is all ones; return the integer and the position after it."""
-    value = prefix
-    for shift in range(0, _MAX_SHIFT, 7):
+    value = mask
+    for shift in _SHIFTS:
         byte = block[position]
         position += 1
-        value += (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-    raise HpackError("integer of more than four continuation bytes")
+        if byte < _CONTINUED:
+            return value + (byte << shift), position
+        value += (byte - _CONTINUED) << shift
+    raise HpackError("integer with more than four continuation bytes")
 
 
 def _string(block: bytes, position: int) -> tuple[bytes, int]:
     """Read a string; return it and the position after it."""
     byte = block[position]
     position += 1
-    length = byte & 0x7F
-    if length == 0x7F:
-        length, position = _integer(block, position, 0x7F)
+    length = byte & _LENGTH_MASK
+    if length == _LENGTH_MASK:
+        length, position = _integer(block, position, length)
     end = position + length
     string = block[position:end]
     if len(string) != length:
         raise HpackError("truncated string")
-    if byte >= 0x80:
+    if byte >= _HUFFMAN:
         try:
             string = huffman.decode(string)
         except ValueError as error:
@@ -280,24 +323,24 @@ def encode_fields(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
     for name, value in fields:
         index = _STATIC_INDEXES.get((name, value))
         if index:
-            block.append(0x80 | index)
+            block.append(_INDEXED | index)
             continue
         index = _STATIC_NAMES.get(name, 0)
-        block += _encoded_integer(index, 0x0F)
+        block += _encoded_integer(index, _LITERAL_MASK)
         if not index:
-            block += _encoded_integer(len(name), 0x7F) + name
-        block += _encoded_integer(len(value), 0x7F) + value
+            block += _encoded_integer(len(name), _LENGTH_MASK) + name
+        block += _encoded_integer(len(value), _LENGTH_MASK) + value
     return bytes(block)
 
 
-def _encoded_integer(value: int, prefix: int) -> bytes:
-    """Return an integer whose first byte has zeros above the prefix; RFC 7541, section 5.1."""
-    if value < prefix:
+def _encoded_integer(value: int, mask: int) -> bytes:
+    """Return an integer after zeros in the first byte; RFC 7541, section 5.1."""
+    if value < mask:
         return bytes((value,))
-    encoded = bytearray((prefix,))
-    value -= prefix
-    while value >= 0x80:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
+    encoded = bytearray((mask,))
+    value -= mask
+    while value >= _CONTINUED:
+        encoded.append(value % _CONTINUED + _CONTINUED)
+        value //= _CONTINUED
     encoded.append(value)
     return bytes(encoded)

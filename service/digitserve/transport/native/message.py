@@ -7,6 +7,7 @@ Source: github.com/grpc/grpc, doc/PROTOCOL-HTTP2.md.
 """
 
 import base64
+import re
 import urllib.parse
 import zlib
 from functools import lru_cache
@@ -25,6 +26,7 @@ RESPONSE_HEADERS = encode_fields([(b":status", b"200"), (b"content-type", b"appl
 OK_TRAILERS = encode_fields([(b"grpc-status", b"0")])
 
 _PRINTABLE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
+_SPACE_AT_END = re.compile(r"\A | (?= *\Z)")
 
 
 class MessageError(Exception):
@@ -66,8 +68,8 @@ def inflate(body: bytes, encoding: bytes, max_bytes: int) -> bytes | None:
         raise MessageError("got a message that is not in gzip format") from None
     if len(inflated) > max_bytes:
         return None
-    if not inflater.eof:
-        raise MessageError("got a message in gzip format that ends too early")
+    if not inflater.eof or inflater.unused_data:
+        raise MessageError("got a message in gzip format that ends too early or goes on after its end")
     return inflated
 
 
@@ -82,7 +84,9 @@ def encode_status(status: Status) -> bytes:
     if status.message:
         text = status.message.encode()[:MAX_MESSAGE_TEXT].decode(errors="ignore")
         # Printable ASCII except the percent sign stays as it is.
-        fields.append((b"grpc-message", urllib.parse.quote(text, safe=_PRINTABLE).encode()))
+        encoded = urllib.parse.quote(text, safe=_PRINTABLE)
+        # HTTP/2 forbids space at the ends of a value (RFC 9113, section 8.2.1).
+        fields.append((b"grpc-message", _SPACE_AT_END.sub("%20", encoded).encode()))
     details = status.details()
     if details is not None:
         fields.append((b"grpc-status-details-bin", base64.b64encode(details).rstrip(b"=")))

@@ -37,7 +37,8 @@ class Output:
         limits: of this connection.
         budget: of the worker.
         streams: open streams by their ids.
-        blocked: streams with something to send, in the order in which they wait for a window.
+        blocked: streams that wait for the connection's window or for the socket, in order. One that waits for its own
+            window is not among them: only its WINDOW_UPDATE or SETTINGS continue it.
         waiting: streams that wait for the budget, oldest first.
         send_window: bytes of DATA that the peer allows to send on the connection.
         first_send_window: the send window of new streams.
@@ -136,9 +137,11 @@ class Output:
             self.closing = True
 
     def pump(self) -> None:
-        """Continue answers that wait for a window, in turn."""
-        blocked, self.blocked = self.blocked, {}
-        for stream in blocked:
+        """Continue answers that wait for the connection's window or for the socket, in turn."""
+        blocked = self.blocked
+        while blocked and self.send_window > 0 and not self.is_congested():
+            stream = next(iter(blocked))
+            del blocked[stream]
             stream.pump()
 
 
@@ -211,7 +214,8 @@ class RpcStream:
         while outbox:
             room = min(connection.send_window, self.send_window, FRAME_BYTES)
             if room <= 0 or connection.is_congested():
-                connection.blocked[self] = None
+                if self.send_window > 0:
+                    connection.blocked[self] = None
                 return
             message = outbox[0]
             if len(message) > room:
@@ -246,8 +250,14 @@ class RpcStream:
         """Send the last header block: trailers, or all there is of an answer without a message."""
         self._connection.send_block(self.stream_id, block, END_STREAM)
         self.local_closed = True
+        self._discard_unsent()
         self._release()
         self._connection.on_local_close(self)
+
+    def _discard_unsent(self) -> None:
+        self._trailers = None
+        if self._outbox:
+            self._outbox.clear()  # rather than replaced: ``pump`` may be using it
 
     def _hold(self, num_bytes: int) -> bool:
         """Take so many bytes of an unfinished message, in all, from the worker's budget; return whether they are there."""
@@ -261,7 +271,6 @@ class RpcStream:
     def _release(self) -> None:
         """Return the bytes to the budget."""
         self.buffer = None
-        self._outbox = None
         if self._held_bytes:
             self._connection.budget.give_back(self._held_bytes)
             self._held_bytes = 0

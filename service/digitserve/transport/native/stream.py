@@ -61,13 +61,13 @@ class Stream(RpcStream):
     def abort(self) -> None:
         """Drop the stream, and report it to the handler."""
         self.open = False
+        self._discard_unsent()
         self._release()
         self._report(cancelled=True)
 
     def fail_locally(self, status: Status, more: bytes = b"") -> None:
         """Send a status that the transport decides, and report the stream to the handler."""
         self.open = False
-        self._outbox = None
         self._close(encode_status(status) + more)
         self._report(cancelled=True)
 

@@ -155,7 +155,7 @@ def test_list_returns_each_name_with_the_status_of_its_check(change: str) -> Non
 
 
 def test_an_unknown_service_is_explained_in_a_short_message() -> None:
-    """The error of Check names what it got and which names exist; a long name is cut, because it travels as a header."""
+    """The error of Check names what it got and which names exist; a long name is cut, because it is sent as a header."""
     health = Server().health
     with pytest.raises(NotServed, match=f"got 'nonesuch'; expected '' or '{SERVICE}'"):
         health.check(request("nonesuch"))
@@ -166,7 +166,7 @@ def test_an_unknown_service_is_explained_in_a_short_message() -> None:
 @given(st.binary(max_size=20))
 @settings(max_examples=1000)
 def test_any_bytes_are_answered_or_rejected(body: bytes) -> None:
-    """Whatever bytes arrive, unary methods return or raise a ``RequestError``, and a watch gets one message or a status."""
+    """For any bytes, unary methods return or raise a ``RequestError``, and a watch gets one message or a status."""
     server = Server()
     for respond in (server.health.check, server.health.list_services):
         with contextlib.suppress(InvalidRequest, NotServed):
@@ -206,12 +206,13 @@ def test_a_watch_that_does_not_read_holds_one_message_and_then_gets_the_newest()
 
 @pytest.mark.parametrize("confirmed", [True, False])
 def test_a_second_message_ends_a_watch(confirmed: bool) -> None:
-    """A watch with two messages ends with INVALID_ARGUMENT, after its status is sent."""
+    """A watch with two messages ends with INVALID_ARGUMENT, after its message is sent, even if all are closed then."""
     server = Server()
     stream = server.watch()
     if confirmed:
         stream.confirm()
     stream.receive(request(SERVICE))
+    server.health.close_watches()
     if not confirmed:
         stream.confirm()
     assert (stream.code, len(stream.written)) == (Code.INVALID_ARGUMENT, 1)
@@ -300,7 +301,7 @@ def test_closing_the_watches_sends_the_newest_status_first() -> None:
 
 @pytest.mark.parametrize(("deadline", "code"), [(NO_DEADLINE, Code.CANCELLED), (1.0, Code.DEADLINE_EXCEEDED)])
 def test_a_watch_that_its_client_ends_is_recorded_by_its_cause(deadline: float, code: Code) -> None:
-    """A cancelled watch counts as CANCELLED, one past its deadline as DEADLINE_EXCEEDED; neither is a rejected request."""
+    """A cancelled watch counts as CANCELLED, an expired one as DEADLINE_EXCEEDED; neither as a rejected request."""
     server = Server()
     stream = server.watch(deadline=deadline)
     assert server.ended() == []

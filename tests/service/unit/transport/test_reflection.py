@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Iterator
 
 import pytest
+from google.protobuf import text_format
 from google.protobuf.descriptor_pb2 import DescriptorProto, EnumDescriptorProto, FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha import reflection as reference
@@ -172,6 +173,35 @@ def without_text(answer: ServerReflectionResponse) -> ServerReflectionResponse:
     return answer
 
 
+def test_extensions_of_a_served_file_are_found() -> None:
+    """If a served file declares extensions, at its top or in a message, their numbers and files are those of grpcio."""
+    pool = DescriptorPool()
+    pool.AddSerializedFile(EXTENDED.SerializeToString())
+    schema, expected = Schema([pool.FindFileByName(EXTENDED.name)]), reference.ReflectionServicer([], pool=pool)
+    requests = [ServerReflectionRequest(all_extension_numbers_of_type="e.Base")]
+    for number in (100, 101, 102):
+        extension = ExtensionRequest(containing_type="e.Base", extension_number=number)
+        requests.append(ServerReflectionRequest(file_containing_extension=extension))
+    answers = [ServerReflectionResponse.FromString(schema.answer(one.SerializeToString())) for one in requests]
+
+    assert answers[0].all_extension_numbers_response.extension_number == [100, 101]
+    assert [one.error_response.error_code for one in answers] == [0, 0, 0, Code.NOT_FOUND]
+    assert [*map(without_text, answers)] == [*map(without_text, expected.ServerReflectionInfo(iter(requests), None))]
+
+
+EXTENDED = text_format.Parse(
+    """
+    name: "e.proto" package: "e"
+    message_type { name: "Base" extension_range { start: 100 end: 200 } }
+    message_type {
+      name: "Scope"
+      extension { name: "nested" number: 101 label: LABEL_OPTIONAL type: TYPE_INT32 extendee: ".e.Base" }
+    }
+    extension { name: "top" number: 100 label: LABEL_OPTIONAL type: TYPE_INT32 extendee: ".e.Base" }
+    """,
+    FileDescriptorProto(),
+)
+
 NAMES = st.text(max_size=30) | st.sampled_from(
     [*SYMBOLS, *FILES, "", ".", "digitserve", "digitserve.v1", f".{SERVICE}", f"{SERVICE}\0x", "a" * 500]
 )
@@ -196,7 +226,7 @@ REQUESTS = st.builds(
 @given(REQUESTS)
 @settings(max_examples=3000)
 def test_any_request_is_answered_as_grpcio_does(request: ServerReflectionRequest) -> None:
-    """The answer to any request, known name or not, differs from grpcio's in the host and in the text of errors only."""
+    """The answer to any request differs from grpcio's in the host and in the text of errors only."""
     assert ask(request).valid_host == request.host
     assert ask(request).original_request == request
     assert without_text(ask(request)) == without_text(ask_reference(request))
@@ -286,9 +316,11 @@ def test_silent_streams_do_not_keep_others_out(monkeypatch: pytest.MonkeyPatch) 
     """Beyond the limit, the stream that has been without a request for the longest time is ended."""
     monkeypatch.setattr(reflection, "MAX_STREAMS", 3)
     server = Server()
-    streams = [server.stream() for _ in range(3)]
+    streams = [server.stream() for _ in range(2)]
     streams[0].receive(LIST)
     streams[0].confirm()
+    streams.append(server.stream())
+    assert all(stream.open for stream in streams)
     late = server.stream()
     assert [stream.code for stream in (*streams, late)] == [None, Code.RESOURCE_EXHAUSTED, None, None]
     late.receive(LIST)
