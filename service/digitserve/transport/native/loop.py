@@ -280,15 +280,16 @@ class Loop:
         if not received:
             self._drop(peer)
             return
+        connection = peer.connection
         if not peer.lingering:
-            connection = peer.connection
             connection.receive(received, now, peer.arrived)
             if connection.waiting:
                 self._starved[peer] = None
         # Of more bytes than one read takes, the rest has waited as long.
         if len(received) < READ_BYTES:
             peer.arrived = 0.0
-        self._update_interest(peer)
+        if not connection.wants_read():
+            self._update_interest(peer)
 
     def _continue_starved(self) -> None:
         """Let messages that wait for the worker's budget continue, where it has room again."""
@@ -330,7 +331,9 @@ class Loop:
                 self._with_output.append(peer)
             elif connection.closing:
                 self._shut_down(peer)
-        self._update_interest(peer)
+        # In the common case the socket has taken everything, and nothing else than input is awaited before and after.
+        if peer.unsent is not None or peer.interest != _READ:
+            self._update_interest(peer)
 
     def _update_interest(self, peer: Peer) -> None:
         reads = peer.lingering or peer.connection.wants_read()

@@ -274,6 +274,18 @@ def test_open_calls_are_answered_while_the_server_drains() -> None:
         assert server.stopped.wait(PATIENCE_S)
 
 
+def test_sent_output_is_not_counted_as_unsent(channel: grpc.Channel, server: EchoServer) -> None:
+    """Once all answers are sent, nothing counts as unsent: otherwise a connection would no longer be read in the end."""
+    for number in range(100):
+        echo(channel, bytes(number * 100))
+    with pytest.raises(grpc.RpcError):
+        echo(channel, b"fail")
+    wait_until(
+        lambda: [peer.connection.num_unsent_bytes for peer in server.server._loop._peers.values()] == [0],
+        "everything is sent",
+    )
+
+
 def test_asyncio_clients(server: EchoServer) -> None:
     """``grpc.aio``: parallel calls, streams, a deadline and a cancellation."""
 
