@@ -86,15 +86,16 @@ def test_callers_with_a_retry_policy_lose_nothing(models: Path, transport: str) 
 
 
 def test_callers_without_a_retry_policy_lose_almost_nothing(models: Path, record_property, transport: str) -> None:  # noqa: ANN001
-    """Without a retry policy a call may end as UNAVAILABLE when core closes its connection with bytes still unread. No call
-    gets the answer of another, and every call that the worker started is recorded as answered.
+    """Without a retry policy a call may end as UNAVAILABLE when core closes its connection with bytes still unread; the
+    native transport loses none. No call gets the answer of another, and every call that the worker started is recorded as
+    answered.
     """
     with run_worker(models, transport=transport, max_connection_age_s=AGE_S) as worker:
         with load(worker, 4, ()) as outcomes:
             wait_for_connections(worker, 40)
 
         record_property("outcomes", dict(outcomes))
-        assert set(outcomes) <= {"OK", "UNAVAILABLE"}
+        assert set(outcomes) <= ({"OK", "UNAVAILABLE"} if transport == "grpcio" else {"OK"})
         assert outcomes["OK"] > 10 * outcomes["UNAVAILABLE"]
         assert set(worker.handled()) == {"OK"}
         assert worker.started() == worker.handled()["OK"] <= outcomes.total()
