@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from digitserve.settings import Settings
 from support.bundles import write_echo_bundle
 from support.serving import RunningWorker, run_worker
 
@@ -21,7 +22,13 @@ def models(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def worker(models: Path) -> Iterator[RunningWorker]:
+def transport() -> str:
+    """Return the transport of ``worker``; tests that must pass on several override it with a parametrised fixture."""
+    return Settings.transport
+
+
+@pytest.fixture
+def worker(models: Path, transport: str) -> Iterator[RunningWorker]:
     """Run a worker that serves the echo network, on a thread."""
-    with run_worker(models) as running:
+    with run_worker(models, transport=transport) as running:
         yield running

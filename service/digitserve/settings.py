@@ -62,6 +62,12 @@ class Settings:
         "the workers. Open calls and streams are not interrupted. 0: no maximum.",
         Bounds(0, 86400),
     )
+    transport: str = _setting(
+        "grpcio",
+        _NETWORK,
+        "Implementation of gRPC. grpcio: gRPC core; native: HTTP/2 on the worker's own event loop, experimental.",
+        Bounds(choices=("grpcio", "native")),
+    )
     models: Path = _setting(_MODELS, _MODEL, "Folder of the model bundles, <name>/<version>/.")
     model: str = _setting("digits", _MODEL, "Name of the model to serve.")
     model_version: int | None = _setting(None, _MODEL, "Version to serve.", Bounds(1), shown="highest")

@@ -20,7 +20,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import structlog
 
@@ -32,20 +32,31 @@ from digitserve.errors import StartupError
 from digitserve.inference.bundle import Bundle, served_bundle
 from digitserve.inference.session import Session
 from digitserve.protocol.codec import Limits
+from digitserve.protocol.names import (
+    CLASSIFY,
+    CLASSIFY_STREAM,
+    GET_MODEL,
+    HEALTH_CHECK,
+    HEALTH_LIST,
+    HEALTH_WATCH,
+    REFLECTION,
+    REFLECTION_V1,
+    Method,
+)  # fmt: skip
 from digitserve.settings import Settings
 from digitserve.telemetry.block import Block
 from digitserve.telemetry.recorder import Recorder
 from digitserve.transport.classify import ClassifyHandler
 from digitserve.transport.classify_stream import ClassifyStreamHandler
-from digitserve.transport.grpcio.server import GrpcServer
+from digitserve.transport.handlers import Respond, Server, StreamHandler, UnaryHandler
+from digitserve.transport.health import Health
 from digitserve.transport.model import ModelHandler
+from digitserve.transport.reflection import ReflectionHandler, Schema
+from digitserve.transport.respond import RespondHandler
 from digitserve.types import native_framing
 
 IDLE_POLL_S = 0.1
 """Longest wait for an event: the delay until ``drain`` is noticed, and the interval of heartbeats while idle."""
-
-MAX_EVENTS_PER_ITERATION = 1024
-"""Most events handled before the next batch runs: a flood of rejected calls must not delay admitted requests."""
 
 MAX_BATCH_S = 0.05
 """Longest estimated batch: the longest time that a small request waits for a batch of large ones."""
@@ -111,12 +122,24 @@ class Worker:
         )
         self._pipeline = Pipeline(self._batcher, session, bundle, self._recorder)
         self._streams = ClassifyStreamHandler(self._pipeline, limits, settings.batch_limit, self._recorder)
-        self._server = GrpcServer(
+        self._health = Health(self._recorder)
+        schema = Schema()
+        self._reflections = {
+            method: ReflectionHandler(method, schema, self._recorder) for method in (REFLECTION, REFLECTION_V1)
+        }
+        respond: dict[Method, Respond] = {
+            GET_MODEL: ModelHandler(bundle, session.provider, limits, settings.batch_limit),
+            HEALTH_CHECK: self._health.check,
+            HEALTH_LIST: self._health.list_services,
+        }
+        self._server = _new_server(
             settings,
             self._recorder,
-            classify=ClassifyHandler(self._pipeline, limits, self._recorder),
-            classify_stream=self._streams,
-            get_model=ModelHandler(bundle, session.provider, limits, settings.batch_limit),
+            unary={
+                CLASSIFY: ClassifyHandler(self._pipeline, limits, self._recorder),
+                **{method: RespondHandler(method, handler, self._recorder) for method, handler in respond.items()},
+            },
+            streams={CLASSIFY_STREAM: self._streams, HEALTH_WATCH: self._health, **self._reflections},
         )
         self._drain = threading.Event()
         self._stopped = False
@@ -135,6 +158,7 @@ class Worker:
         Raises:
             StartupError: the address cannot be bound.
         """
+        self._health.set_serving()
         return self._server.listen()
 
     def drain(self) -> None:
@@ -151,7 +175,7 @@ class Worker:
             self._run_once()
         deadline = time.monotonic() + self._settings.grace_s
         lame_duck_ends = min(deadline, time.monotonic() + self._settings.lame_duck_s)
-        self._server.report_not_serving()
+        self._health.set_not_serving()
         while time.monotonic() < lame_duck_ends:
             self._run_once()
         self._shut_down(deadline)
@@ -164,6 +188,9 @@ class Worker:
                 break
         self._server.begin_shutdown()
         self._streams.drain()
+        self._health.close_watches()
+        for reflection in self._reflections.values():
+            reflection.drain()
         linger_ends = time.monotonic() + LINGER_S
         while (
             not self._stopped
@@ -179,23 +206,32 @@ class Worker:
 
     def _run_once(self) -> bool:
         """Handle the events that have arrived, then run one batch; return whether there was any of them."""
-        handled = self._poll(0.0 if self._batcher.has_pending() else IDLE_POLL_S)
-        num_events = 1
-        while handled and num_events < MAX_EVENTS_PER_ITERATION:
-            handled = self._server.poll(0.0)
-            num_events += 1
+        # Reading the CPU time takes under a microsecond.
+        self._recorder.heartbeat(time.monotonic(), time.process_time())
+        handled = self._server.poll(0.0 if self._batcher.has_pending() else IDLE_POLL_S)
         self._stopped = handled is None
         ran = self._pipeline.run_batch()
         self._streams.flush()
-        return ran or num_events > 1
+        return ran or bool(handled)
 
     def _has_unanswered(self) -> bool:
-        return self._batcher.has_pending() or self._streams.has_unsent_answers()
+        return self._batcher.has_pending() or self._streams.has_unsent_answers() or self._server.has_unanswered()
 
-    def _poll(self, timeout_s: float) -> bool | None:
-        # Reading the CPU time takes under a microsecond.
-        self._recorder.heartbeat(time.monotonic(), time.process_time())
-        return self._server.poll(timeout_s)
+
+def _new_server(
+    settings: Settings,
+    recorder: Recorder,
+    unary: Mapping[Method, UnaryHandler],
+    streams: Mapping[Method, StreamHandler],
+) -> Server:
+    # Only the chosen transport is imported: gRPC core costs memory, threads and time to start.
+    if settings.transport == "native":
+        from digitserve.transport.native.server import NativeServer  # noqa: PLC0415
+
+        return NativeServer(settings, recorder, unary, streams)
+    from digitserve.transport.grpcio.server import GrpcServer  # noqa: PLC0415
+
+    return GrpcServer(settings, recorder, unary, streams)
 
 
 def use_batch_scheduling() -> None:

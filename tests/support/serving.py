@@ -27,6 +27,9 @@ from digitserve.telemetry.collector import ServiceCollector
 from digitserve.v1 import digits_pb2 as pb
 from digitserve.worker import IDLE_POLL_S, Worker
 
+TRANSPORTS = ("grpcio", "native")
+"""Values of the setting ``transport``; the tests of the RPCs must pass on each."""
+
 PATIENCE_S = 60.0
 """Longest wait for a condition; reached only when it never becomes true."""
 

@@ -1,10 +1,11 @@
-"""Interfaces between the handlers of the RPCs and the transport that calls them.
+"""Interfaces between the worker, the transport that it chose, and the handlers of the RPCs.
 
     transport ──on_accept, on_message, ...──▶ UnaryHandler, StreamHandler
         ▲                                             │
         └──────────── UnaryCall, ServerStream ◀───────┘ reply, fail, read, write, finish
+    worker ──listen, poll, begin_shutdown, ...──▶ Server
 
-A handler depends on these interfaces only, so any transport can call it. All methods, in both directions, are called on
+A handler depends on these interfaces only, so any transport can call it; the worker runs any transport as a ``Server``. All methods, in both directions, are called on
 the worker's one thread.
 """
 
@@ -115,6 +116,42 @@ class StreamHandler(Protocol):
             stream: the stream.
             cancelled: it was cancelled, disconnected or past its deadline, perhaps after ``finish``.
         """
+
+
+class Server(Protocol):
+    """The gRPC server of one worker; it calls the handlers from within ``poll``."""
+
+    def listen(self) -> int:
+        """Bind the address, and accept connections.
+
+        Returns:
+            The port.
+
+        Raises:
+            StartupError: the address cannot be bound.
+        """
+
+    def poll(self, timeout_s: float) -> bool | None:
+        """Handle what has arrived, for a limited time, so that a flood cannot delay the batch that follows.
+
+        Args:
+            timeout_s: longest wait for it; with 0 it does not wait.
+
+        Returns:
+            True if anything arrived, False if not, None once the server has stopped.
+        """
+
+    def begin_shutdown(self) -> None:
+        """Stop listening, and announce to clients that their connections end; open calls continue."""
+
+    def has_unanswered(self) -> bool:
+        """Return whether clients may still lose calls: handlers must finish them, or their answers are not sent yet."""
+
+    def cancel_all(self) -> None:
+        """End every call that is still open; afterwards ``poll`` soon reports that the server has stopped."""
+
+    def close(self) -> None:
+        """Release what the server holds."""
 
 
 def record_unanswered(recorder: Recorder, method: Method, deadline: float, seconds: float) -> None:

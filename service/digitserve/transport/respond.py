@@ -34,7 +34,7 @@ class RespondHandler:
         self._recorder = recorder
         self._clock = clock
 
-    def on_accept(self, call: UnaryCall) -> None:
+    def on_accept(self, call: UnaryCall) -> None:  # noqa: ARG002 - the interface of handlers
         """Record the call."""
         self._recorder.call_started(self._method)
 

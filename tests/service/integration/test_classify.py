@@ -90,10 +90,10 @@ def test_blank_and_several_are_verdicts_not_errors(worker: RunningWorker) -> Non
     assert predictions[2].ood_score == 42
 
 
-def test_scores_above_the_threshold_are_unfamiliar(tmp_path: Path) -> None:
+def test_scores_above_the_threshold_are_unfamiliar(tmp_path: Path, transport: str) -> None:
     """``VERDICT_UNFAMILIAR`` is returned above the manifest's threshold, and not at it."""
     write_echo_bundle(tmp_path, ood_threshold=100.0)
-    with run_worker(tmp_path) as worker:
+    with run_worker(tmp_path, transport=transport) as worker:
         predictions = worker.classify(echo_request(100, 101)).predictions
 
     assert [p.verdict for p in predictions] == [pb.VERDICT_ACCEPTED, pb.VERDICT_UNFAMILIAR]
@@ -162,9 +162,9 @@ def test_a_message_over_the_limit_is_rejected_and_recorded(worker: RunningWorker
     assert scores(worker.classify(echo_request(5))) == [5]
 
 
-def test_a_full_queue_rejects_with_a_time_to_retry(models: Path) -> None:
+def test_a_full_queue_rejects_with_a_time_to_retry(models: Path, transport: str) -> None:
     """Beyond ``max_pending_images`` requests get RESOURCE_EXHAUSTED with ``RetryInfo``; all others are answered."""
-    with run_worker(models, max_pending_images=64, max_batch_size=8) as worker:
+    with run_worker(models, transport=transport, max_pending_images=64, max_batch_size=8) as worker:
         call = worker.channel.unary_unary(CLASSIFY.path)
         body = echo_request(*range(32)).SerializeToString()
         futures = [call.future(body, timeout=PATIENCE_S) for _ in range(200)]
@@ -214,9 +214,9 @@ def test_of_2000_calls_each_caller_gets_its_own_answer(worker: RunningWorker) ->
     assert set(worker.handled()) <= {"OK", "Canceled", "DeadlineExceeded"}
 
 
-def test_calls_of_many_connections_are_never_rejected_by_core(models: Path) -> None:
+def test_calls_of_many_connections_are_never_rejected_by_core(models: Path, transport: str) -> None:
     """Of 5,000 calls at once, far more than there are posted accepts, the worker answers each, and core cancels none."""
-    with run_worker(models, max_pending_images=10_000) as worker:
+    with run_worker(models, transport=transport, max_pending_images=10_000) as worker:
         channels = [
             grpc.insecure_channel(worker.address, options=(("grpc.use_local_subchannel_pool", 1),)) for _ in range(10)
         ]
@@ -292,10 +292,10 @@ def test_open_streams_do_not_delay_health_checks(worker: RunningWorker) -> None:
     assert status == health_pb2.HealthCheckResponse.SERVING
 
 
-def test_a_health_watcher_is_notified_of_the_drain(models: Path) -> None:
+def test_a_health_watcher_is_notified_of_the_drain(models: Path, transport: str) -> None:
     """A client that watches the health gets SERVING, then NOT_SERVING when the worker drains."""
     statuses: list[int] = []
-    with run_worker(models) as worker:
+    with run_worker(models, transport=transport) as worker:
         stub = health_pb2_grpc.HealthStub(worker.channel)
         watch = stub.Watch(health_pb2.HealthCheckRequest(service=SERVICE))
         statuses.append(next(watch).status)
@@ -336,9 +336,9 @@ def test_get_model_describes_the_model(worker: RunningWorker) -> None:
     assert worker.num_rejected() == 0
 
 
-def test_everything_admitted_is_answered_while_draining(models: Path) -> None:
+def test_everything_admitted_is_answered_while_draining(models: Path, transport: str) -> None:
     """Calls that were accepted before the drain are answered."""
-    with run_worker(models) as worker:
+    with run_worker(models, transport=transport) as worker:
         call = worker.channel.unary_unary(CLASSIFY.path)
         futures = [call.future(echo_request(n).SerializeToString(), timeout=PATIENCE_S) for n in range(500)]
         wait_until(lambda: worker.started() == 500, "all calls were accepted")
@@ -373,7 +373,7 @@ def test_an_answer_that_cannot_be_encoded_affects_no_other(
     assert worker.handled() == {"OK": 29, "Internal": 1}
 
 
-def test_a_failure_is_internal_with_a_fixed_text(tmp_path: Path) -> None:
+def test_a_failure_is_internal_with_a_fixed_text(tmp_path: Path, transport: str) -> None:
     """When the network fails on a batch, its callers get INTERNAL with a fixed text, the log gets the detail, and the
     next batch is answered.
     """
@@ -395,7 +395,7 @@ def test_a_failure_is_internal_with_a_fixed_text(tmp_path: Path) -> None:
     blank = np.zeros((1, 28, 28, 1), np.uint8)
     golden = Golden(blank, np.zeros((1, 10), np.float32), np.zeros(1, np.float32))
     write_bundle(tmp_path, manifest(), make_graph(nodes, constants), golden)
-    with run_worker(tmp_path) as worker:
+    with run_worker(tmp_path, transport=transport) as worker:
         with pytest.raises(grpc.RpcError) as failed:
             worker.classify(pb.ClassifyRequest(pixels=b"\x09" * 784))
 

@@ -177,13 +177,13 @@ def test_large_messages_are_bounded_too(worker: RunningWorker) -> None:
     ],
 )
 def test_streams_wait_where_unary_calls_would_be_rejected(
-    models: Path, num_streams: int, num_images: int, limits: dict[str, int]
+    models: Path, num_streams: int, num_images: int, limits: dict[str, int], transport: str
 ) -> None:
     """Streams that together send more than the queue holds, in images or in bytes, are slowed down; none of their messages
     is rejected, though a read was outstanding on all of them.
     """
     own = list(range(num_images))
-    with run_worker(models, **limits) as worker:
+    with run_worker(models, transport=transport, **limits) as worker:
         outcomes: list[bool] = []
         threads = [
             threading.Thread(
@@ -202,9 +202,9 @@ def test_streams_wait_where_unary_calls_would_be_rejected(
         assert worker.num_rejected() == 0
 
 
-def test_a_message_of_the_maximal_size_does_not_starve(models: Path) -> None:
+def test_a_message_of_the_maximal_size_does_not_starve(models: Path, transport: str) -> None:
     """Streams that send small messages continuously do not take the room of one message that needs all of it."""
-    with run_worker(models, max_pending_images=64, max_batch_size=8) as worker:
+    with run_worker(models, transport=transport, max_pending_images=64, max_batch_size=8) as worker:
         stop = threading.Event()
 
         def small() -> Iterator[pb.ClassifyRequest]:
@@ -222,17 +222,17 @@ def test_a_message_of_the_maximal_size_does_not_starve(models: Path) -> None:
     assert large == [list(range(64))] * 5
 
 
-def test_a_request_that_can_never_fit_is_rejected_in_its_place(models: Path) -> None:
+def test_a_request_that_can_never_fit_is_rejected_in_its_place(models: Path, transport: str) -> None:
     """A message of more images than the queue holds is answered with an error; the other messages are served."""
-    with run_worker(models, max_pending_images=16) as worker:
+    with run_worker(models, transport=transport, max_pending_images=16) as worker:
         outcomes = [scores(one) for one in worker.stream([echo_request(1), echo_request(*range(17)), echo_request(2)])]
 
     assert outcomes == [[1], -3, [2]]
 
 
-def test_a_message_over_the_limit_ends_the_stream_after_earlier_answers(models: Path) -> None:
+def test_a_message_over_the_limit_ends_the_stream_after_earlier_answers(models: Path, transport: str) -> None:
     """A message over the limit is discarded: earlier messages are answered, then the stream ends with the reason."""
-    with run_worker(models, max_request_bytes=100_000) as worker:
+    with run_worker(models, transport=transport, max_request_bytes=100_000) as worker:
         paced = Paced()
         answers = worker.stream(paced)
         paced.send(echo_request(1), echo_request(2))
@@ -273,12 +273,12 @@ def test_an_expired_stream_is_dropped(worker: RunningWorker) -> None:
     assert not worker.worker.stream_images_in_flight
 
 
-def test_draining_answers_what_was_read_and_ends_with_unavailable(models: Path) -> None:
+def test_draining_answers_what_was_read_and_ends_with_unavailable(models: Path, transport: str) -> None:
     """A worker that drains stops reading its streams, answers all that it has read and ends with UNAVAILABLE. The answers
     are those of the first requests, so their number shows the client what to send again.
     """
     outcomes = []
-    with run_worker(models) as worker:
+    with run_worker(models, transport=transport) as worker:
         answers = worker.stream(echo_request(n) for n in range(1_000_000))
         outcomes.append(scores(next(answers)))
         worker.worker.drain()
@@ -291,10 +291,10 @@ def test_draining_answers_what_was_read_and_ends_with_unavailable(models: Path) 
         wait_until(lambda: worker.handled("ClassifyStream") == {"Unavailable": 1}, "the stream is counted")
 
 
-def test_an_idle_stream_does_not_delay_a_drain(models: Path) -> None:
+def test_an_idle_stream_does_not_delay_a_drain(models: Path, transport: str) -> None:
     """A drain ends an idle stream at once."""
     paced = Paced()
-    with run_worker(models, grace_s=PATIENCE_S) as worker:
+    with run_worker(models, transport=transport, grace_s=PATIENCE_S) as worker:
         answers = worker.stream(paced)
         paced.send(echo_request(1))
         assert scores(next(answers)) == [1]

@@ -75,9 +75,9 @@ def wait_for_connections(worker: RunningWorker, number: int) -> None:
     wait_until(lambda: len(seen.update(connections(worker.address)) or seen) >= number, f"{number} connections")
 
 
-def test_callers_with_a_retry_policy_lose_nothing(models: Path) -> None:
+def test_callers_with_a_retry_policy_lose_nothing(models: Path, transport: str) -> None:
     """While connections close at their age repeatedly under load, every call gets its own answer."""
-    with run_worker(models, max_connection_age_s=AGE_S) as worker:
+    with run_worker(models, transport=transport, max_connection_age_s=AGE_S) as worker:
         with load(worker, 4, CHANNEL_OPTIONS) as outcomes:
             wait_for_connections(worker, 40)
 
@@ -85,24 +85,28 @@ def test_callers_with_a_retry_policy_lose_nothing(models: Path) -> None:
         assert worker.handled()["OK"] >= outcomes["OK"]
 
 
-def test_callers_without_a_retry_policy_lose_almost_nothing(models: Path, record_property) -> None:  # noqa: ANN001
-    """Without a retry policy a call may end as UNAVAILABLE when core closes its connection with bytes still unread. No call
-    gets the answer of another, and every call that the worker started is recorded as answered.
+def test_callers_without_a_retry_policy_lose_almost_nothing(models: Path, record_property, transport: str) -> None:  # noqa: ANN001
+    """Without a retry policy a call may end as UNAVAILABLE when core closes its connection with bytes still unread; the
+    native transport loses none. No call gets the answer of another, and every call that the worker started is recorded as
+    answered.
     """
-    with run_worker(models, max_connection_age_s=AGE_S) as worker:
+    with run_worker(models, transport=transport, max_connection_age_s=AGE_S) as worker:
         with load(worker, 4, ()) as outcomes:
             wait_for_connections(worker, 40)
 
         record_property("outcomes", dict(outcomes))
-        assert set(outcomes) <= {"OK", "UNAVAILABLE"}
+        assert set(outcomes) <= ({"OK", "UNAVAILABLE"} if transport == "grpcio" else {"OK"})
         assert outcomes["OK"] > 10 * outcomes["UNAVAILABLE"]
         assert set(worker.handled()) == {"OK"}
         assert worker.started() == worker.handled()["OK"] <= outcomes.total()
 
 
-def test_the_client_continues_on_new_connections(models: Path) -> None:
+def test_the_client_continues_on_new_connections(models: Path, transport: str) -> None:
     """``Client`` gets all its answers in order while its connections are replaced."""
-    with run_worker(models, max_connection_age_s=AGE_S) as worker, Client(worker.address, num_connections=4) as client:
+    with (
+        run_worker(models, transport=transport, max_connection_age_s=AGE_S) as worker,
+        Client(worker.address, num_connections=4) as client,
+    ):
         seen: set[str] = set()
         while len(seen) < 20:
             answers = client.classify([echo_image(number) for number in range(300)])
@@ -110,9 +114,9 @@ def test_the_client_continues_on_new_connections(models: Path) -> None:
             seen.update(connections(worker.address))
 
 
-def test_an_open_stream_is_not_cut_by_age(models: Path) -> None:
+def test_an_open_stream_is_not_cut_by_age(models: Path, transport: str) -> None:
     """A stream that is open when its connection reaches its age continues: it receives messages many ages later."""
-    with run_worker(models, max_connection_age_s=AGE_S) as worker:
+    with run_worker(models, transport=transport, max_connection_age_s=AGE_S) as worker:
         watch = health_pb2_grpc.HealthStub(worker.channel).Watch(health_pb2.HealthCheckRequest())
         statuses = [next(watch).status]
         with load(worker, 1, CHANNEL_OPTIONS):
@@ -132,22 +136,22 @@ def frames(connection: socket.socket) -> Iterator[tuple[int, bytes]]:
             yield head[3], stream.read(length)
 
 
-def test_an_idle_connection_gets_a_graceful_goaway(models: Path) -> None:
+def test_an_idle_connection_gets_a_graceful_goaway(models: Path, transport: str) -> None:
     """At its age a connection gets a GOAWAY with error code 0 and the highest stream id: no stream is rejected by it."""
     goaway = 7
-    with run_worker(models, max_connection_age_s=AGE_S) as worker:
+    with run_worker(models, transport=transport, max_connection_age_s=AGE_S) as worker:
         host, port = worker.address.split(":")
         with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as connection:
             payload = next(payload for kind, payload in frames(connection) if kind == goaway)
 
-    assert payload == struct.pack(">II", (1 << 31) - 1, 0) + b"max_age"
+    assert payload[:8] == struct.pack(">II", (1 << 31) - 1, 0)
 
 
-def test_age_0_means_unlimited(models: Path) -> None:
+def test_age_0_means_unlimited(models: Path, transport: str) -> None:
     """With age 0 the first connections stay open, while those of a worker with an age are replaced."""
     with (
-        run_worker(models, max_connection_age_s=0) as lasting,
-        run_worker(models, max_connection_age_s=AGE_S) as ageing,
+        run_worker(models, transport=transport, max_connection_age_s=0) as lasting,
+        run_worker(models, transport=transport, max_connection_age_s=AGE_S) as ageing,
     ):
         first = lasting.classify(pb.ClassifyRequest(pixels=echo_image(1).tobytes()))
         before = connections(lasting.address)

@@ -91,6 +91,7 @@ def test_defaults_without_flags() -> None:
 
 OTHER_VALUES = {
     "host": "0.0.0.0",  # noqa: S104 - parsed, not bound
+    "transport": "native",
     "models": Path("elsewhere"),
     "model": "letters",
     "model_version": 12,

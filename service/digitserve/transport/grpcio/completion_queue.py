@@ -1,9 +1,8 @@
 """Server on grpcio's completion queue: all that digitserve needs of grpcio's internals, in one file.
 
 Its contract test names the grpcio releases that it works with. An ordinary ``grpc.Server`` is made through the public
-interface, and everything registered with it (health, reflection, GetModel) runs on its thread pool as usual. For methods
-added with ``add_unary_handler`` and ``add_stream_handler``, the events of the server's completion queue are handled on the
-one thread that calls ``poll``: no RPC of theirs crosses a thread.
+interface. For methods added with ``add_unary_handler`` and ``add_stream_handler``, the events of the server's completion
+queue are handled on the one thread that calls ``poll``: no RPC of theirs crosses a thread.
 
     core ──accept──▶ Call ──message──▶ handler.on_message(call, body) ── later ──▶ call.reply / call.fail
                       └──close──▶ handler.on_close(call), when the client cancelled or the deadline passed
@@ -299,11 +298,3 @@ class CompletionQueueServer:
         """End every call that is still open."""
         with self._state.lock:
             self.core.cancel_all_calls()
-
-
-def final_code(context: grpc.ServicerContext) -> Code:
-    """Return the status code with which an RPC on grpcio's thread pool ended."""
-    state = context._state  # type: ignore[attr-defined] # not in grpcio's stubs
-    if state.code is not None:
-        return Code(state.code.value[0])
-    return Code.CANCELLED if state.client == grpc_server._CANCELLED else Code.OK

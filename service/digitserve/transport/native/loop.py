@@ -3,12 +3,15 @@
     sockets ──recv──▶ Loop ──receive──▶ Connection ──▶ handlers
     sockets ◀──send── Loop ◀──take_output── Connection
 
-Owned by ``server.NativeServer``; used on the worker's one thread. A turn reads from the sockets that have something, in
+Owned by ``server.NativeServer``; used on the worker's one thread. An iteration reads from the sockets that have something, in
 rotation and for a limited time, so that a flood cannot delay the batch that follows.
 """
 
 import contextlib
+import errno
 import functools
+import math
+import random
 import select
 import socket
 import time
@@ -20,25 +23,49 @@ import structlog
 from digitserve.transport.native.connection import Connection
 from digitserve.transport.native.frames import ErrorCode
 
-READ_BYTES = 1 << 18
-"""Most bytes that one turn reads from a connection."""
+READ_BYTES = 1 << 16
+"""Most bytes that one iteration reads from a connection: about 1 000 small calls, which take 5 ms or more. Also, ``malloc``
+maps larger buffers newly for each read."""
 
 MAX_READ_S = 0.005
-"""Longest time that one turn reads; the connections that are left come first in the next turn."""
+"""Longest time that one iteration reads; the connections that are left come first in the next one."""
 
-CHECK_S = 0.05
+CHECK_S = 0.1
 """Interval of the check of time limits."""
 
 MAX_ACCEPTS = 64
-"""Most connections that one turn accepts."""
+"""Most connections that one iteration accepts."""
 
 LINGER_S = 1.0
 """After the last output of a connection, time for the client to close it: closing earlier could destroy that output."""
 
+STALL_S = 60.0
+"""Longest time that a socket may take no output: then the client has stopped, or the network has lost it."""
+
+MAX_UNSENT_BYTES = 1 << 26
+"""Output of all connections together that waits for sockets; beyond it, those with the most are closed."""
+
 ACCEPT_PAUSE_S = 0.5
-"""Pause in accepting when the process has no file descriptors left."""
+"""Pause in accepting when the process has no file descriptors or no memory left."""
+
+AGE_JITTER = 0.1
+"""Connections drain at up to this fraction before or after their maximal age, or many could reconnect at the same time."""
+
+KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 120, 30, 4
+"""TCP keepalive: a client that vanished without closing its connection is noticed within four minutes."""
+
+WAITED_S = 0.0005
+"""A poll that took longer has waited: then what it reports has just arrived. One without a wait takes microseconds."""
 
 _READ, _WRITE, _ERRORS = select.EPOLLIN, select.EPOLLOUT, select.EPOLLERR | select.EPOLLHUP
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_SOCKET_OPTIONS = (
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES),
+)
 
 NewConnection = Callable[[float, Callable[[], None]], Connection]
 """Creates a connection from the monotonic time in seconds and ``on_output``."""
@@ -51,24 +78,32 @@ class Peer:
 
     Attributes:
         socket: non-blocking.
-        connection: its protocol.
+        connection: its protocol; only while ``open``.
+        open: false once the socket is closed. Compare peers, never descriptors: their numbers are used again at once.
         unsent: output that the socket has not taken yet.
         interest: events that epoll reports.
+        queued: whether it waits to be read.
         arrived: Unix time in seconds after which unread bytes may have arrived.
-        accepted: monotonic time in seconds.
-        lingers_until: monotonic time in seconds of the close, once the output is sent and shut down.
+        drains_at: monotonic time in seconds at which its connection is too old.
+        ends_at: monotonic time in seconds at which the socket is closed, unless it makes progress before.
+        lingering: all output is sent and this side is shut down; what the client still sends is discarded.
     """
 
-    __slots__ = ("accepted", "arrived", "connection", "interest", "lingers_until", "socket", "unsent")
+    __slots__ = (
+        "arrived", "connection", "drains_at", "ends_at", "interest", "lingering", "open", "queued", "socket", "unsent",
+    )  # fmt: skip
 
-    def __init__(self, accepted_socket: socket.socket, now: float) -> None:
-        self.socket = accepted_socket
+    def __init__(self, accepted: socket.socket, drains_at: float) -> None:
+        self.socket = accepted
         self.connection: Connection
+        self.open = True
         self.unsent: memoryview | None = None
         self.interest = _READ
+        self.queued = False
         self.arrived = 0.0
-        self.accepted = now
-        self.lingers_until: float | None = None
+        self.drains_at = drains_at
+        self.ends_at = math.inf
+        self.lingering = False
 
 
 class Loop:
@@ -87,10 +122,11 @@ class Loop:
         self._max_age_s = max_age_s
         self._epoll = select.epoll()
         self._listener: socket.socket | None = None
+        self._listens_on = -1
         self._peers: dict[int, Peer] = {}
-        # Peers, not descriptors: the number of a closed one is used again at once.
         self._with_output: list[Peer] = []
-        self._backlog: deque[Peer] = deque()
+        self._unread: deque[Peer] = deque()
+        self._starved: dict[Peer, None] = {}  # with messages that wait for the worker's budget, oldest first
         self._polled = time.time()
         self._check_at = 0.0
         self._accept_at = 0.0
@@ -100,19 +136,29 @@ class Loop:
         """Open connections."""
         return len(self._peers)
 
+    def has_unanswered(self) -> bool:
+        """Return whether a connection has open calls, or anything to send, or may still get calls."""
+        return not all(peer.lingering for peer in self._peers.values())
+
     def listen(self, listener: socket.socket) -> None:
         """Accept connections of a listening socket, which the loop owns from now on."""
         listener.setblocking(False)  # noqa: FBT003 - the interface of sockets
+        for level, option, value in _SOCKET_OPTIONS:
+            with contextlib.suppress(OSError):  # a Unix socket has no such options
+                listener.setsockopt(level, option, value)  # accepted sockets inherit them
         self._listener = listener
-        self._epoll.register(listener.fileno(), _READ)
+        self._listens_on = listener.fileno()
+        self._epoll.register(self._listens_on, _READ)
 
     def stop_listening(self) -> None:
         """Accept what has already connected, then close the listening socket."""
         if self._listener is not None:
-            self._accept(time.monotonic())
-            self._epoll.unregister(self._listener.fileno())
+            now = time.monotonic()
+            while self._accept(now):
+                pass
+            self._epoll.unregister(self._listens_on)
             self._listener.close()
-            self._listener = None
+            self._listener, self._listens_on = None, -1
 
     def poll(self, timeout_s: float) -> bool:
         """Send what is waiting, then read what has arrived, and hand it to the connections.
@@ -123,28 +169,36 @@ class Loop:
         Returns:
             Whether anything arrived.
         """
+        if self._starved:
+            self._continue_starved()
         self._send_all()
-        events = self._epoll.poll(0 if self._backlog else timeout_s)
-        now, polled_before, self._polled = time.monotonic(), self._polled, time.time()
-        # What is found without waiting may have arrived any time since the last poll.
-        arrived = self._polled if timeout_s and not self._backlog else polled_before
-        ready, self._backlog = self._backlog, deque()
+        unread = self._unread
+        before = time.time()
+        events = self._epoll.poll(0 if unread else timeout_s)
+        now, wall = time.monotonic(), time.time()
+        # Without a wait, it may have arrived any time since the last poll.
+        arrived = wall if wall - before > WAITED_S else self._polled
+        self._polled = wall
+        accepts = False
+        peers = self._peers
         for descriptor, event in events:
-            peer = self._peers.get(descriptor)
-            if peer is None:
-                self._accept(now)
+            if descriptor == self._listens_on:
+                accepts = True
                 continue
+            peer = peers[descriptor]
             if event & _WRITE:
                 self._send(peer)
-            if event & (_READ | _ERRORS):
+            if event & (_READ | _ERRORS) and not peer.queued:
+                peer.queued = True
                 peer.arrived = peer.arrived or arrived
-                ready.append(peer)
+                unread.append(peer)
         ends = now + MAX_READ_S
-        while ready:
-            self._read(ready.popleft(), now)
+        while unread:
+            self._read(unread.popleft(), now)
             if time.monotonic() > ends:
                 break
-        self._backlog = ready
+        if accepts:
+            self._accept(now)
         if now >= self._check_at:
             self._check(now)
         return bool(events)
@@ -152,59 +206,73 @@ class Loop:
     def drain(self) -> None:
         """Announce to all clients that their connections end."""
         now = time.monotonic()
-        for peer in list(self._peers.values()):
+        for peer in self._peers.values():
             peer.connection.drain(now)
 
     def close_all(self) -> None:
-        """End all connections and their calls."""
-        for peer in list(self._peers.values()):
+        """End all connections and their calls: each is closed as soon as its client closes it, or after ``LINGER_S``."""
+        ends_at = time.monotonic() + LINGER_S
+        for peer in self._peers.values():
             peer.connection.close(ErrorCode.NO_ERROR, "the server has stopped")
         self._send_all()
+        for peer in self._peers.values():
+            peer.ends_at = min(peer.ends_at, ends_at)
 
     def close(self) -> None:
         """Close all sockets."""
+        self.stop_listening()
         for peer in list(self._peers.values()):
             self._drop(peer)
-        self.stop_listening()
         self._epoll.close()
 
-    def _accept(self, now: float) -> None:
+    def _accept(self, now: float) -> bool:
+        """Accept some connections; return whether there may be more."""
         listener = self._listener
         if listener is None or now < self._accept_at:
-            return
+            return False
         for _ in range(MAX_ACCEPTS):
             try:
                 accepted, _address = listener.accept()
-            except (BlockingIOError, InterruptedError, ConnectionError):
-                return
+            except BlockingIOError:
+                return False
             except OSError as error:
-                # No descriptor or no memory is left. The listener would be reported again and again.
+                if error.errno not in _EXHAUSTED:
+                    continue  # of the connection, not of the listener: see accept(2)
+                # The listener would be reported again and again.
                 _log.warning("cannot accept connections", error=str(error), retry_s=ACCEPT_PAUSE_S)
                 self._accept_at = now + ACCEPT_PAUSE_S
-                self._epoll.modify(listener.fileno(), 0)
-                return
+                self._epoll.modify(self._listens_on, 0)
+                return False
             if len(self._peers) >= self._max_connections:
                 accepted.close()
-                continue
-            accepted.setblocking(False)  # noqa: FBT003 - the interface of sockets
-            with contextlib.suppress(OSError):  # a Unix socket has no such option
-                accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            peer = Peer(accepted, now)
-            self._peers[accepted.fileno()] = peer
+            else:
+                self._add(accepted, now)
+        return True
+
+    def _add(self, accepted: socket.socket, now: float) -> None:
+        accepted.setblocking(False)  # noqa: FBT003 - the interface of sockets
+        jitter = random.uniform(1 - AGE_JITTER, 1 + AGE_JITTER)  # noqa: S311 - not a secret
+        peer = Peer(accepted, now + self._max_age_s * jitter)
+        try:
             self._epoll.register(accepted.fileno(), _READ)
-            peer.connection = self._new_connection(now, functools.partial(self._has_output, peer))
+        except OSError as error:  # the limits of epoll itself
+            _log.warning("cannot watch a connection", error=str(error))
+            accepted.close()
+            return
+        self._peers[accepted.fileno()] = peer
+        peer.connection = self._new_connection(now, functools.partial(self._has_output, peer))
 
     def _has_output(self, peer: Peer) -> None:
         # Looked up at each call: the list is replaced while it is sent.
         self._with_output.append(peer)
 
     def _read(self, peer: Peer, now: float) -> None:
-        descriptor = peer.socket.fileno()
-        if descriptor < 0:
-            return  # closed in this turn
+        peer.queued = False
+        if not peer.open:
+            return
         try:
             received = peer.socket.recv(READ_BYTES)
-        except (BlockingIOError, InterruptedError):
+        except BlockingIOError:
             peer.arrived = 0.0
             return
         except OSError:
@@ -212,71 +280,119 @@ class Loop:
         if not received:
             self._drop(peer)
             return
-        if peer.lingers_until is None:
-            peer.connection.receive(received, now, peer.arrived)
+        connection = peer.connection
+        if not peer.lingering:
+            connection.receive(received, now, peer.arrived)
+            if connection.waiting:
+                self._starved[peer] = None
         # Of more bytes than one read takes, the rest has waited as long.
         if len(received) < READ_BYTES:
             peer.arrived = 0.0
-        self._update_interest(peer)
+        if not connection.wants_read():
+            self._update_interest(peer)
+
+    def _continue_starved(self) -> None:
+        """Let messages that wait for the worker's budget continue, where it has room again."""
+        for peer in list(self._starved):
+            if peer.open:
+                peer.connection.on_room()
+            if not (peer.open and peer.connection.waiting):
+                del self._starved[peer]
 
     def _send_all(self) -> None:
         while self._with_output:
             peers, self._with_output = self._with_output, []
             for peer in peers:
-                if peer.unsent is None and peer.socket.fileno() >= 0:
+                # What waits already is sent first, when the socket takes more.
+                if peer.unsent is None and peer.open:
                     self._send(peer)
 
     def _send(self, peer: Peer) -> None:
         """Send as much as the socket takes."""
         connection = peer.connection
-        output = peer.unsent if peer.unsent is not None else memoryview(connection.take_output())
+        output = peer.unsent or connection.take_output()
         try:
             num_bytes = peer.socket.send(output) if output else 0
-        except (BlockingIOError, InterruptedError):
+        except BlockingIOError:
             num_bytes = 0
         except OSError:
             self._drop(peer)
             return
-        peer.unsent = output[num_bytes:] if num_bytes < len(output) else None
-        connection.on_sent(num_bytes)
-        if peer.unsent is None and connection.has_output():
-            self._with_output.append(peer)
-        elif peer.unsent is None and connection.closing and peer.lingers_until is None:
-            self._shut_down(peer)
-        self._update_interest(peer)
+        if num_bytes < len(output):
+            if num_bytes or peer.unsent is None:
+                peer.ends_at = time.monotonic() + STALL_S
+            peer.unsent = memoryview(output)[num_bytes:]
+            connection.on_sent(num_bytes)
+        else:
+            if peer.unsent is not None:
+                peer.unsent, peer.ends_at = None, math.inf
+            connection.on_sent(num_bytes)
+            if connection.has_output():
+                self._with_output.append(peer)
+            elif connection.closing:
+                self._shut_down(peer)
+        # In the common case the socket has taken everything, and nothing else than input is awaited before and after.
+        if peer.unsent is not None or peer.interest != _READ:
+            self._update_interest(peer)
 
     def _update_interest(self, peer: Peer) -> None:
-        reads = peer.lingers_until is not None or peer.connection.wants_read()
+        reads = peer.lingering or peer.connection.wants_read()
         interest = (_READ if reads else 0) | (_WRITE if peer.unsent is not None else 0)
-        if interest != peer.interest and peer.socket.fileno() >= 0:
+        if interest != peer.interest:
             peer.interest = interest
             self._epoll.modify(peer.socket.fileno(), interest)
 
     def _shut_down(self, peer: Peer) -> None:
-        peer.lingers_until = time.monotonic() + LINGER_S
-        with contextlib.suppress(OSError):
-            peer.socket.shutdown(socket.SHUT_WR)
+        """Send the end of the connection; then wait for the client's."""
+        if not peer.lingering:
+            peer.lingering, peer.ends_at = True, time.monotonic() + LINGER_S
+            with contextlib.suppress(OSError):
+                peer.socket.shutdown(socket.SHUT_WR)
 
     def _drop(self, peer: Peer) -> None:
         """Close a socket, and drop the calls of its connection."""
-        self._peers.pop(peer.socket.fileno(), None)
-        peer.socket.close()  # this removes it from epoll too
-        peer.connection.drop()
+        peer.open = False
+        descriptor = peer.socket.fileno()
+        del self._peers[descriptor]
+        # Closing removes it from epoll only if no process that is being forked holds a copy.
+        self._epoll.unregister(descriptor)
+        peer.socket.close()
+        connection = peer.connection
+        del peer.connection  # it refers to the peer: a reference cycle otherwise
+        connection.drop()
 
     def _check(self, now: float) -> None:
-        """Apply time limits to all connections."""
+        """Apply time limits to all connections, and the limit of what they have not sent."""
         self._check_at = now + CHECK_S
         if self._listener is not None and 0 < self._accept_at <= now:
             self._accept_at = 0.0
-            self._epoll.modify(self._listener.fileno(), _READ)
+            self._epoll.modify(self._listens_on, _READ)
+        num_unsent_bytes = 0
         for peer in list(self._peers.values()):
-            if peer.lingers_until is not None:
-                if now >= peer.lingers_until:
-                    self._drop(peer)
+            connection = peer.connection
+            if now >= peer.ends_at:
+                self._drop(peer)
                 continue
-            peer.connection.check(now, self._polled)
-            if now - peer.accepted > self._max_age_s:
-                peer.connection.drain(now)
-            if peer.connection.closing and not peer.connection.has_output() and peer.unsent is None:
+            if peer.lingering:
+                continue
+            connection.check(now, self._polled)
+            if connection.waiting:
+                self._starved.setdefault(peer)
+            if now >= peer.drains_at:
+                connection.drain(now)
+            if connection.closing and not connection.has_output() and peer.unsent is None:
                 self._shut_down(peer)
                 self._update_interest(peer)
+            num_unsent_bytes += connection.num_unsent_bytes
+        if num_unsent_bytes > MAX_UNSENT_BYTES:
+            self._drop_largest(num_unsent_bytes - MAX_UNSENT_BYTES)
+
+    def _drop_largest(self, num_bytes: int) -> None:
+        """Drop the connections that have most to send, until that is ``num_bytes`` less."""
+        by_size = sorted(self._peers.values(), key=lambda peer: peer.connection.num_unsent_bytes, reverse=True)
+        num_dropped = 0
+        while num_bytes > 0:
+            num_bytes -= by_size[num_dropped].connection.num_unsent_bytes
+            self._drop(by_size[num_dropped])
+            num_dropped += 1
+        _log.warning("closed connections that do not read their answers", num_connections=num_dropped)

@@ -55,14 +55,7 @@ class NativeServer:
         self._stopping = False
 
     def listen(self) -> int:
-        """Bind the address, and accept connections.
-
-        Returns:
-            The port.
-
-        Raises:
-            StartupError: the address cannot be bound.
-        """
+        """Bind the address and accept connections; see ``Server``."""
         try:
             family, _, _, _, address = socket.getaddrinfo(
                 self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -79,22 +72,19 @@ class NativeServer:
         return port
 
     def poll(self, timeout_s: float) -> bool | None:
-        """Handle what has arrived.
-
-        Args:
-            timeout_s: longest wait for it; with 0 it does not wait.
-
-        Returns:
-            True if anything arrived, False if not, None once the server has stopped.
-        """
+        """Send what waits, and handle what has arrived; see ``Server``."""
         arrived = self._loop.poll(timeout_s)
         return None if self._stopping and not self._loop.num_connections else arrived
 
     def begin_shutdown(self) -> None:
-        """Stop listening and announce the end of all connections; open calls continue."""
+        """Stop listening and announce the end of all connections; see ``Server``."""
         self._stopping = True
         self._loop.stop_listening()
         self._loop.drain()
+
+    def has_unanswered(self) -> bool:
+        """Return whether calls are open, answers are not sent, or a client does not know yet that its connection ends."""
+        return self._loop.has_unanswered()
 
     def cancel_all(self) -> None:
         """End every call that is still open."""

@@ -1,0 +1,434 @@
+"""The event loop with real sockets, a clock of the test, and connections that only record."""
+
+import os
+import resource
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from digitserve.transport.native import loop as module
+from digitserve.transport.native.loop import LINGER_S, MAX_ACCEPTS, MAX_READ_S, READ_BYTES, STALL_S, Loop
+
+
+class Clock:
+    """Stands in for the module ``time``.
+
+    Attributes:
+        now: what both clocks show.
+        step: seconds by which each reading advances them.
+    """
+
+    def __init__(self) -> None:
+        self.now, self.step = 1000.0, 0.0
+
+    def monotonic(self) -> float:
+        self.now += self.step
+        return self.now
+
+    time = monotonic
+
+
+class Recorded:
+    """A connection that keeps what it receives, and sends what the test gives it."""
+
+    def __init__(self, on_output: Callable[[], None]) -> None:
+        self.on_output = on_output
+        self.received: list[bytes] = []
+        self.arrived: list[float] = []
+        self.output = b""
+        self.waiting: dict[str, None] = {}
+        self.closing = False
+        self.reads = True
+        self.num_unsent_bytes = 0
+        self.num_drops = self.num_drains = self.num_checks = 0
+        self.on_receive: Callable[[], None] = lambda: None
+
+    def send(self, output: bytes) -> None:
+        if not self.output:
+            self.on_output()
+        self.output += output
+        self.num_unsent_bytes += len(output)
+
+    def take_output(self) -> bytes:
+        output, self.output = self.output, b""
+        return output
+
+    def has_output(self) -> bool:
+        return bool(self.output)
+
+    def on_sent(self, num_bytes: int) -> None:
+        self.num_unsent_bytes -= num_bytes
+
+    def wants_read(self) -> bool:
+        return self.reads and not self.closing
+
+    def receive(self, received: bytes, now: float, arrived: float) -> None:
+        self.received.append(received)
+        self.arrived.append(arrived)
+        self.on_receive()
+
+    def on_room(self) -> None:
+        self.waiting.clear()
+
+    def check(self, now: float, wall: float) -> None:
+        self.num_checks += 1
+
+    def drain(self, now: float) -> None:
+        self.num_drains += 1
+
+    def close(self, code: int, reason: str) -> None:
+        self.send(b"goaway")
+        self.closing = True
+
+    def drop(self) -> None:
+        self.num_drops += 1
+
+
+class Bench:
+    """A loop, its connections in the order in which they were accepted, and their clients."""
+
+    def __init__(self, clock: Clock, **changes: Any) -> None:
+        self.clock = clock
+        self.connections: list[Recorded] = []
+        self.sockets = ExitStack()
+        self.loop = Loop(self._new_connection, **{"max_connections": 1000, "max_age_s": 1e9, **changes})
+        listener = socket.create_server(("127.0.0.1", 0), backlog=500)
+        self.address = listener.getsockname()
+        self.loop.listen(listener)
+
+    def _new_connection(self, now: float, on_output: Callable[[], None]) -> Any:
+        self.connections.append(Recorded(on_output))
+        return self.connections[-1]
+
+    def connect(self) -> socket.socket:
+        """Open a connection that is not accepted yet."""
+        return self.sockets.enter_context(socket.create_connection(self.address, timeout=20))
+
+    def accept(self) -> tuple[socket.socket, Recorded]:
+        """Open a connection and have it accepted."""
+        client = self.connect()
+        expected = len(self.connections) + 1
+        self.poll_until(lambda: len(self.connections) == expected)
+        return client, self.connections[-1]
+
+    def poll_until(self, condition: Callable[[], object]) -> None:
+        """Poll until a condition holds."""
+        for _ in range(2000):
+            if condition():
+                return
+            self.loop.poll(0.01)
+        pytest.fail("still not true")
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, and have the limits checked."""
+        self.clock.now += seconds
+        self.loop.poll(0)
+
+    def close(self) -> None:
+        self.sockets.close()
+        self.loop.close()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock.monotonic, time=clock.time))
+    return clock
+
+
+@pytest.fixture
+def bench(clock: Clock) -> Iterator[Bench]:
+    bench = Bench(clock)
+    yield bench
+    bench.close()
+
+
+def reset(client: socket.socket) -> None:
+    """Close a connection by RST."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+
+
+def test_bytes_go_both_ways(bench: Bench) -> None:
+    """What a client sends reaches its connection; output reaches the client at the next poll, in order."""
+    client, connection = bench.accept()
+    client.sendall(b"request")
+    bench.poll_until(lambda: connection.received)
+    connection.send(b"one")
+    connection.send(b"two")
+    bench.loop.poll(0)
+
+    assert connection.received == [b"request"]
+    assert client.recv(100) == b"onetwo"
+    assert connection.num_unsent_bytes == 0
+
+
+def test_a_slow_client_gets_everything_in_order(bench: Bench) -> None:
+    """Output that the socket does not take waits; output added meanwhile follows it, and nothing is read while the
+    connection wants no read.
+    """
+    client, connection = bench.accept()
+    first, second = os.urandom(8 << 20), os.urandom(1 << 20)
+    connection.send(first)
+    bench.loop.poll(0)
+    assert connection.num_unsent_bytes > 0
+    connection.send(second)
+    connection.reads = False
+    bench.loop._update_interest(next(iter(bench.loop._peers.values())))
+    client.sendall(b"more")
+    got = b""
+    client.setblocking(False)
+    while len(got) < len(first) + len(second):
+        bench.loop.poll(0)
+        try:
+            got += client.recv(1 << 20)
+        except BlockingIOError:
+            continue
+
+    assert got == first + second
+    assert (connection.num_unsent_bytes, connection.received) == (0, [])
+    connection.reads = True
+    bench.loop._update_interest(next(iter(bench.loop._peers.values())))
+    bench.poll_until(lambda: connection.received == [b"more"])
+
+
+def test_a_client_that_never_reads_is_dropped(bench: Bench) -> None:
+    """After ``STALL_S`` without progress its socket is closed; progress restarts that time."""
+    client, connection = bench.accept()
+    connection.send(bytes(16 << 20))
+    bench.loop.poll(0)
+    bench.advance(STALL_S - 1)
+    unsent = connection.num_unsent_bytes
+    while connection.num_unsent_bytes == unsent:
+        client.recv(1 << 16)
+        bench.loop.poll(0)
+    bench.advance(STALL_S - 1)
+    assert connection.num_drops == 0
+    bench.advance(2)
+
+    assert (connection.num_drops, bench.loop.num_connections) == (1, 0)
+
+
+def test_reading_rotates_and_is_bounded_in_time(bench: Bench) -> None:
+    """An iteration reads until its time is over; the next one continues with the connections that were left, so a flood of
+    some cannot starve the others.
+    """
+    pairs = [bench.accept() for _ in range(6)]
+    order: list[int] = []
+
+    def slow(number: int) -> None:
+        order.append(number)
+        bench.clock.now += MAX_READ_S
+
+    for number, (_, connection) in enumerate(pairs):
+        connection.on_receive = lambda number=number: slow(number)
+    for client, _ in pairs:
+        client.sendall(bytes(READ_BYTES * 2))
+    iterations = []
+    while len(order) < 12:
+        before = len(order)
+        bench.loop.poll(0.01)
+        iterations.append(len(order) - before)
+
+    assert max(iterations) == 2
+    assert sorted(order[:6]) == list(range(6))
+
+
+@pytest.mark.parametrize("unsent", [0, 8 << 20])
+@pytest.mark.parametrize("sent", [b"", b"half"])
+def test_a_reset_connection_is_dropped_once(bench: Bench, unsent: int, sent: bytes) -> None:
+    """RST ends a connection once, with unread input, unsent output, or neither."""
+    client, connection = bench.accept()
+    other, kept = bench.accept()
+    if unsent:
+        connection.send(bytes(unsent))
+        bench.loop.poll(0)
+    client.sendall(sent)
+    reset(client)
+    bench.poll_until(lambda: connection.num_drops)
+    connection.send(b"too late")
+    other.sendall(b"still here")
+    bench.poll_until(lambda: kept.received)
+
+    assert (connection.num_drops, kept.num_drops, bench.loop.num_connections) == (1, 0, 1)
+
+
+def test_a_reused_descriptor_is_another_connection(bench: Bench) -> None:
+    """A connection that waits to be read ends, and a new one gets its descriptor before its turn: the new one gets its own
+    bytes, and the old one nothing.
+    """
+    (_, first), (client, second) = bench.accept(), bench.accept()
+    peers = {peer.connection: peer for peer in bench.loop._peers.values()}
+    descriptor = peers[second].socket.fileno()
+    bench.loop._unread.extend([peers[first], peers[second]])
+    second.send(b"answer")
+    reset(client)
+    while second.num_drops == 0:
+        second.send(b"answer")
+        bench.loop._send_all()
+    bench.sockets.enter_context(replacement := socket.create_connection(bench.address))
+    replacement.sendall(b"mine")
+    while len(bench.connections) < 3:
+        bench.loop._accept(bench.clock.now)
+    assert descriptor in bench.loop._peers
+    bench.poll_until(lambda: bench.connections[2].received)
+
+    assert (bench.connections[2].received, second.received) == ([b"mine"], [])
+
+
+def test_a_copy_of_a_descriptor_does_no_harm(bench: Bench) -> None:
+    """A process that is being forked holds copies of all descriptors for a moment. Events of the closed one must not arrive."""
+    client, connection = bench.accept()
+    copy = os.dup(next(iter(bench.loop._peers)))
+    try:
+        client.shutdown(socket.SHUT_WR)
+        bench.poll_until(lambda: connection.num_drops)
+        for _ in range(3):
+            assert not bench.loop.poll(0)
+    finally:
+        os.close(copy)
+
+
+def test_accepting_pauses_when_descriptors_are_exhausted(bench: Bench) -> None:
+    """Without a free descriptor, open connections continue; those that wait are accepted once there is one again."""
+    client, connection = bench.accept()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    waiting = bench.connect()
+    highest = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
+    with ExitStack() as fillers:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, hard))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):  # noqa: PT012
+                while True:
+                    fillers.callback(os.close, os.dup(client.fileno()))
+            bench.loop.poll(0.01)
+            assert len(bench.connections) == 1
+            client.sendall(b"request")
+            bench.poll_until(lambda: connection.received)
+            assert not bench.loop.poll(0), "the listener must not be reported all the time"
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    bench.advance(module.ACCEPT_PAUSE_S)
+    bench.poll_until(lambda: len(bench.connections) == 2)
+    waiting.sendall(b"late")
+    bench.poll_until(lambda: bench.connections[1].received)
+
+
+def test_connections_over_the_limit_are_closed(clock: Clock) -> None:
+    """They are accepted and closed, so that clients try another worker; a closed one makes room."""
+    bench = Bench(clock, max_connections=2)
+    (first, _), _ = bench.accept(), bench.accept()
+    third = bench.connect()
+    bench.loop.poll(0.01)
+    assert third.recv(1) == b""
+    first.close()
+    bench.poll_until(lambda: bench.loop.num_connections == 1)
+    bench.accept()
+    bench.close()
+
+
+def test_a_closing_connection_lingers(bench: Bench) -> None:
+    """After its last output a connection is shut down; what the client still sends is discarded, and the socket is closed
+    when the client closes it, or after ``LINGER_S``.
+    """
+    (polite, first), (rude, second) = bench.accept(), bench.accept()
+    for connection in (first, second):
+        connection.close(0, "")
+    bench.loop.poll(0)
+    assert [polite.recv(100), polite.recv(100)] == [b"goaway", b""]
+    assert not bench.loop.has_unanswered()
+    polite.close()
+    bench.poll_until(lambda: first.num_drops)
+    for _ in range(10):
+        rude.sendall(bytes(1000))
+        bench.loop.poll(0.01)
+    assert (second.received, second.num_drops) == ([], 0)
+    bench.advance(LINGER_S + 0.01)
+
+    assert second.num_drops == 1
+
+
+def test_close_all_ends_in_time(bench: Bench) -> None:
+    """After ``LINGER_S`` nothing is left, also of clients that read nothing."""
+    pairs = [bench.accept() for _ in range(3)]
+    pairs[0][1].send(bytes(16 << 20))
+    bench.loop.poll(0)
+    bench.loop.close_all()
+    assert pairs[1][0].recv(100) == b"goaway"
+    bench.advance(LINGER_S + 0.01)
+
+    assert bench.loop.num_connections == 0
+
+
+def test_the_arrival_of_bytes_is_never_later_than_it_was(bench: Bench) -> None:
+    """Bytes that a poll finds without waiting may have arrived any time since the previous poll, those that it waited for
+    arrive at its end, and the rest of what one read takes has the time of its first part.
+    """
+    client, connection = bench.accept()
+    bench.loop.poll(0)
+    polled = bench.clock.now
+    client.sendall(b"early")
+    bench.clock.now += 7
+    bench.poll_until(lambda: connection.received)
+    assert connection.arrived == [polled]
+    bench.clock.step = 1.0
+    client.sendall(b"waited for")
+    bench.poll_until(lambda: len(connection.received) == 2)
+    assert polled + 7 < connection.arrived[1] <= bench.clock.now
+    bench.clock.step = 0.0
+    client.sendall(bytes(2 * READ_BYTES - 1))
+    bench.poll_until(lambda: len(b"".join(connection.received[2:])) == 2 * READ_BYTES - 1)
+
+
+def test_old_connections_drain(clock: Clock) -> None:
+    """A connection drains between 90 % and 110 % of the maximal age."""
+    bench = Bench(clock, max_age_s=100.0)
+    connections = [bench.accept()[1] for _ in range(20)]
+    bench.advance(89)
+    assert not any(one.num_drains for one in connections)
+    bench.advance(22)
+    assert all(one.num_drains for one in connections)
+    bench.close()
+
+
+def test_the_largest_unsent_output_is_dropped(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When all connections together wait to send too much, those with most are closed, and no more than necessary."""
+    monkeypatch.setattr(module, "MAX_UNSENT_BYTES", 40)
+    connections = [bench.accept()[1] for _ in range(4)]
+    for number, connection in enumerate(connections):
+        connection.num_unsent_bytes = 8 + 2 * number
+    bench.advance(1)
+
+    assert [connection.num_drops for connection in connections] == [0, 0, 0, 1]
+
+
+def test_messages_that_wait_for_the_budget_continue(bench: Bench) -> None:
+    """A connection with a waiting message is asked at each poll, from its first wait on, also one outside of a read."""
+    client, connection = bench.accept()
+    connection.on_receive = lambda: connection.waiting.setdefault("message")
+    client.sendall(b"x")
+    bench.poll_until(lambda: connection.waiting)
+    bench.loop.poll(0)
+    assert not connection.waiting
+    connection.waiting["message"] = None
+    bench.advance(1)
+    bench.loop.poll(0)
+    assert not connection.waiting
+
+
+def test_stop_listening_accepts_all_that_have_connected(bench: Bench) -> None:
+    """Connections that wait in the kernel are accepted before the listening socket is closed; later ones are refused."""
+    clients = [bench.connect() for _ in range(3 * MAX_ACCEPTS)]
+    bench.loop.stop_listening()
+
+    assert len(bench.connections) == len(clients)
+    with pytest.raises(ConnectionRefusedError):
+        bench.connect()
+    clients[-1].sendall(b"hello")
+    bench.poll_until(lambda: b"hello" in [b for one in bench.connections for b in one.received])
