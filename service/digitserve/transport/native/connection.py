@@ -68,8 +68,8 @@ class Connection(ControlFrames):
     """The server's side of a connection; owned by ``loop``, which also drops it."""
 
     __slots__ = (
-        "_arrived", "_block", "_block_bytes", "_block_flags", "_block_id", "_block_started", "_decoder", "_max_whole_bytes", "_methods",
-        "_preface_done", "_receive_window", "_rest", "_started", "_unknown",
+        "_arrived", "_block", "_block_bytes", "_block_flags", "_block_id", "_block_started", "_decoder",
+        "_max_whole_bytes", "_methods", "_preface_done", "_receive_window", "_rest", "_started", "_unknown",
     )  # fmt: skip
 
     def __init__(

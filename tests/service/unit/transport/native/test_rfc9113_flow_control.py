@@ -35,6 +35,24 @@ def sent_bytes(peer: Peer, stream_id: int) -> int:
     return len(peer.answer(stream_id).body)
 
 
+@pytest.mark.parametrize("limited", ["stream", "connection"])
+@pytest.mark.parametrize("missing", [0, 1, 104, 105])
+def test_a_small_answer_stops_at_a_window(limited: str, missing: int) -> None:
+    """6.9.1: a later answer that would fit one frame keeps to both windows too."""
+    peer = Peer()
+    peer.send(call(1))
+    peer.unary.answer = answering(100)
+    if limited == "stream":
+        peer.send(settings(s4=105 - missing), call(3))
+    else:
+        peer.connection.send_window = 105 - missing
+        peer.send(call(3))
+    assert sent_bytes(peer, 3) == 105 - missing
+    assert peer.answer(3).ended == (not missing)
+    peer.send(window_update(3 if limited == "stream" else 0, 1000))
+    assert peer.answer(3).messages == [bytes(100)] and peer.answer(3).status == 0
+
+
 @pytest.mark.parametrize("window", [0, 1, 4, 5, 6, 100, 65_535])
 def test_an_answer_stops_at_the_window_of_its_stream(window: int) -> None:
     """6.9.1: no more DATA than the stream's window; the rest follows WINDOW_UPDATE, then the trailers."""

@@ -312,6 +312,19 @@ def test_streams_share_the_budget_and_wait_for_it() -> None:
     assert len(bodies(peer)) == 2 and peer.budget.used_bytes == 0
 
 
+def test_a_stream_that_waited_for_the_budget_gets_no_window_without_a_read() -> None:
+    """It reserved when its next part arrived, not by ``on_room``; a later ``on_room`` must not read for the handler."""
+    peer = Peer(budget=ReceiveBudget(150_000))
+    peer.stream.answer = lambda stream, body: None
+    body = message(bytes(100_000))
+    for stream_id in (1, 3):
+        peer.send(headers(stream_id, request(STREAM)), raw(DATA, 0, stream_id, body[:10]))
+    peer.send(reset(1))
+    peer.send(data(3, body[10:]))
+    assert len(bodies(peer)) == 1
+    assert peer.check() == [] and peer.budget.used_bytes == 0 and not peer.connection.waiting
+
+
 def test_a_full_budget_fails_a_stream() -> None:
     """A part that does not fit the budget ends its stream with RESOURCE_EXHAUSTED."""
     peer = Peer(budget=ReceiveBudget(1000))

@@ -1,0 +1,165 @@
+"""gRPC over HTTP/2 (github.com/grpc/grpc, doc/compression.md and doc/PROTOCOL-HTTP2.md): compression and encoding of statuses."""
+
+import base64
+import gzip
+import urllib.parse
+import zlib
+
+import pytest
+from google.rpc import status_pb2
+
+from digitserve.protocol.names import Code
+from digitserve.protocol.status import Status
+from digitserve.transport.native.message import MAX_MESSAGE_TEXT, MessageError, encode_status, inflate
+from support.http2_peer import (
+    DATA,
+    LIMITS,
+    STREAM,
+    UNARY,
+    Peer,
+    call,
+    data,
+    headers,
+    message,
+    raw,
+    request,
+)
+
+GZIP = (b"grpc-encoding", b"gzip")
+MAX = LIMITS.max_message_bytes
+
+
+def names(peer: Peer, stream_id: int = 1) -> list[str]:
+    return [each[0] for each in peer.unary.events if each[1] == stream_id]
+
+
+@pytest.mark.parametrize("level", [0, 1, 9])
+@pytest.mark.parametrize("size", [0, 5, 100_000, MAX])
+def test_compressed_messages_are_inflated(level: int, size: int) -> None:
+    """grpc-encoding gzip: messages with flag 1 are gzip, with flag 0 as they are."""
+    body = bytes(size)
+    compressed = gzip.compress(body, level)
+    peer = Peer()
+    if len(compressed) <= MAX:
+        peer.send(headers(1, request(UNARY, GZIP)))
+        whole = message(compressed, 1)
+        peer.send(raw(DATA, 0, 1, whole[:5]))
+        peer.send(data(1, whole[5:], ended=True))
+        assert peer.unary.events[-1] == ("message", 1, body)
+    peer.send(call(3, body[:1000], UNARY, GZIP))
+    assert peer.unary.events[-1] == ("message", 3, body[:1000])
+
+
+@pytest.mark.parametrize(
+    "compressed",
+    [
+        b"",
+        b"no gzip",
+        gzip.compress(b"hello")[:-1],
+        gzip.compress(b"hello") + b"x",
+        gzip.compress(b"hello")[:-8] + bytes(8),  # wrong checksum
+        zlib.compress(b"hello"),
+    ],
+    ids=["empty", "not gzip", "truncated", "more after the end", "wrong checksum", "zlib"],
+)
+def test_a_message_that_is_not_gzip_fails_the_call(compressed: bytes) -> None:
+    """Broken compression is INTERNAL, and reported once."""
+    peer = Peer()
+    peer.send(headers(1, request(UNARY, GZIP)), data(1, message(compressed, 1), ended=True))
+    assert peer.unary.events == [("accept", 1), ("failed", 1, Code.INTERNAL)]
+
+
+@pytest.mark.parametrize("size", [MAX + 1, 50 * MAX])
+def test_a_zip_bomb_is_too_large(size: int) -> None:
+    """A message over the limit after decompression is too large; no more than the limit is decompressed."""
+    peer = Peer()
+    peer.send(headers(1, request(UNARY, GZIP)), data(1, message(gzip.compress(bytes(size), 9), 1), ended=True))
+    assert names(peer) == ["accept", "too large"]
+    assert peer.answer(1).status == Code.RESOURCE_EXHAUSTED
+
+
+def test_inflation_is_bounded() -> None:
+    """``inflate`` returns None from the first byte over the limit, and the whole message at the limit."""
+    assert inflate(gzip.compress(bytes(100)), b"gzip", 100) == bytes(100)
+    assert inflate(gzip.compress(bytes(101)), b"gzip", 100) is None
+    with pytest.raises(MessageError):
+        inflate(gzip.compress(b""), b"identity", 100)
+
+
+@pytest.mark.parametrize("encoding", [b"snappy", b"deflate", b"", b"GZIP", b"gzip, gzip", b"\xff"])
+@pytest.mark.parametrize("path", [UNARY, STREAM])
+def test_an_unknown_encoding_is_unimplemented(encoding: bytes, path: bytes) -> None:
+    """The answer lists what the server accepts; the message is not handed over."""
+    peer = Peer()
+    peer.stream.accept = lambda stream: stream.read()
+    peer.send(call(1, b"x", path, (b"grpc-encoding", encoding)))
+    answer = peer.answer(1)
+    assert answer.status == Code.UNIMPLEMENTED
+    assert answer.trailers[b"grpc-accept-encoding"] == b"identity,gzip"
+    events = peer.unary.events + peer.stream.events
+    assert [each[0] for each in events] == ["accept", "failed" if path == UNARY else "close"]
+    assert not peer.connection.streams
+
+
+def test_a_status_without_message_is_trailers_only() -> None:
+    """Trailers-only: one HEADERS frame with :status, content-type and the gRPC status."""
+    peer = Peer()
+    frames = peer.send(call(1, b"", b"/no/Such"))
+    assert [each.type for each in frames] == [1]
+    assert peer.answer(1).trailers == {
+        b":status": b"200",
+        b"content-type": b"application/grpc",
+        b"grpc-status": b"12",
+        b"grpc-message": b"unknown method",
+    }
+
+
+def decoded(status: Status) -> dict[bytes, bytes]:
+    peer = Peer()
+    peer.unary.answer = lambda unary, body: unary.fail(status)
+    peer.send(call(1))
+    return peer.answer(1).trailers
+
+
+@pytest.mark.parametrize(
+    ("text", "encoded"),
+    [
+        ("plain text ~!", b"plain text ~!"),
+        ("100 %", b"100 %25"),
+        ("a\nb\tc\x7f\0", b"a%0Ab%09c%7F%00"),
+        ("ä€😀", b"%C3%A4%E2%82%AC%F0%9F%98%80"),
+        ("  two  spaces  ", b"%20 two  spaces%20%20"),
+    ],
+)
+def test_messages_are_percent_encoded(text: str, encoded: bytes | None) -> None:
+    """Bytes outside 0x20 to 0x7E, and the percent sign, are encoded; decoding gives the text."""
+    found = decoded(Status(Code.INTERNAL, text))[b"grpc-message"]
+    if encoded is not None:
+        assert found == encoded
+    assert urllib.parse.unquote(found.decode()) == text
+    assert found.strip() == found, "HTTP/2 forbids space at the ends of a value"
+
+
+@pytest.mark.parametrize(("end", "num_left"), [("€", -1), ("y", 0), ("", 0)])
+def test_long_messages_are_cut_at_a_character(end: str, num_left: int) -> None:
+    """At most 1024 bytes of UTF-8, never half a character."""
+    found = decoded(Status(Code.INTERNAL, "x" * (MAX_MESSAGE_TEXT + num_left) + end))[b"grpc-message"]
+    assert found == b"x" * (MAX_MESSAGE_TEXT + num_left)
+
+
+@pytest.mark.parametrize(("seconds", "pushback"), [(0.25, b"250"), (0.0, b"0"), (1.5, b"1500")])
+def test_overload_has_pushback_and_details(seconds: float, pushback: bytes) -> None:
+    """grpc-retry-pushback-ms, and a google.rpc.Status with RetryInfo as base64 without padding."""
+    status = Status(Code.RESOURCE_EXHAUSTED, "full", seconds)
+    trailers = decoded(status)
+    assert trailers[b"grpc-retry-pushback-ms"] == pushback
+    details = trailers[b"grpc-status-details-bin"]
+    assert not details.endswith(b"=")
+    proto = status_pb2.Status.FromString(base64.b64decode(details + b"=" * (-len(details) % 4)))
+    assert proto == status.to_proto()
+
+
+def test_a_status_without_retry_has_neither() -> None:
+    """No pushback and no details without a time."""
+    assert set(decoded(Status(Code.NOT_FOUND))) == {b":status", b"content-type", b"grpc-status"}
+    assert encode_status(Status(Code.NOT_FOUND)) is encode_status(Status(Code.NOT_FOUND)), "encoded once"
