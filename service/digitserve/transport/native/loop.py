@@ -42,6 +42,9 @@ LINGER_S = 1.0
 STALL_S = 60.0
 """Longest time that a socket may take no output: then the client has stopped, or the network has lost it."""
 
+SILENCE_S = 5.0
+"""A drain does not wait longer for a connection that neither sends nor takes anything: as long as for the answer to its PING."""
+
 MAX_UNSENT_BYTES = 1 << 26
 """Output of all connections together that waits for sockets; beyond it, those with the most are closed."""
 
@@ -81,6 +84,7 @@ class Peer:
         connection: its protocol; only while ``open``.
         open: false once the socket is closed. Compare peers, never descriptors: their numbers are used again at once.
         unsent: output that the socket has not taken yet.
+        active: monotonic time in seconds at which it last sent something, or took output that had to wait.
         interest: events that epoll reports.
         queued: whether it waits to be read.
         arrived: Unix time in seconds after which unread bytes may have arrived.
@@ -90,14 +94,16 @@ class Peer:
     """
 
     __slots__ = (
-        "arrived", "connection", "drains_at", "ends_at", "interest", "lingering", "open", "queued", "socket", "unsent",
+        "active", "arrived", "connection", "drains_at", "ends_at", "interest", "lingering", "open", "queued", "socket",
+        "unsent",
     )  # fmt: skip
 
-    def __init__(self, accepted: socket.socket, drains_at: float) -> None:
+    def __init__(self, accepted: socket.socket, now: float, drains_at: float) -> None:
         self.socket = accepted
         self.connection: Connection
         self.open = True
         self.unsent: memoryview | None = None
+        self.active = now
         self.interest = _READ
         self.queued = False
         self.arrived = 0.0
@@ -137,8 +143,12 @@ class Loop:
         return len(self._peers)
 
     def has_unanswered(self) -> bool:
-        """Return whether a connection has open calls, or anything to send, or may still get calls."""
-        return not all(peer.lingering for peer in self._peers.values())
+        """Return whether a connection has open calls, or anything to send, or may still get calls.
+
+        Those whose client has been silent for ``SILENCE_S`` do not count.
+        """
+        silent = time.monotonic() - SILENCE_S
+        return any(not peer.lingering and peer.active > silent for peer in self._peers.values())
 
     def listen(self, listener: socket.socket) -> None:
         """Accept connections of a listening socket, which the loop owns from now on."""
@@ -252,7 +262,7 @@ class Loop:
     def _add(self, accepted: socket.socket, now: float) -> None:
         accepted.setblocking(False)  # noqa: FBT003 - the interface of sockets
         jitter = random.uniform(1 - AGE_JITTER, 1 + AGE_JITTER)  # noqa: S311 - not a secret
-        peer = Peer(accepted, now + self._max_age_s * jitter)
+        peer = Peer(accepted, now, now + self._max_age_s * jitter)
         try:
             self._epoll.register(accepted.fileno(), _READ)
         except OSError as error:  # the limits of epoll itself
@@ -280,6 +290,7 @@ class Loop:
         if not received:
             self._drop(peer)
             return
+        peer.active = now
         connection = peer.connection
         if not peer.lingering:
             connection.receive(received, now, peer.arrived)
@@ -320,7 +331,8 @@ class Loop:
             return
         if num_bytes < len(output):
             if num_bytes or peer.unsent is None:
-                peer.ends_at = time.monotonic() + STALL_S
+                peer.active = time.monotonic()
+                peer.ends_at = peer.active + STALL_S
             peer.unsent = memoryview(output)[num_bytes:]
             connection.on_sent(num_bytes)
         else:

@@ -354,6 +354,18 @@ def test_a_closing_connection_lingers(bench: Bench) -> None:
     assert second.num_drops == 1
 
 
+def test_a_drain_waits_for_active_connections_only(bench: Bench) -> None:
+    """A connection counts as unanswered until it is shut down, or until its client has been silent for some time."""
+    client, connection = bench.accept()
+    bench.advance(module.SILENCE_S - 1)
+    client.sendall(b"window update")
+    bench.poll_until(lambda: connection.received)
+    bench.advance(module.SILENCE_S - 1)
+    assert bench.loop.has_unanswered()
+    bench.advance(2)
+    assert not bench.loop.has_unanswered()
+
+
 def test_close_all_ends_in_time(bench: Bench) -> None:
     """After ``LINGER_S`` nothing is left, also of clients that read nothing."""
     pairs = [bench.accept() for _ in range(3)]
