@@ -58,11 +58,7 @@ class Histogram:
 
 
 class Recorder:
-    """Writes the metrics of one worker; lives as long as the worker.
-
-    Called on the worker's thread. The thread pool calls ``call_started`` and ``call_ended`` for methods that no other
-    thread records, under a separate lock, because an addition is a read and a write.
-    """
+    """Writes the metrics of one worker; lives as long as the worker. Called on the worker's one thread."""
 
     def __init__(self, block: Block, labels: Sequence[str]) -> None:
         """Record in ``block``, which was made for the same labels."""

@@ -26,7 +26,7 @@ from digitserve.transport.native.multiplex import OVERLOADED, UNCOMPRESSED, Outp
 # The fixed parts of the frames of an answer: all but stream id and message.
 _HEADERS_START = frames.frame(HEADERS, END_HEADERS, 0, RESPONSE_HEADERS)[:5]
 _TRAILERS_START = frames.frame(HEADERS, END_HEADERS | END_STREAM, 0, OK_TRAILERS)[:5]
-_FIXED_BYTES = 3 * frames.HEADER_BYTES + len(RESPONSE_HEADERS) + len(OK_TRAILERS) + MESSAGE_PREFIX_BYTES
+_FIXED_BYTES = 3 * frames.HEADER_BYTES + len(RESPONSE_HEADERS) + len(OK_TRAILERS)
 _NO_FLAGS = b"\0"
 
 

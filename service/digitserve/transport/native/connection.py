@@ -216,7 +216,7 @@ class Connection(ControlFrames):
                         MESSAGE_PREFIX_BYTES <= length <= self._max_whole_bytes
                         and not buffer[start]
                         and int.from_bytes(buffer[start + 1 : body_start], "big") == length - MESSAGE_PREFIX_BYTES
-                        and stream.head.content_length is None
+                        and stream.head.content_length in (None, length)
                     ):
                         stream.on_whole_message(buffer[body_start:position])
                         continue
