@@ -163,7 +163,7 @@ class Call(RpcStream):
         """Allow the client to send the rest of the message; return false if the budget does not suffice yet."""
         missing = self._num_bytes - len(self.buffer or b"")
         # The first window needs no reservation, and holds most messages.
-        if missing > self.receive_window and not self._hold(self._num_bytes):
+        if missing > self.receive_window and not self._hold_reserved(self._num_bytes):
             return False
         self._grant(missing)
         return True

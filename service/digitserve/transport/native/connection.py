@@ -40,7 +40,7 @@ from digitserve.transport.native.head import Problem, RequestHead, trailers_prob
 from digitserve.transport.native.hpack import Decoder, HpackError, encode_fields
 from digitserve.transport.native.limits import MESSAGE_PREFIX_BYTES, Limits, ReceiveBudget
 from digitserve.transport.native.message import RESPONSE_HEADERS, encode_status
-from digitserve.transport.native.multiplex import EXPIRED, RpcStream
+from digitserve.transport.native.multiplex import EXPIRED, AnsweredRequest, RpcStream
 from digitserve.transport.native.stream import Stream
 
 CONNECTION_WINDOW = 1 << 24
@@ -68,7 +68,7 @@ class Connection(ControlFrames):
     """The server's side of a connection; owned by ``loop``, which also drops it."""
 
     __slots__ = (
-        "_arrived", "_block", "_block_bytes", "_block_flags", "_block_id", "_block_started", "_decoder",
+        "_arrived", "_block", "_block_flags", "_block_id", "_block_started", "_decoder",
         "_max_whole_bytes", "_methods", "_preface_done", "_receive_window", "_rest", "_started", "_unknown",
     )  # fmt: skip
 
@@ -99,8 +99,8 @@ class Connection(ControlFrames):
         self._decoder = Decoder(max_list_bytes=limits.max_header_list_bytes, max_fields=limits.max_header_fields)
         self._preface_done = False
         self._receive_window = CONNECTION_WINDOW
-        self._block: list[bytes] | None = None
-        self._block_id = self._block_flags = self._block_bytes = 0
+        self._block: bytearray | None = None
+        self._block_id = self._block_flags = 0
         self._block_started = 0.0
         self._started = now
         self._arrived = 0.0
@@ -126,7 +126,7 @@ class Connection(ControlFrames):
         """
         if self.closing:
             return
-        self._now, self._arrived = now, arrived
+        self.now, self._arrived = now, arrived
         try:
             self._rest = self._parse(self._rest + received if self._rest else received)
         except ConnectionFailure as failure:
@@ -146,14 +146,16 @@ class Connection(ControlFrames):
             del self.waiting[stream]
 
     def check(self, now: float, wall: float) -> None:
-        """Apply time limits; called several times per second.
+        """Apply time limits, and add up what the connection holds; called several times per second.
 
         Args:
             now: monotonic time in seconds.
             wall: Unix time in seconds.
         """
+        self.num_held_bytes = self.num_unsent_bytes
         if self.closing:
             return
+        self.now = now
         limits = self.limits
         if not self._settings_received and now - self._started > limits.preface_s:
             self.close(ErrorCode.PROTOCOL_ERROR, f"no preface and SETTINGS within {limits.preface_s:g} s")
@@ -162,11 +164,14 @@ class Connection(ControlFrames):
         elif self._drain_ping_sent is not None and now - self._drain_ping_sent > limits.drain_ping_s:
             self._finish_drain()
         oldest = now - limits.message_s
+        num_held_bytes = len(self._rest) + len(self._block or b"")
         for stream in list(self.streams.values()):
+            num_held_bytes += stream.num_waiting_bytes()
             if stream.deadline <= wall and not stream.local_closed:
                 self._expire(stream)
             elif not stream.remote_closed and stream.accepted < oldest:
                 self._give_up(stream)
+        self.num_held_bytes += num_held_bytes
         self.on_room()
 
     # Frames.
@@ -263,24 +268,23 @@ class Connection(ControlFrames):
         if flags & END_HEADERS:
             self._on_block(stream_id, flags, payload)
         else:
-            self._block, self._block_id, self._block_flags = [payload], stream_id, flags
-            self._block_started, self._block_bytes = self._now, len(payload)
+            self._block, self._block_id, self._block_flags = bytearray(payload), stream_id, flags
+            self._block_started = self.now
 
     def _on_continuation(self, flags: int, payload: bytes) -> None:
         if self._block is None:
             raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "got CONTINUATION without an open header block")
         # Many small frames would cost time without adding bytes.
         self._count_control_frame()
-        self._block.append(payload)
-        self._block_bytes += len(payload)
-        if self._block_bytes > self.limits.max_header_block_bytes:
+        self._block += payload
+        if len(self._block) > self.limits.max_header_block_bytes:
             raise ConnectionFailure(
                 ErrorCode.ENHANCE_YOUR_CALM,
                 f"got a header block of more than {self.limits.max_header_block_bytes} bytes",
             )
         if flags & END_HEADERS:
             block, self._block = self._block, None
-            self._on_block(self._block_id, self._block_flags, b"".join(block))
+            self._on_block(self._block_id, self._block_flags, bytes(block))
 
     def _on_block(self, stream_id: int, flags: int, block: bytes) -> None:
         """Handle a whole header block: the start of a request, or its trailers."""
@@ -305,7 +309,7 @@ class Connection(ControlFrames):
         method = self._methods.get(head.path)
         deadline = self._arrived + head.timeout_s
         if method is not None and method.stream is not None:
-            stream = Stream(self, stream_id, head, self._now, deadline, method.stream)
+            stream = Stream(self, stream_id, head, self.now, deadline, method.stream)
             self.streams[stream_id] = stream
             stream.remote_closed = bool(flags & END_STREAM)
             stream.start()
@@ -313,7 +317,7 @@ class Connection(ControlFrames):
                 self._has_known_encoding(stream)
             return
         handler = self._unknown if method is None or method.unary is None else method.unary
-        call = Call(self, stream_id, head, self._now, deadline, handler)
+        call = Call(self, stream_id, head, self.now, deadline, handler)
         self.streams[stream_id] = call
         call.remote_closed = bool(flags & END_STREAM)
         handler.on_accept(call)
@@ -343,9 +347,7 @@ class Connection(ControlFrames):
         )
         self.send_block(stream_id, block, END_STREAM)
         if not flags & END_STREAM:
-            # The client need not send the rest of its request (RFC 9113, section 8.1).
-            self._count_reset()
-            self._send_reset(stream_id, ErrorCode.NO_ERROR)
+            self.streams[stream_id] = AnsweredRequest(self, stream_id, head, self.now)
 
     def _on_trailers(self, stream_id: int, flags: int, block: bytes) -> None:
         fields = self._decoder.decode_fields(block)

@@ -4,11 +4,19 @@
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from digitserve.transport.native.frames import INITIAL_WINDOW
 
 MESSAGE_PREFIX_BYTES = 5
 """Compressed flag and length before each gRPC message."""
+
+FIRST_WINDOW = INITIAL_WINDOW
+"""What a client may send on a stream before its message has reserved more: messages up to this need no reservation."""
+
+EVICTABLE_S = 0.25
+"""Age from which an unfinished message gives way to others; a first window of 64 KiB takes less at 2 Mbit/s. A flood would have
+to fill the room of first windows within this time to keep others out."""
 
 
 @dataclass(frozen=True)
@@ -50,30 +58,80 @@ class Limits:
     drain_ping_s: float = 5.0
 
 
+class Holder(Protocol):
+    """A call with an unfinished message, which gives it up when others need its bytes."""
+
+    def evict(self) -> None:
+        """End the call; give back what it holds."""
+
+
 class ReceiveBudget:
     """Bytes of unfinished messages that a worker holds, over all connections; owned by the server.
 
+    Three quarters are for reservations of messages that are longer than the first window, the rest is for what clients may
+    send without a reservation. So neither can use up the room of the other. Of the latter, the oldest gives way to the
+    newest: clients that send a part and stop cannot keep others from sending.
+
     Attributes:
         max_bytes: the limit.
-        used_bytes: received or reserved.
+        max_reserved_bytes: the limit of reservations.
+        reserved_bytes: of messages with a reservation, received or not.
+        first_bytes: received of messages without one.
     """
 
-    __slots__ = ("max_bytes", "used_bytes")
+    __slots__ = ("_holders", "first_bytes", "max_bytes", "max_reserved_bytes", "reserved_bytes")
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
-        self.used_bytes = 0
+        self.max_reserved_bytes = max_bytes * 3 // 4
+        self.reserved_bytes = 0
+        self.first_bytes = 0
+        self._holders: dict[Holder, float] = {}
 
-    def take(self, num_bytes: int) -> bool:
-        """Take bytes from the budget; return false, and take none, if so many are not left."""
-        if self.used_bytes + num_bytes > self.max_bytes:
-            return False
-        self.used_bytes += num_bytes
+    @property
+    def used_bytes(self) -> int:
+        """Bytes received or reserved."""
+        return self.reserved_bytes + self.first_bytes
+
+    def take(self, holder: Holder, num_bytes: int, now: float) -> bool:
+        """Take received bytes from the budget; return false, and take none, if so many are not left.
+
+        Older messages are evicted for them.
+
+        Args:
+            holder: the call of the message.
+            num_bytes: more than it holds already.
+            now: monotonic time in seconds.
+        """
+        while self.first_bytes + num_bytes > self.max_bytes - self.max_reserved_bytes:
+            if not self._evict_oldest(holder, now):
+                return False
+        self._holders.setdefault(holder, now)
+        self.first_bytes += num_bytes
         return True
 
-    def give_back(self, num_bytes: int) -> None:
-        """Return bytes that were taken."""
-        self.used_bytes -= num_bytes
+    def give_back(self, holder: Holder, num_bytes: int) -> None:
+        """Return all bytes that a call has taken."""
+        self._holders.pop(holder, None)
+        self.first_bytes -= num_bytes
+
+    def reserve(self, num_bytes: int) -> bool:
+        """Reserve bytes for a whole message; return false, and reserve none, if so many are not left."""
+        if self.reserved_bytes + num_bytes > self.max_reserved_bytes:
+            return False
+        self.reserved_bytes += num_bytes
+        return True
+
+    def give_back_reserved(self, num_bytes: int) -> None:
+        """Return bytes that were reserved."""
+        self.reserved_bytes -= num_bytes
+
+    def _evict_oldest(self, holder: Holder, now: float) -> bool:
+        oldest, since = next(iter(self._holders.items()), (holder, now))
+        if oldest is holder or now - since < EVICTABLE_S:
+            return False
+        oldest.evict()
+        return True
 
 
 class RateLimit:
@@ -92,7 +150,3 @@ class RateLimit:
         self._tokens = min(self._burst, self._tokens + (now - self._updated) * self._rate) - cost
         self._updated = now
         return self._tokens >= 0
-
-
-FIRST_WINDOW = INITIAL_WINDOW
-"""What a client may send on a stream before its message has reserved more: messages up to this need no reservation."""

@@ -45,8 +45,9 @@ STALL_S = 60.0
 SILENCE_S = 5.0
 """A drain does not wait longer for a connection that neither sends nor takes anything: as long as for the answer to its PING."""
 
-MAX_UNSENT_BYTES = 1 << 26
-"""Output of all connections together that waits for sockets; beyond it, those with the most are closed."""
+MAX_HELD_BYTES = 1 << 26
+"""What all connections together hold because their clients do not go on, without messages in reception; beyond it, those with
+the most are closed. See ``Output.num_held_bytes``."""
 
 ACCEPT_PAUSE_S = 0.5
 """Pause in accepting when the process has no file descriptors or no memory left."""
@@ -102,7 +103,7 @@ class Peer:
         self.socket = accepted
         self.connection: Connection
         self.open = True
-        self.unsent: memoryview | None = None
+        self.unsent: bytearray | None = None
         self.active = now
         self.interest = _READ
         self.queued = False
@@ -314,9 +315,13 @@ class Loop:
         while self._with_output:
             peers, self._with_output = self._with_output, []
             for peer in peers:
-                # What waits already is sent first, when the socket takes more.
-                if peer.unsent is None and peer.open:
+                if not peer.open:
+                    continue
+                if peer.unsent is None:
                     self._send(peer)
+                else:
+                    # Joined, because many small pieces take several times their size.
+                    peer.unsent += peer.connection.take_output()
 
     def _send(self, peer: Peer) -> None:
         """Send as much as the socket takes."""
@@ -333,7 +338,10 @@ class Loop:
             if num_bytes or peer.unsent is None:
                 peer.active = time.monotonic()
                 peer.ends_at = peer.active + STALL_S
-            peer.unsent = memoryview(output)[num_bytes:]
+            if peer.unsent is None:
+                peer.unsent = bytearray(memoryview(output)[num_bytes:])
+            else:
+                del peer.unsent[:num_bytes]
             connection.on_sent(num_bytes)
         else:
             if peer.unsent is not None:
@@ -374,12 +382,12 @@ class Loop:
         connection.drop()
 
     def _check(self, now: float) -> None:
-        """Apply time limits to all connections, and the limit of what they have not sent."""
+        """Apply time limits to all connections, and the limit of what they hold together."""
         self._check_at = now + CHECK_S
         if self._listener is not None and 0 < self._accept_at <= now:
             self._accept_at = 0.0
             self._epoll.modify(self._listens_on, _READ)
-        num_unsent_bytes = 0
+        num_held_bytes = 0
         for peer in list(self._peers.values()):
             connection = peer.connection
             if now >= peer.ends_at:
@@ -395,16 +403,17 @@ class Loop:
             if connection.closing and not connection.has_output() and peer.unsent is None:
                 self._shut_down(peer)
                 self._update_interest(peer)
-            num_unsent_bytes += connection.num_unsent_bytes
-        if num_unsent_bytes > MAX_UNSENT_BYTES:
-            self._drop_largest(num_unsent_bytes - MAX_UNSENT_BYTES)
+            num_held_bytes += connection.num_held_bytes
+        if num_held_bytes > MAX_HELD_BYTES:
+            self._drop_largest(num_held_bytes - MAX_HELD_BYTES)
 
     def _drop_largest(self, num_bytes: int) -> None:
-        """Drop the connections that have most to send, until that is ``num_bytes`` less."""
-        by_size = sorted(self._peers.values(), key=lambda peer: peer.connection.num_unsent_bytes, reverse=True)
+        """Drop the connections that hold most, until that is ``num_bytes`` less."""
+        peers = [peer for peer in self._peers.values() if not peer.lingering]
+        by_size = sorted(peers, key=lambda peer: peer.connection.num_held_bytes, reverse=True)
         num_dropped = 0
         while num_bytes > 0:
-            num_bytes -= by_size[num_dropped].connection.num_unsent_bytes
+            num_bytes -= by_size[num_dropped].connection.num_held_bytes
             self._drop(by_size[num_dropped])
             num_dropped += 1
-        _log.warning("closed connections that do not read their answers", num_connections=num_dropped)
+        _log.warning("closed connections whose clients do not go on", num_connections=num_dropped)

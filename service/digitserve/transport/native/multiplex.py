@@ -9,6 +9,7 @@
 no I/O; used on the worker's one thread.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -29,6 +30,9 @@ EXPIRED = Status(Code.DEADLINE_EXCEEDED, "the deadline of the call has passed")
 UNCOMPRESSED = b"\0"
 """Flag of a message that is not compressed."""
 
+STREAM_BYTES = 1_500
+"""About what an open stream takes in memory, without messages (measured)."""
+
 
 class Output:
     """The sending side of a connection and its streams.
@@ -44,20 +48,24 @@ class Output:
         first_send_window: the send window of new streams.
         may_send_fixed_blocks: whether the first header block, which is special, was sent.
         num_unsent_bytes: output that the socket has not taken.
+        num_held_bytes: about what the connection takes in memory because its client does not go on, at the last ``check``:
+            unsent output, waiting answers, open requests, frames that are not complete. Messages count in ``budget``.
+        now: monotonic time in seconds of the input that is handled.
         closing: nothing more is read; the socket is to be closed once the output is sent.
     """
 
     __slots__ = (
         "_deferred", "_final_id", "_on_output", "_output", "blocked", "budget", "closing", "first_send_window", "limits",
-        "may_send_fixed_blocks", "num_unsent_bytes", "send_window", "streams", "waiting",
+        "may_send_fixed_blocks", "now", "num_held_bytes", "num_unsent_bytes", "send_window", "streams", "waiting",
     )  # fmt: skip
 
-    def __init__(self, limits: Limits, budget: ReceiveBudget, on_output: Callable[[], None]) -> None:
+    def __init__(self, limits: Limits, budget: ReceiveBudget, now: float, on_output: Callable[[], None]) -> None:
         """Start without streams.
 
         Args:
             limits: of this connection.
             budget: of the worker.
+            now: monotonic time in seconds.
             on_output: called when ``take_output`` and ``on_sent`` must be called, once until they are.
         """
         self.limits = limits
@@ -69,6 +77,8 @@ class Output:
         self.first_send_window = INITIAL_WINDOW
         self.may_send_fixed_blocks = False
         self.num_unsent_bytes = 0
+        self.num_held_bytes = 0
+        self.now = now
         self.closing = False
         self._on_output = on_output
         self._output: list[bytes] = []
@@ -174,7 +184,7 @@ class RpcStream:
     """
 
     __slots__ = (
-        "_connection", "_held_bytes", "_outbox", "_trailers", "accepted", "buffer", "context", "deadline", "head",
+        "_connection", "_held_bytes", "_outbox", "_reserved", "_trailers", "accepted", "buffer", "context", "deadline", "head",
         "local_closed", "num_received", "open", "receive_window", "remote_closed", "send_window", "stream_id",
     )  # fmt: skip
 
@@ -192,7 +202,8 @@ class RpcStream:
         self.receive_window = FIRST_WINDOW
         self.buffer: bytearray | None = None
         self.num_received = 0
-        self._held_bytes = 0
+        self._held_bytes = 0  # in the worker's budget: received, or the whole message if it is reserved
+        self._reserved = False
         self._outbox: deque[bytes | memoryview] | None = None
         self._trailers: bytes | None = None
 
@@ -218,6 +229,19 @@ class RpcStream:
             more: encoded header fields to send with it.
         """
         raise NotImplementedError
+
+    def evict(self) -> None:
+        """End the call, because newer messages need the room of its unfinished message."""
+        if self.open:
+            self.fail_locally(OVERLOADED)
+        else:
+            self._release()  # its status waits for earlier answers; the rest of the request is ignored
+
+    def num_waiting_bytes(self) -> int:
+        """Return about how many bytes the stream takes while it waits for its client; 0 if it does not."""
+        if not self._outbox:
+            return 0 if self.remote_closed else STREAM_BYTES
+        return STREAM_BYTES + sum(map(len, self._outbox))
 
     def pump(self) -> None:
         """Send what the flow-control windows allow; the rest continues when they allow more."""
@@ -271,19 +295,39 @@ class RpcStream:
             self._outbox.clear()  # rather than replaced: ``pump`` may be using it
 
     def _hold(self, num_bytes: int) -> bool:
-        """Take so many bytes of an unfinished message, in all, from the worker's budget; return whether they are there."""
+        """Take so many received bytes, in all, from the worker's budget; return whether they are there."""
         more = num_bytes - self._held_bytes
         if more > 0:
-            if not self._connection.budget.take(more):
+            connection = self._connection
+            if self._reserved or not connection.budget.take(self, more, connection.now):
                 return False
             self._held_bytes = num_bytes
         return True
 
+    def _hold_reserved(self, num_bytes: int) -> bool:
+        """Reserve a whole message in the worker's budget, if it is not yet; return whether it is."""
+        if not self._reserved:
+            budget = self._connection.budget
+            if not budget.reserve(num_bytes):
+                return False
+            budget.give_back(self, self._held_bytes)
+            self._held_bytes, self._reserved = num_bytes, True
+        return True
+
     def _release(self) -> None:
-        """Return the bytes to the budget."""
+        """Forget an unfinished message."""
         self.buffer = None
+        self._give_back()
+
+    def _give_back(self) -> None:
+        """Return all bytes to the budget."""
         if self._held_bytes:
-            self._connection.budget.give_back(self._held_bytes)
+            budget = self._connection.budget
+            if self._reserved:
+                budget.give_back_reserved(self._held_bytes)
+                self._reserved = False
+            else:
+                budget.give_back(self, self._held_bytes)
             self._held_bytes = 0
 
     def _grant(self, num_bytes: int) -> None:
@@ -292,3 +336,27 @@ class RpcStream:
         if increment > 0:
             self.receive_window = num_bytes
             self._connection.send(frames.window_update(self.stream_id, increment))
+
+
+class AnsweredRequest(RpcStream):
+    """A request that got its whole answer before its end. What the client still sends is ignored.
+
+    RST_STREAM could tell the client to stop, but some clients (curl 7.88) then discard the answer. So ``connection`` resets
+    the stream only if the request is still open after ``message_s``; its window bounds what is ignored.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, connection: Output, stream_id: int, head: RequestHead, accepted: float) -> None:
+        super().__init__(connection, stream_id, head, accepted, math.inf)
+        self.open = False
+        self.local_closed = True
+
+    def on_data(self, payload: bytes, *, ended: bool) -> None:  # noqa: ARG002 - nothing is kept
+        """Ignore a part of the request's body."""
+        if ended:
+            self.remote_closed = True
+            self._connection.remove(self)
+
+    def abort(self) -> None:
+        """Do nothing: no handler knows the request."""

@@ -143,8 +143,10 @@ class Stream(RpcStream):
             if len(buffer) >= stop:
                 body: bytes | None = bytes(memoryview(buffer)[MESSAGE_PREFIX_BYTES:stop])
                 del buffer[:stop]
-                self._connection.budget.give_back(self._held_bytes - len(buffer))
-                self._held_bytes = len(buffer)
+                self._give_back()
+                if not self._hold(len(buffer)):
+                    self.fail_locally(OVERLOADED)
+                    return False
                 if compressed:
                     body = inflate(body or b"", self.head.encoding, self._connection.limits.max_message_bytes)
                 if body is None:
@@ -175,7 +177,7 @@ class Stream(RpcStream):
         num_bytes = 0
         if len(buffer) >= MESSAGE_PREFIX_BYTES:
             num_bytes = MESSAGE_PREFIX_BYTES + parse_prefix(buffer)[1]
-        if num_bytes > FIRST_WINDOW and not self._hold(num_bytes):
+        if num_bytes > FIRST_WINDOW and not self._hold_reserved(num_bytes):
             return False
         wanted = max(num_bytes, FIRST_WINDOW) - len(buffer)
         # A window update for each message would cost more than the message.

@@ -4,8 +4,10 @@ import dataclasses
 
 import pytest
 
+from digitserve.protocol.names import Code
 from digitserve.transport.native.frames import ErrorCode
-from digitserve.transport.native.limits import RateLimit, ReceiveBudget
+from digitserve.transport.native.limits import EVICTABLE_S, RateLimit, ReceiveBudget
+from digitserve.transport.native.multiplex import STREAM_BYTES
 from support.http2_peer import (
     CONTINUATION,
     DATA,
@@ -54,7 +56,7 @@ def test_frames_without_a_request_are_limited(frame: bytes) -> None:
     """The burst is allowed, and the rate afterwards; more ends the connection with ENHANCE_YOUR_CALM."""
     peer = Peer(SMALL)
     peer.now += 10  # the handshake has counted too
-    peer.send(OPEN, headers(3, request(method=b"GET")))
+    peer.send(OPEN, headers(3, request(UNARY, (b"X", b"y"))))
     for _ in range(25):
         peer.send(frame)
     for _ in range(300):
@@ -96,7 +98,7 @@ RESETS = {
     # The client opens and resets: CVE-2023-44487.
     "by the client": lambda each: headers(each) + reset(each),
     # The client makes the server reset: CVE-2025-8671.
-    "malformed": lambda each: headers(each, request(method=b"")),
+    "malformed": lambda each: headers(each, request(UNARY, (b"X", b"y"))),
     "window of 0": lambda each: headers(each) + window_update(each, 0),
     "window overflow": lambda each: headers(each) + window_update(each, 2**31 - 1),
     "priority size": lambda each: headers(each) + raw(PRIORITY, 0, each, bytes(4)),
@@ -104,8 +106,6 @@ RESETS = {
     "too much data": lambda each: headers(each) + data(each, b"\x02" + bytes(70_000)),
     "content-length": lambda each: headers(each, request(UNARY, (b"content-length", b"1"))) + data(each, bytes(6)),
     "trailers": lambda each: headers(each) + headers(each, [(b":path", b"x")], END_HEADERS | END_STREAM),
-    "not POST": lambda each: headers(each, request(method=b"GET")),
-    "bad timeout": lambda each: headers(each, request(UNARY, (b"grpc-timeout", b"x"))),
 }
 
 
@@ -148,7 +148,7 @@ def test_a_header_block_without_end_is_limited(part: bytes) -> None:
         peer.send(raw(CONTINUATION, 0, 1, part))
         num_sent += 1
         assert num_sent <= (5 if len(part) > 1 else LIMITS.max_control_frames)
-        assert sum(map(len, peer.connection._block or [])) <= LIMITS.max_header_block_bytes + len(part)
+        assert len(peer.connection._block or b"") <= LIMITS.max_header_block_bytes + len(part)
     assert peer.failure == CALM
 
 
@@ -253,10 +253,11 @@ def test_a_rate_limit_allows_burst_and_rate() -> None:
 
 def test_the_budget_bounds_what_connections_hold_together() -> None:
     """Connections share it: a part that does not fit fails its call with RESOURCE_EXHAUSTED; all is returned."""
-    budget = ReceiveBudget(100_000)
+    budget = ReceiveBudget(400_000)
     peers = [Peer(budget=budget) for _ in range(5)]
     for peer in peers:
         peer.send(headers(1), data(1, message(bytes(60_000))[:40_000]))
+        assert budget.first_bytes <= 100_000
         assert budget.used_bytes <= budget.max_bytes
     assert [peer.answer(1).status for peer in peers] == [None, None, 8, 8, 8]
     for peer in peers[:2]:
@@ -266,7 +267,7 @@ def test_the_budget_bounds_what_connections_hold_together() -> None:
 
 def test_a_call_that_waited_for_the_budget_holds_nothing_after_its_message() -> None:
     """It reserved when its next part arrived, not by ``on_room``; a later ``on_room`` must not reserve it again."""
-    peer = Peer(budget=ReceiveBudget(150_000))
+    peer = Peer(budget=ReceiveBudget(200_000))
     peer.unary.answer = lambda unary, body: None
     body = message(bytes(100_000))
     peer.send(headers(1), raw(DATA, 0, 1, body[:10]), headers(3), raw(DATA, 0, 3, body[:10]))
@@ -279,3 +280,66 @@ def test_a_call_that_waited_for_the_budget_holds_nothing_after_its_message() -> 
     peer.unary.calls[1].reply(b"ok")
     peer.read()
     assert peer.answer(3).messages == [b"ok"] and not peer.connection.waiting
+
+
+def test_reservations_leave_room_for_first_windows() -> None:
+    """Messages with a reservation take at most three quarters of the budget, first windows the rest: neither can keep the
+    other out.
+    """
+    budget = ReceiveBudget(400_000)
+    large = Peer(budget=budget)
+    for number in range(5):
+        stream_id = 2 * number + 1
+        large.send(headers(stream_id), raw(DATA, 0, stream_id, message(bytes(100_000))[:10]))
+    assert budget.reserved_bytes == 200_010 and len(large.connection.waiting) == 3
+    small = Peer(budget=budget)
+    body = bytes(60_000)
+    small.send(headers(1), data(1, message(body)[:40_000]))
+    small.send(data(1, message(body)[40_000:], ended=True))
+    assert small.answer(1).messages == [body]
+    small.send(headers(3), data(3, message(body)[:60_000]))
+    large.send(reset(1), reset(3))
+    large.check()
+    assert budget.reserved_bytes == 200_010 and len(large.connection.waiting) == 1
+
+
+@pytest.mark.parametrize("path", [UNARY, STREAM])
+def test_the_oldest_unfinished_message_gives_way(path: bytes) -> None:
+    """Clients that send a part of a message and stop cannot keep others out: the oldest part gives way after a short time,
+    no younger one does.
+    """
+    budget = ReceiveBudget(480_000)
+    silent = [Peer(budget=budget) for _ in range(2)]
+    for number, peer in enumerate(silent):
+        peer.now += number * 0.1
+        peer.send(headers(1, request(path)), data(1, message(bytes(60_000))[:50_000]))
+    other = Peer(budget=budget)
+    other.send(headers(1), data(1, message(bytes(60_000))[:30_000]))
+    assert other.answer(1).status == Code.RESOURCE_EXHAUSTED, "none is old enough"
+    other.now += EVICTABLE_S
+    other.send(headers(3), data(3, message(b"x" * 60_000), ended=True))
+    assert other.answer(3).messages == [b"x" * 60_000]
+    for peer in silent:
+        peer.read()
+    assert [peer.answer(1).status for peer in silent] == [Code.RESOURCE_EXHAUSTED, None]
+    silent[1].connection.drop()
+    assert budget.used_bytes == 0
+
+
+def test_what_waits_for_the_client_is_counted() -> None:
+    """Requests without an end, answers without a window, and header blocks without an end count at the next check."""
+    peer = Peer()
+    peer.send(settings(s4=0))
+    peer.check()
+    assert peer.connection.num_held_bytes == 0
+    peer.send(*(headers(2 * number + 1) for number in range(10)))
+    peer.check()
+    assert peer.connection.num_held_bytes == 10 * STREAM_BYTES
+    peer.unary.answer = lambda unary, body: unary.reply(bytes(50_000))
+    peer.send(*(data(2 * number + 1, message(b"x"), ended=True) for number in range(10)))
+    peer.check()
+    assert peer.connection.num_held_bytes == 10 * (STREAM_BYTES + 50_005)
+    peer.send(settings(s4=100_000), window_update(0, 1 << 20))
+    peer.send(headers(101, flags=0), raw(CONTINUATION, 0, 101, bytes(1000)), bytes(5))
+    peer.check()
+    assert 1005 < peer.connection.num_held_bytes < 1200

@@ -45,7 +45,7 @@ class Recorded:
         self.waiting: dict[str, None] = {}
         self.closing = False
         self.reads = True
-        self.num_unsent_bytes = 0
+        self.num_unsent_bytes = self.num_held_bytes = 0
         self.num_drops = self.num_drains = self.num_checks = 0
         self.on_receive: Callable[[], None] = lambda: None
 
@@ -411,10 +411,10 @@ def test_old_connections_drain(clock: Clock) -> None:
 
 def test_the_largest_unsent_output_is_dropped(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """When all connections together wait to send too much, those with most are closed, and no more than necessary."""
-    monkeypatch.setattr(module, "MAX_UNSENT_BYTES", 40)
+    monkeypatch.setattr(module, "MAX_HELD_BYTES", 40)
     connections = [bench.accept()[1] for _ in range(4)]
     for number, connection in enumerate(connections):
-        connection.num_unsent_bytes = 8 + 2 * number
+        connection.num_held_bytes = 8 + 2 * number
     bench.advance(1)
 
     assert [connection.num_drops for connection in connections] == [0, 0, 0, 1]

@@ -117,6 +117,8 @@ def test_late_frames_after_a_reset_are_ignored(late: bytes, cause: str) -> None:
             peer.send(headers(1, request(UNARY, (b"X", b"y"))))
         case "http":
             peer.send(headers(1, request(method=b"GET")))
+            peer.now += LIMITS.message_s + 0.1
+            peer.check()
         case "too many":
             # The stream that occupies the place has a lower id.
             late = late.replace(b"\0\0\0\x01", b"\0\0\0\x03")
@@ -151,7 +153,7 @@ def test_the_memory_of_resets_is_bounded() -> None:
     """Implementation: late frames of the latest 256 reset streams are ignored, not of more."""
     peer = Peer()
     for number in range(MAX_RECENT_RESETS + 10):
-        peer.send(headers(2 * number + 1, request(method=b"")))
+        peer.send(headers(2 * number + 1, request(UNARY, (b"X", b"y"))))
     assert len(peer.connection._was_reset) == MAX_RECENT_RESETS
     assert peer.failure is None
 
