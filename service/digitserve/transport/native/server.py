@@ -21,7 +21,7 @@ from digitserve.transport.native.loop import Loop
 from digitserve.transport.respond import UnknownMethodHandler
 
 MAX_CONNECTIONS = 4_096
-"""Connections of one worker; more are closed at once."""
+"""Connections of one worker; for more, the most silent are closed."""
 
 RECEIVE_BUDGET_MESSAGES = 6
 """Unfinished messages of all connections together, in messages of the maximal size."""

@@ -5,7 +5,7 @@ import resource
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -295,41 +295,61 @@ def test_a_copy_of_a_descriptor_does_no_harm(bench: Bench) -> None:
         os.close(copy)
 
 
-def test_accepting_pauses_when_descriptors_are_exhausted(bench: Bench) -> None:
-    """Without a free descriptor, open connections continue; those that wait are accepted once there is one again."""
-    client, connection = bench.accept()
+@contextmanager
+def no_free_descriptor() -> Iterator[None]:
+    """Take all file descriptors that are free, under a limit just above those in use."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    waiting = bench.connect()
     highest = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
     with ExitStack() as fillers:
         resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, hard))
         try:
             with pytest.raises(OSError, match="Too many open files"):  # noqa: PT012
                 while True:
-                    fillers.callback(os.close, os.dup(client.fileno()))
-            bench.loop.poll(0.01)
-            assert len(bench.connections) == 1
-            client.sendall(b"request")
-            bench.poll_until(lambda: connection.received)
-            assert not bench.loop.poll(0), "the listener must not be reported all the time"
+                    fillers.callback(os.close, os.dup(0))
+            yield
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_accepting_pauses_when_descriptors_are_exhausted(bench: Bench) -> None:
+    """Without a free descriptor and without connections, clients wait; they are accepted once there is one again."""
+    waiting = bench.connect()
+    with no_free_descriptor():
+        bench.loop.poll(0.01)
+        assert not bench.connections
+        assert not bench.loop.poll(0), "the listener must not be reported all the time"
     bench.advance(module.ACCEPT_PAUSE_S)
-    bench.poll_until(lambda: len(bench.connections) == 2)
+    bench.poll_until(lambda: len(bench.connections) == 1)
     waiting.sendall(b"late")
-    bench.poll_until(lambda: bench.connections[1].received)
+    bench.poll_until(lambda: bench.connections[0].received)
 
 
-def test_connections_over_the_limit_are_closed(clock: Clock) -> None:
-    """They are accepted and closed, so that clients try another worker; a closed one makes room."""
-    bench = Bench(clock, max_connections=2)
-    (first, _), _ = bench.accept(), bench.accept()
-    third = bench.connect()
-    bench.loop.poll(0.01)
-    assert third.recv(1) == b""
-    first.close()
-    bench.poll_until(lambda: bench.loop.num_connections == 1)
-    bench.accept()
+def test_silent_connections_make_room_when_descriptors_are_exhausted(bench: Bench) -> None:
+    """Without a free descriptor, the connection whose client has been silent longest is closed for a new one."""
+    (silent, _), (client, active) = bench.accept(), bench.accept()
+    bench.clock.now += 1
+    client.sendall(b"x")
+    bench.poll_until(lambda: active.received)
+    bench.connect()
+    with no_free_descriptor():
+        bench.poll_until(lambda: len(bench.connections) == 3)
+        assert bench.loop.num_connections == 2
+    assert [each.num_drops for each in bench.connections] == [1, 0, 0]
+    assert silent.recv(100) == b"goaway" and silent.recv(100) == b""
+
+
+def test_silent_connections_make_room_for_others(clock: Clock) -> None:
+    """Over the limit, the connections whose clients have been silent longest are closed; their clients get GOAWAY."""
+    bench = Bench(clock, max_connections=200)
+    accepted = [bench.accept() for _ in range(200)]
+    clock.now += 1
+    for client, _ in accepted[4:]:
+        client.sendall(b"x")
+    bench.poll_until(lambda: all(connection.received for _, connection in accepted[4:]))
+    _, newest = bench.accept()
+    assert [connection.num_drops for _, connection in accepted] == [1] * 4 + [0] * 196
+    assert newest.num_drops == 0 and bench.loop.num_connections == 197
+    assert accepted[0][0].recv(100) == b"goaway" and accepted[0][0].recv(100) == b""
     bench.close()
 
 
