@@ -164,7 +164,7 @@ class Connection(ControlFrames):
         elif self._drain_ping_sent is not None and now - self._drain_ping_sent > limits.drain_ping_s:
             self._finish_drain()
         oldest = now - limits.message_s
-        num_held_bytes = len(self._rest) + len(self._block or b"")
+        num_held_bytes = len(self._rest) + len(self._block or b"") + self._decoder.num_held_bytes()
         for stream in list(self.streams.values()):
             num_held_bytes += stream.num_waiting_bytes()
             if stream.deadline <= wall and not stream.local_closed:
@@ -173,6 +173,12 @@ class Connection(ControlFrames):
                 self._give_up(stream)
         self.num_held_bytes += num_held_bytes
         self.on_room()
+
+    def trim(self) -> int:
+        """Give up memory that only saves time; return about how many of ``num_held_bytes`` it took."""
+        num_bytes = self._decoder.forget_blocks()
+        self.num_held_bytes -= num_bytes
+        return num_bytes
 
     # Frames.
 

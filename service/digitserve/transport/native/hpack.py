@@ -123,6 +123,10 @@ _MAX_CACHED = 16
 _MAX_CACHED_BYTES = 256
 _MAX_CACHED_FIELDS = 16
 
+# Memory of an entry of the dynamic table beyond its 32 bytes there, and of a remembered block (measured).
+_ENTRY_BYTES = 300
+_HEAD_BYTES = 2_000
+
 
 class Decoder:
     """Decodes the header blocks of one connection, in the order received; owned by the connection.
@@ -197,6 +201,16 @@ class Decoder:
         if changed:
             self._heads.clear()
         return tuple(fields)
+
+    def num_held_bytes(self) -> int:
+        """Return about how many bytes of memory the dynamic table and the remembered blocks take."""
+        return _ENTRY_BYTES * (len(self._table) - _NEWEST) + _HEAD_BYTES * len(self._heads)
+
+    def forget_blocks(self) -> int:
+        """Forget the remembered blocks; return about how many bytes of memory they took."""
+        num_bytes = _HEAD_BYTES * len(self._heads)
+        self._heads.clear()
+        return num_bytes
 
     def _exceeds(self, fields: list[Field]) -> bool:
         """Return whether fields exceed the limits of a request."""

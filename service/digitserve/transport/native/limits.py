@@ -14,9 +14,9 @@ MESSAGE_PREFIX_BYTES = 5
 FIRST_WINDOW = INITIAL_WINDOW
 """What a client may send on a stream before its message has reserved more: messages up to this need no reservation."""
 
-EVICTABLE_S = 0.25
-"""Age from which an unfinished message gives way to others; a first window of 64 KiB takes less at 2 Mbit/s. A flood would have
-to fill the room of first windows within this time to keep others out."""
+EVICTABLE_S = 0.05
+"""Age from which an unfinished message gives way to others. To keep others out, a flood would have to fill the room for first
+windows, 24 MiB, within this time: five times as fast as a worker reads (measured)."""
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,8 @@ SILENCE_S = 5.0
 """A drain does not wait longer for a connection that neither sends nor takes anything: as long as for the answer to its PING."""
 
 MAX_HELD_BYTES = 1 << 26
-"""What all connections together hold because their clients do not go on, without messages in reception; beyond it, those with
-the most are closed. See ``Output.num_held_bytes``."""
+"""What all connections together hold, without messages in reception; beyond it, those with the most are closed. See
+``Output.num_held_bytes``."""
 
 ACCEPT_PAUSE_S = 0.5
 """Pause in accepting when the process has no file descriptors or no memory left, although no connection is open."""
@@ -431,15 +431,18 @@ class Loop:
                 self._update_interest(peer)
             num_held_bytes += connection.num_held_bytes
         if num_held_bytes > MAX_HELD_BYTES:
-            self._drop_largest(num_held_bytes - MAX_HELD_BYTES)
+            self._reduce_held(num_held_bytes - MAX_HELD_BYTES)
 
-    def _drop_largest(self, num_bytes: int) -> None:
-        """Drop the connections that hold most, until that is ``num_bytes`` less."""
+    def _reduce_held(self, num_bytes: int) -> None:
+        """Free memory that only saves time; then drop the connections that hold most, until that is ``num_bytes`` less."""
         peers = [peer for peer in self._peers.values() if not peer.lingering]
+        num_bytes -= sum(peer.connection.trim() for peer in peers)
+        if num_bytes <= 0:
+            return
         by_size = sorted(peers, key=lambda peer: peer.connection.num_held_bytes, reverse=True)
         num_dropped = 0
         while num_bytes > 0:
             num_bytes -= by_size[num_dropped].connection.num_held_bytes
             self._drop(by_size[num_dropped])
             num_dropped += 1
-        _log.warning("closed connections whose clients do not go on", num_connections=num_dropped)
+        _log.warning("closed the connections that took most memory", num_connections=num_dropped)

@@ -48,8 +48,8 @@ class Output:
         first_send_window: the send window of new streams.
         may_send_fixed_blocks: whether the first header block, which is special, was sent.
         num_unsent_bytes: output that the socket has not taken.
-        num_held_bytes: about what the connection takes in memory because its client does not go on, at the last ``check``:
-            unsent output, waiting answers, open requests, frames that are not complete. Messages count in ``budget``.
+        num_held_bytes: about what the connection takes in memory, at the last ``check``: unsent output, waiting answers, open
+            requests, frames that are not complete, the table of header fields. Messages count in ``budget``.
         now: monotonic time in seconds of the input that is handled.
         closing: nothing more is read; the socket is to be closed once the output is sent.
     """

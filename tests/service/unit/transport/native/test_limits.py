@@ -311,12 +311,12 @@ def test_the_oldest_unfinished_message_gives_way(path: bytes) -> None:
     budget = ReceiveBudget(480_000)
     silent = [Peer(budget=budget) for _ in range(2)]
     for number, peer in enumerate(silent):
-        peer.now += number * 0.1
+        peer.now += number * EVICTABLE_S / 2
         peer.send(headers(1, request(path)), data(1, message(bytes(60_000))[:50_000]))
     other = Peer(budget=budget)
     other.send(headers(1), data(1, message(bytes(60_000))[:30_000]))
     assert other.answer(1).status == Code.RESOURCE_EXHAUSTED, "none is old enough"
-    other.now += EVICTABLE_S
+    other.now += 1.2 * EVICTABLE_S
     other.send(headers(3), data(3, message(b"x" * 60_000), ended=True))
     assert other.answer(3).messages == [b"x" * 60_000]
     for peer in silent:
@@ -327,19 +327,22 @@ def test_the_oldest_unfinished_message_gives_way(path: bytes) -> None:
 
 
 def test_what_waits_for_the_client_is_counted() -> None:
-    """Requests without an end, answers without a window, and header blocks without an end count at the next check."""
+    """Requests without an end, answers without a window, header blocks without an end, and the decoder's table count."""
     peer = Peer()
+    decoder_bytes = peer.connection._decoder.num_held_bytes
     peer.send(settings(s4=0))
     peer.check()
     assert peer.connection.num_held_bytes == 0
     peer.send(*(headers(2 * number + 1) for number in range(10)))
     peer.check()
-    assert peer.connection.num_held_bytes == 10 * STREAM_BYTES
+    assert peer.connection.num_held_bytes == 10 * STREAM_BYTES + decoder_bytes()
     peer.unary.answer = lambda unary, body: unary.reply(bytes(50_000))
     peer.send(*(data(2 * number + 1, message(b"x"), ended=True) for number in range(10)))
     peer.check()
-    assert peer.connection.num_held_bytes == 10 * (STREAM_BYTES + 50_005)
+    assert peer.connection.num_held_bytes == 10 * (STREAM_BYTES + 50_005) + decoder_bytes()
     peer.send(settings(s4=100_000), window_update(0, 1 << 20))
     peer.send(headers(101, flags=0), raw(CONTINUATION, 0, 101, bytes(1000)), bytes(5))
     peer.check()
-    assert 1005 < peer.connection.num_held_bytes < 1200
+    assert 1005 < peer.connection.num_held_bytes - decoder_bytes() < 1200
+    peer.connection.trim()
+    assert not peer.connection._decoder._heads

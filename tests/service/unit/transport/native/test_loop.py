@@ -45,7 +45,7 @@ class Recorded:
         self.waiting: dict[str, None] = {}
         self.closing = False
         self.reads = True
-        self.num_unsent_bytes = self.num_held_bytes = 0
+        self.num_unsent_bytes = self.num_held_bytes = self.num_trimmable_bytes = 0
         self.num_drops = self.num_drains = self.num_checks = 0
         self.on_receive: Callable[[], None] = lambda: None
 
@@ -81,6 +81,10 @@ class Recorded:
 
     def drain(self, now: float) -> None:
         self.num_drains += 1
+
+    def trim(self) -> int:
+        self.num_held_bytes -= self.num_trimmable_bytes
+        return self.num_trimmable_bytes
 
     def close(self, code: int, reason: str) -> None:
         self.send(b"goaway")
@@ -429,12 +433,20 @@ def test_old_connections_drain(clock: Clock) -> None:
     bench.close()
 
 
-def test_the_largest_unsent_output_is_dropped(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When all connections together wait to send too much, those with most are closed, and no more than necessary."""
+def test_the_largest_connection_is_dropped(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When all connections together hold too much, those with most are closed, and no more than necessary; none if it is
+    enough that all forget what only saves time.
+    """
     monkeypatch.setattr(module, "MAX_HELD_BYTES", 40)
     connections = [bench.accept()[1] for _ in range(4)]
     for number, connection in enumerate(connections):
         connection.num_held_bytes = 8 + 2 * number
+        connection.num_trimmable_bytes = 1
+    bench.advance(1)
+    assert not any(connection.num_drops for connection in connections)
+    for connection in connections:
+        connection.num_held_bytes += 1
+        connection.num_trimmable_bytes = 0
     bench.advance(1)
 
     assert [connection.num_drops for connection in connections] == [0, 0, 0, 1]
