@@ -126,7 +126,7 @@ class Connection(ControlFrames):
         """
         if self.closing:
             return
-        self.now, self._arrived = now, arrived
+        self._now, self._arrived = now, arrived
         try:
             self._rest = self._parse(self._rest + received if self._rest else received)
         except ConnectionFailure as failure:
@@ -155,7 +155,6 @@ class Connection(ControlFrames):
         self.num_held_bytes = self.num_unsent_bytes
         if self.closing:
             return
-        self.now = now
         limits = self.limits
         if not self._settings_received and now - self._started > limits.preface_s:
             self.close(ErrorCode.PROTOCOL_ERROR, f"no preface and SETTINGS within {limits.preface_s:g} s")
@@ -275,7 +274,7 @@ class Connection(ControlFrames):
             self._on_block(stream_id, flags, payload)
         else:
             self._block, self._block_id, self._block_flags = bytearray(payload), stream_id, flags
-            self._block_started = self.now
+            self._block_started = self._now
 
     def _on_continuation(self, flags: int, payload: bytes) -> None:
         if self._block is None:
@@ -315,7 +314,7 @@ class Connection(ControlFrames):
         method = self._methods.get(head.path)
         deadline = self._arrived + head.timeout_s
         if method is not None and method.stream is not None:
-            stream = Stream(self, stream_id, head, self.now, deadline, method.stream)
+            stream = Stream(self, stream_id, head, self._now, deadline, method.stream)
             self.streams[stream_id] = stream
             stream.remote_closed = bool(flags & END_STREAM)
             stream.start()
@@ -323,7 +322,7 @@ class Connection(ControlFrames):
                 self._has_known_encoding(stream)
             return
         handler = self._unknown if method is None or method.unary is None else method.unary
-        call = Call(self, stream_id, head, self.now, deadline, handler)
+        call = Call(self, stream_id, head, self._now, deadline, handler)
         self.streams[stream_id] = call
         call.remote_closed = bool(flags & END_STREAM)
         handler.on_accept(call)
@@ -353,7 +352,7 @@ class Connection(ControlFrames):
         )
         self.send_block(stream_id, block, END_STREAM)
         if not flags & END_STREAM:
-            self.streams[stream_id] = AnsweredRequest(self, stream_id, head, self.now)
+            self.streams[stream_id] = AnsweredRequest(self, stream_id, head, self._now)
 
     def _on_trailers(self, stream_id: int, flags: int, block: bytes) -> None:
         fields = self._decoder.decode_fields(block)

@@ -50,7 +50,7 @@ class ControlFrames(Output):
     """
 
     __slots__ = (
-        "_control", "_drain_ping_sent", "_last_id", "_resets", "_settings_acknowledged", "_settings_received",
+        "_control", "_drain_ping_sent", "_last_id", "_now", "_resets", "_settings_acknowledged", "_settings_received",
         "_was_reset",
     )  # fmt: skip
 
@@ -63,12 +63,13 @@ class ControlFrames(Output):
             now: monotonic time in seconds.
             on_output: called when ``take_output`` and ``on_sent`` must be called, once until they are.
         """
-        super().__init__(limits, budget, now, on_output)
+        super().__init__(limits, budget, on_output)
         self._control = RateLimit(limits.max_control_frames, limits.control_frames_per_s, now)
         self._resets = RateLimit(limits.max_resets, limits.resets_per_s, now)
         self._settings_received = self._settings_acknowledged = False
         self._last_id = 0
         self._drain_ping_sent: float | None = None
+        self._now = now
         self._was_reset: deque[int] = deque(maxlen=MAX_RECENT_RESETS)
 
     # Called by the loop.
@@ -247,11 +248,11 @@ class ControlFrames(Output):
             self.closing = True
 
     def _count_control_frame(self, cost: int = 1) -> None:
-        if not self._control.allows(self.now, cost):
+        if not self._control.allows(self._now, cost):
             raise ConnectionFailure(ErrorCode.ENHANCE_YOUR_CALM, "got too many frames without a request")
 
     def _count_reset(self) -> None:
-        if not self._resets.allows(self.now):
+        if not self._resets.allows(self._now):
             raise ConnectionFailure(ErrorCode.ENHANCE_YOUR_CALM, "got too many resets and errors of streams")
 
 

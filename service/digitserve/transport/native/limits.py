@@ -14,10 +14,6 @@ MESSAGE_PREFIX_BYTES = 5
 FIRST_WINDOW = INITIAL_WINDOW
 """What a client may send on a stream before its message has reserved more: messages up to this need no reservation."""
 
-EVICTABLE_S = 0.05
-"""Age from which an unfinished message gives way to others. To keep others out, a flood would have to fill the room for first
-windows, 24 MiB, within this time: five times as fast as a worker reads (measured)."""
-
 
 @dataclass(frozen=True)
 class Limits:
@@ -70,7 +66,8 @@ class ReceiveBudget:
 
     Three quarters are for reservations of messages that are longer than the first window, the rest is for what clients may
     send without a reservation. So neither can use up the room of the other. Of the latter, the oldest gives way to the
-    newest: clients that send a part and stop cannot keep others from sending.
+    newest: clients that send a part and stop cannot keep others from sending. There is room for 24 MiB, so what gives way has
+    been there for 50 ms or more at the rate at which a worker reads a flood.
 
     Attributes:
         max_bytes: the limit.
@@ -86,14 +83,14 @@ class ReceiveBudget:
         self.max_reserved_bytes = max_bytes * 3 // 4
         self.reserved_bytes = 0
         self.first_bytes = 0
-        self._holders: dict[Holder, float] = {}
+        self._holders: dict[Holder, None] = {}  # oldest first
 
     @property
     def used_bytes(self) -> int:
         """Bytes received or reserved."""
         return self.reserved_bytes + self.first_bytes
 
-    def take(self, holder: Holder, num_bytes: int, now: float) -> bool:
+    def take(self, holder: Holder, num_bytes: int) -> bool:
         """Take received bytes from the budget; return false, and take none, if so many are not left.
 
         Older messages are evicted for them.
@@ -101,12 +98,14 @@ class ReceiveBudget:
         Args:
             holder: the call of the message.
             num_bytes: more than it holds already.
-            now: monotonic time in seconds.
         """
+        holders = self._holders
         while self.first_bytes + num_bytes > self.max_bytes - self.max_reserved_bytes:
-            if not self._evict_oldest(holder, now):
+            oldest = next(iter(holders), holder)
+            if oldest is holder:
                 return False
-        self._holders.setdefault(holder, now)
+            oldest.evict()
+        holders[holder] = None
         self.first_bytes += num_bytes
         return True
 
@@ -125,13 +124,6 @@ class ReceiveBudget:
     def give_back_reserved(self, num_bytes: int) -> None:
         """Return bytes that were reserved."""
         self.reserved_bytes -= num_bytes
-
-    def _evict_oldest(self, holder: Holder, now: float) -> bool:
-        oldest, since = next(iter(self._holders.items()), (holder, now))
-        if oldest is holder or now - since < EVICTABLE_S:
-            return False
-        oldest.evict()
-        return True
 
 
 class RateLimit:

@@ -50,22 +50,20 @@ class Output:
         num_unsent_bytes: output that the socket has not taken.
         num_held_bytes: about what the connection takes in memory, at the last ``check``: unsent output, waiting answers, open
             requests, frames that are not complete, the table of header fields. Messages count in ``budget``.
-        now: monotonic time in seconds of the input that is handled.
         closing: nothing more is read; the socket is to be closed once the output is sent.
     """
 
     __slots__ = (
         "_deferred", "_final_id", "_on_output", "_output", "blocked", "budget", "closing", "first_send_window", "limits",
-        "may_send_fixed_blocks", "now", "num_held_bytes", "num_unsent_bytes", "send_window", "streams", "waiting",
+        "may_send_fixed_blocks", "num_held_bytes", "num_unsent_bytes", "send_window", "streams", "waiting",
     )  # fmt: skip
 
-    def __init__(self, limits: Limits, budget: ReceiveBudget, now: float, on_output: Callable[[], None]) -> None:
+    def __init__(self, limits: Limits, budget: ReceiveBudget, on_output: Callable[[], None]) -> None:
         """Start without streams.
 
         Args:
             limits: of this connection.
             budget: of the worker.
-            now: monotonic time in seconds.
             on_output: called when ``take_output`` and ``on_sent`` must be called, once until they are.
         """
         self.limits = limits
@@ -78,7 +76,6 @@ class Output:
         self.may_send_fixed_blocks = False
         self.num_unsent_bytes = 0
         self.num_held_bytes = 0
-        self.now = now
         self.closing = False
         self._on_output = on_output
         self._output: list[bytes] = []
@@ -298,8 +295,7 @@ class RpcStream:
         """Take so many received bytes, in all, from the worker's budget; return whether they are there."""
         more = num_bytes - self._held_bytes
         if more > 0:
-            connection = self._connection
-            if self._reserved or not connection.budget.take(self, more, connection.now):
+            if self._reserved or not self._connection.budget.take(self, more):
                 return False
             self._held_bytes = num_bytes
         return True
