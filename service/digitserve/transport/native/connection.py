@@ -168,7 +168,7 @@ class Connection(ControlFrames):
             num_held_bytes += stream.num_waiting_bytes()
             if stream.deadline <= wall and not stream.local_closed:
                 self._expire(stream)
-            elif not stream.remote_closed and stream.accepted < oldest:
+            elif not stream.remote_closed and stream.unfinished_since(now) < oldest:
                 self._give_up(stream)
         self.num_held_bytes += num_held_bytes
         self.on_room()
@@ -392,10 +392,8 @@ class Connection(ControlFrames):
         if stream.local_closed:
             self._drop_stream(stream.stream_id)
             self._send_reset(stream.stream_id, ErrorCode.NO_ERROR)
-        elif stream.open and isinstance(stream, Call):
-            stream.fail_locally(
-                Status(Code.CANCELLED, f"the message of the call did not arrive within {self.limits.message_s:g} s")
-            )
+        elif stream.open:
+            stream.fail_locally(Status(Code.CANCELLED, f"a message did not arrive within {self.limits.message_s:g} s"))
 
 
 def _without_padding(payload: bytes, num_before: int = 0) -> bytes:

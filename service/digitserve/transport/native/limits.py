@@ -34,7 +34,7 @@ class Limits:
         resets_per_s: rate at which that burst is allowed again.
         preface_s: time for the connection preface and SETTINGS.
         header_block_s: time from HEADERS to the last CONTINUATION.
-        message_s: time from the start of a call to the end of its message.
+        message_s: time from the start of a call to the end of its message; on a stream, from the reservation of a message.
         drain_ping_s: longest wait for the answer to the PING between the two GOAWAY frames of a drain.
     """
 

@@ -234,6 +234,14 @@ class RpcStream:
         else:
             self._release()  # its status waits for earlier answers; the rest of the request is ignored
 
+    def unfinished_since(self, now: float) -> float:  # noqa: ARG002 - of streams only
+        """Return since when the client is late with the rest of its request; infinite if it is not.
+
+        Args:
+            now: monotonic time in seconds, as the result.
+        """
+        return self.accepted
+
     def num_waiting_bytes(self) -> int:
         """Return about how many bytes the stream takes while it waits for its client; 0 if it does not."""
         if not self._outbox:

@@ -7,6 +7,8 @@ Created by ``connection`` for each request of a streaming method; used on the wo
 stream grows only while its handler reads, so a handler that does not read slows its client down.
 """
 
+import math
+
 from digitserve.protocol.names import Code
 from digitserve.protocol.status import Status
 from digitserve.transport.handlers import StreamHandler
@@ -19,7 +21,7 @@ from digitserve.transport.native.multiplex import OVERLOADED, Output, RpcStream
 class Stream(RpcStream):
     """A ``ServerStream``. It keeps what arrives before the handler reads, at most its receive window."""
 
-    __slots__ = ("_delivering", "_handler", "_reading", "_reported")
+    __slots__ = ("_delivering", "_handler", "_reading", "_reported", "_reserved_since")
 
     def __init__(
         self,
@@ -36,6 +38,7 @@ class Stream(RpcStream):
         self._reading = False
         self._delivering = False
         self._reported = False
+        self._reserved_since = math.inf
 
     # Called by the connection.
 
@@ -57,6 +60,14 @@ class Stream(RpcStream):
     def on_room(self) -> bool:
         """Try again to reserve the message that the handler waits for."""
         return not self.open or not self._reading or self._reserve()
+
+    def unfinished_since(self, now: float) -> float:
+        """Return when this was first called for a message with a reservation: it keeps others out. A stream may be idle."""
+        if self.local_closed:
+            return self.accepted
+        if self._reserved and self._reserved_since > now:
+            self._reserved_since = now
+        return self._reserved_since
 
     def abort(self) -> None:
         """Drop the stream, and report it to the handler."""
@@ -144,6 +155,7 @@ class Stream(RpcStream):
                 body: bytes | None = bytes(memoryview(buffer)[MESSAGE_PREFIX_BYTES:stop])
                 del buffer[:stop]
                 self._give_back()
+                self._reserved_since = math.inf
                 if not self._hold(len(buffer)):
                     self.fail_locally(OVERLOADED)
                     return False

@@ -344,3 +344,25 @@ def test_what_waits_for_the_client_is_counted() -> None:
     assert 1005 < peer.connection.num_held_bytes - decoder_bytes() < 1200
     peer.connection.trim()
     assert not peer.connection._decoder._heads
+
+
+def test_a_reserved_message_of_a_stream_has_a_time_limit() -> None:
+    """A stream may be idle, but not while it has reserved room that others need."""
+    peer = Peer()
+    body = bytes(100_000)
+    peer.send(OPEN)
+    for _ in range(2):
+        peer.now += 10 * LIMITS.message_s
+        peer.send(data(1, message(body)[:50_000]))
+        peer.check()
+        peer.now += LIMITS.message_s / 2
+        peer.check()
+        peer.send(data(1, message(body)[50_000:]))
+        peer.check()
+    assert len(peer.answer(1).body) > 65_000 and peer.answer(1).status is None
+    peer.send(data(1, message(body)[:50_000]))
+    peer.check()
+    peer.now += LIMITS.message_s + 0.1
+    peer.check()
+    assert peer.answer(1).trailers[b"grpc-message"] == b"a message did not arrive within 60 s"
+    assert peer.stream.events[-1] == ("close", 1, True) and peer.budget.used_bytes == 0
