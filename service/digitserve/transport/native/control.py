@@ -69,8 +69,8 @@ class ControlFrames(Output):
         self._settings_received = self._settings_acknowledged = False
         self._last_id = 0
         self._drain_ping_sent: float | None = None
-        self._now = now
         self._was_reset: deque[int] = deque(maxlen=MAX_RECENT_RESETS)
+        self._now = now
 
     # Called by the loop.
 

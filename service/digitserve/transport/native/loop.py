@@ -437,12 +437,12 @@ class Loop:
         """Free memory that only saves time; then drop the connections that hold most, until that is ``num_bytes`` less."""
         peers = [peer for peer in self._peers.values() if not peer.lingering]
         num_bytes -= sum(peer.connection.trim() for peer in peers)
-        if num_bytes <= 0:
-            return
-        by_size = sorted(peers, key=lambda peer: peer.connection.num_held_bytes, reverse=True)
         num_dropped = 0
-        while num_bytes > 0:
-            num_bytes -= by_size[num_dropped].connection.num_held_bytes
-            self._drop(by_size[num_dropped])
+        for peer in sorted(peers, key=lambda peer: peer.connection.num_held_bytes, reverse=True):
+            if num_bytes <= 0:
+                break
+            num_bytes -= peer.connection.num_held_bytes
+            self._drop(peer)
             num_dropped += 1
-        _log.warning("closed the connections that took most memory", num_connections=num_dropped)
+        if num_dropped:
+            _log.warning("closed the connections that took most memory", num_connections=num_dropped)

@@ -26,6 +26,9 @@ MAX_CONNECTIONS = 4_096
 RECEIVE_BUDGET_MESSAGES = 6
 """Unfinished messages of all connections together, in messages of the maximal size."""
 
+MIN_RECEIVE_BUDGET_BYTES = 1 << 24
+"""The same in bytes, if the maximal size is small: a quarter is room for the first windows of 64 clients."""
+
 _BACKLOG = 1_024
 """Connections that the kernel keeps until they are accepted."""
 
@@ -46,7 +49,7 @@ class NativeServer:
         routes |= {method.path.encode(): Route(stream=handler) for method, handler in streams.items()}
         unknown = UnknownMethodHandler(recorder)
         limits = Limits(max_message_bytes=settings.max_request_bytes)
-        budget = ReceiveBudget(RECEIVE_BUDGET_MESSAGES * settings.max_request_bytes)
+        budget = ReceiveBudget(max(RECEIVE_BUDGET_MESSAGES * settings.max_request_bytes, MIN_RECEIVE_BUDGET_BYTES))
 
         def new_connection(now: float, on_output: Callable[[], None]) -> Connection:
             return Connection(routes, unknown, limits, budget, now, on_output)
