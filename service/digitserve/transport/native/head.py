@@ -105,6 +105,7 @@ class RequestHead:
         authority: of ``:authority``, else of ``host``, else empty.
         problem: why the request must not be handled; the other attributes may then be incomplete.
         message: describes the problem; empty without one.
+        num_bytes: about what it takes in memory; set by the decoder.
     """
 
     __slots__ = (
@@ -114,6 +115,7 @@ class RequestHead:
         "content_length",
         "encoding",
         "message",
+        "num_bytes",
         "path",
         "problem",
         "timeout_s",
@@ -139,6 +141,7 @@ class RequestHead:
         self.authority = authority
         self.problem = problem
         self.message = message
+        self.num_bytes = 0
         self._decoded = decoded
 
     @property

@@ -126,6 +126,8 @@ _MAX_CACHED_FIELDS = 16
 # Memory of an entry of the dynamic table beyond its 32 bytes there, and of a remembered block (measured).
 _ENTRY_BYTES = 300
 _HEAD_BYTES = 2_000
+# Memory of a field of a request beyond its bytes in the block, which Huffman coding halves: a tuple and two byte strings.
+_FIELD_BYTES = 160
 
 
 class Decoder:
@@ -183,6 +185,7 @@ class Decoder:
             head = too_large(self._max_list_bytes, self._max_fields)
         else:
             head = interpret(fields)
+        head.num_bytes = _FIELD_BYTES * len(fields) + 2 * len(block)
         if changed:
             heads.clear()
         elif len(block) <= _MAX_CACHED_BYTES and len(fields) <= _MAX_CACHED_FIELDS:

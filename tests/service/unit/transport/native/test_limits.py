@@ -333,17 +333,28 @@ def test_what_waits_for_the_client_is_counted() -> None:
     assert peer.connection.num_held_bytes == 0
     peer.send(*(headers(2 * number + 1) for number in range(10)))
     peer.check()
-    assert peer.connection.num_held_bytes == 10 * STREAM_BYTES + decoder_bytes()
+    stream_bytes = STREAM_BYTES + peer.unary.calls[0].head.num_bytes
+    assert peer.connection.num_held_bytes == 10 * stream_bytes + decoder_bytes()
     peer.unary.answer = lambda unary, body: unary.reply(bytes(50_000))
     peer.send(*(data(2 * number + 1, message(b"x"), ended=True) for number in range(10)))
     peer.check()
-    assert peer.connection.num_held_bytes == 10 * (STREAM_BYTES + 50_005) + decoder_bytes()
+    assert peer.connection.num_held_bytes == 10 * (stream_bytes + 50_005) + decoder_bytes()
     peer.send(settings(s4=100_000), window_update(0, 1 << 20))
     peer.send(headers(101, flags=0), raw(CONTINUATION, 0, 101, bytes(1000)), bytes(5))
     peer.check()
     assert 1005 < peer.connection.num_held_bytes - decoder_bytes() < 1200
     peer.connection.trim()
     assert not peer.connection._decoder._heads
+
+
+def test_header_fields_of_open_requests_are_counted() -> None:
+    """Long fields and many short ones: both are kept as long as their request."""
+    peer = Peer()
+    long, short = [(b"name-%d" % number, b"x" * 200) for number in range(40)], [(b"%d" % n, b"") for n in range(100)]
+    peer.send(headers(1, request(UNARY, *long)), headers(3, request(UNARY, *short)))
+    assert peer.unary.calls[0].head.num_bytes > 10_000 and peer.unary.calls[1].head.num_bytes > 16_000
+    peer.check()
+    assert peer.connection.num_held_bytes > 26_000
 
 
 def test_a_reserved_message_of_a_stream_has_a_time_limit() -> None:
