@@ -344,7 +344,10 @@ def _reduce_mask(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     if max(height, width) <= MAX_SEGMENTED_SIDE:
         return mask
     if height % 2 or width % 2:
-        mask = np.pad(mask, ((0, height % 2), (0, width % 2)))
+        # Twenty times as fast as np.pad.
+        even = np.zeros((height + height % 2, width + width % 2), np.bool_)
+        even[:height, :width] = mask
+        mask = even
     rows = mask[::2] | mask[1::2]
     reduced: NDArray[np.bool_] = rows[:, ::2] | rows[:, 1::2]
     return reduced
