@@ -83,7 +83,8 @@ class LocalClassifier:
 
     def classify(self, pixels: Pixels) -> Answer:
         """Reduce the image as the client does, prepare it as the service does, run the network and decide the verdict."""
-        factor = Reduction.to_side(*pixels.shape[:2], MAX_SIDE).factor
+        height, width, _ = pixels.shape
+        factor = Reduction.to_side(height, width, MAX_SIDE).factor
         if factor > 1:
             pixels = reduce_by_block_means(pixels, factor)
         prepared = prepare_image(pixels, native_framing(self.labels))
