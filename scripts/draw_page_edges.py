@@ -95,6 +95,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=500)
     options = parser.parse_args()
     test, random = splits.read_test(), np.random.default_rng(options.seed)
+    if options.output.exists():
+        parser.error(f"{options.output} exists; expected a folder that does not")
     options.output.mkdir(parents=True)
     with (options.output / "labels.csv").open("w", newline="") as file:
         table = csv.writer(file)

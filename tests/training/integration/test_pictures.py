@@ -213,7 +213,7 @@ def test_errors(images: Path, arguments: list[str], code: int, message: str) -> 
 
 def test_damaged_bundle(images: Path, tmp_path: Path) -> None:
     """A bundle that fails a check is rejected with the name of the check."""
-    copy = tmp_path / "digits" / "3"
+    copy = tmp_path / "digits" / str(VERSION)
     copy.mkdir(parents=True)
     for path in BUNDLE.iterdir():
         if path.is_file():
