@@ -1,7 +1,7 @@
 """Draw scans of digits beside page edges, folds and bands, as a folder for ``digitserve-train evaluate --pictures``.
 
     python -m scripts.draw_page_edges OUT [--seed 5] [--count 500]
-    digitserve-train evaluate models/digits/3 --pictures OUT
+    digitserve-train evaluate models/digits/4 --pictures OUT
 
 The digits are MNIST's test images (``DIGITSERVE_MNIST``), enlarged, on grainy paper. Each scan has one artefact at one side.
 """
@@ -95,6 +95,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=500)
     options = parser.parse_args()
     test, random = splits.read_test(), np.random.default_rng(options.seed)
+    if options.output.exists():
+        parser.error(f"{options.output} exists; expected a folder that does not")
     options.output.mkdir(parents=True)
     with (options.output / "labels.csv").open("w", newline="") as file:
         table = csv.writer(file)

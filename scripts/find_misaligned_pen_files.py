@@ -1,6 +1,6 @@
 """Find the files of UniPen's digits whose segments do not match their coordinates.
 
-    python -m scripts.find_misaligned_pen_files ARCHIVE --bundle models/digits/3
+    python -m scripts.find_misaligned_pen_files ARCHIVE --bundle BUNDLE
 
 Prints the names for ``training/digitserve_training/data/unipen_misaligned.txt``: files of which the network classifies
 fewer than 60 % of the digits correctly. It must not have been trained on UniPen.

@@ -59,6 +59,9 @@ MIN_SLANTED_SIDE = 24
 MAX_GRID_FILL = 0.35
 """Largest share of its box that a grid fills."""
 
+MIN_SHAPE_BESIDE_OTHERS = 0.2
+"""The same as ``MIN_SHAPE`` beside artefacts that are not bands."""
+
 MIN_SHAPE = 0.12
 """Smallest longest side of a shape that counts as the digit, as a share of the longest side of the image or of what is left.
 
@@ -149,7 +152,9 @@ def clean(mask: Mask, segmentation: Segmentation) -> Cleaned:
             kept.append((component, touched.any()))
     # In a tight crop strokes of the digit reach the border on all sides.
     loose = solid or not reached.all()
-    shapes = [part for part, touches in kept if (loose or not touches) and part.box.longest >= MIN_SHAPE * area.longest]
+    # Beside anything else than bands, a small shape may be a mark or a speck, and what is dropped may be the digit.
+    min_side = (MIN_SHAPE if all(map(_is_band, dropped)) else MIN_SHAPE_BESIDE_OTHERS) * area.longest
+    shapes = [part for part, touches in kept if (loose or not touches) and part.box.longest >= min_side]
     if dropped and shapes:
         cleaned = np.zeros_like(mask)
         for part, _ in kept:

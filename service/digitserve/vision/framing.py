@@ -65,7 +65,12 @@ MIN_PART_SIDE = 12
 """Shortest side of such a part, in pixels."""
 
 MIN_CLEANED_SIDE = 20
-"""Longest side, in pixels, of an image from which something at the border is cut off. A smaller one is cropped to its digit."""
+"""Longest side, in pixels, of an image from which something at the border is cut off. A smaller one is cropped to its digit,
+unless a frame encloses it.
+"""
+
+MIN_FRAME_SIDES = 3
+"""Sides of a small image that are set from end to end if a frame encloses it."""
 
 MIN_SHADED_SIDE = 40
 """Shortest side, in pixels, of an image in which the hard edge of a shadow is looked for."""
@@ -218,7 +223,7 @@ def _frame_ink(view: _View, image: FloatImage, found: InkStrength, ink: Ink, bor
         if framed is not None:
             return framed
     spans_image = False
-    if segmentation.box.touches(mask.shape) and max(mask.shape) >= MIN_CLEANED_SIDE:
+    if segmentation.box.touches(mask.shape) and (max(mask.shape) >= MIN_CLEANED_SIDE or _is_enclosed(mask)):
         cleaned = clean(mask, segmentation)
         spans_image = cleaned.spans_image
         if cleaned.mask is not mask:
@@ -344,10 +349,18 @@ def _reduce_mask(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     if max(height, width) <= MAX_SEGMENTED_SIDE:
         return mask
     if height % 2 or width % 2:
-        mask = np.pad(mask, ((0, height % 2), (0, width % 2)))
+        # Twenty times as fast as np.pad.
+        even = np.zeros((height + height % 2, width + width % 2), np.bool_)
+        even[:height, :width] = mask
+        mask = even
     rows = mask[::2] | mask[1::2]
     reduced: NDArray[np.bool_] = rows[:, ::2] | rows[:, 1::2]
     return reduced
+
+
+def _is_enclosed(mask: NDArray[np.bool_]) -> bool:
+    """Return whether at least three sides of a mask are set from end to end: a frame, which no digit is."""
+    return sum(bool(side.all()) for side in (mask[0], mask[-1], mask[:, 0], mask[:, -1])) >= MIN_FRAME_SIDES
 
 
 def _remove(found: InkStrength, mask: NDArray[np.bool_], kept: NDArray[np.bool_]) -> InkStrength:

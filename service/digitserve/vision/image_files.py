@@ -19,8 +19,10 @@ from digitserve.errors import ImageFileError
 Pixels = NDArray[np.uint8]
 Source = str | os.PathLike[str] | BinaryIO
 
-MAX_FILE_PIXELS = 4096 * 4096
-"""Largest image in pixels, the service's default limit; checked before anything is decoded."""
+MAX_FILE_PIXELS = 1 << 26
+"""Largest image in pixels, checked before anything is decoded: photos of phones have up to 50 million. The client reduces
+them before they are sent.
+"""
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
 """Formats that Pillow may try; of an animation or a document with several pages the first image is read."""

@@ -98,6 +98,39 @@ def test_the_polarity_of_a_bitmap_stretched_to_a_square_is_found(
     assert np.array_equal(light.pixels, dark.pixels)
 
 
+@pytest.mark.parametrize("side", [16, 18, 19, 20, 24])
+def test_a_frame_around_a_small_image_is_left_out(side: int) -> None:
+    """A frame of one pixel is not read with the digit, also in images that are otherwise only cropped to their digit."""
+    image = np.zeros((side, side), np.uint8)
+    image[2:-2, 2:-2] = 255 * (draw_strokes(side - 4, width=0.16) > 0.5)
+    image[0] = image[-1] = image[:, 0] = image[:, -1] = 255
+    for ink, pixels in ((Ink.LIGHT_ON_DARK, image), (Ink.DARK_ON_LIGHT, 255 - image)):
+        seen = frame(pixels, ink)
+        assert seen.box is not None
+        assert min(seen.box.top, seen.box.left, side - seen.box.bottom, side - seen.box.right) >= 1
+
+
+def test_a_digit_as_high_as_the_image_is_not_dropped_for_a_mark() -> None:
+    """A mark beside a digit that reaches the border from top to bottom does not make the digit an artefact."""
+    image = np.full((100, 120), 245.0)
+    image[:, 10:90] -= 220 * draw_strokes(100, FIVE, 0.14)[:, :80]
+    image[:3, 20:60] = image[-3:, 20:70] = 25
+    image[40:56, 104:108] = 25
+    seen = frame(gray(image)[..., 0], Ink.AUTO)
+    assert seen.box is not None
+    assert seen.box.height > 80
+
+
+@pytest.mark.parametrize("side", [24, 40, 64])
+def test_texture_says_nothing_about_the_polarity(side: int) -> None:
+    """Many light dots beside light ink on a dark background are no evidence for dark ink."""
+    image = np.zeros((side, side), np.uint8)
+    image[2::4, 2::4] = 255
+    image[:, side // 2 - 2 : side // 2 + 2] = 255
+    image[0] = 0
+    assert find_ink(image) is Ink.LIGHT_ON_DARK
+
+
 def test_no_stroke_of_a_broken_digit_in_a_small_bitmap_is_cut_off() -> None:
     """In a bitmap of 16x16 cropped to its ink a stroke along a side belongs to the digit, though it hangs on nothing."""
     bitmap = np.zeros((16, 16), np.uint8)

@@ -196,12 +196,12 @@ def test_grey_images_of_the_network_size_are_unchanged(tmp_path: Path, mode: str
 
 
 def test_too_large_images_are_not_decoded(tmp_path: Path) -> None:
-    """An image larger than the service's limit is rejected after its header is read: this file contains no pixel data."""
+    """An image over the limit of files is rejected after its header is read: this file contains no pixel data."""
     path = tmp_path / "huge.png"
-    Image.new("1", (4097, 4096)).save(path)
+    Image.new("1", (8193, 8192)).save(path)
     path.write_bytes(path.read_bytes()[:60])
 
-    with pytest.raises(DataError, match="4096x4097 pixels; expected at most 16777216 in all"):
+    with pytest.raises(DataError, match="8192x8193 pixels; expected at most 67108864 in all"):
         read_picture(path, Framing.AS_IS)
 
 

@@ -113,17 +113,14 @@ def test_other_npz_is_rejected(tmp_path: Path) -> None:
         checkpoint.load(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["large-1", "large-2"])
-def test_checkpoints_of_earlier_versions_load(name: str) -> None:
-    """The shipped teachers, saved before fields of the recipe were renamed and pen digits were added, load.
-
-    They equal runs of the built-in preset ``large`` without pen strokes.
-    """
+@pytest.mark.parametrize("name", ["large-pen-1", "large-pen-2"])
+def test_the_shipped_teachers_load(name: str) -> None:
+    """The teachers are finished runs of the built-in preset ``large`` with pen strokes."""
     state = checkpoint.load(TEACHERS / name)
 
     assert state.finished
-    assert state.settings.strokes_sha256 is None
-    assert state.settings.recipe == settings.resolve(Options(preset="large"), LABELS, "abc").recipe
+    assert state.settings.strokes_sha256 is not None
+    assert state.settings.recipe == settings.resolve(Options(preset="large"), LABELS, "abc", "def").recipe
     assert state.settings.command.startswith("digitserve-train train --preset large --epochs 36 --seed ")
 
 

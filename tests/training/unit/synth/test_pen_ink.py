@@ -65,3 +65,17 @@ def test_plain_drawings_are_fixed_and_upright() -> None:
     top, bottom = columns[rows == rows.min()], columns[rows == rows.max()]
     assert np.ptp(top) > 2 * np.ptp(bottom), "the bar of a 7 is at its top"
     assert bottom.mean() < top.max() - 4, "its stem goes down to the left"
+
+
+def test_some_bitmaps_are_stretched_to_a_square(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such bitmaps have two levels and 12 to 24 pixels a side; ink as narrow as a 1 is stretched three times at most."""
+    monkeypatch.setattr(pen_ink, "SQUARE_SHARE", 1.0)
+    generator = np.random.default_rng(1)
+    wide = [pen_ink._bitmap(pen_ink.draw_ink(SEVEN, generator), generator) for _ in range(60)]
+    one = [np.array([[0, 0], [0.2, 9]], np.float32)]
+    narrow = [pen_ink._bitmap(pen_ink.draw_ink(one, generator), generator) for _ in range(60)]
+
+    assert {len(np.unique(image)) for image in wide} == {2}
+    assert all(12 <= max(image.shape) <= 24 for image in wide + narrow)
+    assert sum(image.shape[0] == image.shape[1] for image in wide) > 50
+    assert min(image.shape[1] / image.shape[0] for image in narrow) < 0.9

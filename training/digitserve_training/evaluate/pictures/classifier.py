@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from digitserve.batching.prepare import decide_verdicts, prepare_image
 from digitserve.client import Client, ClientError, RequestRejected
+from digitserve.client.reduction import MAX_SIDE, Reduction, reduce_by_block_means
 from digitserve.errors import BundleError, ImageFileError
 from digitserve.inference.bundle import read_bundle
 from digitserve.inference.session import Session
@@ -81,7 +82,11 @@ class LocalClassifier:
         self._threshold = threshold
 
     def classify(self, pixels: Pixels) -> Answer:
-        """Prepare the image as the service does, run the network and decide the verdict."""
+        """Reduce the image as the client does, prepare it as the service does, run the network and decide the verdict."""
+        height, width, _ = pixels.shape
+        factor = Reduction.to_side(height, width, MAX_SIDE).factor
+        if factor > 1:
+            pixels = reduce_by_block_means(pixels, factor)
         prepared = prepare_image(pixels, native_framing(self.labels))
         outputs = self._session.run(prepared.images)
         ood_score = float(outputs.ood_score[0])
@@ -149,7 +154,7 @@ def open_model(folder: Path, data_path: Path | None) -> Classifier:
     if not (folder / MANIFEST_NAME).is_file():
         raise RunError(
             f"{folder} contains neither a run ({checkpoint.FILE_NAME}) nor a bundle ({MANIFEST_NAME}); expected a folder "
-            "such as runs/compact or models/digits/3"
+            "such as runs/compact or models/digits/4"
         )
     try:
         bundle = read_bundle(folder.resolve())
