@@ -26,7 +26,7 @@ from digitserve.transport.handlers import ServerStream
 SERVICE_NAMES = ("", SERVICE)
 """Services that have a status; the empty name is the whole server."""
 
-MAX_WATCHES = 1024
+MAX_WATCHES = 4096
 """Most open watches. Clients that check health hold one per connection, and a refused watch makes them avoid the
 connection, so this must not be less than the limit of connections. A watch holds about 0.1 KiB here."""
 
