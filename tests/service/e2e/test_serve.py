@@ -267,14 +267,15 @@ def test_a_worker_that_fails_while_it_drains_is_reported(models: Path, tmp_path:
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_no_call_is_lost_when_one_worker_drains(models: Path, tmp_path: Path, transport: str) -> None:
     """While one worker drains and is replaced, callers that open a connection per call and callers that keep theirs all
-    get their answers. Calls in the backlog of the closing listener are retried by clients with our service config; with
-    the native transport, callers that keep their connection need no retries.
+    get their answers. With the native transport they need no retries; with grpcio, clients with our service config retry
+    calls in the backlog of the closing listener.
     """
+    native = transport == "native"
     arguments = ("--workers", "2", "--lame-duck-s", "0", "--transport", transport)
     with run_service(models, tmp_path / "log", *arguments) as service:
         with (
-            Load(service, 4, retries=transport == "grpcio") as keeping,
-            Load(service, 4, retries=True, reconnect=True) as reconnecting,
+            Load(service, 4, wait_for_ready=not native, retries=not native) as keeping,
+            Load(service, 4, wait_for_ready=not native, retries=not native, reconnect=True) as reconnecting,
         ):
             wait_until(lambda: reconnecting.outcomes["OK"] >= 100, "100 answers")
             for _ in range(3):
