@@ -69,7 +69,7 @@ class Slots:
     def accept(self, slot: int) -> int:
         """Accept what waits on a copy of a slot's socket, as a worker does, and return the number of connections."""
         with self.listeners[slot].dup() as copy:
-            copy.setblocking(False)  # noqa: FBT003 - positional only
+            copy.setblocking(False)
             count = 0
             with contextlib.suppress(BlockingIOError):
                 while True:
@@ -101,7 +101,7 @@ def test_connections_wait_for_the_next_worker(slots: Slots) -> None:
     slots.listeners.direct([])
     slots.listeners[1].dup().close()
     slots.connect(60)
-    assert all([slots.accept(slot) for slot in range(3)])
+    assert all(slots.accept(slot) for slot in range(3))
 
 
 def test_clients_are_refused_after_the_last_worker(slots: Slots) -> None:
@@ -133,5 +133,5 @@ def test_a_system_without_filters_is_served(monkeypatch: pytest.MonkeyPatch) -> 
         for _ in range(2):
             slots.listeners.direct([1])
         slots.connect(60)
-        assert all([slots.accept(slot) for slot in range(3)])
+        assert all(slots.accept(slot) for slot in range(3))
     assert [line["event"] for line in lines] == ["new connections may wait for a worker that is being replaced"]
