@@ -114,11 +114,13 @@ class WorkerSlot:
             StartupError: the slot's first worker did not become ready. Later workers are retried: the cause may go away.
         """
         while not self._stop.is_set():
-            served_s = await self._run_worker()
+            served_s, exit_code = await self._run_worker()
             if self._stop.is_set():
                 return
             self._events.worker_restarting()
-            delay_s = self._backoff.next_delay_s(served_s)
+            # A worker that somebody has asked to drain has not failed, and connections may wait for the next one.
+            drained = self._draining and exit_code == 0
+            delay_s = 0.0 if drained else self._backoff.next_delay_s(served_s)
             _log.warning(
                 "worker ended, starting another", worker=self._number, served_s=round(served_s, 1), delay_s=delay_s
             )
@@ -139,12 +141,13 @@ class WorkerSlot:
         if self._child is not None:
             self._child.kill()
 
-    async def _run_worker(self) -> float:
+    async def _run_worker(self) -> tuple[float, int]:
         """Run one worker from start to end.
 
         Returns:
-            The seconds for which it was ready.
+            The seconds for which it was ready, and its exit code.
         """
+        self._draining = False
         block = self._collector.new_block()
         try:
             start: dict[str, Any] = {
@@ -165,10 +168,9 @@ class WorkerSlot:
             self._child = None
             served_s = time.monotonic() - self._ready_since if self._ready.is_set() else 0.0
             self._ready.clear()
-            self._draining = False
             self._collector.retire(block)
         self._report_end(child.process.pid, exit_code)
-        return served_s
+        return served_s, exit_code
 
     async def _supervise(self, child: AsyncChild, block: Block) -> int:
         """Handle the worker's messages, monitor it, and return its exit code."""
@@ -242,7 +244,10 @@ class WorkerSlot:
             raise StartupError(
                 self.refusal or f"a worker ended with exit code {exit_code} before it was ready; see its output above"
             )
-        _log.error("worker ended unexpectedly", worker=self._number, pid=pid, exit_code=exit_code, refusal=self.refusal)
+        if exit_code or not self._draining:
+            _log.error(
+                "worker ended unexpectedly", worker=self._number, pid=pid, exit_code=exit_code, refusal=self.refusal
+            )
 
 
 class InlineSlot:

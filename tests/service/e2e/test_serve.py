@@ -365,9 +365,11 @@ def test_a_bundle_damaged_later_is_reported(models: Path, tmp_path: Path) -> Non
             assert classify(channel, 8) == 8
 
 
-def test_zero_workers_serve_in_one_process(models: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_zero_workers_serve_in_one_process(models: Path, tmp_path: Path, transport: str) -> None:
     """``--workers 0`` serves without any child process, and drains like worker processes."""
-    with run_service(models, tmp_path / "log", "--workers", "0", "--lame-duck-s", "0") as service:
+    arguments = ("--workers", "0", "--lame-duck-s", "0", "--transport", transport)
+    with run_service(models, tmp_path / "log", *arguments) as service:
         assert service.workers() == []
         with service.channel() as channel:
             assert classify(channel, 21) == 21
@@ -396,10 +398,13 @@ def test_a_bad_setting_refuses_to_start(models: Path, arguments: tuple[str, ...]
     assert "Traceback" not in result.stderr
 
 
-def test_host_names_and_ipv6_addresses(models: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_host_names_and_ipv6_addresses(models: Path, tmp_path: Path, transport: str) -> None:
     """The service can listen on a host name and on an IPv6 address, and shows both in a form that clients accept."""
     for host, shown in (("localhost", "localhost:"), ("::1", "[::1]:")):
-        with run_service(models, tmp_path / "log", "--workers", "1", "--host", host) as service:
+        with run_service(
+            models, tmp_path / "log", "--workers", "1", "--host", host, "--transport", transport
+        ) as service:
             assert service.grpc_address.startswith(shown)
             assert service.get("/livez")[0] == 200
             with service.channel() as channel:

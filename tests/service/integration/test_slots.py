@@ -157,6 +157,22 @@ def test_a_worker_that_drains_by_itself_is_replaced(script: Script) -> None:
     assert recorder.ready == [True, False, False, True]
 
 
+def test_only_failures_delay_the_next_worker(script: Script) -> None:
+    """A worker that drained by itself is replaced at once, each time; one that failed while it drained is a failure."""
+    script("""
+ready()
+if number > 5:
+    wait_for_drain()
+channel.send({"event": "draining"})
+sys.exit(number > 3)
+""")
+    with capture_logs() as lines:
+        run_slot(drain_after=(READY, 6))
+    delays = [line["delay_s"] for line in lines if line["event"] == "worker ended, starting another"]
+    assert delays == [0.0, 0.0, 0.0, 0.0, 0.001]
+    assert [line["exit_code"] for line in lines if line["event"] == "worker ended unexpectedly"] == [1, 1]
+
+
 def test_output_of_a_worker_is_no_message(script: Script) -> None:
     """A worker may print anything at any time."""
     script("print('hello', flush=True)\nready()\nprint('{}', flush=True)\nwait_for_drain()")
