@@ -278,7 +278,7 @@ def test_no_call_is_lost_when_one_worker_drains(models: Path, tmp_path: Path, tr
             Load(service, 4, wait_for_ready=not native, retries=not native, reconnect=True) as reconnecting,
         ):
             wait_until(lambda: reconnecting.outcomes["OK"] >= 100, "100 answers")
-            for _ in range(3):
+            for _ in range(8 if native else 3):
                 drained = service.workers()[0]
                 os.kill(drained, signal.SIGTERM)
                 wait_until(lambda pid=drained: pid not in service.workers(), "the worker has drained")
@@ -290,6 +290,29 @@ def test_no_call_is_lost_when_one_worker_drains(models: Path, tmp_path: Path, tr
         assert set(reconnecting.outcomes) == {"OK"}, reconnecting.failures
         calls = keeping.outcomes.total() + reconnecting.outcomes.total()
         assert service.total("grpc_server_handled_total", grpc_method="Classify", grpc_code="OK") >= calls
+
+
+def test_connections_wait_for_the_next_worker(models: Path, tmp_path: Path) -> None:
+    """With the native transport, a service of one worker loses no call while that drains and is replaced again and again:
+    clients with default channels, whose connections arrive meanwhile, are neither reset nor refused.
+    """
+    arguments = ("--workers", "1", "--lame-duck-s", "0", "--transport", "native")
+    with run_service(models, tmp_path / "log", *arguments) as service:
+        with (
+            Load(service, 4, wait_for_ready=False) as keeping,
+            Load(service, 4, wait_for_ready=False, reconnect=True) as reconnecting,
+        ):
+            for _ in range(4):
+                answered = reconnecting.outcomes["OK"]
+                wait_until(lambda count=answered: reconnecting.outcomes["OK"] >= count + 20, "20 answers")
+                (drained,) = service.workers()
+                os.kill(drained, signal.SIGTERM)
+                wait_until(lambda pid=drained: pid not in service.workers(), "the worker has drained")
+                wait_until(lambda: service.total("digitserve_ready_workers") == 1, "it is replaced")
+
+        assert set(keeping.outcomes) == {"OK"}, keeping.failures
+        assert set(reconnecting.outcomes) == {"OK"}, reconnecting.failures
+        assert "worker ended unexpectedly" not in service.log.read_text()
 
 
 def test_workers_end_with_their_supervisor(models: Path, tmp_path: Path) -> None:
