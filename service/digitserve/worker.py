@@ -6,8 +6,9 @@
 One thread receives requests, forms batches, runs them and sends the answers. The supervisor starts the process as
 ``python -P -m digitserve.worker`` and exchanges messages with it on a ``Channel``:
 
-    supervisor ──{"settings": ..., "block_fd": ..., "num_threads": ...}──▶ worker
+    supervisor ──{"settings": ..., "block_fd": ..., "num_threads": ..., "listener_fd": ...}──▶ worker
     supervisor ◀── {"event": "ready", "provider": ...} or {"event": "refused", "message": ...} ── worker
+    supervisor ◀── {"event": "draining"} ── worker
     supervisor closes its end, or ends ──▶ worker drains
 
 With ``--workers 0`` the same ``Worker`` runs on a thread of the supervisor process.
@@ -17,6 +18,7 @@ import contextlib
 import gc
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -89,14 +91,22 @@ class Worker:
         provider: onnxruntime's name of the execution provider in use.
     """
 
-    def __init__(self, settings: Settings, bundle: Bundle, block: Block, num_threads: int) -> None:
-        """Verify the bundle, warm up, and build the server; nothing listens yet.
+    def __init__(
+        self,
+        settings: Settings,
+        bundle: Bundle,
+        block: Block,
+        num_threads: int,
+        listener: socket.socket | None,
+    ) -> None:
+        """Verify the bundle, warm up, and build the server; no connection is accepted yet.
 
         Args:
             settings: with port, device and version decided.
             bundle: read and checked.
             block: memory for the metrics.
             num_threads: threads of onnxruntime.
+            listener: listens on the address; the worker closes it when it drains. None with gRPC core, which binds it.
 
         Raises:
             StartupError: the bundle or the execution provider failed a check.
@@ -140,6 +150,7 @@ class Worker:
                 **{method: RespondHandler(method, handler, self._recorder) for method, handler in respond.items()},
             },
             streams={CLASSIFY_STREAM: self._streams, HEALTH_WATCH: self._health, **self._reflections},
+            listener=listener,
         )
         self._drain = threading.Event()
         self._stopped = False
@@ -150,7 +161,7 @@ class Worker:
         return self._streams.images_in_flight
 
     def listen(self) -> int:
-        """Bind the address, report SERVING, and accept connections.
+        """Report SERVING, and accept connections.
 
         Returns:
             The port.
@@ -165,8 +176,12 @@ class Worker:
         """Stop accepting requests, answer those that were accepted, and end ``run``."""
         self._drain.set()
 
-    def run(self) -> None:
-        """Run the event loop until the worker has drained."""
+    def run(self, on_drain: Callable[[], object] = lambda: None) -> None:
+        """Run the event loop until the worker has drained.
+
+        Args:
+            on_drain: called once when the worker starts to drain; connections are accepted until the lame duck time ends.
+        """
         # The objects that exist now live as long as the process: the garbage collector can ignore them.
         gc.collect()
         gc.freeze()
@@ -176,6 +191,7 @@ class Worker:
         deadline = time.monotonic() + self._settings.grace_s
         lame_duck_ends = min(deadline, time.monotonic() + self._settings.lame_duck_s)
         self._health.set_not_serving()
+        on_drain()
         while time.monotonic() < lame_duck_ends:
             self._run_once()
         self._shut_down(deadline)
@@ -223,15 +239,18 @@ def _new_server(
     recorder: Recorder,
     unary: Mapping[Method, UnaryHandler],
     streams: Mapping[Method, StreamHandler],
+    listener: socket.socket | None,
 ) -> Server:
     # Only the chosen transport is imported: gRPC core costs memory, threads and time to start.
-    if settings.transport == "native":
-        from digitserve.transport.native.server import NativeServer  # noqa: PLC0415
+    if settings.transport == "grpcio":
+        from digitserve.transport.grpcio.server import GrpcServer  # noqa: PLC0415
 
-        return NativeServer(settings, recorder, unary, streams)
-    from digitserve.transport.grpcio.server import GrpcServer  # noqa: PLC0415
+        return GrpcServer(settings, recorder, unary, streams)
+    from digitserve.transport.native.server import NativeServer  # noqa: PLC0415
 
-    return GrpcServer(settings, recorder, unary, streams)
+    if listener is None:
+        raise ValueError("got no listening socket: the native transport does not bind the address")
+    return NativeServer(settings, recorder, unary, streams, listener)
 
 
 def use_batch_scheduling() -> None:
@@ -255,7 +274,9 @@ def main() -> int:
     log.configure(settings.log_format, pid=os.getpid())
     try:
         bundle = served_bundle(settings)
-        worker = Worker(settings, bundle, Block(bundle.manifest.labels, start["block_fd"]), start["num_threads"])
+        block = Block(bundle.manifest.labels, start["block_fd"])
+        listener = socket.socket(fileno=start["listener_fd"]) if "listener_fd" in start else None
+        worker = Worker(settings, bundle, block, start["num_threads"], listener)
         worker.listen()
     except StartupError as error:
         channel.send({"event": "refused", "message": str(error)})
@@ -264,7 +285,7 @@ def main() -> int:
     threading.Thread(target=_drain_when_closed, args=(channel, worker.drain), daemon=True).start()
     channel.send({"event": "ready", "provider": worker.provider})
     try:
-        worker.run()
+        worker.run(lambda: channel.send({"event": "draining"}))
     except Exception:
         # Without its loop the process would look alive and answer nothing.
         _log.exception("the event loop crashed")

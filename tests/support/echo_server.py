@@ -1,5 +1,6 @@
 """A native gRPC server on a thread of the test, whose handlers send back what they get."""
 
+import socket
 import threading
 import time
 from collections import Counter
@@ -138,7 +139,9 @@ def run_echo_server(grace_s: float = 1.0, **changes: object) -> Iterator[EchoSer
     """Run a server on a thread, and stop it at the end of the ``with`` block."""
     settings = Settings(**{"grpc_port": 0, **changes})  # type: ignore[arg-type]
     calls, streams, block = Echo(), EchoStream(), Block(LABELS)
-    server = NativeServer(settings, Recorder(block, LABELS), unary={ECHO: calls}, streams={ECHO_STREAM: streams})
+    # With SO_REUSEPORT, because a second server may take over the port while this one drains.
+    listener = socket.create_server(("127.0.0.1", settings.grpc_port), reuse_port=True)
+    server = NativeServer(settings, Recorder(block, LABELS), {ECHO: calls}, {ECHO_STREAM: streams}, listener)
     running = EchoServer(f"127.0.0.1:{server.listen()}", server, calls, streams)
     thread = threading.Thread(target=running.run, args=(grace_s,))
     thread.start()

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -29,6 +30,8 @@ from digitserve.worker import IDLE_POLL_S, Worker
 
 TRANSPORTS = ("grpcio", "native")
 """Values of the setting ``transport``; the tests of the RPCs must pass on each."""
+
+LOCAL = "127.0.0.1"
 
 PATIENCE_S = 60.0
 """Longest wait for a condition; reached only when it never becomes true."""
@@ -117,8 +120,11 @@ def run_worker(models: Path, collector: ServiceCollector | None = None, **change
     settings = Settings(models=models, lame_duck_s=0.0, **{"grpc_port": 0, **changes})  # type: ignore[arg-type]
     bundle = served_bundle(settings)
     block = collector.new_block() if collector else Block(bundle.manifest.labels)
-    worker = Worker(settings, bundle, block, num_threads=1)
-    address = f"127.0.0.1:{worker.listen()}"
+    # With SO_REUSEPORT, because several workers may share a port.
+    address = (LOCAL, settings.grpc_port)
+    listener = socket.create_server(address, reuse_port=True) if settings.transport == "native" else None
+    worker = Worker(settings, bundle, block, num_threads=1, listener=listener)
+    address = f"{LOCAL}:{worker.listen()}"
     thread = threading.Thread(target=worker.run)
     thread.start()
     try:

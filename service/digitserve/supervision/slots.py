@@ -10,6 +10,7 @@ The supervisor makes and runs the slots; everything here runs on its event loop.
 
 import asyncio
 import contextlib
+import socket
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -48,6 +49,9 @@ class SlotEvents(Protocol):
     def worker_ready(self, provider: str) -> None:
         """A worker accepts requests; ``provider`` is its onnxruntime execution provider."""
 
+    def worker_draining(self) -> None:
+        """A worker stops to accept connections, by itself or because of ``drain``; it answers the open calls and ends."""
+
     def worker_restarting(self) -> None:
         """A worker ended unexpectedly and another one starts after the backoff."""
 
@@ -64,7 +68,13 @@ class WorkerSlot:
     """
 
     def __init__(
-        self, number: int, settings: Settings, num_threads: int, collector: ServiceCollector, events: SlotEvents
+        self,
+        number: int,
+        settings: Settings,
+        num_threads: int,
+        listener: socket.socket | None,
+        collector: ServiceCollector,
+        events: SlotEvents,
     ) -> None:
         """Prepare; nothing is started.
 
@@ -72,12 +82,14 @@ class WorkerSlot:
             number: of this slot, for log lines.
             settings: resolved; sent to each worker.
             num_threads: onnxruntime threads of each worker.
+            listener: listening socket that each worker inherits; the slot does not close it. None if workers bind the port.
             collector: makes the shared memory for a worker's metrics and keeps its counts after the worker's end.
             events: receives this slot's events.
         """
         self._number = number
         self._settings = settings
         self._num_threads = num_threads
+        self._listener = listener
         self._collector = collector
         self._events = events
         self._backoff = RestartBackoff()
@@ -86,13 +98,14 @@ class WorkerSlot:
         self._child: AsyncChild | None = None
         self._ready = asyncio.Event()
         self._ready_since = 0.0
+        self._draining = False
         self.refusal: str | None = None
         self.first_ready = asyncio.Event()
 
     @property
     def is_ready(self) -> bool:
         """Whether the worker accepts requests."""
-        return self._ready.is_set()
+        return self._ready.is_set() and not self._draining
 
     async def run(self) -> None:
         """Keep a worker running until ``drain`` or ``kill``.
@@ -100,12 +113,14 @@ class WorkerSlot:
         Raises:
             StartupError: the slot's first worker did not become ready. Later workers are retried: the cause may go away.
         """
-        while True:
-            served_s = await self._run_worker()
+        while not self._stop.is_set():
+            served_s, exit_code = await self._run_worker()
             if self._stop.is_set():
                 return
             self._events.worker_restarting()
-            delay_s = self._backoff.next_delay_s(served_s)
+            # A worker that somebody has asked to drain has not failed, and connections may wait for the next one.
+            drained = self._draining and exit_code == 0
+            delay_s = 0.0 if drained else self._backoff.next_delay_s(served_s)
             _log.warning(
                 "worker ended, starting another", worker=self._number, served_s=round(served_s, 1), delay_s=delay_s
             )
@@ -126,29 +141,39 @@ class WorkerSlot:
         if self._child is not None:
             self._child.kill()
 
-    async def _run_worker(self) -> float:
+    async def _run_worker(self) -> tuple[float, int]:
         """Run one worker from start to end.
 
         Returns:
-            The seconds for which it was ready.
+            The seconds for which it was ready, and its exit code.
         """
+        self._draining = False
         block = self._collector.new_block()
         try:
-            child = await AsyncChild.start(WORKER_MODULE, environment=_WORKER_ENVIRONMENT, pass_fds=(block.fd,))
+            start: dict[str, Any] = {
+                "settings": self._settings.to_dict(),
+                "block_fd": block.fd,
+                "num_threads": self._num_threads,
+            }
+            fds = [block.fd]
+            if self._listener is not None:
+                start["listener_fd"] = self._listener.fileno()
+                fds.append(self._listener.fileno())
+            child = await AsyncChild.start(WORKER_MODULE, environment=_WORKER_ENVIRONMENT, pass_fds=fds)
             async with child:
                 self._child = child
+                await child.send(start)
                 exit_code = await self._supervise(child, block)
         finally:
             self._child = None
-            served_s = time.monotonic() - self._ready_since if self.is_ready else 0.0
+            served_s = time.monotonic() - self._ready_since if self._ready.is_set() else 0.0
             self._ready.clear()
             self._collector.retire(block)
         self._report_end(child.process.pid, exit_code)
-        return served_s
+        return served_s, exit_code
 
     async def _supervise(self, child: AsyncChild, block: Block) -> int:
-        """Send the worker its settings, handle its messages, monitor it, and return its exit code."""
-        await child.send({"settings": self._settings.to_dict(), "block_fd": block.fd, "num_threads": self._num_threads})
+        """Handle the worker's messages, monitor it, and return its exit code."""
         # The slot may have been stopped while the process was being started.
         if self._killed:
             child.kill()
@@ -165,7 +190,7 @@ class WorkerSlot:
         """Handle the worker's messages until it closes the channel.
 
         Raises:
-            ValueError: the worker sent a message other than its two.
+            ValueError: the worker sent a message other than its three.
         """
         while True:
             try:
@@ -179,6 +204,9 @@ class WorkerSlot:
                     self.refusal = None
                     self.first_ready.set()
                     self._events.worker_ready(provider)
+                case {"event": "draining"}:
+                    self._draining = True
+                    self._events.worker_draining()
                 case {"event": "refused", "message": str(reason)}:
                     self.refusal = reason
                 case _:
@@ -216,7 +244,10 @@ class WorkerSlot:
             raise StartupError(
                 self.refusal or f"a worker ended with exit code {exit_code} before it was ready; see its output above"
             )
-        _log.error("worker ended unexpectedly", worker=self._number, pid=pid, exit_code=exit_code, refusal=self.refusal)
+        if exit_code or not self._draining:
+            _log.error(
+                "worker ended unexpectedly", worker=self._number, pid=pid, exit_code=exit_code, refusal=self.refusal
+            )
 
 
 class InlineSlot:
@@ -227,10 +258,18 @@ class InlineSlot:
         refusal: always ``None``: ``run`` raises instead.
     """
 
-    def __init__(self, settings: Settings, num_threads: int, collector: ServiceCollector, events: SlotEvents) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        num_threads: int,
+        listener: socket.socket | None,
+        collector: ServiceCollector,
+        events: SlotEvents,
+    ) -> None:
         """Prepare; nothing is started. The arguments are those of ``WorkerSlot``."""
         self._settings = settings
         self._num_threads = num_threads
+        self._listener = listener
         self._collector = collector
         self._events = events
         self._draining = False
@@ -250,9 +289,12 @@ class InlineSlot:
 
         settings = self._settings
         block = self._collector.new_block()
+        # As in a process, the worker has a copy of its own: it closes it later than the supervisor.
+        listener = self._listener and self._listener.dup()
         try:
             bundle = served_bundle(settings)
-            worker = self._worker = await asyncio.to_thread(Worker, settings, bundle, block, self._num_threads)
+            worker = await asyncio.to_thread(Worker, settings, bundle, block, self._num_threads, listener)
+            self._worker = worker
             worker.listen()
             if self._draining:
                 worker.drain()
@@ -261,6 +303,8 @@ class InlineSlot:
             self._events.worker_ready(worker.provider)
             await asyncio.to_thread(worker.run)
         finally:
+            if listener is not None:
+                listener.close()
             self.is_ready = False
             self._collector.retire(block)
 

@@ -1,15 +1,17 @@
 """The supervisor: starts, monitors and replaces workers, and shows the state of the service to operators.
 
-One process, one thread, one asyncio event loop. It holds the gRPC port (bound, never listening, so that the port stays
-reserved while no worker runs), the shared memory of all metrics, and the HTTP endpoints. It never handles a request.
+One process, one thread, one asyncio event loop. It holds the gRPC port (so that it stays reserved while no worker runs),
+the listening sockets that native workers inherit, the shared memory of all metrics, and the HTTP endpoints. It never
+handles a request.
 
     serve ──▶ Supervisor ──▶ one slot per worker (``slots``)
                          ──▶ /metrics, /livez, /readyz (``http``)
 
-    SIGTERM ──▶ not ready ──▶ workers drain ──▶ all workers ended ──▶ HTTP closes ──▶ exit 0
+    SIGTERM ──▶ not ready ──▶ workers drain, each closes the last copy of its socket ──▶ all workers ended ──▶ HTTP closes ──▶ exit 0
 """
 
 import asyncio
+import contextlib
 import signal
 import socket
 import sys
@@ -27,7 +29,7 @@ from digitserve.settings import Settings, endpoint
 from digitserve.supervision import device
 from digitserve.supervision.cpu_budget import cpu_budget
 from digitserve.supervision.http import HttpServer, make_app
-from digitserve.supervision.ports import listen, reserve
+from digitserve.supervision.ports import SlotListeners, listen, reserve
 from digitserve.supervision.slots import InlineSlot, WorkerSlot
 from digitserve.telemetry.collector import ServiceCollector
 
@@ -61,13 +63,20 @@ def serve(settings: Settings, print_banner: Callable[[str], None]) -> int:
             http_port=http_socket.getsockname()[1],
             model_version=manifest.version,
         )
-        return asyncio.run(_run(resolved, manifest, http_socket, print_banner))
+        # gRPC core cannot listen on a socket that another process has opened.
+        native = resolved.transport == "native"
+        with SlotListeners(grpc_socket, resolved.workers or 1) if native else contextlib.nullcontext() as listeners:
+            return asyncio.run(_run(resolved, manifest, listeners, http_socket, print_banner))
 
 
 async def _run(
-    settings: Settings, manifest: Manifest, http_socket: socket.socket, print_banner: Callable[[str], None]
+    settings: Settings,
+    manifest: Manifest,
+    listeners: SlotListeners | None,
+    http_socket: socket.socket,
+    print_banner: Callable[[str], None],
 ) -> int:
-    return await Supervisor(settings, manifest, http_socket).run(print_banner)
+    return await Supervisor(settings, manifest, listeners, http_socket).run(print_banner)
 
 
 class Supervisor:
@@ -76,12 +85,15 @@ class Supervisor:
     It receives the events of its slots (``SlotEvents``).
     """
 
-    def __init__(self, settings: Settings, manifest: Manifest, http_socket: socket.socket) -> None:
+    def __init__(
+        self, settings: Settings, manifest: Manifest, listeners: SlotListeners | None, http_socket: socket.socket
+    ) -> None:
         """Prepare; nothing is started.
 
         Args:
             settings: resolved: with device, workers, ports and version decided. Port ``grpc_port`` is reserved.
             manifest: of the bundle to serve.
+            listeners: one per slot; None if workers bind the port. Closed as soon as the service drains.
             http_socket: listens on the HTTP port.
         """
         self.settings = settings
@@ -92,6 +104,7 @@ class Supervisor:
         self._failed = False
         self._signalled = False
         self._stop = asyncio.Event()
+        self._listeners = listeners
         self._http_socket = http_socket
         collector = ServiceCollector(manifest.labels, self._service_metrics)
         registry = CollectorRegistry()
@@ -100,10 +113,14 @@ class Supervisor:
         self._cpu_budget = cpu_budget()
         num_workers = settings.workers or 1
         self._num_threads = num_threads = max(1, int(self._cpu_budget) // num_workers)
+        sockets = [listeners[number] if listeners else None for number in range(num_workers)]
         self._slots: Sequence[WorkerSlot | InlineSlot] = (
-            [WorkerSlot(number, settings, num_threads, collector, self) for number in range(num_workers)]
+            [
+                WorkerSlot(number, settings, num_threads, sockets[number], collector, self)
+                for number in range(num_workers)
+            ]
             if settings.workers
-            else [InlineSlot(settings, num_threads, collector, self)]
+            else [InlineSlot(settings, num_threads, sockets[0], collector, self)]
         )
 
     @property
@@ -152,12 +169,18 @@ class Supervisor:
             self._stop.set()
             for slot in self._slots:
                 slot.kill()
+            self._close_listeners()
             self._http.should_exit = True
             await asyncio.gather(http, *slots, return_exceptions=True)
 
     def worker_ready(self, provider: str) -> None:
         """Note the execution provider that the banner and the metrics show."""
         self._provider = provider
+        self._direct_connections()
+
+    def worker_draining(self) -> None:
+        """Assign new connections to the other workers."""
+        self._direct_connections()
 
     def worker_restarting(self) -> None:
         """Count a restart."""
@@ -205,6 +228,8 @@ class Supervisor:
         _log.info("draining", grace_s=self.settings.grace_s)
         for slot in self._slots:
             slot.drain()
+        # Each worker has the last copy of its socket now: clients are refused as soon as it has closed that.
+        self._close_listeners()
         _, late = await asyncio.wait(slots, timeout=self.settings.grace_s + KILL_MARGIN_S)
         if late:
             _log.error("workers did not end within the grace period, killing them", num_workers=len(late))
@@ -213,6 +238,14 @@ class Supervisor:
             return 1
         _log.info("drained")
         return 0
+
+    def _direct_connections(self) -> None:
+        if self._listeners is not None:
+            self._listeners.direct([number for number, slot in enumerate(self._slots) if slot.is_ready])
+
+    def _close_listeners(self) -> None:
+        if self._listeners is not None:
+            self._listeners.close()
 
     def _banner(self) -> str:
         settings, manifest = self.settings, self.manifest

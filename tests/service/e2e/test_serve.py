@@ -267,17 +267,18 @@ def test_a_worker_that_fails_while_it_drains_is_reported(models: Path, tmp_path:
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_no_call_is_lost_when_one_worker_drains(models: Path, tmp_path: Path, transport: str) -> None:
     """While one worker drains and is replaced, callers that open a connection per call and callers that keep theirs all
-    get their answers. Calls in the backlog of the closing listener are retried by clients with our service config; with
-    the native transport, callers that keep their connection need no retries.
+    get their answers. With the native transport they need no retries; with grpcio, clients with our service config retry
+    calls in the backlog of the closing listener.
     """
+    native = transport == "native"
     arguments = ("--workers", "2", "--lame-duck-s", "0", "--transport", transport)
     with run_service(models, tmp_path / "log", *arguments) as service:
         with (
-            Load(service, 4, retries=transport == "grpcio") as keeping,
-            Load(service, 4, retries=True, reconnect=True) as reconnecting,
+            Load(service, 4, wait_for_ready=not native, retries=not native) as keeping,
+            Load(service, 4, wait_for_ready=not native, retries=not native, reconnect=True) as reconnecting,
         ):
             wait_until(lambda: reconnecting.outcomes["OK"] >= 100, "100 answers")
-            for _ in range(3):
+            for _ in range(8 if native else 3):
                 drained = service.workers()[0]
                 os.kill(drained, signal.SIGTERM)
                 wait_until(lambda pid=drained: pid not in service.workers(), "the worker has drained")
@@ -289,6 +290,29 @@ def test_no_call_is_lost_when_one_worker_drains(models: Path, tmp_path: Path, tr
         assert set(reconnecting.outcomes) == {"OK"}, reconnecting.failures
         calls = keeping.outcomes.total() + reconnecting.outcomes.total()
         assert service.total("grpc_server_handled_total", grpc_method="Classify", grpc_code="OK") >= calls
+
+
+def test_connections_wait_for_the_next_worker(models: Path, tmp_path: Path) -> None:
+    """With the native transport, a service of one worker loses no call while that drains and is replaced again and again:
+    clients with default channels, whose connections arrive meanwhile, are neither reset nor refused.
+    """
+    arguments = ("--workers", "1", "--lame-duck-s", "0", "--transport", "native")
+    with run_service(models, tmp_path / "log", *arguments) as service:
+        with (
+            Load(service, 4, wait_for_ready=False) as keeping,
+            Load(service, 4, wait_for_ready=False, reconnect=True) as reconnecting,
+        ):
+            for _ in range(4):
+                answered = reconnecting.outcomes["OK"]
+                wait_until(lambda count=answered: reconnecting.outcomes["OK"] >= count + 20, "20 answers")
+                (drained,) = service.workers()
+                os.kill(drained, signal.SIGTERM)
+                wait_until(lambda pid=drained: pid not in service.workers(), "the worker has drained")
+                wait_until(lambda: service.total("digitserve_ready_workers") == 1, "it is replaced")
+
+        assert set(keeping.outcomes) == {"OK"}, keeping.failures
+        assert set(reconnecting.outcomes) == {"OK"}, reconnecting.failures
+        assert "worker ended unexpectedly" not in service.log.read_text()
 
 
 def test_workers_end_with_their_supervisor(models: Path, tmp_path: Path) -> None:
@@ -364,9 +388,11 @@ def test_a_bundle_damaged_later_is_reported(models: Path, tmp_path: Path) -> Non
             assert classify(channel, 8) == 8
 
 
-def test_zero_workers_serve_in_one_process(models: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_zero_workers_serve_in_one_process(models: Path, tmp_path: Path, transport: str) -> None:
     """``--workers 0`` serves without any child process, and drains like worker processes."""
-    with run_service(models, tmp_path / "log", "--workers", "0", "--lame-duck-s", "0") as service:
+    arguments = ("--workers", "0", "--lame-duck-s", "0", "--transport", transport)
+    with run_service(models, tmp_path / "log", *arguments) as service:
         assert service.workers() == []
         with service.channel() as channel:
             assert classify(channel, 21) == 21
@@ -395,10 +421,13 @@ def test_a_bad_setting_refuses_to_start(models: Path, arguments: tuple[str, ...]
     assert "Traceback" not in result.stderr
 
 
-def test_host_names_and_ipv6_addresses(models: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_host_names_and_ipv6_addresses(models: Path, tmp_path: Path, transport: str) -> None:
     """The service can listen on a host name and on an IPv6 address, and shows both in a form that clients accept."""
     for host, shown in (("localhost", "localhost:"), ("::1", "[::1]:")):
-        with run_service(models, tmp_path / "log", "--workers", "1", "--host", host) as service:
+        with run_service(
+            models, tmp_path / "log", "--workers", "1", "--host", host, "--transport", transport
+        ) as service:
             assert service.grpc_address.startswith(shown)
             assert service.get("/livez")[0] == 200
             with service.channel() as channel:

@@ -1,11 +1,15 @@
-"""Ports of the service: reserved for its workers, and refused if another process uses them."""
+"""Ports of the service: reserved for its workers, refused if another process uses them, and never closed by a worker."""
 
+import contextlib
 import socket
+from collections.abc import Iterator
 
 import pytest
+from structlog.testing import capture_logs
 
 from digitserve.errors import SettingsError
-from digitserve.supervision.ports import listen, reserve
+from digitserve.supervision import ports
+from digitserve.supervision.ports import SlotListeners, listen, reserve
 
 LOCAL = "127.0.0.1"
 
@@ -39,3 +43,95 @@ def test_a_host_that_is_not_local_is_refused() -> None:
     """The message names the flag and gives examples."""
     with pytest.raises(SettingsError, match=r"--host: got 'nonesuch.invalid'.*127\.0\.0\.1"):
         listen("nonesuch.invalid", 0, "--http-port")
+
+
+@pytest.fixture(params=[LOCAL, "::1", "::"])
+def host(request: pytest.FixtureRequest) -> str:
+    """Return an address of each kind."""
+    return str(request.param)
+
+
+class Slots:
+    """Listening sockets of three slots, and clients that connect to them."""
+
+    def __init__(self, host: str, stack: contextlib.ExitStack) -> None:
+        self.address = (host, 0)
+        reserved = stack.enter_context(reserve(host, 0, "--grpc-port"))
+        self.address = (host, port_of(reserved))
+        self.listeners = stack.enter_context(SlotListeners(reserved, 3))
+        self._stack = stack
+
+    def connect(self, count: int) -> None:
+        """Open connections; they stay open."""
+        for _ in range(count):
+            self._stack.enter_context(socket.create_connection(self.address))
+
+    def accept(self, slot: int) -> int:
+        """Accept what waits on a copy of a slot's socket, as a worker does, and return the number of connections."""
+        with self.listeners[slot].dup() as copy:
+            copy.setblocking(False)
+            count = 0
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    copy.accept()[0].close()
+                    count += 1
+            return count
+
+
+@pytest.fixture
+def slots(host: str) -> Iterator[Slots]:
+    """Listen."""
+    with contextlib.ExitStack() as stack:
+        yield Slots(host, stack)
+
+
+def test_connections_go_to_slots_that_accept(slots: Slots) -> None:
+    """No new connection waits for a slot without a worker; those that accept share them."""
+    for accepting in ([0, 1, 2], [1], [0, 2], [2], [1, 2]):
+        slots.listeners.direct(accepting)
+        slots.connect(60)
+        accepted = [slots.accept(slot) for slot in range(3)]
+        assert sum(accepted) == 60
+        # With an even choice, one of 3 gets none of 60 with a probability of 1e-10.
+        assert [slot for slot in range(3) if accepted[slot]] == accepting
+
+
+def test_connections_wait_for_the_next_worker(slots: Slots) -> None:
+    """A connection that no worker has accepted outlives the worker's copy of the socket: the next worker accepts it."""
+    slots.listeners.direct([])
+    slots.listeners[1].dup().close()
+    slots.connect(60)
+    assert all(slots.accept(slot) for slot in range(3))
+
+
+def test_clients_are_refused_after_the_last_worker(slots: Slots) -> None:
+    """When the supervisor has closed its copies, each worker's copy accepts until it is closed; then clients are refused
+    and do not wait.
+    """
+    slots.listeners.direct([0])
+    with slots.listeners[0].dup(), slots.listeners[1].dup():
+        slots.listeners.close()
+        slots.listeners.direct([1])  # has no effect any more
+        slots.connect(10)
+    with pytest.raises(ConnectionRefusedError):
+        slots.connect(1)
+
+
+def test_a_port_with_slots_is_refused() -> None:
+    """The error for a second service is the same as without slots."""
+    with reserve(LOCAL, 0, "--grpc-port") as reserved, SlotListeners(reserved, 2):
+        for wanted_by in (reserve, listen):
+            with pytest.raises(SettingsError, match=rf"cannot use port {port_of(reserved)} .* with --wanted-port"):
+                wanted_by(LOCAL, port_of(reserved), "--wanted-port")
+
+
+def test_a_system_without_filters_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system has no filters for SO_REUSEPORT, one warning says so, and it chooses the slots itself."""
+    monkeypatch.setattr(ports, "_SO_ATTACH_REUSEPORT_CBPF", 0xFFFF)
+    with contextlib.ExitStack() as stack, capture_logs() as lines:
+        slots = Slots(LOCAL, stack)
+        for _ in range(2):
+            slots.listeners.direct([1])
+        slots.connect(60)
+        assert all(slots.accept(slot) for slot in range(3))
+    assert [line["event"] for line in lines] == ["new connections may wait for a worker that is being replaced"]

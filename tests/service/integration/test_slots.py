@@ -1,6 +1,7 @@
 """Worker slots and the supervisor with scripted worker processes: every failure is reported, and nothing is left behind."""
 
 import asyncio
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,17 +69,22 @@ class Recorder:
 
     def __init__(self) -> None:
         self.events: list[str] = []
+        self.ready: list[bool] = []
         self.slot: WorkerSlot
         self.drain_after: tuple[str, int] = ("", 0)
 
     def _record(self, event: str) -> None:
         self.events.append(event)
+        self.ready.append(self.slot.is_ready)
         kind, times = self.drain_after
         if event == kind and self.events.count(event) == times:
             self.slot.drain()
 
     def worker_ready(self, provider: str) -> None:
         self._record(f"ready {provider}")
+
+    def worker_draining(self) -> None:
+        self._record("draining")
 
     def worker_restarting(self) -> None:
         self._record("restarting")
@@ -87,14 +93,14 @@ class Recorder:
         self._record("drain failed")
 
 
-def run_slot(drain_after: tuple[str, int] = ("", 0), **changes: Any) -> Recorder:
+def run_slot(drain_after: tuple[str, int] = ("", 0), listener: socket.socket | None = None, **changes: Any) -> Recorder:
     """Run a slot until it ends without ``drain``, or until it has drained after the n-th event of a kind."""
     recorder = Recorder()
     recorder.drain_after = drain_after
 
     async def run() -> None:
         collector = ServiceCollector(tuple("0123456789"), list)
-        recorder.slot = WorkerSlot(0, Settings(**changes), 1, collector, recorder)
+        recorder.slot = WorkerSlot(0, Settings(**changes), 1, listener, collector, recorder)
         await recorder.slot.run()
 
     asyncio.run(run())
@@ -122,6 +128,49 @@ if ok:
 wait_for_drain()
 """)
     assert run_slot(drain_after=(READY, 1), grpc_port=123).events == [READY]
+
+
+def test_each_worker_inherits_the_slots_socket(script: Script) -> None:
+    """Each worker of a slot accepts on the same listening socket; a connection waits while the worker is replaced."""
+    script("""
+import socket
+listener = socket.socket(fileno=order["listener_fd"])
+listener.accept()[0].send(b"%d" % number)
+ready()
+if number == 2:
+    wait_for_drain()
+""")
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as first,
+        socket.create_connection(listener.getsockname()) as second,
+    ):
+        assert run_slot((READY, 2), listener).events == [READY, "restarting", READY]
+        assert (first.recv(1), second.recv(1)) == (b"1", b"2")
+
+
+def test_a_worker_that_drains_by_itself_is_replaced(script: Script) -> None:
+    """The slot is not ready from the event on, so that new connections go to other workers; the next worker is ready."""
+    script("ready()\nif number == 1: channel.send({'event': 'draining'})\nelse: wait_for_drain()")
+    recorder = run_slot(drain_after=(READY, 2))
+    assert recorder.events == [READY, "draining", "restarting", READY]
+    assert recorder.ready == [True, False, False, True]
+
+
+def test_only_failures_delay_the_next_worker(script: Script) -> None:
+    """A worker that drained by itself is replaced at once, each time; one that failed while it drained is a failure."""
+    script("""
+ready()
+if number > 5:
+    wait_for_drain()
+channel.send({"event": "draining"})
+sys.exit(number > 3)
+""")
+    with capture_logs() as lines:
+        run_slot(drain_after=(READY, 6))
+    delays = [line["delay_s"] for line in lines if line["event"] == "worker ended, starting another"]
+    assert delays == [0.0, 0.0, 0.0, 0.0, 0.001]
+    assert [line["exit_code"] for line in lines if line["event"] == "worker ended unexpectedly"] == [1, 1]
 
 
 def test_output_of_a_worker_is_no_message(script: Script) -> None:

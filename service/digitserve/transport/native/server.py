@@ -2,16 +2,16 @@
 
     NativeServer ──poll──▶ Loop ──▶ Connection ──▶ handlers of all methods        :worker's thread
 
-Built and owned by the worker, whose thread calls every method. Every RPC runs on that thread.
+Built and owned by the worker, whose thread calls every method. Every RPC runs on that thread. The listening socket is a copy
+of one that the supervisor keeps, so that connections which arrive while the worker is replaced wait for the next one.
 """
 
 import math
 import socket
 from collections.abc import Callable, Mapping
 
-from digitserve.errors import StartupError
 from digitserve.protocol.names import Method
-from digitserve.settings import Settings, endpoint
+from digitserve.settings import Settings
 from digitserve.telemetry.recorder import Recorder
 from digitserve.transport.handlers import StreamHandler, UnaryHandler
 from digitserve.transport.native.connection import Connection
@@ -29,9 +29,6 @@ RECEIVE_BUDGET_MESSAGES = 6
 MIN_RECEIVE_BUDGET_BYTES = 1 << 24
 """The same in bytes, if the maximal size is small: a quarter is room for the first windows of 64 clients."""
 
-_BACKLOG = 1_024
-"""Connections that the kernel keeps until they are accepted."""
-
 
 class NativeServer:
     """The server of one worker; owned by it, and polled by its thread."""
@@ -42,9 +39,18 @@ class NativeServer:
         recorder: Recorder,
         unary: Mapping[Method, UnaryHandler],
         streams: Mapping[Method, StreamHandler],
+        listener: socket.socket,
     ) -> None:
-        """Build the server; nothing listens before ``listen``."""
-        self._host, self._port = settings.host, settings.grpc_port
+        """Build the server; nothing is accepted before ``listen``.
+
+        Args:
+            settings: of the service.
+            recorder: of the worker.
+            unary: handlers of unary RPCs.
+            streams: handlers of streaming RPCs.
+            listener: listens on the address; the server closes it when it shuts down.
+        """
+        self._listener = listener
         routes = {method.path.encode(): Route(unary=handler) for method, handler in unary.items()}
         routes |= {method.path.encode(): Route(stream=handler) for method, handler in streams.items()}
         unknown = UnknownMethodHandler(recorder)
@@ -58,20 +64,9 @@ class NativeServer:
         self._stopping = False
 
     def listen(self) -> int:
-        """Bind the address and accept connections; see ``Server``."""
-        try:
-            family, _, _, _, address = socket.getaddrinfo(
-                self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )[0]
-            listener = socket.socket(family, socket.SOCK_STREAM)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            listener.bind(address)
-            listener.listen(_BACKLOG)
-        except OSError as error:
-            raise StartupError(f"cannot listen on {endpoint(self._host, self._port)}: {error}") from None
-        port: int = listener.getsockname()[1]
-        self._loop.listen(listener)
+        """Accept connections; see ``Server``."""
+        port: int = self._listener.getsockname()[1]
+        self._loop.listen(self._listener)
         return port
 
     def poll(self, timeout_s: float) -> bool | None:
