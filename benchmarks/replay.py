@@ -105,7 +105,7 @@ class Replay:
         position, available, answered = 0, len(received), 0
         unpack = frames.FRAME_HEADER.unpack_from
         while available - position >= frames.FRAME_HEADER_BYTES:
-            high, low, kind, flags, stream_id = unpack(received, position)
+            high, low, kind, flags, _ = unpack(received, position)
             start = position + frames.FRAME_HEADER_BYTES
             end = start + (high << 16 | low)
             if end > available:
@@ -118,15 +118,19 @@ class Replay:
             elif kind == DATA:
                 if self._streams:
                     answered += _num_messages(received[start:end])
-            elif kind in {RST_STREAM, GOAWAY}:
-                raise ConnectionError(f"the server sent a frame of type {kind} on stream {stream_id}")
-            elif kind in {SETTINGS, PING} and not flags & ACK:
-                self.socket.sendall(frames.frame(kind, ACK, 0, received[start:end] if kind == PING else b""))
+            else:
+                self._on_control(kind, flags, received[start:end])
         self._unparsed = received[position:]
         if self.num_answered < self._probe <= self.num_answered + answered:
             self.latencies_s.append(now_s - self._probe_s)
         self.num_answered += answered
         return answered
+
+    def _on_control(self, kind: int, flags: int, payload: bytes) -> None:
+        if kind in {RST_STREAM, GOAWAY}:
+            raise ConnectionError(f"the server sent a frame of type {kind}: {payload!r}")
+        if kind in {SETTINGS, PING} and not flags & ACK:
+            self.socket.sendall(frames.frame(kind, ACK, 0, payload if kind == PING else b""))
 
     def _open_stream(self) -> bytes:
         if not self._streams:
