@@ -125,6 +125,8 @@ def test_stream_errors_are_encoded() -> None:
     "fields",
     [
         {"height": 28, "width": 28},
+        {"height": 28, "width": 28, "num_images": 1},
+        {"height": 28, "width": 28, "num_images": 1, "pixel_format": pb.PIXEL_FORMAT_GRAY8},
         {"num_images": 1},
         {"pixel_format": pb.PIXEL_FORMAT_GRAY8},
         {"ink": pb.INK_AUTO},
@@ -132,9 +134,38 @@ def test_stream_errors_are_encoded() -> None:
     ],
 )
 def test_an_explicit_default_changes_nothing(fields: dict[str, object]) -> None:
-    """The fast path and the path with all checks give the same request."""
+    """The fast path and the path with all checks give the same request, in a unary call and on a stream."""
     body = pixels(IMAGE_BYTES)
-    assert decode_fields(pixels=body, **fields) == decode_fields(pixels=body)
+    message = pb.ClassifyRequest(pixels=body, **fields)
+    expected = decode_fields(pixels=body)
+
+    assert decode(message.SerializeToString(), LIMITS) == expected
+    assert decode_stream_request(pb.ClassifyStreamRequest(request=message).SerializeToString(), LIMITS) == expected
+
+
+@given(
+    st.fixed_dictionaries(
+        {"num_bytes": st.sampled_from((IMAGE_BYTES - 2, IMAGE_BYTES, IMAGE_BYTES + 2))},
+        optional={
+            "height": st.sampled_from((27, 28)), "width": st.sampled_from((28, 29)), "num_images": st.sampled_from((1, 2)),
+            "pixel_format": st.sampled_from((1, 2)), "top_k": st.just(3), "explain": st.just(True), "ink": st.just(1),
+        },
+    )
+)  # fmt: skip
+def test_the_fast_path_accepts_no_other_fields(fields: dict[str, int]) -> None:
+    """Messages that resemble the most common ones are decoded, or rejected, as one with an unknown field is.
+
+    An unknown field has no effect, and no message of the fast path has one.
+    """
+    body = pb.ClassifyRequest(pixels=pixels(fields.pop("num_bytes")), **fields).SerializeToString()
+
+    def outcome(message: bytes) -> Request | str:
+        try:
+            return decode(message, LIMITS)
+        except InvalidRequest as error:
+            return str(error)
+
+    assert outcome(body) == outcome(body + b"\xa0\x06\x01")
 
 
 def test_an_unknown_field_of_a_newer_client_is_ignored() -> None:
