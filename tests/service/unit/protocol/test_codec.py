@@ -319,6 +319,24 @@ def test_a_response_holds_the_answers_in_order() -> None:
         assert not prediction.top
 
 
+@given(
+    st.integers(0, 9), st.sampled_from(VERDICTS), st.floats(0, 1, width=32), st.floats(-1e9, 1e9, width=32),
+    st.tuples(*[st.floats(0, 1e6)] * 3), st.integers(1, 65_536),
+)  # fmt: skip
+def test_the_answer_to_one_image_is_encoded_as_that_of_several(
+    class_index: int, verdict: Verdict, confidence: float, score: float, seconds: tuple[float, float, float], size: int
+) -> None:
+    """The fast path of one image gives the fields that protobuf gives."""
+    encoder = Encoder("digits", "7", ("", *LABELS[1:-1], "\u0451" * 200))
+    one = Answer(class_index, confidence, verdict, score, np.zeros(10, np.float32))
+
+    response = pb.ClassifyResponse.FromString(encoder.encode([one], 0, seconds, size))
+
+    expected = pb.ClassifyResponse.FromString(encoder.encode([one, one], 0, seconds, size))
+    del expected.predictions[1]
+    assert response == expected
+
+
 def test_a_blank_image_has_no_label() -> None:
     """A blank image has its verdict, and neither label, confidence nor alternatives."""
     encoder = Encoder("digits", "7", LABELS)
