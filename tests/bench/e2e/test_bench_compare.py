@@ -41,7 +41,7 @@ def test_floors_and_peer(tmp_path: Path) -> None:
     write_echo_bundle(tmp_path)
     (figures,) = compare(tmp_path, tmp_path / "benchmarks.md", "--servers", *SERVERS, "--scale", "--loads", *LOADS)
     assert {name.split("/")[0] for name in figures if name.endswith("/rate")} == SERVERS
-    assert all(value > 0 for value in figures.values())
+    assert not {name: value for name, value in figures.items() if not value > 0}
     document = (tmp_path / "benchmarks.md").read_text()
     assert document.count("| at least ") == 5
     assert document.count("| at most ") == 10
