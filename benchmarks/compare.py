@@ -3,10 +3,12 @@
     python -m benchmarks.compare --models models --seconds 5 --rounds 3 --write docs/benchmarks.md
     python -m benchmarks.compare --against COMMIT --loads single idle
 
-The first form compares digitserve with its floors and with a good ``grpc.aio`` service, and the second with another commit
-(``against``). All servers take turns in every round, so that other activity of the machine affects all of them: only ratios
-within a round are reliable. In each run the server's own counter must agree with the load generator, otherwise the
-benchmark fails. The load generator is ``digitserve bench``; the first form checks it once against h2load.
+The first form compares both transports of digitserve with their floors, with a good ``grpc.aio`` service and, if its
+environment exists, with mosec (``python -m benchmarks.mosec`` creates it). The second form compares digitserve with another
+commit (``against``). All servers of a round take turns at each load, so that other activity of the machine affects all of
+them: only ratios within a round are reliable. In each run the server's own counter must agree with the load generator,
+otherwise the benchmark fails. The load generators are ``replay`` for single images, which is checked once against h2load, and
+``digitserve bench`` for all others.
 """
 
 import argparse
@@ -18,32 +20,56 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from benchmarks import bundles, installation, runs, targets
+from benchmarks import bundles, installation, ratios, runs, targets
 from benchmarks import load as loads
 from benchmarks.against import ROUNDS as AGAINST_ROUNDS
 from benchmarks.against import AgainstCommit
 from benchmarks.installation import ROOT, BenchError
 from benchmarks.load import LOADS, Load, add_cores, parse_cores, require_programs
 from benchmarks.runs import print_progress
-from benchmarks.servers import Aio, AioWindow, Digitserve, Empty, EmptyBatchPolicy, Server
+from benchmarks.servers import (
+    INT8_MODEL,
+    MOSEC_PYTHON,
+    Aio,
+    AioWindow,
+    Digitserve,
+    Empty,
+    EmptyGrpcio,
+    EmptyNative,
+    Grpcio,
+    GrpcioInt8,
+    Mosec,
+    Native,
+    NativeInt8,
+    Server,
+)  # fmt: skip
 from digitserve.inference.bundle import Bundle
 
 ROUNDS = 3
 
+_SINGLE = ("single", "single, grpcio", "single, grpc-go")
+
 SERVERS: dict[type[Server], tuple[str, ...]] = {
-    Digitserve: ("single", "stream", "large", "framed", "idle"),
+    Native: tuple(LOADS),
+    Grpcio: tuple(LOADS),
+    NativeInt8: (*_SINGLE, "stream", "large"),
+    GrpcioInt8: (*_SINGLE, "stream", "large"),
+    EmptyNative: (*_SINGLE, "single, one", "stream", "framed", "idle"),
+    EmptyGrpcio: (*_SINGLE, "single, one", "stream", "framed", "idle"),
     Aio: ("single",),
     AioWindow: ("single",),
-    Empty: ("single", "stream", "framed", "idle"),
-    EmptyBatchPolicy: ("single", "stream"),
+    Mosec: ("single",),
 }
-"""The loads of each server: the floor gives the same answer to every message, and the peer has one method."""
+"""The loads of each server: the floors give the same answer to every message, and the peers have one method."""
+
+TRANSPORTS = (Native.name, Grpcio.name), (NativeInt8.name, GrpcioInt8.name), (EmptyNative.name, EmptyGrpcio.name)
+"""Pairs of servers whose ratios are reported."""
 
 BESIDE = {
     "beside": Load(connections=2, images=1024),
@@ -67,7 +93,7 @@ class Comparison:
         """Prepare."""
         self._options = options
         self._bundle = bundle
-        self._expected: runs.Answer | None = None
+        self._expected: dict[str, runs.Answer] = {}
         self.rounds: list[dict[str, float]] = []
         self.h2load_ratio: float | None = None
 
@@ -77,14 +103,12 @@ class Comparison:
         for number in range(1, self._options.rounds + 1):
             self.rounds.append({})
             self._measure_floors(number)
-            for kind, names in SERVERS.items():
-                if kind.name in self._options.servers:
-                    selected = tuple(name for name in names if name in self._options.loads)
-                    self._measure_server(number, kind, kind.name, self._options.cores, selected)
+            self._measure_servers(number)
             for workers in self._options.scale:
                 all_cores = parse_cores(self._options.cores + "," + self._options.load_cores)
                 cores = ",".join(map(str, all_cores[:workers]))
-                self._measure_server(number, Digitserve, f"digitserve {workers}", cores, ("large",))
+                with Native(self._options.models, cores) as server:
+                    self._measure(number, server, f"{workers} workers", "large")
 
     def document(self) -> str:
         """Return the result as Markdown."""
@@ -98,6 +122,7 @@ class Comparison:
             f"{setup} The network has {multiply_adds:,.0f} multiply-adds.{left_out}",
             "## Targets",
             targets.table(targets.targets(multiply_adds, options.scale), self.rounds),
+            *self._describe_transports(),
             "## Figures: median of all rounds",
             targets.rates(self.rounds),
             targets.floors(self.rounds),
@@ -107,9 +132,9 @@ class Comparison:
                 f"The load generator measured {self.h2load_ratio:.2f} times the rate that h2load measured on the same server."
             )
         parts.append(
-            f"{loads.DESCRIPTION} E is the rate of the server `empty` under the same load: the raw completion queue, which "
-            "answers without reading the request. `empty, SCHED_BATCH` is the same under the scheduling policy that workers "
-            "set for themselves; it gains more from the policy than they do."
+            f"{loads.DESCRIPTION} The servers `empty` answer without reading the request. E is the rate of `empty native` under "
+            "the same load. mosec serves the same network, checks and answers over HTTP/1; it is measured by h2load, on 256 "
+            "connections, and only if `python -m benchmarks.mosec` has installed it."
         )
         return "\n\n".join(parts) + "\n"
 
@@ -124,26 +149,56 @@ class Comparison:
             self.rounds[-1][name] = measure_floor(self._options.cores, self._options.seconds, *arguments)
         self.rounds[-1]["image_s"] /= 64
 
-    def _measure_server(
-        self, number: int, kind: type[Server], name: str, cores: str, load_names: tuple[str, ...]
-    ) -> None:
+    def _measure_servers(self, number: int) -> None:
+        """Start all servers, and measure them in turn at each load: in every second round, the last one first."""
+        options = self._options
+        with ExitStack() as running:
+            servers = []
+            for kind in SERVERS:
+                if kind.name in options.servers and self._is_available(kind):
+                    start_s = time.monotonic()
+                    servers.append(running.enter_context(kind(options.models, options.cores)))
+                    self.rounds[-1][f"{kind.name}/ready_s"] = time.monotonic() - start_s
+                    self._check_answers(servers[-1])
+            for load_name in options.loads:
+                for server in servers if number % 2 else reversed(servers):
+                    if load_name in SERVERS[type(server)]:
+                        self._measure(number, server, server.name, load_name)
+            for server in servers:
+                if type(server) is Native:
+                    self._measure_others(number, server)
+
+    def _is_available(self, kind: type[Server]) -> bool:
+        if kind is Mosec:
+            return MOSEC_PYTHON.exists()
+        int8 = kind in {NativeInt8, GrpcioInt8}
+        return not int8 or (self._bundle.manifest.name != INT8_MODEL and (self._options.models / INT8_MODEL).exists())
+
+    def _measure(self, number: int, server: Server, name: str, load_name: str) -> None:
+        print_progress(f"round {number}: {name}, {load_name}")
+        measured = runs.measure(server, load_name, self._options.load_cores, self._options.seconds)
+        self.rounds[-1] |= {f"{name}/{load_name}/{metric}": value for metric, value in measured.items()}
+
+    def _measure_others(self, number: int, server: Native) -> None:
         options, figures = self._options, self.rounds[-1]
-        start_s = time.monotonic()
-        with kind(options.models, cores) as server:
-            ready_s = time.monotonic() - start_s
-            self._check_answers(server)
-            for load_name in load_names:
-                print_progress(f"round {number}: {name}, {load_name}")
-                measured = runs.measure(server, load_name, options.load_cores, options.seconds)
-                figures |= {f"{name}/{load_name}/{metric}": value for metric, value in measured.items()}
-            if isinstance(server, Digitserve) and name == Digitserve.name:
-                figures |= {"ready_s": ready_s, "worker_bytes": server.worker_bytes()}
-                for load_name, load in BESIDE.items():
-                    print_progress(f"round {number}: {name}, {load_name}")
-                    self._measure_beside(server, load_name, load)
-                if self.h2load_ratio is None and "single" in load_names:
-                    other = loads.run_h2load(LOADS["single"], options.load_cores, server.grpc_port, options.seconds)
-                    self.h2load_ratio = figures["digitserve/single/rate"] / other
+        figures["worker_bytes"] = server.worker_bytes()
+        for load_name, load in BESIDE.items():
+            print_progress(f"round {number}: {server.name}, {load_name}")
+            self._measure_beside(server, load_name, load)
+        if self.h2load_ratio is None and (rate := figures.get(f"{server.name}/single/rate")):
+            other = loads.run_h2load(LOADS["single"], options.load_cores, server.grpc_port, options.seconds)
+            self.h2load_ratio = rate / other
+
+    def _describe_transports(self) -> list[str]:
+        pairs = [pair for pair in TRANSPORTS if set(pair) <= {name.split("/")[0] for name in self.rounds[0]}]
+        shared = {
+            pair: [name for name in LOADS if all(f"{server}/{name}/rate" in self.rounds[0] for server in pair)]
+            for pair in pairs
+        }
+        return [
+            f"## {this}/{that}, per round: median (minimum to maximum)\n\n{ratios.table(self.rounds, names, this, that)}"
+            for (this, that), names in shared.items()
+        ]
 
     def _measure_beside(self, server: Digitserve, name: str, load: Load) -> None:
         options, figures = self._options, self.rounds[-1]
@@ -159,11 +214,10 @@ class Comparison:
         figures["health_s"] = max(figures.get("health_s", 0.0), *answer_times_s)
 
     def _check_answers(self, server: Server) -> None:
-        if isinstance(server, Empty):
+        if isinstance(server, Empty | Mosec):
             return
         answer = runs.classify_golden(server, self._bundle)
-        self._expected = self._expected or answer
-        runs.check_same_answers(server.name, answer, self._expected)
+        runs.check_same_answers(server.name, answer, self._expected.setdefault(answer.model_name, answer))
 
 
 @contextmanager

@@ -1,16 +1,15 @@
 """Lower bounds on the cost of a single-image request.
 
-E: empty RPCs per second on the completion queue, or empty messages of a stream. B: images per second of the network alone,
-in full batches on one thread. A server that does both and nothing else answers 1/(1/E + 1/B) requests per second.
+E: empty RPCs per second, or empty messages of a stream, on either transport. B: images per second of the network alone, in
+full batches on one thread. A server that does both and nothing else answers 1/(1/E + 1/B) requests per second.
 """
 
 import argparse
+import gc
 import signal
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import grpc
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,11 +22,16 @@ from digitserve.inference.session import Session
 from digitserve.protocol.codec import Limits, decode, encode_stream_response
 from digitserve.protocol.names import CLASSIFY, CLASSIFY_STREAM
 from digitserve.protocol.status import OK, Status
+from digitserve.settings import Settings
 from digitserve.supervision.autotune import mean_s
-from digitserve.transport.grpcio.completion_queue import OPTIONS, CompletionQueueServer
+from digitserve.telemetry.block import Block
+from digitserve.telemetry.recorder import Recorder
+from digitserve.transport.grpcio.server import GrpcServer
 from digitserve.transport.handlers import ServerStream, UnaryCall
+from digitserve.transport.native.server import NativeServer
 from digitserve.types import IMAGE_SIZE
 from digitserve.v1 import digits_pb2 as pb
+from digitserve.worker import GC_THRESHOLD
 
 ANSWER = pb.ClassifyResponse(
     predictions=[pb.Prediction(label="7", class_index=7, confidence=0.99, verdict=pb.VERDICT_ACCEPTED, ood_score=-9.0)],
@@ -97,16 +101,20 @@ class EmptyStreamHandler:
         """Do nothing."""
 
 
-def serve_empty(port: int, stats: NDArray[np.float64]) -> None:
+TRANSPORTS = {"native": NativeServer, "grpcio": GrpcServer}
+
+
+def serve_empty(transport: str, port: int, stats: NDArray[np.float64]) -> None:
     """Answer ``Classify``, and each message of ``ClassifyStream``, with the same response until SIGTERM."""
-    ordinary = grpc.server(ThreadPoolExecutor(1), options=OPTIONS)
-    server = CompletionQueueServer(ordinary)
-    server.add_unary_handler(CLASSIFY.path, EmptyHandler(stats))
-    server.add_stream_handler(CLASSIFY_STREAM.path, EmptyStreamHandler(stats))
-    ordinary.add_insecure_port(f"127.0.0.1:{port}")
+    server = TRANSPORTS[transport](
+        Settings(grpc_port=port), Recorder(Block(()), ()),
+        unary={CLASSIFY: EmptyHandler(stats)}, streams={CLASSIFY_STREAM: EmptyStreamHandler(stats)},
+    )  # fmt: skip
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _frame: stopping.append(number))
-    server.start()
+    server.listen()
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD)
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     while not stopping:
@@ -116,7 +124,8 @@ def serve_empty(port: int, stats: NDArray[np.float64]) -> None:
     server.begin_shutdown()
     server.cancel_all()
     while server.poll(0.1) is not None:
-        """Until core reports that every connection is closed."""
+        """Until every connection is closed."""
+    server.close()
 
 
 def measure_network(models: Path, seconds: float, batch_size: int) -> float:
@@ -146,6 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure lower bounds on the cost of a single-image request.")
     commands = parser.add_subparsers(dest="floor", required=True)
     empty = commands.add_parser("empty", help="E: serve empty RPCs")
+    empty.add_argument("--transport", choices=TRANSPORTS, required=True)
     empty.add_argument("--port", type=int, required=True)
     empty.add_argument("--stats", type=Path, required=True)
     network = commands.add_parser("network", help="B: print the seconds of a batch of onnxruntime alone")
@@ -157,7 +167,7 @@ def main() -> None:
         command.add_argument("--seconds", type=float, default=3.0)
     options = parser.parse_args()
     if options.floor == "empty":
-        serve_empty(options.port, np.memmap(options.stats, np.float64, "w+", shape=(len(STATS),)))
+        serve_empty(options.transport, options.port, np.memmap(options.stats, np.float64, "w+", shape=(len(STATS),)))
     elif options.floor == "network":
         sys.stdout.write(f"{measure_network(options.models, options.seconds, options.batch_size)!r}\n")
     else:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.installation import ROOT, BenchError
+from digitserve.bench import wire
 from digitserve.bench.plan import Plan, Size
 from digitserve.bench.traffic import requests
 from digitserve.protocol.names import CLASSIFY
@@ -31,6 +32,7 @@ class Load:
         in_flight: concurrent requests per connection.
         images: images per request.
         side: height and width of each image in pixels.
+        style: kind of client whose header blocks ``replay`` sends; None for ``digitserve bench``, which checks answers.
     """
 
     method: str = "unary"
@@ -38,9 +40,16 @@ class Load:
     in_flight: int = 1
     images: int = 1
     side: int = 28
+    style: str | None = None
 
     def command(self, cores: str, port: int, metrics: str, seconds: float) -> list[str]:
         """Return the command that loads a server on a port of 127.0.0.1."""
+        if self.style is not None:
+            return [
+                "taskset", "-c", cores, sys.executable, "-m", "benchmarks.replay", "--port", str(port),
+                "--style", self.style, "--method", self.method, "--connections", str(self.connections),
+                "--in-flight", str(self.in_flight), "--seconds", str(seconds),
+            ]  # fmt: skip
         processes = min(len(parse_cores(cores)), self.connections)
         return [
             "taskset", "-c", cores, str(Path(sys.executable).parent / "digitserve"), "bench",
@@ -52,15 +61,21 @@ class Load:
 
 
 LOADS = {
-    "single": Load(),
-    "stream": Load(method="stream", in_flight=4),
+    "single": Load(in_flight=4, style="plain"),
+    "single, grpcio": Load(in_flight=4, style="grpcio"),
+    "single, grpc-go": Load(in_flight=4, style="grpc-go"),
+    "single, one": Load(style="plain"),
+    "stream": Load(method="stream", in_flight=4, style="plain"),
     "large": Load(connections=16, in_flight=2, images=64),
     "framed": Load(side=64),
     "idle": Load(connections=1),
 }
 
 DESCRIPTION = (
-    "`single`: one 28x28 image per request, unary. `stream`: the same on streams, 4 requests in flight on each. "
+    "`single`: one 28x28 image per request, unary, 4 requests in flight, all with the same headers. `single, grpcio`: the "
+    "same with a new deadline and a new metadata field in each call, encoded as gRPC core does. `single, grpc-go`: with a "
+    "new deadline and two new metadata fields, Huffman-coded as grpc-go does. `single, one`: one request in flight. "
+    "`stream`: single images on streams, 4 requests in flight on each. "
     "`large`: 64 images per request, 16 connections with 2 requests in flight. `framed`: one 64x64 image per request. "
     "`idle`: one client with one request at a time. All others: 64 connections."
 )
@@ -109,7 +124,10 @@ def finish(process: "subprocess.Popen[str]", seconds: float) -> LoadReport:
 
 
 def _read(report: dict[str, Any]) -> LoadReport:
-    if set(report["codes"]) != {"OK"} or report["wrong"] or report["failed_connections"] or report["unanswered"]:
+    # ``replay`` fails instead of reporting failures.
+    if "codes" in report and (
+        set(report["codes"]) != {"OK"} or report["wrong"] or report["failed_connections"] or report["unanswered"]
+    ):
         raise BenchError(
             f"the load generator reported failures: codes {report['codes']}, messages {report['messages']}, "
             f"{report['wrong']} wrong answers, {report['failed_connections']} failed connections, "
@@ -122,22 +140,27 @@ def _read(report: dict[str, Any]) -> LoadReport:
     )  # fmt: skip
 
 
-def run_h2load(load: Load, cores: str, port: int, seconds: float) -> float:
+def run_h2load(load: Load, cores: str, port: int, seconds: float, *, http1: bool = False) -> float:
     """Send the same requests with h2load, and return its requests/s. It does not check grpc-status.
+
+    Over HTTP/1.1 the bodies are the messages without the prefix of gRPC, and each request in flight has its own connection.
 
     Raises:
         BenchError: a connection or a request failed in HTTP.
     """
     plan = Plan("", images=load.images, sizes=(Size(load.side, load.side),), method=load.method)
     with tempfile.NamedTemporaryFile() as body:
-        body.write(next(requests(plan, 0)).body)
+        body.write(next(requests(plan, 0)).body[wire.PREFIX_BYTES if http1 else 0 :])
         body.flush()
+        connections, in_flight = load.connections, load.in_flight
+        if http1:
+            connections, in_flight = connections * in_flight, 1
         command = [
-            "taskset", "-c", cores, "h2load", f"-c{load.connections}", f"-m{load.in_flight}",
+            "taskset", "-c", cores, "h2load", *["--h1"] * http1, f"-c{connections}", f"-m{in_flight}",
             f"-t{min(len(parse_cores(cores)), load.connections)}", f"-D{seconds * 1e3:.0f}ms",
             f"--warm-up-time={WARM_UP_S * 1e3:.0f}ms",
             "-d", body.name, "-H", "content-type: application/grpc", "-H", "te: trailers",
-            f"http://127.0.0.1:{port}{CLASSIFY.path}",
+            f"http://127.0.0.1:{port}{'/inference' if http1 else CLASSIFY.path}",
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + 30)
     rate = re.search(r"^finished in .*?, ([\d.]+) req/s", done.stdout, re.MULTILINE)

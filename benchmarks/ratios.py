@@ -1,4 +1,4 @@
-"""Ratios of two servers under the same loads, round by round. Pure functions; called by ``against``."""
+"""Ratios of two servers under the same loads, round by round. Pure functions; called by ``against`` and ``compare``."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,14 +41,16 @@ def order(round_number: int) -> tuple[str, str]:
     return (THIS, THAT) if round_number % 2 else (THAT, THIS)
 
 
-def spread(rounds: Sequence[Figures], load: str, metric: str) -> Spread:
-    """Return this/that of a metric under a load, compared only within rounds."""
-    ratios = [figures[f"{THIS}/{load}/{metric}"] / figures[f"{THAT}/{load}/{metric}"] for figures in rounds]
+def spread(rounds: Sequence[Figures], load: str, metric: str, this: str = THIS, that: str = THAT) -> Spread:
+    """Return this/that of a metric under a load, compared only within rounds; ``this`` and ``that`` are names of servers."""
+    ratios = [figures[f"{this}/{load}/{metric}"] / figures[f"{that}/{load}/{metric}"] for figures in rounds]
     return Spread(median(ratios), min(ratios), max(ratios))
 
 
-def table(rounds: Sequence[Figures], loads: Sequence[str]) -> str:
+def table(rounds: Sequence[Figures], loads: Sequence[str], this: str = THIS, that: str = THAT) -> str:
     """Return the ratios of all metrics as a Markdown table, one row per load."""
     lines = [f"| load | {' | '.join(COLUMNS.values())} |", "|---" * (1 + len(COLUMNS)) + "|"]
-    lines += [f"| {load} | {' | '.join(str(spread(rounds, load, metric)) for metric in COLUMNS)} |" for load in loads]
+    for load in loads:
+        spreads = [str(spread(rounds, load, metric, this, that)) for metric in COLUMNS]
+        lines += [f"| {load} | {' | '.join(spreads)} |"]
     return "\n".join(lines)

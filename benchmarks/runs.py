@@ -3,6 +3,7 @@
 Used by ``compare`` and ``against``. A round is a dict of figures with names such as ``SERVER/LOAD/rate``.
 """
 
+import math
 import os
 import platform
 import sys
@@ -12,8 +13,8 @@ import grpc
 
 from benchmarks import load as loads
 from benchmarks.installation import BenchError
-from benchmarks.load import LOADS
-from benchmarks.servers import Server
+from benchmarks.load import LOADS, Load
+from benchmarks.servers import Mosec, Server
 from digitserve.inference.bundle import Bundle
 from digitserve.protocol.names import CLASSIFY
 from digitserve.v1 import digits_pb2 as pb
@@ -36,6 +37,8 @@ def measure(server: Server, load_name: str, load_cores: str, seconds: float) -> 
         BenchError: requests failed, or the server counted another number of answers than the load generator.
     """
     load = LOADS[load_name]
+    if isinstance(server, Mosec):
+        return _measure_http1(server, load, load_cores, seconds)
     num_ok, cpu_s = server.num_ok(), server.cpu_s()
     report = loads.run(load, load_cores, server.grpc_port, server.metrics_url(), seconds)
     num_ok, cpu_s = (server.num_ok() - num_ok) // load.images, server.cpu_s() - cpu_s
@@ -48,6 +51,14 @@ def measure(server: Server, load_name: str, load_cores: str, seconds: float) -> 
             f"{server.name}, {load_name}: the load generator had no CPU time to spare; use more --load-cores"
         )
     return dict(zip(METRICS, (report.rate, report.p50_s, report.p99_s, cpu_s * 1e6 / num_ok), strict=True))
+
+
+def _measure_http1(server: Mosec, load: Load, load_cores: str, seconds: float) -> dict[str, float]:
+    """Load a server with h2load. It aborts the last requests, so its count differs from the server's, and has no percentiles."""
+    num_ok, cpu_s = server.num_ok(), server.cpu_s()
+    rate = loads.run_h2load(load, load_cores, server.grpc_port, seconds, http1=True)
+    cpu_us = (server.cpu_s() - cpu_s) * 1e6 / (server.num_ok() - num_ok)
+    return dict(zip(METRICS, (rate, math.nan, math.nan, cpu_us), strict=True))
 
 
 def classify_golden(server: Server, bundle: Bundle) -> Answer:

@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,7 +23,12 @@ from typing import Self
 import numpy as np
 
 from benchmarks.aio_service import STATS
-from benchmarks.installation import BenchError, Installation
+from benchmarks.installation import CACHE, BenchError, Installation
+
+INT8_MODEL = "digits-int8"
+
+MOSEC_PYTHON = CACHE / "mosec" / "bin" / "python"
+"""Interpreter of the environment that ``python -m benchmarks.mosec`` creates."""
 
 READY_S = 30.0
 """Longest wait until a server is ready."""
@@ -129,12 +135,13 @@ class Digitserve(Server):
     """The real command of an installation: one worker per core, and the supervisor on the same cores."""
 
     name = "digitserve"
+    flags: tuple[str, ...] = ()
 
     def command(self) -> list[str]:
         """Return the command that starts it."""
         return [
             self._installation.program, "serve", "--models", str(self._models),
-            "--grpc-port", str(self.grpc_port), "--http-port", str(self.http_port),
+            "--grpc-port", str(self.grpc_port), "--http-port", str(self.http_port), *self.flags,
         ]  # fmt: skip
 
     def is_ready(self) -> bool:
@@ -172,6 +179,53 @@ class Digitserve(Server):
         return text
 
 
+class Native(Digitserve):
+    """The service on its own HTTP/2 transport."""
+
+    name = "native"
+    flags = ("--transport", "native")
+
+
+class Grpcio(Digitserve):
+    """The service on gRPC core."""
+
+    name = "grpcio"
+    flags = ("--transport", "grpcio")
+
+
+class NativeInt8(Native):
+    """The int8 network on the native transport."""
+
+    name = "native int8"
+    flags = (*Native.flags, "--model", INT8_MODEL)
+
+
+class GrpcioInt8(Grpcio):
+    """The int8 network on gRPC core."""
+
+    name = "grpcio int8"
+    flags = (*Grpcio.flags, "--model", INT8_MODEL)
+
+
+class Mosec(Server):
+    """The same network, checks and answers behind mosec's HTTP/1 front end; see ``mosec``."""
+
+    name = "mosec"
+
+    def command(self) -> list[str]:
+        """Return the command that starts it."""
+        return [
+            str(MOSEC_PYTHON), "-m", "benchmarks.mosec_service", "--models", str(self._models),
+            "--address", "127.0.0.1", "--port", str(self.grpc_port), "--stats", str(self.stats_path),
+        ]  # fmt: skip
+
+    def is_ready(self) -> bool:
+        """Return whether its metrics page, which is on the same port, shows that it is available."""
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{self.grpc_port}/") as response:
+            return response.status == HTTPStatus.OK and self.stats_path.exists()
+        return False
+
+
 class Aio(Server):
     """The ``grpc.aio`` service: a batch is what is in the queue when the batching thread is free."""
 
@@ -194,26 +248,30 @@ class AioWindow(Aio):
 
 
 class Empty(Server):
-    """The floor E: an empty RPC, or an empty message on a stream, on the raw completion queue."""
+    """The floor E: an empty RPC, or an empty message on a stream, under the scheduling policy of a worker."""
 
-    name = "empty"
+    transport = ""
 
     def command(self) -> list[str]:
         """Return the command that starts it."""
         return [
-            sys.executable, "-m", "benchmarks.floors", "empty", "--port", str(self.grpc_port),
-            "--stats", str(self.stats_path),
+            "chrt", "--batch", "0", sys.executable, "-m", "benchmarks.floors", "empty", "--transport", self.transport,
+            "--port", str(self.grpc_port), "--stats", str(self.stats_path),
         ]  # fmt: skip
 
 
-class EmptyBatchPolicy(Empty):
-    """The same under the scheduling policy of a worker, SCHED_BATCH, which its threads inherit."""
+class EmptyNative(Empty):
+    """The floor of the native transport."""
 
-    name = "empty, SCHED_BATCH"
+    name = "empty native"
+    transport = "native"
 
-    def command(self) -> list[str]:
-        """Return the command that starts it."""
-        return ["chrt", "--batch", "0", *super().command()]
+
+class EmptyGrpcio(Empty):
+    """The floor of the completion queue of gRPC core."""
+
+    name = "empty grpcio"
+    transport = "grpcio"
 
 
 def free_port() -> int:

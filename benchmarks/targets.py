@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 from statistics import median
 
 SMALL_NETWORK = 4_000_000
@@ -39,22 +40,31 @@ class Target:
 def targets(multiply_adds: float, worker_counts: Sequence[int]) -> list[Target]:
     """Return the targets for one server core, and for each number of workers in ``worker_counts``."""
     listed = [
-        _relative_rate("single: rate relative to 1/(1/E + 1/B)", "single", ()),
-        _relative_rate("stream: rate relative to 1/(1/E + 1/B)", "stream", ()),
-        _relative_rate("framed: rate relative to 1/(1/E + 1/B + framing time)", "framed", ("framing_s",)),
-        Target(
-            "large: images/s relative to B", lambda figures: 64 * figures["digitserve/large/rate"] * figures["image_s"],
-            0.90, True, "{:.0%}", ("digitserve/large/rate", "image_s"),
+        *(
+            _maximum(
+                f"empty RPC, {load}: CPU", lambda figures, load=load: figures[f"empty native/{load}/cpu_us"],
+                bound, "{:.1f} us", f"empty native/{load}/cpu_us",
+            )
+            # With one call in flight each read and each write has one call only: 8 us more.
+            for load, bound in (("single", 8), ("single, grpcio", 12), ("single, grpc-go", 18), ("single, one", 16))
         ),
+        *(
+            _of_b(server, load, num_images, bound)
+            for load, num_images, bounds in (("single", 1, (0.82, 1.45)), ("large", 64, (0.92, 1.70)))
+            for server, bound in zip(("native", "native int8"), bounds, strict=True)
+        ),
+        *(
+            _relative(f"{server}/{load}/rate", f"{server}/single/rate", bound)
+            for server, bounds in (("native", (0.90, 0.85, 1.0)), ("native int8", (0.85, 0.75, 1.0)))
+            for load, bound in zip(("single, grpcio", "single, grpc-go", "stream"), bounds, strict=True)
+        ),
+        _relative("native/single/rate", "mosec/single/rate", 1.0),
+        _framed(),
         _maximum("framing time of a 64x64 image", lambda figures: figures["framing_s"] * 1e6, 100, "{:.0f} us", "framing_s"),
+        _maximum("idle: p50", lambda figures: figures["native/idle/p50_s"] * 1e3, 0.4, "{:.2f} ms", "native/idle/p50_s"),
         _maximum(
-            "idle: p50 relative to (p50 of an empty RPC + network time)",
-            lambda figures: figures["digitserve/idle/p50_s"] / (figures["empty/idle/p50_s"] + figures["single_s"]),
-            1.3, "{:.2f}", "digitserve/idle/p50_s", "empty/idle/p50_s",
-        ),
-        _maximum(
-            "idle: p99 relative to p50", lambda figures: figures["digitserve/idle/p99_s"] / figures["digitserve/idle/p50_s"],
-            3, "{:.2f}", "digitserve/idle/p50_s",
+            "idle: p99 relative to p50", lambda figures: figures["native/idle/p99_s"] / figures["native/idle/p50_s"],
+            3, "{:.2f}", "native/idle/p50_s",
         ),
         *(
             _maximum(
@@ -65,41 +75,48 @@ def targets(multiply_adds: float, worker_counts: Sequence[int]) -> list[Target]:
             for kind, load in (("28x28", "beside"), ("64x64", "beside framed"))
         ),
         _maximum("slowest health check beside these requests", lambda figures: figures["health_s"] * 1e3, 1000, "{:.0f} ms", "health_s"),
-        _maximum("time from start to ready", lambda figures: figures["ready_s"], 2, "{:.2f} s", "ready_s"),
+        _maximum("time from start to ready", lambda figures: figures["native/ready_s"], 2, "{:.2f} s", "native/ready_s"),
         _maximum("memory of a worker", lambda figures: figures["worker_bytes"] / 1e6, 130, "{:.0f} MB", "worker_bytes"),
         *(
             Target(
                 f"large, {number} workers: rate relative to {number} times that of one",
-                lambda figures, number=number: figures[f"digitserve {number}/large/rate"] / number / figures["digitserve/large/rate"],
-                0.9, True, "{:.0%}", (f"digitserve {number}/large/rate", "digitserve/large/rate"),
+                lambda figures, number=number: figures[f"{number} workers/large/rate"] / number / figures["native/large/rate"],
+                0.9, True, "{:.0%}", (f"{number} workers/large/rate", "native/large/rate"),
             )
             for number in worker_counts
         ),
     ]  # fmt: skip
     if multiply_adds <= SMALL_NETWORK:
-        rate, peer = "digitserve/single/rate", "grpc.aio/single/rate"
-        listed.insert(
-            1,
-            Target(
-                "single: rate relative to grpc.aio",
-                lambda figures: figures[rate] / figures[peer],
-                3,
-                True,
-                "{:.2f}",
-                (rate, peer),
-            ),
-        )
+        listed.append(_relative("native/single/rate", "grpc.aio/single/rate", 3, "{:.2f}"))
     return listed
 
 
-def _relative_rate(name: str, load: str, other_steps: tuple[str, ...]) -> Target:
-    """Return a target relative to a server that only does the RPC, the network and the steps in ``other_steps``."""
-    ours, empty = f"digitserve/{load}/rate", f"empty/{load}/rate"
+def _of_b(server: str, load: str, num_images: int, bound: float) -> Target:
+    """Return a target for the images/s of a server relative to B of the network that is served by default."""
+    rate = f"{server}/{load}/rate"
 
     def value(figures: Figures) -> float:
-        return figures[ours] * (1 / figures[empty] + figures["image_s"] + sum(figures[name] for name in other_steps))
+        return num_images * figures[rate] * figures["image_s"]
 
-    return Target(name, value, 0.85, True, "{:.0%}", (ours, empty, "image_s", *other_steps))
+    return Target(f"{server}, {load}: images/s relative to B", value, bound, True, "{:.2f}", (rate, "image_s"))
+
+
+def _relative(rate: str, other: str, bound: float, form: str = "{:.0%}") -> Target:
+    """Return a target for one rate relative to another."""
+    (server, load, _), that = rate.split("/"), other.removesuffix("/rate").replace("/", ", ")
+    name = f"{server}, {load}: rate relative to {that}"
+    return Target(name, lambda figures: figures[rate] / figures[other], bound, True, form, (rate, other))
+
+
+def _framed() -> Target:
+    """Return a target relative to a server that does only the RPC, the network and framing."""
+    ours, empty = "native/framed/rate", "empty native/framed/rate"
+
+    def value(figures: Figures) -> float:
+        return figures[ours] * (1 / figures[empty] + figures["image_s"] + figures["framing_s"])
+
+    name = "framed: rate relative to 1/(1/E + 1/B + framing time)"
+    return Target(name, value, 0.85, True, "{:.0%}", (ours, empty, "image_s", "framing_s"))
 
 
 def _maximum(name: str, value: Callable[[Figures], float], bound: float, form: str, *needs: str) -> Target:
@@ -128,9 +145,9 @@ def rates(rounds: Sequence[Figures]) -> str:
             median(figures[f"{server}/{load}/{what}"] for figures in rounds)
             for what in ("rate", "p50_s", "p99_s", "cpu_us")
         )
-        lines.append(
-            f"| {server} | {load} | {rate:,.0f} | {p50_s * 1e3:.2f} ms | {p99_s * 1e3:.2f} ms | {cpu_us:.0f} |"
-        )
+        # h2load reports no percentiles.
+        p50, p99 = ("" if isnan(value) else f"{value * 1e3:.2f} ms" for value in (p50_s, p99_s))
+        lines.append(f"| {server} | {load} | {rate:,.0f} | {p50} | {p99} | {cpu_us:.1f} |")
     return "\n".join(lines)
 
 

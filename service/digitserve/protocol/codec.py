@@ -6,7 +6,7 @@ Called on the worker's one thread, a few times per request: what can be built on
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from digitserve.errors import InvalidRequest, NotServed, TooLarge
 from digitserve.protocol.names import Artefact, Verdict
+from digitserve.protocol.single import SingleEncoder
 from digitserve.types import IMAGE_SIZE, Box, Framing, Ink, default_framing, default_ink
 from digitserve.v1 import digits_pb2 as pb
 
@@ -52,10 +53,31 @@ _INK_NUMBERS = {ink: number for number, ink in _INK.items()}
 _FRAMING_NUMBERS = {Framing.AS_IS: pb.FRAMING_AS_IS, Framing.MNIST: pb.FRAMING_MNIST}
 _BLANK = Verdict.BLANK
 
-_ONE_IMAGE = pb.ClassifyRequest(pixels=bytes(IMAGE_BYTES))
-_PREFIX = _ONE_IMAGE.SerializeToString()[:-IMAGE_BYTES]
-"""The bytes before the pixels in a request that holds one image of the network's size and nothing else."""
-_STREAM_PREFIX = pb.ClassifyStreamRequest(request=_ONE_IMAGE).SerializeToString()[:-IMAGE_BYTES]
+_STATED: tuple[dict[str, Any], ...] = (
+    {},
+    {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+    {"height": IMAGE_SIZE, "width": IMAGE_SIZE, "num_images": 1},
+    {"height": IMAGE_SIZE, "width": IMAGE_SIZE, "num_images": 1, "pixel_format": pb.PIXEL_FORMAT_GRAY8},
+)
+"""Fields beside the pixels with which clients send one image of the network's size, and which change nothing."""
+
+_Forms = dict[int, tuple[bytes, bytes]]
+"""By the length of such a message: its bytes before and after the pixels."""
+
+
+def _forms(serialize: Callable[[pb.ClassifyRequest], bytes]) -> _Forms:
+    """Return the forms of such a message as ``serialize`` returns it."""
+    forms = {}
+    for stated in _STATED:
+        pixels = b"\xff" * IMAGE_BYTES
+        body = serialize(pb.ClassifyRequest(pixels=pixels, **stated))
+        before, _, after = body.partition(pixels)
+        forms[len(body)] = before, after
+    return forms
+
+
+_FORMS = _forms(lambda request: request.SerializeToString())
+_STREAM_FORMS = _forms(lambda request: pb.ClassifyStreamRequest(request=request).SerializeToString())
 _CONTINUED = 0x80
 """Set in each byte of a varint that is not the last."""
 
@@ -182,12 +204,12 @@ def decode(body: bytes, limits: Limits) -> Request:
         InvalidRequest: the message states what was received, what is expected, and which image.
         NotServed: the request names another model version.
     """
-    return _decode_one_image(body, _PREFIX, limits) or _check(parse(pb.ClassifyRequest, body), limits)
+    return _decode_one_image(body, _FORMS, limits) or _check(parse(pb.ClassifyRequest, body), limits)
 
 
 def decode_stream_request(body: bytes, limits: Limits) -> Request:
     """Parse and check a ``ClassifyStreamRequest``; raises as ``decode`` does."""
-    return _decode_one_image(body, _STREAM_PREFIX, limits) or _check(
+    return _decode_one_image(body, _STREAM_FORMS, limits) or _check(
         parse(pb.ClassifyStreamRequest, body).request, limits
     )
 
@@ -216,11 +238,16 @@ def parse(kind: Any, body: bytes) -> Any:
         ) from None
 
 
-def _decode_one_image(body: bytes, prefix: bytes, limits: Limits) -> Request | None:
-    """Recognise the most common request by one comparison: one image of the network's size, and no other field."""
-    if len(body) != len(prefix) + IMAGE_BYTES or not body.startswith(prefix):
+def _decode_one_image(body: bytes, forms: _Forms, limits: Limits) -> Request | None:
+    """Recognise the most common requests by few comparisons: one image of the network's size with default treatment."""
+    form = forms.get(len(body))
+    if form is None:
         return None
-    return Request(body[len(prefix) :], *limits.fields_of_one_image)
+    before, after = form
+    if not (body.startswith(before) and body.endswith(after)):
+        return None
+    start = len(before)
+    return Request(body[start : start + IMAGE_BYTES], *limits.fields_of_one_image)
 
 
 def _varint(number: int) -> bytes:
@@ -320,6 +347,7 @@ class Encoder:
         """Encode for a model of this name and version, with the labels in the order of their indices."""
         self._labels = labels
         self._model = pb.ClassifyResponse(model_name=name, model_version=version).SerializeToString()
+        self._single = SingleEncoder(labels, self._model)
 
     def encode(
         self, answers: list[Answer], top_k: int, seconds: tuple[float, float, float], batch_size: int,
@@ -334,6 +362,11 @@ class Encoder:
             batch_size: of the batch that answered the last image.
             preparations: one for each image, or none.
         """
+        if len(answers) == 1 and not top_k and not preparations:
+            class_index, confidence, verdict, ood_score, _ = answers[0]
+            body = self._single.encode(class_index, verdict, confidence, ood_score, seconds, batch_size)
+            if body is not None:
+                return body
         # A new message per response: protobuf frees what a reused one held before only with the message itself.
         response = pb.ClassifyResponse()
         for answer in answers:

@@ -1,5 +1,7 @@
 """Arithmetic of the performance targets: how each is computed, and when it is met."""
 
+from math import nan
+
 import pytest
 
 from benchmarks import targets
@@ -8,11 +10,18 @@ from benchmarks.targets import targets as targets_of
 
 FIGURES = {
     "image_s": 1e-4, "single_s": 2e-4, "framing_s": 5e-5,
-    "digitserve/single/rate": 4500.0, "empty/single/rate": 10_000.0, "grpc.aio/single/rate": 1500.0,
-    "digitserve/single/p50_s": 0.01, "digitserve/single/p99_s": 0.02, "digitserve/single/cpu_us": 200.0,
-    "empty/single/p50_s": 0.005, "empty/single/p99_s": 0.01, "empty/single/cpu_us": 100.0,
+    "native/single/rate": 8300.0, "native int8/single/rate": 12_000.0, "grpc.aio/single/rate": 1500.0,
+    "native/single/p50_s": 0.01, "native/single/p99_s": 0.02, "native/single/cpu_us": 110.0,
+    "native int8/single/p50_s": 0.01, "native int8/single/p99_s": 0.02, "native int8/single/cpu_us": 80.0,
+    "native/single, grpcio/rate": 7470.0, "native/framed/rate": 3600.0, "empty native/framed/rate": 10_000.0,
+    "native/single, grpcio/p50_s": 0.01, "native/single, grpcio/p99_s": 0.02, "native/single, grpcio/cpu_us": 120.0,
+    "native/framed/p50_s": 0.01, "native/framed/p99_s": 0.02, "native/framed/cpu_us": 250.0,
+    "empty native/framed/p50_s": 0.01, "empty native/framed/p99_s": 0.02, "empty native/framed/cpu_us": 10.0,
     "grpc.aio/single/p50_s": 0.04, "grpc.aio/single/p99_s": 0.08, "grpc.aio/single/cpu_us": 600.0,
+    "mosec/single/rate": 8301.0, "mosec/single/p50_s": nan, "mosec/single/p99_s": nan, "mosec/single/cpu_us": 80.0,
 }  # fmt: skip
+
+PEER = "native, single: rate relative to grpc.aio, single"
 
 
 def rows(figures: dict[str, float], multiply_adds: float = SMALL_NETWORK) -> dict[str, str]:
@@ -21,23 +30,34 @@ def rows(figures: dict[str, float], multiply_adds: float = SMALL_NETWORK) -> dic
     return {line.split("|")[1].strip(): line for line in lines}
 
 
-def test_rate_relative_to_a_server_of_rpc_and_network_only() -> None:
-    """With E = 10,000 RPCs/s and B = 10,000 images/s such a server answers 5,000; 4,500 are 90 % of it."""
-    row = rows(FIGURES)["single: rate relative to 1/(1/E + 1/B)"]
+@pytest.mark.parametrize(
+    ("name", "value", "met"),
+    [
+        ("native, single: images/s relative to B", "0.83", "yes"),
+        ("native int8, single: images/s relative to B", "1.20", "**no**"),
+        ("native, single, grpcio: rate relative to native, single", "90%", "yes"),
+        # Such a server answers 4,000 requests/s.
+        ("framed: rate relative to 1/(1/E + 1/B + framing time)", "90%", "yes"),
+        ("native, single: rate relative to mosec, single", "100%", "**no**"),
+    ],
+)
+def test_ratios_of_a_round(name: str, value: str, met: str) -> None:
+    """B is 10,000 images/s, for int8 too. A ratio is compared with the target before it is rounded."""
+    row = rows(FIGURES)[name]
 
-    assert "90%" in row
-    assert row.endswith("| yes |")
+    assert f"| {value} | {value} | {met} |" in row
 
 
-@pytest.mark.parametrize(("rate", "met"), [(1500.0, "yes"), (1501.0, "**no**")])
+@pytest.mark.parametrize(("rate", "met"), [(2766.0, "yes"), (2767.0, "**no**")])
 def test_the_ratio_to_the_peer_is_not_rounded(rate: float, met: str) -> None:
     """The ratio is compared with the target before it is rounded."""
-    assert rows(FIGURES | {"grpc.aio/single/rate": rate})["single: rate relative to grpc.aio"].endswith(f"| {met} |")
+    assert rows(FIGURES | {"grpc.aio/single/rate": rate})[PEER].endswith(f"| {met} |")
 
 
 def test_large_networks_are_not_compared_with_the_peer() -> None:
     """Above four million multiply-adds the network, not the server, determines the rate."""
-    assert "single: rate relative to grpc.aio" not in rows(FIGURES, SMALL_NETWORK + 1)
+    assert PEER in rows(FIGURES)
+    assert PEER not in rows(FIGURES, SMALL_NETWORK + 1)
 
 
 def test_targets_without_figures_have_no_row() -> None:
@@ -46,8 +66,9 @@ def test_targets_without_figures_have_no_row() -> None:
 
 
 def test_every_server_and_load_has_a_row() -> None:
-    """Each measured pair has a row with its median rate, latencies and CPU time; the floors follow in a sentence."""
+    """Each measured pair has a row with its median rate, latencies if it has any, and CPU time; the floors follow in a sentence."""
     text = targets.rates([FIGURES, FIGURES])
 
-    assert "| digitserve | single | 4,500 | 10.00 ms | 20.00 ms | 200 |" in text
+    assert "| native | single | 8,300 | 10.00 ms | 20.00 ms | 110.0 |" in text
+    assert "| mosec | single | 8,301 |  |  | 80.0 |" in text
     assert "10,000 images/s in batches of 64" in targets.floors([FIGURES, FIGURES])

@@ -125,6 +125,8 @@ def test_stream_errors_are_encoded() -> None:
     "fields",
     [
         {"height": 28, "width": 28},
+        {"height": 28, "width": 28, "num_images": 1},
+        {"height": 28, "width": 28, "num_images": 1, "pixel_format": pb.PIXEL_FORMAT_GRAY8},
         {"num_images": 1},
         {"pixel_format": pb.PIXEL_FORMAT_GRAY8},
         {"ink": pb.INK_AUTO},
@@ -132,9 +134,38 @@ def test_stream_errors_are_encoded() -> None:
     ],
 )
 def test_an_explicit_default_changes_nothing(fields: dict[str, object]) -> None:
-    """The fast path and the path with all checks give the same request."""
+    """The fast path and the path with all checks give the same request, in a unary call and on a stream."""
     body = pixels(IMAGE_BYTES)
-    assert decode_fields(pixels=body, **fields) == decode_fields(pixels=body)
+    message = pb.ClassifyRequest(pixels=body, **fields)
+    expected = decode_fields(pixels=body)
+
+    assert decode(message.SerializeToString(), LIMITS) == expected
+    assert decode_stream_request(pb.ClassifyStreamRequest(request=message).SerializeToString(), LIMITS) == expected
+
+
+@given(
+    st.fixed_dictionaries(
+        {"num_bytes": st.sampled_from((IMAGE_BYTES - 2, IMAGE_BYTES, IMAGE_BYTES + 2))},
+        optional={
+            "height": st.sampled_from((27, 28)), "width": st.sampled_from((28, 29)), "num_images": st.sampled_from((1, 2)),
+            "pixel_format": st.sampled_from((1, 2)), "top_k": st.just(3), "explain": st.just(True), "ink": st.just(1),
+        },
+    )
+)  # fmt: skip
+def test_the_fast_path_accepts_no_other_fields(fields: dict[str, int]) -> None:
+    """Messages that resemble the most common ones are decoded, or rejected, as one with an unknown field is.
+
+    An unknown field has no effect, and no message of the fast path has one.
+    """
+    body = pb.ClassifyRequest(pixels=pixels(fields.pop("num_bytes")), **fields).SerializeToString()
+
+    def outcome(message: bytes) -> Request | str:
+        try:
+            return decode(message, LIMITS)
+        except InvalidRequest as error:
+            return str(error)
+
+    assert outcome(body) == outcome(body + b"\xa0\x06\x01")
 
 
 def test_an_unknown_field_of_a_newer_client_is_ignored() -> None:
@@ -286,6 +317,24 @@ def test_a_response_holds_the_answers_in_order() -> None:
         assert prediction.verdict == answer.verdict
         assert prediction.ood_score == np.float32(answer.ood_score)
         assert not prediction.top
+
+
+@given(
+    st.integers(0, 9), st.sampled_from(VERDICTS), st.floats(0, 1, width=32), st.floats(-1e9, 1e9, width=32),
+    st.tuples(*[st.floats(0, 1e6)] * 3), st.integers(1, 65_536),
+)  # fmt: skip
+def test_the_answer_to_one_image_is_encoded_as_that_of_several(
+    class_index: int, verdict: Verdict, confidence: float, score: float, seconds: tuple[float, float, float], size: int
+) -> None:
+    """The fast path of one image gives the fields that protobuf gives."""
+    encoder = Encoder("digits", "7", ("", *LABELS[1:-1], "\u0451" * 200))
+    one = Answer(class_index, confidence, verdict, score, np.zeros(10, np.float32))
+
+    response = pb.ClassifyResponse.FromString(encoder.encode([one], 0, seconds, size))
+
+    expected = pb.ClassifyResponse.FromString(encoder.encode([one, one], 0, seconds, size))
+    del expected.predictions[1]
+    assert response == expected
 
 
 def test_a_blank_image_has_no_label() -> None:
