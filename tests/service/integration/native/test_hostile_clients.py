@@ -17,7 +17,7 @@ from support.echo_server import ECHO, EchoServer, run_echo_server
 from support.serving import PATIENCE_S, wait_until
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-NUM_CONNECTIONS = 2000
+NUM_CONNECTIONS = 500
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def more_descriptors() -> Iterator[None]:
 
 
 def test_many_connections_that_do_nothing(server: EchoServer) -> None:
-    """Beside 2 000 connections that send nothing, half a preface, or half a frame, callers are answered; when all of them
+    """Beside 500 connections that send nothing, half a preface, or half a frame, callers are answered; when all of them
     are reset at once, no connection is left.
     """
     starts = [b"", PREFACE[:10], PREFACE[:24], PREFACE, PREFACE + bytes([0, 0, 9])]
