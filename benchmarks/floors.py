@@ -7,6 +7,7 @@ full batches on one thread. A server that does both and nothing else answers 1/(
 import argparse
 import gc
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from digitserve.supervision.autotune import mean_s
 from digitserve.telemetry.block import Block
 from digitserve.telemetry.recorder import Recorder
 from digitserve.transport.grpcio.server import GrpcServer
-from digitserve.transport.handlers import ServerStream, UnaryCall
+from digitserve.transport.handlers import Server, ServerStream, UnaryCall
 from digitserve.transport.native.server import NativeServer
 from digitserve.types import IMAGE_SIZE
 from digitserve.v1 import digits_pb2 as pb
@@ -101,15 +102,18 @@ class EmptyStreamHandler:
         """Do nothing."""
 
 
-TRANSPORTS = {"native": NativeServer, "grpcio": GrpcServer}
+TRANSPORTS = ("native", "grpcio")
 
 
 def serve_empty(transport: str, port: int, stats: NDArray[np.float64]) -> None:
     """Answer ``Classify``, and each message of ``ClassifyStream``, with the same response until SIGTERM."""
-    server = TRANSPORTS[transport](
-        Settings(grpc_port=port), Recorder(Block(()), ()),
-        unary={CLASSIFY: EmptyHandler(stats)}, streams={CLASSIFY_STREAM: EmptyStreamHandler(stats)},
-    )  # fmt: skip
+    settings, recorder = Settings(grpc_port=port), Recorder(Block(()), ())
+    unary, streams = {CLASSIFY: EmptyHandler(stats)}, {CLASSIFY_STREAM: EmptyStreamHandler(stats)}
+    server: Server = (
+        NativeServer(settings, recorder, unary, streams, socket.create_server((settings.host, port), backlog=1024))
+        if transport == "native"
+        else GrpcServer(settings, recorder, unary, streams)
+    )
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _frame: stopping.append(number))
     server.listen()

@@ -11,6 +11,7 @@ Each cell is one aligned float64: a reader never gets half a write, and counts a
 
 import mmap
 import os
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -129,8 +130,12 @@ class Block:
         self.specs = specs(labels)
         size = 8 * sum(len(spec.label_values) * spec.width for spec in self.specs)
         self.fd = os.memfd_create("digitserve-metrics") if fd is None else fd
+        # Its own descriptor is closed with the object at the latest.
+        self._close = weakref.finalize(self, os.close, self.fd)
         if fd is None:
             os.ftruncate(self.fd, size)
+        else:
+            self._close.detach()
         self._memory = mmap.mmap(self.fd, size)
         self.cells: dict[str, Cells] = {}
         offset = 0
@@ -145,5 +150,5 @@ class Block:
         return float(self.cells["heartbeat"][0, 0])
 
     def close(self) -> None:
-        """Close the file descriptor; the mapping is freed with the object."""
-        os.close(self.fd)
+        """Close the file descriptor, unless it was given; the mapping is freed with the object."""
+        self._close()
