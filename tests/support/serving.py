@@ -1,6 +1,5 @@
 """Starting a worker on a thread of the test, or the whole service as the real command."""
 
-import gc
 import os
 import re
 import signal
@@ -127,7 +126,6 @@ def run_worker(models: Path, collector: ServiceCollector | None = None, **change
     worker = Worker(settings, bundle, block, num_threads=1, listener=listener)
     address = f"{LOCAL}:{worker.listen()}"
     thread = threading.Thread(target=worker.run)
-    thresholds = gc.get_threshold()
     thread.start()
     try:
         with grpc.insecure_channel(address, options=(("grpc.max_send_message_length", -1),)) as channel:
@@ -136,9 +134,6 @@ def run_worker(models: Path, collector: ServiceCollector | None = None, **change
         worker.drain()
         thread.join(PATIENCE_S)
         assert not thread.is_alive(), "the worker did not drain"
-        # The worker set them for its whole process. Here, descriptors of later tests would wait for the collector.
-        gc.unfreeze()
-        gc.set_threshold(*thresholds)
         if collector:
             collector.retire(block)
         else:
