@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from digitserve_training.data import splits
+from digitserve_training.synth.scans import crop
 
 FloatImage = NDArray[np.float64]
 Artefact = Callable[[FloatImage, FloatImage, int, float, np.random.Generator], FloatImage]
@@ -80,8 +81,7 @@ def draw(digit: NDArray[np.uint8], artefact: Artefact, random: np.random.Generat
 
 def enlarge(digit: NDArray[np.uint8], scale: float) -> FloatImage:
     """Crop a digit to its ink and scale it: float64[H, W], 0 to 1, with sharp edges."""
-    rows, columns = np.flatnonzero(digit.any(axis=1)), np.flatnonzero(digit.any(axis=0))
-    cropped = Image.fromarray(digit[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+    cropped = Image.fromarray(crop(digit))
     size = (max(4, int(cropped.width * scale)), max(4, int(cropped.height * scale)))
     ink = np.asarray(cropped.resize(size, Image.Resampling.BICUBIC), np.float64) / 255
     return ((ink - 0.5) * max(1.0, scale / 2) + 0.5).clip(0, 1)

@@ -5,8 +5,8 @@
         └──────────── UnaryCall, ServerStream ◀───────┘ reply, fail, read, write, finish
     worker ──listen, poll, begin_shutdown, ...──▶ Server
 
-A handler depends on these interfaces only, so any transport can call it; the worker runs any transport as a ``Server``. All methods, in both directions, are called on
-the worker's one thread.
+A handler depends on these interfaces only, so any transport can call it; the worker runs any transport as a ``Server``. All
+methods, in both directions, are called on the worker's one thread.
 """
 
 import time

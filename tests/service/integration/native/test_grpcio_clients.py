@@ -129,7 +129,7 @@ def test_an_expired_call_closes(channel: grpc.Channel, server: EchoServer) -> No
         echo(channel, b"wait", timeout=0.2)
 
     assert expired.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    wait_until(lambda: server.calls.ends["closed"] == 1, "the handler is told")
+    wait_until(lambda: server.calls.ends["closed"] == 1, "the end of the call is reported to the handler")
     assert not server.calls.waiting[0].open
 
 
@@ -138,7 +138,7 @@ def test_a_cancelled_call_closes(channel: grpc.Channel, server: EchoServer) -> N
     future = channel.unary_unary(ECHO.path).future(b"wait")
     wait_until(lambda: server.calls.waiting, "the message has arrived")
     future.cancel()
-    wait_until(lambda: server.calls.ends["closed"] == 1, "the handler is told")
+    wait_until(lambda: server.calls.ends["closed"] == 1, "the end of the call is reported to the handler")
 
     assert echo(channel, b"next") == b"next"
 

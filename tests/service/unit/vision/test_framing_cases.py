@@ -85,7 +85,7 @@ ONE = ((0.45, 0.15), (0.08, 0.6), (0.95, 0.55))
 def test_the_polarity_of_a_bitmap_stretched_to_a_square_is_found(
     corners: tuple[tuple[float, float], ...], side: int, width: float
 ) -> None:
-    """Ink that reaches all four sides of a small bitmap, as old scanners stored digits, is told from its background."""
+    """Ink that reaches all four sides of a small bitmap, as old scanners stored digits, is found."""
     ink = draw_strokes(120, corners, width) > 0.5
     rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
     tight = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.float32)
