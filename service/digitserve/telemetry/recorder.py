@@ -100,6 +100,20 @@ class Recorder:
         self._handled[row * _NUM_CODES + code] += 1
         self._handling_s[row].observe(seconds)
 
+    def call_refused(self, method: Method, code: Code, reason: str) -> None:
+        """Count an RPC that ends as soon as it starts, because it is rejected.
+
+        Args:
+            method: of the RPC.
+            code: its status.
+            reason: that of its ``RequestError``.
+        """
+        row = _ROWS[method]
+        self._started[row] += 1
+        self._handled[row * _NUM_CODES + code] += 1
+        self._handling_s[row].observe(0.0)
+        self._rejected[reason][0] += 1
+
     def calls_answered(self, method: Method, seconds: Sequence[float]) -> None:
         """Count several RPCs of a method that end with OK.
 

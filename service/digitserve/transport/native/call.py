@@ -56,16 +56,12 @@ class Call(RpcStream):
         self.remote_closed = True
         if self.open:
             self._handler.on_message(self, body)
-        elif self.local_closed:
-            self._connection.remove(self)
 
     def on_data(self, payload: bytes, *, ended: bool) -> None:
         """Collect the message, and hand it over at the end of the request."""
         if ended:
             self.remote_closed = True
         if not self.open:
-            if ended and self.local_closed:
-                self._connection.remove(self)
             return
         try:
             self._collect(payload)
@@ -123,7 +119,6 @@ class Call(RpcStream):
                 ),
                 _FIXED_BYTES + size,
             )  # fmt: skip
-            self.local_closed = True
             connection.remove(self)
             return
         connection.send_block(self.stream_id, RESPONSE_HEADERS, 0)
@@ -135,7 +130,7 @@ class Call(RpcStream):
         """Send a status other than OK."""
         self.open = False
         self.context = None
-        self._close(RESPONSE_HEADERS + encode_status(status))
+        self._close_with(status)
 
     def _collect(self, payload: bytes) -> None:
         buffer = self.buffer

@@ -39,8 +39,8 @@ from digitserve.transport.native.frames import (
 from digitserve.transport.native.head import Problem, RequestHead, trailers_problem
 from digitserve.transport.native.hpack import Decoder, HpackError, encode_fields
 from digitserve.transport.native.limits import MESSAGE_PREFIX_BYTES, Limits, ReceiveBudget
-from digitserve.transport.native.message import RESPONSE_HEADERS, encode_status
-from digitserve.transport.native.multiplex import EXPIRED, AnsweredRequest, RpcStream
+from digitserve.transport.native.message import RESPONSE_HEADERS, encode_answer, encode_status
+from digitserve.transport.native.multiplex import ANSWERED_BYTES, EXPIRED, RpcStream
 from digitserve.transport.native.stream import Stream
 
 CONNECTION_WINDOW = 1 << 24
@@ -164,9 +164,13 @@ class Connection(ControlFrames):
             self._finish_drain()
         oldest = now - limits.message_s
         num_held_bytes = len(self._rest) + len(self._block or b"") + self._decoder.num_held_bytes()
+        num_held_bytes += ANSWERED_BYTES * len(self.answered)
+        for stream_id in [stream_id for stream_id, started in self.answered.items() if started < oldest]:
+            del self.answered[stream_id]
+            self._send_reset(stream_id, ErrorCode.NO_ERROR)
         for stream in list(self.streams.values()):
             num_held_bytes += stream.num_waiting_bytes()
-            if stream.deadline <= wall and not stream.local_closed:
+            if stream.deadline <= wall:
                 self._expire(stream)
             elif not stream.remote_closed and stream.unfinished_since(now) < oldest:
                 self._give_up(stream)
@@ -213,7 +217,7 @@ class Connection(ControlFrames):
                 if self._receive_window < CONNECTION_WINDOW // 2:
                     self._restore_window()
                 if stream is None or stream.remote_closed:
-                    self._on_late_data(stream_id)
+                    self._on_late_data(stream_id, flags, length)
                     continue
                 stream.receive_window -= length
                 if stream.receive_window < 0:
@@ -253,8 +257,14 @@ class Connection(ControlFrames):
                 return
         stream.on_data(payload, ended=ended)
 
-    def _on_late_data(self, stream_id: int) -> None:
+    def _on_late_data(self, stream_id: int, flags: int, length: int) -> None:
         """Handle DATA on a stream that does not exist any more, or whose request has ended."""
+        if stream_id in self.answered:
+            if flags & END_STREAM:
+                del self.answered[stream_id]
+            elif not length:
+                self._count_control_frame()
+            return
         if self._is_idle(stream_id):
             raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, f"got DATA on stream {stream_id}, which is not open")
         self._count_control_frame()
@@ -300,7 +310,7 @@ class Connection(ControlFrames):
         self._last_id = stream_id
         if self._final_id is not None:
             return  # the client had not received the last GOAWAY; it knows that this stream was not processed
-        if len(self.streams) >= self.limits.max_streams:
+        if len(self.streams) + len(self.answered) >= self.limits.max_streams:
             self._refuse(stream_id)
         elif head.problem is not None:
             self._on_problem(stream_id, flags, head)
@@ -322,6 +332,12 @@ class Connection(ControlFrames):
                 self._has_known_encoding(stream)
             return
         handler = self._unknown if method is None or method.unary is None else method.unary
+        status = handler.refusal(deadline)
+        if status is not None:
+            self.send_answer(stream_id, *encode_answer(status))
+            if not flags & END_STREAM:
+                self.answered[stream_id] = self._now
+            return
         call = Call(self, stream_id, head, self._now, deadline, handler)
         self.streams[stream_id] = call
         call.remote_closed = bool(flags & END_STREAM)
@@ -352,12 +368,18 @@ class Connection(ControlFrames):
         )
         self.send_block(stream_id, block, END_STREAM)
         if not flags & END_STREAM:
-            self.streams[stream_id] = AnsweredRequest(self, stream_id, head, self._now)
+            # RST_STREAM could tell the client to stop, but some clients (curl 7.88) then discard the answer.
+            self.answered[stream_id] = self._now
 
     def _on_trailers(self, stream_id: int, flags: int, block: bytes) -> None:
         fields = self._decoder.decode_fields(block)
         stream = self.streams.get(stream_id)
-        if stream is None or stream.remote_closed:
+        if stream_id in self.answered:
+            if not flags & END_STREAM or trailers_problem(fields) is not None:
+                self._reset(stream_id, ErrorCode.PROTOCOL_ERROR)
+            else:
+                del self.answered[stream_id]
+        elif stream is None or stream.remote_closed:
             if not self._ignores(stream_id):
                 raise ConnectionFailure(ErrorCode.STREAM_CLOSED, f"got HEADERS on stream {stream_id}, which is closed")
         elif not flags & END_STREAM or trailers_problem(fields) is not None:
@@ -389,10 +411,7 @@ class Connection(ControlFrames):
 
     def _give_up(self, stream: RpcStream) -> None:
         """End a stream whose request does not end in time."""
-        if stream.local_closed:
-            self._drop_stream(stream.stream_id)
-            self._send_reset(stream.stream_id, ErrorCode.NO_ERROR)
-        elif stream.open:
+        if stream.open:
             stream.fail_locally(Status(Code.CANCELLED, f"a message did not arrive within {self.limits.message_s:g} s"))
 
 

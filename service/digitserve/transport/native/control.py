@@ -232,6 +232,7 @@ class ControlFrames(Output):
         self.send(frames.reset(stream_id, code))
 
     def _drop_stream(self, stream_id: int) -> None:
+        self.answered.pop(stream_id, None)
         stream = self.streams.get(stream_id)
         if stream is not None:
             self.blocked.pop(stream, None)

@@ -1,7 +1,8 @@
 """What gRPC puts into HTTP/2: the prefix of messages, compression, and statuses as header fields.
 
     call, stream ──▶ parse_prefix, inflate        messages of requests
-    call, stream ──▶ encode_status                the last header block of an answer
+    stream ──▶ encode_status                      the last header block of an answer
+    call, connection ──▶ encode_answer            the only header block of an answer without a message
 
 Source: github.com/grpc/grpc, doc/PROTOCOL-HTTP2.md.
 """
@@ -13,6 +14,8 @@ import zlib
 from functools import lru_cache
 
 from digitserve.protocol.status import Status
+from digitserve.transport.native import frames
+from digitserve.transport.native.frames import END_HEADERS, END_STREAM, HEADERS
 from digitserve.transport.native.hpack import encode_fields
 from digitserve.transport.native.limits import MESSAGE_PREFIX_BYTES
 
@@ -93,3 +96,10 @@ def encode_status(status: Status) -> bytes:
     if status.retry_after_s is not None:
         fields.append((b"grpc-retry-pushback-ms", b"%d" % max(0, round(status.retry_after_s * 1e3))))
     return encode_fields(fields)
+
+
+@lru_cache(maxsize=512)
+def encode_answer(status: Status) -> tuple[bytes, bytes]:
+    """Encode an answer that is only a status: the start of its HEADERS frame, up to the stream id, and the block after it."""
+    block = RESPONSE_HEADERS + encode_status(status)
+    return frames.frame(HEADERS, END_HEADERS | END_STREAM, 0, block)[:5], block

@@ -48,8 +48,6 @@ class Stream(RpcStream):
             self.remote_closed = True
         buffer = self.buffer
         if not self.open or buffer is None:
-            if ended and self.local_closed:
-                self._connection.remove(self)
             return
         if not self._hold(len(buffer) + len(payload)):
             self.fail_locally(OVERLOADED)
@@ -63,8 +61,6 @@ class Stream(RpcStream):
 
     def unfinished_since(self, now: float) -> float:
         """Return when this was first called for a message with a reservation: it keeps others out. A stream may be idle."""
-        if self.local_closed:
-            return self.accepted
         if self._reserved and self._reserved_since > now:
             self._reserved_since = now
         return self._reserved_since
