@@ -38,7 +38,7 @@ from digitserve.transport.native.frames import (
 )  # fmt: skip
 from digitserve.transport.native.head import Problem, RequestHead, trailers_problem
 from digitserve.transport.native.hpack import Decoder, HpackError, encode_fields
-from digitserve.transport.native.limits import MESSAGE_PREFIX_BYTES, Limits, ReceiveBudget
+from digitserve.transport.native.limits import FIRST_WINDOW, MESSAGE_PREFIX_BYTES, Limits, ReceiveBudget
 from digitserve.transport.native.message import RESPONSE_HEADERS, encode_answer, encode_status
 from digitserve.transport.native.multiplex import ANSWERED_BYTES, EXPIRED, RpcStream
 from digitserve.transport.native.stream import Stream
@@ -165,8 +165,8 @@ class Connection(ControlFrames):
         oldest = now - limits.message_s
         num_held_bytes = len(self._rest) + len(self._block or b"") + self._decoder.num_held_bytes()
         num_held_bytes += ANSWERED_BYTES * len(self.answered)
-        for stream_id in [stream_id for stream_id, started in self.answered.items() if started < oldest]:
-            del self.answered[stream_id]
+        for stream_id in [stream_id for stream_id, (started, _) in self.answered.items() if started < oldest]:
+            self._end_answered(stream_id)
             self._send_reset(stream_id, ErrorCode.NO_ERROR)
         for stream in list(self.streams.values()):
             num_held_bytes += stream.num_waiting_bytes()
@@ -259,17 +259,28 @@ class Connection(ControlFrames):
 
     def _on_late_data(self, stream_id: int, flags: int, length: int) -> None:
         """Handle DATA on a stream that does not exist any more, or whose request has ended."""
-        if stream_id in self.answered:
-            if flags & END_STREAM:
-                del self.answered[stream_id]
-            elif not length:
-                self._count_control_frame()
+        answered = self.answered.get(stream_id)
+        if answered is not None:
+            self._on_ignored_data(stream_id, answered, flags, length)
             return
         if self._is_idle(stream_id):
             raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, f"got DATA on stream {stream_id}, which is not open")
         self._count_control_frame()
         if not self._ignores(stream_id):
             self._reset(stream_id, ErrorCode.STREAM_CLOSED)
+
+    def _on_ignored_data(self, stream_id: int, answered: tuple[float, int], flags: int, length: int) -> None:
+        """Count the rest of a request that is answered already."""
+        started, window = answered
+        window -= length
+        if window < 0:
+            self._reset(stream_id, ErrorCode.FLOW_CONTROL_ERROR)
+        elif flags & END_STREAM:
+            self._end_answered(stream_id)
+        else:
+            self.answered[stream_id] = started, window
+            if not length:
+                self._count_control_frame()
 
     def _on_headers(self, stream_id: int, flags: int, payload: bytes) -> None:
         if not stream_id & 1:
@@ -336,7 +347,7 @@ class Connection(ControlFrames):
         if status is not None:
             self.send_answer(stream_id, *encode_answer(status))
             if not flags & END_STREAM:
-                self.answered[stream_id] = self._now
+                self.answered[stream_id] = self._now, FIRST_WINDOW
             return
         call = Call(self, stream_id, head, self._now, deadline, handler)
         self.streams[stream_id] = call
@@ -369,7 +380,7 @@ class Connection(ControlFrames):
         self.send_block(stream_id, block, END_STREAM)
         if not flags & END_STREAM:
             # RST_STREAM could tell the client to stop, but some clients (curl 7.88) then discard the answer.
-            self.answered[stream_id] = self._now
+            self.answered[stream_id] = self._now, FIRST_WINDOW
 
     def _on_trailers(self, stream_id: int, flags: int, block: bytes) -> None:
         fields = self._decoder.decode_fields(block)
@@ -378,7 +389,7 @@ class Connection(ControlFrames):
             if not flags & END_STREAM or trailers_problem(fields) is not None:
                 self._reset(stream_id, ErrorCode.PROTOCOL_ERROR)
             else:
-                del self.answered[stream_id]
+                self._end_answered(stream_id)
         elif stream is None or stream.remote_closed:
             if not self._ignores(stream_id):
                 raise ConnectionFailure(ErrorCode.STREAM_CLOSED, f"got HEADERS on stream {stream_id}, which is closed")

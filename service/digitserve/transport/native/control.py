@@ -232,21 +232,26 @@ class ControlFrames(Output):
         self.send(frames.reset(stream_id, code))
 
     def _drop_stream(self, stream_id: int) -> None:
-        self.answered.pop(stream_id, None)
         stream = self.streams.get(stream_id)
-        if stream is not None:
+        if stream is None:
+            self._end_answered(stream_id)
+        else:
             self.blocked.pop(stream, None)
             self.waiting.pop(stream, None)
             stream.abort()
             self.remove(stream)
+
+    def _end_answered(self, stream_id: int) -> None:
+        """Forget a stream of ``answered``, if it is one."""
+        if self.answered.pop(stream_id, None) is not None:
+            self._close_if_drained()
 
     def _finish_drain(self) -> None:
         """Name the last stream that is answered; later ones are ignored, and the client repeats their calls elsewhere."""
         self._drain_ping_sent = None
         self._final_id = self._last_id
         self.send(frames.goaway(self._last_id, ErrorCode.NO_ERROR))
-        if not self.streams:
-            self.closing = True
+        self._close_if_drained()
 
     def _count_control_frame(self, cost: int = 1) -> None:
         if not self._control.allows(self._now, cost):

@@ -44,8 +44,8 @@ class Output:
         limits: of this connection.
         budget: of the worker.
         streams: open streams by their ids.
-        answered: streams whose status is sent and whose request has not ended, with the monotonic time in seconds of their
-            start. The rest of the request is ignored.
+        answered: streams whose status is sent and whose request has not ended: monotonic time in seconds of their start, and
+            bytes that the peer may still send. The rest of the request is ignored.
         blocked: streams that wait for the connection's window or for the socket, in order. One that waits for its own
             window is not among them: only its WINDOW_UPDATE or SETTINGS continue it.
         waiting: streams that wait for the budget, oldest first.
@@ -74,7 +74,7 @@ class Output:
         self.limits = limits
         self.budget = budget
         self.streams: dict[int, RpcStream] = {}
-        self.answered: dict[int, float] = {}
+        self.answered: dict[int, tuple[float, int]] = {}
         self.blocked: dict[RpcStream, None] = {}
         self.waiting: dict[RpcStream, None] = {}
         self.send_window = INITIAL_WINDOW
@@ -159,13 +159,16 @@ class Output:
         self.blocked.pop(stream, None)
         self.waiting.pop(stream, None)
         if not stream.remote_closed:
-            self.answered[stream.stream_id] = stream.accepted
+            self.answered[stream.stream_id] = stream.accepted, stream.receive_window
         self.remove(stream)
 
     def remove(self, stream: "RpcStream") -> None:
         """Forget an open stream."""
         self.streams.pop(stream.stream_id, None)
-        if self._final_id is not None and not self.streams:
+        self._close_if_drained()
+
+    def _close_if_drained(self) -> None:
+        if self._final_id is not None and not self.streams and not self.answered:
             self.closing = True
 
     def pump(self) -> None:
