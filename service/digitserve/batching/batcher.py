@@ -182,7 +182,9 @@ class Batcher(Generic[E]):
         if self.draining:
             return self._refusals.draining
         if self.pending_images >= self._max_pending_images:
-            return self._refusals.too_many_images(self._seconds(self.pending_images, self._pending_work))
+            return self._refusals.too_many_images(
+                self.pending_images * self.image_s.seconds + self._pending_work * self.work_s.seconds
+            )
         needed_s = (self._small_images + 1) * self.image_s.seconds + self._small_work * self.work_s.seconds
         return self._late(needed_s) if left_s < needed_s else None
 

@@ -14,7 +14,6 @@ STEPS_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
 """Times in the errors: a retry is never told to come too early, and at most 2.5 times too late."""
 
 _STEPS_S = tuple(step_ms / 1e3 for step_ms in STEPS_MS)
-_LAST = len(STEPS_MS) - 1
 
 
 class Refusals:
@@ -41,11 +40,11 @@ class Refusals:
 
     def too_many_images(self, wait_s: float) -> Overloaded:
         """Return the error for a request when the images that wait take ``wait_s``."""
-        return self._too_many_images[min(_LAST, bisect_left(_STEPS_S, wait_s))]
+        return self._too_many_images[bisect_left(_STEPS_S, wait_s)]
 
     def too_many_bytes(self, wait_s: float) -> Overloaded:
         """Return the error for a request when the requests that wait hold too much memory."""
-        return self._too_many_bytes[min(_LAST, bisect_left(_STEPS_S, wait_s))]
+        return self._too_many_bytes[bisect_left(_STEPS_S, wait_s)]
 
     def late(self, needed_s: float) -> DeadlineUnmeetable:
         """Return the error for a request whose answer needs ``needed_s``."""
@@ -53,9 +52,10 @@ class Refusals:
 
 
 def _overloaded(limit: str) -> tuple[Overloaded, ...]:
-    return tuple(
+    errors = tuple(
         Overloaded(
             f"the queue has no room for the request: at most {limit} may wait; retry in {step_ms} ms", step_ms / 1e3
         )
         for step_ms in STEPS_MS
     )
+    return *errors, errors[-1]  # beyond the last step, the last step

@@ -46,6 +46,10 @@ class Histogram:
         self._cells[bisect_left(self._bounds, value)] += 1
         self._cells[-1] += value
 
+    def observe_zero(self) -> None:
+        """Add the value 0, which belongs to the first bucket."""
+        self._cells[0] += 1
+
     def observe_many(self, values: Sequence[float] | NDArray[np.floating]) -> None:
         """Add several values."""
         if len(values) <= _MAX_SINGLE:
@@ -111,7 +115,7 @@ class Recorder:
         row = _ROWS[method]
         self._started[row] += 1
         self._handled[row * _NUM_CODES + code] += 1
-        self._handling_s[row].observe(0.0)
+        self._handling_s[row].observe_zero()
         self._rejected[reason][0] += 1
 
     def calls_answered(self, method: Method, seconds: Sequence[float]) -> None:

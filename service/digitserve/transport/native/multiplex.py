@@ -149,10 +149,13 @@ class Output:
 
     def send_answer(self, stream_id: int, start: bytes, block: bytes) -> None:
         """Append an answer that is only a status to the output; its parts are those of ``encode_answer``."""
-        if self.may_send_fixed_blocks:
-            self.send_parts((start, pack_id(stream_id), block), frames.HEADER_BYTES + len(block))
-        else:
+        if not self.may_send_fixed_blocks:
             self.send_block(stream_id, block, END_STREAM)
+            return
+        if not self._output:
+            self._on_output()
+        self._output += (start, pack_id(stream_id), block)
+        self.num_unsent_bytes += frames.HEADER_BYTES + len(block)
 
     def on_local_close(self, stream: "RpcStream") -> None:
         """Forget a stream whose status is sent; if its request has not ended, the rest of it is ignored."""
