@@ -107,7 +107,7 @@ class Connection(ControlFrames):
         self.send(
             frames.settings(
                 {
-                    frames.MAX_CONCURRENT_STREAMS: limits.max_streams,
+                    frames.MAX_CONCURRENT_STREAMS: self._max_streams,
                     frames.MAX_HEADER_LIST_SIZE: limits.max_header_list_bytes,
                 }
             )
@@ -138,12 +138,12 @@ class Connection(ControlFrames):
             self.close(ErrorCode.INTERNAL_ERROR, "internal error")
 
     def on_room(self) -> None:
-        """Continue messages that waited for the budget, oldest first."""
+        """Continue messages that waited for the worker's budgets, oldest first."""
         while self.waiting:
             stream = next(iter(self.waiting))
             if not stream.on_room():
                 return
-            del self.waiting[stream]
+            self.waiting.pop(stream, None)
 
     def check(self, now: float, wall: float) -> None:
         """Apply time limits, and add up what the connection holds; called several times per second.
@@ -162,6 +162,7 @@ class Connection(ControlFrames):
             self.close(ErrorCode.PROTOCOL_ERROR, f"no end of a header block within {limits.header_block_s:g} s")
         elif self._drain_ping_sent is not None and now - self._drain_ping_sent > limits.drain_ping_s:
             self._finish_drain()
+        self._announce_max_streams()
         oldest = now - limits.message_s
         num_held_bytes = len(self._rest) + len(self._block or b"") + self._decoder.num_held_bytes()
         num_held_bytes += ANSWERED_BYTES * len(self.answered)
@@ -172,7 +173,7 @@ class Connection(ControlFrames):
             num_held_bytes += stream.num_waiting_bytes()
             if stream.deadline <= wall:
                 self._expire(stream)
-            elif not stream.remote_closed and stream.unfinished_since(now) < oldest:
+            elif (not stream.remote_closed or stream in self.waiting) and stream.unfinished_since(now) < oldest:
                 self._give_up(stream)
         self.num_held_bytes += num_held_bytes
         self.on_room()
@@ -321,7 +322,7 @@ class Connection(ControlFrames):
         self._last_id = stream_id
         if self._final_id is not None:
             return  # the client had not received the last GOAWAY; it knows that this stream was not processed
-        if len(self.streams) + len(self.answered) >= self.limits.max_streams:
+        if len(self.streams) + len(self.answered) >= self._max_streams:
             self._refuse(stream_id)
         elif head.problem is not None:
             self._on_problem(stream_id, flags, head)
@@ -407,7 +408,11 @@ class Connection(ControlFrames):
         self._receive_window = CONNECTION_WINDOW
 
     def _refuse(self, stream_id: int) -> None:
-        """Refuse a stream over the limit; before our SETTINGS are known to the client, it may repeat the call."""
+        """Refuse a stream over the limit (RFC 9113, section 5.1.2).
+
+        REFUSED_STREAM makes clients repeat the call. So only a client gets it that cannot know the limit yet. grpcio and
+        grpc-js wait until they may open a stream, so they never get PROTOCOL_ERROR.
+        """
         code = ErrorCode.PROTOCOL_ERROR if self._settings_acknowledged else ErrorCode.REFUSED_STREAM
         self._reset(stream_id, code)
 
@@ -421,8 +426,10 @@ class Connection(ControlFrames):
             self._send_reset(stream.stream_id, ErrorCode.CANCEL)
 
     def _give_up(self, stream: RpcStream) -> None:
-        """End a stream whose request does not end in time."""
-        if stream.open:
+        """End a stream whose request does not end in time, or waits too long for its decompression."""
+        if stream.remote_closed:
+            stream.evict()
+        elif stream.open:
             stream.fail_locally(Status(Code.CANCELLED, f"a message did not arrive within {self.limits.message_s:g} s"))
 
 
