@@ -111,8 +111,8 @@ class Pipeline:
 
     # Called by the handlers of transport.
 
-    def admit(self, responder: Responder, request: Request) -> PendingRequest:
-        """Queue a request for a batch.
+    def admit(self, responder: Responder, request: Request, *, patient: bool = False) -> PendingRequest:
+        """Queue a request for a batch; see ``Batcher.admit``.
 
         Raises:
             Draining: the worker is shutting down.
@@ -121,7 +121,7 @@ class Pipeline:
         """
         now = self._clock()
         pending = PendingRequest(responder, request, now)
-        self._batcher.admit(pending, now)
+        self._batcher.admit(pending, now, patient=patient)
         return pending
 
     def cancel(self, pending: PendingRequest) -> None:
