@@ -21,10 +21,6 @@ from digitserve.errors import DeadlineUnmeetable, Draining, Overloaded, RequestE
 LARGE_SHARE = 4
 """If the last batch took nothing from the queue of large requests, they get 1/4 of the next batch: they never starve."""
 
-LARGE_ROOM_SHARE = 8
-"""A large request takes at most 1/8 of the room for waiting images, however many it has. So it keeps no small ones out, and
-there is room for it beside them. What it holds in memory is limited in bytes."""
-
 MIXED_SHARE = 2
 """Large requests fill a batch that holds small ones up to 1/2 of its maximal size."""
 
@@ -51,12 +47,11 @@ class Entry:
         preprocess_s: seconds of preprocessing, over its batches.
         inference_s: seconds of the network, over its batches.
         cancelled: cancelled, expired or failed; nothing more is done for it.
-        uncounted_images: waiting images that take no room, because the request is large.
     """
 
     __slots__ = (
         "answers", "arrived", "cancelled", "deadline", "first_batch", "framing_work", "inference_s", "large",
-        "num_batched", "num_bytes", "num_images", "preprocess_s", "uncounted_images",
+        "num_batched", "num_bytes", "num_images", "preprocess_s",
     )  # fmt: skip
 
     def __init__(self, num_images: int, framing_work: int, num_bytes: int, arrived: float, deadline: float) -> None:
@@ -72,7 +67,6 @@ class Entry:
         self.preprocess_s = 0.0
         self.inference_s = 0.0
         self.cancelled = False
-        self.uncounted_images = 0
 
 
 E = TypeVar("E", bound=Entry)
@@ -142,7 +136,7 @@ class Batcher(Generic[E]):
 
         Args:
             max_batch_size: most images in a batch.
-            max_pending_images: most images waiting, without what large requests have beyond their room.
+            max_pending_images: most images waiting in each queue, so that large requests keep no small ones out.
             max_pending_bytes: most memory held by waiting requests.
             max_batch_s: most estimated seconds of a batch; a batch of one image may take longer.
             image_s: first estimate, from warm-up.
@@ -159,8 +153,6 @@ class Batcher(Generic[E]):
         self._pending_work = 0
         self._small_images = 0
         self._small_work = 0
-        self._large_room = max(1, max_pending_images // LARGE_ROOM_SHARE)
-        self._uncounted_images = 0
         self._refusals = Refusals(max_pending_images, max_pending_bytes)
         self.pending_images = 0
         self.image_s = Estimate(image_s)
@@ -172,15 +164,19 @@ class Batcher(Generic[E]):
         return bool(self._small or self._large)
 
     def is_half_full(self) -> bool:
-        """Return whether half of the limit on waiting requests is used, in images or in bytes."""
-        used = self.pending_images - self._uncounted_images
-        return 2 * used >= self._max_pending_images or 2 * self._pending_bytes >= self._max_pending_bytes
+        """Return whether half of the limit on waiting requests is used, in images of small requests or in bytes."""
+        return 2 * self._small_images >= self._max_pending_images or 2 * self._pending_bytes >= self._max_pending_bytes
+
+    def is_large(self, num_images: int, framing_work: int) -> bool:
+        """Return whether a request would wait in the queue of large requests; arguments as in ``Entry``."""
+        own_s = self._seconds(num_images, num_images * framing_work)
+        return num_images > self._max_batch_size or own_s > self._max_batch_s
 
     def refusal(self, left_s: float) -> RequestError | None:
         """Return why no new request is admitted now; ``None`` if one of a single image would be.
 
-        Its size is not known yet. A large request with this deadline might be in time, because it has a share of every second
-        batch. It is refused too: that share would delay those that wait already.
+        Its size is not known yet. A large request might find room in its queue, or be in time because it has a share of every
+        second batch. It is refused too, as long as small ones are.
 
         Args:
             left_s: seconds until its deadline.
@@ -190,12 +186,11 @@ class Batcher(Generic[E]):
         """
         if self.draining:
             return self._refusals.draining
-        if self.pending_images - self._uncounted_images >= self._max_pending_images:
-            return self._refusals.too_many_images(
-                self.pending_images * self.image_s.seconds + self._pending_work * self.work_s.seconds
-            )
-        needed_s = (self._small_images + 1) * self.image_s.seconds + self._small_work * self.work_s.seconds
-        return self._late(needed_s) if left_s < needed_s else None
+        image_s, num_images = self.image_s.seconds, self._small_images
+        wait_s = num_images * image_s + self._small_work * self.work_s.seconds
+        if num_images >= self._max_pending_images:
+            return self._refusals.too_many_images(wait_s)
+        return self._late(wait_s + image_s) if left_s < wait_s + image_s else None
 
     def draining_error(self) -> Draining:
         """Return the error for a request that is rejected because of the shutdown."""
@@ -208,7 +203,7 @@ class Batcher(Generic[E]):
             entry: the request.
             now: monotonic time in seconds.
             patient: its caller holds it until there is room, and others in order behind it. It then needs no more than any
-                room: if it had to wait until all its images fit, requests that need less could take the room first, forever.
+                room: if it had to wait until all its images fit, smaller requests could take the room first, forever.
 
         Raises:
             Draining: admission has stopped.
@@ -218,15 +213,14 @@ class Batcher(Generic[E]):
         if self.draining:
             raise self.draining_error()
         own_s = self._seconds(entry.num_images, entry.num_images * entry.framing_work)
-        entry.large = entry.num_images > self._max_batch_size or own_s > self._max_batch_s
+        entry.large = entry.num_images > self._max_batch_size or own_s > self._max_batch_s  # as ``is_large``, inlined
+        waiting = self.pending_images - self._small_images if entry.large else self._small_images
         num_images, num_bytes = (1, 1) if patient else (entry.num_images, entry.num_bytes)
-        if entry.large:
-            num_images = min(num_images, self._large_room)
-        if self.pending_images - self._uncounted_images + num_images > self._max_pending_images:
-            raise _fresh(self._refusals.too_many_images(self._seconds(self.pending_images, self._pending_work)))
+        if waiting + num_images > self._max_pending_images:
+            raise _fresh(self._refusals.too_many_images(self._wait_s(large=entry.large)))
         # One request always fits; otherwise a large one could never be admitted.
         if self._pending_bytes and self._pending_bytes + num_bytes > self._max_pending_bytes:
-            raise _fresh(self._refusals.too_many_bytes(self._seconds(self.pending_images, self._pending_work)))
+            raise _fresh(self._refusals.too_many_bytes(self._wait_s(large=True)))
         if entry.deadline != math.inf:
             self._check_deadline(entry, own_s, now)
         (self._large if entry.large else self._small).append(entry)
@@ -371,14 +365,15 @@ class Batcher(Generic[E]):
         work = images * entry.framing_work
         self.pending_images += images
         self._pending_work += work
-        if entry.large:
-            num_waiting = 0 if entry.cancelled else entry.num_images - entry.num_batched
-            uncounted = max(0, num_waiting - self._large_room)
-            self._uncounted_images += uncounted - entry.uncounted_images
-            entry.uncounted_images = uncounted
-        else:
+        if not entry.large:
             self._small_images += images
             self._small_work += work
+
+    def _wait_s(self, *, large: bool) -> float:
+        """Return the seconds of all that waits, or of the small requests."""
+        if large:
+            return self._seconds(self.pending_images, self._pending_work)
+        return self._seconds(self._small_images, self._small_work)
 
     def _seconds(self, images: int, framing_work: int) -> float:
         return images * self.image_s.seconds + framing_work * self.work_s.seconds

@@ -81,7 +81,7 @@ class PendingRequest(Entry):
 
     def __init__(self, responder: Responder, request: Request, now: float) -> None:
         """Wait from ``now``, monotonic time in seconds."""
-        work = framing_work(request.height, request.width, request.channels) if request.framing is _MNIST else 0
+        work = _framing_work(request)
         deadline = _monotonic(responder.deadline, now)
         super().__init__(request.num_images, work, len(request.pixels), now, deadline)
         self.responder = responder
@@ -124,6 +124,10 @@ class Pipeline:
         self._batcher.admit(pending, now, patient=patient)
         return pending
 
+    def is_large(self, request: Request) -> bool:
+        """Return whether a request would wait in the queue of large requests."""
+        return self._batcher.is_large(request.num_images, _framing_work(request))
+
     def cancel(self, pending: PendingRequest) -> None:
         """Drop a request whose caller no longer waits."""
         self._batcher.cancel(pending)
@@ -133,7 +137,7 @@ class Pipeline:
         return self._batcher.refusal(deadline - time.time())
 
     def is_half_full(self) -> bool:
-        """Return whether half of the queue's limit is used, in images or in bytes."""
+        """Return whether half of the limit on waiting requests is used, in images of small requests or in bytes."""
         return self._batcher.is_half_full()
 
     @staticmethod
@@ -221,6 +225,11 @@ def _explain(batch: Batch[PendingRequest], prepared: Prepared) -> None:
         if pending.request.explain:
             pending.preparations += tuple(explain(pending.request, start, stop, prepared, row))
         row += stop - start
+
+
+def _framing_work(request: Request) -> int:
+    """Return the work of framing one image of a request."""
+    return framing_work(request.height, request.width, request.channels) if request.framing is _MNIST else 0
 
 
 def _monotonic(deadline: float, now: float) -> float:

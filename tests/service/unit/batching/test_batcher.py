@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from digitserve.batching.batcher import LARGE_ROOM_SHARE, LARGE_SHARE, Batch, Batcher, Entry, Estimate
+from digitserve.batching.batcher import LARGE_SHARE, Batch, Batcher, Entry, Estimate
 from digitserve.batching.prepare import framing_work
 from digitserve.batching.refusals import STEPS_MS
 from digitserve.errors import DeadlineUnmeetable, Draining, Overloaded
@@ -18,6 +18,8 @@ from digitserve.errors import DeadlineUnmeetable, Draining, Overloaded
 IMAGE_S = 0.001
 WORK_S = 1e-7
 SMALL = framing_work(28, 28)
+MAX_IMAGES = 30
+"""Of a request of the state machine."""
 
 
 class NamedEntry(Entry):
@@ -522,19 +524,22 @@ def test_close_returns_what_waits_and_stops_admission() -> None:
 
 
 @given(
-    held=st.lists(st.integers(1, 100), min_size=1, max_size=12),
+    held=st.lists(st.integers(1, 100), min_size=1, max_size=8),
     calls=st.lists(st.integers(1, 8), min_size=1, max_size=4),
 )
 def test_patient_requests_are_admitted_in_order_under_any_load(held: list[int], calls: list[int]) -> None:
-    """While calls take all room that there is, the first held request is admitted within few batches, whatever its size. So
-    a large one starves neither itself nor those behind it. Calls are still admitted.
+    """While calls take all room that there is, held requests are admitted in the order of their queue, whatever their size:
+    a small one after the next batch, a large one when the large ones before it are answered. Calls are still admitted.
     """
     batcher = make_batcher()
-    large_room = 100 // LARGE_ROOM_SHARE
-    waiting = deque(make_entry(f"held {number}", num_images) for number, num_images in enumerate(held))
-    left = {entry.name for entry in waiting}
-    num_batches = num_calls = waits = 0
+    queues: dict[bool, deque[NamedEntry]] = {False: deque(), True: deque()}
+    for number, num_images in enumerate(held):
+        entry = make_entry(f"held {number}", num_images)
+        queues[batcher.is_large(num_images, 0)].append(entry)
+    left = {entry.name for queue in queues.values() for entry in queue}
+    num_batches = num_calls = 0
     while left:
+        assert num_batches <= 2 * (100 + sum(held)), "a quarter of every second batch is for large requests"
         with contextlib.suppress(Overloaded):
             for number in range(1000):
                 batcher.admit(make_entry("call", calls[number % len(calls)]), 0.0)
@@ -543,31 +548,30 @@ def test_patient_requests_are_admitted_in_order_under_any_load(held: list[int], 
         assert batch is not None
         left.difference_update(finish(batcher, batch))
         num_batches += 1
-        waits += 1
-        with contextlib.suppress(Overloaded):
-            while waiting:
-                batcher.admit(waiting[0], 0.0, patient=True)
-                waiting.popleft()
-                waits = 0
-        # A batch with small requests frees at least half of its size.
-        assert waits <= large_room or not waiting
-        # Large requests get at least a quarter of every second batch.
-        assert num_batches <= 100 + sum(held) + large_room * len(held)
-    assert num_calls >= 100 // max(calls)
+        for queue in queues.values():
+            with contextlib.suppress(Overloaded):
+                while queue:
+                    batcher.admit(queue[0], 0.0, patient=True)
+                    queue.popleft()
+    assert num_calls >= num_batches / 2
 
 
-def test_a_large_request_takes_little_room() -> None:
-    """Small requests are admitted beside a large one that has more images than may wait; its own room is free at its end."""
+def test_large_requests_keep_no_small_ones_out() -> None:
+    """Each queue has its own room: neither kind of request takes that of the other, and neither pauses streams of the other."""
     batcher = make_batcher(max_pending_images=80)
-    admit(batcher, make_entry("large", 200))
-    assert not batcher.is_half_full() and batcher.pending_images == 200
-    admit(batcher, *(make_entry() for _ in range(69)))
+    admit(batcher, make_entry("large", 80))
+    assert not batcher.is_half_full() and batcher.pending_images == 80
     with pytest.raises(Overloaded):
-        batcher.admit(make_entry("second large", 200), 0.0)
-    assert batcher.refusal(math.inf) is None
-    drain(batcher)
+        batcher.admit(make_entry("second large", 9), 0.0)
+    with pytest.raises(Overloaded):
+        batcher.admit(make_entry("second large", 9), 0.0, patient=True)
     admit(batcher, *(make_entry() for _ in range(80)))
     assert isinstance(batcher.refusal(math.inf), Overloaded)
+    batch = batcher.form(0.0)
+    assert batch is not None
+    finish(batcher, batch)
+    finish(batcher, batcher.form(0.0) or batch)
+    batcher.admit(make_entry("second large", 80), 0.0, patient=True)
 
 
 def test_an_estimate_follows_the_measurements() -> None:
@@ -615,19 +619,12 @@ class BatcherMachine(RuleBasedStateMachine):
         self.running: Batch[NamedEntry] | None = None
         self.closed = False
 
-    @property
-    def large_room(self) -> int:
-        return max(1, self.max_pending_images // LARGE_ROOM_SHARE)
-
-    def counted_images(self) -> int:
-        """Return the images that take room: of a large request, no more than its share."""
-        return sum(
-            min(caller.num_waiting, self.large_room) if caller.entry.large else caller.num_waiting
-            for caller in self.callers.values()
-        )
+    def waiting_images(self, *, large: bool) -> int:
+        """Return the images that wait in one of the queues."""
+        return sum(caller.num_waiting for caller in self.callers.values() if caller.entry.large is large)
 
     @rule(
-        num_images=st.one_of(st.just(1), st.integers(1, 30)),
+        num_images=st.one_of(st.just(1), st.integers(1, MAX_IMAGES)),
         work=st.sampled_from([0, 0, SMALL, framing_work(300, 300), framing_work(2048, 2048)]),
         image_bytes=st.integers(1, 900),
         patience_s=st.sampled_from([math.inf, math.inf, -1.0, 0.0, 0.003, 0.05, 2.0]),
@@ -639,10 +636,8 @@ class BatcherMachine(RuleBasedStateMachine):
         num_bytes = num_images * image_bytes
         entry = make_entry(name, num_images, framing_work=work, num_bytes=num_bytes, deadline=self.now + patience_s)
         held_bytes = sum(caller.entry.num_bytes for caller in self.callers.values() if caller.num_waiting)
-        own_s = num_images * (self.batcher.image_s.seconds + work * self.batcher.work_s.seconds)
-        large = num_images > self.max_batch_size or own_s > self.max_batch_s
-        needed = 1 if patient else min(num_images, self.large_room) if large else num_images
-        too_many = needed > self.max_pending_images - self.counted_images()
+        waiting = self.waiting_images(large=self.batcher.is_large(num_images, work))
+        too_many = waiting + (1 if patient else num_images) > self.max_pending_images
         too_heavy = bool(held_bytes) and held_bytes + (1 if patient else num_bytes) > self.max_pending_bytes
         try:
             self.batcher.admit(entry, self.now, patient=patient)
@@ -739,13 +734,15 @@ class BatcherMachine(RuleBasedStateMachine):
 
     @invariant()
     def pending_images_is_the_truth(self) -> None:
-        """``pending_images`` is the number of images that wait. What counts is never more than allowed, except by the last
-        request of a patient caller.
+        """``pending_images`` is the number of images that wait. No queue has more than allowed, except for the last request of
+        a patient caller.
         """
-        waiting = sum(caller.num_waiting for caller in self.callers.values())
+        small, large = self.waiting_images(large=False), self.waiting_images(large=True)
+        waiting = small + large
         assert self.batcher.pending_images == waiting
-        assert self.counted_images() <= self.max_pending_images + max(self.max_batch_size, self.large_room) - 1
-        assert self.batcher.is_half_full() >= (2 * self.counted_images() >= self.max_pending_images)
+        assert small < self.max_pending_images + self.max_batch_size
+        assert large < self.max_pending_images + MAX_IMAGES
+        assert self.batcher.is_half_full() >= (2 * small >= self.max_pending_images)
         assert self.batcher.has_pending() or not waiting
 
     @invariant()
