@@ -24,6 +24,10 @@ LARGE_SHARE = 4
 MIXED_SHARE = 2
 """Large requests fill a batch that holds small ones up to 1/2 of its maximal size."""
 
+DEADLINE_MARGIN = 1.15
+"""A deadline must be this much later than the estimate. An answer that comes too late has cost as much as one in time. So
+under overload it pays to refuse the few that would be late by the ordinary variation of iterations."""
+
 _SMOOTHING = 0.1
 """Weight of the newest batch in the running estimates: they cover about ten batches."""
 
@@ -118,6 +122,8 @@ class Batcher(Generic[E]):
     Attributes:
         pending_images: images admitted and not yet in a batch.
         image_s: estimated seconds of the network per image, in a full batch.
+        turn_image_s: estimated seconds of a whole iteration of the worker's loop per image, without framing: from receiving
+            requests to sending answers, what is refused included. It decides what can be answered in time.
         work_s: estimated seconds per unit of framing.
         draining: admission has stopped.
     """
@@ -156,6 +162,7 @@ class Batcher(Generic[E]):
         self._refusals = Refusals(max_pending_images, max_pending_bytes)
         self.pending_images = 0
         self.image_s = Estimate(image_s)
+        self.turn_image_s = Estimate(image_s)
         self.work_s = Estimate(work_s)
         self.draining = False
 
@@ -186,11 +193,14 @@ class Batcher(Generic[E]):
         """
         if self.draining:
             return self._refusals.draining
-        image_s, num_images = self.image_s.seconds, self._small_images
+        image_s, num_images, size = self.turn_image_s.seconds, self._small_images, self._max_batch_size
         wait_s = num_images * image_s + self._small_work * self.work_s.seconds
         if num_images >= self._max_pending_images:
             return self._refusals.too_many_images(wait_s)
-        return self._late(wait_s + image_s) if left_s < wait_s + image_s else None
+        # Its own batch is full if others wait already.
+        own_images = size - num_images % size if num_images >= size else 1
+        needed_s = DEADLINE_MARGIN * (wait_s + own_images * image_s)
+        return self._late(needed_s) if left_s < needed_s else None
 
     def draining_error(self) -> Draining:
         """Return the error for a request that is rejected because of the shutdown."""
@@ -222,7 +232,7 @@ class Batcher(Generic[E]):
         if self._pending_bytes and self._pending_bytes + num_bytes > self._max_pending_bytes:
             raise _fresh(self._refusals.too_many_bytes(self._wait_s(large=True)))
         if entry.deadline != math.inf:
-            self._check_deadline(entry, own_s, now)
+            self._check_deadline(entry, now)
         (self._large if entry.large else self._small).append(entry)
         self._add_pending(entry, entry.num_images)
         self._pending_bytes += entry.num_bytes
@@ -250,7 +260,9 @@ class Batcher(Generic[E]):
         self._large_skipped = bool(self._large) and not self._large_skipped and batch.num_images == num_small
         return batch
 
-    def complete(self, batch: Batch[E], answers: list[Any], preprocess_s: float, inference_s: float) -> list[E]:
+    def complete(
+        self, batch: Batch[E], answers: list[Any], preprocess_s: float, inference_s: float, turn_s: float
+    ) -> list[E]:
         """Distribute the answers of a batch.
 
         Args:
@@ -258,6 +270,7 @@ class Batcher(Generic[E]):
             answers: one for each row of the batch.
             preprocess_s: seconds of preparing the batch.
             inference_s: seconds of the network.
+            turn_s: seconds since the previous batch was complete, or since the first of its requests arrived.
 
         Returns:
             The entries that now have all their answers, in the order of the batch.
@@ -267,6 +280,8 @@ class Batcher(Generic[E]):
         full = self.has_pending() or 2 * batch.num_images >= self._max_batch_size
         if full or inference_s < batch.num_images * self.image_s.seconds:
             self.image_s.update(inference_s, batch.num_images)
+        if full or turn_s - preprocess_s < batch.num_images * self.turn_image_s.seconds:
+            self.turn_image_s.update(turn_s - preprocess_s, batch.num_images)
         finished = []
         row = 0
         for entry, start, stop in batch.parts:
@@ -288,11 +303,16 @@ class Batcher(Generic[E]):
             self.cancel(entry)
         return entries
 
-    def _check_deadline(self, entry: E, own_s: float, now: float) -> None:
-        # A lower bound on the wait. Small requests pass large ones, so only other small ones come first; a large request
-        # has its share of every second batch beside them.
-        small_s = self._seconds(self._small_images, self._small_work)
+    def _check_deadline(self, entry: E, now: float) -> None:
+        # Small requests pass large ones, so only other small ones come first; a large request has its share of every second
+        # batch beside them.
+        small_s, size = self._wait_s(large=False), self._max_batch_size
+        num_images = entry.num_images
+        if not entry.large and self._small_images >= size:
+            num_images += -(self._small_images + num_images) % size
+        own_s = num_images * self.turn_image_s.seconds + entry.num_images * entry.framing_work * self.work_s.seconds
         needed_s = own_s + (min(small_s, (2 * LARGE_SHARE - 1) * own_s) if entry.large else small_s)
+        needed_s *= DEADLINE_MARGIN
         if now + needed_s > entry.deadline:
             raise DeadlineUnmeetable(str(self._late(needed_s)))
 
@@ -300,6 +320,7 @@ class Batcher(Generic[E]):
         """Return the error for a request whose answer needs ``needed_s``."""
         if not self.pending_images:
             self.image_s.decay()
+            self.turn_image_s.decay()
             self.work_s.decay()
         return self._refusals.late(needed_s)
 
@@ -371,9 +392,10 @@ class Batcher(Generic[E]):
 
     def _wait_s(self, *, large: bool) -> float:
         """Return the seconds of all that waits, or of the small requests."""
+        images, work = self._small_images, self._small_work
         if large:
-            return self._seconds(self.pending_images, self._pending_work)
-        return self._seconds(self._small_images, self._small_work)
+            images, work = self.pending_images, self._pending_work
+        return images * self.turn_image_s.seconds + work * self.work_s.seconds
 
     def _seconds(self, images: int, framing_work: int) -> float:
         return images * self.image_s.seconds + framing_work * self.work_s.seconds

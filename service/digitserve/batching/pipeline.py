@@ -108,6 +108,7 @@ class Pipeline:
         self._clock = clock
         self._encoder = Encoder(manifest.name, str(manifest.version), manifest.labels)
         self._ood_threshold = manifest.ood_threshold
+        self._completed = 0.0  # monotonic time in seconds of the last batch
 
     # Called by the handlers of transport.
 
@@ -180,7 +181,10 @@ class Pipeline:
         verdicts = decide_verdicts(ood_score, self._ood_threshold, prepared)
         answers = list(map(Answer, class_index, confidence, verdicts, ood_score, outputs.probabilities))
         _explain(batch, prepared)
-        finished = self._batcher.complete(batch, answers, ready - formed, done - ready)
+        # Requests that waited already at the end of the last batch have waited for the whole iteration since then.
+        turn_s = done - max(self._completed, batch.parts[0][0].arrived)
+        self._completed = done
+        finished = self._batcher.complete(batch, answers, ready - formed, done - ready, turn_s)
         self._recorder.batch(class_index, verdicts, confidence, ready - formed, done - ready)
         self._send(finished, batch.num_images)
 
