@@ -38,8 +38,8 @@ from digitserve.transport.native.frames import (
 )  # fmt: skip
 from digitserve.transport.native.head import Problem, RequestHead, trailers_problem
 from digitserve.transport.native.hpack import Decoder, HpackError, encode_fields
-from digitserve.transport.native.limits import FIRST_WINDOW, MESSAGE_PREFIX_BYTES, Limits, ReceiveBudget
-from digitserve.transport.native.message import RESPONSE_HEADERS, encode_answer, encode_status
+from digitserve.transport.native.limits import FIRST_WINDOW, Limits, ReceiveBudget
+from digitserve.transport.native.message import MESSAGE_PREFIX_BYTES, RESPONSE_HEADERS, encode_answer, encode_status
 from digitserve.transport.native.multiplex import ANSWERED_BYTES, EXPIRED, RpcStream
 from digitserve.transport.native.stream import Stream
 

@@ -9,9 +9,6 @@ from typing import Protocol
 from digitserve.transport.native.frames import INITIAL_WINDOW
 from digitserve.transport.native.shares import InflateBudget, StreamShare
 
-MESSAGE_PREFIX_BYTES = 5
-"""Compressed flag and length before each gRPC message."""
-
 FIRST_WINDOW = INITIAL_WINDOW
 """What a client may send on a stream before its message has reserved more: messages up to this need no reservation."""
 

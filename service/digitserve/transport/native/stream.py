@@ -13,12 +13,12 @@ from digitserve.protocol.names import Code
 from digitserve.protocol.status import Status
 from digitserve.transport.handlers import StreamHandler
 from digitserve.transport.native.head import RequestHead
-from digitserve.transport.native.limits import FIRST_WINDOW, MESSAGE_PREFIX_BYTES
+from digitserve.transport.native.limits import FIRST_WINDOW
 from digitserve.transport.native.message import (
+    MESSAGE_PREFIX_BYTES,
     RESPONSE_HEADERS,
     MessageError,
     encode_status,
-    inflate,
     inflated_bytes,
     parse_prefix,
 )  # fmt: skip
@@ -175,7 +175,7 @@ class Stream(RpcStream):
         num_bytes, max_bytes = 0, connection.limits.max_message_bytes
         if compressed:
             num_bytes = inflated_bytes(memoryview(buffer)[:stop], self.head.encoding)
-            if num_bytes <= max_bytes and not connection.budget.inflate.take(num_bytes):
+            if num_bytes <= max_bytes and not connection.budget.inflate.may_start(num_bytes):
                 self._wait()
                 return False
         body: bytes | None = bytes(memoryview(buffer)[MESSAGE_PREFIX_BYTES:stop])
@@ -186,7 +186,7 @@ class Stream(RpcStream):
             self.fail_locally(OVERLOADED)
             return False
         if compressed:
-            body = inflate(body or b"", num_bytes, max_bytes)
+            body = connection.budget.inflate.inflate(body or b"", num_bytes, max_bytes)
         if body is None:
             return self._deliver_too_large()
         self._reading = False
