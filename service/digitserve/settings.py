@@ -95,7 +95,8 @@ class Settings:
     max_pending_images: int = _setting(
         4096,
         _BATCHING,
-        "Maximum number of images that wait in a worker. Further requests get RESOURCE_EXHAUSTED.",
+        "Maximum number of images that wait in a worker, of small and of large requests each. Further requests get "
+        "RESOURCE_EXHAUSTED.",
         Bounds(1, 1 << 24),
     )
     max_request_bytes: int = _setting(
