@@ -21,7 +21,7 @@ from digitserve.protocol.codec import MAX_QUOTED_CHARACTERS, parse
 from digitserve.protocol.names import HEALTH_WATCH, SERVICE, Code
 from digitserve.protocol.status import NO_MESSAGE, OK, Status
 from digitserve.telemetry.recorder import Recorder
-from digitserve.transport.handlers import ServerStream
+from digitserve.transport.handlers import ServerStream, unanswered_code
 
 SERVICE_NAMES = ("", SERVICE)
 """Services that have a status; the empty name is the whole server."""
@@ -194,10 +194,7 @@ class Health:
         """Record a watch that is over; nothing is kept of it."""
         self._watches.discard(stream)
         watch: _Watch = stream.context
-        if not cancelled:
-            code = (watch.ending or OK).code
-        else:
-            code = Code.DEADLINE_EXCEEDED if stream.deadline <= time.time() else Code.CANCELLED
+        code = unanswered_code(stream.deadline) if cancelled else (watch.ending or OK).code
         self._recorder.call_ended(HEALTH_WATCH, code, self._clock() - stream.accepted)
 
     def _set(self, answers: _Answers) -> None:
