@@ -100,6 +100,7 @@ OTHER_VALUES = {
     "max_batch_size": 32,
     "grace_s": 2.5,
     "lame_duck_s": 0.25,
+    "max_receive_bytes": 1 << 26,
     "log_format": "json",
 }
 

@@ -16,6 +16,7 @@ import structlog
 
 from digitserve.protocol.names import Code
 from digitserve.protocol.status import Status
+from digitserve.telemetry.block import CloseReason, RefusalReason
 from digitserve.transport.handlers import StreamHandler, UnaryHandler
 from digitserve.transport.native import frames
 from digitserve.transport.native.call import Call
@@ -38,7 +39,7 @@ from digitserve.transport.native.frames import (
 )  # fmt: skip
 from digitserve.transport.native.head import Problem, RequestHead, trailers_problem
 from digitserve.transport.native.hpack import Decoder, HpackError, encode_fields
-from digitserve.transport.native.limits import MESSAGE_PREFIX_BYTES, Limits, ReceiveBudget
+from digitserve.transport.native.limits import MESSAGE_PREFIX_BYTES, Counts, Limits, ReceiveBudget
 from digitserve.transport.native.message import RESPONSE_HEADERS, encode_status
 from digitserve.transport.native.multiplex import EXPIRED, AnsweredRequest, RpcStream
 from digitserve.transport.native.stream import Stream
@@ -50,6 +51,12 @@ _HTTP_STATUS = {
     Problem.NOT_POST: encode_fields([(b":status", b"405"), (b"allow", b"POST")]),
     Problem.NOT_GRPC: encode_fields([(b":status", b"415"), (b"accept", b"application/grpc")]),
     Problem.FIELDS_TOO_LARGE: encode_fields([(b":status", b"431")]),
+}
+_REFUSALS = {
+    Problem.NOT_POST: RefusalReason.NOT_GRPC,
+    Problem.NOT_GRPC: RefusalReason.NOT_GRPC,
+    Problem.FIELDS_TOO_LARGE: RefusalReason.HEADERS_TOO_LARGE,
+    Problem.BAD_TIMEOUT: RefusalReason.BAD_TIMEOUT,
 }
 _ENCODINGS = {b"identity", b"gzip"}
 _ACCEPT_ENCODING = encode_fields([(b"grpc-accept-encoding", b"identity,gzip")])
@@ -68,8 +75,8 @@ class Connection(ControlFrames):
     """The server's side of a connection; owned by ``loop``, which also drops it."""
 
     __slots__ = (
-        "_arrived", "_block", "_block_flags", "_block_id", "_block_started", "_decoder",
-        "_max_whole_bytes", "_methods", "_preface_done", "_receive_window", "_rest", "_started", "_unknown",
+        "_arrived", "_block", "_block_flags", "_block_id", "_block_started", "_busy_at", "_busy_id", "_decoder",
+        "_max_whole_bytes", "_methods", "_preface_done", "_receive_window", "_rest", "_started", "_unknown", "_untaken",
     )  # fmt: skip
 
     def __init__(
@@ -78,6 +85,7 @@ class Connection(ControlFrames):
         unknown: UnaryHandler,
         limits: Limits,
         budget: ReceiveBudget,
+        counts: Counts,
         now: float,
         on_output: Callable[[], None],
     ) -> None:
@@ -88,10 +96,11 @@ class Connection(ControlFrames):
             unknown: handles calls of all other paths; its ``on_accept`` fails them.
             limits: of this connection.
             budget: of the worker.
+            counts: of what is closed and refused.
             now: monotonic time in seconds.
             on_output: called when ``take_output`` and ``on_sent`` must be called, once until they are.
         """
-        super().__init__(limits, budget, now, on_output)
+        super().__init__(limits, budget, counts, now, on_output)
         self._max_whole_bytes = min(FRAME_BYTES, MESSAGE_PREFIX_BYTES + limits.max_message_bytes)
         self._methods = methods
         self._unknown = unknown
@@ -102,7 +111,10 @@ class Connection(ControlFrames):
         self._block: bytearray | None = None
         self._block_id = self._block_flags = 0
         self._block_started = 0.0
-        self._started = now
+        self._started = self._busy_at = now
+        self._busy_id = 0  # the last stream at ``_busy_at``
+        # Answers that the client has not taken, and since when; as of the last check.
+        self._untaken: dict[RpcStream, tuple[object, float]] = {}
         self._arrived = 0.0
         self.send(
             frames.settings(
@@ -130,12 +142,13 @@ class Connection(ControlFrames):
         try:
             self._rest = self._parse(self._rest + received if self._rest else received)
         except ConnectionFailure as failure:
-            self.close(failure.code, str(failure))
+            flood = failure.code is ErrorCode.ENHANCE_YOUR_CALM
+            self.close(failure.code, str(failure), CloseReason.FLOOD if flood else CloseReason.PROTOCOL_ERROR)
         except HpackError as error:
-            self.close(ErrorCode.COMPRESSION_ERROR, str(error))
+            self.close(ErrorCode.COMPRESSION_ERROR, str(error), CloseReason.PROTOCOL_ERROR)
         except Exception:
             _log.exception("a connection failed")
-            self.close(ErrorCode.INTERNAL_ERROR, "internal error")
+            self.close(ErrorCode.INTERNAL_ERROR, "internal error", CloseReason.INTERNAL)
 
     def on_room(self) -> None:
         """Continue messages that waited for the budget, oldest first."""
@@ -156,13 +169,22 @@ class Connection(ControlFrames):
         if self.closing:
             return
         limits = self.limits
-        if not self._settings_received and now - self._started > limits.preface_s:
-            self.close(ErrorCode.PROTOCOL_ERROR, f"no preface and SETTINGS within {limits.preface_s:g} s")
-        elif self._block is not None and now - self._block_started > limits.header_block_s:
-            self.close(ErrorCode.PROTOCOL_ERROR, f"no end of a header block within {limits.header_block_s:g} s")
+        if not self._settings_received and now - self._started > limits.handshake_s:
+            text = f"no preface and SETTINGS within {limits.handshake_s:g} s"
+            self.close(ErrorCode.PROTOCOL_ERROR, text, CloseReason.TIMEOUT)
+        elif self._block is not None and now - self._block_started > limits.handshake_s:
+            text = f"no end of a header block within {limits.handshake_s:g} s"
+            self.close(ErrorCode.PROTOCOL_ERROR, text, CloseReason.TIMEOUT)
         elif self._drain_ping_sent is not None and now - self._drain_ping_sent > limits.drain_ping_s:
             self._finish_drain()
+        if self.streams or self._busy_id != self._last_id:
+            self._busy_at, self._busy_id = now, self._last_id
+        elif now - self._busy_at > limits.max_idle_s:
+            self.drain(now, CloseReason.IDLE)
+        if self.waiting:
+            self.budget.make_room(now)
         oldest = now - limits.message_s
+        untaken, self._untaken = self._untaken, {}
         num_held_bytes = len(self._rest) + len(self._block or b"") + self._decoder.num_held_bytes()
         for stream in list(self.streams.values()):
             num_held_bytes += stream.num_waiting_bytes()
@@ -170,6 +192,11 @@ class Connection(ControlFrames):
                 self._expire(stream)
             elif not stream.remote_closed and stream.unfinished_since(now) < oldest:
                 self._give_up(stream)
+            elif (answer := stream.first_unsent()) is not None:
+                known, since = untaken.get(stream, (None, now))
+                self._untaken[stream] = taken = answer, since if known is answer else now
+                if taken[1] < oldest:
+                    self._abandon(stream)
         self.num_held_bytes += num_held_bytes
         self.on_room()
 
@@ -345,6 +372,7 @@ class Connection(ControlFrames):
         if head.problem in {None, Problem.MALFORMED}:
             self._reset(stream_id, ErrorCode.PROTOCOL_ERROR)
             return
+        self.counts.stream_refused(_REFUSALS[head.problem])
         block = (
             RESPONSE_HEADERS + encode_status(Status(Code.INTERNAL, head.message))
             if head.problem is Problem.BAD_TIMEOUT
@@ -376,7 +404,7 @@ class Connection(ControlFrames):
     def _refuse(self, stream_id: int) -> None:
         """Refuse a stream over the limit; before our SETTINGS are known to the client, it may repeat the call."""
         code = ErrorCode.PROTOCOL_ERROR if self._settings_acknowledged else ErrorCode.REFUSED_STREAM
-        self._reset(stream_id, code)
+        self._reset(stream_id, code, RefusalReason.TOO_MANY)
 
     def _expire(self, stream: RpcStream) -> None:
         """End a stream whose deadline has passed."""
@@ -393,7 +421,15 @@ class Connection(ControlFrames):
             self._drop_stream(stream.stream_id)
             self._send_reset(stream.stream_id, ErrorCode.NO_ERROR)
         elif stream.open:
+            self.counts.stream_refused(RefusalReason.MESSAGE_TIMEOUT)
             stream.fail_locally(Status(Code.CANCELLED, f"a message did not arrive within {self.limits.message_s:g} s"))
+
+    def _abandon(self, stream: RpcStream) -> None:
+        """End a stream whose answer the client does not take in time."""
+        self.counts.stream_refused(RefusalReason.ANSWER_TIMEOUT)
+        del self._untaken[stream]
+        self._drop_stream(stream.stream_id)
+        self._send_reset(stream.stream_id, ErrorCode.CANCEL)
 
 
 def _without_padding(payload: bytes, num_before: int = 0) -> bytes:

@@ -15,7 +15,7 @@ from digitserve.transport.handlers import StreamHandler
 from digitserve.transport.native.head import RequestHead
 from digitserve.transport.native.limits import FIRST_WINDOW, MESSAGE_PREFIX_BYTES
 from digitserve.transport.native.message import RESPONSE_HEADERS, MessageError, encode_status, inflate, parse_prefix
-from digitserve.transport.native.multiplex import OVERLOADED, Output, RpcStream
+from digitserve.transport.native.multiplex import Output, RpcStream
 
 
 class Stream(RpcStream):
@@ -52,7 +52,7 @@ class Stream(RpcStream):
                 self._connection.remove(self)
             return
         if not self._hold(len(buffer) + len(payload)):
-            self.fail_locally(OVERLOADED)
+            self._fail_without_room()
             return
         buffer += payload
         self._deliver()
@@ -157,7 +157,7 @@ class Stream(RpcStream):
                 self._give_back()
                 self._reserved_since = math.inf
                 if not self._hold(len(buffer)):
-                    self.fail_locally(OVERLOADED)
+                    self._fail_without_room()
                     return False
                 if compressed:
                     body = inflate(body or b"", self.head.encoding, self._connection.limits.max_message_bytes)
