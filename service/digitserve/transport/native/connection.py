@@ -168,22 +168,8 @@ class Connection(ControlFrames):
         self.num_held_bytes = self.num_unsent_bytes
         if self.closing:
             return
-        limits = self.limits
-        if not self._settings_received and now - self._started > limits.handshake_s:
-            text = f"no preface and SETTINGS within {limits.handshake_s:g} s"
-            self.close(ErrorCode.PROTOCOL_ERROR, text, CloseReason.TIMEOUT)
-        elif self._block is not None and now - self._block_started > limits.handshake_s:
-            text = f"no end of a header block within {limits.handshake_s:g} s"
-            self.close(ErrorCode.PROTOCOL_ERROR, text, CloseReason.TIMEOUT)
-        elif self._drain_ping_sent is not None and now - self._drain_ping_sent > limits.drain_ping_s:
-            self._finish_drain()
-        if self.streams or self._busy_id != self._last_id:
-            self._busy_at, self._busy_id = now, self._last_id
-        elif now - self._busy_at > limits.max_idle_s:
-            self.drain(now, CloseReason.IDLE)
-        if self.waiting:
-            self.budget.make_room(now)
-        oldest = now - limits.message_s
+        self._check_connection(now)
+        oldest = now - self.limits.message_s
         untaken, self._untaken = self._untaken, {}
         num_held_bytes = len(self._rest) + len(self._block or b"") + self._decoder.num_held_bytes()
         for stream in list(self.streams.values()):
@@ -194,11 +180,32 @@ class Connection(ControlFrames):
                 self._give_up(stream)
             elif (answer := stream.first_unsent()) is not None:
                 known, since = untaken.get(stream, (None, now))
-                self._untaken[stream] = taken = answer, since if known is answer else now
-                if taken[1] < oldest:
+                since = since if known is answer else now
+                if since < oldest:
                     self._abandon(stream)
+                else:
+                    self._untaken[stream] = answer, since
         self.num_held_bytes += num_held_bytes
-        self.on_room()
+        if self.waiting:
+            self.budget.make_room(now)
+            self.on_room()
+
+    def _check_connection(self, now: float) -> None:
+        """Apply the time limits that do not belong to a stream."""
+        limits = self.limits
+        if not self._settings_received and now - self._started > limits.handshake_s:
+            text = f"no preface and SETTINGS within {limits.handshake_s:g} s"
+            self.close(ErrorCode.PROTOCOL_ERROR, text, CloseReason.TIMEOUT)
+        elif self._block is not None and now - self._block_started > limits.handshake_s:
+            text = f"no end of a header block within {limits.handshake_s:g} s"
+            self.close(ErrorCode.PROTOCOL_ERROR, text, CloseReason.TIMEOUT)
+        elif self._drain_ping_sent is not None and now - self._drain_ping_sent > limits.drain_ping_s:
+            self._finish_drain()
+        # Calls count, not bytes: clients send PINGs to keep connections open that they do not use.
+        if self.streams or self._busy_id != self._last_id:
+            self._busy_at, self._busy_id = now, self._last_id
+        elif now - self._busy_at > limits.max_idle_s:
+            self.drain(now, CloseReason.IDLE)
 
     def trim(self) -> int:
         """Give up memory that only saves time; return about how many of ``num_held_bytes`` it took."""
@@ -427,7 +434,6 @@ class Connection(ControlFrames):
     def _abandon(self, stream: RpcStream) -> None:
         """End a stream whose answer the client does not take in time."""
         self.counts.stream_refused(RefusalReason.ANSWER_TIMEOUT)
-        del self._untaken[stream]
         self._drop_stream(stream.stream_id)
         self._send_reset(stream.stream_id, ErrorCode.CANCEL)
 

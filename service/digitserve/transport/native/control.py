@@ -233,9 +233,7 @@ class ControlFrames(Output):
         """Return whether late frames of a stream are legitimate: the client may not know yet that it was reset or ignored."""
         return stream_id in self._was_reset or (self._final_id is not None and stream_id > self._final_id)
 
-    def _reset(
-        self, stream_id: int, code: ErrorCode, reason: RefusalReason = RefusalReason.MALFORMED
-    ) -> None:
+    def _reset(self, stream_id: int, code: ErrorCode, reason: RefusalReason = RefusalReason.MALFORMED) -> None:
         """Reset a stream because of an error of the client."""
         self.counts.stream_refused(reason)
         self._count_reset()

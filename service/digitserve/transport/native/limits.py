@@ -185,7 +185,15 @@ class ReceiveBudget:
         first_bytes: received of messages without one.
     """
 
-    __slots__ = ("_holders", "_message_s", "_reserved", "first_bytes", "max_bytes", "max_reserved_bytes", "reserved_bytes")
+    __slots__ = (
+        "_holders",
+        "_message_s",
+        "_reserved",
+        "first_bytes",
+        "max_bytes",
+        "max_reserved_bytes",
+        "reserved_bytes",
+    )
 
     def __init__(self, max_bytes: int, message_s: float = 60.0) -> None:
         """Start with nothing held.

@@ -19,7 +19,9 @@ from collections.abc import Iterable
 
 import structlog
 
+from digitserve.telemetry.block import CloseReason
 from digitserve.transport.native.frames import ErrorCode
+from digitserve.transport.native.limits import Counts, WorkerLimits
 from digitserve.transport.native.peer import LINGER_S, READABLE, WRITABLE, NewConnection, Peer, Peers
 
 READ_BYTES = 1 << 16
@@ -37,10 +39,6 @@ MAX_ACCEPTS = 64
 
 SILENCE_S = 5.0
 """A drain does not wait longer for a connection that neither sends nor takes anything: as long as for the answer to its PING."""
-
-MAX_HELD_BYTES = 1 << 26
-"""What all connections together hold, without messages in reception; beyond it, those with the most are closed. See
-``Output.num_held_bytes``."""
 
 ACCEPT_PAUSE_S = 0.5
 """Pause in accepting when the process has no file descriptors or no memory left, although no connection is open."""
@@ -72,20 +70,19 @@ _log = structlog.get_logger("digitserve.transport.native.loop")
 class Loop:
     """Accepts, reads, writes and closes the connections of one worker."""
 
-    def __init__(self, new_connection: NewConnection, max_connections: int, max_age_s: float) -> None:
+    def __init__(self, new_connection: NewConnection, limits: WorkerLimits, counts: Counts) -> None:
         """Start without a listening socket.
 
         Args:
             new_connection: creates a connection.
-            max_connections: for more, those whose clients have been silent longest are closed.
-            max_age_s: age from which a connection drains; infinite for no limit.
+            limits: of the worker.
+            counts: of connections.
         """
         self._new_connection = new_connection
-        self._max_connections = max_connections
-        self._max_age_s = max_age_s
+        self._limits = limits
         self._listener: socket.socket | None = None
         self._listens_on = -1
-        self._peers = Peers()
+        self._peers = Peers(limits, counts)
         self._unread: deque[Peer] = deque()
         self._polled = time.time()
         self._check_at = 0.0
@@ -187,7 +184,7 @@ class Loop:
         ends_at = time.monotonic() + LINGER_S
         peers = self._peers.by_descriptor
         for peer in peers.values():
-            peer.connection.close(ErrorCode.NO_ERROR, "the server has stopped")
+            peer.connection.close(ErrorCode.NO_ERROR, "the server has stopped", CloseReason.DRAIN)
         self._send_all()
         for peer in peers.values():
             peer.ends_at = min(peer.ends_at, ends_at)
@@ -196,7 +193,7 @@ class Loop:
         """Close all sockets."""
         self.stop_listening()
         for peer in list(self._peers.by_descriptor.values()):
-            peer.drop()
+            peer.drop(peer.connection.close_reason or CloseReason.DRAIN)
         self._peers.epoll.close()
 
     def _accept(self, now: float) -> bool:
@@ -220,7 +217,7 @@ class Loop:
                 self._accept_at = now + ACCEPT_PAUSE_S
                 self._peers.epoll.modify(self._listens_on, 0)
                 return False
-            if self.num_connections >= self._max_connections:
+            if self.num_connections >= self._limits.max_connections:
                 self._make_room(now)
             self._add(accepted, now)
         return True
@@ -234,7 +231,7 @@ class Loop:
         peers = self._peers.by_descriptor
         num_closed = math.ceil(len(peers) * CLOSED_FRACTION)
         for peer in heapq.nsmallest(num_closed, peers.values(), key=lambda peer: peer.active):
-            peer.close("too many connections")
+            peer.close("too many connections", CloseReason.TOO_MANY)
         if now >= self._warn_at:
             self._warn_at = now + ACCEPT_PAUSE_S
             _log.warning("closed silent connections to accept others", num_connections=len(peers))
@@ -244,7 +241,7 @@ class Loop:
         accepted.setblocking(False)  # noqa: FBT003 - the interface of sockets
         jitter = random.uniform(1 - AGE_JITTER, 1 + AGE_JITTER)  # noqa: S311 - not a secret
         try:
-            Peer(accepted, self._peers, self._new_connection, now, now + self._max_age_s * jitter)
+            Peer(accepted, self._peers, self._new_connection, now, now + self._limits.max_age_s * jitter)
         except OSError as error:  # the limits of epoll itself
             _log.warning("cannot watch a connection", error=str(error))
             accepted.close()
@@ -277,8 +274,8 @@ class Loop:
             peer.check(now, self._polled)
             if peer.open and not peer.lingering:
                 num_held_bytes += peer.connection.num_held_bytes
-        if num_held_bytes > MAX_HELD_BYTES:
-            self._reduce_held(num_held_bytes - MAX_HELD_BYTES)
+        if num_held_bytes > self._limits.max_held_bytes:
+            self._reduce_held(num_held_bytes - self._limits.max_held_bytes)
 
     def _reduce_held(self, num_bytes: int) -> None:
         """Free memory that only saves time; then drop the connections that hold most, until that is ``num_bytes`` less."""
@@ -289,7 +286,7 @@ class Loop:
             if num_bytes <= 0:
                 break
             num_bytes -= peer.connection.num_held_bytes
-            peer.drop()
+            peer.drop(CloseReason.MEMORY)
             num_dropped += 1
         if num_dropped:
             _log.warning("closed the connections that took most memory", num_connections=num_dropped)

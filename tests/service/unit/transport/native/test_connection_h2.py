@@ -30,9 +30,7 @@ from support.http2_peer import (
 EXAMPLES = 200
 SIZES = st.sampled_from([0, 1, 100, 16_379, 16_380, 65_530, 65_531, 150_000])
 # The network of the state machine may take longer than preface and header blocks may.
-MACHINE_LIMITS = Limits(
-    max_message_bytes=200_000, max_streams=20, max_unsent_bytes=40_000, handshake_s=1e9
-)
+MACHINE_LIMITS = Limits(max_message_bytes=200_000, max_streams=20, max_unsent_bytes=40_000, handshake_s=1e9)
 
 
 @dataclass
