@@ -12,6 +12,7 @@ from digitserve.errors import SettingsError
 from digitserve.settings import Settings
 from digitserve.telemetry.block import CloseReason, RefusalReason
 from digitserve.transport.native.frames import INITIAL_WINDOW
+from digitserve.transport.native.shares import InflateBudget, StreamShare
 
 MESSAGE_PREFIX_BYTES = 5
 """Compressed flag and length before each gRPC message."""
@@ -183,17 +184,14 @@ class ReceiveBudget:
         max_reserved_bytes: the limit of reservations.
         reserved_bytes: of messages with a reservation, received or not.
         first_bytes: received of messages without one.
+        inflate: limits decompression.
+        streams: limits the streams of each connection.
     """
 
     __slots__ = (
-        "_holders",
-        "_message_s",
-        "_reserved",
-        "first_bytes",
-        "max_bytes",
-        "max_reserved_bytes",
-        "reserved_bytes",
-    )
+        "_holders", "_lacks_room", "_message_s", "_reserved", "first_bytes", "inflate", "max_bytes", "max_reserved_bytes",
+        "reserved_bytes", "streams",
+    )  # fmt: skip
 
     def __init__(self, max_bytes: int, message_s: float = 60.0) -> None:
         """Start with nothing held.
@@ -206,7 +204,10 @@ class ReceiveBudget:
         self.max_reserved_bytes = int(RESERVED_SHARE * max_bytes)
         self.reserved_bytes = 0
         self.first_bytes = 0
+        self.inflate = InflateBudget()
+        self.streams = StreamShare()
         self._message_s = message_s
+        self._lacks_room = False
         self._holders: dict[Holder, None] = {}  # oldest first
         # Oldest first; with its bytes, and when it was first seen while others waited.
         self._reserved: dict[Holder, tuple[int, float | None]] = {}
@@ -243,6 +244,7 @@ class ReceiveBudget:
     def reserve(self, holder: Holder, num_bytes: int) -> bool:
         """Reserve bytes for a whole message; return false, and reserve none, if so many are not left."""
         if self.reserved_bytes + num_bytes > self.max_reserved_bytes:
+            self._lacks_room = True
             return False
         self._reserved[holder] = num_bytes, None
         self.reserved_bytes += num_bytes
@@ -253,7 +255,7 @@ class ReceiveBudget:
         self.reserved_bytes -= self._reserved.pop(holder)[0]
 
     def make_room(self, now: float) -> None:
-        """End the oldest call whose reserved message is too slow; called regularly while a message waits for room.
+        """End the oldest call whose reserved message is too slow, if one was refused its room; called several times per second.
 
         Too slow is a message that would not arrive within its time limit: after ``SLOW_GRACE_S``, it has received less than
         the part of its length that is due. So a client must send 16 MiB with 280 KiB/s to keep others out.
@@ -261,6 +263,9 @@ class ReceiveBudget:
         Args:
             now: monotonic time in seconds.
         """
+        if not self._lacks_room:
+            return
+        self._lacks_room = False  # who still waits tries again before the next call
         for holder, (num_bytes, since) in list(self._reserved.items()):
             if since is None:
                 self._reserved[holder] = num_bytes, now

@@ -17,6 +17,7 @@ from digitserve.transport.native.connection import Connection
 from digitserve.transport.native.connection import Method as Route
 from digitserve.transport.native.limits import Limits, ReceiveBudget, WorkerLimits
 from digitserve.transport.native.loop import Loop
+from digitserve.transport.native.shares import StreamShare
 from digitserve.transport.respond import UnknownMethodHandler
 
 
@@ -49,6 +50,7 @@ class NativeServer:
         unknown = UnknownMethodHandler(recorder)
         limits, worker_limits = Limits.of(settings), WorkerLimits.of(settings)
         budget = ReceiveBudget(worker_limits.max_receive_bytes, limits.message_s)
+        budget.streams = self._stream_share = StreamShare(settings.max_pending_images)
 
         def new_connection(now: float, on_output: Callable[[], None]) -> Connection:
             return Connection(routes, unknown, limits, budget, recorder, now, on_output)
@@ -64,6 +66,7 @@ class NativeServer:
 
     def poll(self, timeout_s: float) -> bool | None:
         """Send what waits, and handle what has arrived; see ``Server``."""
+        self._stream_share.update(self._loop.num_connections)
         arrived = self._loop.poll(timeout_s)
         return None if self._stopping and not self._loop.num_connections else arrived
 

@@ -1,5 +1,6 @@
 """The batcher's promises: time is passed in, and each answer carries the name of its entry."""
 
+import contextlib
 import math
 from dataclasses import dataclass, field
 
@@ -10,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from digitserve.batching.batcher import LARGE_SHARE, Batch, Batcher, Entry, Estimate
 from digitserve.batching.prepare import framing_work
+from digitserve.batching.refusals import STEPS_MS
 from digitserve.errors import DeadlineUnmeetable, Draining, Overloaded
 
 IMAGE_S = 0.001
@@ -199,12 +201,12 @@ def test_images_over_the_limit_are_rejected_with_the_time_to_retry() -> None:
     """Beyond max_pending_images a request is rejected at once, with the time after which there should be room."""
     batcher = make_batcher(max_pending_images=10)
     admit(batcher, make_entry("fits", 8))
-    with pytest.raises(Overloaded, match="8 images are waiting, and the limit is 10") as rejection:
+    with pytest.raises(Overloaded, match="at most 10 images may wait; retry in 10 ms") as rejection:
         batcher.admit(make_entry("too many", 3), 0.0)
-    assert rejection.value.retry_after_s == pytest.approx(8 * IMAGE_S)
+    assert rejection.value.retry_after_s == 0.010  # the 8 ms of those that wait, rounded up
     assert batcher.pending_images == 8
     admit(batcher, make_entry("just fits", 2))
-    assert isinstance(batcher.admission_error(), Overloaded)
+    assert isinstance(batcher.refusal(math.inf), Overloaded)
 
 
 def test_half_full_is_reported_before_requests_are_rejected() -> None:
@@ -215,14 +217,55 @@ def test_half_full_is_reported_before_requests_are_rejected() -> None:
     admit(batcher, make_entry(num_images=1))
 
     assert batcher.is_half_full()
-    assert batcher.admission_error() is None
+    assert batcher.refusal(math.inf) is None
+
+
+def test_similar_refusals_are_the_same_error() -> None:
+    """Times are rounded up to a step, so a flood of refusals needs few texts; each states the limit and the time to retry."""
+    batcher = make_batcher(max_pending_images=10)
+    admit(batcher, make_entry(num_images=10))
+    errors = set()
+    for microseconds in range(100, 20_000_000, 10_007):
+        batcher.image_s.seconds = microseconds / 1e6
+        error = batcher.refusal(math.inf)
+        assert isinstance(error, Overloaded) and "at most 10 images" in str(error)
+        wait_s = min(STEPS_MS[-1] / 1e3, 10 * batcher.image_s.seconds)
+        assert wait_s <= error.retry_after_s <= max(0.001, 2.5 * wait_s)
+        assert f"retry in {error.retry_after_s * 1e3:.0f} ms" in str(error)
+        errors.add(error)
+    assert len(errors) <= len(STEPS_MS)
+
+
+@given(
+    waiting=st.lists(st.integers(1, 12), max_size=12),
+    left_s=st.floats(-0.01, 0.2) | st.just(math.inf),
+    closed=st.booleans(),
+)
+def test_a_call_is_refused_exactly_if_a_single_image_would_not_be_admitted(
+    waiting: list[int], left_s: float, closed: bool
+) -> None:
+    """The refusal before the message agrees with admission, in result and text: what it refuses could not be admitted."""
+    batcher = make_batcher(max_pending_images=60)
+    for num_images in waiting:
+        with contextlib.suppress(Overloaded):
+            batcher.admit(make_entry(num_images=num_images), 0.0)
+    if closed:
+        batcher.close()
+    refusal = batcher.refusal(left_s)
+    try:
+        batcher.admit(make_entry("single", deadline=left_s), 0.0)
+    except (Overloaded, DeadlineUnmeetable, Draining) as error:
+        assert (type(refusal), str(refusal)) == (type(error), str(error))
+        assert refusal is not error, "an error that is raised refers to its frames"
+    else:
+        assert refusal is None
 
 
 def test_bytes_over_the_limit_are_rejected_but_one_request_always_fits() -> None:
     """Memory held by waiting requests is bounded; a single request larger than the limit can still be served."""
     batcher = make_batcher(max_pending_bytes=1000)
     admit(batcher, make_entry("large", num_bytes=5000))
-    with pytest.raises(Overloaded, match="5000 bytes are waiting, and the limit is 1000"):
+    with pytest.raises(Overloaded, match="at most 1000 bytes may wait"):
         batcher.admit(make_entry("second", num_bytes=1), 0.0)
     assert drain(batcher) == ["large"]
     admit(batcher, make_entry("second", num_bytes=1))
@@ -311,7 +354,7 @@ def test_a_large_request_that_expires_between_its_batches_is_dropped() -> None:
 def test_a_deadline_that_cannot_be_met_is_rejected_at_once() -> None:
     """If the answer would be too late by the batcher's estimate, the request is rejected immediately."""
     batcher = make_batcher()
-    with pytest.raises(DeadlineUnmeetable, match=r"needs about 8\.0 ms and the deadline is in 7\.0 ms"):
+    with pytest.raises(DeadlineUnmeetable, match="needs up to 10 ms, and the deadline of the call is earlier"):
         batcher.admit(make_entry("hopeless", 8, deadline=10.007), 10.0)
     assert batcher.pending_images == 0
     admit(batcher, make_entry("possible", 8, deadline=10.009), now=10.0)
@@ -345,7 +388,7 @@ def test_a_large_request_is_not_rejected_because_of_all_small_ones() -> None:
 def test_a_deadline_in_the_past_is_rejected() -> None:
     """No request is admitted that has expired already."""
     batcher = make_batcher()
-    with pytest.raises(DeadlineUnmeetable, match=r"deadline is in 0\.0 ms"):
+    with pytest.raises(DeadlineUnmeetable, match="needs up to 1 ms"):
         batcher.admit(make_entry("past", deadline=1.0), 2.0)
 
 
@@ -472,7 +515,7 @@ def test_close_returns_what_waits_and_stops_admission() -> None:
     assert batcher.pending_images == 0
     assert batcher.close() == []
     assert finish(batcher, batch) == ["whole"]
-    assert isinstance(batcher.admission_error(), Draining)
+    assert isinstance(batcher.refusal(math.inf), Draining)
     with pytest.raises(Draining, match="shutting down"):
         batcher.admit(make_entry("late"), 0.0)
 
