@@ -77,6 +77,8 @@ class Call(RpcStream):
             return True
         if not self.remote_closed:
             return self._reserve()
+        if self.buffer is None:
+            return True  # the whole message has arrived without a reservation, and is handed over
         try:
             return self._hand_over()
         except MessageError as error:

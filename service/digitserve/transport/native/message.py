@@ -91,7 +91,7 @@ def inflate(body: bytes, num_bytes: int, max_bytes: int) -> bytes | None:
         raise MessageError("got a message that is not in gzip format") from None
     if num_bytes > max_bytes and len(inflated) == SMALL_BYTES:
         return None
-    if not inflater.eof or inflater.unused_data:
+    if num_bytes > max_bytes or not inflater.eof or inflater.unused_data:
         raise MessageError("got a message in gzip format that ends too early or goes on after its end")
     return inflated
 

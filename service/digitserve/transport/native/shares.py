@@ -37,8 +37,9 @@ class StreamShare:
 
     def __init__(self, total: int = 1 << 31) -> None:
         """Divide ``total`` streams; without it, the limits of the connections apply alone."""
-        self._total = self.num_streams = total
+        self._total = total
         self._num_connections = 1
+        self.num_streams = max(MIN_STREAMS, total)
 
     def update(self, num_connections: int) -> None:
         """Divide by so many connections."""
