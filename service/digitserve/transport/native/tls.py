@@ -135,8 +135,6 @@ class TlsWire:
         received = []
         for start in range(0, len(ciphertext), PIECE_BYTES):
             self._num_empty += incoming.write(ciphertext[start : start + PIECE_BYTES])
-            if self._num_empty > MAX_EMPTY_BYTES:
-                raise ssl.SSLError("got too many bytes without content")
             try:
                 if not self.established:
                     self._shake_hands()
@@ -147,7 +145,8 @@ class TlsWire:
                     received.append(content)
                     self._num_empty = 0
             except ssl.SSLWantReadError:
-                continue
+                if self._num_empty > MAX_EMPTY_BYTES:
+                    raise ssl.SSLError("got too many bytes without content") from None
         return b"".join(received)
 
     def _shake_hands(self) -> None:
