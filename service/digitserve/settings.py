@@ -45,6 +45,9 @@ _MODELS = Path("models")
 _BATCH_LIMITS = {"cpu": 64, "cuda": 1024}
 """Default of ``max_batch_size`` by device: with the size that suits a CPU core, a GPU would be idle most of the time."""
 
+_CONNECTION_LIMITS = (4096, 2048)
+"""Default of ``max_connections`` in clear text, and with TLS, which takes up to 30 KiB for each."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -61,12 +64,25 @@ class Settings:
         "Implementation of gRPC. grpcio: gRPC core; native: HTTP/2 on the worker's own event loop, experimental.",
         Bounds(choices=("grpcio", "native")),
     )
-    max_connections: int = _setting(
-        4096,
+    tls_certificate: Path | None = _setting(
+        None,
+        _NETWORK,
+        "PEM file with the certificate of the gRPC port, followed by its chain. Clients must use TLS 1.2 or 1.3.",
+        shown="none: clear text",
+    )
+    tls_key: Path | None = _setting(
+        None,
+        _NETWORK,
+        "PEM file with the private key of the certificate, without a password.",
+        shown="none: clear text",
+    )
+    max_connections: int | None = _setting(
+        None,
         _CONNECTIONS,
-        "Maximum number of connections of a worker. For more, those whose clients have been silent longest are closed. Also "
-        "the maximum number of health watches. Connections: native transport only.",
+        "Maximum number of connections of a worker, and of its health watches. For more connections, those whose clients have "
+        "been silent longest are closed. With the transport grpcio only watches are limited.",
         Bounds(1, 1 << 20),
+        shown="4096; with TLS 2048",
     )
     max_concurrent_streams: int = _setting(
         1024,
@@ -226,14 +242,20 @@ class Settings:
         """Maximum number of images in a batch: ``max_batch_size``, or its default for the device."""
         return self.max_batch_size or _BATCH_LIMITS.get(self.device, _BATCH_LIMITS["cpu"])
 
+    @property
+    def connection_limit(self) -> int:
+        """Maximum number of connections of a worker: ``max_connections``, or its default with or without TLS."""
+        return self.max_connections or _CONNECTION_LIMITS[self.tls_certificate is not None]
+
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as values that JSON can represent, for ``from_dict`` in another process."""
-        return {**asdict(self), "models": str(self.models)}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Return the settings from the values that ``to_dict`` returned."""
-        return cls(**{**values, "models": Path(values["models"])})
+        paths = {name: Path(values[name]) for name in ("models", "tls_certificate", "tls_key") if values[name]}
+        return cls(**{**values, **paths})
 
 
 def setting_named(name: str) -> Field[Any]:

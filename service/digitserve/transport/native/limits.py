@@ -139,7 +139,7 @@ class WorkerLimits:
             )
         return cls(
             max_receive_bytes=max_receive_bytes,
-            max_connections=settings.max_connections,
+            max_connections=settings.connection_limit,
             max_held_bytes=settings.max_held_bytes,
             max_age_s=settings.max_connection_age_s or math.inf,
             age_grace_s=settings.max_connection_age_grace_s or math.inf,

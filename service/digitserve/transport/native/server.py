@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from digitserve.protocol.names import Method
 from digitserve.settings import Settings
 from digitserve.telemetry.recorder import Recorder
+from digitserve.transport.certificate import server_context
 from digitserve.transport.handlers import StreamHandler, UnaryHandler
 from digitserve.transport.native.connection import Connection
 from digitserve.transport.native.connection import Method as Route
@@ -42,7 +43,7 @@ class NativeServer:
             listener: listens on the address; the server closes it when it shuts down.
 
         Raises:
-            SettingsError: two settings contradict each other.
+            SettingsError: two settings contradict each other, or the certificate or its key cannot be used.
         """
         self._listener = listener
         routes = {method.path.encode(): Route(unary=handler) for method, handler in unary.items()}
@@ -55,7 +56,7 @@ class NativeServer:
         def new_connection(now: float, on_output: Callable[[], None]) -> Connection:
             return Connection(routes, unknown, limits, budget, recorder, now, on_output)
 
-        self._loop = Loop(new_connection, worker_limits, recorder)
+        self._loop = Loop(new_connection, worker_limits, recorder, server_context(settings))
         self._stopping = False
 
     def listen(self) -> int:

@@ -15,8 +15,9 @@ import pytest
 from digitserve.telemetry.block import CloseReason
 from digitserve.transport.native import loop as module
 from digitserve.transport.native import peer as peer_module
+from digitserve.transport.native.acceptor import ACCEPT_PAUSE_S, MAX_ACCEPTS
 from digitserve.transport.native.limits import WorkerLimits
-from digitserve.transport.native.loop import MAX_ACCEPTS, MAX_READ_S, READ_BYTES, Loop
+from digitserve.transport.native.loop import MAX_READ_S, READ_BYTES, Loop
 from digitserve.transport.native.peer import LINGER_S, Peer
 from support.http2_peer import RecordedCounts
 
@@ -290,7 +291,7 @@ def test_a_reused_descriptor_is_another_connection(bench: Bench) -> None:
     (_, first), (client, second) = bench.accept(), bench.accept()
     peers = {peer.connection: peer for peer in bench.peers()}
     descriptor = peers[second].wire.fileno()
-    bench.loop._unread.extend([peers[first], peers[second]])
+    bench.loop._peers.unread.extend([peers[first], peers[second]])
     second.send(b"answer")
     reset(client)
     while second.num_drops == 0:
@@ -299,7 +300,7 @@ def test_a_reused_descriptor_is_another_connection(bench: Bench) -> None:
     bench.sockets.enter_context(replacement := socket.create_connection(bench.address))
     replacement.sendall(b"mine")
     while len(bench.connections) < 3:
-        bench.loop._accept(bench.clock.now)
+        bench.loop._acceptor.accept(bench.clock.now)
     assert descriptor in bench.loop._peers.by_descriptor
     bench.poll_until(lambda: bench.connections[2].received)
 
@@ -342,7 +343,7 @@ def test_accepting_pauses_when_descriptors_are_exhausted(bench: Bench) -> None:
         bench.loop.poll(0.01)
         assert not bench.connections
         assert not bench.loop.poll(0), "the listener must not be reported all the time"
-    bench.advance(module.ACCEPT_PAUSE_S)
+    bench.advance(ACCEPT_PAUSE_S)
     bench.poll_until(lambda: len(bench.connections) == 1)
     waiting.sendall(b"late")
     bench.poll_until(lambda: bench.connections[0].received)
