@@ -92,6 +92,9 @@ def test_defaults_without_flags() -> None:
 OTHER_VALUES = {
     "host": "0.0.0.0",  # noqa: S104 - parsed, not bound
     "transport": "native",
+    "tls_certificate": Path("server.pem"),
+    "tls_key": Path("server.key"),
+    "max_connections": 100,
     "models": Path("elsewhere"),
     "model": "letters",
     "model_version": 12,

@@ -42,7 +42,6 @@ CHECK_S = 0.1
 SILENCE_S = 5.0
 """A drain does not wait longer for a connection that neither sends nor takes anything: as long as for the answer to its PING."""
 
-
 WAITED_S = 0.0005
 """A poll that took longer has waited: then what it reports has just arrived. One without a wait takes microseconds."""
 

@@ -3,6 +3,7 @@
 import os
 import resource
 import socket
+import ssl
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -110,13 +111,13 @@ class Recorded:
 class Bench:
     """A loop, its connections in the order in which they were accepted, and their clients."""
 
-    def __init__(self, clock: Clock, **changes: Any) -> None:
+    def __init__(self, clock: Clock, context: ssl.SSLContext | None = None, **changes: Any) -> None:
         self.clock = clock
         self.connections: list[Recorded] = []
         self.sockets = ExitStack()
         self.counts = RecordedCounts()
         limits = WorkerLimits(**{"max_receive_bytes": 1 << 20, "max_connections": 1000, **changes})
-        self.loop = Loop(self._new_connection, limits, self.counts)
+        self.loop = Loop(self._new_connection, limits, self.counts, context)
         listener = socket.create_server(("127.0.0.1", 0), backlog=500)
         self.address = listener.getsockname()
         self.loop.listen(listener)
