@@ -122,13 +122,13 @@ class Settings:
         300.0,
         _CONNECTIONS,
         "Maximum age of a connection in seconds (+/- 10 %); then the client must reconnect, so that connections spread over "
-        "the workers. Open calls and streams are not interrupted. 0: no maximum.",
+        "the workers. Open calls and streams continue. 0: no maximum.",
         Bounds(0, 86400),
     )
     max_connection_age_grace_s: float = _setting(
         0.0,
         _CONNECTIONS,
-        "Seconds after the maximum age of a connection at which its open calls and streams are ended. 0: they are not ended.",
+        "Seconds after the maximum age of a connection at which its open calls and streams end as UNAVAILABLE. 0: never.",
         Bounds(0, 86400),
     )
     max_connection_idle_s: float = _setting(

@@ -2,12 +2,15 @@
 
 import dataclasses
 import math
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from digitserve.errors import SettingsError
-from digitserve.settings import Settings
+from digitserve.settings import Settings, flag
+from digitserve.telemetry.block import CloseReason, RefusalReason
 from digitserve.transport.native.limits import Limits, WorkerLimits
 
 MIB = 1 << 20
@@ -22,6 +25,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "max_connection_idle_s": (8.0, {"max_idle_s": 8.0}, {}),
     "max_resets_per_s": (10, {"resets_per_s": 10, "max_resets": 50}, {}),
     "max_control_frames_per_s": (50_000, {"control_frames_per_s": 50_000, "max_control_frames": 5_000}, {}),
+    "tls_certificate": (Path("server.pem"), {}, {"max_connections": 2048}),
     "max_connections": (9, {}, {"max_connections": 9}),
     "max_held_bytes": (MIB, {}, {"max_held_bytes": MIB}),
     "max_receive_bytes": (64 * MIB, {}, {"max_receive_bytes": 64 * MIB}),
@@ -58,3 +62,19 @@ def test_a_message_of_the_largest_size_can_always_be_received() -> None:
     smallest = Settings(max_receive_bytes=2 * Settings.max_request_bytes)
     limits = WorkerLimits.of(smallest)
     assert limits.max_receive_bytes * 3 // 4 > smallest.max_request_bytes + 5
+
+
+DOCS = Path(__file__).parents[5] / "docs" / "reference"
+
+
+def test_the_documentation_lists_every_limit_and_every_reason() -> None:
+    """The page of limits names each setting of connections and each reason of the metrics; that of metrics has the reasons."""
+    limits, metrics = (DOCS / "limits.md").read_text(), (DOCS / "metrics.md").read_text()
+    flags = [flag(setting) for setting in fields(Settings) if setting.metadata["group"] == "Connections"]
+    assert len(flags) > 10
+    assert [each for each in flags if f"`{each}`" not in limits] == []
+    assert [each for each in (*CloseReason, *RefusalReason) if f"`{each}`" not in metrics] == []
+    shown = {CloseReason.CLIENT, CloseReason.AGE, CloseReason.IDLE, CloseReason.TOO_MANY, CloseReason.MEMORY,
+             CloseReason.TIMEOUT, CloseReason.FLOOD}  # fmt: skip
+    limiting = set(RefusalReason) - {RefusalReason.MALFORMED, RefusalReason.NOT_GRPC, RefusalReason.BAD_TIMEOUT}
+    assert [each for each in shown | limiting if f"`{each}`" not in limits] == []

@@ -13,13 +13,16 @@ from typing import Any
 
 import pytest
 
+from digitserve.settings import Settings
 from digitserve.telemetry.block import CloseReason
+from digitserve.transport.certificate import server_context
 from digitserve.transport.native import loop as module
 from digitserve.transport.native import peer as peer_module
 from digitserve.transport.native.acceptor import ACCEPT_PAUSE_S, MAX_ACCEPTS
 from digitserve.transport.native.limits import WorkerLimits
 from digitserve.transport.native.loop import MAX_READ_S, READ_BYTES, Loop
 from digitserve.transport.native.peer import LINGER_S, Peer
+from support.certificates import make_certificate
 from support.http2_peer import RecordedCounts
 
 STALL_S = 60.0
@@ -458,6 +461,18 @@ def test_old_connections_drain(clock: Clock) -> None:
     assert not any(one.closing for one in connections), "without a grace they may take as long as they need"
     bench.close()
     assert bench.counts.closed == {CloseReason.AGE: 20}
+
+
+def test_a_failed_handshake_is_counted(clock: Clock, tmp_path: Path) -> None:
+    """A client that does not speak TLS to a port with a certificate is closed for that reason."""
+    made = make_certificate(tmp_path)
+    context = server_context(Settings(tls_certificate=made.certificate, tls_key=made.key))
+    bench = Bench(clock, context)
+    client, connection = bench.accept()
+    client.sendall(b"PRI * HTTP/2.0")
+    bench.poll_until(lambda: connection.num_drops)
+    bench.close()
+    assert bench.counts.closed == {CloseReason.TLS: 1}
 
 
 def test_calls_of_an_old_connection_end_after_the_grace(clock: Clock) -> None:
