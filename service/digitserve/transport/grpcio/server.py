@@ -18,14 +18,15 @@ from digitserve.protocol.names import Code, Method
 from digitserve.settings import Settings, endpoint
 from digitserve.telemetry.block import OTHER_METHOD
 from digitserve.telemetry.recorder import Recorder
+from digitserve.transport.certificate import server_context
 from digitserve.transport.grpcio.completion_queue import OPTIONS, CompletionQueueServer
 from digitserve.transport.handlers import StreamHandler, UnaryHandler
 
 MAX_EVENTS_PER_POLL = 1024
 """Most events handled before the next batch runs: a flood of rejected calls must not delay admitted requests."""
 
-_NO_MAX_AGE_MS = (1 << 31) - 1
-"""Connection age that gRPC takes as infinite."""
+_NO_LIMIT_MS = (1 << 31) - 1
+"""Time that gRPC takes as infinite."""
 
 
 class UnknownMethods(grpc.ServerInterceptor):
@@ -58,7 +59,12 @@ class GrpcServer(CompletionQueueServer):
         unary: Mapping[Method, UnaryHandler],
         streams: Mapping[Method, StreamHandler],
     ) -> None:
-        """Build the server; nothing listens before ``listen``."""
+        """Build the server; nothing listens before ``listen``.
+
+        Raises:
+            SettingsError: the certificate or its key cannot be used.
+        """
+        self._credentials = _credentials(settings)
         self._address = endpoint(settings.host, settings.grpc_port)
         # grpc.server demands a pool. Its threads start on demand, and no method needs one.
         self._pool = ThreadPoolExecutor(1)
@@ -70,8 +76,13 @@ class GrpcServer(CompletionQueueServer):
                     *OPTIONS,
                     ("grpc.so_reuseport", 1),
                     ("grpc.max_receive_message_length", settings.max_request_bytes),
-                    # No grace is set, which means an infinite one: open calls and streams are not cut at that age.
-                    ("grpc.max_connection_age_ms", round(settings.max_connection_age_s * 1e3) or _NO_MAX_AGE_MS),
+                    ("grpc.max_connection_age_ms", _milliseconds(settings.max_connection_age_s)),
+                    ("grpc.max_connection_age_grace_ms", _milliseconds(settings.max_connection_age_grace_s)),
+                    ("grpc.max_connection_idle_ms", _milliseconds(settings.max_connection_idle_s)),
+                    ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
+                    # Core rejects some requests between the two limits, at random.
+                    ("grpc.max_metadata_size", settings.max_header_bytes),
+                    ("grpc.absolute_max_metadata_size", settings.max_header_bytes),
                 ),
             )
         )
@@ -83,7 +94,11 @@ class GrpcServer(CompletionQueueServer):
     def listen(self) -> int:
         """Bind the address and accept connections; see ``Server``."""
         try:
-            port = self.grpc_server.add_insecure_port(self._address)
+            port = (
+                self.grpc_server.add_insecure_port(self._address)
+                if self._credentials is None
+                else self.grpc_server.add_secure_port(self._address, self._credentials)
+            )
         except RuntimeError as error:
             raise StartupError(f"cannot listen on {self._address}: {error}") from None
         self.start()
@@ -105,3 +120,16 @@ class GrpcServer(CompletionQueueServer):
     def close(self) -> None:
         """Release the thread pool; called after ``poll`` has reported that the server has stopped."""
         self._pool.shutdown(wait=False)
+
+
+def _milliseconds(seconds: float) -> int:
+    """Return a time limit as gRPC takes it; 0 s is no limit."""
+    return round(seconds * 1e3) or _NO_LIMIT_MS
+
+
+def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
+    """Return the certificate for gRPC core, after the checks that both transports share."""
+    certificate, key = settings.tls_certificate, settings.tls_key
+    if server_context(settings) is None or certificate is None or key is None:
+        return None
+    return grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])

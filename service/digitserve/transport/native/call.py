@@ -21,7 +21,7 @@ from digitserve.transport.native.message import (
     inflated_bytes,
     parse_prefix,
 )  # fmt: skip
-from digitserve.transport.native.multiplex import OVERLOADED, UNCOMPRESSED, Output, RpcStream
+from digitserve.transport.native.multiplex import UNCOMPRESSED, Output, RpcStream
 
 # The fixed parts of the frames of an answer: all but stream id and message.
 _HEADERS_START = frames.frame(HEADERS, END_HEADERS, 0, RESPONSE_HEADERS)[:5]
@@ -147,7 +147,7 @@ class Call(RpcStream):
         if buffer is None:
             buffer = self.buffer = bytearray()
         if not self._hold(len(buffer) + len(payload)):
-            self.fail_locally(OVERLOADED)
+            self._fail_without_room()
             return
         buffer += payload
         if self._num_bytes < 0:

@@ -22,7 +22,7 @@ from digitserve.transport.native.message import (
     inflated_bytes,
     parse_prefix,
 )  # fmt: skip
-from digitserve.transport.native.multiplex import OVERLOADED, Output, RpcStream
+from digitserve.transport.native.multiplex import Output, RpcStream
 
 
 class Stream(RpcStream):
@@ -58,7 +58,7 @@ class Stream(RpcStream):
         if not self.open or buffer is None:
             return
         if not self._hold(len(buffer) + len(payload)):
-            self.fail_locally(OVERLOADED)
+            self._fail_without_room()
             return
         buffer += payload
         self._deliver()
@@ -183,7 +183,7 @@ class Stream(RpcStream):
         self._give_back()
         self._reserved_since = math.inf
         if not self._hold(len(buffer)):
-            self.fail_locally(OVERLOADED)
+            self._fail_without_room()
             return False
         if compressed:
             body = connection.budget.inflate.inflate(body or b"", num_bytes, max_bytes)
