@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from digitserve.certificate import server_context
 from digitserve.settings import Settings
-from digitserve.transport.certificate import server_context
 from digitserve.transport.native import loop as module
 from digitserve.transport.native import peer as peer_module
 from digitserve.transport.native.acceptor import ACCEPT_PAUSE_S, MAX_ACCEPTS
