@@ -5,7 +5,6 @@ from pathlib import Path
 import grpc
 import pytest
 
-from digitserve.errors import SettingsError
 from digitserve.protocol.names import GET_MODEL
 from support.certificates import make_certificate
 from support.serving import PATIENCE_S, run_worker
@@ -26,13 +25,3 @@ def test_tls(models: Path, tmp_path: Path, transport: str) -> None:
                         call(b"", timeout=PATIENCE_S)
         with pytest.raises(grpc.RpcError, match="UNAVAILABLE"):
             worker.channel.unary_unary(GET_MODEL.path)(b"", timeout=PATIENCE_S)
-
-
-def test_a_worker_refuses_a_certificate_that_cannot_be_used(models: Path, tmp_path: Path, transport: str) -> None:
-    """The error names the flag, before the worker listens."""
-    made = make_certificate(tmp_path / "tls")
-    with (
-        pytest.raises(SettingsError, match="--tls-key .*: expected PRIVATE KEY"),
-        run_worker(models, transport=transport, tls_certificate=made.certificate, tls_key=made.certificate),
-    ):
-        """Not reached."""

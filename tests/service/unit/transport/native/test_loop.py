@@ -20,7 +20,9 @@ from digitserve.transport.native import loop as module
 from digitserve.transport.native import peer as peer_module
 from digitserve.transport.native.acceptor import ACCEPT_PAUSE_S, MAX_ACCEPTS
 from digitserve.transport.native.loop import (
+    CHECK_S,
     MANY_UNREAD,
+    MAX_CHECK_S,
     MAX_HANDSHAKES_S,
     MAX_READ_S,
     READ_BYTES,
@@ -512,6 +514,21 @@ def test_old_connections_drain(clock: Clock) -> None:
     bench.advance(22)
     assert all(one.num_drains for one in connections)
     bench.close()
+
+
+def test_checks_are_divided(bench: Bench) -> None:
+    """With many connections one iteration checks some; the next ones, which do not wait, check the others, each once."""
+    connections = [bench.accept()[1] for _ in range(10)]
+    for connection in connections:
+        connection.num_checks = 0
+    bench.clock.now += CHECK_S
+    bench.clock.step = MAX_CHECK_S * 0.4
+    checked = [0]
+    while checked[-1] < len(connections):
+        assert not bench.loop.poll(60 if checked[-1] else 0)
+        checked.append(sum(connection.num_checks for connection in connections))
+    assert max(after - before for before, after in itertools.pairwise(checked)) <= 3
+    assert all(connection.num_checks == 1 for connection in connections)
 
 
 def test_the_largest_connection_is_dropped(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
