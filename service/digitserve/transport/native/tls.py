@@ -13,7 +13,7 @@ import socket
 import ssl
 
 PIECE_BYTES, SEND_BYTES = 1 << 12, 1 << 13
-"""Most bytes that OpenSSL's memory buffers get at once; they never shrink. So a connection takes 17 to 33 KiB, instead of 104 KiB
+"""Most bytes that OpenSSL's memory buffers get at once; they never shrink. So a connection takes 17 to 31 KiB, instead of 104 KiB
 if they got 64 KiB (measured)."""
 
 MAX_EMPTY_BYTES = 20_000
