@@ -23,6 +23,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from digitserve.certificate import server_context
 from digitserve.errors import StartupError
 from digitserve.inference.bundle import Manifest, served_bundle
 from digitserve.settings import Settings, endpoint
@@ -53,6 +54,7 @@ def serve(settings: Settings, print_banner: Callable[[str], None]) -> int:
         StartupError: a setting cannot be used; the message states which one, and which values are accepted.
     """
     manifest = served_bundle(settings).manifest
+    server_context(settings)  # checks the certificate
     with (
         reserve(settings.host, settings.grpc_port, "--grpc-port") as grpc_socket,
         listen(settings.host, settings.http_port, "--http-port") as http_socket,
@@ -252,12 +254,17 @@ class Supervisor:
         # The command as it was typed, so that it can be copied even if it is not on the PATH.
         program = sys.argv[0] if sys.argv[0].endswith("/digitserve") else "digitserve"
         address = endpoint(settings.host, settings.grpc_port)
+        tls = settings.tls_certificate
         lines = {
-            "gRPC": address,
+            "gRPC": address if tls is None else f"{address}  TLS",
             "HTTP": f"http://{endpoint(settings.host, settings.http_port)}  (/metrics /livez /readyz)",
             "model": f"{manifest.name}/{manifest.version}  sha256 {manifest.sha256[:12]}  {self._provider}",
             "workers": f"{settings.workers} x {self._num_threads} threads, CPU budget {self._cpu_budget:g}",
-            "try": f"{program} classify --address {address} FILE.png",
+            "try": (
+                f"{program} classify --address {address} FILE.png"
+                if tls is None
+                else f"grpcurl -cacert {tls} {address} list"
+            ),
         }
         return "\n".join(["digitserve is ready", *(f"  {name:<8} {text}" for name, text in lines.items())])
 
