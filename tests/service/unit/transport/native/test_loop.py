@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from digitserve.transport.native import loop as module
-from digitserve.transport.native.loop import LINGER_S, MAX_ACCEPTS, MAX_READ_S, READ_BYTES, STALL_S, Loop
+from digitserve.transport.native import peer as peer_module
+from digitserve.transport.native.loop import MAX_ACCEPTS, MAX_READ_S, READ_BYTES, Loop
+from digitserve.transport.native.peer import LINGER_S, STALL_S, Peer
 
 
 class Clock:
@@ -121,6 +123,9 @@ class Bench:
         self.poll_until(lambda: len(self.connections) == expected)
         return client, self.connections[-1]
 
+    def peers(self) -> list[Peer]:
+        return list(self.loop._peers.by_descriptor.values())
+
     def poll_until(self, condition: Callable[[], object]) -> None:
         """Poll until a condition holds."""
         for _ in range(2000):
@@ -142,7 +147,8 @@ class Bench:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock.monotonic, time=clock.time))
+    for each in (module, peer_module):
+        monkeypatch.setattr(each, "time", SimpleNamespace(monotonic=clock.monotonic, time=clock.time))
     return clock
 
 
@@ -184,7 +190,7 @@ def test_a_slow_client_gets_everything_in_order(bench: Bench) -> None:
     assert connection.num_unsent_bytes > 0
     connection.send(second)
     connection.reads = False
-    bench.loop._update_interest(next(iter(bench.loop._peers.values())))
+    bench.peers()[0].update_interest()
     client.sendall(b"more")
     got = b""
     client.setblocking(False)
@@ -198,7 +204,7 @@ def test_a_slow_client_gets_everything_in_order(bench: Bench) -> None:
     assert got == first + second
     assert (connection.num_unsent_bytes, connection.received) == (0, [])
     connection.reads = True
-    bench.loop._update_interest(next(iter(bench.loop._peers.values())))
+    bench.peers()[0].update_interest()
     bench.poll_until(lambda: connection.received == [b"more"])
 
 
@@ -268,8 +274,8 @@ def test_a_reused_descriptor_is_another_connection(bench: Bench) -> None:
     bytes, and the old one nothing.
     """
     (_, first), (client, second) = bench.accept(), bench.accept()
-    peers = {peer.connection: peer for peer in bench.loop._peers.values()}
-    descriptor = peers[second].socket.fileno()
+    peers = {peer.connection: peer for peer in bench.peers()}
+    descriptor = peers[second].wire.fileno()
     bench.loop._unread.extend([peers[first], peers[second]])
     second.send(b"answer")
     reset(client)
@@ -280,7 +286,7 @@ def test_a_reused_descriptor_is_another_connection(bench: Bench) -> None:
     replacement.sendall(b"mine")
     while len(bench.connections) < 3:
         bench.loop._accept(bench.clock.now)
-    assert descriptor in bench.loop._peers
+    assert descriptor in bench.loop._peers.by_descriptor
     bench.poll_until(lambda: bench.connections[2].received)
 
     assert (bench.connections[2].received, second.received) == ([b"mine"], [])
@@ -289,7 +295,7 @@ def test_a_reused_descriptor_is_another_connection(bench: Bench) -> None:
 def test_a_copy_of_a_descriptor_does_no_harm(bench: Bench) -> None:
     """A process that is being forked holds copies of all descriptors for a moment. Events of the closed one must not arrive."""
     client, connection = bench.accept()
-    copy = os.dup(next(iter(bench.loop._peers)))
+    copy = os.dup(bench.peers()[0].wire.fileno())
     try:
         client.shutdown(socket.SHUT_WR)
         bench.poll_until(lambda: connection.num_drops)
