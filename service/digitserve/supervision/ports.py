@@ -96,6 +96,8 @@ class SlotListeners:
                 listener = socket.socket(reserved.family, socket.SOCK_STREAM)
                 self._sockets.append(listener)
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                # Connections inherit it: once closed, they do not keep the next service from binding the port.
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 listener.bind(reserved.getsockname())
                 listener.listen(_SLOT_BACKLOG)
         except OSError:

@@ -125,6 +125,16 @@ def test_a_port_with_slots_is_refused() -> None:
                 wanted_by(LOCAL, port_of(reserved), "--wanted-port")
 
 
+def test_a_service_can_be_restarted(host: str) -> None:
+    """Connections that a service has closed do not keep the next one from listening on the same port."""
+    with contextlib.ExitStack() as stack:
+        slots = Slots(host, stack)
+        slots.connect(3)
+        assert sum(slots.accept(slot) for slot in range(3)) == 3  # closed before the clients close them: TIME_WAIT
+    with reserve(host, slots.address[1], "--grpc-port") as reserved, SlotListeners(reserved, 3):
+        pass
+
+
 def test_a_system_without_filters_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the system has no filters for SO_REUSEPORT, one warning says so, and it chooses the slots itself."""
     monkeypatch.setattr(ports, "_SO_ATTACH_REUSEPORT_CBPF", 0xFFFF)
