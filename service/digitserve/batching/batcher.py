@@ -15,10 +15,15 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from digitserve.errors import DeadlineUnmeetable, Draining, Overloaded
+from digitserve.batching.refusals import Refusals
+from digitserve.errors import DeadlineUnmeetable, Draining, Overloaded, RequestError
 
 LARGE_SHARE = 4
 """If the last batch took nothing from the queue of large requests, they get 1/4 of the next batch: they never starve."""
+
+LARGE_ROOM_SHARE = 8
+"""A large request takes at most 1/8 of the room for waiting images, however many it has. So it keeps no small ones out, and
+there is room for it beside them. What it holds in memory is limited in bytes."""
 
 MIXED_SHARE = 2
 """Large requests fill a batch that holds small ones up to 1/2 of its maximal size."""
@@ -46,11 +51,12 @@ class Entry:
         preprocess_s: seconds of preprocessing, over its batches.
         inference_s: seconds of the network, over its batches.
         cancelled: cancelled, expired or failed; nothing more is done for it.
+        uncounted_images: waiting images that take no room, because the request is large.
     """
 
     __slots__ = (
         "answers", "arrived", "cancelled", "deadline", "first_batch", "framing_work", "inference_s", "large",
-        "num_batched", "num_bytes", "num_images", "preprocess_s",
+        "num_batched", "num_bytes", "num_images", "preprocess_s", "uncounted_images",
     )  # fmt: skip
 
     def __init__(self, num_images: int, framing_work: int, num_bytes: int, arrived: float, deadline: float) -> None:
@@ -66,6 +72,7 @@ class Entry:
         self.preprocess_s = 0.0
         self.inference_s = 0.0
         self.cancelled = False
+        self.uncounted_images = 0
 
 
 E = TypeVar("E", bound=Entry)
@@ -135,7 +142,7 @@ class Batcher(Generic[E]):
 
         Args:
             max_batch_size: most images in a batch.
-            max_pending_images: most images waiting.
+            max_pending_images: most images waiting, without what large requests have beyond their room.
             max_pending_bytes: most memory held by waiting requests.
             max_batch_s: most estimated seconds of a batch; a batch of one image may take longer.
             image_s: first estimate, from warm-up.
@@ -152,6 +159,9 @@ class Batcher(Generic[E]):
         self._pending_work = 0
         self._small_images = 0
         self._small_work = 0
+        self._large_room = max(1, max_pending_images // LARGE_ROOM_SHARE)
+        self._uncounted_images = 0
+        self._refusals = Refusals(max_pending_images, max_pending_bytes)
         self.pending_images = 0
         self.image_s = Estimate(image_s)
         self.work_s = Estimate(work_s)
@@ -163,22 +173,42 @@ class Batcher(Generic[E]):
 
     def is_half_full(self) -> bool:
         """Return whether half of the limit on waiting requests is used, in images or in bytes."""
-        return 2 * self.pending_images >= self._max_pending_images or 2 * self._pending_bytes >= self._max_pending_bytes
+        used = self.pending_images - self._uncounted_images
+        return 2 * used >= self._max_pending_images or 2 * self._pending_bytes >= self._max_pending_bytes
 
-    def admission_error(self) -> Overloaded | Draining | None:
-        """Return the error that any request would get now, whatever it holds; ``None`` if some would be admitted."""
+    def refusal(self, left_s: float) -> RequestError | None:
+        """Return why no new request is admitted now; ``None`` if one of a single image would be.
+
+        Its size is not known yet. A large request with this deadline might be in time, because it has a share of every second
+        batch. It is refused too: that share would delay those that wait already.
+
+        Args:
+            left_s: seconds until its deadline.
+
+        Returns:
+            An error for its caller; it must not be raised.
+        """
         if self.draining:
-            return self.draining_error()
-        if self.pending_images >= self._max_pending_images:
-            return self._overloaded("images", self.pending_images, self._max_pending_images)
-        return None
+            return self._refusals.draining
+        if self.pending_images - self._uncounted_images >= self._max_pending_images:
+            return self._refusals.too_many_images(
+                self.pending_images * self.image_s.seconds + self._pending_work * self.work_s.seconds
+            )
+        needed_s = (self._small_images + 1) * self.image_s.seconds + self._small_work * self.work_s.seconds
+        return self._late(needed_s) if left_s < needed_s else None
 
     def draining_error(self) -> Draining:
         """Return the error for a request that is rejected because of the shutdown."""
-        return Draining("this server is shutting down; retry, and another server will answer")
+        return Draining(str(self._refusals.draining))
 
-    def admit(self, entry: E, now: float) -> None:
+    def admit(self, entry: E, now: float, *, patient: bool = False) -> None:
         """Queue a request for a batch.
+
+        Args:
+            entry: the request.
+            now: monotonic time in seconds.
+            patient: its caller holds it until there is room, and others in order behind it. It then needs no more than any
+                room: if it had to wait until all its images fit, requests that need less could take the room first, forever.
 
         Raises:
             Draining: admission has stopped.
@@ -187,13 +217,16 @@ class Batcher(Generic[E]):
         """
         if self.draining:
             raise self.draining_error()
-        if self.pending_images + entry.num_images > self._max_pending_images:
-            raise self._overloaded("images", self.pending_images, self._max_pending_images)
-        # One request always fits; otherwise a large one could never be admitted.
-        if self._pending_bytes and self._pending_bytes + entry.num_bytes > self._max_pending_bytes:
-            raise self._overloaded("bytes", self._pending_bytes, self._max_pending_bytes)
         own_s = self._seconds(entry.num_images, entry.num_images * entry.framing_work)
         entry.large = entry.num_images > self._max_batch_size or own_s > self._max_batch_s
+        num_images, num_bytes = (1, 1) if patient else (entry.num_images, entry.num_bytes)
+        if entry.large:
+            num_images = min(num_images, self._large_room)
+        if self.pending_images - self._uncounted_images + num_images > self._max_pending_images:
+            raise _fresh(self._refusals.too_many_images(self._seconds(self.pending_images, self._pending_work)))
+        # One request always fits; otherwise a large one could never be admitted.
+        if self._pending_bytes and self._pending_bytes + num_bytes > self._max_pending_bytes:
+            raise _fresh(self._refusals.too_many_bytes(self._seconds(self.pending_images, self._pending_work)))
         if entry.deadline != math.inf:
             self._check_deadline(entry, own_s, now)
         (self._large if entry.large else self._small).append(entry)
@@ -267,14 +300,14 @@ class Batcher(Generic[E]):
         small_s = self._seconds(self._small_images, self._small_work)
         needed_s = own_s + (min(small_s, (2 * LARGE_SHARE - 1) * own_s) if entry.large else small_s)
         if now + needed_s > entry.deadline:
-            if not self.pending_images:
-                self.image_s.decay()
-                self.work_s.decay()
-            left_ms = max(0.0, entry.deadline - now) * 1e3
-            raise DeadlineUnmeetable(
-                f"the answer needs about {needed_s * 1e3:.1f} ms and the deadline is in {left_ms:.1f} ms; "
-                "allow more time, or send fewer images per request"
-            )
+            raise DeadlineUnmeetable(str(self._late(needed_s)))
+
+    def _late(self, needed_s: float) -> DeadlineUnmeetable:
+        """Return the error for a request whose answer needs ``needed_s``."""
+        if not self.pending_images:
+            self.image_s.decay()
+            self.work_s.decay()
+        return self._refusals.late(needed_s)
 
     def _add_small(self, batch: Batch[E], now: float) -> None:
         """Add small requests in the order of arrival, as long as there is room."""
@@ -338,13 +371,19 @@ class Batcher(Generic[E]):
         work = images * entry.framing_work
         self.pending_images += images
         self._pending_work += work
-        if not entry.large:
+        if entry.large:
+            num_waiting = 0 if entry.cancelled else entry.num_images - entry.num_batched
+            uncounted = max(0, num_waiting - self._large_room)
+            self._uncounted_images += uncounted - entry.uncounted_images
+            entry.uncounted_images = uncounted
+        else:
             self._small_images += images
             self._small_work += work
 
     def _seconds(self, images: int, framing_work: int) -> float:
         return images * self.image_s.seconds + framing_work * self.work_s.seconds
 
-    def _overloaded(self, unit: str, pending: int, limit: int) -> Overloaded:
-        wait_s = max(0.001, self._seconds(self.pending_images, self._pending_work))
-        return Overloaded(f"{pending} {unit} are waiting, and the limit is {limit}; retry in {wait_s:.3f} s", wait_s)
+
+def _fresh(error: Overloaded) -> Overloaded:
+    """Return a copy that may be raised."""
+    return Overloaded(str(error), error.retry_after_s)

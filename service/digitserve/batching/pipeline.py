@@ -16,7 +16,7 @@ import structlog
 from digitserve.batching.batcher import Batch, Batcher, Entry
 from digitserve.batching.explain import explain
 from digitserve.batching.prepare import Prepared, decide_verdicts, framing_work, prepare
-from digitserve.errors import DeadlineUnmeetable, Draining, Overloaded, RequestError
+from digitserve.errors import DeadlineUnmeetable, RequestError
 from digitserve.inference.bundle import Bundle
 from digitserve.inference.session import Session
 from digitserve.protocol.codec import Answer, Encoder, Preparation, Request
@@ -111,8 +111,8 @@ class Pipeline:
 
     # Called by the handlers of transport.
 
-    def admit(self, responder: Responder, request: Request) -> PendingRequest:
-        """Queue a request for a batch.
+    def admit(self, responder: Responder, request: Request, *, patient: bool = False) -> PendingRequest:
+        """Queue a request for a batch; see ``Batcher.admit``.
 
         Raises:
             Draining: the worker is shutting down.
@@ -121,16 +121,16 @@ class Pipeline:
         """
         now = self._clock()
         pending = PendingRequest(responder, request, now)
-        self._batcher.admit(pending, now)
+        self._batcher.admit(pending, now, patient=patient)
         return pending
 
     def cancel(self, pending: PendingRequest) -> None:
         """Drop a request whose caller no longer waits."""
         self._batcher.cancel(pending)
 
-    def admission_error(self) -> Overloaded | Draining | None:
-        """Return the error that any request would get now, whatever it holds; ``None`` if some would be admitted."""
-        return self._batcher.admission_error()
+    def refusal(self, deadline: float) -> RequestError | None:
+        """Return why no new request with this deadline, Unix time in seconds, is admitted now; see ``Batcher``."""
+        return self._batcher.refusal(deadline - time.time())
 
     def is_half_full(self) -> bool:
         """Return whether half of the queue's limit is used, in images or in bytes."""

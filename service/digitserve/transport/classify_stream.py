@@ -6,8 +6,9 @@
 
 What clients can make a worker hold is bounded. The images in flight of a stream (read, and their answers not yet sent) are
 limited, and no stream is read while the queue is half full. HTTP/2 flow control then slows the clients down. A message
-whose read was outstanding at that time, and which finds no room, is held until there is room: at most one per stream.
-Messages of streams are delayed, never rejected, for lack of room. Called on the worker's one thread.
+whose read was outstanding at that time, and which finds no room, is held until there is any: at most one per stream. Held
+messages are admitted in the order of arrival, whatever their size, so a large one neither waits for ever nor keeps others
+waiting. Messages of streams are delayed, never rejected, for lack of room. Called on the worker's one thread.
 """
 
 import time
@@ -240,7 +241,7 @@ class ClassifyStreamHandler:
         """Admit a request, or reject it for good; return false if it has to wait for room."""
         if message.open:
             try:
-                message.pending = self._pipeline.admit(message, request)
+                message.pending = self._pipeline.admit(message, request, patient=True)
             except Overloaded:
                 return False
             except RequestError as error:

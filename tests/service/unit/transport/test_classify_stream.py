@@ -32,7 +32,8 @@ class FakePipeline:
         self.half_full = False
         self.full = False
 
-    def admit(self, responder: Any, request: Any) -> object:
+    def admit(self, responder: Any, request: Any, *, patient: bool) -> object:
+        assert patient
         if self.full:
             raise Overloaded("full", 0.5)
         self.admitted.append((responder, request))
