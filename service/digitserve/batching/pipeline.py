@@ -81,7 +81,7 @@ class PendingRequest(Entry):
 
     def __init__(self, responder: Responder, request: Request, now: float) -> None:
         """Wait from ``now``, monotonic time in seconds."""
-        work = framing_work(request.height, request.width, request.channels) if request.framing is _MNIST else 0
+        work = _framing_work(request)
         deadline = _monotonic(responder.deadline, now)
         super().__init__(request.num_images, work, len(request.pixels), now, deadline)
         self.responder = responder
@@ -108,6 +108,7 @@ class Pipeline:
         self._clock = clock
         self._encoder = Encoder(manifest.name, str(manifest.version), manifest.labels)
         self._ood_threshold = manifest.ood_threshold
+        self._completed = 0.0  # monotonic time in seconds of the last batch
 
     # Called by the handlers of transport.
 
@@ -124,6 +125,10 @@ class Pipeline:
         self._batcher.admit(pending, now, patient=patient)
         return pending
 
+    def is_large(self, request: Request) -> bool:
+        """Return whether a request would wait in the queue of large requests."""
+        return self._batcher.is_large(request.num_images, _framing_work(request))
+
     def cancel(self, pending: PendingRequest) -> None:
         """Drop a request whose caller no longer waits."""
         self._batcher.cancel(pending)
@@ -133,7 +138,7 @@ class Pipeline:
         return self._batcher.refusal(deadline - time.time())
 
     def is_half_full(self) -> bool:
-        """Return whether half of the queue's limit is used, in images or in bytes."""
+        """Return whether half of the limit on waiting requests is used, in images of small requests or in bytes."""
         return self._batcher.is_half_full()
 
     @staticmethod
@@ -176,7 +181,10 @@ class Pipeline:
         verdicts = decide_verdicts(ood_score, self._ood_threshold, prepared)
         answers = list(map(Answer, class_index, confidence, verdicts, ood_score, outputs.probabilities))
         _explain(batch, prepared)
-        finished = self._batcher.complete(batch, answers, ready - formed, done - ready)
+        # Requests that waited already at the end of the last batch have waited for the whole iteration since then.
+        turn_s = done - max(self._completed, batch.parts[0][0].arrived)
+        self._completed = done
+        finished = self._batcher.complete(batch, answers, ready - formed, done - ready, turn_s)
         self._recorder.batch(class_index, verdicts, confidence, ready - formed, done - ready)
         self._send(finished, batch.num_images)
 
@@ -221,6 +229,11 @@ def _explain(batch: Batch[PendingRequest], prepared: Prepared) -> None:
         if pending.request.explain:
             pending.preparations += tuple(explain(pending.request, start, stop, prepared, row))
         row += stop - start
+
+
+def _framing_work(request: Request) -> int:
+    """Return the work of framing one image of a request."""
+    return framing_work(request.height, request.width, request.channels) if request.framing is _MNIST else 0
 
 
 def _monotonic(deadline: float, now: float) -> float:
