@@ -2,9 +2,9 @@
 
     Loop ──receive, send──▶ Peer ◀──bytes──▶ Connection
                              │
-                           wire: the socket itself
+                           wire: the socket itself, or TLS over it
 
-``loop`` creates a peer for each accepted socket and calls it on the worker's one thread.
+``acceptor`` creates a peer for each accepted socket; ``loop`` calls it on the worker's one thread.
 """
 
 import contextlib
@@ -13,10 +13,12 @@ import math
 import select
 import socket
 import time
+from collections import deque
 from collections.abc import Callable
 
 from digitserve.transport.native.connection import Connection
 from digitserve.transport.native.frames import ErrorCode
+from digitserve.transport.native.tls import TlsWire
 
 LINGER_S = 1.0
 """After the last output of a connection, time for the client to close it: closing earlier could destroy that output."""
@@ -38,28 +40,34 @@ class Peers:
         by_descriptor: all that are open.
         with_output: those whose connections have something to send.
         starved: those with messages that wait for the worker's budget, oldest first.
+        unread: those whose sockets have something, in the order in which they are read.
+        handshakes: the same for those whose TLS handshake is not complete.
     """
 
-    __slots__ = ("by_descriptor", "epoll", "starved", "with_output")
+    __slots__ = ("by_descriptor", "epoll", "handshakes", "starved", "unread", "with_output")
 
     def __init__(self) -> None:
         self.epoll = select.epoll()
         self.by_descriptor: dict[int, Peer] = {}
         self.with_output: list[Peer] = []
         self.starved: dict[Peer, None] = {}
+        self.unread: deque[Peer] = deque()
+        self.handshakes: deque[Peer] = deque()
 
 
 class Peer:
     """A socket and its connection; owned by the loop until the socket is closed.
 
     Attributes:
-        wire: sends and receives what the connection gives and gets; non-blocking.
+        wire: the socket, or TLS over it; non-blocking.
+        tls: the same if it is TLS, otherwise None.
         connection: its protocol; only while ``open``.
         open: false once the socket is closed. Compare peers, never descriptors: their numbers are used again at once.
         unsent: output that the socket has not taken yet.
         active: monotonic time in seconds at which it last sent something, or took output that had to wait.
         interest: events that epoll reports.
-        queued: whether it waits to be read.
+        queue: where it waits to be read.
+        queued: whether it does.
         arrived: Unix time in seconds after which unread bytes may have arrived.
         drains_at: monotonic time in seconds at which its connection is too old.
         ends_at: monotonic time in seconds at which the socket is closed, unless it makes progress before.
@@ -67,26 +75,42 @@ class Peer:
     """
 
     __slots__ = (
-        "_peers", "active", "arrived", "connection", "drains_at", "ends_at", "interest", "lingering", "open", "queued",
-        "unsent", "wire",
+        "_peers", "active", "arrived", "connection", "drains_at", "ends_at", "interest", "lingering", "open", "queue",
+        "queued", "tls", "unsent", "wire",
     )  # fmt: skip
 
     def __init__(
-        self, wire: socket.socket, peers: Peers, new_connection: NewConnection, now: float, drains_at: float
+        self,
+        accepted: socket.socket,
+        tls: TlsWire | None,
+        peers: Peers,
+        new_connection: NewConnection,
+        now: float,
+        drains_at: float,
     ) -> None:
         """Watch an accepted socket, and create its connection.
+
+        Args:
+            accepted: non-blocking.
+            tls: over that socket, if any.
+            peers: those of the loop.
+            new_connection: creates the connection.
+            now: monotonic time in seconds.
+            drains_at: see above.
 
         Raises:
             OSError: epoll takes no more.
         """
-        peers.epoll.register(wire.fileno(), READABLE)
-        peers.by_descriptor[wire.fileno()] = self
+        peers.epoll.register(accepted.fileno(), READABLE)
+        peers.by_descriptor[accepted.fileno()] = self
         self._peers = peers
-        self.wire = wire
+        self.wire = tls or accepted
+        self.tls = tls
         self.open = True
         self.unsent: bytearray | None = None
         self.active = now
         self.interest = READABLE
+        self.queue = peers.unread if tls is None else peers.handshakes
         self.queued = False
         self.arrived = 0.0
         self.drains_at = drains_at
@@ -99,7 +123,8 @@ class Peer:
         try:
             received = self.wire.recv(num_bytes)
         except BlockingIOError:
-            self.arrived = 0.0
+            if self.tls is None or not self.tls.has_more:
+                self.arrived = 0.0
             return
         except OSError:
             received = b""
@@ -113,7 +138,7 @@ class Peer:
             if connection.waiting:
                 self._peers.starved[self] = None
         # Of more bytes than one read takes, the rest has waited as long.
-        if len(received) < num_bytes:
+        if len(received) < num_bytes and (self.tls is None or not self.tls.has_more):
             self.arrived = 0.0
         if not connection.wants_read():
             self.update_interest()

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from digitserve.protocol.names import Method
 from digitserve.settings import Settings
 from digitserve.telemetry.recorder import Recorder
+from digitserve.transport.certificate import server_context
 from digitserve.transport.handlers import StreamHandler, UnaryHandler
 from digitserve.transport.native.connection import Connection
 from digitserve.transport.native.connection import Method as Route
@@ -23,6 +24,9 @@ from digitserve.transport.respond import UnknownMethodHandler
 
 MAX_CONNECTIONS = 4_096
 """Connections of one worker; for more, the most silent are closed."""
+
+MAX_TLS_CONNECTIONS = 2_048
+"""The same with TLS: each takes up to 30 KiB for it."""
 
 RECEIVE_BUDGET_MESSAGES = 6
 """Unfinished messages of all connections together, in messages of the maximal size."""
@@ -50,6 +54,9 @@ class NativeServer:
             unary: handlers of unary RPCs.
             streams: handlers of streaming RPCs.
             listener: listens on the address; the server closes it when it shuts down.
+
+        Raises:
+            SettingsError: the certificate or its key cannot be used.
         """
         self._listener = listener
         routes = {method.path.encode(): Route(unary=handler) for method, handler in unary.items()}
@@ -62,7 +69,9 @@ class NativeServer:
         def new_connection(now: float, on_output: Callable[[], None]) -> Connection:
             return Connection(routes, unknown, limits, budget, now, on_output)
 
-        self._loop = Loop(new_connection, MAX_CONNECTIONS, settings.max_connection_age_s or math.inf)
+        context = server_context(settings)
+        max_connections = MAX_CONNECTIONS if context is None else MAX_TLS_CONNECTIONS
+        self._loop = Loop(new_connection, max_connections, settings.max_connection_age_s or math.inf, context)
         self._stopping = False
 
     def listen(self) -> int:
