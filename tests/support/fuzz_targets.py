@@ -424,11 +424,13 @@ def _outcome(parts: list[bytes], *, drains: bool) -> tuple[Any, ...]:
     if drains:
         peer.connection.drain(peer.now)
     output = [peer.connection.take_output()]
-    for part in parts:
-        peer.connection.receive(part, peer.now, peer.wall)
-        output.append(peer.connection.take_output())
-        peer.connection.on_sent(len(output[-1]))
     connection = peer.connection
+    for part in parts:
+        connection.receive(part, peer.now, peer.wall)
+        output.append(b"")
+        while connection.has_output():
+            output.append(connection.take_output())
+            connection.on_sent(len(output[-1]))
     assert b"internal error" not in output[-1]
     # When a message counts as sent depends on when the socket takes it.
     events = [event for event in peer.stream.events if event[0] != "written"]
