@@ -33,7 +33,7 @@ def run(settings: Settings, interact: Interact, **environment: str) -> int:
         finally:
             child.close()
             child.kill()
-            await child.process.wait()
+            await child.wait()
             block.close()
 
     return asyncio.run(main())
@@ -43,7 +43,7 @@ async def exit_code(child: AsyncChild) -> int:
     """Wait for the end of a worker that sends no more messages."""
     with pytest.raises(ChannelClosed):
         await child.receive()
-    return await child.process.wait()
+    return await child.wait()
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_a_worker_serves_until_its_channel_is_closed(settings: Settings) -> None
         assert pb.ClassifyResponse.FromString(body).predictions[0].ood_score == 7
         assert block.cells["digitserve_images"][0, 0] == 1
         child.close()
-        return await child.process.wait()
+        return await child.wait()
 
     assert run(settings, interact) == 0
 
@@ -99,7 +99,7 @@ def test_output_and_modules_of_others_do_not_affect_a_worker(
     async def interact(child: AsyncChild, block: Block) -> int:
         assert (await child.receive())["event"] == "ready"
         child.close()
-        return await child.process.wait()
+        return await child.wait()
 
     # Without empty entries: one stands for the working directory.
     python_path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
