@@ -29,9 +29,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from digitserve.errors import StartupError
 from digitserve.inference.bundle import Manifest, served_bundle
 from digitserve.settings import Settings, endpoint
-from digitserve.supervision import device
+from digitserve.supervision import descriptors, device
 from digitserve.supervision.cpu_budget import cpu_budget
-from digitserve.supervision.http import HttpServer, make_app
+from digitserve.supervision.http import MAX_CONNECTIONS, HttpServer, make_app
 from digitserve.supervision.ports import SlotListeners, listen, reserve
 from digitserve.supervision.slots import InlineSlot, WorkerSlot
 from digitserve.telemetry.collector import ServiceCollector
@@ -63,6 +63,7 @@ def serve(settings: Settings, print_banner: Callable[[str], None]) -> int:
         StartupError: a setting cannot be used; the message states which one, and which values are accepted.
     """
     manifest = served_bundle(settings).manifest
+    num_descriptors = descriptors.raise_limit()
     with (
         reserve(settings.host, settings.grpc_port, "--grpc-port") as grpc_socket,
         listen(settings.host, settings.http_port, "--http-port") as http_socket,
@@ -76,7 +77,10 @@ def serve(settings: Settings, print_banner: Callable[[str], None]) -> int:
         # gRPC core cannot listen on a socket that another process has opened.
         native = resolved.transport == "native"
         with SlotListeners(grpc_socket, resolved.workers or 1) if native else contextlib.nullcontext() as listeners:
-            return asyncio.run(_run(resolved, manifest, listeners, http_socket, print_banner))
+            left = descriptors.num_left(num_descriptors, resolved.workers or 1)
+            # uvicorn needs up to two per connection, while it closes those beyond the limit.
+            max_http_connections = max(1, min(MAX_CONNECTIONS, left // 2))
+            return asyncio.run(_run(resolved, manifest, listeners, http_socket, max_http_connections, print_banner))
 
 
 async def _run(
@@ -84,9 +88,10 @@ async def _run(
     manifest: Manifest,
     listeners: SlotListeners | None,
     http_socket: socket.socket,
+    max_http_connections: int,
     print_banner: Callable[[str], None],
 ) -> int:
-    return await Supervisor(settings, manifest, listeners, http_socket).run(print_banner)
+    return await Supervisor(settings, manifest, listeners, http_socket, max_http_connections).run(print_banner)
 
 
 class Supervisor:
@@ -96,7 +101,12 @@ class Supervisor:
     """
 
     def __init__(
-        self, settings: Settings, manifest: Manifest, listeners: SlotListeners | None, http_socket: socket.socket
+        self,
+        settings: Settings,
+        manifest: Manifest,
+        listeners: SlotListeners | None,
+        http_socket: socket.socket,
+        max_http_connections: int,
     ) -> None:
         """Prepare; nothing is started.
 
@@ -105,6 +115,7 @@ class Supervisor:
             manifest: of the bundle to serve.
             listeners: one per slot; None if workers bind the port. Closed as soon as the service drains.
             http_socket: listens on the HTTP port.
+            max_http_connections: most open connections of the HTTP port.
         """
         self.settings = settings
         self.manifest = manifest
@@ -121,7 +132,7 @@ class Supervisor:
         collector = ServiceCollector(manifest.labels, self._service_metrics)
         registry = CollectorRegistry()
         registry.register(collector)
-        self._http = HttpServer(make_app(self, registry))
+        self._http = HttpServer(make_app(self, registry), max_http_connections)
         self._cpu_budget = cpu_budget()
         num_workers = settings.workers or 1
         self._num_threads = num_threads = max(1, int(self._cpu_budget) // num_workers)
