@@ -1,5 +1,6 @@
 """``digitserve serve`` as a process: start, refusal to start, worker failures, drain."""
 
+import contextlib
 import json
 import os
 import shutil
