@@ -163,10 +163,12 @@ class Pipeline:
         self._recorder.pending(self._batcher.pending_images)
         return True
 
-    def close(self) -> None:
-        """Stop admission, and reject the requests that wait."""
-        for pending in self._batcher.close():
+    def close(self) -> int:
+        """Stop admission, and reject the requests that wait; return their number."""
+        rejected = self._batcher.close()
+        for pending in rejected:
             pending.responder.reject(self._batcher.draining_error())
+        return len(rejected)
 
     def _run(self, batch: Batch[PendingRequest]) -> None:
         formed = self._clock()

@@ -243,6 +243,12 @@ class ClassifyStreamHandler:
         for state in [*self._streams]:
             self._end(state, _DRAINING)
 
+    def num_unsent_answers(self) -> int:
+        """Return how many messages were read that no longer wait in the pipeline, and whose answer is not yet sent."""
+        return sum(
+            len(state.unsent) + sum(message.pending is None for message in state.messages) for state in self._streams
+        )
+
     def has_unsent_answers(self) -> bool:
         """Return whether a message was read whose answer is not yet sent."""
         return any(state.num_images for state in self._streams)

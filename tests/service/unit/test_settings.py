@@ -233,6 +233,7 @@ def test_settings_survive_the_way_to_another_process(settings: Settings) -> None
     received = Settings.from_dict(json.loads(json.dumps(settings.to_dict())))
     assert received == settings
     assert isinstance(received.models, Path)
+    assert received.tls_key is None or isinstance(received.tls_key, Path)
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,12 @@ from typing import Any
 
 import grpc
 
+from digitserve.certificate import server_context
 from digitserve.errors import StartupError
 from digitserve.protocol.names import Code, Method
 from digitserve.settings import Settings, endpoint
 from digitserve.telemetry.block import OTHER_METHOD
 from digitserve.telemetry.recorder import Recorder
-from digitserve.transport.certificate import server_context
 from digitserve.transport.grpcio.completion_queue import OPTIONS, CompletionQueueServer
 from digitserve.transport.handlers import StreamHandler, UnaryHandler
 

@@ -9,10 +9,10 @@ of one that the supervisor keeps, so that connections which arrive while the wor
 import socket
 from collections.abc import Callable, Mapping
 
+from digitserve.certificate import server_context
 from digitserve.protocol.names import Method
 from digitserve.settings import Settings
 from digitserve.telemetry.recorder import Recorder
-from digitserve.transport.certificate import server_context
 from digitserve.transport.handlers import StreamHandler, UnaryHandler
 from digitserve.transport.native.connection import Connection
 from digitserve.transport.native.connection import Method as Route

@@ -1,7 +1,9 @@
 """The event loop with real sockets, a clock of the test, and connections that only record."""
 
+import itertools
 import os
 import resource
+import select
 import socket
 import ssl
 import struct
@@ -13,16 +15,25 @@ from typing import Any
 
 import pytest
 
+from digitserve.certificate import server_context
 from digitserve.settings import Settings
 from digitserve.telemetry.block import CloseReason
-from digitserve.transport.certificate import server_context
 from digitserve.transport.native import loop as module
 from digitserve.transport.native import peer as peer_module
 from digitserve.transport.native.acceptor import ACCEPT_PAUSE_S, MAX_ACCEPTS
 from digitserve.transport.native.limits import WorkerLimits
-from digitserve.transport.native.loop import MAX_READ_S, READ_BYTES, Loop
+from digitserve.transport.native.loop import (
+    CHECK_S,
+    MANY_UNREAD,
+    MAX_CHECK_S,
+    MAX_HANDSHAKES_S,
+    MAX_READ_S,
+    READ_BYTES,
+    SHORT_READ_BYTES,
+    Loop,
+)  # fmt: skip
 from digitserve.transport.native.peer import LINGER_S, Peer
-from support.certificates import make_certificate
+from support.certificates import TlsClient, make_certificate
 from support.http2_peer import RecordedCounts
 
 STALL_S = 60.0
@@ -143,6 +154,11 @@ class Bench:
     def peers(self) -> list[Peer]:
         return list(self.loop._peers.by_descriptor.values())
 
+    def await_input(self, *peers: Peer) -> None:
+        """Wait until the sockets of peers have something to read."""
+        for peer in peers:
+            assert select.select([peer.wire], [], [], 20)[0]
+
     def poll_until(self, condition: Callable[[], object]) -> None:
         """Poll until a condition holds."""
         for _ in range(2000):
@@ -172,6 +188,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.fixture
 def bench(clock: Clock) -> Iterator[Bench]:
     bench = Bench(clock)
+    yield bench
+    bench.close()
+
+
+@pytest.fixture
+def tls_bench(clock: Clock, tmp_path: Path) -> Iterator[Bench]:
+    made = make_certificate(tmp_path)
+    bench = Bench(clock, context=server_context(Settings(tls_certificate=made.certificate, tls_key=made.key)))
     yield bench
     bench.close()
 
@@ -266,6 +290,55 @@ def test_reading_rotates_and_is_bounded_in_time(bench: Bench) -> None:
 
     assert max(iterations) == 2
     assert sorted(order[:6]) == list(range(6))
+
+
+def test_with_many_unread_connections_each_gets_its_turn_sooner(bench: Bench) -> None:
+    """Of more than ``MANY_UNREAD`` connections only a short piece is read in each turn; of few, as much as a read takes."""
+    pairs = [bench.accept() for _ in range(MANY_UNREAD + 2)]
+    few, many = pairs[:MANY_UNREAD], pairs
+    for accepted, least, most in ((many, 1, SHORT_READ_BYTES), (few, SHORT_READ_BYTES + 1, READ_BYTES)):
+        for client, connection in accepted:
+            connection.received.clear()
+            client.sendall(bytes(READ_BYTES))
+        bench.await_input(*bench.peers()[: len(accepted)])
+        bench.loop.poll(0.01)
+        assert least <= max(len(connection.received[0]) for _, connection in accepted) <= most
+        assert all(len(connection.received) == 1 for _, connection in accepted)
+        while any(len(b"".join(connection.received)) < READ_BYTES for _, connection in accepted):
+            bench.loop.poll(0.01)
+
+
+def test_handshakes_wait_behind_calls(tls_bench: Bench) -> None:
+    """However many clients begin a handshake of TLS, a turn continues few of them, after a connection with calls; all are
+    served in the end, and one that ends early is dropped.
+    """
+    bench = tls_bench
+    client, (caller, connection) = TlsClient(), bench.accept()
+    (peer,) = bench.peers()
+    caller.sendall(client.take())
+    bench.poll_until(lambda: not bench.loop.poll(0.01))
+    client.give(caller.recv(1 << 16))
+    caller.sendall(client.take())
+    bench.poll_until(lambda: peer.queue is bench.loop._peers.unread)
+    others = [(TlsClient(), *bench.accept()) for _ in range(20)]
+    for other, client_socket, _ in others:
+        client_socket.sendall(other.take())
+    reset(others[-1][1])
+    bench.clock.step = MAX_HANDSHAKES_S / 2
+    waiting = [len(others)]
+    while waiting[-1]:
+        caller.sendall(client.take(b"call"))
+        bench.await_input(peer)
+        bench.loop.poll(0.01)
+        waiting.append(len(bench.loop._peers.handshakes))
+        assert len(connection.received) == len(waiting) - 1
+    assert max(before - after for before, after in itertools.pairwise(waiting)) <= 3
+    bench.clock.step = 0.0
+    for other, client_socket, _ in others[:-1]:
+        other.give(client_socket.recv(1 << 16))
+        client_socket.sendall(other.take(b"first"))
+    bench.poll_until(lambda: all(one.received == [b"first"] for _, _, one in others[:-1]))
+    bench.poll_until(lambda: others[-1][2].num_drops)
 
 
 @pytest.mark.parametrize("unsent", [0, 8 << 20])
@@ -487,6 +560,21 @@ def test_calls_of_an_old_connection_end_after_the_grace(clock: Clock) -> None:
     assert client.recv(100) == b""
     bench.close()
     assert bench.counts.closed == {CloseReason.AGE: 1}
+
+
+def test_checks_are_divided(bench: Bench) -> None:
+    """With many connections one iteration checks some; the next ones, which do not wait, check the others, each once."""
+    connections = [bench.accept()[1] for _ in range(10)]
+    for connection in connections:
+        connection.num_checks = 0
+    bench.clock.now += CHECK_S
+    bench.clock.step = MAX_CHECK_S * 0.4
+    checked = [0]
+    while checked[-1] < len(connections):
+        assert not bench.loop.poll(60 if checked[-1] else 0)
+        checked.append(sum(connection.num_checks for connection in connections))
+    assert max(after - before for before, after in itertools.pairwise(checked)) <= 3
+    assert all(connection.num_checks == 1 for connection in connections)
 
 
 def test_the_largest_connection_is_dropped(clock: Clock) -> None:
