@@ -285,6 +285,7 @@ class Client(Peer):
         assert connection.send_window <= 2**31 - 1
         assert connection.num_unsent_bytes >= 0
         if self.taking:
+            self.read()  # what others have caused, such as the end of a call whose message had to give way
             assert connection.num_unsent_bytes == 0
         for stream in connection.streams.values():
             assert stream.receive_window <= max(FIRST_WINDOW, limits.max_message_bytes + 5)
