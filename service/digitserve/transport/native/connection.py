@@ -137,6 +137,11 @@ class Connection(ControlFrames):
             _log.exception("a connection failed")
             self.close(ErrorCode.INTERNAL_ERROR, "internal error")
 
+    def drop(self) -> None:
+        """Drop all calls, and free the input: after an error the socket stays open for a while."""
+        super().drop()
+        self._rest, self._block = b"", None
+
     def on_room(self) -> None:
         """Continue messages that waited for the budget, oldest first."""
         while self.waiting:
