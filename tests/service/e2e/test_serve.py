@@ -1,5 +1,6 @@
 """``digitserve serve`` as a process: start, refusal to start, worker failures, drain."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -236,15 +237,31 @@ def test_connections_wait_for_the_next_worker(models: Path, tmp_path: Path) -> N
         assert "worker ended unexpectedly" not in service.log.read_text()
 
 
-def test_workers_end_with_their_supervisor(models: Path, tmp_path: Path) -> None:
-    """When the supervisor is killed, its workers notice it and end: no worker runs without a supervisor."""
-    with run_service(models, tmp_path / "log", "--workers", "2", "--lame-duck-s", "0") as service:
-        workers = service.workers()
-        service.process.kill()
-        service.process.wait()
-        wait_until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() and
-                                   Path(f"/proc/{pid}/cmdline").read_bytes() for pid in workers),
-                   "the workers are gone")  # fmt: skip
+def test_a_service_whose_supervisor_was_killed_can_start_again(models: Path, tmp_path: Path) -> None:
+    """When the supervisor is killed under load, its workers close their listening sockets at once and end: a service starts
+    on the same ports immediately, and no worker runs without a supervisor.
+    """
+    arguments = ("--workers", "1", "--transport", "native", "--grace-s", "60", "--lame-duck-s")
+    with run_service(models, tmp_path / "log", *arguments, "60") as first, Load(first, 2) as load:
+        wait_until(lambda: load.outcomes["OK"] >= 100, "100 answers")
+        workers = first.workers()
+        first.process.kill()
+        first.process.wait()
+        ports = [address.rpartition(":")[2] for address in (first.grpc_address, first.http_url)]
+        ports_again = ("--grpc-port", ports[0], "--http-port", ports[1])
+        with run_service(models, tmp_path / "log2", *arguments, "0", *ports_again) as second:
+            answered = load.outcomes["OK"]
+            wait_until(lambda: load.outcomes["OK"] >= answered + 100, "100 more answers")
+            wait_until(lambda: not any(map(runs, workers)), "the workers are gone")
+            assert second.get("/readyz")[0] == 200
+    assert load.outcomes["WRONG"] == 0
+
+
+def runs(pid: int) -> bool:
+    """Return whether a process still runs; one that has ended and was not waited for does not."""
+    with contextlib.suppress(FileNotFoundError):
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    return False
 
 
 def test_a_second_service_on_the_same_port_is_refused(models: Path, tmp_path: Path) -> None:

@@ -125,14 +125,23 @@ def test_a_port_with_slots_is_refused() -> None:
                 wanted_by(LOCAL, port_of(reserved), "--wanted-port")
 
 
-def test_a_service_can_be_restarted(host: str) -> None:
-    """Connections that a service has closed do not keep the next one from listening on the same port."""
+@pytest.mark.parametrize("host", [LOCAL, "::1"])
+@pytest.mark.parametrize("left", ["open", "closed"])
+def test_connections_of_the_last_service_do_not_block_the_port(host: str, left: str) -> None:
+    """Once all listening sockets are closed, the port can be bound again at once: also while a worker of the last service
+    answers its last requests, and after connections that the service has closed first (TIME_WAIT).
+    """
     with contextlib.ExitStack() as stack:
-        slots = Slots(host, stack)
-        slots.connect(3)
-        assert sum(slots.accept(slot) for slot in range(3)) == 3  # closed before the clients close them: TIME_WAIT
-    with reserve(host, slots.address[1], "--grpc-port") as reserved, SlotListeners(reserved, 3):
-        pass
+        with reserve(host, 0, "--grpc-port") as reserved, SlotListeners(reserved, 1) as listeners:
+            client = stack.enter_context(socket.create_connection((host, port_of(reserved))))
+            accepted = stack.enter_context(listeners[0].accept()[0])
+            port = port_of(reserved)
+        if left == "closed":
+            accepted.close()
+            assert client.recv(1) == b""
+            client.close()
+        with reserve(host, port, "--grpc-port") as reserved, SlotListeners(reserved, 1):
+            stack.enter_context(socket.create_connection((host, port)))
 
 
 def test_a_system_without_filters_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
