@@ -153,7 +153,7 @@ def test_health_checks_follow_the_worker(tmp_path: Path) -> None:
     write_echo_bundle(tmp_path)
     with (
         run_worker(tmp_path, transport="native") as stays,
-        run_worker(tmp_path, transport="native", lame_duck_s=1.0) as drains,
+        run_worker(tmp_path, transport="native", lame_duck_s=0.5) as drains,
         run_envoy(tmp_path, stays.address, drains.address, checks_health=True) as envoy,
         channel_to(envoy) as channel,
     ):
