@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol, cast
 
 import uvicorn
+from h11 import LocalProtocolError
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
@@ -106,6 +107,14 @@ class _BoundedConnection(H11Protocol):
         while len(self._waiting) > self._limit:
             self._waiting.pop(oldest := next(iter(self._waiting)))
             oldest.transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        """Handle what has arrived."""
+        try:
+            super().data_received(data)
+        except LocalProtocolError:
+            # The rest of a body is malformed. uvicorn answers with 400, which fails if the request has an answer already.
+            self.transport.abort()
 
     def on_response_complete(self) -> None:
         """Start to wait for the next request."""

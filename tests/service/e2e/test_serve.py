@@ -184,21 +184,30 @@ def test_output_of_a_sitecustomize_does_not_disturb_the_service(models: Path, tm
     assert "sitecustomize prints" in service.log.read_text()
 
 
-def test_a_log_that_cannot_be_written_does_not_end_the_service(models: Path, tmp_path: Path) -> None:
-    """If the reader of standard error has gone, log lines are lost; a worker that ends is still replaced, and the service
-    still drains with exit code 0.
+@pytest.mark.parametrize("reader", ["has ended", "does not read"])
+def test_a_log_that_cannot_be_written_does_not_end_the_service(models: Path, tmp_path: Path, reader: str) -> None:
+    """If the reader of standard error has gone, or does not read, log lines are lost; a worker that ends is still replaced, and the
+    service still drains with exit code 0.
     """
-    reader, writer = os.pipe()
-    log = Path(f"/proc/self/fd/{writer}")
+    read_end, write_end = os.pipe()
+    log = Path(f"/proc/self/fd/{write_end}")
+    if reader == "does not read":
+        os.set_blocking(write_end, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(write_end, bytes(4096))
     # Buffered, as Python's standard error is by default: lines that cannot be written are still there at the exit.
     with run_service(models, log, "--workers", "1", "--lame-duck-s", "0", PYTHONUNBUFFERED="") as service:
-        os.close(writer)
-        os.close(reader)
+        os.close(write_end)
+        if reader == "has ended":
+            os.close(read_end)
         (killed,) = service.workers()
         os.kill(killed, signal.SIGKILL)
         wait_until(lambda: service.workers() not in ([], [killed]), "another worker is started")
         wait_until(lambda: service.get("/readyz")[0] == 200, "it is ready")
         assert service.stop() == 0
+    if reader == "does not read":
+        os.close(read_end)
 
 
 def test_idle_http_connections_leave_descriptors_for_workers(
