@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import Any, Protocol, cast
 
 import uvicorn
-from h11 import LocalProtocolError
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
@@ -108,13 +107,12 @@ class _BoundedConnection(H11Protocol):
             self._waiting.pop(oldest := next(iter(self._waiting)))
             oldest.transport.abort()
 
-    def data_received(self, data: bytes) -> None:
-        """Handle what has arrived."""
-        try:
-            super().data_received(data)
-        except LocalProtocolError:
-            # The rest of a body is malformed. uvicorn answers with 400, which fails if the request has an answer already.
-            self.transport.abort()
+    def send_400_response(self, msg: str) -> None:
+        """Answer malformed input; only close the connection after an answer, because that may be the answer to this request."""
+        if self.cycle is None:
+            super().send_400_response(msg)
+        else:
+            self.transport.close()
 
     def on_response_complete(self) -> None:
         """Start to wait for the next request."""
