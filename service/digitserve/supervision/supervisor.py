@@ -288,12 +288,17 @@ class Supervisor:
         # The command as it was typed, so that it can be copied even if it is not on the PATH.
         program = sys.argv[0] if sys.argv[0].endswith("/digitserve") else "digitserve"
         address = endpoint(settings.host, settings.grpc_port)
+        tls = settings.tls_certificate
         lines = {
-            "gRPC": address,
+            "gRPC": address if tls is None else f"{address}  TLS",
             "HTTP": f"http://{endpoint(settings.host, settings.http_port)}  (/metrics /livez /readyz)",
             "model": f"{manifest.name}/{manifest.version}  sha256 {manifest.sha256[:12]}  {self._provider}",
             "workers": f"{settings.workers} x {self._num_threads} threads, CPU budget {self._cpu_budget:g}",
-            "try": f"{program} classify --address {address} FILE.png",
+            "try": (
+                f"{program} classify --address {address} FILE.png"
+                if tls is None
+                else f"grpcurl -cacert {tls} {address} list"
+            ),
         }
         return "\n".join(["digitserve is ready", *(f"  {name:<8} {text}" for name, text in lines.items())])
 
