@@ -19,6 +19,7 @@ from digitserve.transport.native.connection import Connection
 from digitserve.transport.native.connection import Method as Route
 from digitserve.transport.native.limits import Limits, ReceiveBudget
 from digitserve.transport.native.loop import Loop
+from digitserve.transport.native.shares import StreamShare
 from digitserve.transport.respond import UnknownMethodHandler
 
 MAX_CONNECTIONS = 4_096
@@ -63,6 +64,7 @@ class NativeServer:
         unknown = UnknownMethodHandler(recorder)
         limits = Limits(max_message_bytes=settings.max_request_bytes)
         budget = ReceiveBudget(max(RECEIVE_BUDGET_MESSAGES * settings.max_request_bytes, MIN_RECEIVE_BUDGET_BYTES))
+        budget.streams = self._stream_share = StreamShare(settings.max_pending_images)
 
         def new_connection(now: float, on_output: Callable[[], None]) -> Connection:
             return Connection(routes, unknown, limits, budget, now, on_output)
@@ -80,6 +82,7 @@ class NativeServer:
 
     def poll(self, timeout_s: float) -> bool | None:
         """Send what waits, and handle what has arrived; see ``Server``."""
+        self._stream_share.update(self._loop.num_connections)
         arrived = self._loop.poll(timeout_s)
         return None if self._stopping and not self._loop.num_connections else arrived
 
