@@ -65,7 +65,7 @@ def serve(settings: Settings, print_banner: Callable[[str], None]) -> int:
     """
     manifest = served_bundle(settings).manifest
     server_context(settings)  # checks the certificate
-    num_descriptors = descriptors.raise_limit()
+    num_descriptors = descriptors.raise_limit(settings.connection_limit)
     with (
         reserve(settings.host, settings.grpc_port, "--grpc-port") as grpc_socket,
         listen(settings.host, settings.http_port, "--http-port") as http_socket,
@@ -210,8 +210,9 @@ class Supervisor:
         self._direct_connections()
 
     def worker_restarting(self) -> None:
-        """Count a restart."""
+        """Count a restart, and assign new connections to the other workers."""
         self._num_restarts += 1
+        self._direct_connections()
 
     def drain_failed(self) -> None:
         """Note that requests may not have been answered."""

@@ -146,6 +146,11 @@ class Connection(TimeLimits):
             _log.exception("a connection failed")
             self.close(ErrorCode.INTERNAL_ERROR, "internal error", CloseReason.INTERNAL)
 
+    def drop(self) -> None:
+        """Drop all calls, and free the input: after an error the socket stays open for a while."""
+        super().drop()
+        self._rest, self._block = b"", None
+
     def trim(self) -> int:
         """Give up memory that only saves time; return about how many of ``num_held_bytes`` it took."""
         num_bytes = self._decoder.forget_blocks()
