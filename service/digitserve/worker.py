@@ -315,7 +315,6 @@ def main() -> int:
     except Exception:
         # Without its loop the process would look alive and answer nothing.
         _log.exception("the event loop crashed")
-        sys.stderr.flush()
         os._exit(EXIT_CRASHED)
     if num_unanswered:
         channel.send({"event": "unanswered", "num_requests": num_unanswered})
