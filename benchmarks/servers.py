@@ -268,7 +268,7 @@ class EmptyNative(Empty):
 
 
 class EmptyGrpcio(Empty):
-    """The floor of the completion queue of gRPC core."""
+    """The floor of grpcio."""
 
     name = "empty grpcio"
     transport = "grpcio"

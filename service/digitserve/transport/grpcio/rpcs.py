@@ -21,9 +21,14 @@ from digitserve.protocol.names import Code
 from digitserve.protocol.status import NO_MESSAGE, Status
 from digitserve.transport.handlers import StreamHandler, UnaryHandler
 
+HALF_CLOSE_DELAY_S = 0.01
+"""The end of a stream's requests is reported so much later. When a stream is cancelled, grpcio reports the same before it
+cancels the RPC, by less than this: in the delay the cancellation is noticed."""
+
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
-Serve = Callable[[Any, Context], Any]
-"""What grpcio calls for an RPC: a coroutine function that gets an iterator, which is not used, and the context."""
+
+Event = Callable[[], object]
+"""What the worker's thread calls."""
 
 _STATUS_CODES = {Code(code.value[0]): code for code in grpc.StatusCode}
 
@@ -33,14 +38,14 @@ class Bridge:
 
     Attributes:
         loop: grpcio's event loop.
-        events: what the worker's thread calls next.
+        events: for the worker's thread, oldest first.
         unanswered: tasks of the RPCs that handlers know and whose status is not sent yet; for the loop's thread.
         max_message_bytes: limit of a request message.
     """
 
     def __init__(self, max_message_bytes: int) -> None:
         self.loop: asyncio.AbstractEventLoop
-        self.events: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.unanswered: set[asyncio.Task[Any]] = set()
         self.max_message_bytes = max_message_bytes
 
@@ -101,8 +106,9 @@ class Call:
         if not self.open:
             return
         if message is None:
-            self.fail(NO_MESSAGE)
+            # Recorded first, so that a caller that has the status finds it in the metrics.
             handler.on_failed(self, NO_MESSAGE)
+            self.fail(NO_MESSAGE)
         elif len(message) > self._bridge.max_message_bytes:
             handler.on_too_large(self)
         else:
@@ -198,10 +204,12 @@ class Stream:
 
     async def _read(self) -> None:
         try:
-            message = await self._rpc.read()
+            message = _body(await self._rpc.read())
         except grpc.aio.UsageError:
             return  # the status was sent meanwhile
-        self._bridge.events.put(functools.partial(self._on_read, _body(message)))
+        if message is None:
+            await asyncio.sleep(HALF_CLOSE_DELAY_S)
+        self._bridge.events.put(functools.partial(self._on_read, message))
 
     def _send(self, bodies: list[bytes | Status]) -> None:
         for body in bodies:

@@ -26,8 +26,9 @@ from digitserve.transport.respond import UnknownMethodHandler
 MAX_EVENTS_PER_POLL = 1024
 """Most events handled before the next batch runs: a flood of rejected calls must not delay admitted requests."""
 
-MAX_RPCS = 16_384
-"""Open RPCs of all connections together, watches and idle streams included; grpcio refuses more with RESOURCE_EXHAUSTED."""
+MAX_RPCS = 8_192
+"""Open RPCs of all connections together, watches and idle streams included: 27 KiB each, measured with watches. grpcio
+refuses more with RESOURCE_EXHAUSTED."""
 
 MAX_STREAMS = 1_024
 """Open RPCs of a connection; clients queue further ones. As with the native transport."""
@@ -37,8 +38,8 @@ CORE_LIMIT_FACTOR = 2
 messages over the limit reach the handlers, which count them and describe the limit."""
 
 _NO_LIMIT = 1 << 30
-_NO_MAX_AGE_MS = (1 << 31) - 1
-"""Connection age that gRPC takes as infinite."""
+_MAX_INT = (1 << 31) - 1
+"""Largest value of an option. As a time in milliseconds, gRPC takes it as infinite."""
 
 _NO_GRACE_LIMIT_S = 7 * 86400.0
 """Longest wait for open RPCs; the worker ends them with ``cancel_all`` long before."""
@@ -48,7 +49,11 @@ class Methods(grpc.GenericRpcHandler):
     """Finds the handler of each RPC, also of methods that do not exist; called by grpcio on the thread of its loop."""
 
     def __init__(
-        self, bridge: Bridge, recorder: Recorder, unary: Mapping[Method, UnaryHandler], streams: Mapping[Method, StreamHandler]
+        self,
+        bridge: Bridge,
+        recorder: Recorder,
+        unary: Mapping[Method, UnaryHandler],
+        streams: Mapping[Method, StreamHandler],
     ) -> None:
         self._handlers = {method.path: serve_unary(bridge, handler) for method, handler in unary.items()}
         self._handlers |= {method.path: serve_stream(bridge, handler) for method, handler in streams.items()}
@@ -76,9 +81,11 @@ class GrpcServer:
         self._options = (
             ("grpc.so_reuseport", 1),
             ("grpc.max_concurrent_streams", MAX_STREAMS),
-            ("grpc.max_receive_message_length", CORE_LIMIT_FACTOR * settings.max_request_bytes),
+            # Core would also count streams that have ended, and reset those that a client may open.
+            ("grpc.http.overload_protection", 0),
+            ("grpc.max_receive_message_length", min(CORE_LIMIT_FACTOR * settings.max_request_bytes, _MAX_INT)),
             # No grace is set, which means an infinite one: open calls and streams are not cut at that age.
-            ("grpc.max_connection_age_ms", round(settings.max_connection_age_s * 1e3) or _NO_MAX_AGE_MS),
+            ("grpc.max_connection_age_ms", round(settings.max_connection_age_s * 1e3) or _MAX_INT),
             # Core would reject calls without counting them; the pipeline does admission control.
             ("grpc.server.max_pending_requests", _NO_LIMIT),
             ("grpc.server.max_pending_requests_hard_limit", _NO_LIMIT),
@@ -96,7 +103,10 @@ class GrpcServer:
         # A daemon, because the second signal must end the process without waiting for RPCs.
         self._thread = threading.Thread(target=asyncio.run, args=(self._serve(port),), daemon=True)
         self._thread.start()
-        return port.result()
+        try:
+            return port.result()
+        except RuntimeError as error:
+            raise StartupError(f"cannot listen on {self._address}: {error}") from None
 
     def poll(self, timeout_s: float) -> bool | None:
         """Handle the events that have arrived, at most ``MAX_EVENTS_PER_POLL``; see ``Server``."""
@@ -143,16 +153,14 @@ class GrpcServer:
         bridge = self._bridge
         bridge.loop = asyncio.get_running_loop()
         self._closing = asyncio.Event()
-        server = grpc.aio.server(
-            handlers=[self._methods], options=self._options, maximum_concurrent_rpcs=MAX_RPCS
-        )
-        self._server = server
         try:
+            server = grpc.aio.server(handlers=[self._methods], options=self._options, maximum_concurrent_rpcs=MAX_RPCS)
             port = server.add_insecure_port(self._address)
             await server.start()
-        except RuntimeError as error:
-            started.set_exception(StartupError(f"cannot listen on {self._address}: {error}"))
+        except Exception as error:
+            started.set_exception(error)
             return
+        self._server = server
         started.set_result(port)
         try:
             await server.wait_for_termination()
