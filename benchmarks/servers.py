@@ -14,7 +14,9 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
@@ -46,9 +48,11 @@ class Server:
         name: for tables.
         grpc_port: port of its gRPC service on 127.0.0.1.
         http_port: port of its metrics page, if it has one.
+        scheme: ``https`` with TLS.
     """
 
     name = ""
+    scheme = "http"
 
     def __init__(self, models: Path, cores: str, installation: Installation | None = None) -> None:
         """Choose ports; the server is not started yet.
@@ -131,6 +135,21 @@ class Server:
         return sum(_cpu_s(self._process.pid)) / os.sysconf("SC_CLK_TCK")
 
 
+@dataclass(frozen=True)
+class WorkerState:
+    """What a worker process holds.
+
+    Attributes:
+        memory_bytes: resident.
+        num_descriptors: open files and sockets.
+        num_threads: of the process.
+    """
+
+    memory_bytes: int
+    num_descriptors: int
+    num_threads: int
+
+
 class Digitserve(Server):
     """The real command of an installation: one worker per core, and the supervisor on the same cores."""
 
@@ -168,10 +187,28 @@ class Digitserve(Server):
         return spent_s, self.sample("digitserve_batch_size_count")
 
     def worker_bytes(self) -> int:
-        """Return the resident memory of the smallest child process: a worker."""
+        """Return the resident memory of a worker."""
+        return self.worker_state().memory_bytes
+
+    def total(self, name: str) -> int:
+        """Return the sum of all samples of ``/metrics`` with a name."""
+        return sum(self.totals(name).values())
+
+    def totals(self, name: str, label: str = "") -> dict[str, int]:
+        """Return the samples with a name, added up by the value of a label."""
+        totals: Counter[str] = Counter()
+        for labels, value in re.findall(rf"^{name}(?:{{(.*)}})? (\S+)$", self._get("/metrics"), re.MULTILINE):
+            found = re.search(rf'{label}="([^"]*)"', labels) if label else None
+            totals[found[1] if found else ""] += int(float(value))
+        return dict(totals)
+
+    def worker_state(self) -> WorkerState:
+        """Return what the first worker holds."""
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
-        pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in children]
-        return min(pages) * os.sysconf("SC_PAGE_SIZE")
+        worker = Path("/proc") / min(children, key=int)
+        pages = int((worker / "statm").read_text().split()[1])
+        threads, descriptors = (len(list((worker / what).iterdir())) for what in ("task", "fd"))
+        return WorkerState(pages * os.sysconf("SC_PAGE_SIZE"), descriptors, threads)
 
     def _get(self, path: str) -> str:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=5) as response:
@@ -184,6 +221,17 @@ class Native(Digitserve):
 
     name = "native"
     flags = ("--transport", "native")
+
+
+class NativeTls(Native):
+    """The native transport with TLS and a certificate on P-256."""
+
+    name = "native tls"
+    scheme = "https"
+
+    def command(self) -> list[str]:
+        """Return the command that starts it."""
+        return [*super().command(), *make_certificate(Path(self._folder.name))]
 
 
 class Grpcio(Digitserve):
@@ -267,11 +315,35 @@ class EmptyNative(Empty):
     transport = "native"
 
 
+class EmptyNativeTls(EmptyNative):
+    """The same with TLS."""
+
+    name = "empty native tls"
+    scheme = "https"
+
+    def command(self) -> list[str]:
+        """Return the command that starts it."""
+        return [*super().command(), *make_certificate(Path(self._folder.name))]
+
+
 class EmptyGrpcio(Empty):
     """The floor of grpcio."""
 
     name = "empty grpcio"
     transport = "grpcio"
+
+
+def make_certificate(folder: Path) -> list[str]:
+    """Make a self-signed certificate in a folder; return the flags of a server that uses it."""
+    certificate, key = str(folder / "server.pem"), str(folder / "server.key")
+    subprocess.run(
+        [
+            "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+            "-subj", "/CN=localhost", "-keyout", key, "-out", certificate,
+        ],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return ["--tls-certificate", certificate, "--tls-key", key]
 
 
 def free_port() -> int:

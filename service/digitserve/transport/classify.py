@@ -9,12 +9,16 @@ import time
 from collections.abc import Callable
 
 from digitserve.batching.pipeline import PendingRequest, Pipeline
-from digitserve.errors import InvalidRequest, RequestError
+from digitserve.errors import DeadlineUnmeetable, InvalidRequest, RequestError
 from digitserve.protocol.codec import Limits, decode
 from digitserve.protocol.names import CLASSIFY, Code
 from digitserve.protocol.status import INTERNAL, Status
 from digitserve.telemetry.recorder import Recorder
-from digitserve.transport.handlers import UnaryCall, record_unanswered
+from digitserve.transport.handlers import UnaryCall, unanswered_code
+
+_INVALID = {Code.INVALID_ARGUMENT, Code.UNIMPLEMENTED, Code.INTERNAL}
+"""Codes with which a transport fails requests that are invalid: without a message, or in an unknown or broken encoding. The
+requests that it fails because of its limits count in ``digitserve_streams_refused`` instead."""
 
 
 class CallResponder:
@@ -61,15 +65,24 @@ class ClassifyHandler:
         self._limits = limits
         self._recorder = recorder
         self._clock = clock
+        self._refusals: dict[RequestError, Status] = {}  # of the errors that the batcher keeps
 
     # Called by the transport; see UnaryHandler.
 
-    def on_accept(self, call: UnaryCall) -> None:
-        """Record the call; reject it before its message is read if no request can be admitted."""
+    def refusal(self, deadline: float) -> Status | None:
+        """Refuse the call before its message is read if its request cannot be admitted."""
+        error = self._pipeline.refusal(deadline)
+        if error is None:
+            return None
+        status = self._refusals.get(error)
+        if status is None:
+            status = self._refusals[error] = Status.from_error(error)
+        self._recorder.call_refused(CLASSIFY, status.code, error.reason)
+        return status
+
+    def on_accept(self, call: UnaryCall) -> None:  # noqa: ARG002 - the interface of handlers
+        """Record the call."""
         self._recorder.call_started(CLASSIFY)
-        error = self._pipeline.admission_error()
-        if error:
-            self.reject(call, error)
 
     def on_message(self, call: UnaryCall, body: bytes) -> None:
         """Check and admit the request, or reject it."""
@@ -83,7 +96,8 @@ class ClassifyHandler:
 
     def on_failed(self, call: UnaryCall, status: Status) -> None:
         """Record a call whose message the transport did not get, or could not read."""
-        self._recorder.rejected(InvalidRequest.reason)
+        if status.code in _INVALID:
+            self._recorder.rejected(InvalidRequest.reason)
         self._record_end(call, status.code)
 
     def on_too_large(self, call: UnaryCall) -> None:
@@ -95,7 +109,10 @@ class ClassifyHandler:
         pending: PendingRequest | None = call.context
         if pending is not None:
             self._pipeline.cancel(pending)
-        record_unanswered(self._recorder, CLASSIFY, call.deadline, self._clock() - call.accepted)
+        code = unanswered_code(call.deadline)
+        if code is Code.DEADLINE_EXCEEDED:
+            self._recorder.rejected(DeadlineUnmeetable.reason)
+        self._record_end(call, code)
 
     # Called by the responders.
 

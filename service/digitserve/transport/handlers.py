@@ -1,8 +1,8 @@
 """Interfaces between the worker, the transport that it chose, and the handlers of the RPCs.
 
-    transport ──on_accept, on_message, ...──▶ UnaryHandler, StreamHandler
-        ▲                                             │
-        └──────────── UnaryCall, ServerStream ◀───────┘ reply, fail, read, write, finish
+    transport ──refusal, on_accept, on_message, ...──▶ UnaryHandler, StreamHandler
+        ▲                                                      │
+        └──────────── UnaryCall, ServerStream ◀────────────────┘ reply, fail, read, write, finish
     worker ──listen, poll, begin_shutdown, ...──▶ Server
 
 A handler depends on these interfaces only, so any transport can call it; the worker runs any transport as a ``Server``. All
@@ -13,10 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from digitserve.errors import DeadlineUnmeetable
-from digitserve.protocol.names import Code, Method
+from digitserve.protocol.names import Code
 from digitserve.protocol.status import Status
-from digitserve.telemetry.recorder import Recorder
 
 Respond = Callable[[bytes], bytes]
 """Handler of a unary method that never waits: request to response, both serialized; raises ``RequestError``."""
@@ -47,8 +45,16 @@ class UnaryCall(Protocol):
 class UnaryHandler(Protocol):
     """Handles the calls of a unary method."""
 
+    def refusal(self, deadline: float) -> Status | None:
+        """A client starts a call with this deadline, Unix time in seconds.
+
+        Returns:
+            The status with which the call ends now, before its message is read. The handler has recorded it, and gets no
+            other callback. None if the call is accepted: ``on_accept`` follows.
+        """
+
     def on_accept(self, call: UnaryCall) -> None:
-        """A client started the call. The handler may fail it; then its message is not read."""
+        """The call is open. The handler may fail it; then its message is not read."""
 
     def on_message(self, call: UnaryCall, body: bytes) -> None:
         """The message of the call arrived; the handler answers or fails the call, now or later."""
@@ -154,16 +160,10 @@ class Server(Protocol):
         """Release what the server holds."""
 
 
-def record_unanswered(recorder: Recorder, method: Method, deadline: float, seconds: float) -> None:
-    """Record an RPC that ended before its status was sent.
+def unanswered_code(deadline: float) -> Code:
+    """Return the code that is recorded for an RPC that ended before its status was sent.
 
     Args:
-        recorder: of the worker.
-        method: of the RPC.
         deadline: Unix time in seconds; if it has passed, the RPC counts as DEADLINE_EXCEEDED, otherwise as CANCELLED.
-        seconds: since the start of the RPC.
     """
-    expired = deadline <= time.time()
-    if expired:
-        recorder.rejected(DeadlineUnmeetable.reason)
-    recorder.call_ended(method, Code.DEADLINE_EXCEEDED if expired else Code.CANCELLED, seconds)
+    return Code.DEADLINE_EXCEEDED if deadline <= time.time() else Code.CANCELLED

@@ -10,12 +10,12 @@ from collections.abc import Callable
 
 import structlog
 
-from digitserve.errors import InvalidRequest, RequestError
+from digitserve.errors import RequestError
 from digitserve.protocol.names import Code, Method
 from digitserve.protocol.status import INTERNAL, Status
 from digitserve.telemetry.block import OTHER_METHOD
 from digitserve.telemetry.recorder import Recorder
-from digitserve.transport.handlers import Respond, UnaryCall, record_unanswered
+from digitserve.transport.handlers import Respond, UnaryCall, unanswered_code
 
 _UNKNOWN = Status(Code.UNIMPLEMENTED, "this server has no such method; server reflection lists its services")
 _TOO_LARGE = Status(Code.RESOURCE_EXHAUSTED, "the message exceeds the limit of this server")
@@ -33,6 +33,10 @@ class RespondHandler:
         self._respond = respond
         self._recorder = recorder
         self._clock = clock
+
+    def refusal(self, deadline: float) -> Status | None:  # noqa: ARG002 - the interface of handlers
+        """Accept every call."""
+        return None
 
     def on_accept(self, call: UnaryCall) -> None:  # noqa: ARG002 - the interface of handlers
         """Record the call."""
@@ -53,7 +57,6 @@ class RespondHandler:
 
     def on_failed(self, call: UnaryCall, status: Status) -> None:
         """Record a call whose message the transport did not get, or could not read."""
-        self._recorder.rejected(InvalidRequest.reason)
         self._record_end(call, status.code)
 
     def on_too_large(self, call: UnaryCall) -> None:
@@ -62,7 +65,7 @@ class RespondHandler:
 
     def on_close(self, call: UnaryCall) -> None:
         """Record a call that ended before its message arrived."""
-        record_unanswered(self._recorder, self._method, call.deadline, self._clock() - call.accepted)
+        self._record_end(call, unanswered_code(call.deadline))
 
     def _end(self, call: UnaryCall, status: Status) -> None:
         self._record_end(call, status.code)
@@ -73,13 +76,14 @@ class RespondHandler:
 
 
 class UnknownMethodHandler(RespondHandler):
-    """Fails the calls of methods that do not exist, and counts them together."""
+    """Refuses the calls of methods that do not exist, and counts them together."""
 
     def __init__(self, recorder: Recorder) -> None:
         """Need nothing but the recorder."""
         super().__init__(OTHER_METHOD, bytes, recorder)
 
-    def on_accept(self, call: UnaryCall) -> None:
-        """Fail the call before its message is read."""
-        super().on_accept(call)
-        self._end(call, _UNKNOWN)
+    def refusal(self, deadline: float) -> Status | None:  # noqa: ARG002 - the interface of handlers
+        """Refuse every call."""
+        self._recorder.call_started(OTHER_METHOD)
+        self._recorder.call_ended(OTHER_METHOD, _UNKNOWN.code, 0.0)
+        return _UNKNOWN

@@ -97,7 +97,11 @@ class Call:
     def on_accepted(self) -> None:
         """Report the call to the handler."""
         self._handed_over = True
-        self._handler.on_accept(self)
+        status = self._handler.refusal(self.deadline)
+        if status is None:
+            self._handler.on_accept(self)
+        else:
+            self.fail(status)
 
     def on_received(self, message: bytes | None) -> None:
         """Report the call and its message to the handler; ``None`` if the client ended the request without one."""

@@ -15,6 +15,7 @@ from concurrent.futures import Future
 
 import grpc
 
+from digitserve.certificate import server_context
 from digitserve.errors import StartupError
 from digitserve.protocol.names import Method
 from digitserve.settings import Settings, endpoint
@@ -29,9 +30,6 @@ MAX_EVENTS_PER_POLL = 1024
 MAX_RPCS = 8_192
 """Open RPCs of all connections together, watches and idle streams included: 27 KiB each, measured with watches. grpcio
 refuses more with RESOURCE_EXHAUSTED."""
-
-MAX_STREAMS = 1_024
-"""Open RPCs of a connection; clients queue further ones. As with the native transport."""
 
 CORE_LIMIT_FACTOR = 2
 """Gives the size of a message, in maximal ones, from which core discards it: its end then looks like a cancellation. Smaller
@@ -74,18 +72,27 @@ class GrpcServer:
         unary: Mapping[Method, UnaryHandler],
         streams: Mapping[Method, StreamHandler],
     ) -> None:
-        """Build the server; nothing listens before ``listen``."""
+        """Build the server; nothing listens before ``listen``.
+
+        Raises:
+            SettingsError: the certificate or its key cannot be used.
+        """
+        self._credentials = _credentials(settings)
         self._address = endpoint(settings.host, settings.grpc_port)
         self._bridge = Bridge(settings.max_request_bytes)
         self._methods = Methods(self._bridge, recorder, unary, streams)
         self._options = (
             ("grpc.so_reuseport", 1),
-            ("grpc.max_concurrent_streams", MAX_STREAMS),
+            ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
             # Core would also count streams that have ended, and reset those that a client may open.
             ("grpc.http.overload_protection", 0),
             ("grpc.max_receive_message_length", min(CORE_LIMIT_FACTOR * settings.max_request_bytes, _MAX_INT)),
-            # No grace is set, which means an infinite one: open calls and streams are not cut at that age.
-            ("grpc.max_connection_age_ms", round(settings.max_connection_age_s * 1e3) or _MAX_INT),
+            ("grpc.max_connection_age_ms", _milliseconds(settings.max_connection_age_s)),
+            ("grpc.max_connection_age_grace_ms", _milliseconds(settings.max_connection_age_grace_s)),
+            ("grpc.max_connection_idle_ms", _milliseconds(settings.max_connection_idle_s)),
+            # Core rejects some requests between the two limits, at random.
+            ("grpc.max_metadata_size", settings.max_header_bytes),
+            ("grpc.absolute_max_metadata_size", settings.max_header_bytes),
             # Core would reject calls without counting them; the pipeline does admission control.
             ("grpc.server.max_pending_requests", _NO_LIMIT),
             ("grpc.server.max_pending_requests_hard_limit", _NO_LIMIT),
@@ -155,7 +162,10 @@ class GrpcServer:
         self._closing = asyncio.Event()
         try:
             server = grpc.aio.server(handlers=[self._methods], options=self._options, maximum_concurrent_rpcs=MAX_RPCS)
-            port = server.add_insecure_port(self._address)
+            if self._credentials is None:
+                port = server.add_insecure_port(self._address)
+            else:
+                port = server.add_secure_port(self._address, self._credentials)
             await server.start()
         except Exception as error:
             started.set_exception(error)
@@ -175,3 +185,16 @@ class GrpcServer:
 
 def _raise(error: Exception) -> None:
     raise error
+
+
+def _milliseconds(seconds: float) -> int:
+    """Return a time limit as gRPC takes it; 0 s is no limit."""
+    return round(seconds * 1e3) or _MAX_INT
+
+
+def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
+    """Return the certificate for gRPC core, after the checks that both transports share."""
+    certificate, key = settings.tls_certificate, settings.tls_key
+    if server_context(settings) is None or certificate is None or key is None:
+        return None
+    return grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])

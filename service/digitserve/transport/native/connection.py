@@ -16,10 +16,11 @@ import structlog
 
 from digitserve.protocol.names import Code
 from digitserve.protocol.status import Status
+from digitserve.telemetry.block import CloseReason, RefusalReason
 from digitserve.transport.handlers import StreamHandler, UnaryHandler
 from digitserve.transport.native import frames
 from digitserve.transport.native.call import Call
-from digitserve.transport.native.control import PRIORITY_BYTES, ConnectionFailure, ControlFrames
+from digitserve.transport.native.control import PRIORITY_BYTES, ConnectionFailure
 from digitserve.transport.native.frames import (
     CONTINUATION,
     DATA,
@@ -38,10 +39,11 @@ from digitserve.transport.native.frames import (
 )  # fmt: skip
 from digitserve.transport.native.head import Problem, RequestHead, trailers_problem
 from digitserve.transport.native.hpack import Decoder, HpackError, encode_fields
-from digitserve.transport.native.limits import MESSAGE_PREFIX_BYTES, Limits, ReceiveBudget
-from digitserve.transport.native.message import RESPONSE_HEADERS, encode_status
-from digitserve.transport.native.multiplex import EXPIRED, AnsweredRequest, RpcStream
+from digitserve.transport.native.limits import FIRST_WINDOW, Counts, Limits, ReceiveBudget
+from digitserve.transport.native.message import MESSAGE_PREFIX_BYTES, RESPONSE_HEADERS, encode_answer, encode_status
+from digitserve.transport.native.multiplex import RpcStream
 from digitserve.transport.native.stream import Stream
+from digitserve.transport.native.time_limits import TimeLimits
 
 CONNECTION_WINDOW = 1 << 24
 """Receive window of a connection. It is given back at once, because the windows of its streams bound what is held."""
@@ -50,6 +52,12 @@ _HTTP_STATUS = {
     Problem.NOT_POST: encode_fields([(b":status", b"405"), (b"allow", b"POST")]),
     Problem.NOT_GRPC: encode_fields([(b":status", b"415"), (b"accept", b"application/grpc")]),
     Problem.FIELDS_TOO_LARGE: encode_fields([(b":status", b"431")]),
+}
+_REFUSALS = {
+    Problem.NOT_POST: RefusalReason.NOT_GRPC,
+    Problem.NOT_GRPC: RefusalReason.NOT_GRPC,
+    Problem.FIELDS_TOO_LARGE: RefusalReason.HEADERS_TOO_LARGE,
+    Problem.BAD_TIMEOUT: RefusalReason.BAD_TIMEOUT,
 }
 _ENCODINGS = {b"identity", b"gzip"}
 _ACCEPT_ENCODING = encode_fields([(b"grpc-accept-encoding", b"identity,gzip")])
@@ -64,12 +72,12 @@ class Method(NamedTuple):
     stream: StreamHandler | None = None
 
 
-class Connection(ControlFrames):
+class Connection(TimeLimits):
     """The server's side of a connection; owned by ``loop``, which also drops it."""
 
     __slots__ = (
-        "_arrived", "_block", "_block_flags", "_block_id", "_block_started", "_decoder",
-        "_max_whole_bytes", "_methods", "_preface_done", "_receive_window", "_rest", "_started", "_unknown",
+        "_arrived", "_block", "_block_flags", "_block_id", "_decoder", "_max_whole_bytes", "_methods", "_preface_done",
+        "_receive_window", "_rest", "_unknown",
     )  # fmt: skip
 
     def __init__(
@@ -78,6 +86,7 @@ class Connection(ControlFrames):
         unknown: UnaryHandler,
         limits: Limits,
         budget: ReceiveBudget,
+        counts: Counts,
         now: float,
         on_output: Callable[[], None],
     ) -> None:
@@ -88,10 +97,11 @@ class Connection(ControlFrames):
             unknown: handles calls of all other paths; its ``on_accept`` fails them.
             limits: of this connection.
             budget: of the worker.
+            counts: of what is closed and refused.
             now: monotonic time in seconds.
             on_output: called when ``take_output`` and ``on_sent`` must be called, once until they are.
         """
-        super().__init__(limits, budget, now, on_output)
+        super().__init__(limits, budget, counts, now, on_output)
         self._max_whole_bytes = min(FRAME_BYTES, MESSAGE_PREFIX_BYTES + limits.max_message_bytes)
         self._methods = methods
         self._unknown = unknown
@@ -101,13 +111,11 @@ class Connection(ControlFrames):
         self._receive_window = CONNECTION_WINDOW
         self._block: bytearray | None = None
         self._block_id = self._block_flags = 0
-        self._block_started = 0.0
-        self._started = now
         self._arrived = 0.0
         self.send(
             frames.settings(
                 {
-                    frames.MAX_CONCURRENT_STREAMS: limits.max_streams,
+                    frames.MAX_CONCURRENT_STREAMS: self._max_streams,
                     frames.MAX_HEADER_LIST_SIZE: limits.max_header_list_bytes,
                 }
             )
@@ -130,54 +138,27 @@ class Connection(ControlFrames):
         try:
             self._rest = self._parse(self._rest + received if self._rest else received)
         except ConnectionFailure as failure:
-            self.close(failure.code, str(failure))
+            flood = failure.code is ErrorCode.ENHANCE_YOUR_CALM
+            self.close(failure.code, str(failure), CloseReason.FLOOD if flood else CloseReason.PROTOCOL_ERROR)
         except HpackError as error:
-            self.close(ErrorCode.COMPRESSION_ERROR, str(error))
+            self.close(ErrorCode.COMPRESSION_ERROR, str(error), CloseReason.PROTOCOL_ERROR)
         except Exception:
             _log.exception("a connection failed")
-            self.close(ErrorCode.INTERNAL_ERROR, "internal error")
+            self.close(ErrorCode.INTERNAL_ERROR, "internal error", CloseReason.INTERNAL)
 
-    def on_room(self) -> None:
-        """Continue messages that waited for the budget, oldest first."""
-        while self.waiting:
-            stream = next(iter(self.waiting))
-            if not stream.on_room():
-                return
-            del self.waiting[stream]
-
-    def check(self, now: float, wall: float) -> None:
-        """Apply time limits, and add up what the connection holds; called several times per second.
-
-        Args:
-            now: monotonic time in seconds.
-            wall: Unix time in seconds.
-        """
-        self.num_held_bytes = self.num_unsent_bytes
-        if self.closing:
-            return
-        limits = self.limits
-        if not self._settings_received and now - self._started > limits.preface_s:
-            self.close(ErrorCode.PROTOCOL_ERROR, f"no preface and SETTINGS within {limits.preface_s:g} s")
-        elif self._block is not None and now - self._block_started > limits.header_block_s:
-            self.close(ErrorCode.PROTOCOL_ERROR, f"no end of a header block within {limits.header_block_s:g} s")
-        elif self._drain_ping_sent is not None and now - self._drain_ping_sent > limits.drain_ping_s:
-            self._finish_drain()
-        oldest = now - limits.message_s
-        num_held_bytes = len(self._rest) + len(self._block or b"") + self._decoder.num_held_bytes()
-        for stream in list(self.streams.values()):
-            num_held_bytes += stream.num_waiting_bytes()
-            if stream.deadline <= wall and not stream.local_closed:
-                self._expire(stream)
-            elif not stream.remote_closed and stream.unfinished_since(now) < oldest:
-                self._give_up(stream)
-        self.num_held_bytes += num_held_bytes
-        self.on_room()
+    def drop(self) -> None:
+        """Drop all calls, and free the input: after an error the socket stays open for a while."""
+        super().drop()
+        self._rest, self._block = b"", None
 
     def trim(self) -> int:
         """Give up memory that only saves time; return about how many of ``num_held_bytes`` it took."""
         num_bytes = self._decoder.forget_blocks()
         self.num_held_bytes -= num_bytes
         return num_bytes
+
+    def _num_receiving_bytes(self) -> int:
+        return len(self._rest) + len(self._block or b"") + self._decoder.num_held_bytes()
 
     # Frames.
 
@@ -213,7 +194,7 @@ class Connection(ControlFrames):
                 if self._receive_window < CONNECTION_WINDOW // 2:
                     self._restore_window()
                 if stream is None or stream.remote_closed:
-                    self._on_late_data(stream_id)
+                    self._on_late_data(stream_id, flags, length)
                     continue
                 stream.receive_window -= length
                 if stream.receive_window < 0:
@@ -253,13 +234,30 @@ class Connection(ControlFrames):
                 return
         stream.on_data(payload, ended=ended)
 
-    def _on_late_data(self, stream_id: int) -> None:
+    def _on_late_data(self, stream_id: int, flags: int, length: int) -> None:
         """Handle DATA on a stream that does not exist any more, or whose request has ended."""
+        answered = self.answered.get(stream_id)
+        if answered is not None:
+            self._on_ignored_data(stream_id, answered, flags, length)
+            return
         if self._is_idle(stream_id):
             raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, f"got DATA on stream {stream_id}, which is not open")
         self._count_control_frame()
         if not self._ignores(stream_id):
             self._reset(stream_id, ErrorCode.STREAM_CLOSED)
+
+    def _on_ignored_data(self, stream_id: int, answered: tuple[float, int], flags: int, length: int) -> None:
+        """Count the rest of a request that is answered already."""
+        started, window = answered
+        window -= length
+        if window < 0:
+            self._reset(stream_id, ErrorCode.FLOW_CONTROL_ERROR)
+        elif flags & END_STREAM:
+            self._end_answered(stream_id)
+        else:
+            self.answered[stream_id] = started, window
+            if not length:
+                self._count_control_frame()
 
     def _on_headers(self, stream_id: int, flags: int, payload: bytes) -> None:
         if not stream_id & 1:
@@ -288,7 +286,7 @@ class Connection(ControlFrames):
                 f"got a header block of more than {self.limits.max_header_block_bytes} bytes",
             )
         if flags & END_HEADERS:
-            block, self._block = self._block, None
+            block, self._block, self._block_started = self._block, None, None
             self._on_block(self._block_id, self._block_flags, bytes(block))
 
     def _on_block(self, stream_id: int, flags: int, block: bytes) -> None:
@@ -300,7 +298,7 @@ class Connection(ControlFrames):
         self._last_id = stream_id
         if self._final_id is not None:
             return  # the client had not received the last GOAWAY; it knows that this stream was not processed
-        if len(self.streams) >= self.limits.max_streams:
+        if len(self.streams) + len(self.answered) >= self._max_streams:
             self._refuse(stream_id)
         elif head.problem is not None:
             self._on_problem(stream_id, flags, head)
@@ -322,6 +320,12 @@ class Connection(ControlFrames):
                 self._has_known_encoding(stream)
             return
         handler = self._unknown if method is None or method.unary is None else method.unary
+        status = handler.refusal(deadline)
+        if status is not None:
+            self.send_answer(stream_id, *encode_answer(status))
+            if not flags & END_STREAM:
+                self.answered[stream_id] = self._now, FIRST_WINDOW
+            return
         call = Call(self, stream_id, head, self._now, deadline, handler)
         self.streams[stream_id] = call
         call.remote_closed = bool(flags & END_STREAM)
@@ -345,6 +349,7 @@ class Connection(ControlFrames):
         if head.problem in {None, Problem.MALFORMED}:
             self._reset(stream_id, ErrorCode.PROTOCOL_ERROR)
             return
+        self.counts.stream_refused(_REFUSALS[head.problem])
         block = (
             RESPONSE_HEADERS + encode_status(Status(Code.INTERNAL, head.message))
             if head.problem is Problem.BAD_TIMEOUT
@@ -352,12 +357,18 @@ class Connection(ControlFrames):
         )
         self.send_block(stream_id, block, END_STREAM)
         if not flags & END_STREAM:
-            self.streams[stream_id] = AnsweredRequest(self, stream_id, head, self._now)
+            # RST_STREAM could tell the client to stop, but some clients (curl 7.88) then discard the answer.
+            self.answered[stream_id] = self._now, FIRST_WINDOW
 
     def _on_trailers(self, stream_id: int, flags: int, block: bytes) -> None:
         fields = self._decoder.decode_fields(block)
         stream = self.streams.get(stream_id)
-        if stream is None or stream.remote_closed:
+        if stream_id in self.answered:
+            if not flags & END_STREAM or trailers_problem(fields) is not None:
+                self._reset(stream_id, ErrorCode.PROTOCOL_ERROR)
+            else:
+                self._end_answered(stream_id)
+        elif stream is None or stream.remote_closed:
             if not self._ignores(stream_id):
                 raise ConnectionFailure(ErrorCode.STREAM_CLOSED, f"got HEADERS on stream {stream_id}, which is closed")
         elif not flags & END_STREAM or trailers_problem(fields) is not None:
@@ -374,26 +385,13 @@ class Connection(ControlFrames):
         self._receive_window = CONNECTION_WINDOW
 
     def _refuse(self, stream_id: int) -> None:
-        """Refuse a stream over the limit; before our SETTINGS are known to the client, it may repeat the call."""
+        """Refuse a stream over the limit (RFC 9113, section 5.1.2).
+
+        REFUSED_STREAM makes clients repeat the call. So only a client gets it that cannot know the limit yet. grpcio and
+        grpc-js wait until they may open a stream, so they never get PROTOCOL_ERROR.
+        """
         code = ErrorCode.PROTOCOL_ERROR if self._settings_acknowledged else ErrorCode.REFUSED_STREAM
-        self._reset(stream_id, code)
-
-    def _expire(self, stream: RpcStream) -> None:
-        """End a stream whose deadline has passed."""
-        if stream.open:
-            stream.fail_locally(EXPIRED)
-        else:
-            # Its answer waits for a flow-control window.
-            self._drop_stream(stream.stream_id)
-            self._send_reset(stream.stream_id, ErrorCode.CANCEL)
-
-    def _give_up(self, stream: RpcStream) -> None:
-        """End a stream whose request does not end in time."""
-        if stream.local_closed:
-            self._drop_stream(stream.stream_id)
-            self._send_reset(stream.stream_id, ErrorCode.NO_ERROR)
-        elif stream.open:
-            stream.fail_locally(Status(Code.CANCELLED, f"a message did not arrive within {self.limits.message_s:g} s"))
+        self._reset(stream_id, code, RefusalReason.TOO_MANY)
 
 
 def _without_padding(payload: bytes, num_before: int = 0) -> bytes:
