@@ -30,7 +30,7 @@ def raise_limit(num_connections: int) -> int:
     Logs a warning if a worker cannot have all its connections.
 
     Args:
-        num_connections: most connections of a worker.
+        num_connections: maximum number of connections of a worker.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
