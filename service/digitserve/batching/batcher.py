@@ -324,13 +324,14 @@ class Batcher(Generic[E]):
     def _check_deadline(self, entry: E, now: float) -> None:
         # Small requests pass large ones, so only other small ones come first; a large request has its share of every second
         # batch beside them.
-        small_s, size = self._wait_s(large=False), self._max_batch_size
-        num_images = entry.num_images
-        if not entry.large and self._small_images >= size:
-            num_images += -(self._small_images + num_images) % size
-        own_s = num_images * self.turn_image_s.seconds + entry.num_images * entry.framing_work * self.work_s.seconds
-        needed_s = own_s + (min(small_s, (2 * LARGE_SHARE - 1) * own_s) if entry.large else small_s)
-        needed_s *= DEADLINE_MARGIN
+        image_s, small_images, num_images = self.turn_image_s.seconds, self._small_images, entry.num_images
+        needed_s = small_images * image_s + self._small_work * self.work_s.seconds
+        own_s = num_images * (image_s + entry.framing_work * self.work_s.seconds)
+        if entry.large:
+            needed_s = min(needed_s, (2 * LARGE_SHARE - 1) * own_s)
+        elif small_images >= self._max_batch_size:
+            own_s += -(small_images + num_images) % self._max_batch_size * image_s
+        needed_s = DEADLINE_MARGIN * (needed_s + own_s)
         if now + needed_s > entry.deadline:
             raise DeadlineUnmeetable(str(self._late(needed_s)))
 

@@ -90,7 +90,11 @@ class PendingRequest(Entry):
 
 
 class Pipeline:
-    """Everything between a decoded request and its answer."""
+    """Everything between a decoded request and its answer.
+
+    Attributes:
+        refusal: see ``Batcher.refusal``. The handler calls it for each call, so it is the same method.
+    """
 
     def __init__(
         self,
@@ -103,6 +107,7 @@ class Pipeline:
         """Answer with ``session``, which runs the graph of ``bundle``."""
         manifest = bundle.manifest
         self._batcher = batcher
+        self.refusal = batcher.refusal
         self._session = session
         self._recorder = recorder
         self._clock = clock
@@ -145,10 +150,6 @@ class Pipeline:
     def cancel(self, pending: PendingRequest) -> None:
         """Drop a request whose caller no longer waits."""
         self._batcher.cancel(pending)
-
-    def refusal(self, deadline: float) -> RequestError | None:
-        """Return why no new request with this deadline, Unix time in seconds, is admitted now; see ``Batcher``."""
-        return self._batcher.refusal(deadline - time.time())
 
     def is_half_full(self) -> bool:
         """Return whether half of the limit on waiting requests is used, in images of small requests or in bytes."""

@@ -65,13 +65,14 @@ class ClassifyHandler:
         self._limits = limits
         self._recorder = recorder
         self._clock = clock
+        self._refusal = pipeline.refusal
         self._refusals: dict[RequestError, Status] = {}  # of the errors that the batcher keeps
 
     # Called by the transport; see UnaryHandler.
 
     def refusal(self, deadline: float) -> Status | None:
         """Refuse the call before its message is read if its request cannot be admitted."""
-        error = self._pipeline.refusal(deadline)
+        error = self._refusal(deadline - time.time())
         if error is None:
             return None
         status = self._refusals.get(error)

@@ -45,7 +45,7 @@ class FakePipeline:
         self.cancelled: list[Any] = []
         self.failures = 0
 
-    def refusal(self, deadline: float) -> Exception | None:
+    def refusal(self, left_s: float) -> Exception | None:
         return self.error
 
     def admit(self, responder: Any, request: Any) -> object:
