@@ -12,10 +12,11 @@ handles a request.
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +25,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from digitserve.errors import StartupError
-from digitserve.inference.bundle import Manifest, served_bundle
+from digitserve.inference.bundle import Manifest, parse_bundle, served_files
+from digitserve.inference.bundle_files import BundleFiles
 from digitserve.settings import Settings, endpoint
 from digitserve.supervision import device
 from digitserve.supervision.cpu_budget import cpu_budget
@@ -52,8 +54,10 @@ def serve(settings: Settings, print_banner: Callable[[str], None]) -> int:
     Raises:
         StartupError: a setting cannot be used; the message states which one, and which values are accepted.
     """
-    manifest = served_bundle(settings).manifest
+    files = served_files(settings)
+    manifest = parse_bundle(files).manifest
     with (
+        _sealed(files) as bundle_fd,
         reserve(settings.host, settings.grpc_port, "--grpc-port") as grpc_socket,
         listen(settings.host, settings.http_port, "--http-port") as http_socket,
     ):
@@ -66,17 +70,28 @@ def serve(settings: Settings, print_banner: Callable[[str], None]) -> int:
         # gRPC core cannot listen on a socket that another process has opened.
         native = resolved.transport == "native"
         with SlotListeners(grpc_socket, resolved.workers or 1) if native else contextlib.nullcontext() as listeners:
-            return asyncio.run(_run(resolved, manifest, listeners, http_socket, print_banner))
+            return asyncio.run(_run(resolved, manifest, bundle_fd, listeners, http_socket, print_banner))
+
+
+@contextlib.contextmanager
+def _sealed(files: BundleFiles) -> Iterator[int]:
+    """Keep the verified files in memory for all workers, because those in the folder may change."""
+    fd = files.seal()
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 async def _run(
     settings: Settings,
     manifest: Manifest,
+    bundle_fd: int,
     listeners: SlotListeners | None,
     http_socket: socket.socket,
     print_banner: Callable[[str], None],
 ) -> int:
-    return await Supervisor(settings, manifest, listeners, http_socket).run(print_banner)
+    return await Supervisor(settings, manifest, bundle_fd, listeners, http_socket).run(print_banner)
 
 
 class Supervisor:
@@ -86,13 +101,19 @@ class Supervisor:
     """
 
     def __init__(
-        self, settings: Settings, manifest: Manifest, listeners: SlotListeners | None, http_socket: socket.socket
+        self,
+        settings: Settings,
+        manifest: Manifest,
+        bundle_fd: int,
+        listeners: SlotListeners | None,
+        http_socket: socket.socket,
     ) -> None:
         """Prepare; nothing is started.
 
         Args:
             settings: resolved: with device, workers, ports and version decided. Port ``grpc_port`` is reserved.
             manifest: of the bundle to serve.
+            bundle_fd: its sealed files.
             listeners: one per slot; None if workers bind the port. Closed as soon as the service drains.
             http_socket: listens on the HTTP port.
         """
@@ -116,11 +137,11 @@ class Supervisor:
         sockets = [listeners[number] if listeners else None for number in range(num_workers)]
         self._slots: Sequence[WorkerSlot | InlineSlot] = (
             [
-                WorkerSlot(number, settings, num_threads, sockets[number], collector, self)
+                WorkerSlot(number, settings, bundle_fd, num_threads, sockets[number], collector, self)
                 for number in range(num_workers)
             ]
             if settings.workers
-            else [InlineSlot(settings, num_threads, sockets[0], collector, self)]
+            else [InlineSlot(settings, bundle_fd, num_threads, sockets[0], collector, self)]
         )
 
     @property

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,8 +101,9 @@ def run_slot(drain_after: tuple[str, int] = ("", 0), listener: socket.socket | N
 
     async def run() -> None:
         collector = ServiceCollector(tuple("0123456789"), list)
-        recorder.slot = WorkerSlot(0, Settings(**changes), 1, listener, collector, recorder)
-        await recorder.slot.run()
+        with tempfile.TemporaryFile() as bundle:
+            recorder.slot = WorkerSlot(0, Settings(**changes), bundle.fileno(), 1, listener, collector, recorder)
+            await recorder.slot.run()
 
     asyncio.run(run())
     return recorder
@@ -134,6 +136,7 @@ def test_each_worker_inherits_the_slots_socket(script: Script) -> None:
     """Each worker of a slot accepts on the same listening socket; a connection waits while the worker is replaced."""
     script("""
 import socket
+import tempfile
 listener = socket.socket(fileno=order["listener_fd"])
 listener.accept()[0].send(b"%d" % number)
 ready()
