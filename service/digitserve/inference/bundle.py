@@ -366,6 +366,8 @@ def _parse_golden(content: bytes, path: Path, num_labels: int) -> Golden:
             num_images = len(golden.images)
     except Exception as error:
         raise BundleError("golden", f"golden.npz in {path} cannot be read: {error}") from None
+    if not num_images:
+        raise BundleError("golden", f"golden.npz in {path} has no images; expected at least one")
     expected = {
         "images": ((num_images, IMAGE_SIZE, IMAGE_SIZE, 1), np.uint8),
         "probabilities": ((num_images, num_labels), np.float32),
@@ -373,7 +375,7 @@ def _parse_golden(content: bytes, path: Path, num_labels: int) -> Golden:
     }
     for name, (shape, dtype) in expected.items():
         array = getattr(golden, name)
-        if array.shape != shape or array.dtype != dtype or num_images == 0:
+        if array.shape != shape or array.dtype != dtype:
             raise BundleError(
                 "golden", f"{name} is {array.dtype}{list(array.shape)}; expected {np.dtype(dtype)}{list(shape)}"
             )

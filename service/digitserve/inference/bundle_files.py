@@ -52,7 +52,7 @@ class BundleFiles(NamedTuple):
         header = json.dumps({"path": str(self.path), "sizes": sizes}).encode() + b"\n"
         fd = os.memfd_create("digitserve-bundle", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            with open(fd, "wb", closefd=False) as file:  # noqa: PTH123 - a descriptor has no path
+            with open(fd, "wb", closefd=False) as file:
                 file.write(b"".join((header, *self[1:])))
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
         except BaseException:
@@ -78,16 +78,17 @@ def _read_file(path: Path, name: str) -> bytes:
     try:
         fd = os.open(path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         with open(fd, "rb") as file:  # noqa: PTH123 - a descriptor has no path
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
                 raise BundleError("files", f"{name} in {path} is not a regular file")
-            # One byte more than allowed, rather than the size that the file has: the file may grow.
-            content = file.read(MAX_BYTES[name] + 1)
+            # One byte more than allowed: the file may grow.
+            content = b"" if status.st_size > MAX_BYTES[name] else file.read(MAX_BYTES[name] + 1)
     except FileNotFoundError:
         raise BundleError("files", f"{name} is missing in {path}") from None
     except OSError as error:
         # A directory cannot be read; a socket cannot be opened.
         reason = "it is a symbolic link; copy the file" if error.errno == errno.ELOOP else error.strerror
         raise BundleError("files", f"{name} in {path} cannot be read: {reason}") from None
-    if len(content) > MAX_BYTES[name]:
+    if max(status.st_size, len(content)) > MAX_BYTES[name]:
         raise BundleError("files", f"{name} in {path} is too large; expected at most {MAX_BYTES[name]:,} bytes")
     return content

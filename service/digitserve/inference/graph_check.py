@@ -120,11 +120,14 @@ def _check_tensor(tensor: Any, graph_bytes: int) -> None:
     # Some locations of external data are addresses in memory for onnxruntime.
     if tensor.data_location == _EXTERNAL or tensor.external_data:
         raise _refused(
-            f"tensor '{tensor.name}' is external data, which the sha256 does not cover", "store all tensors in model.onnx"
+            f"tensor '{tensor.name}' is external data, which the sha256 does not cover",
+            "store all tensors in model.onnx",
         )
     # The smallest elements are half a byte.
     if any(dim < 0 for dim in tensor.dims) or math.prod(tensor.dims) > 2 * graph_bytes:
-        raise _refused(f"tensor '{tensor.name}' has the shape {list(tensor.dims[:8])}, but the file has {graph_bytes:,} bytes")
+        raise _refused(
+            f"tensor '{tensor.name}' has the shape {list(tensor.dims[:8])}, but the file has {graph_bytes:,} bytes"
+        )
 
 
 def _check_names(what: str, got: list[str], expected: Iterable[str]) -> None:

@@ -1,6 +1,7 @@
 """A session that exists has passed its checks; an error names the failed check; onnxruntime writes no files."""
 
 import os
+import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from digitserve.errors import BundleError, ProviderError
 from digitserve.inference import bundle
 from digitserve.inference.session import Session
-from support.bundles import echo_golden, echo_graph, echo_image, make_graph, manifest, write_echo_bundle
+from support.bundles import echo_graph, echo_image, make_graph, write_echo_bundle
 
 
 @pytest.fixture
@@ -62,6 +63,53 @@ def test_warm_up_returns_the_time_per_image(echo: bundle.Bundle) -> None:
     session = Session(echo)
     assert all(session.warm_up(size) > 0 for size in (1, 3, 8))
     assert session.provider == "CPUExecutionProvider"
+
+
+def allocating_graph(num_elements: int, batch_power: int = 0) -> bytes:
+    """Return the echo network with a node that fills ``num_elements`` times the batch size to a power."""
+    model = onnx.load_from_string(echo_graph())
+    constants = {"axis": np.array([0]), "first": np.array([0]), "last": np.array([1]), "size": np.array([num_elements])}
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    model.graph.node.extend(
+        [
+            helper.make_node("Shape", ["images"], ["shape"], start=0, end=1),
+            *(helper.make_node("Mul", [f"f{n}" if n else "size", "shape"], [f"f{n + 1}"]) for n in range(batch_power)),
+            helper.make_node("ConstantOfShape", [f"f{batch_power}" if batch_power else "size"], ["filled"]),
+            helper.make_node("ReduceMax", ["filled", "axis"], ["most"]),
+        ]
+    )
+    scores = next(node for node in model.graph.node if "ood_score" in node.output)
+    scores.output[0] = "scores"
+    model.graph.node.append(helper.make_node("Add", ["scores", "most"], ["ood_score"]))
+    return bytes(model.SerializeToString())
+
+
+def test_a_graph_that_needs_gigabytes_fails_a_check(echo: bundle.Bundle) -> None:
+    """An error instead of a process that the kernel kills; afterwards the process can allocate as before."""
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    Session(replace(echo, graph=allocating_graph(1 << 20)))
+    check, text = failed_check(replace(echo, graph=allocating_graph(1 << 29)))
+    assert (check in {"signature", "golden"}, "alloc" in text) == (True, True)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+
+
+def test_a_graph_that_needs_gigabytes_for_large_batches_fails_the_warm_up(echo: bundle.Bundle) -> None:
+    """The golden images are few; memory may grow with the square of the batch size."""
+    session = Session(replace(echo, graph=allocating_graph(1 << 9, batch_power=2)))
+    session.warm_up(8)
+    with pytest.raises(BundleError, match="check 'warm-up' failed: the graph fails on a batch of 1024 images: .*alloc"):
+        session.warm_up(1024)
+
+
+def test_a_file_in_onnxruntimes_own_format_fails_the_signature_check(echo: bundle.Bundle, tmp_path: Path) -> None:
+    """``graph_check`` reads ONNX only, so onnxruntime may take the bytes for nothing else."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "model.ort")
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    onnxruntime.InferenceSession(echo.graph, options)
+    graph = (tmp_path / "model.ort").read_bytes()
+    onnxruntime.InferenceSession(graph)
+    assert failed_check(replace(echo, graph=graph))[0] == "signature"
 
 
 def test_an_invalid_graph_fails_the_signature_check(echo: bundle.Bundle) -> None:
