@@ -54,10 +54,10 @@ def _model_class() -> Any:
     file = descriptor_pb2.FileDescriptorProto(name="digitserve/graph_check.proto", package="digitserve.graph_check")
     for name, fields in _MESSAGES.items():
         message = file.message_type.add(name=name)
-        for field, (kind, number) in fields.items():
+        for field, (declared, number) in fields.items():
             added = message.field.add(name=field, number=number)
-            added.label = added.LABEL_REPEATED if kind.endswith("*") else added.LABEL_OPTIONAL
-            kind = kind.removesuffix("*")
+            added.label = added.LABEL_REPEATED if declared.endswith("*") else added.LABEL_OPTIONAL
+            kind = declared.removesuffix("*")
             if kind in _SCALARS:
                 added.type = _SCALARS[kind]
             else:
