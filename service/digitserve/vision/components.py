@@ -6,19 +6,25 @@ others the mask is packed into one Python integer, one bit per pixel, so that a 
 is a dozen operations on the whole image.
 
     mask ──▶ projections without gap? ──yes──▶ one component
-                    └ no ──▶ flood fill ──▶ components, largest first ──▶ bounding box of all but specks, several
+                    └ no ──▶ texture? ──yes──▶ several, bounding box of all
+                                └ no ──▶ flood fill ──▶ components, largest first ──▶ bounding box of all but specks, several
+
+The time of flood fills grows with the number of components and with the turns of each: dots and combs would take 200 times as
+long as a digit. So what has more parts or turns than any image of handwriting is a texture. For most of them, counts of bits
+tell that beforehand.
 """
 
 import math
-from collections.abc import Iterator
 from functools import lru_cache
-from itertools import islice
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from digitserve.types import Box
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 MIN_AREA_RATIO = 0.12
 """Smallest area of a second shape against the largest component's, in pixels: a thin 1 beside a thick 0 has 0.13."""
@@ -39,6 +45,20 @@ pixels between them, of which 97 to 98 % are when squeezed into 28x28 together, 
 MIN_KEPT_RATIO = 0.04
 """Components with a smaller area than this share of the largest are specks: the bounding box of the ink ignores them."""
 
+MAX_COMPONENTS = 60
+"""Components above which a mask is a texture, not counting those of a single pixel if that helps; each costs time. 1 260 files
+of handwritten digits have at most 18, and MNIST digits in noise (the corruption suite) at most 60.
+"""
+
+MAX_RUNS = 320
+"""Runs of pixels, along rows or along columns, above which a mask is a texture; those files have at most 305."""
+
+MAX_FILL_STEPS = 256
+"""Steps of flood fills, over all components, above which a mask is a texture; those files need at most 104, pages 172."""
+
+MIN_SHARE_IN_TEXTURE = 0.125
+"""Smallest share of all pixels of a texture that a digit in noise has; each of 60 equal parts has less."""
+
 MAX_SIDE = 64
 """Largest mask, in pixels a side: a row is one unsigned integer of 64 bits."""
 
@@ -48,15 +68,18 @@ class Segmentation(NamedTuple):
 
     Attributes:
         box: bounding box of all components but specks.
-        several: some component is a separate shape beside the largest, neither a stroke of the same digit nor a speck.
+        several: some component is a separate shape beside the largest, neither a stroke of the same digit nor a speck; or the
+            mask is a texture.
         edge_width: number of columns that are occupied in the first two rows of the box, or in the last two if less are.
-        num_components: 1 for a mask whose projections have no gap, which is taken as one component.
+        num_components: 1 for a mask whose projections have no gap, which is taken as one component; 0 for a texture.
+        components: all of them, largest area first, if they were searched for; otherwise empty.
     """
 
     box: Box
     several: bool
     edge_width: int
     num_components: int
+    components: "Sequence[Component]" = ()
 
 
 class Component(NamedTuple):
@@ -102,12 +125,27 @@ def segment(mask: NDArray[np.bool_]) -> Segmentation | None:
     if gapless:
         return Segmentation(box, False, _edge_width(rows, box), 1)  # noqa: FBT003 - keywords cost time
     components = find_components(mask)
+    if not components:
+        return _segment_texture(mask, rows, box)
     largest = components[0]
     kept = [component.box for component in components if component.area >= MIN_KEPT_RATIO * largest.area]
     tops, bottoms, lefts, rights = zip(*kept, strict=True)
     several = any(_is_separate_shape(other, largest) for other in components[1:])
     box = Box(min(tops), max(bottoms), min(lefts), max(rights))
-    return Segmentation(box, several, _edge_width(rows, box), len(components))
+    return Segmentation(box, several, _edge_width(rows, box), len(components), components)
+
+
+def _segment_texture(mask: NDArray[np.bool_], rows: NDArray[np.uint64], box: Box) -> Segmentation:
+    """Segment a mask of too many parts: the component with the thickest part may be a digit in noise, the rest are specks."""
+    stride = _stride(mask)
+    bits = rest = _pack(mask)
+    while thinner := _erode(rest, stride):
+        rest = thinner
+    thickest, _ = _flood_fill(rest & -rest, bits, stride, MAX_FILL_STEPS)
+    several = thickest.bit_count() < MIN_SHARE_IN_TEXTURE * bits.bit_count()
+    if not several:
+        box = _measure(thickest, stride).box
+    return Segmentation(box, several, _edge_width(rows, box), 0)
 
 
 def project(rows: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -198,23 +236,65 @@ def _shears(height: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
 
 
 def find_components(mask: NDArray[np.bool_]) -> list[Component]:
-    """Split a mask into its 8-connected components, largest area first."""
-    stride = _stride(mask)
-    components = [_measure(bits, stride) for bits in _split(_pack(mask), stride)]
-    return sorted(components, key=lambda component: -component.area)
+    """Split a mask into its 8-connected components, largest area first; none for an empty mask and for a texture.
+
+    Components of a single pixel are left out if there would be too many components otherwise.
+    """
+    _height, stride = len(mask), _stride(mask)
+    bits = _pack(mask)
+    if _min_components(bits, stride) > MAX_COMPONENTS:
+        bits &= _neighbours(bits, stride)
+        if _min_components(bits, stride) > MAX_COMPONENTS:
+            return []
+    if _num_runs(bits, 1) > MAX_RUNS or _num_runs(bits, stride) > MAX_RUNS:
+        return []
+    found: list[Component] = []
+    steps = MAX_FILL_STEPS
+    while bits:
+        one, steps = _flood_fill(bits & -bits, bits, stride, steps)
+        if steps < 0 or len(found) == MAX_COMPONENTS:
+            return []
+        found.append(_measure(one, stride))
+        bits &= ~one
+    return sorted(found, key=lambda component: -component.area)
 
 
 def count_components(mask: NDArray[np.bool_], at_most: int) -> int:
-    """Count the 8-connected components of a mask, but no further than to ``at_most``, because each costs time."""
-    return sum(1 for _ in islice(_split(_pack(mask), _stride(mask)), at_most))
+    """Count the 8-connected components of a mask, but no further than to ``at_most``, which is returned for a texture too."""
+    stride = _stride(mask)
+    bits = _pack(mask)
+    if _min_components(bits, stride) >= at_most:
+        return at_most
+    count, steps = 0, MAX_FILL_STEPS
+    while bits and count < at_most:
+        one, steps = _flood_fill(bits & -bits, bits, stride, steps)
+        if steps < 0:
+            return at_most
+        count += 1
+        bits &= ~one
+    return count
 
 
-def _split(rest: int, stride: int) -> Iterator[int]:
-    """Yield the components of a packed mask, packed."""
-    while rest:
-        bits = _flood_fill(rest & -rest, rest, stride)
-        yield bits
-        rest &= ~bits
+def _min_components(bits: int, stride: int) -> int:
+    """Return the number of components of a packed mask minus that of its holes: its Euler characteristic.
+
+    Source: Gray, "Local properties of binary images in two dimensions", 1971: corners minus edges plus pixels.
+    """
+    beside, below = bits | bits << 1, bits | bits << stride
+    corners = beside | beside << stride
+    return corners.bit_count() - beside.bit_count() - below.bit_count() + bits.bit_count()
+
+
+def _num_runs(bits: int, step: int) -> int:
+    """Count the runs of pixels of a packed mask, each pixel ``step`` bits after the one before."""
+    return (bits & ~(bits << step)).bit_count()
+
+
+def _neighbours(bits: int, stride: int) -> int:
+    """Return the pixels of which at least one of the eight neighbours is set."""
+    beside = bits << 1 | bits >> 1
+    rows = beside | bits
+    return beside | rows << stride | rows >> stride
 
 
 def _is_separate_shape(other: Component, largest: Component) -> bool:
@@ -267,14 +347,32 @@ def _dilate(bits: int, stride: int) -> int:
     return across | across << stride | across >> stride
 
 
-def _flood_fill(seed: int, mask: int, stride: int) -> int:
-    """Grow a seed within a packed mask to the whole component that contains it."""
-    while True:
+def _erode(bits: int, stride: int) -> int:
+    """Shrink a packed mask by one pixel in all eight directions; what is outside of it counts as clear."""
+    across = bits & bits << 1 & bits >> 1
+    return across & across << stride & across >> stride
+
+
+def _flood_fill(seed: int, mask: int, stride: int, steps: int) -> tuple[int, int]:
+    """Grow a seed within a packed mask to the whole component that contains it.
+
+    Args:
+        seed: pixels of the component.
+        mask: the component and any others.
+        stride: bits per row.
+        steps: most steps.
+
+    Returns:
+        The component, and the steps that are left; below 0 if they were too few.
+    """
+    while steps >= 0:
+        steps -= 1
         grown = _dilate(seed, stride) & mask
         grown |= mask & ~(mask + grown)  # the carry of the addition fills each run to its end along the row
         if grown == seed:
-            return seed
+            break
         seed = grown
+    return seed, steps
 
 
 def _measure(bits: int, stride: int) -> Component:
