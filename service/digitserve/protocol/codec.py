@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from digitserve.errors import InvalidRequest, NotServed, TooLarge
 from digitserve.protocol.names import Artefact, Verdict
-from digitserve.protocol.single import SingleEncoder
+from digitserve.protocol.plain import PlainEncoder
 from digitserve.types import IMAGE_SIZE, Box, Framing, Ink, default_framing, default_ink
 from digitserve.v1 import digits_pb2 as pb
 
@@ -347,7 +347,7 @@ class Encoder:
         """Encode for a model of this name and version, with the labels in the order of their indices."""
         self._labels = labels
         self._model = pb.ClassifyResponse(model_name=name, model_version=version).SerializeToString()
-        self._single = SingleEncoder(labels, self._model)
+        self._plain = PlainEncoder(labels, self._model)
 
     def encode(
         self, answers: list[Answer], top_k: int, seconds: tuple[float, float, float], batch_size: int,
@@ -362,9 +362,8 @@ class Encoder:
             batch_size: of the batch that answered the last image.
             preparations: one for each image, or none.
         """
-        if len(answers) == 1 and not top_k and not preparations:
-            class_index, confidence, verdict, ood_score, _ = answers[0]
-            body = self._single.encode(class_index, verdict, confidence, ood_score, seconds, batch_size)
+        if not top_k and not preparations:
+            body = self._plain.encode(answers, seconds, batch_size)
             if body is not None:
                 return body
         # A new message per response: protobuf frees what a reused one held before only with the message itself.

@@ -15,16 +15,14 @@ tell that beforehand.
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from digitserve.types import Box
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 MIN_AREA_RATIO = 0.12
 """Smallest area of a second shape against the largest component's, in pixels: a thin 1 beside a thick 0 has 0.13."""
@@ -124,28 +122,48 @@ def segment(mask: NDArray[np.bool_]) -> Segmentation | None:
     box, gapless = outline
     if gapless:
         return Segmentation(box, False, _edge_width(rows, box), 1)  # noqa: FBT003 - keywords cost time
-    components = find_components(mask)
+    bits, stride = _pack(mask), _stride(mask)
+    components = _search(bits, stride)
+    box, several = _summarise(bits, stride, components)
+    return Segmentation(box, several, _edge_width(rows, box), len(components), components)
+
+
+def segment_rows(rows: NDArray[np.uint64]) -> tuple[Box, bool]:
+    """Return the bounding box of all components but specks, and whether there are several shapes.
+
+    Args:
+        rows: uint64[28] of a mask that is not empty, each row as an integer of 28 bits.
+    """
+    # Rows of 32 bits: dilation by 4 pixels, the smallest gap between shapes of up to 28, does not reach another row.
+    bits = int.from_bytes(rows.astype("<u4").tobytes(), "little")
+    return _summarise(bits, 32, _search(bits, 32))
+
+
+def _summarise(bits: int, stride: int, components: Sequence[Component]) -> tuple[Box, bool]:
+    """Return the bounding box of all components but specks, and whether there are several shapes.
+
+    Args:
+        bits: the packed mask.
+        stride: bits per row.
+        components: of the mask, largest first.
+    """
     if not components:
-        return _segment_texture(mask, rows, box)
+        return _summarise_texture(bits, stride)
     largest = components[0]
     kept = [component.box for component in components if component.area >= MIN_KEPT_RATIO * largest.area]
     tops, bottoms, lefts, rights = zip(*kept, strict=True)
     several = any(_is_separate_shape(other, largest) for other in components[1:])
-    box = Box(min(tops), max(bottoms), min(lefts), max(rights))
-    return Segmentation(box, several, _edge_width(rows, box), len(components), components)
+    return Box(min(tops), max(bottoms), min(lefts), max(rights)), several
 
 
-def _segment_texture(mask: NDArray[np.bool_], rows: NDArray[np.uint64], box: Box) -> Segmentation:
-    """Segment a mask of too many parts: the component with the thickest part may be a digit in noise, the rest are specks."""
-    stride = _stride(mask)
-    bits = rest = _pack(mask)
+def _summarise_texture(bits: int, stride: int) -> tuple[Box, bool]:
+    """Do the same for a mask of too many parts: the one that is thickest may be a digit in noise, the rest are specks."""
+    rest = bits
     while thinner := _erode(rest, stride):
         rest = thinner
     thickest, _ = _flood_fill(rest & -rest, bits, stride, MAX_FILL_STEPS)
     several = thickest.bit_count() < MIN_SHARE_IN_TEXTURE * bits.bit_count()
-    if not several:
-        box = _measure(thickest, stride).box
-    return Segmentation(box, several, _edge_width(rows, box), 0)
+    return _measure(bits if several else thickest, stride).box, several
 
 
 def project(rows: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -177,7 +195,7 @@ def find_gaps(projections: NDArray[np.uint64]) -> NDArray[np.bool_]:
     Returns:
         bool[N].
     """
-    lowest = projections & (~projections + np.uint64(1))
+    lowest = projections & np.negative(projections)
     # The carry of the addition clears a projection that is a single run of ones.
     gap: NDArray[np.bool_] = np.logical_or.reduce(projections & (projections + lowest), axis=0)
     return gap
@@ -240,8 +258,11 @@ def find_components(mask: NDArray[np.bool_]) -> list[Component]:
 
     Components of a single pixel are left out if there would be too many components otherwise.
     """
-    _height, stride = len(mask), _stride(mask)
-    bits = _pack(mask)
+    return _search(_pack(mask), _stride(mask))
+
+
+def _search(bits: int, stride: int) -> list[Component]:
+    """Do the same for a packed mask."""
     if _min_components(bits, stride) > MAX_COMPONENTS:
         bits &= _neighbours(bits, stride)
         if _min_components(bits, stride) > MAX_COMPONENTS:

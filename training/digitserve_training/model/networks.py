@@ -7,6 +7,8 @@ OOD score. Called by ``fit``. Importing this module imports TensorFlow.
 import math
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from digitserve_training._tensorflow import keras
 from digitserve_training.model.layers import (
     INPUT_SHAPE,
@@ -24,6 +26,10 @@ from digitserve_training.model.layers import (
 
 LARGEST_PIXEL = 255
 
+_ONE_ELEMENT = (1, 1, 1, 1)
+"""As many axes as images have. onnxruntime 1.31 combines [N,28,28,1] with a scalar of fewer axes element by element, because
+the last axis has one element: 5 us per image, a tenth to a quarter of the whole network; otherwise 0.1 us."""
+
 
 def build(layers: Sequence[Layer]) -> keras.Model:
     """Build a network with new weights, drawn from Keras's global seed.
@@ -35,7 +41,8 @@ def build(layers: Sequence[Layer]) -> keras.Model:
         A model from uint8[N,28,28,1] to float32[N,labels] logits.
     """
     images = keras.Input(INPUT_SHAPE, dtype="uint8", name="images")
-    tensor = keras.layers.Rescaling(1 / LARGEST_PIXEL, name="scale")(images)
+    scale, offset = np.full(_ONE_ELEMENT, 1 / LARGEST_PIXEL).tolist(), np.zeros(_ONE_ELEMENT).tolist()
+    tensor = keras.layers.Rescaling(scale, offset, name="scale")(images)
     for number, layer in enumerate(layers, start=1):
         tensor = _apply(layer, tensor, f"{type(layer).__name__.lower()}_{number}")
     return keras.Model(images, tensor, name="digits")

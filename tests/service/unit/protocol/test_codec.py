@@ -319,22 +319,38 @@ def test_a_response_holds_the_answers_in_order() -> None:
         assert not prediction.top
 
 
+def plain_answers(verdicts: list[Verdict]) -> st.SearchStrategy[list[tuple[int, float, Verdict, float]]]:
+    """Return lists of the fields of answers with these verdicts, without probabilities."""
+    score = st.floats(-1e9, 1e9, width=32)
+    fields = st.tuples(st.integers(0, 9), st.floats(0, 1, width=32), st.sampled_from(verdicts), score)
+    return st.lists(fields, min_size=1, max_size=70)
+
+
 @given(
-    st.integers(0, 9), st.sampled_from(VERDICTS), st.floats(0, 1, width=32), st.floats(-1e9, 1e9, width=32),
-    st.tuples(*[st.floats(0, 1e6)] * 3), st.integers(1, 65_536),
-)  # fmt: skip
-def test_the_answer_to_one_image_is_encoded_as_that_of_several(
-    class_index: int, verdict: Verdict, confidence: float, score: float, seconds: tuple[float, float, float], size: int
+    plain_answers(VERDICTS) | plain_answers([verdict for verdict in VERDICTS if verdict is not Verdict.BLANK]),
+    st.tuples(*[st.floats(0, 1e6, width=32)] * 3),
+    st.integers(1, 65_536),
+)
+def test_plain_responses_have_the_fields_of_the_message(
+    answers: list[tuple[int, float, Verdict, float]], seconds: tuple[float, float, float], size: int
 ) -> None:
-    """The fast path of one image gives the fields that protobuf gives."""
-    encoder = Encoder("digits", "7", ("", *LABELS[1:-1], "\u0451" * 200))
-    one = Answer(class_index, confidence, verdict, score, np.zeros(10, np.float32))
+    """Responses that are assembled without a message parse to the message that they stand for, blank images included."""
+    labels = ("", *LABELS[1:-1], "\u0451" * 200)
+    probabilities = np.zeros(10, np.float32)
 
-    response = pb.ClassifyResponse.FromString(encoder.encode([one], 0, seconds, size))
+    body = Encoder("digits", "7", labels).encode(
+        [Answer(*answer, probabilities) for answer in answers], 0, seconds, size
+    )
 
-    expected = pb.ClassifyResponse.FromString(encoder.encode([one, one], 0, seconds, size))
-    del expected.predictions[1]
-    assert response == expected
+    timing = pb.Timing(queue_s=seconds[0], preprocess_s=seconds[1], inference_s=seconds[2], batch_size=size)
+    expected = pb.ClassifyResponse(model_name="digits", model_version="7", timing=timing)
+    for class_index, confidence, verdict, ood_score in answers:
+        prediction = expected.predictions.add(verdict=verdict, ood_score=ood_score)
+        if verdict is not Verdict.BLANK:
+            prediction.MergeFrom(
+                pb.Prediction(label=labels[class_index], class_index=class_index, confidence=confidence)
+            )
+    assert parsed(body) == expected
 
 
 def test_a_blank_image_has_no_label() -> None:

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from digitserve.types import Gray, Ink
-from digitserve.vision.batch_checks import Treatment, check, decide
+from digitserve.vision.background import MIN_CONTRAST
+from digitserve.vision.batch_checks import FOREGROUND_LEVEL, Treatment, check, decide
+from digitserve.vision.components import segment
 from digitserve.vision.framing import frame
 from support.framing_cases import THREE, draw_strokes
 
@@ -99,6 +101,51 @@ def test_a_batch_is_checked_as_its_images_are(noise: Gray, number: int) -> None:
         alone = check(image[None], undecided(image[None]))
         for ours, theirs in zip(together, alone, strict=True):
             assert (ours[index] == theirs[0]).all()
+
+
+def varied(seed: int) -> Gray:
+    """Return images that look like MNIST's, nearly so, or not at all: uint8[N, 28, 28], N from 3 to 12."""
+    generator = np.random.default_rng(seed)
+    images = []
+    for _ in range(generator.integers(3, 13)):
+        image = np.roll(LIKE_MNIST, generator.integers(-3, 4, 2), (0, 1)).astype(np.float32)
+        if generator.random() < 0.3:  # a second shape, or a speck
+            top, left, side = generator.integers((0, 0, 1), (22, 22, 7))
+            image[top : top + side, left : left + side] = 255
+        if generator.random() < 0.2:
+            image[:, generator.integers(0, 28)] = 0  # a cut
+        if generator.random() < 0.2:
+            image += generator.uniform(0, 60, image.shape)
+        image = image * generator.uniform(0.1, 1) + generator.uniform(0, 100) * (generator.random() < 0.3)
+        if generator.random() < 0.1:
+            image = 255 - image
+        images.append(image.clip(0, 255).astype(np.uint8))
+    return np.stack(images)
+
+
+def expected(image: Gray) -> tuple[Gray, bool, bool]:
+    """Return what the checks of one image amount to, without any quick test: its pixels, blank and several."""
+    treatment = decide(image)
+    if treatment is Treatment.FRAME and not (framed := frame(image, Ink.AUTO)).blank:
+        return framed.pixels, False, framed.several
+    if treatment is Treatment.STRETCH:
+        low, high = int(image.min()), int(image.max())
+        image = ((image.astype(np.float32) - low) * (255 / (high - low)) + 0.5).astype(np.uint8)
+    blank = int(image.max()) - int(image.min()) < MIN_CONTRAST
+    segmentation = segment(image >= FOREGROUND_LEVEL)
+    return image, blank, segmentation is not None and segmentation.several and not blank
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 2**32 - 1))
+def test_quick_tests_decide_as_the_exact_ones(seed: int) -> None:
+    """Each image of a batch has the pixels and flags that ``decide``, framing and segmentation give for it alone."""
+    batch = varied(seed)
+    checked = check(batch, undecided(batch))
+    for index, image in enumerate(batch):
+        pixels, blank, several = expected(image)
+        assert (checked.images[index] == pixels).all()
+        assert (checked.blank[index], checked.several[index]) == (blank, several)
 
 
 def test_a_framed_image_has_the_flags_of_framing() -> None:

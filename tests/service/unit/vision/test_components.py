@@ -18,6 +18,7 @@ from digitserve.vision.components import (
     find_gaps,
     project,
     segment,
+    segment_rows,
 )
 from digitserve.vision.framing import frame
 
@@ -148,10 +149,27 @@ def test_a_shape_in_noise_is_found(share: float) -> None:
     assert found.box.width <= 16
 
 
-@given(st.lists(st.builds(blobs, st.just(28), st.just(28), st.integers(0, 2**32 - 1)), min_size=1, max_size=5))
+small_masks = st.builds(blobs, st.just(28), st.just(28), st.integers(0, 2**32 - 1))
+
+
+def row_integers(mask: Mask) -> NDArray[np.uint64]:
+    """Return the rows of a mask as integers whose lowest bit is the first pixel: uint64[H]."""
+    return mask @ (np.uint64(1) << np.arange(mask.shape[1], dtype=np.uint64))
+
+
+@given(small_masks)
+def test_rows_as_integers_are_segmented_as_their_mask(mask: Mask) -> None:
+    """A mask with a gap has the same box and the same verdict on several shapes in both representations."""
+    if has_gap(mask):
+        found = segment(mask)
+        assert found is not None
+        assert segment_rows(row_integers(mask)) == (found.box, found.several)
+
+
+@given(st.lists(small_masks, min_size=1, max_size=5))
 def test_gaps_are_found_for_each_mask_of_a_batch(batch: list[Mask]) -> None:
     """A mask has a gap if and only if one of its projections has one, whatever the other masks of the batch are."""
-    rows = np.stack([(mask @ (np.uint64(1) << np.arange(28, dtype=np.uint64))) for mask in batch], axis=1)
+    rows = np.stack([row_integers(mask) for mask in batch], axis=1)
     assert find_gaps(project(rows)).tolist() == [has_gap(mask) for mask in batch]
 
 
