@@ -27,6 +27,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from digitserve.certificate import server_context
 from digitserve.errors import StartupError
 from digitserve.inference.bundle import Manifest, parse_bundle, served_files
 from digitserve.inference.bundle_files import BundleFiles
@@ -66,6 +67,7 @@ def serve(settings: Settings, print_banner: Callable[[str], None]) -> int:
     """
     files = served_files(settings)
     manifest = parse_bundle(files).manifest
+    server_context(settings)  # checks the certificate
     num_descriptors = descriptors.raise_limit()
     with (
         _sealed(files) as bundle_fd,
@@ -228,8 +230,9 @@ class Supervisor:
         self._direct_connections()
 
     def worker_restarting(self) -> None:
-        """Count a restart."""
+        """Count a restart, and assign new connections to the other workers."""
         self._num_restarts += 1
+        self._direct_connections()
 
     def drain_failed(self) -> None:
         """Note that requests may not have been answered."""
