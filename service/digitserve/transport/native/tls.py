@@ -74,8 +74,7 @@ class TlsWire:
             raise
         if self._outgoing.pending:
             self._flush()
-            # In TLS 1.3 it is the answer to a new key of the client, in TLS 1.2 the refusal of another handshake.
-            if was_established and self._session.version() != "TLSv1.3":
+            if was_established:  # only then: OpenSSL answers a new key of the client with the next output
                 raise ssl.SSLError("the client began another handshake")
         if received == b"":
             raise BlockingIOError
@@ -179,4 +178,4 @@ class TlsWire:
         except BlockingIOError:
             num_sent = 0
         if num_sent < len(output):
-            raise ConnectionAbortedError("the client does not take the answer to its handshake or new key")
+            raise ConnectionAbortedError("the client does not take the answer to its handshake")
