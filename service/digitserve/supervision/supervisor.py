@@ -210,8 +210,9 @@ class Supervisor:
         self._direct_connections()
 
     def worker_restarting(self) -> None:
-        """Count a restart."""
+        """Count a restart, and assign new connections to the other workers."""
         self._num_restarts += 1
+        self._direct_connections()
 
     def drain_failed(self) -> None:
         """Note that requests may not have been answered."""

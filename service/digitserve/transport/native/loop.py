@@ -14,8 +14,10 @@ from collections.abc import Iterable
 
 import structlog
 
+from digitserve.telemetry.block import CloseReason
 from digitserve.transport.native.acceptor import Acceptor
 from digitserve.transport.native.frames import ErrorCode
+from digitserve.transport.native.limits import Counts, WorkerLimits
 from digitserve.transport.native.peer import LINGER_S, WRITABLE, NewConnection, Peer, Peers
 
 READ_BYTES = 1 << 16
@@ -41,10 +43,6 @@ and more streams than they may hold 15 ms (measured)."""
 SILENCE_S = 5.0
 """A drain does not wait longer for a connection that neither sends nor takes anything: as long as for the answer to its PING."""
 
-MAX_HELD_BYTES = 1 << 26
-"""What all connections together hold, without messages in reception; beyond it, those with the most are closed. See
-``Output.num_held_bytes``."""
-
 WAITED_S = 0.0005
 """A poll that took longer has waited: then what it reports has just arrived. One without a wait takes microseconds."""
 
@@ -55,15 +53,19 @@ class Loop:
     """Accepts, reads, writes and closes the connections of one worker."""
 
     def __init__(
-        self,
-        new_connection: NewConnection,
-        max_connections: int,
-        max_age_s: float,
-        context: ssl.SSLContext | None = None,
+        self, new_connection: NewConnection, limits: WorkerLimits, counts: Counts, context: ssl.SSLContext | None = None
     ) -> None:
-        """Start without a listening socket; see ``Acceptor`` for the arguments."""
-        self._peers = Peers()
-        self._acceptor = Acceptor(self._peers, new_connection, max_connections, max_age_s, context)
+        """Start without a listening socket.
+
+        Args:
+            new_connection: creates a connection.
+            limits: of the worker.
+            counts: of connections.
+            context: for TLS; None for clear text.
+        """
+        self._limits = limits
+        self._peers = Peers(limits, counts)
+        self._acceptor = Acceptor(self._peers, new_connection, context)
         self._polled = time.time()
         self._check_at = 0.0
         self._unchecked: list[Peer] = []
@@ -170,7 +172,7 @@ class Loop:
         ends_at = time.monotonic() + LINGER_S
         peers = self._peers.by_descriptor
         for peer in peers.values():
-            peer.connection.close(ErrorCode.NO_ERROR, "the server has stopped")
+            peer.connection.close(ErrorCode.NO_ERROR, "the server has stopped", CloseReason.DRAIN)
         self._send_all()
         for peer in peers.values():
             peer.ends_at = min(peer.ends_at, ends_at)
@@ -179,7 +181,7 @@ class Loop:
         """Close all sockets."""
         self.stop_listening()
         for peer in list(self._peers.by_descriptor.values()):
-            peer.drop()
+            peer.drop(peer.connection.close_reason or CloseReason.DRAIN)
         self._peers.epoll.close()
 
     def _continue_starved(self) -> None:
@@ -218,8 +220,8 @@ class Loop:
                 self._num_held_bytes += peer.connection.num_held_bytes
             if time.monotonic() > ends:
                 return
-        if self._num_held_bytes > MAX_HELD_BYTES:
-            self._reduce_held(self._num_held_bytes - MAX_HELD_BYTES)
+        if self._num_held_bytes > self._limits.max_held_bytes:
+            self._reduce_held(self._num_held_bytes - self._limits.max_held_bytes)
 
     def _reduce_held(self, num_bytes: int) -> None:
         """Free memory that only saves time; then drop the connections that hold most, until that is ``num_bytes`` less."""
@@ -230,7 +232,7 @@ class Loop:
             if num_bytes <= 0:
                 break
             num_bytes -= peer.connection.num_held_bytes
-            peer.drop()
+            peer.drop(CloseReason.MEMORY)
             num_dropped += 1
         if num_dropped:
             _log.warning("closed the connections that took most memory", num_connections=num_dropped)
