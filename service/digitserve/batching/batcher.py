@@ -156,6 +156,7 @@ class Batcher(Generic[E]):
         self._large: deque[E] = deque()
         self._large_skipped = False
         self._pending_bytes = 0
+        self._held_bytes = 0
         self._pending_work = 0
         self._small_images = 0
         self._small_work = 0
@@ -229,13 +230,30 @@ class Batcher(Generic[E]):
         if waiting + num_images > self._max_pending_images:
             raise _fresh(self._refusals.too_many_images(self._wait_s(large=entry.large)))
         # One request always fits; otherwise a large one could never be admitted.
-        if self._pending_bytes and self._pending_bytes + num_bytes > self._max_pending_bytes:
+        used_bytes = self._pending_bytes if patient else self._pending_bytes + self._held_bytes
+        if used_bytes and used_bytes + num_bytes > self._max_pending_bytes:
             raise _fresh(self._refusals.too_many_bytes(self._wait_s(large=True)))
         if entry.deadline != math.inf:
             self._check_deadline(entry, now)
         (self._large if entry.large else self._small).append(entry)
         self._add_pending(entry, entry.num_images)
         self._pending_bytes += entry.num_bytes
+
+    def hold(self, num_bytes: int) -> bool:
+        """Count the memory of a request that its patient caller holds; return false if there is no room for that either."""
+        used_bytes = self._pending_bytes + self._held_bytes
+        if used_bytes and used_bytes + num_bytes > self._max_pending_bytes:
+            return False
+        self._held_bytes += num_bytes
+        return True
+
+    def release(self, num_bytes: int) -> None:
+        """Forget what ``hold`` has counted: the request is admitted, or dropped."""
+        self._held_bytes -= num_bytes
+
+    def held_error(self) -> Overloaded:
+        """Return the error for a request that can neither be admitted nor held."""
+        return _fresh(self._refusals.too_many_bytes(self._wait_s(large=True)))
 
     def cancel(self, entry: E) -> None:
         """Drop an entry whose caller is gone or has got an error; does nothing the second time."""

@@ -125,6 +125,19 @@ class Pipeline:
         self._batcher.admit(pending, now, patient=patient)
         return pending
 
+    def hold(self, request: Request) -> None:
+        """Count the memory of a request that was not admitted and waits at its caller.
+
+        Raises:
+            Overloaded: there is no room for that either.
+        """
+        if not self._batcher.hold(len(request.pixels)):
+            raise self._batcher.held_error()
+
+    def release(self, request: Request) -> None:
+        """Forget what ``hold`` has counted."""
+        self._batcher.release(len(request.pixels))
+
     def is_large(self, request: Request) -> bool:
         """Return whether a request would wait in the queue of large requests."""
         return self._batcher.is_large(request.num_images, _framing_work(request))

@@ -8,8 +8,8 @@ What clients can make a worker hold is bounded. The images in flight of a stream
 limited, and no stream is read while the queue of small requests is half full. HTTP/2 flow control then slows the clients
 down. A message whose read was outstanding at that time, and which finds no room, is held until there is any: at most one per
 stream. Held messages are admitted in the order of arrival, small and large ones apart, so neither wait for the other.
-Messages of streams are delayed for lack of room. They are rejected only if all that is held together exceeds
-``MAX_HELD_BYTES``. Called on the worker's one thread.
+Messages of streams are delayed for lack of room. They are rejected only if what waits and what is held together exceed the
+limit in bytes. Called on the worker's one thread.
 """
 
 import time
@@ -32,13 +32,6 @@ from digitserve.transport.handlers import ServerStream, unanswered_code
 
 WINDOW_BATCHES = 4
 """Limit on the images in flight of a stream, in full batches: enough for one stream to keep all batches full."""
-
-MAX_HELD_BYTES = 1 << 26
-"""Most memory of held messages: four of the default maximal size, or one small message of each of 80 000 streams."""
-
-_HELD_TOO_MUCH = Overloaded(
-    f"the server holds {MAX_HELD_BYTES} bytes of messages of streams that wait; send the message again in 1000 ms", 1.0
-)
 
 _DRAINING = Status.from_error(
     Draining("this server is shutting down; open the stream again, and send what has no answer again")
@@ -138,7 +131,6 @@ class ClassifyStreamHandler:
         self._paused: dict[StreamState, None] = {}
         # Small and large requests.
         self._held: tuple[deque[_Held], deque[_Held]] = deque(), deque()
-        self._held_bytes = 0
         self._answered: dict[StreamState, None] = {}
         self._draining = False
 
@@ -227,7 +219,7 @@ class ClassifyStreamHandler:
         """Admit held messages and resume paused reads where there is room, then write the answers of each stream."""
         for held in self._held:
             while held and self._admit_if_room(*held[0]):
-                self._held_bytes -= len(held.popleft()[1].pixels)
+                self._pipeline.release(held.popleft()[1])
         while self._paused and not self._should_pause():
             state = next(iter(self._paused))
             del self._paused[state]
@@ -260,11 +252,8 @@ class ClassifyStreamHandler:
             return
         held = large if self._pipeline.is_large(request) else small
         if held or not self._admit_if_room(message, request):
-            if self._held_bytes + len(request.pixels) > MAX_HELD_BYTES:
-                message.reject(_HELD_TOO_MUCH)
-                return
+            self._pipeline.hold(request)
             held.append((message, request))
-            self._held_bytes += len(request.pixels)
 
     def _admit_if_room(self, message: StreamMessage, request: Request) -> bool:
         """Admit a request, or reject it for good; return false if it has to wait for room."""

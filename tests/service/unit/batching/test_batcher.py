@@ -575,6 +575,22 @@ def test_patient_requests_are_admitted_in_order_under_any_load(held: list[int], 
     assert num_calls >= num_batches / 2
 
 
+def test_held_requests_count_in_bytes() -> None:
+    """What callers hold and what waits share one limit in bytes; a held request is admitted in the room that it has."""
+    batcher = make_batcher(max_pending_bytes=1000)
+    assert batcher.hold(5000), "one request always fits"
+    assert not batcher.hold(1)
+    batcher.release(5000)
+    assert batcher.hold(600) and not batcher.hold(401)
+    with pytest.raises(Overloaded, match="at most 1000 bytes"):
+        batcher.admit(make_entry(num_bytes=401), 0.0)
+    batcher.admit(make_entry(num_bytes=600), 0.0, patient=True)
+    batcher.release(600)
+    admit(batcher, make_entry(num_bytes=400))
+    assert not batcher.hold(1)
+    assert isinstance(batcher.held_error(), Overloaded)
+
+
 def test_large_requests_keep_no_small_ones_out() -> None:
     """Each queue has its own room: neither kind of request takes that of the other, and neither pauses streams of the other."""
     batcher = make_batcher(max_pending_images=80)

@@ -13,7 +13,7 @@ from digitserve.protocol.codec import Limits
 from digitserve.protocol.names import CLASSIFY_STREAM, Code
 from digitserve.telemetry.block import METHODS, REASONS, Block
 from digitserve.telemetry.recorder import Recorder
-from digitserve.transport.classify_stream import MAX_HELD_BYTES, WINDOW_BATCHES, ClassifyStreamHandler, StreamState
+from digitserve.transport.classify_stream import WINDOW_BATCHES, ClassifyStreamHandler, StreamState
 from digitserve.v1 import digits_pb2 as pb
 from support.server_stream import FakeStream
 
@@ -31,6 +31,7 @@ class FakePipeline:
         self.cancelled: list[Any] = []
         self.half_full = False
         self.full = self.full_for_large = False
+        self.held_bytes, self.max_held_bytes = 0, 1 << 30
 
     def admit(self, responder: Any, request: Any, *, patient: bool) -> object:
         assert patient
@@ -38,6 +39,14 @@ class FakePipeline:
             raise Overloaded("full", 0.5)
         self.admitted.append((responder, request))
         return responder
+
+    def hold(self, request: Any) -> None:
+        if self.held_bytes + len(request.pixels) > self.max_held_bytes:
+            raise Overloaded("full", 0.5)
+        self.held_bytes += len(request.pixels)
+
+    def release(self, request: Any) -> None:
+        self.held_bytes -= len(request.pixels)
 
     def is_large(self, request: Any) -> bool:
         return bool(request.num_images > MAX_BATCH_SIZE)
@@ -196,7 +205,8 @@ def test_what_is_held_is_limited_in_bytes() -> None:
     handler, pipeline = connection.handler, connection.pipeline
     pipeline.full = True
     large = body(4096)
-    num_held = MAX_HELD_BYTES // (4096 * 784)
+    num_held = 3
+    pipeline.max_held_bytes = num_held * 4096 * 784
     streams = [FakeStream() for _ in range(num_held + 1)]
     for stream in streams:
         handler.on_accept(stream)
@@ -212,7 +222,7 @@ def test_what_is_held_is_limited_in_bytes() -> None:
     handler.on_accept(late)
     handler.on_message(late, large)
     handler.flush()
-    assert late.written == []
+    assert late.written == [] and pipeline.held_bytes == 4096 * 784
 
 
 def test_a_held_message_of_a_closed_stream_is_dropped() -> None:

@@ -1,0 +1,105 @@
+"""What the pipeline measures: the clock is that of the test, and a fake session advances it."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from digitserve.batching.batcher import Batch, Batcher
+from digitserve.batching.pipeline import PendingRequest, Pipeline
+from digitserve.inference.session import Outputs
+from digitserve.protocol.codec import Limits, Request, decode
+from digitserve.telemetry.block import Block
+from digitserve.telemetry.recorder import Recorder
+from digitserve.types import native_framing
+from digitserve.v1 import digits_pb2 as pb
+
+LABELS = tuple("0123456789")
+NETWORK_S = 0.010
+BUNDLE: Any = SimpleNamespace(manifest=SimpleNamespace(name="digits", version=1, labels=LABELS, ood_threshold=0.5))
+
+
+class Responder:
+    """Counts its answers."""
+
+    completes = None
+    open = True
+    accepted = 0.0
+    deadline = 1e19
+
+    def __init__(self) -> None:
+        self.num_answers = 0
+
+    def reply(self, body: bytes) -> None:
+        self.num_answers += 1
+
+    def reject(self, error: Exception) -> None:
+        raise AssertionError(error)
+
+    def fail(self) -> None:
+        raise AssertionError("failed")
+
+
+class RecordingBatcher(Batcher[PendingRequest]):
+    """Keeps the durations that it gets."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            max_batch_size=8, max_pending_images=100, max_pending_bytes=1 << 20, max_batch_s=1.0, image_s=1e-3, work_s=1e-9
+        )  # fmt: skip
+        self.turns_s: list[float] = []
+
+    def complete(
+        self, batch: Batch[PendingRequest], answers: list[Any], preprocess_s: float, inference_s: float, turn_s: float
+    ) -> list[PendingRequest]:
+        assert (preprocess_s, inference_s) == (0.0, pytest.approx(NETWORK_S))
+        self.turns_s.append(turn_s)
+        return super().complete(batch, answers, preprocess_s, inference_s, turn_s)
+
+
+class Worker:
+    """A pipeline with a clock, and a session that takes ``NETWORK_S``."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.batcher = RecordingBatcher()
+        session: Any = self
+        recorder = Recorder(Block(LABELS), LABELS)
+        self.pipeline = Pipeline(self.batcher, session, BUNDLE, recorder, clock=lambda: self.now)
+
+    def run(self, images: Any) -> Outputs:
+        self.now += NETWORK_S
+        count = len(images)
+        return Outputs(np.full((count, 10), 0.1, np.float32), np.zeros(count, np.float32))
+
+    def admit(self, count: int) -> list[Responder]:
+        responders = [Responder() for _ in range(count)]
+        for responder in responders:
+            self.pipeline.admit(responder, REQUEST)
+        return responders
+
+
+REQUEST: Request = decode(
+    pb.ClassifyRequest(pixels=bytes(784)).SerializeToString(),
+    Limits("1", 4096, 4096, 1 << 24, native_framing(LABELS)),
+)
+
+
+def test_an_iteration_is_measured_from_batch_to_batch_and_without_idle_time() -> None:
+    """Requests that already waited at the end of a batch have waited for all that came since. After a pause, the time counts
+    from the arrival of the first request.
+    """
+    worker = Worker()
+    responders = worker.admit(12)
+    worker.now += 0.002  # receives others
+    assert worker.pipeline.run_batch()
+    worker.now += 0.003  # sends, and receives
+    assert worker.pipeline.run_batch()
+    assert not worker.pipeline.run_batch()
+    worker.now += 60.0
+    responders += worker.admit(1)
+    worker.now += 0.001
+    assert worker.pipeline.run_batch()
+    assert worker.batcher.turns_s == pytest.approx([0.002 + NETWORK_S, 0.003 + NETWORK_S, 0.001 + NETWORK_S])
+    assert [responder.num_answers for responder in responders] == [1] * 13
