@@ -142,7 +142,7 @@ class Frames:
         if choice < 200:
             return self._trailers()
         if choice == 255:  # more than half of the connection's window
-            return raw(DATA, 0, self._stream(), bytes(16_384)) * 520
+            return raw(DATA, 0, self._stream(), b"\1" * 16_384) * 520
         return self._other(source.pick(OTHER_FRAMES))
 
     def _stream(self) -> int:
