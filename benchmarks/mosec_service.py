@@ -19,7 +19,7 @@ from benchmarks.aio_service import STATS
 from digitserve.batching.prepare import decide_verdicts, prepare
 from digitserve.errors import RequestError
 from digitserve.inference.session import Session
-from digitserve.protocol.codec import Answer, Encoder, Limits, Request, decode
+from digitserve.protocol.codec import Encoder, Limits, Request, decode
 from digitserve.settings import Settings
 from digitserve.types import native_framing
 
@@ -69,7 +69,7 @@ class Classifier(mosec.Worker):  # type: ignore[misc] # mosec is not installed w
         confidence = outputs.probabilities.max(axis=1).tolist()
         ood_score = outputs.ood_score.tolist()
         verdicts = decide_verdicts(ood_score, self._threshold, prepared)
-        answers = map(Answer, class_index, confidence, verdicts, ood_score, outputs.probabilities)
+        answers = zip(class_index, confidence, verdicts, ood_score, outputs.probabilities, strict=True)
         self._stats[STATS.index("ok")] += len(data)
         return [
             self._encoder.encode([answer], request.top_k, (0.0, 0.0, 0.0), len(data))

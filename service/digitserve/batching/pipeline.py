@@ -19,7 +19,7 @@ from digitserve.batching.prepare import Prepared, decide_verdicts, framing_work,
 from digitserve.errors import DeadlineUnmeetable, RequestError
 from digitserve.inference.bundle import Bundle
 from digitserve.inference.session import Session
-from digitserve.protocol.codec import Answer, Encoder, Preparation, Request
+from digitserve.protocol.codec import Encoder, Preparation, Request
 from digitserve.protocol.names import Method
 from digitserve.telemetry.recorder import Recorder
 from digitserve.types import Framing
@@ -176,12 +176,13 @@ class Pipeline:
         ready = self._clock()
         outputs = self._session.run(prepared.images)
         done = self._clock()
+        probabilities = outputs.probabilities
         # Lists from here on: for the single image of an idle service a numpy call costs more than the loop it replaces.
-        class_index = outputs.probabilities.argmax(axis=1).tolist()
-        confidence = outputs.probabilities.max(axis=1).tolist()
+        class_index = probabilities.argmax(axis=1).tolist()
+        confidence = probabilities.max(axis=1).tolist()
         ood_score = outputs.ood_score.tolist()
         verdicts = decide_verdicts(ood_score, self._ood_threshold, prepared)
-        answers = list(map(Answer, class_index, confidence, verdicts, ood_score, outputs.probabilities))
+        answers = list(zip(class_index, confidence, verdicts, ood_score, probabilities, strict=True))
         _explain(batch, prepared)
         # Requests that waited already at the end of the last batch have waited for the whole iteration since then.
         turn_s = done - max(self._completed, batch.parts[0][0].arrived)
@@ -192,21 +193,28 @@ class Pipeline:
 
     def _send(self, finished: list[PendingRequest], batch_size: int) -> None:
         """Send answers, after recording their calls: a caller that has its answer finds it in the metrics."""
-        answered = [(pending, body) for pending in finished if (body := self._encode(pending, batch_size)) is not None]
-        self._recorder.requests_queued([pending.first_batch - pending.arrived for pending, _ in answered])
+        answered: list[tuple[Responder, bytes]] = []
+        queued_s: list[float] = []
+        for pending in finished:
+            queue_s = pending.first_batch - pending.arrived
+            body = self._encode(pending, queue_s, batch_size)
+            if body is not None:
+                answered.append((pending.responder, body))
+                queued_s.append(queue_s)
+        self._recorder.requests_queued(queued_s)
         now = self._clock()
         seconds: dict[Method, list[float]] = {}
-        for pending, _ in answered:
-            if (method := pending.responder.completes) is not None:
-                seconds.setdefault(method, []).append(now - pending.responder.accepted)
+        for responder, _ in answered:
+            if (method := responder.completes) is not None:
+                seconds.setdefault(method, []).append(now - responder.accepted)
         for method, durations in seconds.items():
             self._recorder.calls_answered(method, durations)
-        for pending, body in answered:
-            pending.responder.reply(body)
+        for responder, body in answered:
+            responder.reply(body)
 
-    def _encode(self, pending: PendingRequest, batch_size: int) -> bytes | None:
+    def _encode(self, pending: PendingRequest, queue_s: float, batch_size: int) -> bytes | None:
         """Return the answer to a request; ``None`` when encoding failed, which affects no other request."""
-        seconds = (pending.first_batch - pending.arrived, pending.preprocess_s, pending.inference_s)
+        seconds = queue_s, pending.preprocess_s, pending.inference_s
         try:
             return self._encoder.encode(
                 pending.answers, pending.request.top_k, seconds, batch_size, pending.preparations

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
@@ -179,22 +179,12 @@ class Preparation(NamedTuple):
     removed: Sequence[Removed] = ()
 
 
-class Answer(NamedTuple):
-    """The answer for one image.
+Answer: TypeAlias = tuple[int, float, Verdict, float, NDArray[np.float32]]
+"""The answer for one image: index of the most probable label, its probability, the verdict, the out-of-distribution score
+(higher means less like the training data), and the probabilities of all labels, float32[labels].
 
-    Attributes:
-        class_index: index of the most probable label.
-        confidence: its probability.
-        verdict: whether the prediction can be used.
-        ood_score: higher means less like the training data.
-        probabilities: float32[labels].
-    """
-
-    class_index: int
-    confidence: float
-    verdict: Verdict
-    ood_score: float
-    probabilities: NDArray[np.float32]
+A plain tuple: there is one per image, and a named one takes 0.4 us more.
+"""
 
 
 def decode(body: bytes, limits: Limits) -> Request:
@@ -370,9 +360,7 @@ class Encoder:
         response = pb.ClassifyResponse()
         for answer in answers:
             prediction = response.predictions.add()
-            self._set_fields(prediction, answer)
-            if top_k and answer.verdict is not _BLANK:
-                self._add_top(prediction, answer.probabilities, top_k)
+            self._set_fields(prediction, answer, top_k)
         if preparations:
             for prediction, preparation in zip(response.predictions, preparations, strict=True):
                 _set_preparation(prediction.preparation, preparation)
@@ -382,13 +370,16 @@ class Encoder:
         # Two concatenated messages are one message with the fields of both.
         return response.SerializeToString() + self._model
 
-    def _set_fields(self, prediction: pb.Prediction, answer: Answer) -> None:
-        if answer.verdict is not _BLANK:
-            prediction.label = self._labels[answer.class_index]
-            prediction.class_index = answer.class_index
-            prediction.confidence = answer.confidence
-        prediction.verdict = answer.verdict  # type: ignore[assignment] # Verdict has the numbers of pb.Verdict
-        prediction.ood_score = answer.ood_score
+    def _set_fields(self, prediction: pb.Prediction, answer: Answer, top_k: int) -> None:
+        class_index, confidence, verdict, ood_score, probabilities = answer
+        if verdict is not _BLANK:
+            prediction.label = self._labels[class_index]
+            prediction.class_index = class_index
+            prediction.confidence = confidence
+            if top_k:
+                self._add_top(prediction, probabilities, top_k)
+        prediction.verdict = verdict  # type: ignore[assignment] # Verdict has the numbers of pb.Verdict
+        prediction.ood_score = ood_score
 
     def _add_top(self, prediction: pb.Prediction, probabilities: NDArray[np.float32], top_k: int) -> None:
         for index in np.argsort(-probabilities, kind="stable")[:top_k].tolist():

@@ -110,8 +110,8 @@ def check(images: Gray, undecided: NDArray[np.bool_] | bool = False) -> Checked:
     Returns:
         The images, changed only where ``undecided``. Framed images have the results of framing.
     """
-    if 0 < len(images) <= MAX_SINGLY:
-        blank, several, plain = np.array([_check_one(image) for image in images]).T
+    if len(images) <= MAX_SINGLY:
+        blank, several, plain = np.array([_check_one(image) for image in images], np.bool_).reshape(-1, 3).T
     else:
         blank, several, plain = _check_batch(images.reshape(len(images), _PIXELS))
     spans_image = np.zeros(len(images), np.bool_)

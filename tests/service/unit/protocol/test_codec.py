@@ -290,7 +290,7 @@ def make_answer(seed: int, verdict: Verdict = Verdict.ACCEPTED) -> Answer:
     generator = np.random.default_rng(seed)
     probabilities = generator.dirichlet(np.ones(10)).astype(np.float32)
     index = int(probabilities.argmax())
-    return Answer(index, float(probabilities[index]), verdict, float(generator.normal()), probabilities)
+    return index, float(probabilities[index]), verdict, float(generator.normal()), probabilities
 
 
 def parsed(body: bytes) -> pb.ClassifyResponse:
@@ -311,11 +311,12 @@ def test_a_response_holds_the_answers_in_order() -> None:
     assert (timing.queue_s, timing.preprocess_s, timing.inference_s, timing.batch_size) == (0.5, 0.25, 0.125, 48)
     assert len(response.predictions) == 3
     for answer, prediction in zip(answers, response.predictions, strict=True):
-        assert prediction.label == LABELS[answer.class_index]
-        assert prediction.class_index == answer.class_index
-        assert prediction.confidence == np.float32(answer.confidence)
-        assert prediction.verdict == answer.verdict
-        assert prediction.ood_score == np.float32(answer.ood_score)
+        class_index, confidence, verdict, ood_score, _ = answer
+        assert prediction.label == LABELS[class_index]
+        assert prediction.class_index == class_index
+        assert prediction.confidence == np.float32(confidence)
+        assert prediction.verdict == verdict
+        assert prediction.ood_score == np.float32(ood_score)
         assert not prediction.top
 
 
@@ -338,9 +339,7 @@ def test_plain_responses_have_the_fields_of_the_message(
     labels = ("", *LABELS[1:-1], "\u0451" * 200)
     probabilities = np.zeros(10, np.float32)
 
-    body = Encoder("digits", "7", labels).encode(
-        [Answer(*answer, probabilities) for answer in answers], 0, seconds, size
-    )
+    body = Encoder("digits", "7", labels).encode([(*answer, probabilities) for answer in answers], 0, seconds, size)
 
     timing = pb.Timing(queue_s=seconds[0], preprocess_s=seconds[1], inference_s=seconds[2], batch_size=size)
     expected = pb.ClassifyResponse(model_name="digits", model_version="7", timing=timing)
@@ -419,13 +418,13 @@ def test_top_k_lists_the_most_probable_first_including_the_label(top_k: int, lis
     confidences = [score.confidence for score in prediction.top]
     assert confidences == sorted(confidences, reverse=True)
     assert all(score.label == LABELS[score.class_index] for score in prediction.top)
-    assert all(score.confidence == answer.probabilities[score.class_index] for score in prediction.top)
+    assert all(score.confidence == answer[-1][score.class_index] for score in prediction.top)
 
 
 def test_the_label_is_first_in_its_list_when_classes_tie() -> None:
     """Label and list break a tie the same way."""
     probabilities = np.array([0.1, 0.3, 0.3, 0.3, 0, 0, 0, 0, 0, 0], np.float32)
-    answer = Answer(int(probabilities.argmax()), 0.3, Verdict.ACCEPTED, 0.0, probabilities)
+    answer = int(probabilities.argmax()), 0.3, Verdict.ACCEPTED, 0.0, probabilities
     (prediction,) = parsed(Encoder("digits", "7", LABELS).encode([answer], 4, (0, 0, 0), 1)).predictions
     assert [score.class_index for score in prediction.top] == [1, 2, 3, 0]
     assert prediction.label == prediction.top[0].label
@@ -454,7 +453,7 @@ def test_encoding_does_not_leak_memory() -> None:
     """Allocated memory does not grow with the number of encoded responses."""
     encoder = Encoder("digits", "7", LABELS)
     probabilities = np.full(10, 0.1, np.float32)
-    answers = [Answer(index % 10, 0.9, VERDICTS[index % 4], -3.0, probabilities) for index in range(64)]
+    answers = [(index % 10, 0.9, VERDICTS[index % 4], -3.0, probabilities) for index in range(64)]
 
     def encode() -> None:
         encoder.encode(answers, 3, (0.001, 0.001, 0.001), 64)
