@@ -327,7 +327,7 @@ class EmptyNativeTls(EmptyNative):
 
 
 class EmptyGrpcio(Empty):
-    """The floor of the completion queue of gRPC core."""
+    """The floor of grpcio."""
 
     name = "empty grpcio"
     transport = "grpcio"

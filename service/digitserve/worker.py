@@ -277,9 +277,9 @@ def _new_server(
 def use_batch_scheduling() -> None:
     """Set the scheduling policy SCHED_BATCH for this thread and those that it starts, such as core's threads.
 
-    Threads of this policy do not preempt others when they wake up. So core's threads, which read the sockets, run when this
-    thread pauses instead of interrupting it at each arrival. An interrupted batch loses its CPU caches, which costs much
-    more than the reading (docs/decisions.md).
+    Threads of this policy do not preempt others when they wake up. So core's threads, which read the sockets of the transport
+    ``grpcio``, run when this thread pauses instead of interrupting it at each arrival. An interrupted batch loses its CPU
+    caches, which costs much more than the reading (docs/decisions.md).
     """
     # A sandbox may forbid it; the worker is slower then, and otherwise the same.
     with contextlib.suppress(OSError):
@@ -315,7 +315,6 @@ def main() -> int:
     except Exception:
         # Without its loop the process would look alive and answer nothing.
         _log.exception("the event loop crashed")
-        sys.stderr.flush()
         os._exit(EXIT_CRASHED)
     if num_unanswered:
         channel.send({"event": "unanswered", "num_requests": num_unanswered})

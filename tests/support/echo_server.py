@@ -1,4 +1,4 @@
-"""A native gRPC server on a thread of the test, whose handlers send back what they get."""
+"""A gRPC server of either transport on a thread of the test, whose handlers send back what they get."""
 
 import socket
 import threading
@@ -13,7 +13,8 @@ from digitserve.protocol.status import OK, Status
 from digitserve.settings import Settings
 from digitserve.telemetry.block import Block
 from digitserve.telemetry.recorder import Recorder
-from digitserve.transport.handlers import ServerStream, UnaryCall
+from digitserve.transport.grpcio.server import GrpcServer
+from digitserve.transport.handlers import Server, ServerStream, UnaryCall
 from digitserve.transport.native.server import NativeServer
 from support.bundles import LABELS
 from support.serving import PATIENCE_S
@@ -77,13 +78,14 @@ class EchoStream:
     """Answers each message of a stream with itself, and reads the next one when that is sent.
 
     Attributes:
-        ends: number of streams by how they ended.
+        ends: number of streams that were accepted, and by how they ended.
     """
 
     def __init__(self) -> None:
         self.ends: Counter[str] = Counter()
 
     def on_accept(self, stream: ServerStream) -> None:
+        self.ends["accepted"] += 1
         stream.read()
 
     def on_message(self, stream: ServerStream, body: bytes) -> None:
@@ -117,7 +119,7 @@ class EchoServer:
     """
 
     address: str
-    server: NativeServer
+    server: Server
     calls: Echo
     streams: EchoStream
     stop: threading.Event = field(default_factory=threading.Event)
@@ -141,13 +143,17 @@ class EchoServer:
 
 
 @contextmanager
-def run_echo_server(grace_s: float = 1.0, **changes: object) -> Iterator[EchoServer]:
+def run_echo_server(grace_s: float = 1.0, transport: str = "native", **changes: object) -> Iterator[EchoServer]:
     """Run a server on a thread, and stop it at the end of the ``with`` block."""
     settings = Settings(**{"grpc_port": 0, **changes})  # type: ignore[arg-type]
     calls, streams, block = Echo(), EchoStream(), Block(LABELS)
-    # With SO_REUSEPORT, because a second server may take over the port while this one drains.
-    listener = socket.create_server(("127.0.0.1", settings.grpc_port), reuse_port=True)
-    server = NativeServer(settings, Recorder(block, LABELS), {ECHO: calls}, {ECHO_STREAM: streams}, listener)
+    parts = settings, Recorder(block, LABELS), {ECHO: calls}, {ECHO_STREAM: streams}
+    if transport == "native":
+        # With SO_REUSEPORT, because a second server may take over the port while this one drains.
+        listener = socket.create_server(("127.0.0.1", settings.grpc_port), reuse_port=True)
+        server: Server = NativeServer(*parts, listener)
+    else:
+        server = GrpcServer(*parts)
     running = EchoServer(f"127.0.0.1:{server.listen()}", server, calls, streams)
     thread = threading.Thread(target=running.run, args=(grace_s,))
     thread.start()

@@ -12,9 +12,6 @@ import structlog
 MAX_DESCRIPTORS = 1 << 20
 """Limit to raise to at most: some systems allow 1e9, and other programs allocate memory per possible descriptor."""
 
-WORKER_CONNECTIONS = 4_096
-"""Most connections of a worker of the native transport."""
-
 WORKER_RESERVE = 64
 """Descriptors that a worker needs besides those of its connections: fewer than 20, and some for libraries."""
 
@@ -27,10 +24,13 @@ SLOT_RESERVE = 8
 _log = structlog.get_logger("digitserve.supervision.descriptors")
 
 
-def raise_limit() -> int:
+def raise_limit(num_connections: int) -> int:
     """Raise this process's soft limit of file descriptors to the hard one; return the limit.
 
     Logs a warning if a worker cannot have all its connections.
+
+    Args:
+        num_connections: maximum number of connections of a worker.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
@@ -38,7 +38,7 @@ def raise_limit() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     else:
         limit = MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
-    needed = WORKER_CONNECTIONS + WORKER_RESERVE
+    needed = num_connections + WORKER_RESERVE
     if limit < needed:
         _log.warning(
             "too few file descriptors for all connections of a worker",

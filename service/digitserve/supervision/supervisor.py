@@ -65,7 +65,7 @@ def serve(settings: Settings, print_banner: Callable[[str], None]) -> int:
     """
     manifest = served_bundle(settings).manifest
     server_context(settings)  # checks the certificate
-    num_descriptors = descriptors.raise_limit()
+    num_descriptors = descriptors.raise_limit(settings.connection_limit)
     with (
         reserve(settings.host, settings.grpc_port, "--grpc-port") as grpc_socket,
         listen(settings.host, settings.http_port, "--http-port") as http_socket,

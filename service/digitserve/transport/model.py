@@ -2,7 +2,7 @@
 
     transport ──GetModelRequest──▶ ModelHandler ──GetModelResponse, serialized once──▶ transport
 
-It never waits, so a transport may call it on any thread.
+Called on the worker's one thread.
 """
 
 from digitserve.inference.bundle import Bundle

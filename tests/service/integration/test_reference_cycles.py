@@ -12,7 +12,7 @@ from digitserve.batching.pipeline import PendingRequest
 from digitserve.protocol.names import CLASSIFY
 from digitserve.transport.classify import CallResponder
 from digitserve.transport.classify_stream import StreamMessage, StreamState
-from digitserve.transport.grpcio import completion_queue
+from digitserve.transport.grpcio import rpcs
 from digitserve.transport.native.call import Call
 from digitserve.transport.native.stream import Stream
 from digitserve.v1 import digits_pb2 as pb
@@ -20,8 +20,8 @@ from support.bundles import echo_request
 from support.serving import RunningWorker, wait_until
 
 PER_REQUEST = (
-    completion_queue.Call,
-    completion_queue.Stream,
+    rpcs.Call,
+    rpcs.Stream,
     Call,
     Stream,
     PendingRequest,

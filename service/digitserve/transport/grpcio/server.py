@@ -1,55 +1,68 @@
-"""The gRPC server of a worker on gRPC core.
+"""The gRPC server of a worker on grpcio's public interface: the reference with which the native transport is compared.
 
-    GrpcServer ──poll──▶ completion_queue ──▶ handlers of all methods        :worker's thread
-               └───────▶ UnknownMethods: records calls of other methods      :worker's thread
+    clients ◀──▶ grpc.aio server ──▶ rpcs ──▶ Bridge.events ──▶ GrpcServer.poll ──▶ handlers of all methods
+                 :its own event loop and thread                 :worker's thread
 
 Built and owned by the worker, whose thread calls every public method.
 """
 
-import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+import asyncio
+import functools
+import queue
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future
 
 import grpc
 
 from digitserve.certificate import server_context
 from digitserve.errors import StartupError
-from digitserve.protocol.names import Code, Method
+from digitserve.protocol.names import Method
 from digitserve.settings import Settings, endpoint
-from digitserve.telemetry.block import OTHER_METHOD
 from digitserve.telemetry.recorder import Recorder
-from digitserve.transport.grpcio.completion_queue import OPTIONS, CompletionQueueServer
+from digitserve.transport.grpcio.rpcs import Bridge, serve_stream, serve_unary, serve_unread
 from digitserve.transport.handlers import StreamHandler, UnaryHandler
+from digitserve.transport.respond import UnknownMethodHandler
 
 MAX_EVENTS_PER_POLL = 1024
 """Most events handled before the next batch runs: a flood of rejected calls must not delay admitted requests."""
 
-_NO_LIMIT_MS = (1 << 31) - 1
-"""Time that gRPC takes as infinite."""
+MAX_RPCS = 8_192
+"""Open RPCs of all connections together, watches and idle streams included: 27 KiB each, measured with watches. grpcio
+refuses more with RESOURCE_EXHAUSTED."""
+
+CORE_LIMIT_FACTOR = 2
+"""Gives the size of a message, in maximal ones, from which core discards it: its end then looks like a cancellation. Smaller
+messages over the limit reach the handlers, which count them and describe the limit."""
+
+_NO_LIMIT = 1 << 30
+_MAX_INT = (1 << 31) - 1
+"""Largest value of an option. As a time in milliseconds, gRPC takes it as infinite."""
+
+_NO_GRACE_LIMIT_S = 7 * 86400.0
+"""Longest wait for open RPCs; the worker ends them with ``cancel_all`` long before."""
 
 
-class UnknownMethods(grpc.ServerInterceptor):
-    """Records calls of methods that do not exist; gRPC ends them as UNIMPLEMENTED.
+class Methods(grpc.GenericRpcHandler):
+    """Finds the handler of each RPC, also of methods that do not exist; called by grpcio on the thread of its loop."""
 
-    Called on the polling thread. Methods that exist are handled by the completion queue and never reach it.
-    """
+    def __init__(
+        self,
+        bridge: Bridge,
+        recorder: Recorder,
+        unary: Mapping[Method, UnaryHandler],
+        streams: Mapping[Method, StreamHandler],
+    ) -> None:
+        self._handlers = {method.path: serve_unary(bridge, handler) for method, handler in unary.items()}
+        self._handlers |= {method.path: serve_stream(bridge, handler) for method, handler in streams.items()}
+        self._unknown = serve_unread(bridge, UnknownMethodHandler(recorder))
 
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
-
-    def intercept_service(
-        self, continuation: Callable[[grpc.HandlerCallDetails], Any], handler_call_details: grpc.HandlerCallDetails
-    ) -> Any:
-        """Record a call of a method without a handler."""
-        started = time.monotonic()
-        self._recorder.call_started(OTHER_METHOD)
-        handler = continuation(handler_call_details)
-        self._recorder.call_ended(OTHER_METHOD, Code.UNIMPLEMENTED, time.monotonic() - started)
-        return handler
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[bytes, bytes]":
+        """Return the handler of a path."""
+        return self._handlers.get(handler_call_details.method, self._unknown)
 
 
-class GrpcServer(CompletionQueueServer):
+class GrpcServer:
     """The server of one worker; owned by it, and polled by its thread."""
 
     def __init__(
@@ -66,65 +79,117 @@ class GrpcServer(CompletionQueueServer):
         """
         self._credentials = _credentials(settings)
         self._address = endpoint(settings.host, settings.grpc_port)
-        # grpc.server demands a pool. Its threads start on demand, and no method needs one.
-        self._pool = ThreadPoolExecutor(1)
-        super().__init__(
-            grpc.server(
-                self._pool,
-                interceptors=[UnknownMethods(recorder)],
-                options=(
-                    *OPTIONS,
-                    ("grpc.so_reuseport", 1),
-                    ("grpc.max_receive_message_length", settings.max_request_bytes),
-                    ("grpc.max_connection_age_ms", _milliseconds(settings.max_connection_age_s)),
-                    ("grpc.max_connection_age_grace_ms", _milliseconds(settings.max_connection_age_grace_s)),
-                    ("grpc.max_connection_idle_ms", _milliseconds(settings.max_connection_idle_s)),
-                    ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
-                    # Core rejects some requests between the two limits, at random.
-                    ("grpc.max_metadata_size", settings.max_header_bytes),
-                    ("grpc.absolute_max_metadata_size", settings.max_header_bytes),
-                ),
-            )
+        self._bridge = Bridge(settings.max_request_bytes)
+        self._methods = Methods(self._bridge, recorder, unary, streams)
+        self._options = (
+            ("grpc.so_reuseport", 1),
+            ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
+            # Core would also count streams that have ended, and reset those that a client may open.
+            ("grpc.http.overload_protection", 0),
+            ("grpc.max_receive_message_length", min(CORE_LIMIT_FACTOR * settings.max_request_bytes, _MAX_INT)),
+            ("grpc.max_connection_age_ms", _milliseconds(settings.max_connection_age_s)),
+            ("grpc.max_connection_age_grace_ms", _milliseconds(settings.max_connection_age_grace_s)),
+            ("grpc.max_connection_idle_ms", _milliseconds(settings.max_connection_idle_s)),
+            # Core rejects some requests between the two limits, at random.
+            ("grpc.max_metadata_size", settings.max_header_bytes),
+            ("grpc.absolute_max_metadata_size", settings.max_header_bytes),
+            # Core would reject calls without counting them; the pipeline does admission control.
+            ("grpc.server.max_pending_requests", _NO_LIMIT),
+            ("grpc.server.max_pending_requests_hard_limit", _NO_LIMIT),
+            # Core would drop calls that wait for more than 30 s; their deadlines and admission control do that.
+            ("grpc.server_max_unrequested_time_in_server", 24 * 3600),
         )
-        for method, handler in unary.items():
-            self.add_unary_handler(method.path, handler)
-        for method, stream_handler in streams.items():
-            self.add_stream_handler(method.path, stream_handler)
+        self._server: grpc.aio.Server
+        self._closing: asyncio.Event
+        self._thread: threading.Thread
+        self._stopped = False
 
     def listen(self) -> int:
         """Bind the address and accept connections; see ``Server``."""
+        port: Future[int] = Future()
+        # A daemon, because the second signal must end the process without waiting for RPCs.
+        self._thread = threading.Thread(target=asyncio.run, args=(self._serve(port),), daemon=True)
+        self._thread.start()
         try:
-            port = (
-                self.grpc_server.add_insecure_port(self._address)
-                if self._credentials is None
-                else self.grpc_server.add_secure_port(self._address, self._credentials)
-            )
+            return port.result()
         except RuntimeError as error:
             raise StartupError(f"cannot listen on {self._address}: {error}") from None
-        self.start()
-        return port
 
     def poll(self, timeout_s: float) -> bool | None:
         """Handle the events that have arrived, at most ``MAX_EVENTS_PER_POLL``; see ``Server``."""
-        handled = super().poll(timeout_s)
-        num_events = 1
-        while handled and num_events < MAX_EVENTS_PER_POLL:
-            handled = super().poll(0.0)
-            num_events += 1
-        return None if handled is None else num_events > 1
+        events = self._bridge.events
+        num_events = 0
+        try:
+            while num_events < MAX_EVENTS_PER_POLL:
+                event = events.get(timeout=0.0 if num_events else timeout_s)
+                num_events += 1
+                event()
+        except queue.Empty:
+            """All are handled."""
+        return None if self._stopped else num_events > 0
+
+    def begin_shutdown(self) -> None:
+        """Stop listening and send GOAWAY; open RPCs continue."""
+        self._stop(_NO_GRACE_LIMIT_S)
 
     def has_unanswered(self) -> bool:
-        """Return false: gRPC core sends answers on threads of its own."""
-        return False
+        """Return whether RPCs are open that handlers know, or answers are not sent yet."""
+        return bool(self._bridge.unanswered)
+
+    def cancel_all(self) -> None:
+        """End every RPC that is still open."""
+        self._stop(None)
 
     def close(self) -> None:
-        """Release the thread pool; called after ``poll`` has reported that the server has stopped."""
-        self._pool.shutdown(wait=False)
+        """End the thread of grpcio's loop; called after ``poll`` has reported that the server has stopped."""
+        self._bridge.loop.call_soon_threadsafe(self._closing.set)
+        self._thread.join()
+
+    def _stop(self, grace_s: float | None) -> None:
+        asyncio.run_coroutine_threadsafe(self._server.stop(grace_s), self._bridge.loop)
+
+    def _set_stopped(self) -> None:
+        self._stopped = True
+
+    async def _serve(self, started: "Future[int]") -> None:
+        """Run the server until ``close``; on the thread of its loop.
+
+        Args:
+            started: gets the port, or why the server did not start.
+        """
+        bridge = self._bridge
+        bridge.loop = asyncio.get_running_loop()
+        self._closing = asyncio.Event()
+        try:
+            server = grpc.aio.server(handlers=[self._methods], options=self._options, maximum_concurrent_rpcs=MAX_RPCS)
+            if self._credentials is None:
+                port = server.add_insecure_port(self._address)
+            else:
+                port = server.add_secure_port(self._address, self._credentials)
+            await server.start()
+        except Exception as error:
+            started.set_exception(error)
+            return
+        self._server = server
+        started.set_result(port)
+        try:
+            await server.wait_for_termination()
+            await server.stop(None)
+            if bridge.unanswered:
+                await asyncio.wait(bridge.unanswered)
+        except Exception as error:
+            bridge.events.put(functools.partial(_raise, error))
+        bridge.events.put(self._set_stopped)
+        await self._closing.wait()
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def _milliseconds(seconds: float) -> int:
     """Return a time limit as gRPC takes it; 0 s is no limit."""
-    return round(seconds * 1e3) or _NO_LIMIT_MS
+    return round(seconds * 1e3) or _MAX_INT
 
 
 def _credentials(settings: Settings) -> grpc.ServerCredentials | None:

@@ -29,7 +29,7 @@ def test_the_soft_limit_is_raised(monkeypatch: pytest.MonkeyPatch, soft: int, ha
     monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
     monkeypatch.setattr(resource, "setrlimit", lambda _, new: limits.append(new))
     with capture_logs() as lines:
-        assert descriptors.raise_limit() == limit
+        assert descriptors.raise_limit(4096) == limit
     assert limits[1:] == ([] if soft in {hard, INFINITY} else [(limit, hard)])
     assert lines == []
 
@@ -38,7 +38,7 @@ def test_too_few_descriptors_are_reported(monkeypatch: pytest.MonkeyPatch) -> No
     """The warning has the limit and what is needed for all connections."""
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1024))
     with capture_logs() as lines:
-        assert descriptors.raise_limit() == 1024
+        assert descriptors.raise_limit(4096) == 1024
     (line,) = lines
     assert (line["log_level"], line["limit"], line["needed"]) == ("warning", 1024, 4160)
 

@@ -1,0 +1,308 @@
+"""RPCs of grpcio, handed over to the worker's thread: the ``UnaryCall`` and ``ServerStream`` of ``handlers``.
+
+    grpc.aio server ──▶ serve_unary, serve_stream ──events──▶ Bridge ──▶ handlers
+      its event loop  ◀──call_soon_threadsafe── Call, Stream ◀──reply, read, write, finish── handlers
+
+Each RPC is a coroutine on grpcio's event loop, which runs on a thread of its own. Handlers run on the worker's thread only.
+What one thread does for the other crosses in order, by a queue and by ``call_soon_threadsafe``.
+"""
+
+import asyncio
+import functools
+import math
+import queue
+import time
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import grpc
+
+from digitserve.protocol.names import Code
+from digitserve.protocol.status import NO_MESSAGE, Status
+from digitserve.transport.handlers import StreamHandler, UnaryHandler
+
+HALF_CLOSE_DELAY_S = 0.01
+"""The end of a stream's requests is reported so much later. When a stream is cancelled, grpcio reports the same before it
+cancels the RPC, by less than this: in the delay the cancellation is noticed."""
+
+Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
+
+Event = Callable[[], object]
+"""What the worker's thread calls."""
+
+_STATUS_CODES = {Code(code.value[0]): code for code in grpc.StatusCode}
+
+
+class Bridge:
+    """Connects grpcio's event loop with the worker's thread; owned by the server.
+
+    Attributes:
+        loop: grpcio's event loop.
+        events: for the worker's thread, oldest first.
+        unanswered: tasks of the RPCs that handlers know and whose status is not sent yet; for the loop's thread.
+        max_message_bytes: limit of a request message.
+    """
+
+    def __init__(self, max_message_bytes: int) -> None:
+        self.loop: asyncio.AbstractEventLoop
+        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self.unanswered: set[asyncio.Task[Any]] = set()
+        self.max_message_bytes = max_message_bytes
+
+    def track(self) -> None:
+        """Count the current RPC as unanswered until it is over: its status is sent, or it was cancelled."""
+        task = asyncio.current_task()
+        assert task is not None
+        self.unanswered.add(task)
+        task.add_done_callback(self.unanswered.discard)
+
+
+class Call:
+    """A ``UnaryCall``; grpcio's task of the RPC holds it until its status is sent.
+
+    Attributes: see ``UnaryCall``.
+        answer: gets the response or the status; for the thread of grpcio's loop.
+    """
+
+    __slots__ = ("_bridge", "_handed_over", "_handler", "accepted", "answer", "context", "deadline", "open")
+
+    def __init__(self, bridge: Bridge, handler: UnaryHandler, context: Context) -> None:
+        self._bridge = bridge
+        self._handler = handler
+        self._handed_over = False
+        self.answer: asyncio.Future[bytes | Status] = bridge.loop.create_future()
+        self.deadline = _deadline(context)
+        self.accepted = time.monotonic()
+        self.open = True
+        self.context: Any = None
+
+    # Called by the handler, on the worker's thread; see UnaryCall.
+
+    def reply(self, body: bytes) -> None:
+        """Send the response and status OK."""
+        self._end(body)
+
+    def fail(self, status: Status) -> None:
+        """Send a status other than OK."""
+        self._end(status)
+
+    def _end(self, answer: bytes | Status) -> None:
+        self.open = False
+        # The context usually refers to the call: a reference cycle otherwise.
+        self.context = None
+        self._bridge.loop.call_soon_threadsafe(_resolve, self.answer, answer)
+
+    # Events, on the worker's thread.
+
+    def on_accepted(self) -> None:
+        """Report the call to the handler."""
+        self._handed_over = True
+        status = self._handler.refusal(self.deadline)
+        if status is None:
+            self._handler.on_accept(self)
+        else:
+            self.fail(status)
+
+    def on_received(self, message: bytes | None) -> None:
+        """Report the call and its message to the handler; ``None`` if the client ended the request without one."""
+        handler = self._handler
+        self.on_accepted()
+        if not self.open:
+            return
+        if message is None:
+            # Recorded first, so that a caller that has the status finds it in the metrics.
+            handler.on_failed(self, NO_MESSAGE)
+            self.fail(NO_MESSAGE)
+        elif len(message) > self._bridge.max_message_bytes:
+            handler.on_too_large(self)
+        else:
+            handler.on_message(self, message)
+
+    def on_cancelled(self) -> None:
+        """Report the end of a call, unless it was answered before."""
+        if not self._handed_over:
+            self.on_accepted()
+        if self.open:
+            self.open = False
+            self._handler.on_close(self)
+            self.context = None
+
+
+class Stream:
+    """A ``ServerStream``; grpcio's task of the RPC holds it until its status is sent.
+
+    Attributes: see ``ServerStream``.
+        outbox: messages to be sent, then the status; for the thread of grpcio's loop.
+        finished: whether the status was taken from ``outbox``.
+    """
+
+    __slots__ = (
+        "_bridge", "_handler", "_reader", "_rpc", "_written", "accepted", "context", "deadline", "finished", "open", "outbox",
+    )  # fmt: skip
+
+    def __init__(self, bridge: Bridge, handler: StreamHandler, rpc: Context) -> None:
+        self._bridge = bridge
+        self._handler = handler
+        self._rpc = rpc
+        self._reader: asyncio.Task[None] | None = None
+        self._written: list[bytes | Status] = []
+        self.outbox: asyncio.Queue[bytes | Status] = asyncio.Queue()
+        self.finished = False
+        self.deadline = _deadline(rpc)
+        self.accepted = time.monotonic()
+        self.open = True
+        self.context: Any = None
+
+    # Called by the handler, on the worker's thread; see ServerStream.
+
+    def read(self) -> None:
+        """Request the next message; at most one read may be outstanding."""
+        self._bridge.loop.call_soon_threadsafe(self._start_reading)
+
+    def write(self, body: bytes) -> None:
+        """Append a message to those that wait to be sent."""
+        self._written.append(body)
+
+    def flush(self) -> None:
+        """Start sending what was written."""
+        if self._written:
+            written, self._written = self._written, []
+            self._bridge.loop.call_soon_threadsafe(self._send, written)
+
+    def finish(self, status: Status) -> None:
+        """Send the status; only after all written messages are sent."""
+        self.open = False
+        self._bridge.loop.call_soon_threadsafe(self.outbox.put_nowait, status)
+
+    # Events, on the worker's thread.
+
+    def on_accepted(self) -> None:
+        """Report the stream to the handler."""
+        self._handler.on_accept(self)
+
+    def on_written(self) -> None:
+        """Report to the handler that a message is sent."""
+        if self.open:
+            self._handler.on_written(self)
+
+    def on_done(self) -> None:
+        """Report the end of the stream."""
+        self.open = False
+        self._handler.on_close(self, cancelled=not self.finished)
+        self.context = None
+
+    def _on_read(self, message: bytes | None) -> None:
+        if not self.open:
+            return
+        if message is None:
+            self._handler.on_end(self)
+        elif len(message) > self._bridge.max_message_bytes:
+            self._handler.on_too_large(self)
+        else:
+            self._handler.on_message(self, message)
+
+    # On the thread of grpcio's loop.
+
+    def _start_reading(self) -> None:
+        self._reader = self._bridge.loop.create_task(self._read())
+
+    async def _read(self) -> None:
+        try:
+            message = _body(await self._rpc.read())
+        except grpc.aio.UsageError:
+            return  # the status was sent meanwhile
+        if message is None:
+            await asyncio.sleep(HALF_CLOSE_DELAY_S)
+        self._bridge.events.put(functools.partial(self._on_read, message))
+
+    def _send(self, bodies: list[bytes | Status]) -> None:
+        for body in bodies:
+            self.outbox.put_nowait(body)
+
+
+def serve_unary(bridge: Bridge, handler: UnaryHandler) -> "grpc.RpcMethodHandler[bytes, bytes]":
+    """Return what grpcio calls for a unary method."""
+
+    async def serve(_messages: Any, rpc: Context) -> None:
+        call = Call(bridge, handler, rpc)
+        try:
+            message = _body(await rpc.read())
+            if message is None:
+                # Of a cancelled call the message looks the same, but then this fails.
+                await rpc.send_initial_metadata(())
+            bridge.track()
+            bridge.events.put(functools.partial(call.on_received, message))
+            answer = await call.answer
+        except BaseException:
+            bridge.events.put(call.on_cancelled)
+            raise
+        if isinstance(answer, Status):
+            _set_status(rpc, answer)
+        else:
+            await rpc.write(answer)
+
+    return grpc.stream_stream_rpc_method_handler(serve)
+
+
+def serve_unread(bridge: Bridge, handler: UnaryHandler) -> "grpc.RpcMethodHandler[bytes, bytes]":
+    """Return what grpcio calls for a method whose handler fails all calls before they are read."""
+
+    async def serve(_messages: Any, rpc: Context) -> None:
+        call = Call(bridge, handler, rpc)
+        bridge.events.put(call.on_accepted)
+        try:
+            answer = await call.answer
+        except BaseException:
+            bridge.events.put(call.on_cancelled)
+            raise
+        assert isinstance(answer, Status)
+        _set_status(rpc, answer)
+
+    return grpc.stream_stream_rpc_method_handler(serve)
+
+
+def serve_stream(bridge: Bridge, handler: StreamHandler) -> "grpc.RpcMethodHandler[bytes, bytes]":
+    """Return what grpcio calls for a streaming method."""
+
+    async def serve(_messages: Any, rpc: Context) -> None:
+        stream = Stream(bridge, handler, rpc)
+        bridge.track()
+        bridge.events.put(stream.on_accepted)
+        try:
+            await rpc.send_initial_metadata(())
+            while not isinstance(item := await stream.outbox.get(), Status):
+                await rpc.write(item)
+                bridge.events.put(stream.on_written)
+            stream.finished = True
+        finally:
+            bridge.events.put(stream.on_done)
+        _set_status(rpc, item)
+
+    return grpc.stream_stream_rpc_method_handler(serve)
+
+
+def _resolve(answer: asyncio.Future[bytes | Status], value: bytes | Status) -> None:
+    # Cancelled together with the RPC.
+    if not answer.done():
+        answer.set_result(value)
+
+
+def _body(message: Any) -> bytes | None:
+    return None if message is grpc.aio.EOF else message
+
+
+def _deadline(rpc: Context) -> float:
+    remaining_s = rpc.time_remaining()
+    return math.inf if remaining_s is None else time.time() + remaining_s
+
+
+def _set_status(rpc: Context, status: Status) -> None:
+    rpc.set_code(_STATUS_CODES[status.code])
+    rpc.set_details(status.message)
+    trailers: list[tuple[str, str | bytes]] = []
+    details = status.details()
+    if details is not None:
+        trailers.append(("grpc-status-details-bin", details))
+    if status.retry_after_s is not None:
+        trailers.append(("grpc-retry-pushback-ms", str(max(0, round(status.retry_after_s * 1e3)))))
+    rpc.set_trailing_metadata(tuple(trailers))
