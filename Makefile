@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 GENERATED := docs/models.md docs/reference/settings.md docs/reference/metrics.md
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-service testimage lint format train bench soak image stubs lock docs clean
+.PHONY: help serve test test-service testimage fuzz lint format train bench soak image stubs lock docs clean
 
 help: ## List the targets.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -40,6 +40,9 @@ $(VENV)/.dev: requirements/dev.txt pyproject.toml | $(VENV)/bin/python
 	$(call install,dev)
 	@touch $(VENV)/.serve $(VENV)/.test
 
+$(VENV)/.fuzz: requirements/fuzz.txt $(VENV)/.dev
+	$(call install,fuzz)
+
 serve: $(VENV)/.serve ## Serve the newest version of models/digits: gRPC on port 50051, HTTP on 8080. ARGS=... adds flags.
 	@exec $(BIN)/digitserve serve $(ARGS)
 
@@ -51,6 +54,9 @@ test-service: $(VENV)/.test ## Run the tests of service, client, bench, deployme
 
 testimage: $(VENV)/.dev ## Build the image on a base of Debian packages and test it (needs root, podman, buildah, runc, mmdebstrap).
 	$(BIN)/python -m pytest tests/image $(ARGS)
+
+fuzz: $(VENV)/.fuzz ## Fuzz the native transport, guided by coverage (10 minutes; ARGS="--seconds 36000" for hours).
+	PYTHONPATH=tests $(BIN)/python tests/fuzz/guided.py $(ARGS)
 
 lint: $(VENV)/.dev ## Check style, types, import layers, the proto, generated stubs and generated tables.
 	$(BIN)/ruff check .
@@ -91,6 +97,7 @@ lock: $(VENV)/.dev ## Resolve the dependencies of pyproject.toml and write requi
 	$(LOCK) --extra serve --extra bench --group build --output-file requirements/serve.txt $(ARGS)
 	$(LOCK) --extra training --extra bench --group build --group dev --group bench -c requirements/serve.txt --output-file requirements/dev.txt $(ARGS)
 	$(LOCK) --extra serve --extra bench --extra plot --group build --group test --group bench -c requirements/dev.txt --output-file requirements/test.txt $(ARGS)
+	$(subst pyproject.toml,,$(LOCK)) --group fuzz -c requirements/dev.txt --output-file requirements/fuzz.txt $(ARGS)
 	$(LOCK) --extra cuda --extra bench --group build -c requirements/serve.txt --no-emit-package onnxruntime --output-file requirements/cuda.txt $(ARGS)
 
 clean: ## Remove the virtual environment and caches; keep models/ and runs/.

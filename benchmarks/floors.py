@@ -52,6 +52,10 @@ class EmptyHandler:
         """Count in the cells of ``stats``."""
         self._ok = stats[STATS.index("ok") :]
 
+    def refusal(self, deadline: float) -> Status | None:
+        """Accept every call."""
+        return None
+
     def on_accept(self, call: UnaryCall) -> None:
         """Do nothing."""
 

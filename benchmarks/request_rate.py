@@ -104,6 +104,7 @@ class Requests:
         handler, deadline, now = self._handler, self._deadline, time.monotonic()
         for body in self._bodies:
             call: Any = Call(now, deadline)
+            handler.refusal(deadline)
             handler.on_accept(call)
             handler.on_message(call, body)
         self._pipeline.run_batch()

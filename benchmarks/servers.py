@@ -14,7 +14,9 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
@@ -131,6 +133,21 @@ class Server:
         return sum(_cpu_s(self._process.pid)) / os.sysconf("SC_CLK_TCK")
 
 
+@dataclass(frozen=True)
+class WorkerState:
+    """What a worker process holds.
+
+    Attributes:
+        memory_bytes: resident.
+        num_descriptors: open files and sockets.
+        num_threads: of the process.
+    """
+
+    memory_bytes: int
+    num_descriptors: int
+    num_threads: int
+
+
 class Digitserve(Server):
     """The real command of an installation: one worker per core, and the supervisor on the same cores."""
 
@@ -168,10 +185,28 @@ class Digitserve(Server):
         return spent_s, self.sample("digitserve_batch_size_count")
 
     def worker_bytes(self) -> int:
-        """Return the resident memory of the smallest child process: a worker."""
+        """Return the resident memory of a worker."""
+        return self.worker_state().memory_bytes
+
+    def total(self, name: str) -> int:
+        """Return the sum of all samples of ``/metrics`` with a name."""
+        return sum(self.totals(name).values())
+
+    def totals(self, name: str, label: str = "") -> dict[str, int]:
+        """Return the samples with a name, added up by the value of a label."""
+        totals: Counter[str] = Counter()
+        for labels, value in re.findall(rf"^{name}(?:{{(.*)}})? (\S+)$", self._get("/metrics"), re.MULTILINE):
+            found = re.search(rf'{label}="([^"]*)"', labels) if label else None
+            totals[found[1] if found else ""] += int(float(value))
+        return dict(totals)
+
+    def worker_state(self) -> WorkerState:
+        """Return what the first worker holds."""
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
-        pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in children]
-        return min(pages) * os.sysconf("SC_PAGE_SIZE")
+        worker = Path("/proc") / min(children, key=int)
+        pages = int((worker / "statm").read_text().split()[1])
+        threads, descriptors = (len(list((worker / what).iterdir())) for what in ("task", "fd"))
+        return WorkerState(pages * os.sysconf("SC_PAGE_SIZE"), descriptors, threads)
 
     def _get(self, path: str) -> str:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=5) as response:

@@ -128,41 +128,58 @@ class AsyncChild:
     The end of its ``async with`` statement kills the process if it still runs, waits for its end and closes the channel.
 
     Attributes:
-        process: the process.
+        pid: process id.
     """
 
     def __init__(
-        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        process: subprocess.Popen[bytes],
+        pidfd: int,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
     ) -> None:
+        self._process = process
+        self._pidfd = pidfd
         self._reader = reader
         self._writer = writer
-        self.process = process
-        self._pidfd: int | None = None
-        with contextlib.suppress(ProcessLookupError):
-            self._pidfd = os.pidfd_open(process.pid)
+        self._sent_last = False
+        self._loop = asyncio.get_running_loop()
+        self._exit_code: asyncio.Future[int] = self._loop.create_future()
+        self.pid = process.pid
+        self._loop.add_reader(pidfd, self._ended)
 
     @classmethod
     async def start(
         cls, module: str, *, environment: Mapping[str, str] | None = None, pass_fds: Iterable[int] = ()
     ) -> Self:
-        """Start ``python -P -m MODULE``.
+        """Start ``python -P -m MODULE``. If that fails, no process and no descriptor is left.
 
         Args:
             module: the module to run, such as ``digitserve.worker``.
             environment: variables added to those of this process.
             pass_fds: more file descriptors for the child to inherit, under the same numbers.
+
+        Raises:
+            OSError: the system has no process, memory or file descriptor left.
         """
         with contextlib.ExitStack() as on_failure:
             ours, theirs = socket.socketpair()
             on_failure.enter_context(ours)
             with theirs, _sigint_blocked():
-                process = await asyncio.create_subprocess_exec(
-                    *_command(module),
+                # Not asyncio's: its watcher starts a thread per child, and a child without one is never waited for.
+                process = subprocess.Popen(  # noqa: ASYNC220 - waits for the exec only, as asyncio's does
+                    _command(module),
                     stdin=subprocess.DEVNULL, stdout=_STDERR, pass_fds=(theirs.fileno(), *pass_fds),
                     env=_environment(theirs, environment),
                 )  # fmt: skip
+            on_failure.callback(process.wait)
+            on_failure.callback(process.kill)
+            pidfd = os.pidfd_open(process.pid)
+            on_failure.callback(os.close, pidfd)
+            reader, writer = await asyncio.open_unix_connection(sock=ours, limit=MAX_MESSAGE_BYTES)
+            child = cls(process, pidfd, reader, writer)
             on_failure.pop_all()
-        return cls(process, *await asyncio.open_unix_connection(sock=ours, limit=MAX_MESSAGE_BYTES))
+        return child
 
     async def __aenter__(self) -> Self:
         """Return the child."""
@@ -173,7 +190,7 @@ class AsyncChild:
     ) -> None:
         """Kill the process if it still runs, wait for its end, and close the channel."""
         self.kill()
-        await self.process.wait()
+        await self.wait()
         self.close()
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
@@ -197,25 +214,35 @@ class AsyncChild:
             line = b""
         return _decode(line)
 
-    def send_eof(self) -> None:
-        """Send no more messages. The child then gets ``ChannelClosed`` and can still send."""
+    def send_last(self, message: Any) -> None:
+        """Send a JSON value, and no more. The child then gets ``ChannelClosed`` and can still send.
+
+        Later calls have no effect.
+        """
+        if self._sent_last:
+            return
+        self._sent_last = True
         with contextlib.suppress(OSError):
+            self._writer.write(_encode(message))
             self._writer.write_eof()
 
+    async def wait(self) -> int:
+        """Wait for the end of the process; return its exit code, or the negative number of the signal that ended it."""
+        return await asyncio.shield(self._exit_code)
+
     def close(self) -> None:
-        """Close this end of the channel. The child then gets ``ChannelClosed``. It can no longer be killed."""
+        """Close this end of the channel. The child then gets ``ChannelClosed``."""
         self._writer.close()
-        if self._pidfd is not None:
-            os.close(self._pidfd)
-            self._pidfd = None
 
     def kill(self) -> None:
         """End the process immediately, if it still runs."""
-        # Not process.kill(): it polls first, and so may reap the process before asyncio's watcher does, which then
-        # reports "Unknown child process" and exit code 255. The descriptor cannot name another process.
-        if self._pidfd is not None:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        self._process.kill()
+
+    def _ended(self) -> None:
+        """Read the exit code. The event loop calls it when the process has ended: a pidfd is readable then."""
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._exit_code.set_result(self._process.wait())
 
 
 def _command(module: str) -> list[str]:

@@ -68,6 +68,18 @@ class Settings:
         "Implementation of gRPC. grpcio: gRPC core; native: HTTP/2 on the worker's own event loop, experimental.",
         Bounds(choices=("grpcio", "native")),
     )
+    tls_certificate: Path | None = _setting(
+        None,
+        _NETWORK,
+        "PEM file with the certificate of the gRPC port, followed by its chain. Clients must use TLS 1.2 or 1.3.",
+        shown="none: clear text",
+    )
+    tls_key: Path | None = _setting(
+        None,
+        _NETWORK,
+        "PEM file with the private key of the certificate, without a password.",
+        shown="none: clear text",
+    )
     models: Path = _setting(_MODELS, _MODEL, "Folder of the model bundles, <name>/<version>/.")
     model: str = _setting("digits", _MODEL, "Name of the model to serve.")
     model_version: int | None = _setting(None, _MODEL, "Version to serve.", Bounds(1), shown="highest")
@@ -149,12 +161,13 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as values that JSON can represent, for ``from_dict`` in another process."""
-        return {**asdict(self), "models": str(self.models)}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Return the settings from the values that ``to_dict`` returned."""
-        return cls(**{**values, "models": Path(values["models"])})
+        paths = {name: Path(values[name]) for name in ("models", "tls_certificate", "tls_key") if values[name]}
+        return cls(**{**values, **paths})
 
 
 def setting_named(name: str) -> Field[Any]:

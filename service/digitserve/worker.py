@@ -9,13 +9,18 @@ One thread receives requests, forms batches, runs them and sends the answers. Th
     supervisor ──{"settings": ..., "block_fd": ..., "num_threads": ..., "listener_fd": ...}──▶ worker
     supervisor ◀── {"event": "ready", "provider": ...} or {"event": "refused", "message": ...} ── worker
     supervisor ◀── {"event": "draining"} ── worker
-    supervisor closes its end, or ends ──▶ worker drains
+    supervisor ──"drain"──▶ worker
+    supervisor ◀── {"event": "unanswered", "num_requests": ...} ── worker, if the grace period was too short
+
+If the channel closes without "drain", the supervisor has died: the worker then closes its listening socket at once, so that the
+next service can use the port, and answers what it admitted within ``ORPHAN_GRACE_S``.
 
 With ``--workers 0`` the same ``Worker`` runs on a thread of the supervisor process.
 """
 
 import contextlib
 import gc
+import math
 import os
 import signal
 import socket
@@ -69,6 +74,9 @@ MAX_DRAIN_ITERATIONS = 16
 LINGER_S = 1.0
 """After GOAWAY, seconds for clients to close. Idle clients close immediately; health watchers and open streams may not."""
 
+ORPHAN_GRACE_S = 2.0
+"""The grace period of a worker whose supervisor has died. Without a supervisor nobody ends a worker that hangs."""
+
 FRAMING_UNIT_S = 4e-10
 """First estimate of seconds per unit of framing: 105 us for a small image, as on grainy paper. Batches correct it."""
 
@@ -80,6 +88,7 @@ GC_THRESHOLD = 20_000
 
 EXIT_REFUSED = 3
 EXIT_CRASHED = 70
+EXIT_ORPHANED = 71
 
 _log = structlog.get_logger("digitserve.worker")
 
@@ -153,6 +162,8 @@ class Worker:
             listener=listener,
         )
         self._drain = threading.Event()
+        self._orphaned = threading.Event()
+        self._orphan_deadline = math.inf
         self._stopped = False
 
     @property
@@ -176,11 +187,20 @@ class Worker:
         """Stop accepting requests, answer those that were accepted, and end ``run``."""
         self._drain.set()
 
-    def run(self, on_drain: Callable[[], object] = lambda: None) -> None:
+    def abandon(self) -> None:
+        """Drain because the supervisor has died: without a lame duck time, and within ``ORPHAN_GRACE_S``."""
+        self._orphan_deadline = time.monotonic() + ORPHAN_GRACE_S
+        self._orphaned.set()
+        self._drain.set()
+
+    def run(self, on_drain: Callable[[], object] = lambda: None) -> int:
         """Run the event loop until the worker has drained.
 
         Args:
             on_drain: called once when the worker starts to drain; connections are accepted until the lame duck time ends.
+
+        Returns:
+            The number of admitted requests that were not answered within the grace period.
         """
         # The objects that exist now live as long as the process: the garbage collector can ignore them.
         gc.collect()
@@ -192,15 +212,15 @@ class Worker:
         lame_duck_ends = min(deadline, time.monotonic() + self._settings.lame_duck_s)
         self._health.set_not_serving()
         on_drain()
-        while time.monotonic() < lame_duck_ends:
+        while time.monotonic() < lame_duck_ends and not self._orphaned.is_set():
             self._run_once()
-        self._shut_down(deadline)
+        return self._shut_down(deadline)
 
-    def _shut_down(self, deadline: float) -> None:
-        """Send GOAWAY, answer the accepted requests until ``deadline``, and stop the server."""
+    def _shut_down(self, deadline: float) -> int:
+        """Send GOAWAY, answer the accepted requests until ``deadline``, and stop the server; return the number unanswered."""
         # At shutdown core fails the calls that it has not handed over, so take them first. Bounded, because more may come.
         for _ in range(MAX_DRAIN_ITERATIONS):
-            if not self._run_once():
+            if self._orphaned.is_set() or not self._run_once():
                 break
         self._server.begin_shutdown()
         self._streams.drain()
@@ -210,15 +230,16 @@ class Worker:
         linger_ends = time.monotonic() + LINGER_S
         while (
             not self._stopped
-            and time.monotonic() < deadline
+            and time.monotonic() < min(deadline, self._orphan_deadline)
             and (self._has_unanswered() or time.monotonic() < linger_ends)
         ):
             self._run_once()
-        self._pipeline.close()
+        num_unanswered = self._streams.num_unsent_answers() + self._pipeline.close()
         self._server.cancel_all()
         while not self._stopped:
             self._run_once()
         self._server.close()
+        return num_unanswered
 
     def _run_once(self) -> bool:
         """Handle the events that have arrived, then run one batch; return whether there was any of them."""
@@ -269,37 +290,64 @@ def main() -> int:
     """Run as a child of the supervisor; return the exit code."""
     use_batch_scheduling()
     channel = Channel.to_parent()
-    start = channel.receive()
+    try:
+        start = channel.receive()
+    except ChannelClosed:
+        return EXIT_ORPHANED
     settings = Settings.from_dict(start["settings"])
     log.configure(settings.log_format, pid=os.getpid())
+    follower = _SupervisorFollower(channel)
+    threading.Thread(target=follower.run, daemon=True).start()
     try:
         bundle = served_bundle(settings)
         block = Block(bundle.manifest.labels, start["block_fd"])
         listener = socket.socket(fileno=start["listener_fd"]) if "listener_fd" in start else None
         worker = Worker(settings, bundle, block, start["num_threads"], listener)
+        follower.worker = worker
         worker.listen()
     except StartupError as error:
         channel.send({"event": "refused", "message": str(error)})
         return EXIT_REFUSED
     signal.signal(signal.SIGTERM, lambda _signal, _frame: worker.drain())
-    threading.Thread(target=_drain_when_closed, args=(channel, worker.drain), daemon=True).start()
     channel.send({"event": "ready", "provider": worker.provider})
     try:
-        worker.run(lambda: channel.send({"event": "draining"}))
+        num_unanswered = worker.run(lambda: channel.send({"event": "draining"}))
     except Exception:
         # Without its loop the process would look alive and answer nothing.
         _log.exception("the event loop crashed")
         sys.stderr.flush()
         os._exit(EXIT_CRASHED)
+    if num_unanswered:
+        channel.send({"event": "unanswered", "num_requests": num_unanswered})
     return 0
 
 
-def _drain_when_closed(channel: Channel, drain: Callable[[], None]) -> None:
-    """Drain when the supervisor closes its end of the channel, or ends."""
-    with contextlib.suppress(ChannelClosed):
-        while True:
-            channel.receive()
-    drain()
+class _SupervisorFollower:
+    """Drains the worker when the supervisor asks for it or has died. Runs on a thread of its own until the process ends.
+
+    Attributes:
+        worker: None until it is built; before, the process ends at once, because it has admitted nothing.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self.worker: Worker | None = None
+
+    def run(self) -> None:
+        """Receive until the channel is closed."""
+        asked = False
+        with contextlib.suppress(ChannelClosed):
+            while True:
+                asked = self._channel.receive() == "drain" or asked
+        if self.worker is None:
+            os._exit(0 if asked else EXIT_ORPHANED)
+        if asked:
+            self.worker.drain()
+            return
+        _log.warning("the supervisor has ended, draining")
+        self.worker.abandon()
+        time.sleep(ORPHAN_GRACE_S + 2 * LINGER_S)
+        os._exit(EXIT_ORPHANED)
 
 
 if __name__ == "__main__":

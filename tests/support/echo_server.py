@@ -37,6 +37,9 @@ class Echo:
         self.waiting: list[UnaryCall] = []
         self._num_flaky = 0
 
+    def refusal(self, deadline: float) -> Status | None:
+        return None
+
     def on_accept(self, call: UnaryCall) -> None:
         self.ends["accepted"] += 1
 

@@ -93,9 +93,13 @@ class UnaryRecorder:
 
     def __init__(self, answer: Callable[[Any, bytes], None] | None = None) -> None:
         self.answer = answer or (lambda unary, body: unary.reply(body))
+        self.refused: Status | None = None
         self.accept: Callable[[Any], None] = lambda unary: None
         self.calls: list[Any] = []
         self.events: list[tuple[Any, ...]] = []
+
+    def refusal(self, deadline: float) -> Status | None:
+        return self.refused
 
     def on_accept(self, unary: Any) -> None:
         self.calls.append(unary)

@@ -117,7 +117,7 @@ class RunningWorker:
 @contextmanager
 def run_worker(models: Path, collector: ServiceCollector | None = None, **changes: object) -> Iterator[RunningWorker]:
     """Run a worker on a thread of this process, and drain it at the end of the ``with`` block."""
-    settings = Settings(models=models, lame_duck_s=0.0, **{"grpc_port": 0, **changes})  # type: ignore[arg-type]
+    settings = Settings(models=models, **{"grpc_port": 0, "lame_duck_s": 0.0, **changes})  # type: ignore[arg-type]
     bundle = served_bundle(settings)
     block = collector.new_block() if collector else Block(bundle.manifest.labels)
     # With SO_REUSEPORT, because several workers may share a port.

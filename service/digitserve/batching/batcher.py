@@ -15,13 +15,18 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from digitserve.errors import DeadlineUnmeetable, Draining, Overloaded
+from digitserve.batching.refusals import Refusals
+from digitserve.errors import DeadlineUnmeetable, Draining, Overloaded, RequestError
 
 LARGE_SHARE = 4
 """If the last batch took nothing from the queue of large requests, they get 1/4 of the next batch: they never starve."""
 
 MIXED_SHARE = 2
 """Large requests fill a batch that holds small ones up to 1/2 of its maximal size."""
+
+DEADLINE_MARGIN = 1.15
+"""A deadline must be this much later than the estimate. An answer that comes too late has cost as much as one in time. So
+under overload it pays to refuse the few that would be late by the ordinary variation of iterations."""
 
 _SMOOTHING = 0.1
 """Weight of the newest batch in the running estimates: they cover about ten batches."""
@@ -117,6 +122,8 @@ class Batcher(Generic[E]):
     Attributes:
         pending_images: images admitted and not yet in a batch.
         image_s: estimated seconds of the network per image, in a full batch.
+        turn_image_s: estimated seconds of a whole iteration of the worker's loop per image, without framing: from receiving
+            requests to sending answers, what is refused included. It decides what can be answered in time.
         work_s: estimated seconds per unit of framing.
         draining: admission has stopped.
     """
@@ -135,7 +142,7 @@ class Batcher(Generic[E]):
 
         Args:
             max_batch_size: most images in a batch.
-            max_pending_images: most images waiting.
+            max_pending_images: most images waiting in each queue, so that large requests keep no small ones out.
             max_pending_bytes: most memory held by waiting requests.
             max_batch_s: most estimated seconds of a batch; a batch of one image may take longer.
             image_s: first estimate, from warm-up.
@@ -152,8 +159,10 @@ class Batcher(Generic[E]):
         self._pending_work = 0
         self._small_images = 0
         self._small_work = 0
+        self._refusals = Refusals(max_pending_images, max_pending_bytes)
         self.pending_images = 0
         self.image_s = Estimate(image_s)
+        self.turn_image_s = Estimate(image_s)
         self.work_s = Estimate(work_s)
         self.draining = False
 
@@ -162,23 +171,49 @@ class Batcher(Generic[E]):
         return bool(self._small or self._large)
 
     def is_half_full(self) -> bool:
-        """Return whether half of the limit on waiting requests is used, in images or in bytes."""
-        return 2 * self.pending_images >= self._max_pending_images or 2 * self._pending_bytes >= self._max_pending_bytes
+        """Return whether half of the limit on waiting requests is used, in images of small requests or in bytes."""
+        return 2 * self._small_images >= self._max_pending_images or 2 * self._pending_bytes >= self._max_pending_bytes
 
-    def admission_error(self) -> Overloaded | Draining | None:
-        """Return the error that any request would get now, whatever it holds; ``None`` if some would be admitted."""
+    def is_large(self, num_images: int, framing_work: int) -> bool:
+        """Return whether a request would wait in the queue of large requests; arguments as in ``Entry``."""
+        own_s = self._seconds(num_images, num_images * framing_work)
+        return num_images > self._max_batch_size or own_s > self._max_batch_s
+
+    def refusal(self, left_s: float) -> RequestError | None:
+        """Return why no new request is admitted now; ``None`` if one of a single image would be.
+
+        Its size is not known yet. A large request might find room in its queue, or be in time because it has a share of every
+        second batch. It is refused too, as long as small ones are.
+
+        Args:
+            left_s: seconds until its deadline.
+
+        Returns:
+            An error for its caller; it must not be raised.
+        """
         if self.draining:
-            return self.draining_error()
-        if self.pending_images >= self._max_pending_images:
-            return self._overloaded("images", self.pending_images, self._max_pending_images)
-        return None
+            return self._refusals.draining
+        image_s, num_images, size = self.turn_image_s.seconds, self._small_images, self._max_batch_size
+        wait_s = num_images * image_s + self._small_work * self.work_s.seconds
+        if num_images >= self._max_pending_images:
+            return self._refusals.too_many_images(wait_s)
+        # Its own batch is full if others wait already.
+        own_images = size - num_images % size if num_images >= size else 1
+        needed_s = DEADLINE_MARGIN * (wait_s + own_images * image_s)
+        return self._late(needed_s) if left_s < needed_s else None
 
     def draining_error(self) -> Draining:
         """Return the error for a request that is rejected because of the shutdown."""
-        return Draining("this server is shutting down; retry, and another server will answer")
+        return Draining(str(self._refusals.draining))
 
-    def admit(self, entry: E, now: float) -> None:
+    def admit(self, entry: E, now: float, *, patient: bool = False) -> None:
         """Queue a request for a batch.
+
+        Args:
+            entry: the request.
+            now: monotonic time in seconds.
+            patient: its caller holds it until there is room, and others in order behind it. It then needs no more than any
+                room: if it had to wait until all its images fit, smaller requests could take the room first, forever.
 
         Raises:
             Draining: admission has stopped.
@@ -187,15 +222,17 @@ class Batcher(Generic[E]):
         """
         if self.draining:
             raise self.draining_error()
-        if self.pending_images + entry.num_images > self._max_pending_images:
-            raise self._overloaded("images", self.pending_images, self._max_pending_images)
-        # One request always fits; otherwise a large one could never be admitted.
-        if self._pending_bytes and self._pending_bytes + entry.num_bytes > self._max_pending_bytes:
-            raise self._overloaded("bytes", self._pending_bytes, self._max_pending_bytes)
         own_s = self._seconds(entry.num_images, entry.num_images * entry.framing_work)
-        entry.large = entry.num_images > self._max_batch_size or own_s > self._max_batch_s
+        entry.large = entry.num_images > self._max_batch_size or own_s > self._max_batch_s  # as ``is_large``, inlined
+        waiting = self.pending_images - self._small_images if entry.large else self._small_images
+        num_images, num_bytes = (1, 1) if patient else (entry.num_images, entry.num_bytes)
+        if waiting + num_images > self._max_pending_images:
+            raise _fresh(self._refusals.too_many_images(self._wait_s(large=entry.large)))
+        # One request always fits; otherwise a large one could never be admitted.
+        if self._pending_bytes and self._pending_bytes + num_bytes > self._max_pending_bytes:
+            raise _fresh(self._refusals.too_many_bytes(self._wait_s(large=True)))
         if entry.deadline != math.inf:
-            self._check_deadline(entry, own_s, now)
+            self._check_deadline(entry, now)
         (self._large if entry.large else self._small).append(entry)
         self._add_pending(entry, entry.num_images)
         self._pending_bytes += entry.num_bytes
@@ -223,7 +260,9 @@ class Batcher(Generic[E]):
         self._large_skipped = bool(self._large) and not self._large_skipped and batch.num_images == num_small
         return batch
 
-    def complete(self, batch: Batch[E], answers: list[Any], preprocess_s: float, inference_s: float) -> list[E]:
+    def complete(
+        self, batch: Batch[E], answers: list[Any], preprocess_s: float, inference_s: float, turn_s: float
+    ) -> list[E]:
         """Distribute the answers of a batch.
 
         Args:
@@ -231,6 +270,7 @@ class Batcher(Generic[E]):
             answers: one for each row of the batch.
             preprocess_s: seconds of preparing the batch.
             inference_s: seconds of the network.
+            turn_s: seconds since the previous batch was complete, or since the first of its requests arrived.
 
         Returns:
             The entries that now have all their answers, in the order of the batch.
@@ -240,6 +280,8 @@ class Batcher(Generic[E]):
         full = self.has_pending() or 2 * batch.num_images >= self._max_batch_size
         if full or inference_s < batch.num_images * self.image_s.seconds:
             self.image_s.update(inference_s, batch.num_images)
+        if full or turn_s - preprocess_s < batch.num_images * self.turn_image_s.seconds:
+            self.turn_image_s.update(turn_s - preprocess_s, batch.num_images)
         finished = []
         row = 0
         for entry, start, stop in batch.parts:
@@ -261,20 +303,26 @@ class Batcher(Generic[E]):
             self.cancel(entry)
         return entries
 
-    def _check_deadline(self, entry: E, own_s: float, now: float) -> None:
-        # A lower bound on the wait. Small requests pass large ones, so only other small ones come first; a large request
-        # has its share of every second batch beside them.
-        small_s = self._seconds(self._small_images, self._small_work)
+    def _check_deadline(self, entry: E, now: float) -> None:
+        # Small requests pass large ones, so only other small ones come first; a large request has its share of every second
+        # batch beside them.
+        small_s, size = self._wait_s(large=False), self._max_batch_size
+        num_images = entry.num_images
+        if not entry.large and self._small_images >= size:
+            num_images += -(self._small_images + num_images) % size
+        own_s = num_images * self.turn_image_s.seconds + entry.num_images * entry.framing_work * self.work_s.seconds
         needed_s = own_s + (min(small_s, (2 * LARGE_SHARE - 1) * own_s) if entry.large else small_s)
+        needed_s *= DEADLINE_MARGIN
         if now + needed_s > entry.deadline:
-            if not self.pending_images:
-                self.image_s.decay()
-                self.work_s.decay()
-            left_ms = max(0.0, entry.deadline - now) * 1e3
-            raise DeadlineUnmeetable(
-                f"the answer needs about {needed_s * 1e3:.1f} ms and the deadline is in {left_ms:.1f} ms; "
-                "allow more time, or send fewer images per request"
-            )
+            raise DeadlineUnmeetable(str(self._late(needed_s)))
+
+    def _late(self, needed_s: float) -> DeadlineUnmeetable:
+        """Return the error for a request whose answer needs ``needed_s``."""
+        if not self.pending_images:
+            self.image_s.decay()
+            self.turn_image_s.decay()
+            self.work_s.decay()
+        return self._refusals.late(needed_s)
 
     def _add_small(self, batch: Batch[E], now: float) -> None:
         """Add small requests in the order of arrival, as long as there is room."""
@@ -342,9 +390,17 @@ class Batcher(Generic[E]):
             self._small_images += images
             self._small_work += work
 
+    def _wait_s(self, *, large: bool) -> float:
+        """Return the seconds of all that waits, or of the small requests."""
+        images, work = self._small_images, self._small_work
+        if large:
+            images, work = self.pending_images, self._pending_work
+        return images * self.turn_image_s.seconds + work * self.work_s.seconds
+
     def _seconds(self, images: int, framing_work: int) -> float:
         return images * self.image_s.seconds + framing_work * self.work_s.seconds
 
-    def _overloaded(self, unit: str, pending: int, limit: int) -> Overloaded:
-        wait_s = max(0.001, self._seconds(self.pending_images, self._pending_work))
-        return Overloaded(f"{pending} {unit} are waiting, and the limit is {limit}; retry in {wait_s:.3f} s", wait_s)
+
+def _fresh(error: Overloaded) -> Overloaded:
+    """Return a copy that may be raised."""
+    return Overloaded(str(error), error.retry_after_s)

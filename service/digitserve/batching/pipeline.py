@@ -16,7 +16,7 @@ import structlog
 from digitserve.batching.batcher import Batch, Batcher, Entry
 from digitserve.batching.explain import explain
 from digitserve.batching.prepare import Prepared, decide_verdicts, framing_work, prepare
-from digitserve.errors import DeadlineUnmeetable, Draining, Overloaded, RequestError
+from digitserve.errors import DeadlineUnmeetable, RequestError
 from digitserve.inference.bundle import Bundle
 from digitserve.inference.session import Session
 from digitserve.protocol.codec import Encoder, Preparation, Request
@@ -81,7 +81,7 @@ class PendingRequest(Entry):
 
     def __init__(self, responder: Responder, request: Request, now: float) -> None:
         """Wait from ``now``, monotonic time in seconds."""
-        work = framing_work(request.height, request.width, request.channels) if request.framing is _MNIST else 0
+        work = _framing_work(request)
         deadline = _monotonic(responder.deadline, now)
         super().__init__(request.num_images, work, len(request.pixels), now, deadline)
         self.responder = responder
@@ -108,11 +108,12 @@ class Pipeline:
         self._clock = clock
         self._encoder = Encoder(manifest.name, str(manifest.version), manifest.labels)
         self._ood_threshold = manifest.ood_threshold
+        self._completed = 0.0  # monotonic time in seconds of the last batch
 
     # Called by the handlers of transport.
 
-    def admit(self, responder: Responder, request: Request) -> PendingRequest:
-        """Queue a request for a batch.
+    def admit(self, responder: Responder, request: Request, *, patient: bool = False) -> PendingRequest:
+        """Queue a request for a batch; see ``Batcher.admit``.
 
         Raises:
             Draining: the worker is shutting down.
@@ -121,19 +122,23 @@ class Pipeline:
         """
         now = self._clock()
         pending = PendingRequest(responder, request, now)
-        self._batcher.admit(pending, now)
+        self._batcher.admit(pending, now, patient=patient)
         return pending
+
+    def is_large(self, request: Request) -> bool:
+        """Return whether a request would wait in the queue of large requests."""
+        return self._batcher.is_large(request.num_images, _framing_work(request))
 
     def cancel(self, pending: PendingRequest) -> None:
         """Drop a request whose caller no longer waits."""
         self._batcher.cancel(pending)
 
-    def admission_error(self) -> Overloaded | Draining | None:
-        """Return the error that any request would get now, whatever it holds; ``None`` if some would be admitted."""
-        return self._batcher.admission_error()
+    def refusal(self, deadline: float) -> RequestError | None:
+        """Return why no new request with this deadline, Unix time in seconds, is admitted now; see ``Batcher``."""
+        return self._batcher.refusal(deadline - time.time())
 
     def is_half_full(self) -> bool:
-        """Return whether half of the queue's limit is used, in images or in bytes."""
+        """Return whether half of the limit on waiting requests is used, in images of small requests or in bytes."""
         return self._batcher.is_half_full()
 
     @staticmethod
@@ -158,10 +163,12 @@ class Pipeline:
         self._recorder.pending(self._batcher.pending_images)
         return True
 
-    def close(self) -> None:
-        """Stop admission, and reject the requests that wait."""
-        for pending in self._batcher.close():
+    def close(self) -> int:
+        """Stop admission, and reject the requests that wait; return their number."""
+        rejected = self._batcher.close()
+        for pending in rejected:
             pending.responder.reject(self._batcher.draining_error())
+        return len(rejected)
 
     def _run(self, batch: Batch[PendingRequest]) -> None:
         formed = self._clock()
@@ -177,7 +184,10 @@ class Pipeline:
         verdicts = decide_verdicts(ood_score, self._ood_threshold, prepared)
         answers = list(zip(class_index, confidence, verdicts, ood_score, probabilities, strict=True))
         _explain(batch, prepared)
-        finished = self._batcher.complete(batch, answers, ready - formed, done - ready)
+        # Requests that waited already at the end of the last batch have waited for the whole iteration since then.
+        turn_s = done - max(self._completed, batch.parts[0][0].arrived)
+        self._completed = done
+        finished = self._batcher.complete(batch, answers, ready - formed, done - ready, turn_s)
         self._recorder.batch(class_index, verdicts, confidence, ready - formed, done - ready)
         self._send(finished, batch.num_images)
 
@@ -229,6 +239,11 @@ def _explain(batch: Batch[PendingRequest], prepared: Prepared) -> None:
         if pending.request.explain:
             pending.preparations += tuple(explain(pending.request, start, stop, prepared, row))
         row += stop - start
+
+
+def _framing_work(request: Request) -> int:
+    """Return the work of framing one image of a request."""
+    return framing_work(request.height, request.width, request.channels) if request.framing is _MNIST else 0
 
 
 def _monotonic(deadline: float, now: float) -> float:

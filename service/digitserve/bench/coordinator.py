@@ -94,7 +94,7 @@ class Coordinator:
         finally:
             for child in self._children:
                 child.kill()
-                await child.process.wait()
+                await child.wait()
                 child.close()
         return self._measurement
 
@@ -191,6 +191,6 @@ class Coordinator:
             raise LoadFailed(f"a load generator process hangs: it sent no message for {timeout_s:g} s") from None
         except ChannelClosed:
             raise LoadFailed(
-                f"a load generator process ended with exit code {await child.process.wait()}; its error is above"
+                f"a load generator process ended with exit code {await child.wait()}; its error is above"
             ) from None
         return message

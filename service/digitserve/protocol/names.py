@@ -62,6 +62,9 @@ class Code(IntEnum):
     DATA_LOSS = 15
     UNAUTHENTICATED = 16
 
+    # That of ``Enum`` is a function in Python, and each call looks up its status.
+    __hash__ = int.__hash__
+
     @property
     def label(self) -> str:
         """The value of the metrics' label ``grpc_code``, as go-grpc-prometheus writes it."""

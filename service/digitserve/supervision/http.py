@@ -1,9 +1,15 @@
-"""The HTTP endpoints for operators and platforms. Runs on the supervisor's event loop."""
+"""The HTTP endpoints for operators and platforms. Runs on the supervisor's event loop.
 
+uvicorn and Starlette serve them. uvicorn has no time limit for requests, and beyond a limit of connections it refuses the newest
+ones, which are the probes of the platform. ``_BoundedConnection`` adds both, so that idle and slow clients keep nobody out.
+"""
+
+import asyncio
 import contextlib
+import functools
 import socket
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import uvicorn
 from prometheus_client import CollectorRegistry
@@ -12,6 +18,21 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+MAX_CONNECTIONS = 256
+"""Beyond it, the connection that has waited longest for a response is closed. A probe takes milliseconds."""
+
+RESPONSE_S = 10.0
+"""A connection on which no response was completed for this time is closed: the client sends or reads too slowly."""
+
+MAX_HEADER_BYTES = 16_384
+
+ACCEPTED_SHARE = 4
+"""asyncio accepts up to ``MAX_CONNECTIONS`` by this at once, and closes the excess two iterations later."""
+
+BACKLOG = 1_024
+"""Connections that the kernel keeps until they are accepted: a burst of slow clients must not delay probes by a second."""
 
 
 class ServiceStatus(Protocol):
@@ -45,7 +66,10 @@ def make_app(status: ServiceStatus, registry: CollectorRegistry) -> Starlette:
         return PlainTextResponse(status.status_line() + "\n", status_code=200 if status.ready else 503)
 
     async def metrics(request: Request) -> Response:
-        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        try:
+            encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        except (TypeError, ValueError):  # a version that is no number
+            encode, content_type = choose_encoder("")
         return Response(encode(registry), media_type=content_type)
 
     return Starlette(
@@ -58,15 +82,75 @@ def make_app(status: ServiceStatus, registry: CollectorRegistry) -> Starlette:
     )
 
 
+class _BoundedConnection(H11Protocol):
+    """A connection of the HTTP port, closed unless a response is completed every ``RESPONSE_S``; owned by uvicorn."""
+
+    def __init__(self, *arguments: Any, waiting: "dict[_BoundedConnection, None]", limit: int, **options: Any) -> None:
+        """Prepare.
+
+        Args:
+            arguments: of uvicorn.
+            waiting: open connections, in the order of their last response; shared by all.
+            limit: most of them.
+            options: of uvicorn.
+        """
+        super().__init__(*arguments, **options)
+        self._waiting = waiting
+        self._limit = limit
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's
+        """Start to wait for a request; close the connection that has waited longest if there are too many."""
+        super().connection_made(transport)
+        self._wait()
+        while len(self._waiting) > self._limit:
+            self._waiting.pop(oldest := next(iter(self._waiting)))
+            oldest.transport.abort()
+
+    def on_response_complete(self) -> None:
+        """Start to wait for the next request."""
+        self._wait()
+        super().on_response_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop to wait."""
+        self._waiting.pop(self, None)
+        if self._timer is not None:
+            self._timer.cancel()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._waiting.pop(self, None)
+        self._waiting[self] = None
+        self._timer = self.loop.call_later(RESPONSE_S, self.transport.abort)
+
+
 class HttpServer(uvicorn.Server):
     """uvicorn on the supervisor's event loop; the supervisor handles the signals."""
 
-    def __init__(self, app: Starlette) -> None:
+    def __init__(self, app: Starlette, max_connections: int = MAX_CONNECTIONS) -> None:
+        """Prepare.
+
+        Args:
+            app: answers requests.
+            max_connections: most open connections; up to twice as many file descriptors are used.
+        """
+        connection = functools.partial(_BoundedConnection, waiting={}, limit=max_connections)
         super().__init__(
             uvicorn.Config(
-                app, log_config=None, access_log=False, lifespan="off", server_header=False, timeout_graceful_shutdown=1
+                app, http=cast("type[asyncio.Protocol]", connection), ws="none", log_config=None, access_log=False,
+                lifespan="off", server_header=False, timeout_graceful_shutdown=1, backlog=max(1, max_connections // ACCEPTED_SHARE),
+                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
             )
-        )
+        )  # fmt: skip
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to accept connections."""
+        await super().startup(sockets)
+        for listener in sockets or []:
+            listener.listen(BACKLOG)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 WORKER_MODULE = "digitserve.worker"
 
+START_RETRY_S = 1.0
+"""Delay after the system had no process, memory or file descriptor for a worker: trying again costs little."""
+
 HEARTBEAT_CHECK_S = 0.1
 """Seconds between two checks of a worker's heartbeat."""
 
@@ -39,6 +42,9 @@ _WORKER_ENVIRONMENT = {
     "ORT_DISABLE_TELEMETRY": "1",
     "GRPC_VERBOSITY": "ERROR",
 }
+
+DRAIN = "drain"
+"""Last message to a worker. Without it, the end of the channel means that the supervisor has died."""
 
 _log = structlog.get_logger("digitserve.supervision.slots")
 
@@ -58,12 +64,15 @@ class SlotEvents(Protocol):
     def drain_failed(self) -> None:
         """A worker failed while it drained, so some requests may not have been answered."""
 
+    def requests_unanswered(self, num_requests: int) -> None:
+        """A worker that drained because of ``drain`` did not answer so many requests within the grace period."""
+
 
 class WorkerSlot:
     """Keeps one worker process running, from ``run`` until ``drain`` or ``kill``.
 
     Attributes:
-        first_ready: set once a worker of this slot has been ready.
+        was_ready: whether a worker of this slot has been ready.
         refusal: why a worker did not start; ``None`` again once a worker is ready.
     """
 
@@ -100,7 +109,7 @@ class WorkerSlot:
         self._ready_since = 0.0
         self._draining = False
         self.refusal: str | None = None
-        self.first_ready = asyncio.Event()
+        self.was_ready = False
 
     @property
     def is_ready(self) -> bool:
@@ -110,20 +119,26 @@ class WorkerSlot:
     async def run(self) -> None:
         """Keep a worker running until ``drain`` or ``kill``.
 
+        Later workers are retried, whatever fails: the cause may go away, and the other slots serve meanwhile.
+
         Raises:
-            StartupError: the slot's first worker did not become ready. Later workers are retried: the cause may go away.
+            StartupError: the slot's first worker did not become ready.
+            Exception: a fault of this program during the start of the slot's first worker.
         """
         while not self._stop.is_set():
-            served_s, exit_code = await self._run_worker()
+            try:
+                delay_s = await self._run_worker()
+            except (OSError, MemoryError) as error:
+                delay_s = self._retry_s(f"cannot start a worker: {str(error) or type(error).__name__}", error)
+            except Exception as error:
+                if not self.was_ready:
+                    raise
+                _log.exception("a worker was ended because of an internal fault", worker=self._number)
+                delay_s = self._retry_s("a worker was ended because of an internal fault; see the log", error)
             if self._stop.is_set():
                 return
             self._events.worker_restarting()
-            # A worker that somebody has asked to drain has not failed, and connections may wait for the next one.
-            drained = self._draining and exit_code == 0
-            delay_s = 0.0 if drained else self._backoff.next_delay_s(served_s)
-            _log.warning(
-                "worker ended, starting another", worker=self._number, served_s=round(served_s, 1), delay_s=delay_s
-            )
+            _log.warning("starting another worker", worker=self._number, delay_s=delay_s)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), delay_s)
                 return
@@ -132,7 +147,7 @@ class WorkerSlot:
         """Ask the worker to answer its pending requests and to end; start no other."""
         self._stop.set()
         if self._child is not None:
-            self._child.send_eof()
+            self._child.send_last(DRAIN)
 
     def kill(self) -> None:
         """End the worker immediately; start no other."""
@@ -141,11 +156,13 @@ class WorkerSlot:
         if self._child is not None:
             self._child.kill()
 
-    async def _run_worker(self) -> tuple[float, int]:
-        """Run one worker from start to end.
+    async def _run_worker(self) -> float:
+        """Run one worker from start to end; return the seconds to wait before the next one starts.
 
-        Returns:
-            The seconds for which it was ready, and its exit code.
+        Raises:
+            StartupError: no worker of this slot has been ready yet.
+            OSError: the system has no process or file descriptor left.
+            MemoryError: it has no memory left.
         """
         self._draining = False
         block = self._collector.new_block()
@@ -169,8 +186,24 @@ class WorkerSlot:
             served_s = time.monotonic() - self._ready_since if self._ready.is_set() else 0.0
             self._ready.clear()
             self._collector.retire(block)
-        self._report_end(child.process.pid, exit_code)
-        return served_s, exit_code
+        self._report_end(child.pid, exit_code, served_s)
+        # A worker that somebody has asked to drain has not failed, and connections may wait for the next one.
+        drained = self._draining and exit_code == 0
+        return 0.0 if drained else self._backoff.next_delay_s(served_s)
+
+    def _retry_s(self, refusal: str, error: Exception) -> float:
+        """Note why a worker could not be run; return the seconds to wait before the next one starts.
+
+        Raises:
+            StartupError: no worker of this slot has been ready yet.
+        """
+        if self._stop.is_set():
+            self._events.drain_failed()
+        elif not self.was_ready:
+            raise StartupError(refusal) from error
+        self.refusal = refusal
+        _log.error("worker could not be run", worker=self._number, refusal=refusal)
+        return START_RETRY_S
 
     async def _supervise(self, child: AsyncChild, block: Block) -> int:
         """Handle the worker's messages, monitor it, and return its exit code."""
@@ -178,11 +211,11 @@ class WorkerSlot:
         if self._killed:
             child.kill()
         elif self._stop.is_set():
-            child.send_eof()
+            child.send_last(DRAIN)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._receive(child))
             watch = tasks.create_task(self._kill_when_hung(child, block))
-            exit_code = await child.process.wait()
+            exit_code = await child.wait()
             watch.cancel()
         return exit_code
 
@@ -190,7 +223,7 @@ class WorkerSlot:
         """Handle the worker's messages until it closes the channel.
 
         Raises:
-            ValueError: the worker sent a message other than its three.
+            ValueError: the worker sent a message other than its four.
         """
         while True:
             try:
@@ -202,13 +235,17 @@ class WorkerSlot:
                     self._ready_since = time.monotonic()
                     self._ready.set()
                     self.refusal = None
-                    self.first_ready.set()
+                    self.was_ready = True
                     self._events.worker_ready(provider)
                 case {"event": "draining"}:
                     self._draining = True
                     self._events.worker_draining()
                 case {"event": "refused", "message": str(reason)}:
                     self.refusal = reason
+                case {"event": "unanswered", "num_requests": int(num_requests)}:
+                    _log.error("grace period ended", worker=self._number, num_unanswered=num_requests)
+                    if self._stop.is_set():
+                        self._events.requests_unanswered(num_requests)
                 case _:
                     raise ValueError(f"unexpected message from worker {self._number}: {message!r}")
 
@@ -229,7 +266,7 @@ class WorkerSlot:
         _log.error("worker's heartbeat stopped, killing it", worker=self._number, stall_s=stall_s)
         child.kill()
 
-    def _report_end(self, pid: int, exit_code: int) -> None:
+    def _report_end(self, pid: int, exit_code: int, served_s: float) -> None:
         """Log and report a worker's end, unless ``drain`` or ``kill`` caused it.
 
         Raises:
@@ -240,21 +277,22 @@ class WorkerSlot:
                 _log.error("worker failed while it drained", worker=self._number, pid=pid, exit_code=exit_code)
                 self._events.drain_failed()
             return
-        if not self.first_ready.is_set():
+        if not self.was_ready:
             raise StartupError(
                 self.refusal or f"a worker ended with exit code {exit_code} before it was ready; see its output above"
             )
         if exit_code or not self._draining:
             _log.error(
-                "worker ended unexpectedly", worker=self._number, pid=pid, exit_code=exit_code, refusal=self.refusal
-            )
+                "worker ended unexpectedly", worker=self._number, pid=pid, exit_code=exit_code,
+                served_s=round(served_s, 1), refusal=self.refusal,
+            )  # fmt: skip
 
 
 class InlineSlot:
     """Runs the only worker of ``--workers 0`` on a thread of this process, for debuggers. It is never restarted.
 
     Attributes:
-        first_ready: set once the worker has been ready.
+        was_ready: whether the worker has been ready.
         refusal: always ``None``: ``run`` raises instead.
     """
 
@@ -276,7 +314,7 @@ class InlineSlot:
         self._worker: Worker | None = None
         self.is_ready = False
         self.refusal: str | None = None
-        self.first_ready = asyncio.Event()
+        self.was_ready = False
 
     async def run(self) -> None:
         """Run the worker until ``drain``.
@@ -298,10 +336,10 @@ class InlineSlot:
             worker.listen()
             if self._draining:
                 worker.drain()
-            self.is_ready = True
-            self.first_ready.set()
+            self.is_ready = self.was_ready = True
             self._events.worker_ready(worker.provider)
-            await asyncio.to_thread(worker.run)
+            if num_requests := await asyncio.to_thread(worker.run):
+                self._events.requests_unanswered(num_requests)
         finally:
             if listener is not None:
                 listener.close()

@@ -7,7 +7,10 @@ handles a request.
     serve ──▶ Supervisor ──▶ one slot per worker (``slots``)
                          ──▶ /metrics, /livez, /readyz (``http``)
 
-    SIGTERM ──▶ not ready ──▶ workers drain, each closes the last copy of its socket ──▶ all workers ended ──▶ HTTP closes ──▶ exit 0
+    SIGTERM ──▶ not ready ──▶ workers drain, each closes the last copy of its socket ──▶ all workers ended ──▶ HTTP closes ──▶ exit
+
+A slot replaces its worker whatever fails. If another task of the supervisor ends, or a slot's, the service drains and ends with
+``EXIT_FAULT``: the platform then starts it again with a clean state, which is safer than to go on with half of it.
 """
 
 import asyncio
@@ -26,15 +29,21 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from digitserve.errors import StartupError
 from digitserve.inference.bundle import Manifest, served_bundle
 from digitserve.settings import Settings, endpoint
-from digitserve.supervision import device
+from digitserve.supervision import descriptors, device
 from digitserve.supervision.cpu_budget import cpu_budget
-from digitserve.supervision.http import HttpServer, make_app
+from digitserve.supervision.http import MAX_CONNECTIONS, HttpServer, make_app
 from digitserve.supervision.ports import SlotListeners, listen, reserve
 from digitserve.supervision.slots import InlineSlot, WorkerSlot
 from digitserve.telemetry.collector import ServiceCollector
 
 KILL_MARGIN_S = 2.0
 """Seconds after the grace period before a worker that still runs is killed."""
+
+EXIT_INCOMPLETE = 1
+"""Exit code if requests may not have been answered."""
+
+EXIT_FAULT = 70
+"""Exit code after an internal fault; as EX_SOFTWARE of sysexits.h, and as a worker that crashes."""
 
 _log = structlog.get_logger("digitserve.supervision.supervisor")
 
@@ -44,15 +53,17 @@ def serve(settings: Settings, print_banner: Callable[[str], None]) -> int:
 
     Args:
         settings: as the operator gave them.
-        print_banner: called once each slot has had a ready worker.
+        print_banner: called once each slot has had a ready worker, and while at least one is ready.
 
     Returns:
-        The exit code: 0 if all workers drained and ended in time, otherwise 1.
+        The exit code: 0 if all admitted requests were answered, ``EXIT_INCOMPLETE`` if not, ``EXIT_FAULT`` after an
+        internal fault.
 
     Raises:
         StartupError: a setting cannot be used; the message states which one, and which values are accepted.
     """
     manifest = served_bundle(settings).manifest
+    num_descriptors = descriptors.raise_limit()
     with (
         reserve(settings.host, settings.grpc_port, "--grpc-port") as grpc_socket,
         listen(settings.host, settings.http_port, "--http-port") as http_socket,
@@ -66,7 +77,10 @@ def serve(settings: Settings, print_banner: Callable[[str], None]) -> int:
         # gRPC core cannot listen on a socket that another process has opened.
         native = resolved.transport == "native"
         with SlotListeners(grpc_socket, resolved.workers or 1) if native else contextlib.nullcontext() as listeners:
-            return asyncio.run(_run(resolved, manifest, listeners, http_socket, print_banner))
+            left = descriptors.num_left(num_descriptors, resolved.workers or 1)
+            # uvicorn needs up to two per connection, while it closes those beyond the limit.
+            max_http_connections = max(1, min(MAX_CONNECTIONS, left // 2))
+            return asyncio.run(_run(resolved, manifest, listeners, http_socket, max_http_connections, print_banner))
 
 
 async def _run(
@@ -74,9 +88,10 @@ async def _run(
     manifest: Manifest,
     listeners: SlotListeners | None,
     http_socket: socket.socket,
+    max_http_connections: int,
     print_banner: Callable[[str], None],
 ) -> int:
-    return await Supervisor(settings, manifest, listeners, http_socket).run(print_banner)
+    return await Supervisor(settings, manifest, listeners, http_socket, max_http_connections).run(print_banner)
 
 
 class Supervisor:
@@ -86,7 +101,12 @@ class Supervisor:
     """
 
     def __init__(
-        self, settings: Settings, manifest: Manifest, listeners: SlotListeners | None, http_socket: socket.socket
+        self,
+        settings: Settings,
+        manifest: Manifest,
+        listeners: SlotListeners | None,
+        http_socket: socket.socket,
+        max_http_connections: int,
     ) -> None:
         """Prepare; nothing is started.
 
@@ -95,21 +115,24 @@ class Supervisor:
             manifest: of the bundle to serve.
             listeners: one per slot; None if workers bind the port. Closed as soon as the service drains.
             http_socket: listens on the HTTP port.
+            max_http_connections: most open connections of the HTTP port.
         """
         self.settings = settings
         self.manifest = manifest
         self._provider = ""
         self._num_restarts = 0
         self._refusal: StartupError | None = None
-        self._failed = False
+        self._exit_code = 0
+        self._num_unanswered = 0
         self._signalled = False
+        self._worker_ready = asyncio.Event()
         self._stop = asyncio.Event()
         self._listeners = listeners
         self._http_socket = http_socket
         collector = ServiceCollector(manifest.labels, self._service_metrics)
         registry = CollectorRegistry()
         registry.register(collector)
-        self._http = HttpServer(make_app(self, registry))
+        self._http = HttpServer(make_app(self, registry), max_http_connections)
         self._cpu_budget = cpu_budget()
         num_workers = settings.workers or 1
         self._num_threads = num_threads = max(1, int(self._cpu_budget) // num_workers)
@@ -147,7 +170,7 @@ class Supervisor:
         """Serve until a signal, and return the exit code.
 
         Args:
-            print_banner: called once each slot has had a ready worker.
+            print_banner: see ``serve``.
 
         Raises:
             StartupError: the first worker of a slot did not become ready.
@@ -164,7 +187,7 @@ class Supervisor:
             await self._stop.wait()
             if self._refusal is not None:
                 raise self._refusal
-            return await self._drain(slots)
+            await self._drain(slots)
         finally:
             self._stop.set()
             for slot in self._slots:
@@ -172,11 +195,13 @@ class Supervisor:
             self._close_listeners()
             self._http.should_exit = True
             await asyncio.gather(http, *slots, return_exceptions=True)
+        return self._exit_code
 
     def worker_ready(self, provider: str) -> None:
         """Note the execution provider that the banner and the metrics show."""
         self._provider = provider
         self._direct_connections()
+        self._worker_ready.set()
 
     def worker_draining(self) -> None:
         """Assign new connections to the other workers."""
@@ -187,8 +212,17 @@ class Supervisor:
         self._num_restarts += 1
 
     def drain_failed(self) -> None:
-        """Make the exit code 1."""
-        self._failed = True
+        """Note that requests may not have been answered."""
+        self._fail(EXIT_INCOMPLETE)
+
+    def requests_unanswered(self, num_requests: int) -> None:
+        """Count requests that were not answered within the grace period."""
+        self._num_unanswered += num_requests
+        self._fail(EXIT_INCOMPLETE)
+
+    def _fail(self, exit_code: int) -> None:
+        """Set the exit code, unless a fault has already set a higher one."""
+        self._exit_code = max(self._exit_code, exit_code)
 
     def _start_task(self, name: str, coroutine: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         task = asyncio.create_task(coroutine, name=name)
@@ -201,14 +235,14 @@ class Supervisor:
         if isinstance(error, StartupError):
             self._refusal = self._refusal or error
         elif error is not None or not self._stop.is_set():
-            self._failed = True
+            self._fail(EXIT_FAULT)
             _log.error("a task of the supervisor failed, ending the service", task=task.get_name(), exc_info=error)
         self._stop.set()
 
     def _handle_signal(self) -> None:
         """Start to drain. The second signal ends the service without waiting for answers."""
         if self._signalled:
-            self._failed = True
+            self._fail(EXIT_INCOMPLETE)
             _log.warning("second signal to stop: ending without waiting for answers")
             for slot in self._slots:
                 slot.kill()
@@ -216,15 +250,16 @@ class Supervisor:
         self._stop.set()
 
     async def _wait_until_ready(self) -> None:
-        """Wait until each slot has had a ready worker, or until the service stops."""
+        """Wait until each slot has had a ready worker and one is ready now, or until the service stops."""
         stop = asyncio.create_task(self._stop.wait())
-        for slot in self._slots:
-            ready = asyncio.create_task(slot.first_ready.wait())
+        while not (stop.done() or (self.num_ready and all(slot.was_ready for slot in self._slots))):
+            self._worker_ready.clear()
+            ready = asyncio.create_task(self._worker_ready.wait())
             await asyncio.wait([ready, stop], return_when=asyncio.FIRST_COMPLETED)
             ready.cancel()
         stop.cancel()
 
-    async def _drain(self, slots: Sequence["asyncio.Task[None]"]) -> int:
+    async def _drain(self, slots: Sequence["asyncio.Task[None]"]) -> None:
         _log.info("draining", grace_s=self.settings.grace_s)
         for slot in self._slots:
             slot.drain()
@@ -232,12 +267,12 @@ class Supervisor:
         self._close_listeners()
         _, late = await asyncio.wait(slots, timeout=self.settings.grace_s + KILL_MARGIN_S)
         if late:
+            self._fail(EXIT_INCOMPLETE)
             _log.error("workers did not end within the grace period, killing them", num_workers=len(late))
-            return 1
-        if self._failed:
-            return 1
-        _log.info("drained")
-        return 0
+        elif self._num_unanswered:
+            _log.error("requests were not answered within the grace period", num_requests=self._num_unanswered)
+        elif not self._exit_code:
+            _log.info("drained")
 
     def _direct_connections(self) -> None:
         if self._listeners is not None:
@@ -252,12 +287,17 @@ class Supervisor:
         # The command as it was typed, so that it can be copied even if it is not on the PATH.
         program = sys.argv[0] if sys.argv[0].endswith("/digitserve") else "digitserve"
         address = endpoint(settings.host, settings.grpc_port)
+        tls = settings.tls_certificate
         lines = {
-            "gRPC": address,
+            "gRPC": address if tls is None else f"{address}  TLS",
             "HTTP": f"http://{endpoint(settings.host, settings.http_port)}  (/metrics /livez /readyz)",
             "model": f"{manifest.name}/{manifest.version}  sha256 {manifest.sha256[:12]}  {self._provider}",
             "workers": f"{settings.workers} x {self._num_threads} threads, CPU budget {self._cpu_budget:g}",
-            "try": f"{program} classify --address {address} FILE.png",
+            "try": (
+                f"{program} classify --address {address} FILE.png"
+                if tls is None
+                else f"grpcurl -cacert {tls} {address} list"
+            ),
         }
         return "\n".join(["digitserve is ready", *(f"  {name:<8} {text}" for name, text in lines.items())])
 

@@ -46,6 +46,10 @@ class Histogram:
         self._cells[bisect_left(self._bounds, value)] += 1
         self._cells[-1] += value
 
+    def observe_zero(self) -> None:
+        """Add the value 0, which belongs to the first bucket."""
+        self._cells[0] += 1
+
     def observe_many(self, values: Sequence[float] | NDArray[np.floating]) -> None:
         """Add several values."""
         if len(values) <= _MAX_SINGLE:
@@ -99,6 +103,20 @@ class Recorder:
         row = _ROWS[method]
         self._handled[row * _NUM_CODES + code] += 1
         self._handling_s[row].observe(seconds)
+
+    def call_refused(self, method: Method, code: Code, reason: str) -> None:
+        """Count an RPC that ends as soon as it starts, because it is rejected.
+
+        Args:
+            method: of the RPC.
+            code: its status.
+            reason: that of its ``RequestError``.
+        """
+        row = _ROWS[method]
+        self._started[row] += 1
+        self._handled[row * _NUM_CODES + code] += 1
+        self._handling_s[row].observe_zero()
+        self._rejected[reason][0] += 1
 
     def calls_answered(self, method: Method, seconds: Sequence[float]) -> None:
         """Count several RPCs of a method that end with OK.

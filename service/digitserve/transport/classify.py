@@ -61,15 +61,24 @@ class ClassifyHandler:
         self._limits = limits
         self._recorder = recorder
         self._clock = clock
+        self._refusals: dict[RequestError, Status] = {}  # of the errors that the batcher keeps
 
     # Called by the transport; see UnaryHandler.
 
-    def on_accept(self, call: UnaryCall) -> None:
-        """Record the call; reject it before its message is read if no request can be admitted."""
+    def refusal(self, deadline: float) -> Status | None:
+        """Refuse the call before its message is read if its request cannot be admitted."""
+        error = self._pipeline.refusal(deadline)
+        if error is None:
+            return None
+        status = self._refusals.get(error)
+        if status is None:
+            status = self._refusals[error] = Status.from_error(error)
+        self._recorder.call_refused(CLASSIFY, status.code, error.reason)
+        return status
+
+    def on_accept(self, call: UnaryCall) -> None:  # noqa: ARG002 - the interface of handlers
+        """Record the call."""
         self._recorder.call_started(CLASSIFY)
-        error = self._pipeline.admission_error()
-        if error:
-            self.reject(call, error)
 
     def on_message(self, call: UnaryCall, body: bytes) -> None:
         """Check and admit the request, or reject it."""

@@ -5,9 +5,11 @@
          └─────────────────────── the next read, when there is room ◀──────────── written ───────────────────────┘
 
 What clients can make a worker hold is bounded. The images in flight of a stream (read, and their answers not yet sent) are
-limited, and no stream is read while the queue is half full. HTTP/2 flow control then slows the clients down. A message
-whose read was outstanding at that time, and which finds no room, is held until there is room: at most one per stream.
-Messages of streams are delayed, never rejected, for lack of room. Called on the worker's one thread.
+limited, and no stream is read while the queue of small requests is half full. HTTP/2 flow control then slows the clients
+down. A message whose read was outstanding at that time, and which finds no room, is held until there is any: at most one per
+stream. Held messages are admitted in the order of arrival, small and large ones apart, so neither wait for the other.
+Messages of streams are delayed for lack of room. They are rejected only if all that is held together exceeds
+``MAX_HELD_BYTES``. Called on the worker's one thread.
 """
 
 import time
@@ -30,6 +32,13 @@ from digitserve.transport.handlers import ServerStream, record_unanswered
 
 WINDOW_BATCHES = 4
 """Limit on the images in flight of a stream, in full batches: enough for one stream to keep all batches full."""
+
+MAX_HELD_BYTES = 1 << 26
+"""Most memory of held messages: four of the default maximal size, or one small message of each of 80 000 streams."""
+
+_HELD_TOO_MUCH = Overloaded(
+    f"the server holds {MAX_HELD_BYTES} bytes of messages of streams that wait; send the message again in 1000 ms", 1.0
+)
 
 _DRAINING = Status.from_error(
     Draining("this server is shutting down; open the stream again, and send what has no answer again")
@@ -86,6 +95,9 @@ class StreamMessage:
         self._handler.write_later(self.state)
 
 
+_Held = tuple[StreamMessage, Request]
+
+
 class StreamState:
     """What the handler keeps for one stream; lives as long as the stream.
 
@@ -124,7 +136,9 @@ class ClassifyStreamHandler:
         self._streams: set[StreamState] = set()
         # In the order of arrival; each stream once.
         self._paused: dict[StreamState, None] = {}
-        self._held: deque[tuple[StreamMessage, Request]] = deque()
+        # Small and large requests.
+        self._held: tuple[deque[_Held], deque[_Held]] = deque(), deque()
+        self._held_bytes = 0
         self._answered: dict[StreamState, None] = {}
         self._draining = False
 
@@ -154,9 +168,7 @@ class ClassifyStreamHandler:
         try:
             request = decode_stream_request(body, self._limits)
             message.num_images = request.num_images
-            # In the order of arrival: otherwise small requests could take the room of a large one again and again.
-            if self._held or not self._admit_if_room(message, request):
-                self._held.append((message, request))
+            self._admit_or_hold(message, request)
         except RequestError as error:
             message.reject(error)
         except Exception:
@@ -215,8 +227,9 @@ class ClassifyStreamHandler:
 
     def flush(self) -> None:
         """Admit held messages and resume paused reads where there is room, then write the answers of each stream."""
-        while self._held and self._admit_if_room(*self._held[0]):
-            self._held.popleft()
+        for held in self._held:
+            while held and self._admit_if_room(*held[0]):
+                self._held_bytes -= len(held.popleft()[1].pixels)
         while self._paused and not self._should_pause():
             state = next(iter(self._paused))
             del self._paused[state]
@@ -232,15 +245,34 @@ class ClassifyStreamHandler:
         for state in [*self._streams]:
             self._end(state, _DRAINING)
 
+    def num_unsent_answers(self) -> int:
+        """Return how many messages were read that no longer wait in the pipeline, and whose answer is not yet sent."""
+        return sum(
+            len(state.unsent) + sum(message.pending is None for message in state.messages) for state in self._streams
+        )
+
     def has_unsent_answers(self) -> bool:
         """Return whether a message was read whose answer is not yet sent."""
         return any(state.num_images for state in self._streams)
+
+    def _admit_or_hold(self, message: StreamMessage, request: Request) -> None:
+        small, large = self._held
+        # Not before others that are held: smaller requests could take the room of a larger one again and again.
+        if not (small or large) and self._admit_if_room(message, request):
+            return
+        held = large if self._pipeline.is_large(request) else small
+        if held or not self._admit_if_room(message, request):
+            if self._held_bytes + len(request.pixels) > MAX_HELD_BYTES:
+                message.reject(_HELD_TOO_MUCH)
+                return
+            held.append((message, request))
+            self._held_bytes += len(request.pixels)
 
     def _admit_if_room(self, message: StreamMessage, request: Request) -> bool:
         """Admit a request, or reject it for good; return false if it has to wait for room."""
         if message.open:
             try:
-                message.pending = self._pipeline.admit(message, request)
+                message.pending = self._pipeline.admit(message, request, patient=True)
             except Overloaded:
                 return False
             except RequestError as error:
@@ -248,7 +280,7 @@ class ClassifyStreamHandler:
         return True
 
     def _should_pause(self) -> bool:
-        return bool(self._held) or self._pipeline.is_half_full()
+        return bool(self._held[0]) or self._pipeline.is_half_full()
 
     def _write(self, state: StreamState) -> None:
         stream, messages = state.stream, state.messages

@@ -1,8 +1,8 @@
 """Interfaces between the worker, the transport that it chose, and the handlers of the RPCs.
 
-    transport ──on_accept, on_message, ...──▶ UnaryHandler, StreamHandler
-        ▲                                             │
-        └──────────── UnaryCall, ServerStream ◀───────┘ reply, fail, read, write, finish
+    transport ──refusal, on_accept, on_message, ...──▶ UnaryHandler, StreamHandler
+        ▲                                                      │
+        └──────────── UnaryCall, ServerStream ◀────────────────┘ reply, fail, read, write, finish
     worker ──listen, poll, begin_shutdown, ...──▶ Server
 
 A handler depends on these interfaces only, so any transport can call it; the worker runs any transport as a ``Server``. All
@@ -47,8 +47,16 @@ class UnaryCall(Protocol):
 class UnaryHandler(Protocol):
     """Handles the calls of a unary method."""
 
+    def refusal(self, deadline: float) -> Status | None:
+        """A client starts a call with this deadline, Unix time in seconds.
+
+        Returns:
+            The status with which the call ends now, before its message is read. The handler has recorded it, and gets no
+            other callback. None if the call is accepted: ``on_accept`` follows.
+        """
+
     def on_accept(self, call: UnaryCall) -> None:
-        """A client started the call. The handler may fail it; then its message is not read."""
+        """The call is open. The handler may fail it; then its message is not read."""
 
     def on_message(self, call: UnaryCall, body: bytes) -> None:
         """The message of the call arrived; the handler answers or fails the call, now or later."""

@@ -34,6 +34,10 @@ class RespondHandler:
         self._recorder = recorder
         self._clock = clock
 
+    def refusal(self, deadline: float) -> Status | None:  # noqa: ARG002 - the interface of handlers
+        """Accept every call."""
+        return None
+
     def on_accept(self, call: UnaryCall) -> None:  # noqa: ARG002 - the interface of handlers
         """Record the call."""
         self._recorder.call_started(self._method)
@@ -73,13 +77,14 @@ class RespondHandler:
 
 
 class UnknownMethodHandler(RespondHandler):
-    """Fails the calls of methods that do not exist, and counts them together."""
+    """Refuses the calls of methods that do not exist, and counts them together."""
 
     def __init__(self, recorder: Recorder) -> None:
         """Need nothing but the recorder."""
         super().__init__(OTHER_METHOD, bytes, recorder)
 
-    def on_accept(self, call: UnaryCall) -> None:
-        """Fail the call before its message is read."""
-        super().on_accept(call)
-        self._end(call, _UNKNOWN)
+    def refusal(self, deadline: float) -> Status | None:  # noqa: ARG002 - the interface of handlers
+        """Refuse every call."""
+        self._recorder.call_started(OTHER_METHOD)
+        self._recorder.call_ended(OTHER_METHOD, _UNKNOWN.code, 0.0)
+        return _UNKNOWN

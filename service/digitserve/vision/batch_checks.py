@@ -246,6 +246,8 @@ def _pack_rows(flat: Gray) -> NDArray[np.uint64]:
     layout = (IMAGE_SIZE // 2, num_images), "<u4", packed
     strides = 7, _PIXELS // 8
     rows = np.empty((IMAGE_SIZE // 2, 2, num_images), np.uint64)
+    if not num_images:
+        return rows.reshape(IMAGE_SIZE, 0)  # numpy accepts no offset into an empty buffer
     np.bitwise_and(np.ndarray(*layout, 0, strides), _ROW, out=rows[:, 0])
     np.right_shift(np.ndarray(*layout, 3, strides), _HALF_BYTE, out=rows[:, 1])
     return rows.reshape(IMAGE_SIZE, num_images)

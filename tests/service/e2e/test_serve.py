@@ -6,10 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
-import threading
-from collections import Counter
 from pathlib import Path
-from typing import Self
 
 import grpc
 import pytest
@@ -17,9 +14,8 @@ from PIL import Image
 
 from digitserve.v1 import digits_pb2 as pb
 from support.bundles import echo_image, write_echo_bundle
-from support.serving import PATIENCE_S, TRANSPORTS, Service, command, run_service, wait_until
-
-CLASSIFY = "/digitserve.v1.DigitService/Classify"
+from support.load import CLASSIFY, Load, classify
+from support.serving import PATIENCE_S, TRANSPORTS, command, run_service, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -32,80 +28,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a ``digitserve`` command to its end."""
     return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=PATIENCE_S, check=False)
-
-
-def classify(channel: grpc.Channel, number: int, *, wait_for_ready: bool = True) -> int:
-    """Classify one image and return the number that the answer encodes."""
-    call = channel.unary_unary(CLASSIFY, pb.ClassifyRequest.SerializeToString, pb.ClassifyResponse.FromString)
-    request = pb.ClassifyRequest(pixels=echo_image(number).tobytes())
-    (prediction,) = call(request, timeout=PATIENCE_S, wait_for_ready=wait_for_ready).predictions
-    return int(prediction.ood_score)
-
-
-class Load:
-    """Threads that call the service repeatedly, each on its own connection, and record how each call ended.
-
-    Attributes:
-        outcomes: number of calls by status code; ``WRONG`` for an answer that belongs to another call.
-        failures: details of the calls that failed.
-    """
-
-    def __init__(
-        self,
-        service: Service,
-        num_callers: int,
-        *,
-        wait_for_ready: bool = True,
-        retries: bool = False,
-        reconnect: bool = False,
-    ) -> None:
-        """Prepare.
-
-        Args:
-            service: to call.
-            num_callers: number of threads.
-            wait_for_ready: whether a call waits for a connection.
-            retries: whether to use the client library's service config, which retries.
-            reconnect: whether each call opens a connection.
-        """
-        self._wait_for_ready = wait_for_ready
-        self._retries = retries
-        self._reconnect = reconnect
-        self.outcomes: Counter[str] = Counter()
-        self.failures: list[str] = []
-        self._stop = threading.Event()
-        self._lock = threading.Lock()
-        self._threads = [threading.Thread(target=self._call, args=(service, n)) for n in range(num_callers)]
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(PATIENCE_S)
-
-    def _call(self, service: Service, caller: int) -> None:
-        number = caller * 100_000
-        channel = service.channel(retries=self._retries)
-        with contextlib.ExitStack() as stack:
-            stack.callback(lambda: channel.close())  # noqa: PLW0108 - the last channel, not the first
-            while not self._stop.is_set():
-                number += 1
-                if self._reconnect:
-                    channel.close()
-                    channel = service.channel(retries=self._retries)
-                try:
-                    outcome = (
-                        "OK" if classify(channel, number, wait_for_ready=self._wait_for_ready) == number else "WRONG"
-                    )
-                except grpc.RpcError as error:
-                    outcome = error.code().name
-                    self.failures.append(error.debug_error_string())
-                with self._lock:
-                    self.outcomes[outcome] += 1
 
 
 def test_banner(models: Path, tmp_path: Path) -> None:
@@ -315,15 +237,31 @@ def test_connections_wait_for_the_next_worker(models: Path, tmp_path: Path) -> N
         assert "worker ended unexpectedly" not in service.log.read_text()
 
 
-def test_workers_end_with_their_supervisor(models: Path, tmp_path: Path) -> None:
-    """When the supervisor is killed, its workers notice it and end: no worker runs without a supervisor."""
-    with run_service(models, tmp_path / "log", "--workers", "2", "--lame-duck-s", "0") as service:
-        workers = service.workers()
-        service.process.kill()
-        service.process.wait()
-        wait_until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() and
-                                   Path(f"/proc/{pid}/cmdline").read_bytes() for pid in workers),
-                   "the workers are gone")  # fmt: skip
+def test_a_service_whose_supervisor_was_killed_can_start_again(models: Path, tmp_path: Path) -> None:
+    """When the supervisor is killed under load, its workers close their listening sockets at once and end: a service starts
+    on the same ports immediately, and no worker runs without a supervisor.
+    """
+    arguments = ("--workers", "1", "--transport", "native", "--grace-s", "60", "--lame-duck-s")
+    with run_service(models, tmp_path / "log", *arguments, "60") as first, Load(first, 2) as load:
+        wait_until(lambda: load.outcomes["OK"] >= 100, "100 answers")
+        workers = first.workers()
+        first.process.kill()
+        first.process.wait()
+        ports = [address.rpartition(":")[2] for address in (first.grpc_address, first.http_url)]
+        ports_again = ("--grpc-port", ports[0], "--http-port", ports[1])
+        with run_service(models, tmp_path / "log2", *arguments, "0", *ports_again) as second:
+            answered = load.outcomes["OK"]
+            wait_until(lambda: load.outcomes["OK"] >= answered + 100, "100 more answers")
+            wait_until(lambda: not any(map(runs, workers)), "the workers are gone")
+            assert second.get("/readyz")[0] == 200
+    assert load.outcomes["WRONG"] == 0
+
+
+def runs(pid: int) -> bool:
+    """Return whether a process still runs; one that has ended and was not waited for does not."""
+    with contextlib.suppress(FileNotFoundError):
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    return False
 
 
 def test_a_second_service_on_the_same_port_is_refused(models: Path, tmp_path: Path) -> None:

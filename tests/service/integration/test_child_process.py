@@ -1,6 +1,7 @@
 """Child processes and their message channel: nothing that a child prints, imports or does breaks the channel."""
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
@@ -178,24 +179,25 @@ def test_a_child_that_does_not_answer_is_a_timeout(write: Write) -> None:
     assert child.process.returncode == -signal.SIGKILL
 
 
-def test_a_child_can_answer_after_send_eof(write: Write) -> None:
-    """``send_eof`` ends the messages to the child only: it can still send, and its exit code is its own."""
+def test_a_child_can_answer_after_the_last_message(write: Write) -> None:
+    """``send_last`` ends the messages to the child only: it can still send, and its exit code is its own."""
     module = write("""
         from digitserve.child_process import Channel, ChannelClosed
         channel = Channel.to_parent()
+        last = channel.receive()
         try:
             channel.receive()
         except ChannelClosed:
-            channel.send("got the end")
+            channel.send(["got the end", last])
         raise SystemExit(5)
     """)
 
-    async def run() -> tuple[str, int]:
+    async def run() -> tuple[list[str], int]:
         async with await AsyncChild.start(module) as child:
-            child.send_eof()
-            return await child.receive(), await child.process.wait()
+            child.send_last("last")
+            return await child.receive(), await child.wait()
 
-    assert asyncio.run(run()) == ("got the end", 5)
+    assert asyncio.run(run()) == (["got the end", "last"], 5)
 
 
 def test_sending_to_a_child_that_has_ended(write: Write) -> None:
@@ -209,9 +211,9 @@ def test_sending_to_a_child_that_has_ended(write: Write) -> None:
 
     async def run() -> None:
         async with await AsyncChild.start(module) as child:
-            await child.process.wait()
+            await child.wait()
             await child.send("x")
-            child.send_eof()
+            child.send_last("last")
             await child.receive()
 
     with pytest.raises(ChannelClosed):
@@ -297,6 +299,28 @@ def test_no_descriptor_is_left_by_a_child_that_cannot_start(
     assert open_descriptors() == descriptors
 
 
+@pytest.mark.parametrize("missing", ["socket.socketpair", "os.pidfd_open", "asyncio.open_unix_connection"])
+def test_nothing_is_left_of_a_child_without_descriptors(
+    write: Write, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    """If the descriptors run out while a child is started, the error is raised, and no process or descriptor is left."""
+    module = write(ECHO)
+    exchange_async(module, 1)
+    descriptors, processes = open_descriptors(), child_processes()
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def start() -> None:
+        # Only now: the event loop has a socket pair of its own.
+        monkeypatch.setattr(missing, fail)
+        await AsyncChild.start(module)
+
+    with pytest.raises(OSError, match="Too many open files"):
+        asyncio.run(start())
+    assert (open_descriptors(), child_processes()) == (descriptors, processes)
+
+
 def test_killing_a_child_as_it_ends_keeps_its_exit_code(write: Write, caplog: pytest.LogCaptureFixture) -> None:
     """A kill that comes as the child ends neither loses its exit code nor makes asyncio warn, whichever comes first."""
     module = write("import sys\nsys.exit(3)")
@@ -305,14 +329,14 @@ def test_killing_a_child_as_it_ends_keeps_its_exit_code(write: Write, caplog: py
         async with await AsyncChild.start(module) as child:
             with pytest.raises(ChannelClosed):
                 await child.receive()
-            return await child.process.wait()
+            return await child.wait()
 
     async def kill() -> int:
         child = await AsyncChild.start(module)
         with pytest.raises(ChannelClosed):
             await child.receive()
         child.kill()
-        code = await child.process.wait()
+        code = await child.wait()
         child.close()
         return code
 

@@ -29,6 +29,9 @@ class Echo:
         self.events: list[str] = []
         self.waiting: list[UnaryCall] = []
 
+    def refusal(self, deadline: float) -> Status | None:
+        return None
+
     def on_accept(self, call: UnaryCall) -> None:
         self.events.append("accept")
 

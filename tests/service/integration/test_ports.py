@@ -125,6 +125,25 @@ def test_a_port_with_slots_is_refused() -> None:
                 wanted_by(LOCAL, port_of(reserved), "--wanted-port")
 
 
+@pytest.mark.parametrize("host", [LOCAL, "::1"])
+@pytest.mark.parametrize("left", ["open", "closed"])
+def test_connections_of_the_last_service_do_not_block_the_port(host: str, left: str) -> None:
+    """Once all listening sockets are closed, the port can be bound again at once: also while a worker of the last service
+    answers its last requests, and after connections that the service has closed first (TIME_WAIT).
+    """
+    with contextlib.ExitStack() as stack:
+        with reserve(host, 0, "--grpc-port") as reserved, SlotListeners(reserved, 1) as listeners:
+            client = stack.enter_context(socket.create_connection((host, port_of(reserved))))
+            accepted = stack.enter_context(listeners[0].accept()[0])
+            port = port_of(reserved)
+        if left == "closed":
+            accepted.close()
+            assert client.recv(1) == b""
+            client.close()
+        with reserve(host, port, "--grpc-port") as reserved, SlotListeners(reserved, 1):
+            stack.enter_context(socket.create_connection((host, port)))
+
+
 def test_a_system_without_filters_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the system has no filters for SO_REUSEPORT, one warning says so, and it chooses the slots itself."""
     monkeypatch.setattr(ports, "_SO_ATTACH_REUSEPORT_CBPF", 0xFFFF)

@@ -1,6 +1,10 @@
 """Worker slots and the supervisor with scripted worker processes: every failure is reported, and nothing is left behind."""
 
 import asyncio
+import errno
+import os
+import pkgutil
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +17,7 @@ from digitserve.errors import StartupError
 from digitserve.settings import Settings
 from digitserve.supervision import restart_policy, slots, supervisor
 from digitserve.supervision.slots import WorkerSlot
+from digitserve.supervision.supervisor import EXIT_FAULT, EXIT_INCOMPLETE
 from digitserve.telemetry.collector import ServiceCollector
 from support.child_modules import child_processes, open_descriptors, write_module
 
@@ -50,6 +55,7 @@ Script = Callable[[str], None]
 def _no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(restart_policy, "FIRST_DELAY_S", 0.001)
     monkeypatch.setattr(restart_policy, "MAX_DELAY_S", 0.001)
+    monkeypatch.setattr(slots, "START_RETRY_S", 0.001)
 
 
 @pytest.fixture
@@ -92,11 +98,20 @@ class Recorder:
     def drain_failed(self) -> None:
         self._record("drain failed")
 
+    def requests_unanswered(self, num_requests: int) -> None:
+        self._record(f"{num_requests} unanswered")
+
 
 def run_slot(drain_after: tuple[str, int] = ("", 0), listener: socket.socket | None = None, **changes: Any) -> Recorder:
     """Run a slot until it ends without ``drain``, or until it has drained after the n-th event of a kind."""
     recorder = Recorder()
     recorder.drain_after = drain_after
+    run_recorded(recorder, listener, **changes)
+    return recorder
+
+
+def run_recorded(recorder: Recorder, listener: socket.socket | None = None, **changes: Any) -> None:
+    """Run a slot that reports to a recorder, until it ends."""
 
     async def run() -> None:
         collector = ServiceCollector(tuple("0123456789"), list)
@@ -104,7 +119,6 @@ def run_slot(drain_after: tuple[str, int] = ("", 0), listener: socket.socket | N
         await recorder.slot.run()
 
     asyncio.run(run())
-    return recorder
 
 
 READY = "ready Scripted"
@@ -168,7 +182,7 @@ sys.exit(number > 3)
 """)
     with capture_logs() as lines:
         run_slot(drain_after=(READY, 6))
-    delays = [line["delay_s"] for line in lines if line["event"] == "worker ended, starting another"]
+    delays = [line["delay_s"] for line in lines if line["event"] == "starting another worker"]
     assert delays == [0.0, 0.0, 0.0, 0.0, 0.001]
     assert [line["exit_code"] for line in lines if line["event"] == "worker ended unexpectedly"] == [1, 1]
 
@@ -234,6 +248,62 @@ def test_a_worker_that_fails_while_it_drains_is_reported(script: Script) -> None
     assert run_slot(drain_after=(READY, 1)).events == [READY, "drain failed"]
 
 
+LACKS = [
+    ("digitserve.child_process.socket.socketpair", OSError(errno.EMFILE, "Too many open files")),
+    ("digitserve.child_process.os.pidfd_open", OSError(errno.EMFILE, "Too many open files")),
+    ("digitserve.child_process.subprocess.Popen", BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")),
+    ("digitserve.child_process.asyncio.open_unix_connection", OSError(errno.ENOMEM, "Cannot allocate memory")),
+    ("digitserve.telemetry.block.os.memfd_create", OSError(errno.EMFILE, "Too many open files")),
+    ("digitserve.telemetry.block.mmap.mmap", MemoryError()),
+    ("digitserve.child_process._encode", RuntimeError("a fault")),
+]
+
+
+@pytest.mark.parametrize(("function", "error"), LACKS)
+def test_a_worker_is_replaced_whatever_the_supervisor_lacks(
+    script: Script, monkeypatch: pytest.MonkeyPatch, function: str, error: Exception
+) -> None:
+    """If the supervisor has no descriptor, no memory or no process for the next worker, or has a fault, it tries again until
+    it succeeds; the reason is shown meanwhile, and nothing is left behind.
+    """
+    script("ready()\nif number > 1: wait_for_drain()")
+    recorder = Recorder()
+    recorder.drain_after = (READY, 2)
+    refusals: list[str | None] = []
+    owner, _, name = function.rpartition(".")
+    original = getattr(pkgutil.resolve_name(owner), name)
+
+    def lacking(*arguments: Any, **options: Any) -> Any:
+        # The first worker runs, then two starts fail.
+        if recorder.events.count("restarting") in {1, 2}:
+            refusals.append(recorder.slot.refusal)
+            raise error
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(f"{owner}.{name}", lacking)
+    processes = child_processes()
+    run_recorded(recorder)
+    assert recorder.events == [READY, *["restarting"] * 3, READY]
+    assert refusals[0] is None
+    assert str(error) in str(refusals[-1]) or "internal fault" in str(refusals[-1])
+    assert recorder.slot.refusal is None
+    assert child_processes() == processes
+
+
+def test_a_first_worker_that_the_system_cannot_start_ends_the_slot(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the system has no room for the first worker, that is a refusal to start, with the reason."""
+    script("ready()")
+
+    def lacking(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("digitserve.telemetry.block.os.memfd_create", lacking)
+    with pytest.raises(StartupError, match="cannot start a worker: .*Too many open files"):
+        run_slot()
+
+
 def failure_of_slot() -> list[type[Exception]]:
     """Run a slot that fails, and return the types of its exceptions."""
     try:
@@ -286,32 +356,24 @@ def serve(models: Path, on_banner: Callable[[], object] = lambda: None, **change
 
 
 def test_nonsense_from_a_worker_ends_the_service_with_an_error(models: Path, script: Script) -> None:
-    """A slot that fails during the start is logged with its exception; the exit code is 1, and no banner was shown."""
+    """A slot that fails during the start is logged with its exception; the exit code is that of a fault, and no banner was
+    shown.
+    """
     script("channel.send({'event': 'unknown'})\nwait_for_drain()")
     code, banner, lines = serve(models)
-    assert (code, banner) == (1, "")
+    assert (code, banner) == (EXIT_FAULT, "")
     failures = [line for line in lines if line["event"] == "a task of the supervisor failed, ending the service"]
     assert failures
     assert all(isinstance(line["exc_info"], ExceptionGroup) for line in failures)
 
 
-def test_nonsense_after_the_start_drains_the_other_workers(models: Path, script: Script, tmp_path: Path) -> None:
-    """A slot that fails later ends the service with exit code 1; the other workers drain first."""
-    drained, started = tmp_path / "drained", tmp_path / "started"
-    script(f"""
-ready()
-if number == 1:
-    while not Path({str(started)!r}).exists():
-        time.sleep(0.01)
-    channel.send("nonsense")
-wait_for_drain()
-if number == 2:
-    Path({str(drained)!r}).touch()
-""")
-    code, _, lines = serve(models, started.touch)
-    assert code == 1
-    assert drained.exists()
-    assert "draining" in [line["event"] for line in lines]
+def test_nonsense_after_the_start_replaces_the_worker(script: Script) -> None:
+    """A worker that sends nonsense later is ended and replaced; the exception is logged."""
+    script("ready()\nif number == 1: channel.send('nonsense')\nwait_for_drain()")
+    with capture_logs() as lines:
+        recorder = run_slot(drain_after=(READY, 2))
+    assert recorder.events == [READY, "restarting", READY]
+    assert "a worker was ended because of an internal fault" in [line["event"] for line in lines]
 
 
 def test_a_worker_that_crashes_during_the_start_is_a_refusal(models: Path, script: Script) -> None:
@@ -319,6 +381,55 @@ def test_a_worker_that_crashes_during_the_start_is_a_refusal(models: Path, scrip
     script("os._exit(9)")
     with pytest.raises(StartupError, match="ended with exit code 9 before it was ready"):
         serve(models)
+
+
+def test_requests_left_at_the_end_of_the_grace_period_are_reported(models: Path, script: Script) -> None:
+    """The log has the number of requests that were not answered, and the exit code is not 0."""
+    script("ready()\nwait_for_drain()\nchannel.send({'event': 'unanswered', 'num_requests': number + 2})")
+    code, _, lines = serve(models, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert code == EXIT_INCOMPLETE
+    (line,) = [line for line in lines if line["event"] == "requests were not answered within the grace period"]
+    assert line["num_requests"] == 7
+
+
+class ShortLivedSlot:
+    """A slot whose first worker dies as soon as it is ready; the second one serves until ``drain``."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self._events = arguments[-1]
+        self._drain = asyncio.Event()
+        self.is_ready = self.was_ready = False
+        self.refusal = None
+        self.drain = self.kill = self._drain.set
+
+    async def run(self) -> None:
+        for dies in (True, False):
+            self.is_ready = self.was_ready = True
+            self._events.worker_ready("Scripted")
+            if dies:
+                self.is_ready = False
+                # The supervisor may handle the event.
+                for _ in range(10):
+                    await asyncio.sleep(0)
+        await self._drain.wait()
+
+
+def test_the_banner_waits_for_a_worker_that_serves(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that was ready and has died does not count: at the time of the banner a worker is ready."""
+    monkeypatch.setattr(supervisor, "WorkerSlot", ShortLivedSlot)
+    num_ready: list[int] = []
+    run = supervisor.Supervisor.run
+
+    def run_and_count(self: supervisor.Supervisor, print_banner: Callable[[str], None]) -> Any:
+        def count(text: str) -> None:
+            num_ready.append(self.num_ready)
+            print_banner(text)
+
+        return run(self, count)
+
+    monkeypatch.setattr(supervisor.Supervisor, "run", run_and_count)
+    code, _, _ = serve(models, lambda: os.kill(os.getpid(), signal.SIGTERM), workers=1)
+    assert (code, num_ready) == (0, [1])
 
 
 def test_a_failure_of_the_http_server_ends_the_service(
@@ -332,5 +443,5 @@ def test_a_failure_of_the_http_server_ends_the_service(
     monkeypatch.setattr(supervisor.HttpServer, "run_on", fail)
     script("ready()\nwait_for_drain()")
     code, _, lines = serve(models)
-    assert code == 1
+    assert code == EXIT_FAULT
     assert [str(line["exc_info"]) for line in lines if line["log_level"] == "error"] == ["no HTTP"]

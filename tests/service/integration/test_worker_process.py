@@ -2,19 +2,22 @@
 
 import asyncio
 import os
+import signal
 import socket
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
 import pytest
 
+from digitserve import worker
 from digitserve.child_process import AsyncChild, ChannelClosed
 from digitserve.protocol.names import CLASSIFY
 from digitserve.settings import Settings
 from digitserve.telemetry.block import Block
 from digitserve.v1 import digits_pb2 as pb
-from digitserve.worker import EXIT_REFUSED
+from digitserve.worker import EXIT_ORPHANED, EXIT_REFUSED
 from support.bundles import LABELS, echo_request
 from support.serving import PATIENCE_S
 
@@ -33,7 +36,7 @@ def run(settings: Settings, interact: Interact, **environment: str) -> int:
         finally:
             child.close()
             child.kill()
-            await child.process.wait()
+            await child.wait()
             block.close()
 
     return asyncio.run(main())
@@ -43,7 +46,7 @@ async def exit_code(child: AsyncChild) -> int:
     """Wait for the end of a worker that sends no more messages."""
     with pytest.raises(ChannelClosed):
         await child.receive()
-    return await child.process.wait()
+    return await child.wait()
 
 
 @pytest.fixture
@@ -55,9 +58,9 @@ def settings(models: Path) -> Iterator[Settings]:
         yield Settings(models=models, grpc_port=holder.getsockname()[1], lame_duck_s=0.0)
 
 
-def test_a_worker_serves_until_its_channel_is_closed(settings: Settings) -> None:
-    """It reports ready with its provider, records in the memory that it inherits, drains when the channel is closed, and
-    exits with 0.
+def test_a_worker_serves_until_it_is_asked_to_drain(settings: Settings) -> None:
+    """It reports ready with its provider, records in the memory that it inherits, drains when it is asked to, and exits
+    with 0.
     """
 
     async def interact(child: AsyncChild, block: Block) -> int:
@@ -66,10 +69,98 @@ def test_a_worker_serves_until_its_channel_is_closed(settings: Settings) -> None
             body = await channel.unary_unary(CLASSIFY.path)(echo_request(7).SerializeToString(), timeout=PATIENCE_S)
         assert pb.ClassifyResponse.FromString(body).predictions[0].ood_score == 7
         assert block.cells["digitserve_images"][0, 0] == 1
-        child.close()
-        return await child.process.wait()
+        child.send_last("drain")
+        return await child.wait()
 
     assert run(settings, interact) == 0
+
+
+def test_a_worker_without_a_supervisor_ends_soon(settings: Settings) -> None:
+    """If the channel is closed without "drain", the supervisor has died: there is no lame duck time then."""
+
+    async def interact(child: AsyncChild, block: Block) -> int:
+        assert (await child.receive())["event"] == "ready"
+        child.close()
+        return await child.wait()
+
+    assert run(replace(settings, lame_duck_s=600.0, grace_s=600.0), interact) == 0
+
+
+def test_a_worker_that_is_asked_to_drain_is_a_lame_duck_first(settings: Settings) -> None:
+    """After "drain" it still accepts calls, although the channel is closed in this direction."""
+
+    async def interact(child: AsyncChild, block: Block) -> int:
+        assert (await child.receive())["event"] == "ready"
+        child.send_last("drain")
+        assert await child.receive() == {"event": "draining"}
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{settings.grpc_port}") as channel:
+            await channel.unary_unary(CLASSIFY.path)(echo_request(7).SerializeToString(), timeout=PATIENCE_S)
+        child.kill()
+        return await child.wait()
+
+    assert run(replace(settings, lame_duck_s=600.0, grace_s=600.0), interact) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("last", ["drain", None])
+def test_a_worker_that_is_not_ready_ends_at_once(settings: Settings, last: str | None) -> None:
+    """Nothing was admitted, so it does not even become ready first."""
+
+    async def interact(child: AsyncChild, block: Block) -> int:
+        if last is not None:
+            child.send_last(last)
+        else:
+            child.close()
+        return await child.wait()
+
+    assert run(settings, interact) == (0 if last else EXIT_ORPHANED)
+
+
+def test_requests_that_the_grace_period_cuts_are_counted(settings: Settings) -> None:
+    """A worker reports how many admitted requests it did not answer; they get UNAVAILABLE."""
+
+    async def interact(child: AsyncChild, block: Block) -> int:
+        assert (await child.receive())["event"] == "ready"
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{settings.grpc_port}") as channel:
+            body = echo_request(*range(4096)).SerializeToString()
+            calls = [channel.unary_unary(CLASSIFY.path)(body, timeout=PATIENCE_S) for _ in range(2)]
+            while block.cells["digitserve_pending_images"][0, 0] < 4097:  # noqa: ASYNC110 - memory of another process
+                await asyncio.sleep(0.001)
+            child.send_last("drain")
+            assert await child.receive() == {"event": "draining"}
+            assert await child.receive() == {"event": "unanswered", "num_requests": 2}
+            for call in calls:
+                assert await call.code() is grpc.StatusCode.UNAVAILABLE
+        return await child.wait()
+
+    assert run(replace(settings, grace_s=0.0, max_batch_size=1, max_pending_images=8192), interact) == 0
+
+
+class Exited(Exception):
+    """The process would have exited."""
+
+
+def test_a_worker_that_hangs_does_not_outlive_its_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the loop of a worker without a supervisor does not end, its process is ended."""
+    calls: list[str] = []
+
+    class HungWorker:
+        def abandon(self) -> None:
+            calls.append("abandon")
+
+    class ClosedChannel:
+        def receive(self) -> None:
+            raise ChannelClosed
+
+    def leave(code: int) -> None:
+        raise Exited(code)
+
+    monkeypatch.setattr("digitserve.worker.time.sleep", lambda seconds: calls.append("wait"))
+    monkeypatch.setattr("digitserve.worker.os._exit", leave)
+    follower = worker._SupervisorFollower(ClosedChannel())  # type: ignore[arg-type]
+    follower.worker = HungWorker()  # type: ignore[assignment]
+    with pytest.raises(Exited, match=str(EXIT_ORPHANED)):
+        follower.run()
+    assert calls == ["abandon", "wait"]
 
 
 def test_a_worker_that_cannot_serve_says_why(settings: Settings, models: Path) -> None:
@@ -99,7 +190,7 @@ def test_output_and_modules_of_others_do_not_affect_a_worker(
     async def interact(child: AsyncChild, block: Block) -> int:
         assert (await child.receive())["event"] == "ready"
         child.close()
-        return await child.process.wait()
+        return await child.wait()
 
     # Without empty entries: one stands for the working directory.
     python_path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))

@@ -1,60 +1,196 @@
 """Log lines: their format, and what happens when they cannot be written."""
 
-import errno
-import io
+import contextlib
+import fcntl
 import json
-import sys
+import logging
+import os
+import socket
+import termios
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
 
 from digitserve import log
+from digitserve.log import LineWriter
+
+Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(autouse=True)
 def _restore_logging() -> Iterator[None]:
+    handlers = logging.root.handlers[:]
     yield
+    logging.root.handlers[:] = handlers
+    logging.raiseExceptions = True
     structlog.reset_defaults()
     structlog.contextvars.clear_contextvars()
 
 
-class FullDisk(io.StringIO):
-    """A stream to which nothing can be written."""
-
-    def write(self, text: str) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    def flush(self) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+def lines_of(capfd: Capture) -> list[dict[str, Any]]:
+    """Return the JSON lines on standard error."""
+    return [json.loads(line) for line in capfd.readouterr().err.splitlines()]
 
 
-def test_json_lines_have_the_fields_of_the_process(capsys: pytest.CaptureFixture[str]) -> None:
+def writer_to(fd: int) -> LineWriter:
+    return LineWriter(fd, lambda count: f"{count} lost\n")
+
+
+def test_json_lines_have_the_fields_of_the_process(capfd: Capture) -> None:
     """A line is a JSON object on standard error with the event, its fields and those given to ``configure``."""
     log.configure("json", pid=7)
     structlog.get_logger().warning("worker ended", exit_code=9)
-    output, errors = capsys.readouterr()
+    output, errors = capfd.readouterr()
     line = json.loads(errors)
     assert output == ""
     assert (line["event"], line["level"], line["exit_code"], line["pid"]) == ("worker ended", "warning", 9, 7)
 
 
-def test_auto_writes_json_unless_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_auto_writes_json_unless_on_a_terminal(capfd: Capture) -> None:
     """Standard error of a test is no terminal."""
     log.configure("auto")
     structlog.get_logger().info("draining")
-    assert json.loads(capsys.readouterr().err)["event"] == "draining"
+    assert lines_of(capfd)[0]["event"] == "draining"
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_a_line_that_cannot_be_written_is_lost(log_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk or a closed pipe raises nothing in the code that logs."""
-    monkeypatch.setattr(sys, "stderr", FullDisk())
+def test_a_full_disk_loses_lines(log_format: str) -> None:
+    """A full disk raises nothing in the code that logs."""
+    stderr, full = os.dup(2), os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, 2)
+    try:
+        log.configure(log_format)
+        structlog.get_logger().error("lost", detail="\udcff")
+        logging.getLogger("library").error("lost")
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(full)
+
+
+class Unprintable:
+    """A value that cannot be rendered."""
+
+    def __repr__(self) -> str:
+        raise RecursionError
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_line_that_cannot_be_rendered_is_lost(log_format: str, capfd: Capture) -> None:
+    """Whatever fails in a line, nothing is raised in the code that logs, and the next line says that one was lost."""
     log.configure(log_format)
-    structlog.get_logger().error("lost", detail="\udcff")
+    structlog.get_logger().info("bad", value=Unprintable())
+    logging.getLogger("library").error("%d", "no number")
+    structlog.get_logger().info("good")
+    errors = capfd.readouterr().err
+    assert "log lines were lost" in errors
+    assert "good" in errors
+    assert "bad" not in errors
+    assert "Traceback" not in errors
 
 
-def test_tracebacks_have_no_local_variables(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pipe_whose_reader_has_ended_loses_lines() -> None:
+    """Lines are counted, and nothing is raised."""
+    reader, writer = os.pipe()
+    with contextlib.closing(writer_to(writer)) as lines:
+        os.close(reader)
+        for _ in range(3):
+            lines.write("lost\n")
+        assert lines.num_lost == 3
+    os.close(writer)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "terminal"])
+def test_a_reader_that_does_not_read_is_not_waited_for(kind: str) -> None:
+    """When a pipe, a socket or a terminal takes no more, lines are lost and counted. Once it is read again, the next line
+    follows one with that number; each is on a line of its own, also after one that was cut. The descriptor itself still waits, as
+    its other users expect.
+    """
+    if kind == "pipe":
+        reader, writer = os.pipe()
+    elif kind == "socket":
+        reader, writer = (end.detach() for end in socket.socketpair())
+    else:
+        reader, writer = os.openpty()
+        attributes = termios.tcgetattr(writer)
+        attributes[1] &= ~termios.OPOST
+        termios.tcsetattr(writer, termios.TCSANOW, attributes)
+    with contextlib.closing(writer_to(writer)) as lines:
+        while not lines.num_lost:
+            lines.write("x" * 10_000 + "\n")
+        while lines.num_lost < 5:
+            lines.write("y\n")
+        assert not fcntl.fcntl(writer, fcntl.F_GETFL) & os.O_NONBLOCK
+        os.set_blocking(reader, False)
+        received = read(reader)
+        lines.write("next\n")
+        received += read(reader)
+    os.close(writer)
+    os.close(reader)
+    *before, lost, following = received.decode().splitlines()
+    assert (lost, following) == ("5 lost", "next")
+    assert before.count("x" * 10_000) >= 1
+    # At most one line was cut.
+    assert len([line for line in before if 1 < len(line) < 10_000 and "lost" not in line]) <= 1
+
+
+def read(fd: int) -> bytes:
+    """Read all that has arrived."""
+    received = b""
+    while True:
+        try:
+            received += os.read(fd, 1 << 16)
+        except BlockingIOError:
+            return received
+
+
+def test_other_writers_of_a_log_file_are_not_overwritten(tmp_path: Path) -> None:
+    """A file that was not opened for appending has one position for all its writers."""
+    with (tmp_path / "log").open("wb", buffering=0) as file:
+        lines = writer_to(file.fileno())
+        lines.write("first\n")
+        file.write(b"second\n")
+        lines.write("third\n")
+    assert (tmp_path / "log").read_text() == "first\nsecond\nthird\n"
+
+
+def test_lines_of_libraries_have_the_same_format(capfd: Capture) -> None:
+    """What a library logs with ``logging`` is a line in the chosen format, with its logger and traceback, once."""
+    log.configure("json", pid=7)
+    log.configure("json", pid=7)
+    try:
+        int("not a number")
+    except ValueError:
+        logging.getLogger("uvicorn.error").exception("failed: %s", "reason")
+    (line,) = lines_of(capfd)
+    assert (line["event"], line["level"], line["pid"], line["logger"]) == (
+        "failed: reason",
+        "error",
+        7,
+        "uvicorn.error",
+    )
+    assert "not a number" in str(line["exception"])
+
+
+def test_lines_of_libraries_have_a_bounded_rate(capfd: Capture) -> None:
+    """Clients cause some of them: one logger writes at most 20 in 10 seconds, and its last line says that more are dropped."""
+    log.configure("json")
+    (handler,) = [handler for handler in logging.root.handlers if isinstance(handler, log._LibraryHandler)]
+    times = iter([0.0] * 16 + [9.0] * 16 + [10.0] * 16)
+    handler._clock = lambda: next(times)
+    for _ in range(3):
+        for _ in range(15):
+            logging.getLogger("uvicorn.error").warning("Invalid HTTP request received.")
+        logging.getLogger("asyncio").warning("another")
+    lines = [line for line in lines_of(capfd) if line["logger"] == "uvicorn.error"]
+    assert len(lines) == 20 + 15
+    assert [line.get("drops_more_for_s") for line in lines] == [None] * 19 + [1.0] + [None] * 15
+
+
+def test_tracebacks_have_no_local_variables(capfd: Capture) -> None:
     """Local variables may contain images of callers."""
     log.configure("json")
     pixels = "pixels of a caller"
@@ -62,6 +198,6 @@ def test_tracebacks_have_no_local_variables(capsys: pytest.CaptureFixture[str]) 
         int("not a number")
     except ValueError:
         structlog.get_logger().exception("crashed")
-    errors = capsys.readouterr().err
+    errors = capfd.readouterr().err
     assert "not a number" in errors
     assert pixels not in errors

@@ -92,6 +92,8 @@ def test_defaults_without_flags() -> None:
 OTHER_VALUES = {
     "host": "0.0.0.0",  # noqa: S104 - parsed, not bound
     "transport": "native",
+    "tls_certificate": Path("server.pem"),
+    "tls_key": Path("server.key"),
     "models": Path("elsewhere"),
     "model": "letters",
     "model_version": 12,
@@ -226,6 +228,7 @@ def test_settings_survive_the_way_to_another_process(settings: Settings) -> None
     received = Settings.from_dict(json.loads(json.dumps(settings.to_dict())))
     assert received == settings
     assert isinstance(received.models, Path)
+    assert received.tls_key is None or isinstance(received.tls_key, Path)
 
 
 @pytest.mark.parametrize(

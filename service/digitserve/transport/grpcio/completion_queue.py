@@ -85,6 +85,10 @@ class Call:
 
     def _begin(self) -> None:
         self._core.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), self._closed)
+        status = self._handler.refusal(self.deadline)
+        if status is not None:
+            self.fail(status)
+            return
         self._handler.on_accept(self)
         if self.open:
             self._core.start_server_batch((cygrpc.ReceiveMessageOperation(0),), self._received)

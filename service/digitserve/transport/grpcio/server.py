@@ -18,6 +18,7 @@ from digitserve.protocol.names import Code, Method
 from digitserve.settings import Settings, endpoint
 from digitserve.telemetry.block import OTHER_METHOD
 from digitserve.telemetry.recorder import Recorder
+from digitserve.transport.certificate import server_context
 from digitserve.transport.grpcio.completion_queue import OPTIONS, CompletionQueueServer
 from digitserve.transport.handlers import StreamHandler, UnaryHandler
 
@@ -58,7 +59,12 @@ class GrpcServer(CompletionQueueServer):
         unary: Mapping[Method, UnaryHandler],
         streams: Mapping[Method, StreamHandler],
     ) -> None:
-        """Build the server; nothing listens before ``listen``."""
+        """Build the server; nothing listens before ``listen``.
+
+        Raises:
+            SettingsError: the certificate or its key cannot be used.
+        """
+        self._credentials = _credentials(settings)
         self._address = endpoint(settings.host, settings.grpc_port)
         # grpc.server demands a pool. Its threads start on demand, and no method needs one.
         self._pool = ThreadPoolExecutor(1)
@@ -83,7 +89,11 @@ class GrpcServer(CompletionQueueServer):
     def listen(self) -> int:
         """Bind the address and accept connections; see ``Server``."""
         try:
-            port = self.grpc_server.add_insecure_port(self._address)
+            port = (
+                self.grpc_server.add_insecure_port(self._address)
+                if self._credentials is None
+                else self.grpc_server.add_secure_port(self._address, self._credentials)
+            )
         except RuntimeError as error:
             raise StartupError(f"cannot listen on {self._address}: {error}") from None
         self.start()
@@ -105,3 +115,11 @@ class GrpcServer(CompletionQueueServer):
     def close(self) -> None:
         """Release the thread pool; called after ``poll`` has reported that the server has stopped."""
         self._pool.shutdown(wait=False)
+
+
+def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
+    """Return the certificate for gRPC core, after the checks that both transports share."""
+    certificate, key = settings.tls_certificate, settings.tls_key
+    if server_context(settings) is None or certificate is None or key is None:
+        return None
+    return grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])

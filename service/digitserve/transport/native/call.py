@@ -19,6 +19,7 @@ from digitserve.transport.native.message import (
     MessageError,
     encode_status,
     inflate,
+    inflated_bytes,
     parse_prefix,
 )  # fmt: skip
 from digitserve.transport.native.multiplex import OVERLOADED, UNCOMPRESSED, Output, RpcStream
@@ -56,27 +57,33 @@ class Call(RpcStream):
         self.remote_closed = True
         if self.open:
             self._handler.on_message(self, body)
-        elif self.local_closed:
-            self._connection.remove(self)
 
     def on_data(self, payload: bytes, *, ended: bool) -> None:
         """Collect the message, and hand it over at the end of the request."""
         if ended:
             self.remote_closed = True
         if not self.open:
-            if ended and self.local_closed:
-                self._connection.remove(self)
             return
         try:
             self._collect(payload)
-            if self.open and ended:
-                self._hand_over()
+            if self.open and ended and not self._hand_over():
+                self._connection.waiting[self] = None
         except MessageError as error:
             self.fail_locally(Status(Code.INTERNAL, str(error)))
 
     def on_room(self) -> bool:
-        """Try again to reserve the message."""
-        return not self.open or self.remote_closed or self._reserve()
+        """Try again to reserve the message, or to decompress it."""
+        if not self.open:
+            return True
+        if not self.remote_closed:
+            return self._reserve()
+        if self.buffer is None:
+            return True  # the whole message has arrived without a reservation, and is handed over
+        try:
+            return self._hand_over()
+        except MessageError as error:
+            self.fail_locally(Status(Code.INTERNAL, str(error)))
+            return True
 
     def abort(self) -> None:
         """Drop the call, and report it to the handler."""
@@ -123,7 +130,6 @@ class Call(RpcStream):
                 ),
                 _FIXED_BYTES + size,
             )  # fmt: skip
-            self.local_closed = True
             connection.remove(self)
             return
         connection.send_block(self.stream_id, RESPONSE_HEADERS, 0)
@@ -135,7 +141,7 @@ class Call(RpcStream):
         """Send a status other than OK."""
         self.open = False
         self.context = None
-        self._close(RESPONSE_HEADERS + encode_status(status))
+        self._close_with(status)
 
     def _collect(self, payload: bytes) -> None:
         buffer = self.buffer
@@ -168,19 +174,26 @@ class Call(RpcStream):
         self._grant(missing)
         return True
 
-    def _hand_over(self) -> None:
+    def _hand_over(self) -> bool:
+        """Pass the message to the handler; return false if it must wait for its decompression."""
         buffer = self.buffer
         if not buffer:
             self.fail_locally(NO_MESSAGE)
-            return
+            return True
         if len(buffer) != self._num_bytes:
             raise MessageError("got a message that ends too early")
+        num_bytes, max_bytes = 0, self._connection.limits.max_message_bytes
+        if self._compressed:
+            num_bytes = inflated_bytes(buffer, self.head.encoding)
+            if num_bytes <= max_bytes and not self._connection.budget.inflate.take(num_bytes):
+                return False
         body: bytes | None = bytes(memoryview(buffer)[MESSAGE_PREFIX_BYTES:])
         del buffer
         self._release()
         if self._compressed:
-            body = inflate(body or b"", self.head.encoding, self._connection.limits.max_message_bytes)
+            body = inflate(body or b"", num_bytes, max_bytes)
         if body is None:
             self._handler.on_too_large(self)
         else:
             self._handler.on_message(self, body)
+        return True

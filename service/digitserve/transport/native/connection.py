@@ -38,9 +38,9 @@ from digitserve.transport.native.frames import (
 )  # fmt: skip
 from digitserve.transport.native.head import Problem, RequestHead, trailers_problem
 from digitserve.transport.native.hpack import Decoder, HpackError, encode_fields
-from digitserve.transport.native.limits import MESSAGE_PREFIX_BYTES, Limits, ReceiveBudget
-from digitserve.transport.native.message import RESPONSE_HEADERS, encode_status
-from digitserve.transport.native.multiplex import EXPIRED, AnsweredRequest, RpcStream
+from digitserve.transport.native.limits import FIRST_WINDOW, MESSAGE_PREFIX_BYTES, Limits, ReceiveBudget
+from digitserve.transport.native.message import RESPONSE_HEADERS, encode_answer, encode_status
+from digitserve.transport.native.multiplex import ANSWERED_BYTES, EXPIRED, RpcStream
 from digitserve.transport.native.stream import Stream
 
 CONNECTION_WINDOW = 1 << 24
@@ -107,7 +107,7 @@ class Connection(ControlFrames):
         self.send(
             frames.settings(
                 {
-                    frames.MAX_CONCURRENT_STREAMS: limits.max_streams,
+                    frames.MAX_CONCURRENT_STREAMS: self._max_streams,
                     frames.MAX_HEADER_LIST_SIZE: limits.max_header_list_bytes,
                 }
             )
@@ -138,12 +138,12 @@ class Connection(ControlFrames):
             self.close(ErrorCode.INTERNAL_ERROR, "internal error")
 
     def on_room(self) -> None:
-        """Continue messages that waited for the budget, oldest first."""
+        """Continue messages that waited for the worker's budgets, oldest first."""
         while self.waiting:
             stream = next(iter(self.waiting))
             if not stream.on_room():
                 return
-            del self.waiting[stream]
+            self.waiting.pop(stream, None)
 
     def check(self, now: float, wall: float) -> None:
         """Apply time limits, and add up what the connection holds; called several times per second.
@@ -162,13 +162,18 @@ class Connection(ControlFrames):
             self.close(ErrorCode.PROTOCOL_ERROR, f"no end of a header block within {limits.header_block_s:g} s")
         elif self._drain_ping_sent is not None and now - self._drain_ping_sent > limits.drain_ping_s:
             self._finish_drain()
+        self._announce_max_streams()
         oldest = now - limits.message_s
         num_held_bytes = len(self._rest) + len(self._block or b"") + self._decoder.num_held_bytes()
+        num_held_bytes += ANSWERED_BYTES * len(self.answered)
+        for stream_id in [stream_id for stream_id, (started, _) in self.answered.items() if started < oldest]:
+            self._end_answered(stream_id)
+            self._send_reset(stream_id, ErrorCode.NO_ERROR)
         for stream in list(self.streams.values()):
             num_held_bytes += stream.num_waiting_bytes()
-            if stream.deadline <= wall and not stream.local_closed:
+            if stream.deadline <= wall:
                 self._expire(stream)
-            elif not stream.remote_closed and stream.unfinished_since(now) < oldest:
+            elif (not stream.remote_closed or stream in self.waiting) and stream.unfinished_since(now) < oldest:
                 self._give_up(stream)
         self.num_held_bytes += num_held_bytes
         self.on_room()
@@ -213,7 +218,7 @@ class Connection(ControlFrames):
                 if self._receive_window < CONNECTION_WINDOW // 2:
                     self._restore_window()
                 if stream is None or stream.remote_closed:
-                    self._on_late_data(stream_id)
+                    self._on_late_data(stream_id, flags, length)
                     continue
                 stream.receive_window -= length
                 if stream.receive_window < 0:
@@ -253,13 +258,30 @@ class Connection(ControlFrames):
                 return
         stream.on_data(payload, ended=ended)
 
-    def _on_late_data(self, stream_id: int) -> None:
+    def _on_late_data(self, stream_id: int, flags: int, length: int) -> None:
         """Handle DATA on a stream that does not exist any more, or whose request has ended."""
+        answered = self.answered.get(stream_id)
+        if answered is not None:
+            self._on_ignored_data(stream_id, answered, flags, length)
+            return
         if self._is_idle(stream_id):
             raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, f"got DATA on stream {stream_id}, which is not open")
         self._count_control_frame()
         if not self._ignores(stream_id):
             self._reset(stream_id, ErrorCode.STREAM_CLOSED)
+
+    def _on_ignored_data(self, stream_id: int, answered: tuple[float, int], flags: int, length: int) -> None:
+        """Count the rest of a request that is answered already."""
+        started, window = answered
+        window -= length
+        if window < 0:
+            self._reset(stream_id, ErrorCode.FLOW_CONTROL_ERROR)
+        elif flags & END_STREAM:
+            self._end_answered(stream_id)
+        else:
+            self.answered[stream_id] = started, window
+            if not length:
+                self._count_control_frame()
 
     def _on_headers(self, stream_id: int, flags: int, payload: bytes) -> None:
         if not stream_id & 1:
@@ -300,7 +322,7 @@ class Connection(ControlFrames):
         self._last_id = stream_id
         if self._final_id is not None:
             return  # the client had not received the last GOAWAY; it knows that this stream was not processed
-        if len(self.streams) >= self.limits.max_streams:
+        if len(self.streams) + len(self.answered) >= self._max_streams:
             self._refuse(stream_id)
         elif head.problem is not None:
             self._on_problem(stream_id, flags, head)
@@ -322,6 +344,12 @@ class Connection(ControlFrames):
                 self._has_known_encoding(stream)
             return
         handler = self._unknown if method is None or method.unary is None else method.unary
+        status = handler.refusal(deadline)
+        if status is not None:
+            self.send_answer(stream_id, *encode_answer(status))
+            if not flags & END_STREAM:
+                self.answered[stream_id] = self._now, FIRST_WINDOW
+            return
         call = Call(self, stream_id, head, self._now, deadline, handler)
         self.streams[stream_id] = call
         call.remote_closed = bool(flags & END_STREAM)
@@ -352,12 +380,18 @@ class Connection(ControlFrames):
         )
         self.send_block(stream_id, block, END_STREAM)
         if not flags & END_STREAM:
-            self.streams[stream_id] = AnsweredRequest(self, stream_id, head, self._now)
+            # RST_STREAM could tell the client to stop, but some clients (curl 7.88) then discard the answer.
+            self.answered[stream_id] = self._now, FIRST_WINDOW
 
     def _on_trailers(self, stream_id: int, flags: int, block: bytes) -> None:
         fields = self._decoder.decode_fields(block)
         stream = self.streams.get(stream_id)
-        if stream is None or stream.remote_closed:
+        if stream_id in self.answered:
+            if not flags & END_STREAM or trailers_problem(fields) is not None:
+                self._reset(stream_id, ErrorCode.PROTOCOL_ERROR)
+            else:
+                self._end_answered(stream_id)
+        elif stream is None or stream.remote_closed:
             if not self._ignores(stream_id):
                 raise ConnectionFailure(ErrorCode.STREAM_CLOSED, f"got HEADERS on stream {stream_id}, which is closed")
         elif not flags & END_STREAM or trailers_problem(fields) is not None:
@@ -374,7 +408,11 @@ class Connection(ControlFrames):
         self._receive_window = CONNECTION_WINDOW
 
     def _refuse(self, stream_id: int) -> None:
-        """Refuse a stream over the limit; before our SETTINGS are known to the client, it may repeat the call."""
+        """Refuse a stream over the limit (RFC 9113, section 5.1.2).
+
+        REFUSED_STREAM makes clients repeat the call. So only a client gets it that cannot know the limit yet. grpcio and
+        grpc-js wait until they may open a stream, so they never get PROTOCOL_ERROR.
+        """
         code = ErrorCode.PROTOCOL_ERROR if self._settings_acknowledged else ErrorCode.REFUSED_STREAM
         self._reset(stream_id, code)
 
@@ -388,10 +426,9 @@ class Connection(ControlFrames):
             self._send_reset(stream.stream_id, ErrorCode.CANCEL)
 
     def _give_up(self, stream: RpcStream) -> None:
-        """End a stream whose request does not end in time."""
-        if stream.local_closed:
-            self._drop_stream(stream.stream_id)
-            self._send_reset(stream.stream_id, ErrorCode.NO_ERROR)
+        """End a stream whose request does not end in time, or waits too long for its decompression."""
+        if stream.remote_closed:
+            stream.evict()
         elif stream.open:
             stream.fail_locally(Status(Code.CANCELLED, f"a message did not arrive within {self.limits.message_s:g} s"))
 

@@ -50,8 +50,8 @@ class ControlFrames(Output):
     """
 
     __slots__ = (
-        "_control", "_drain_ping_sent", "_last_id", "_now", "_resets", "_settings_acknowledged", "_settings_received",
-        "_was_reset",
+        "_announced", "_announcement_open", "_control", "_drain_ping_sent", "_last_id", "_max_streams", "_now", "_resets",
+        "_settings_acknowledged", "_settings_received", "_was_reset",
     )  # fmt: skip
 
     def __init__(self, limits: Limits, budget: ReceiveBudget, now: float, on_output: Callable[[], None]) -> None:
@@ -67,6 +67,9 @@ class ControlFrames(Output):
         self._control = RateLimit(limits.max_control_frames, limits.control_frames_per_s, now)
         self._resets = RateLimit(limits.max_resets, limits.resets_per_s, now)
         self._settings_received = self._settings_acknowledged = False
+        # What the last SETTINGS announced, and whatever an earlier one allows while the client has not acknowledged that.
+        self._announced = self._max_streams = self._wanted_max_streams()
+        self._announcement_open = True
         self._last_id = 0
         self._drain_ping_sent: float | None = None
         self._was_reset: deque[int] = deque(maxlen=MAX_RECENT_RESETS)
@@ -176,6 +179,8 @@ class ControlFrames(Output):
             if not self._settings_received:
                 raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "expected SETTINGS as the first frame, got their ACK")
             self._settings_acknowledged = True
+            self._announcement_open = False
+            self._max_streams = self._announced
             return
         if len(payload) % 6:
             raise ConnectionFailure(ErrorCode.FRAME_SIZE_ERROR, f"got SETTINGS of {len(payload)} bytes")
@@ -189,6 +194,20 @@ class ControlFrames(Output):
         self.send(frames.frame(SETTINGS, ACK, 0))
         if window != self.first_send_window:
             self._change_send_windows(window)
+
+    def _wanted_max_streams(self) -> int:
+        return min(self.limits.max_streams, self.budget.streams.num_streams)
+
+    def _announce_max_streams(self) -> None:
+        """Announce how many streams the client may open, if that has changed.
+
+        Not before it has acknowledged the last announcement. Until it acknowledges this one, the larger of both holds.
+        """
+        wanted = self._wanted_max_streams()
+        if wanted != self._announced and not self._announcement_open:
+            self._announced, self._announcement_open = wanted, True
+            self._max_streams = max(self._max_streams, wanted)
+            self.send(frames.settings({frames.MAX_CONCURRENT_STREAMS: wanted}))
 
     def _change_send_windows(self, window: int) -> None:
         """Apply a new initial window to all streams (RFC 9113, section 6.9.2)."""
@@ -233,19 +252,25 @@ class ControlFrames(Output):
 
     def _drop_stream(self, stream_id: int) -> None:
         stream = self.streams.get(stream_id)
-        if stream is not None:
+        if stream is None:
+            self._end_answered(stream_id)
+        else:
             self.blocked.pop(stream, None)
             self.waiting.pop(stream, None)
             stream.abort()
             self.remove(stream)
+
+    def _end_answered(self, stream_id: int) -> None:
+        """Forget a stream of ``answered``, if it is one."""
+        if self.answered.pop(stream_id, None) is not None:
+            self._close_if_drained()
 
     def _finish_drain(self) -> None:
         """Name the last stream that is answered; later ones are ignored, and the client repeats their calls elsewhere."""
         self._drain_ping_sent = None
         self._final_id = self._last_id
         self.send(frames.goaway(self._last_id, ErrorCode.NO_ERROR))
-        if not self.streams:
-            self.closing = True
+        self._close_if_drained()
 
     def _count_control_frame(self, cost: int = 1) -> None:
         if not self._control.allows(self._now, cost):

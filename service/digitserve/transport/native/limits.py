@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from digitserve.transport.native.frames import INITIAL_WINDOW
+from digitserve.transport.native.shares import InflateBudget, StreamShare
 
 MESSAGE_PREFIX_BYTES = 5
 """Compressed flag and length before each gRPC message."""
@@ -74,15 +75,19 @@ class ReceiveBudget:
         max_reserved_bytes: the limit of reservations.
         reserved_bytes: of messages with a reservation, received or not.
         first_bytes: received of messages without one.
+        inflate: limits decompression.
+        streams: limits the streams of each connection.
     """
 
-    __slots__ = ("_holders", "first_bytes", "max_bytes", "max_reserved_bytes", "reserved_bytes")
+    __slots__ = ("_holders", "first_bytes", "inflate", "max_bytes", "max_reserved_bytes", "reserved_bytes", "streams")
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.max_reserved_bytes = max_bytes * 3 // 4
         self.reserved_bytes = 0
         self.first_bytes = 0
+        self.inflate = InflateBudget()
+        self.streams = StreamShare()
         self._holders: dict[Holder, None] = {}  # oldest first
 
     @property

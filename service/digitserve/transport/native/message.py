@@ -1,7 +1,8 @@
 """What gRPC puts into HTTP/2: the prefix of messages, compression, and statuses as header fields.
 
     call, stream ──▶ parse_prefix, inflate        messages of requests
-    call, stream ──▶ encode_status                the last header block of an answer
+    stream ──▶ encode_status                      the last header block of an answer
+    call, connection ──▶ encode_answer            the only header block of an answer without a message
 
 Source: github.com/grpc/grpc, doc/PROTOCOL-HTTP2.md.
 """
@@ -13,14 +14,20 @@ import zlib
 from functools import lru_cache
 
 from digitserve.protocol.status import Status
+from digitserve.transport.native import frames
+from digitserve.transport.native.frames import END_HEADERS, END_STREAM, HEADERS
 from digitserve.transport.native.hpack import encode_fields
 from digitserve.transport.native.limits import MESSAGE_PREFIX_BYTES
+from digitserve.transport.native.shares import SMALL_BYTES
 
 MAX_MESSAGE_TEXT = 1_024
 """Longest ``grpc-message`` in bytes before percent-encoding; clients limit header fields to 8 KiB or more."""
 
 GZIP_WINDOW_BITS = 31
 """For zlib: the gzip format with its largest window."""
+
+GZIP_SIZE_BYTES = 4
+"""Length of the size at the end of gzip data."""
 
 RESPONSE_HEADERS = encode_fields([(b":status", b"200"), (b"content-type", b"application/grpc")])
 OK_TRAILERS = encode_fields([(b"grpc-status", b"0")])
@@ -45,30 +52,46 @@ def parse_prefix(buffer: bytes | bytearray) -> tuple[bool, int]:
     return flag == 1, int.from_bytes(buffer[1:MESSAGE_PREFIX_BYTES], "big")
 
 
-def inflate(body: bytes, encoding: bytes, max_bytes: int) -> bytes | None:
-    """Decompress a message.
+def inflated_bytes(message: bytearray | memoryview, encoding: bytes) -> int:
+    """Return the size that a compressed message states for itself when decompressed: its last four bytes (RFC 1952).
+
+    A wrong size only makes the message invalid: ``inflate`` decompresses no more than that.
 
     Args:
-        body: the message without its prefix.
+        message: with or without its prefix.
         encoding: of ``grpc-encoding``.
-        max_bytes: largest message; no more than that is ever decompressed.
-
-    Returns:
-        ``None`` if the message exceeds ``max_bytes``.
 
     Raises:
-        MessageError: the message is not in gzip format.
+        MessageError: the encoding is not gzip.
     """
     if encoding != b"gzip":
         raise MessageError("got a compressed message, but grpc-encoding is not gzip")
+    return int.from_bytes(message[-GZIP_SIZE_BYTES:], "little")
+
+
+def inflate(body: bytes, num_bytes: int, max_bytes: int) -> bytes | None:
+    """Decompress a message in gzip format.
+
+    Args:
+        body: the message without its prefix.
+        num_bytes: as ``inflated_bytes`` returns it.
+        max_bytes: largest message.
+
+    Returns:
+        ``None`` if the message exceeds ``max_bytes``. Then only its start is decompressed.
+
+    Raises:
+        MessageError: the message is not in gzip format, or has another size.
+    """
     inflater = zlib.decompressobj(GZIP_WINDOW_BITS)
     try:
-        inflated = inflater.decompress(body, max_bytes + 1)
+        # One more than its size: with the exact size, zlib would stop before it has read the end.
+        inflated = inflater.decompress(body, num_bytes + 1 if num_bytes <= max_bytes else SMALL_BYTES)
     except zlib.error:
         raise MessageError("got a message that is not in gzip format") from None
-    if len(inflated) > max_bytes:
+    if num_bytes > max_bytes and len(inflated) == SMALL_BYTES:
         return None
-    if not inflater.eof or inflater.unused_data:
+    if num_bytes > max_bytes or not inflater.eof or inflater.unused_data:
         raise MessageError("got a message in gzip format that ends too early or goes on after its end")
     return inflated
 
@@ -93,3 +116,10 @@ def encode_status(status: Status) -> bytes:
     if status.retry_after_s is not None:
         fields.append((b"grpc-retry-pushback-ms", b"%d" % max(0, round(status.retry_after_s * 1e3))))
     return encode_fields(fields)
+
+
+@lru_cache(maxsize=512)
+def encode_answer(status: Status) -> tuple[bytes, bytes]:
+    """Encode an answer that is only a status: the start of its HEADERS frame, up to the stream id, and the block after it."""
+    block = RESPONSE_HEADERS + encode_status(status)
+    return frames.frame(HEADERS, END_HEADERS | END_STREAM, 0, block)[:5], block

@@ -9,7 +9,6 @@
 no I/O; used on the worker's one thread.
 """
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -21,6 +20,7 @@ from digitserve.transport.native.frames import DATA, END_STREAM, FRAME_BYTES, IN
 from digitserve.transport.native.head import RequestHead
 from digitserve.transport.native.hpack import TABLE_SIZE_ZERO
 from digitserve.transport.native.limits import FIRST_WINDOW, Limits, ReceiveBudget
+from digitserve.transport.native.message import encode_answer
 
 OVERLOADED = Status(
     Code.RESOURCE_EXHAUSTED, "the server holds too many unfinished messages of all its clients; retry later"
@@ -33,6 +33,9 @@ UNCOMPRESSED = b"\0"
 STREAM_BYTES = 1_500
 """About what an open stream takes in memory, without messages and header fields (measured)."""
 
+ANSWERED_BYTES = 150
+"""About what a stream takes in ``Output.answered``."""
+
 
 class Output:
     """The sending side of a connection and its streams.
@@ -41,6 +44,8 @@ class Output:
         limits: of this connection.
         budget: of the worker.
         streams: open streams by their ids.
+        answered: streams whose status is sent and whose request has not ended: monotonic time in seconds of their start, and
+            bytes that the peer may still send. The rest of the request is ignored.
         blocked: streams that wait for the connection's window or for the socket, in order. One that waits for its own
             window is not among them: only its WINDOW_UPDATE or SETTINGS continue it.
         waiting: streams that wait for the budget, oldest first.
@@ -54,8 +59,8 @@ class Output:
     """
 
     __slots__ = (
-        "_deferred", "_final_id", "_on_output", "_output", "blocked", "budget", "closing", "first_send_window", "limits",
-        "may_send_fixed_blocks", "num_held_bytes", "num_unsent_bytes", "send_window", "streams", "waiting",
+        "_deferred", "_final_id", "_on_output", "_output", "answered", "blocked", "budget", "closing", "first_send_window",
+        "limits", "may_send_fixed_blocks", "num_held_bytes", "num_unsent_bytes", "send_window", "streams", "waiting",
     )  # fmt: skip
 
     def __init__(self, limits: Limits, budget: ReceiveBudget, on_output: Callable[[], None]) -> None:
@@ -69,6 +74,7 @@ class Output:
         self.limits = limits
         self.budget = budget
         self.streams: dict[int, RpcStream] = {}
+        self.answered: dict[int, tuple[float, int]] = {}
         self.blocked: dict[RpcStream, None] = {}
         self.waiting: dict[RpcStream, None] = {}
         self.send_window = INITIAL_WINDOW
@@ -141,17 +147,31 @@ class Output:
             block = TABLE_SIZE_ZERO + block
         self.send(frames.headers(stream_id, block, flags))
 
+    def send_answer(self, stream_id: int, start: bytes, block: bytes) -> None:
+        """Append an answer that is only a status to the output; its parts are those of ``encode_answer``."""
+        if not self.may_send_fixed_blocks:
+            self.send_block(stream_id, block, END_STREAM)
+            return
+        if not self._output:
+            self._on_output()
+        self._output += (start, pack_id(stream_id), block)
+        self.num_unsent_bytes += frames.HEADER_BYTES + len(block)
+
     def on_local_close(self, stream: "RpcStream") -> None:
-        """Forget a stream whose status is sent, unless its request has not ended; then the rest of it is ignored."""
+        """Forget a stream whose status is sent; if its request has not ended, the rest of it is ignored."""
         self.blocked.pop(stream, None)
         self.waiting.pop(stream, None)
-        if stream.remote_closed:
-            self.remove(stream)
+        if not stream.remote_closed:
+            self.answered[stream.stream_id] = stream.accepted, stream.receive_window
+        self.remove(stream)
 
     def remove(self, stream: "RpcStream") -> None:
-        """Forget a stream that both sides have closed."""
+        """Forget an open stream."""
         self.streams.pop(stream.stream_id, None)
-        if self._final_id is not None and not self.streams:
+        self._close_if_drained()
+
+    def _close_if_drained(self) -> None:
+        if self._final_id is not None and not self.streams and not self.answered:
             self.closing = True
 
     def pump(self) -> None:
@@ -164,7 +184,7 @@ class Output:
 
 
 class RpcStream:
-    """What unary calls and streams have in common; lives until both directions are closed.
+    """What unary calls and streams have in common; lives until its status is sent.
 
     Attributes:
         stream_id: of the HTTP/2 stream.
@@ -174,7 +194,6 @@ class RpcStream:
         context: for the handler.
         buffer: what was received of an unfinished message; None before the first part.
         num_received: bytes of the body, counted only if the client states its length.
-        local_closed: whether the status is sent; only the end of the request is then missing.
         remote_closed: whether the client has sent END_STREAM.
         send_window: bytes that the peer allows to send on this stream.
         receive_window: bytes that the peer may still send on this stream.
@@ -182,7 +201,7 @@ class RpcStream:
 
     __slots__ = (
         "_connection", "_held_bytes", "_outbox", "_reserved", "_trailers", "accepted", "buffer", "context", "deadline", "head",
-        "local_closed", "num_received", "open", "receive_window", "remote_closed", "send_window", "stream_id",
+        "num_received", "open", "receive_window", "remote_closed", "send_window", "stream_id",
     )  # fmt: skip
 
     def __init__(self, connection: Output, stream_id: int, head: RequestHead, accepted: float, deadline: float) -> None:
@@ -193,7 +212,6 @@ class RpcStream:
         self.deadline = deadline
         self.open = True
         self.context: Any = None
-        self.local_closed = False
         self.remote_closed = False
         self.send_window = connection.first_send_window
         self.receive_window = FIRST_WINDOW
@@ -289,7 +307,14 @@ class RpcStream:
     def _close(self, block: bytes) -> None:
         """Send the last header block: trailers, or all there is of an answer without a message."""
         self._connection.send_block(self.stream_id, block, END_STREAM)
-        self.local_closed = True
+        self._forget()
+
+    def _close_with(self, status: Status) -> None:
+        """Send a status that is the whole answer."""
+        self._connection.send_answer(self.stream_id, *encode_answer(status))
+        self._forget()
+
+    def _forget(self) -> None:
         self._discard_unsent()
         self._release()
         self._connection.on_local_close(self)
@@ -340,27 +365,3 @@ class RpcStream:
         if increment > 0:
             self.receive_window = num_bytes
             self._connection.send(frames.window_update(self.stream_id, increment))
-
-
-class AnsweredRequest(RpcStream):
-    """A request that got its whole answer before its end. What the client still sends is ignored.
-
-    RST_STREAM could tell the client to stop, but some clients (curl 7.88) then discard the answer. So ``connection`` resets
-    the stream only if the request is still open after ``message_s``; its window bounds what is ignored.
-    """
-
-    __slots__ = ()
-
-    def __init__(self, connection: Output, stream_id: int, head: RequestHead, accepted: float) -> None:
-        super().__init__(connection, stream_id, head, accepted, math.inf)
-        self.open = False
-        self.local_closed = True
-
-    def on_data(self, payload: bytes, *, ended: bool) -> None:  # noqa: ARG002 - nothing is kept
-        """Ignore a part of the request's body."""
-        if ended:
-            self.remote_closed = True
-            self._connection.remove(self)
-
-    def abort(self) -> None:
-        """Do nothing: no handler knows the request."""

@@ -13,15 +13,20 @@ from collections.abc import Callable, Mapping
 from digitserve.protocol.names import Method
 from digitserve.settings import Settings
 from digitserve.telemetry.recorder import Recorder
+from digitserve.transport.certificate import server_context
 from digitserve.transport.handlers import StreamHandler, UnaryHandler
 from digitserve.transport.native.connection import Connection
 from digitserve.transport.native.connection import Method as Route
 from digitserve.transport.native.limits import Limits, ReceiveBudget
 from digitserve.transport.native.loop import Loop
+from digitserve.transport.native.shares import StreamShare
 from digitserve.transport.respond import UnknownMethodHandler
 
 MAX_CONNECTIONS = 4_096
 """Connections of one worker; for more, the most silent are closed."""
+
+MAX_TLS_CONNECTIONS = 2_048
+"""The same with TLS: each takes up to 30 KiB for it."""
 
 RECEIVE_BUDGET_MESSAGES = 6
 """Unfinished messages of all connections together, in messages of the maximal size."""
@@ -49,6 +54,9 @@ class NativeServer:
             unary: handlers of unary RPCs.
             streams: handlers of streaming RPCs.
             listener: listens on the address; the server closes it when it shuts down.
+
+        Raises:
+            SettingsError: the certificate or its key cannot be used.
         """
         self._listener = listener
         routes = {method.path.encode(): Route(unary=handler) for method, handler in unary.items()}
@@ -56,11 +64,14 @@ class NativeServer:
         unknown = UnknownMethodHandler(recorder)
         limits = Limits(max_message_bytes=settings.max_request_bytes)
         budget = ReceiveBudget(max(RECEIVE_BUDGET_MESSAGES * settings.max_request_bytes, MIN_RECEIVE_BUDGET_BYTES))
+        budget.streams = self._stream_share = StreamShare(settings.max_pending_images)
 
         def new_connection(now: float, on_output: Callable[[], None]) -> Connection:
             return Connection(routes, unknown, limits, budget, now, on_output)
 
-        self._loop = Loop(new_connection, MAX_CONNECTIONS, settings.max_connection_age_s or math.inf)
+        context = server_context(settings)
+        max_connections = MAX_CONNECTIONS if context is None else MAX_TLS_CONNECTIONS
+        self._loop = Loop(new_connection, max_connections, settings.max_connection_age_s or math.inf, context)
         self._stopping = False
 
     def listen(self) -> int:
@@ -71,6 +82,7 @@ class NativeServer:
 
     def poll(self, timeout_s: float) -> bool | None:
         """Send what waits, and handle what has arrived; see ``Server``."""
+        self._stream_share.update(self._loop.num_connections)
         arrived = self._loop.poll(timeout_s)
         return None if self._stopping and not self._loop.num_connections else arrived
 

@@ -14,14 +14,21 @@ from digitserve.protocol.status import Status
 from digitserve.transport.handlers import StreamHandler
 from digitserve.transport.native.head import RequestHead
 from digitserve.transport.native.limits import FIRST_WINDOW, MESSAGE_PREFIX_BYTES
-from digitserve.transport.native.message import RESPONSE_HEADERS, MessageError, encode_status, inflate, parse_prefix
+from digitserve.transport.native.message import (
+    RESPONSE_HEADERS,
+    MessageError,
+    encode_status,
+    inflate,
+    inflated_bytes,
+    parse_prefix,
+)  # fmt: skip
 from digitserve.transport.native.multiplex import OVERLOADED, Output, RpcStream
 
 
 class Stream(RpcStream):
     """A ``ServerStream``. It keeps what arrives before the handler reads, at most its receive window."""
 
-    __slots__ = ("_delivering", "_handler", "_reading", "_reported", "_reserved_since")
+    __slots__ = ("_delivering", "_handler", "_reading", "_reported", "_reserved_since", "_waits")
 
     def __init__(
         self,
@@ -39,6 +46,7 @@ class Stream(RpcStream):
         self._delivering = False
         self._reported = False
         self._reserved_since = math.inf
+        self._waits = False
 
     # Called by the connection.
 
@@ -48,8 +56,6 @@ class Stream(RpcStream):
             self.remote_closed = True
         buffer = self.buffer
         if not self.open or buffer is None:
-            if ended and self.local_closed:
-                self._connection.remove(self)
             return
         if not self._hold(len(buffer) + len(payload)):
             self.fail_locally(OVERLOADED)
@@ -58,13 +64,13 @@ class Stream(RpcStream):
         self._deliver()
 
     def on_room(self) -> bool:
-        """Try again to reserve the message that the handler waits for."""
-        return not self.open or not self._reading or self._reserve()
+        """Try again to reserve the message that the handler waits for, or to decompress it."""
+        self._waits = False
+        self._deliver()
+        return not self._waits
 
     def unfinished_since(self, now: float) -> float:
         """Return when this was first called for a message with a reservation: it keeps others out. A stream may be idle."""
-        if self.local_closed:
-            return self.accepted
         if self._reserved and self._reserved_since > now:
             self._reserved_since = now
         return self._reserved_since
@@ -97,7 +103,7 @@ class Stream(RpcStream):
         if self.buffer or self.remote_closed:
             self._connection.defer(self._deliver)
         elif not self._reserve():
-            self._connection.waiting[self] = None
+            self._wait()
 
     def write(self, body: bytes) -> None:
         """Append a message to those that wait to be sent."""
@@ -152,29 +158,45 @@ class Stream(RpcStream):
             if size > self._connection.limits.max_message_bytes:
                 return self._deliver_too_large()
             if len(buffer) >= stop:
-                body: bytes | None = bytes(memoryview(buffer)[MESSAGE_PREFIX_BYTES:stop])
-                del buffer[:stop]
-                self._give_back()
-                self._reserved_since = math.inf
-                if not self._hold(len(buffer)):
-                    self.fail_locally(OVERLOADED)
-                    return False
-                if compressed:
-                    body = inflate(body or b"", self.head.encoding, self._connection.limits.max_message_bytes)
-                if body is None:
-                    return self._deliver_too_large()
-                self._reading = False
-                self._handler.on_message(self, body)
-                return True
+                return self._deliver_message(buffer, stop, compressed=compressed)
         if not self.remote_closed:
             if not self._reserve():
-                self._connection.waiting[self] = None
+                self._wait()
             return False
         if buffer:
             raise MessageError("got a message that ends too early")
         self._reading = False
         self._handler.on_end(self)
         return True
+
+    def _deliver_message(self, buffer: bytearray, stop: int, *, compressed: bool) -> bool:
+        """Deliver the message that ends at ``stop``; return false if it must wait for its decompression, or ends the stream."""
+        connection = self._connection
+        num_bytes, max_bytes = 0, connection.limits.max_message_bytes
+        if compressed:
+            num_bytes = inflated_bytes(memoryview(buffer)[:stop], self.head.encoding)
+            if num_bytes <= max_bytes and not connection.budget.inflate.take(num_bytes):
+                self._wait()
+                return False
+        body: bytes | None = bytes(memoryview(buffer)[MESSAGE_PREFIX_BYTES:stop])
+        del buffer[:stop]
+        self._give_back()
+        self._reserved_since = math.inf
+        if not self._hold(len(buffer)):
+            self.fail_locally(OVERLOADED)
+            return False
+        if compressed:
+            body = inflate(body or b"", num_bytes, max_bytes)
+        if body is None:
+            return self._deliver_too_large()
+        self._reading = False
+        self._handler.on_message(self, body)
+        return True
+
+    def _wait(self) -> None:
+        """Wait for the worker's budget; ``on_room`` tries again."""
+        self._waits = True
+        self._connection.waiting[self] = None
 
     def _deliver_too_large(self) -> bool:
         self._reading = False

@@ -281,7 +281,7 @@ def test_sent_output_is_not_counted_as_unsent(channel: grpc.Channel, server: Ech
     with pytest.raises(grpc.RpcError):
         echo(channel, b"fail")
     wait_until(
-        lambda: [peer.connection.num_unsent_bytes for peer in server.server._loop._peers.values()] == [0],
+        lambda: [peer.connection.num_unsent_bytes for peer in server.server._loop._peers.by_descriptor.values()] == [0],
         "everything is counted as sent",
     )
 

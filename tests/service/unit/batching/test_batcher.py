@@ -1,6 +1,8 @@
 """The batcher's promises: time is passed in, and each answer carries the name of its entry."""
 
+import contextlib
 import math
+from collections import deque
 from dataclasses import dataclass, field
 
 import pytest
@@ -8,13 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from digitserve.batching.batcher import LARGE_SHARE, Batch, Batcher, Entry, Estimate
+from digitserve.batching.batcher import DEADLINE_MARGIN, LARGE_SHARE, Batch, Batcher, Entry, Estimate
 from digitserve.batching.prepare import framing_work
+from digitserve.batching.refusals import STEPS_MS
 from digitserve.errors import DeadlineUnmeetable, Draining, Overloaded
 
 IMAGE_S = 0.001
 WORK_S = 1e-7
 SMALL = framing_work(28, 28)
+MAX_IMAGES = 30
+"""Of a request of the state machine."""
 
 
 class NamedEntry(Entry):
@@ -59,7 +64,8 @@ def finish(batcher: Batcher[NamedEntry], batch: Batch[NamedEntry]) -> list[objec
     """Complete a batch at exactly the estimated speed; return the names of the entries that are complete."""
     preprocess_s = batch.framing_work * batcher.work_s.seconds
     inference_s = batch.num_images * batcher.image_s.seconds
-    return [entry.name for entry in batcher.complete(batch, answers_to(batch), preprocess_s, inference_s)]
+    turn_s = preprocess_s + batch.num_images * batcher.turn_image_s.seconds
+    return [entry.name for entry in batcher.complete(batch, answers_to(batch), preprocess_s, inference_s, turn_s)]
 
 
 def parts(batch: Batch[NamedEntry] | None) -> list[tuple[object, int, int]]:
@@ -199,12 +205,12 @@ def test_images_over_the_limit_are_rejected_with_the_time_to_retry() -> None:
     """Beyond max_pending_images a request is rejected at once, with the time after which there should be room."""
     batcher = make_batcher(max_pending_images=10)
     admit(batcher, make_entry("fits", 8))
-    with pytest.raises(Overloaded, match="8 images are waiting, and the limit is 10") as rejection:
+    with pytest.raises(Overloaded, match="at most 10 images may wait; retry in 10 ms") as rejection:
         batcher.admit(make_entry("too many", 3), 0.0)
-    assert rejection.value.retry_after_s == pytest.approx(8 * IMAGE_S)
+    assert rejection.value.retry_after_s == 0.010  # the 8 ms of those that wait, rounded up
     assert batcher.pending_images == 8
     admit(batcher, make_entry("just fits", 2))
-    assert isinstance(batcher.admission_error(), Overloaded)
+    assert isinstance(batcher.refusal(math.inf), Overloaded)
 
 
 def test_half_full_is_reported_before_requests_are_rejected() -> None:
@@ -215,14 +221,55 @@ def test_half_full_is_reported_before_requests_are_rejected() -> None:
     admit(batcher, make_entry(num_images=1))
 
     assert batcher.is_half_full()
-    assert batcher.admission_error() is None
+    assert batcher.refusal(math.inf) is None
+
+
+def test_similar_refusals_are_the_same_error() -> None:
+    """Times are rounded up to a step, so a flood of refusals needs few texts; each states the limit and the time to retry."""
+    batcher = make_batcher(max_pending_images=10)
+    admit(batcher, *(make_entry() for _ in range(10)))
+    errors = set()
+    for microseconds in range(100, 20_000_000, 10_007):
+        batcher.turn_image_s.seconds = microseconds / 1e6
+        error = batcher.refusal(math.inf)
+        assert isinstance(error, Overloaded) and "at most 10 images" in str(error)
+        wait_s = min(STEPS_MS[-1] / 1e3, 10 * batcher.turn_image_s.seconds)
+        assert wait_s <= error.retry_after_s <= max(0.001, 2.5 * wait_s)
+        assert f"retry in {error.retry_after_s * 1e3:.0f} ms" in str(error)
+        errors.add(error)
+    assert len(errors) <= len(STEPS_MS)
+
+
+@given(
+    waiting=st.lists(st.integers(1, 12), max_size=12),
+    left_s=st.floats(-0.01, 0.2) | st.just(math.inf),
+    closed=st.booleans(),
+)
+def test_a_call_is_refused_exactly_if_a_single_image_would_not_be_admitted(
+    waiting: list[int], left_s: float, closed: bool
+) -> None:
+    """The refusal before the message agrees with admission, in result and text: what it refuses could not be admitted."""
+    batcher = make_batcher(max_pending_images=60)
+    for num_images in waiting:
+        with contextlib.suppress(Overloaded):
+            batcher.admit(make_entry(num_images=num_images), 0.0)
+    if closed:
+        batcher.close()
+    refusal = batcher.refusal(left_s)
+    try:
+        batcher.admit(make_entry("single", deadline=left_s), 0.0)
+    except (Overloaded, DeadlineUnmeetable, Draining) as error:
+        assert (type(refusal), str(refusal)) == (type(error), str(error))
+        assert refusal is not error, "an error that is raised refers to its frames"
+    else:
+        assert refusal is None
 
 
 def test_bytes_over_the_limit_are_rejected_but_one_request_always_fits() -> None:
     """Memory held by waiting requests is bounded; a single request larger than the limit can still be served."""
     batcher = make_batcher(max_pending_bytes=1000)
     admit(batcher, make_entry("large", num_bytes=5000))
-    with pytest.raises(Overloaded, match="5000 bytes are waiting, and the limit is 1000"):
+    with pytest.raises(Overloaded, match="at most 1000 bytes may wait"):
         batcher.admit(make_entry("second", num_bytes=1), 0.0)
     assert drain(batcher) == ["large"]
     admit(batcher, make_entry("second", num_bytes=1))
@@ -311,19 +358,19 @@ def test_a_large_request_that_expires_between_its_batches_is_dropped() -> None:
 def test_a_deadline_that_cannot_be_met_is_rejected_at_once() -> None:
     """If the answer would be too late by the batcher's estimate, the request is rejected immediately."""
     batcher = make_batcher()
-    with pytest.raises(DeadlineUnmeetable, match=r"needs about 8\.0 ms and the deadline is in 7\.0 ms"):
+    with pytest.raises(DeadlineUnmeetable, match="needs up to 10 ms, and the deadline of the call is earlier"):
         batcher.admit(make_entry("hopeless", 8, deadline=10.007), 10.0)
     assert batcher.pending_images == 0
-    admit(batcher, make_entry("possible", 8, deadline=10.009), now=10.0)
+    admit(batcher, make_entry("possible", 8, deadline=10.0095), now=10.0)
 
 
 def test_earlier_small_requests_count_against_a_deadline() -> None:
-    """Small requests that wait already come first, so their time is part of the estimate."""
+    """Small requests that wait already come first, so their time is part of the estimate; so is that of a full batch."""
     batcher = make_batcher()
     admit(batcher, *(make_entry(deadline=math.inf) for _ in range(50)))
     with pytest.raises(DeadlineUnmeetable):
-        batcher.admit(make_entry("behind", deadline=0.050), 0.0)
-    admit(batcher, make_entry("patient", deadline=0.052))
+        batcher.admit(make_entry("behind", deadline=56 * IMAGE_S), 0.0)
+    admit(batcher, make_entry("patient", deadline=56.1 * DEADLINE_MARGIN * IMAGE_S))
 
 
 def test_large_requests_do_not_count_against_the_deadline_of_a_small_one() -> None:
@@ -345,7 +392,7 @@ def test_a_large_request_is_not_rejected_because_of_all_small_ones() -> None:
 def test_a_deadline_in_the_past_is_rejected() -> None:
     """No request is admitted that has expired already."""
     batcher = make_batcher()
-    with pytest.raises(DeadlineUnmeetable, match=r"deadline is in 0\.0 ms"):
+    with pytest.raises(DeadlineUnmeetable, match="needs up to 2 ms"):
         batcher.admit(make_entry("past", deadline=1.0), 2.0)
 
 
@@ -355,7 +402,7 @@ def test_one_interruption_does_not_make_every_deadline_unmeetable() -> None:
     admit(batcher, make_entry("unlucky"))
     batch = batcher.form(0.0)
     assert batch is not None
-    batcher.complete(batch, answers_to(batch), 0.0, 60.0)
+    batcher.complete(batch, answers_to(batch), 0.0, 60.0, 60.0)
     admit(batcher, make_entry("next", deadline=61.0), now=60.0)
 
 
@@ -364,7 +411,7 @@ def test_an_estimate_that_rejects_every_request_corrects_itself() -> None:
     it.
     """
     batcher = make_batcher()
-    batcher.image_s.seconds = 100 * IMAGE_S  # as after a minute on an overloaded machine
+    batcher.image_s.seconds = batcher.turn_image_s.seconds = 100 * IMAGE_S  # as after a minute on an overloaded machine
     for number in range(200):
         try:
             batcher.admit(make_entry("hopeful", deadline=number + 2 * IMAGE_S), number)
@@ -381,7 +428,25 @@ def test_rejections_do_not_lower_an_estimate_below_its_first_value() -> None:
     for _ in range(1000):
         with pytest.raises(DeadlineUnmeetable):
             batcher.admit(make_entry("hopeless", 8, deadline=0.007), 0.0)
+    assert batcher.image_s.seconds == batcher.turn_image_s.seconds == pytest.approx(IMAGE_S)
+
+
+def test_the_estimate_for_deadlines_covers_whole_iterations() -> None:
+    """What an iteration spends outside the network, such as on receiving, refusing and answering, delays requests as well.
+    It changes neither the size of batches nor which requests are large.
+    """
+    batcher = make_batcher()
+    for _ in range(100):
+        admit(batcher, *(make_entry() for _ in range(8)))
+        batch = batcher.form(0.0)
+        assert batch is not None
+        batcher.complete(batch, answers_to(batch), 0.004, 8 * IMAGE_S, 0.004 + 24 * IMAGE_S)
     assert batcher.image_s.seconds == pytest.approx(IMAGE_S)
+    assert batcher.turn_image_s.seconds == pytest.approx(3 * IMAGE_S, rel=0.01)
+    admit(batcher, *(make_entry() for _ in range(16)))
+    assert batcher.refusal(24 * 3 * IMAGE_S) is not None
+    assert batcher.refusal(24.1 * 3 * DEADLINE_MARGIN * IMAGE_S) is None
+    assert not batcher.is_large(8, 0)
 
 
 def test_small_batches_do_not_make_large_requests_look_slow() -> None:
@@ -391,8 +456,8 @@ def test_small_batches_do_not_make_large_requests_look_slow() -> None:
         admit(batcher, make_entry())
         batch = batcher.form(0.0)
         assert batch is not None
-        batcher.complete(batch, answers_to(batch), 0.0, 10 * IMAGE_S)
-    admit(batcher, make_entry("large", 640, deadline=0.700))
+        batcher.complete(batch, answers_to(batch), 0.0, 10 * IMAGE_S, 12 * IMAGE_S)
+    admit(batcher, make_entry("large", 640, deadline=0.750))
 
 
 def test_framing_work_bounds_the_estimated_time_of_a_batch() -> None:
@@ -455,7 +520,7 @@ def test_the_times_of_an_entry_add_up_over_its_batches() -> None:
     for now in (2.0, 3.0):
         batch = batcher.form(now)
         assert batch is not None
-        batcher.complete(batch, answers_to(batch), 0.25, 0.5)
+        batcher.complete(batch, answers_to(batch), 0.25, 0.5, 1.0)
     assert (large.first_batch, large.preprocess_s, large.inference_s) == (2.0, 0.5, 1.0)
 
 
@@ -472,9 +537,60 @@ def test_close_returns_what_waits_and_stops_admission() -> None:
     assert batcher.pending_images == 0
     assert batcher.close() == []
     assert finish(batcher, batch) == ["whole"]
-    assert isinstance(batcher.admission_error(), Draining)
+    assert isinstance(batcher.refusal(math.inf), Draining)
     with pytest.raises(Draining, match="shutting down"):
         batcher.admit(make_entry("late"), 0.0)
+
+
+@given(
+    held=st.lists(st.integers(1, 100), min_size=1, max_size=8),
+    calls=st.lists(st.integers(1, 8), min_size=1, max_size=4),
+)
+def test_patient_requests_are_admitted_in_order_under_any_load(held: list[int], calls: list[int]) -> None:
+    """While calls take all room that there is, held requests are admitted in the order of their queue, whatever their size:
+    a small one after the next batch, a large one when the large ones before it are answered. Calls are still admitted.
+    """
+    batcher = make_batcher()
+    queues: dict[bool, deque[NamedEntry]] = {False: deque(), True: deque()}
+    for number, num_images in enumerate(held):
+        entry = make_entry(f"held {number}", num_images)
+        queues[batcher.is_large(num_images, 0)].append(entry)
+    left = {entry.name for queue in queues.values() for entry in queue}
+    num_batches = num_calls = 0
+    while left:
+        assert num_batches <= 2 * (100 + sum(held)), "a quarter of every second batch is for large requests"
+        with contextlib.suppress(Overloaded):
+            for number in range(1000):
+                batcher.admit(make_entry("call", calls[number % len(calls)]), 0.0)
+                num_calls += 1
+        batch = batcher.form(0.0)
+        assert batch is not None
+        left.difference_update(finish(batcher, batch))
+        num_batches += 1
+        for queue in queues.values():
+            with contextlib.suppress(Overloaded):
+                while queue:
+                    batcher.admit(queue[0], 0.0, patient=True)
+                    queue.popleft()
+    assert num_calls >= num_batches / 2
+
+
+def test_large_requests_keep_no_small_ones_out() -> None:
+    """Each queue has its own room: neither kind of request takes that of the other, and neither pauses streams of the other."""
+    batcher = make_batcher(max_pending_images=80)
+    admit(batcher, make_entry("large", 80))
+    assert not batcher.is_half_full() and batcher.pending_images == 80
+    with pytest.raises(Overloaded):
+        batcher.admit(make_entry("second large", 9), 0.0)
+    with pytest.raises(Overloaded):
+        batcher.admit(make_entry("second large", 9), 0.0, patient=True)
+    admit(batcher, *(make_entry() for _ in range(80)))
+    assert isinstance(batcher.refusal(math.inf), Overloaded)
+    batch = batcher.form(0.0)
+    assert batch is not None
+    finish(batcher, batch)
+    finish(batcher, batcher.form(0.0) or batch)
+    batcher.admit(make_entry("second large", 80), 0.0, patient=True)
 
 
 def test_an_estimate_follows_the_measurements() -> None:
@@ -522,22 +638,28 @@ class BatcherMachine(RuleBasedStateMachine):
         self.running: Batch[NamedEntry] | None = None
         self.closed = False
 
+    def waiting_images(self, *, large: bool) -> int:
+        """Return the images that wait in one of the queues."""
+        return sum(caller.num_waiting for caller in self.callers.values() if caller.entry.large is large)
+
     @rule(
-        num_images=st.one_of(st.just(1), st.integers(1, 30)),
+        num_images=st.one_of(st.just(1), st.integers(1, MAX_IMAGES)),
         work=st.sampled_from([0, 0, SMALL, framing_work(300, 300), framing_work(2048, 2048)]),
         image_bytes=st.integers(1, 900),
         patience_s=st.sampled_from([math.inf, math.inf, -1.0, 0.0, 0.003, 0.05, 2.0]),
+        patient=st.booleans(),
     )
-    def admit(self, num_images: int, work: int, image_bytes: int, patience_s: float) -> None:
+    def admit(self, num_images: int, work: int, image_bytes: int, patience_s: float, *, patient: bool) -> None:
         """Admit a request, or reject it for a valid reason."""
         name = len(self.callers)
         num_bytes = num_images * image_bytes
         entry = make_entry(name, num_images, framing_work=work, num_bytes=num_bytes, deadline=self.now + patience_s)
         held_bytes = sum(caller.entry.num_bytes for caller in self.callers.values() if caller.num_waiting)
-        too_many = self.batcher.pending_images + num_images > self.max_pending_images
-        too_heavy = bool(held_bytes) and held_bytes + num_bytes > self.max_pending_bytes
+        waiting = self.waiting_images(large=self.batcher.is_large(num_images, work))
+        too_many = waiting + (1 if patient else num_images) > self.max_pending_images
+        too_heavy = bool(held_bytes) and held_bytes + (1 if patient else num_bytes) > self.max_pending_bytes
         try:
-            self.batcher.admit(entry, self.now)
+            self.batcher.admit(entry, self.now, patient=patient)
         except Draining:
             assert self.closed
         except Overloaded as error:
@@ -595,7 +717,9 @@ class BatcherMachine(RuleBasedStateMachine):
         batch, self.running = self.running, None
         assert batch is not None
         preprocess_s, inference_s = batch.framing_work * WORK_S * slowness, batch.num_images * IMAGE_S * slowness
-        for entry in self.batcher.complete(batch, answers_to(batch), preprocess_s, inference_s):
+        for entry in self.batcher.complete(
+            batch, answers_to(batch), preprocess_s, inference_s, preprocess_s + 1.5 * inference_s
+        ):
             assert entry.answers == [(entry.name, index) for index in range(entry.num_images)]
             self.callers[entry.name].outcomes.append("answered")
 
@@ -631,9 +755,15 @@ class BatcherMachine(RuleBasedStateMachine):
 
     @invariant()
     def pending_images_is_the_truth(self) -> None:
-        """``pending_images`` is the number of images that wait, and never more than allowed."""
-        waiting = sum(caller.num_waiting for caller in self.callers.values())
-        assert self.batcher.pending_images == waiting <= self.max_pending_images
+        """``pending_images`` is the number of images that wait. No queue has more than allowed, except for the last request of
+        a patient caller.
+        """
+        small, large = self.waiting_images(large=False), self.waiting_images(large=True)
+        waiting = small + large
+        assert self.batcher.pending_images == waiting
+        assert small < self.max_pending_images + self.max_batch_size
+        assert large < self.max_pending_images + MAX_IMAGES
+        assert self.batcher.is_half_full() >= (2 * small >= self.max_pending_images)
         assert self.batcher.has_pending() or not waiting
 
     @invariant()

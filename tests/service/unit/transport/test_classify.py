@@ -9,7 +9,7 @@ from digitserve.errors import DeadlineUnmeetable, Draining, Overloaded, RequestE
 from digitserve.protocol.codec import Limits
 from digitserve.protocol.names import CLASSIFY, Code
 from digitserve.protocol.status import INTERNAL, NO_MESSAGE, Status
-from digitserve.telemetry.block import Block
+from digitserve.telemetry.block import METHODS, Block
 from digitserve.telemetry.recorder import Recorder
 from digitserve.transport.classify import ClassifyHandler
 from digitserve.v1 import digits_pb2 as pb
@@ -45,7 +45,7 @@ class FakePipeline:
         self.cancelled: list[Any] = []
         self.failures = 0
 
-    def admission_error(self) -> Exception | None:
+    def refusal(self, deadline: float) -> Exception | None:
         return self.error
 
     def admit(self, responder: Any, request: Any) -> object:
@@ -69,6 +69,10 @@ class Server:
         self.block = Block(LABELS)
         self.handler = ClassifyHandler(self.pipeline, LIMITS, Recorder(self.block, LABELS), clock=lambda: 1.0)  # type: ignore[arg-type]
 
+    def started(self) -> int:
+        """Return the number of ``Classify`` calls that were started."""
+        return int(self.block.cells["grpc_server_started"][METHODS.index(CLASSIFY), 0])
+
     def recorded(self) -> dict[str, int]:
         """Return the number of ended ``Classify`` calls by code, and of rejected requests by reason."""
         found = {}
@@ -82,8 +86,10 @@ class Server:
 def test_a_call_is_admitted_and_answered() -> None:
     """The responder that the pipeline gets sends the answer to its call; the pipeline records the end of the call."""
     server, call = Server(), FakeCall(deadline=5.0)
+    assert server.handler.refusal(call.deadline) is None
     server.handler.on_accept(call)
     server.handler.on_message(call, BODY)
+    assert server.started() == 1
     (responder,) = server.pipeline.responders
     assert (responder.completes, responder.deadline, responder.accepted, responder.open) == (CLASSIFY, 5.0, 0.0, True)
 
@@ -98,18 +104,22 @@ def test_a_call_is_admitted_and_answered() -> None:
     ("error", "recorded"),
     [
         (Overloaded("full", 0.5), {"ResourceExhausted": 1, "queue_full": 1}),
+        (DeadlineUnmeetable("late"), {"DeadlineExceeded": 1, "deadline": 1}),
         (Draining("stops"), {"Unavailable": 1, "draining": 1}),
     ],
 )
-def test_a_call_is_rejected_before_its_message_is_read(error: RequestError, recorded: dict[str, int]) -> None:
-    """When no request can be admitted, the call fails as soon as it is accepted."""
-    server, call = Server(), FakeCall()
+def test_a_call_is_refused_before_its_message_is_read(error: RequestError, recorded: dict[str, int]) -> None:
+    """When no request can be admitted, the call ends as it starts; it is recorded as started, handled and rejected. Equal
+    errors get the same status, which the transport encodes once.
+    """
+    server = Server()
     server.pipeline.error = error
 
-    server.handler.on_accept(call)
+    status = server.handler.refusal(5.0)
 
-    assert call.sent == [Status.from_error(error)]
-    assert server.recorded() == recorded
+    assert status == Status.from_error(error) and server.handler.refusal(5.0) is status
+    assert server.recorded() == {name: 2 * count for name, count in recorded.items()}
+    assert server.started() == 2
 
 
 def test_an_invalid_request_and_one_that_is_too_large_are_rejected() -> None:

@@ -13,7 +13,7 @@ from digitserve.protocol.codec import Limits
 from digitserve.protocol.names import CLASSIFY_STREAM, Code
 from digitserve.telemetry.block import METHODS, Block
 from digitserve.telemetry.recorder import Recorder
-from digitserve.transport.classify_stream import WINDOW_BATCHES, ClassifyStreamHandler, StreamState
+from digitserve.transport.classify_stream import MAX_HELD_BYTES, WINDOW_BATCHES, ClassifyStreamHandler, StreamState
 from digitserve.v1 import digits_pb2 as pb
 from support.server_stream import FakeStream
 
@@ -30,13 +30,17 @@ class FakePipeline:
         self.admitted: list[tuple[Any, Any]] = []
         self.cancelled: list[Any] = []
         self.half_full = False
-        self.full = False
+        self.full = self.full_for_large = False
 
-    def admit(self, responder: Any, request: Any) -> object:
-        if self.full:
+    def admit(self, responder: Any, request: Any, *, patient: bool) -> object:
+        assert patient
+        if self.full or (self.full_for_large and self.is_large(request)):
             raise Overloaded("full", 0.5)
         self.admitted.append((responder, request))
         return responder
+
+    def is_large(self, request: Any) -> bool:
+        return bool(request.num_images > MAX_BATCH_SIZE)
 
     def cancel(self, pending: object) -> None:
         self.cancelled.append(pending)
@@ -157,6 +161,58 @@ def test_a_message_that_finds_no_room_is_held_until_there_is_room() -> None:
 
     assert connection.markers() == [7, 8]
     assert connection.state.reading
+
+
+def body(num_images: int) -> bytes:
+    """Serialize a message."""
+    request = pb.ClassifyRequest(pixels=bytes(784 * num_images))
+    return pb.ClassifyStreamRequest(request=request).SerializeToString()
+
+
+def test_a_held_large_message_delays_no_small_ones() -> None:
+    """While a large message waits for room in its queue, small ones of other streams are admitted and read; a second large
+    one waits behind it.
+    """
+    connection = Connection()
+    handler, pipeline = connection.handler, connection.pipeline
+    pipeline.full_for_large = True
+    connection.send(100, 1)
+    second, small = FakeStream(), FakeStream()
+    for stream in (second, small):
+        handler.on_accept(stream)
+    handler.on_message(second, body(99))
+    handler.on_message(small, body(1))
+    handler.flush()
+    assert [request.num_images for _, request in pipeline.admitted] == [1]
+    assert small.reads == 2
+    pipeline.full_for_large = False
+    handler.flush()
+    assert [request.num_images for _, request in pipeline.admitted] == [1, 100, 99]
+
+
+def test_what_is_held_is_limited_in_bytes() -> None:
+    """Messages beyond the limit are rejected with a time to retry, in their place; what was admitted makes room again."""
+    connection = Connection()
+    handler, pipeline = connection.handler, connection.pipeline
+    pipeline.full = True
+    large = body(4096)
+    num_held = MAX_HELD_BYTES // (4096 * 784)
+    streams = [FakeStream() for _ in range(num_held + 1)]
+    for stream in streams:
+        handler.on_accept(stream)
+        handler.on_message(stream, large)
+    handler.flush()
+    assert [len(stream.written) for stream in streams] == [0] * num_held + [1]
+    error = pb.ClassifyStreamResponse.FromString(streams[-1].written[0]).error
+    assert error.code == Code.RESOURCE_EXHAUSTED and error.details
+    pipeline.full = False
+    handler.flush()
+    pipeline.full = True
+    late = FakeStream()
+    handler.on_accept(late)
+    handler.on_message(late, large)
+    handler.flush()
+    assert late.written == []
 
 
 def test_a_held_message_of_a_closed_stream_is_dropped() -> None:

@@ -10,7 +10,15 @@ from google.rpc import status_pb2
 
 from digitserve.protocol.names import Code
 from digitserve.protocol.status import Status
-from digitserve.transport.native.message import MAX_MESSAGE_TEXT, MessageError, encode_status, inflate
+from digitserve.transport.native.limits import FIRST_WINDOW
+from digitserve.transport.native.message import (
+    MAX_MESSAGE_TEXT,
+    MessageError,
+    encode_status,
+    inflate,
+    inflated_bytes,
+)
+from digitserve.transport.native.shares import INFLATE_BURST_BYTES, INFLATE_BYTES_PER_S, SMALL_BYTES, InflateBudget
 from support.http2_peer import (
     DATA,
     LIMITS,
@@ -78,12 +86,72 @@ def test_a_zip_bomb_is_too_large(size: int) -> None:
     assert peer.answer(1).status == Code.RESOURCE_EXHAUSTED
 
 
-def test_inflation_is_bounded() -> None:
-    """``inflate`` returns None from the first byte over the limit, and the whole message at the limit."""
-    assert inflate(gzip.compress(bytes(100)), b"gzip", 100) == bytes(100)
-    assert inflate(gzip.compress(bytes(101)), b"gzip", 100) is None
-    with pytest.raises(MessageError):
-        inflate(gzip.compress(b""), b"identity", 100)
+@pytest.mark.parametrize("size", [0, 1, 100, SMALL_BYTES, SMALL_BYTES + 1, 300_000])
+def test_no_more_is_decompressed_than_a_message_states(size: int) -> None:
+    """The size at its end decides before decompression: over the limit it is too large, and a wrong size is an error."""
+    body = gzip.compress(bytes(size))
+    assert inflated_bytes(memoryview(body), b"gzip") == size
+    assert inflate(body, size, size) == bytes(size)
+    for stated in (size - 1, size + 1):
+        if stated >= 0:
+            with pytest.raises(MessageError):
+                inflate(body[:-4] + stated.to_bytes(4, "little"), stated, 1 << 20)
+    with pytest.raises(MessageError, match="grpc-encoding is not gzip"):
+        inflated_bytes(memoryview(body), b"identity")
+
+
+def test_of_a_message_over_the_limit_only_the_start_is_decompressed() -> None:
+    """What states a size over the limit is too large, unless its start shows that it is no such message."""
+    body = gzip.compress(bytes(SMALL_BYTES + 1))
+    assert inflate(body, SMALL_BYTES + 1, SMALL_BYTES) is None
+    assert inflate(body[:-20] + bytes(20), 1 << 31, 100) is None, "its end is not read"
+    for broken in (b"no gzip", body[:20], gzip.compress(b"short")):
+        with pytest.raises(MessageError):
+            inflate(broken, 1 << 31, 100)
+
+
+@pytest.mark.parametrize("path", [UNARY, STREAM])
+def test_large_compressed_messages_wait_for_their_turn(path: bytes) -> None:
+    """A worker decompresses a limited number of bytes per second. Messages beyond it wait, oldest first, and small ones
+    pass them. They end by their deadlines, and after the time limit of a message.
+    """
+    now = [50.0]
+    size = MAX
+    body = gzip.compress(bytes(size), 9)
+    assert 5 + len(body) < FIRST_WINDOW
+    peer = Peer()
+    peer.budget.inflate = InflateBudget(lambda: now[0])
+    recorder = peer.unary if path == UNARY else peer.stream
+    peer.unary.answer, peer.stream.answer = lambda unary, body: unary.reply(b""), lambda stream, body: stream.read()
+
+    def arrived() -> list[int]:
+        return [each[1] for each in recorder.events if each[0] == "message"]
+
+    num_first = -(-INFLATE_BURST_BYTES // size)
+    ids = range(1, 2 * (num_first + 5), 2)
+    for stream_id in ids:
+        timeout = (b"grpc-timeout", b"1S" if stream_id == ids[-1] else b"9S")
+        peer.send(headers(stream_id, request(path, GZIP, timeout)), data(stream_id, message(body, 1), ended=True))
+    assert arrived() == [*ids[:num_first]]
+    peer.send(headers(1003, request(UNARY, GZIP)), data(1003, message(gzip.compress(bytes(784)), 1), ended=True))
+    assert peer.unary.events[-1] == ("message", 1003, bytes(784))
+    now[0] += 1.5 * size / INFLATE_BYTES_PER_S
+    peer.connection.on_room()
+    peer.read()
+    assert [each for each in arrived() if each < 1003] == [*ids[: num_first + 2]]
+    peer.wall += 2
+    peer.check()
+    assert peer.answer(ids[-1]).status == Code.DEADLINE_EXCEEDED
+    peer.now += LIMITS.message_s + 1
+    peer.check()
+    left = ids[num_first + 2 : -1]
+    assert len(left) == 2
+    if path == UNARY:
+        assert [peer.answer(stream_id).status for stream_id in left] == [Code.RESOURCE_EXHAUSTED] * 2
+    now[0] += 1
+    peer.connection.on_room()
+    peer.read()
+    assert not peer.connection.streams and not peer.connection.waiting and peer.budget.used_bytes == 0
 
 
 @pytest.mark.parametrize("encoding", [b"snappy", b"deflate", b"", b"GZIP", b"gzip, gzip", b"\xff"])

@@ -114,7 +114,7 @@ def test_a_message_over_the_limit_is_reported_from_its_prefix(ended: bool) -> No
     assert peer.answer(1).status == Code.RESOURCE_EXHAUSTED
     assert peer.answer(1).reset is None and peer.answer(1).windows == 0
     assert peer.send(data(1, bytes(60_000), ended=ended)) == []
-    assert len(peer.connection.streams) == (not ended)
+    assert len(peer.connection.answered) == (not ended)
 
 
 @pytest.mark.parametrize("size", [FIRST_WINDOW - 6, FIRST_WINDOW - 5, FIRST_WINDOW - 4, FIRST_WINDOW, 300_000, MAX])
@@ -217,7 +217,25 @@ def test_a_deadline_that_passes_ends_the_call(phase: str) -> None:
     assert not peer.connection.streams and peer.failure is None
 
 
-@pytest.mark.parametrize("early", ["unknown method", "refused", "too large", "expired", "overloaded"])
+def test_refused_calls_get_the_same_bytes_and_take_no_place() -> None:
+    """A refused call reaches no other callback. Its answer differs from others in the stream id only, also for the first
+    call of a connection, and is what a call gets that fails later; its message is not kept.
+    """
+    peer = Peer()
+    status = peer.unary.refused = Status(Code.RESOURCE_EXHAUSTED, "full", 0.05)
+    answers = []
+    for stream_id in (1, 3, 5):
+        (frame,) = peer.send(call(stream_id))
+        assert (frame.type, frame.stream_id, frame.flags) == (HEADERS, stream_id, {"END_HEADERS", "END_STREAM"})
+        answers.append(frame.data)
+        assert not peer.connection.streams and not peer.connection.answered and peer.budget.used_bytes == 0
+    assert peer.unary.events == [] and answers[1] == answers[2] and answers[0].endswith(answers[1])
+    peer.unary.refused, peer.unary.answer = None, lambda unary, body: unary.fail(status)
+    assert peer.send(call(7))[0].data == answers[1]
+    assert peer.answer(7).trailers == peer.answer(1).trailers
+
+
+@pytest.mark.parametrize("early", ["unknown method", "refused", "failed", "too large", "expired", "overloaded"])
 @pytest.mark.parametrize("end", ["DATA", "trailers", "RST_STREAM", "never"])
 def test_an_early_status_does_not_reset_the_request(early: str, end: str) -> None:
     """The rest of the request is ignored until its end. Only one that does not end in ``message_s`` is reset, NO_ERROR."""
@@ -226,6 +244,8 @@ def test_an_early_status_does_not_reset_the_request(early: str, end: str) -> Non
     if early == "unknown method":
         path = b"/no/Such"
     elif early == "refused":
+        peer.unary.refused = Status(Code.RESOURCE_EXHAUSTED, "full", 1.0)
+    elif early == "failed":
         peer.unary.accept = lambda unary: unary.fail(Status(Code.RESOURCE_EXHAUSTED, "full", 1.0))
     elif early == "too large":
         body = message(bytes(MAX + 1))[:1000]
@@ -298,7 +318,7 @@ def test_what_is_not_grpc_gets_an_http_status(fields: Any, status: bytes, extra:
     answer = peer.answer(1)
     assert answer.headers[b":status"] == status and answer.status is None
     assert extra is None or extra in answer.headers.items()
-    assert answer.reset is None and bool(peer.connection.streams) == (not ended)
+    assert answer.reset is None and bool(peer.connection.answered) == (not ended)
     if not ended:
         assert peer.send(data(1, bytes(60_000))) == []
         peer.now += LIMITS.message_s + 0.1
@@ -366,6 +386,6 @@ def test_a_call_may_be_answered_before_its_request_ends() -> None:
     peer.unary.accept = lambda unary: unary.reply(b"early")
     peer.send(headers(3))
     assert peer.answer(3).messages == [b"early"] and peer.answer(3).status == 0
-    assert list(peer.connection.streams) == [3]
+    assert list(peer.connection.answered) == [3]
     assert peer.send(raw(DATA, 0, 3, b"ignored"), raw(DATA, END_STREAM, 3)) == []
-    assert not peer.connection.streams
+    assert not peer.connection.streams and not peer.connection.answered

@@ -1,7 +1,9 @@
 """The event loop with real sockets, a clock of the test, and connections that only record."""
 
+import itertools
 import os
 import resource
+import select
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -12,8 +14,21 @@ from typing import Any
 
 import pytest
 
+from digitserve.settings import Settings
+from digitserve.transport.certificate import server_context
 from digitserve.transport.native import loop as module
-from digitserve.transport.native.loop import LINGER_S, MAX_ACCEPTS, MAX_READ_S, READ_BYTES, STALL_S, Loop
+from digitserve.transport.native import peer as peer_module
+from digitserve.transport.native.acceptor import ACCEPT_PAUSE_S, MAX_ACCEPTS
+from digitserve.transport.native.loop import (
+    MANY_UNREAD,
+    MAX_HANDSHAKES_S,
+    MAX_READ_S,
+    READ_BYTES,
+    SHORT_READ_BYTES,
+    Loop,
+)  # fmt: skip
+from digitserve.transport.native.peer import LINGER_S, STALL_S, Peer
+from support.certificates import TlsClient, make_certificate
 
 
 class Clock:
@@ -121,6 +136,14 @@ class Bench:
         self.poll_until(lambda: len(self.connections) == expected)
         return client, self.connections[-1]
 
+    def peers(self) -> list[Peer]:
+        return list(self.loop._peers.by_descriptor.values())
+
+    def await_input(self, *peers: Peer) -> None:
+        """Wait until the sockets of peers have something to read."""
+        for peer in peers:
+            assert select.select([peer.wire], [], [], 20)[0]
+
     def poll_until(self, condition: Callable[[], object]) -> None:
         """Poll until a condition holds."""
         for _ in range(2000):
@@ -142,13 +165,22 @@ class Bench:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock.monotonic, time=clock.time))
+    for each in (module, peer_module):
+        monkeypatch.setattr(each, "time", SimpleNamespace(monotonic=clock.monotonic, time=clock.time))
     return clock
 
 
 @pytest.fixture
 def bench(clock: Clock) -> Iterator[Bench]:
     bench = Bench(clock)
+    yield bench
+    bench.close()
+
+
+@pytest.fixture
+def tls_bench(clock: Clock, tmp_path: Path) -> Iterator[Bench]:
+    made = make_certificate(tmp_path)
+    bench = Bench(clock, context=server_context(Settings(tls_certificate=made.certificate, tls_key=made.key)))
     yield bench
     bench.close()
 
@@ -184,7 +216,7 @@ def test_a_slow_client_gets_everything_in_order(bench: Bench) -> None:
     assert connection.num_unsent_bytes > 0
     connection.send(second)
     connection.reads = False
-    bench.loop._update_interest(next(iter(bench.loop._peers.values())))
+    bench.peers()[0].update_interest()
     client.sendall(b"more")
     got = b""
     client.setblocking(False)
@@ -198,7 +230,7 @@ def test_a_slow_client_gets_everything_in_order(bench: Bench) -> None:
     assert got == first + second
     assert (connection.num_unsent_bytes, connection.received) == (0, [])
     connection.reads = True
-    bench.loop._update_interest(next(iter(bench.loop._peers.values())))
+    bench.peers()[0].update_interest()
     bench.poll_until(lambda: connection.received == [b"more"])
 
 
@@ -244,6 +276,55 @@ def test_reading_rotates_and_is_bounded_in_time(bench: Bench) -> None:
     assert sorted(order[:6]) == list(range(6))
 
 
+def test_with_many_unread_connections_each_gets_its_turn_sooner(bench: Bench) -> None:
+    """Of more than ``MANY_UNREAD`` connections only a short piece is read in each turn; of few, as much as a read takes."""
+    pairs = [bench.accept() for _ in range(MANY_UNREAD + 2)]
+    few, many = pairs[:MANY_UNREAD], pairs
+    for accepted, least, most in ((many, 1, SHORT_READ_BYTES), (few, SHORT_READ_BYTES + 1, READ_BYTES)):
+        for client, connection in accepted:
+            connection.received.clear()
+            client.sendall(bytes(READ_BYTES))
+        bench.await_input(*bench.peers()[: len(accepted)])
+        bench.loop.poll(0.01)
+        assert least <= max(len(connection.received[0]) for _, connection in accepted) <= most
+        assert all(len(connection.received) == 1 for _, connection in accepted)
+        while any(len(b"".join(connection.received)) < READ_BYTES for _, connection in accepted):
+            bench.loop.poll(0.01)
+
+
+def test_handshakes_wait_behind_calls(tls_bench: Bench) -> None:
+    """However many clients begin a handshake of TLS, a turn continues few of them, after a connection with calls; all are
+    served in the end, and one that ends early is dropped.
+    """
+    bench = tls_bench
+    client, (caller, connection) = TlsClient(), bench.accept()
+    (peer,) = bench.peers()
+    caller.sendall(client.take())
+    bench.poll_until(lambda: not bench.loop.poll(0.01))
+    client.give(caller.recv(1 << 16))
+    caller.sendall(client.take())
+    bench.poll_until(lambda: peer.queue is bench.loop._peers.unread)
+    others = [(TlsClient(), *bench.accept()) for _ in range(20)]
+    for other, client_socket, _ in others:
+        client_socket.sendall(other.take())
+    reset(others[-1][1])
+    bench.clock.step = MAX_HANDSHAKES_S / 2
+    waiting = [len(others)]
+    while waiting[-1]:
+        caller.sendall(client.take(b"call"))
+        bench.await_input(peer)
+        bench.loop.poll(0.01)
+        waiting.append(len(bench.loop._peers.handshakes))
+        assert len(connection.received) == len(waiting) - 1
+    assert max(before - after for before, after in itertools.pairwise(waiting)) <= 3
+    bench.clock.step = 0.0
+    for other, client_socket, _ in others[:-1]:
+        other.give(client_socket.recv(1 << 16))
+        client_socket.sendall(other.take(b"first"))
+    bench.poll_until(lambda: all(one.received == [b"first"] for _, _, one in others[:-1]))
+    bench.poll_until(lambda: others[-1][2].num_drops)
+
+
 @pytest.mark.parametrize("unsent", [0, 8 << 20])
 @pytest.mark.parametrize("sent", [b"", b"half"])
 def test_a_reset_connection_is_dropped_once(bench: Bench, unsent: int, sent: bytes) -> None:
@@ -268,9 +349,9 @@ def test_a_reused_descriptor_is_another_connection(bench: Bench) -> None:
     bytes, and the old one nothing.
     """
     (_, first), (client, second) = bench.accept(), bench.accept()
-    peers = {peer.connection: peer for peer in bench.loop._peers.values()}
-    descriptor = peers[second].socket.fileno()
-    bench.loop._unread.extend([peers[first], peers[second]])
+    peers = {peer.connection: peer for peer in bench.peers()}
+    descriptor = peers[second].wire.fileno()
+    bench.loop._peers.unread.extend([peers[first], peers[second]])
     second.send(b"answer")
     reset(client)
     while second.num_drops == 0:
@@ -279,8 +360,8 @@ def test_a_reused_descriptor_is_another_connection(bench: Bench) -> None:
     bench.sockets.enter_context(replacement := socket.create_connection(bench.address))
     replacement.sendall(b"mine")
     while len(bench.connections) < 3:
-        bench.loop._accept(bench.clock.now)
-    assert descriptor in bench.loop._peers
+        bench.loop._acceptor.accept(bench.clock.now)
+    assert descriptor in bench.loop._peers.by_descriptor
     bench.poll_until(lambda: bench.connections[2].received)
 
     assert (bench.connections[2].received, second.received) == ([b"mine"], [])
@@ -289,7 +370,7 @@ def test_a_reused_descriptor_is_another_connection(bench: Bench) -> None:
 def test_a_copy_of_a_descriptor_does_no_harm(bench: Bench) -> None:
     """A process that is being forked holds copies of all descriptors for a moment. Events of the closed one must not arrive."""
     client, connection = bench.accept()
-    copy = os.dup(next(iter(bench.loop._peers)))
+    copy = os.dup(bench.peers()[0].wire.fileno())
     try:
         client.shutdown(socket.SHUT_WR)
         bench.poll_until(lambda: connection.num_drops)
@@ -322,7 +403,7 @@ def test_accepting_pauses_when_descriptors_are_exhausted(bench: Bench) -> None:
         bench.loop.poll(0.01)
         assert not bench.connections
         assert not bench.loop.poll(0), "the listener must not be reported all the time"
-    bench.advance(module.ACCEPT_PAUSE_S)
+    bench.advance(ACCEPT_PAUSE_S)
     bench.poll_until(lambda: len(bench.connections) == 1)
     waiting.sendall(b"late")
     bench.poll_until(lambda: bench.connections[0].received)

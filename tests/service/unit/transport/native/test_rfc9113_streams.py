@@ -4,10 +4,14 @@ import dataclasses
 
 import hpack
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from digitserve.transport.native.control import MAX_RECENT_RESETS
 from digitserve.transport.native.frames import ErrorCode
+from digitserve.transport.native.shares import MIN_STREAMS, StreamShare
 from support.http2_peer import (
+    ACK,
     DATA,
     END_HEADERS,
     END_STREAM,
@@ -176,6 +180,68 @@ def test_streams_above_the_limit_are_refused(acknowledged: bool) -> None:
     assert ("accept", 5) not in peer.unary.events
     peer.send(reset(1), call(7))
     assert peer.answer(7).status == 0
+
+
+def num_open(peer: Peer) -> int:
+    return len(peer.connection.streams)
+
+
+def test_a_changed_limit_is_announced_and_holds_when_it_is_acknowledged() -> None:
+    """6.5.3: a client may open as many streams as the last SETTINGS say that it has acknowledged. Until it acknowledges a
+    lower limit, the higher one holds; a higher limit holds at once; there is one announcement at a time.
+    """
+    peer = Peer(dataclasses.replace(LIMITS, max_streams=100))
+    share = peer.budget.streams = StreamShare(200)
+    assert peer.check() == [], "an unchanged limit is not announced again"
+    share.update(8)
+    (lowered,) = peer.check()
+    assert lowered.settings == {3: 25}
+    share.update(1)
+    assert peer.check() == [], "the last announcement is not acknowledged yet"
+    peer.send(*(headers(stream_id) for stream_id in range(1, 81, 2)))
+    assert num_open(peer) == 40
+    peer.send(raw(SETTINGS, ACK), headers(81))
+    assert peer.answer(81).reset == ErrorCode.PROTOCOL_ERROR and num_open(peer) == 40
+    (raised,) = peer.check()
+    assert raised.settings == {3: 100}
+    peer.send(headers(83))
+    assert num_open(peer) == 41, "before the acknowledgement"
+    peer.send(raw(SETTINGS, ACK))
+    assert peer.check() == []
+
+
+def test_nothing_is_announced_before_the_first_acknowledgement() -> None:
+    """A client that never acknowledges SETTINGS gets them once."""
+    peer = Peer(handshake=False)
+    peer.send(PREFACE, settings())
+    peer.budget.streams = StreamShare(32)
+    assert peer.check() == []
+    peer.send(raw(SETTINGS, ACK))
+    assert peer.check()[0].settings == {3: 32}
+
+
+@given(st.lists(st.integers(0, 5000), max_size=30), st.integers(1, 5000))
+def test_the_share_of_a_connection(numbers: list[int], total: int) -> None:
+    """All connections together may open about as many streams as may wait, from half to twice, but each at least 16."""
+    share = StreamShare(total)
+    for number in numbers:
+        share.update(number)
+        assert share.num_streams >= MIN_STREAMS
+        if share.num_streams > MIN_STREAMS:
+            assert total / 2 - number < share.num_streams * max(1, number) <= 2 * total
+
+
+def test_few_more_or_less_connections_change_no_share() -> None:
+    """Each change is sent on all connections, so it needs twice or half as many."""
+    share = StreamShare(1000)
+    share.update(20)
+    for number in (10, 11, 19, 21, 39, 40):
+        share.update(number)
+        assert share.num_streams == 50
+    share.update(41)
+    assert share.num_streams == 24
+    share.update(20)
+    assert share.num_streams == 50
 
 
 def test_the_limit_is_announced() -> None:

@@ -162,9 +162,9 @@ def test_written_is_reported_per_message_when_it_is_sent() -> None:
     peer.send(window_update(1, 1))
     assert peer.answer(1).messages == [b"a" * 10, b"b" * 10, b"c" * 10]
     assert peer.answer(1).trailers[b"grpc-status"] == b"10"
-    assert kinds(peer)[-1] == "close" and len(peer.connection.streams) == 1
+    assert kinds(peer)[-1] == "close" and len(peer.connection.answered) == 1
     peer.send(raw(DATA, END_STREAM, 1))
-    assert not peer.connection.streams
+    assert not peer.connection.streams and not peer.connection.answered
 
 
 def test_finish_sends_what_was_written_without_flush() -> None:

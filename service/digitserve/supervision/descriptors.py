@@ -1,0 +1,62 @@
+"""File descriptors: raises the limit, and distributes what there is. ``supervisor.serve`` calls it before it opens anything.
+
+The limit applies to each process. Workers inherit it. Each worker needs one descriptor per connection. The supervisor needs
+some for each worker that it starts, and must have them even while clients of the HTTP port hold as many as they can.
+"""
+
+import resource
+from pathlib import Path
+
+import structlog
+
+MAX_DESCRIPTORS = 1 << 20
+"""Limit to raise to at most: some systems allow 1e9, and other programs allocate memory per possible descriptor."""
+
+WORKER_CONNECTIONS = 4_096
+"""Most connections of a worker of the native transport."""
+
+WORKER_RESERVE = 64
+"""Descriptors that a worker needs besides those of its connections: fewer than 20, and some for libraries."""
+
+SUPERVISOR_RESERVE = 16
+"""Descriptors that the supervisor needs besides those of workers and of connections: sockets, the event loop, the log."""
+
+SLOT_RESERVE = 8
+"""Descriptors that a slot needs while it starts a worker: shared memory, channel, pidfd, listening socket, and Popen's."""
+
+_log = structlog.get_logger("digitserve.supervision.descriptors")
+
+
+def raise_limit() -> int:
+    """Raise this process's soft limit of file descriptors to the hard one; return the limit.
+
+    Logs a warning if a worker cannot have all its connections.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    else:
+        limit = MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
+    needed = WORKER_CONNECTIONS + WORKER_RESERVE
+    if limit < needed:
+        _log.warning(
+            "too few file descriptors for all connections of a worker",
+            limit=limit, needed=needed, advice="raise the hard limit: ulimit -Hn, LimitNOFILE=, --ulimit nofile=",
+        )  # fmt: skip
+    return limit
+
+
+def num_left(limit: int, num_slots: int) -> int:
+    """Return how many descriptors the supervisor can use for connections of the HTTP port; at least 0.
+
+    Args:
+        limit: of this process.
+        num_slots: number of workers.
+    """
+    return max(0, limit - num_open() - SUPERVISOR_RESERVE - num_slots * SLOT_RESERVE)
+
+
+def num_open() -> int:
+    """Return how many descriptors this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))

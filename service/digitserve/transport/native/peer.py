@@ -1,0 +1,241 @@
+"""A socket and its HTTP/2 connection: bytes from one to the other, interest in events, and the end of both.
+
+    Loop ──receive, send──▶ Peer ◀──bytes──▶ Connection
+                             │
+                           wire: the socket itself, or TLS over it
+
+``acceptor`` creates a peer for each accepted socket; ``loop`` calls it on the worker's one thread.
+"""
+
+import contextlib
+import functools
+import math
+import select
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+
+from digitserve.transport.native.connection import Connection
+from digitserve.transport.native.frames import ErrorCode
+from digitserve.transport.native.tls import TlsWire
+
+LINGER_S = 1.0
+"""After the last output of a connection, time for the client to close it: closing earlier could destroy that output."""
+
+STALL_S = 60.0
+"""Longest time that a socket may take no output: then the client has stopped, or the network has lost it."""
+
+NewConnection = Callable[[float, Callable[[], None]], Connection]
+"""Creates a connection from the monotonic time in seconds and ``on_output``."""
+
+READABLE, WRITABLE = select.EPOLLIN, select.EPOLLOUT
+
+
+class Peers:
+    """The open peers of a loop, and those that need its attention; owned by the loop.
+
+    Attributes:
+        epoll: reports events of their sockets.
+        by_descriptor: all that are open.
+        with_output: those whose connections have something to send.
+        starved: those with messages that wait for the worker's budget, oldest first.
+        unread: those whose sockets have something, in the order in which they are read.
+        handshakes: the same for those whose TLS handshake is not complete.
+    """
+
+    __slots__ = ("by_descriptor", "epoll", "handshakes", "starved", "unread", "with_output")
+
+    def __init__(self) -> None:
+        self.epoll = select.epoll()
+        self.by_descriptor: dict[int, Peer] = {}
+        self.with_output: list[Peer] = []
+        self.starved: dict[Peer, None] = {}
+        self.unread: deque[Peer] = deque()
+        self.handshakes: deque[Peer] = deque()
+
+
+class Peer:
+    """A socket and its connection; owned by the loop until the socket is closed.
+
+    Attributes:
+        wire: the socket, or TLS over it; non-blocking.
+        tls: the same if it is TLS, otherwise None.
+        connection: its protocol; only while ``open``.
+        open: false once the socket is closed. Compare peers, never descriptors: their numbers are used again at once.
+        unsent: output that the socket has not taken yet.
+        active: monotonic time in seconds at which it last sent something, or took output that had to wait.
+        interest: events that epoll reports.
+        queue: where it waits to be read.
+        queued: whether it does.
+        arrived: Unix time in seconds after which unread bytes may have arrived.
+        drains_at: monotonic time in seconds at which its connection is too old.
+        ends_at: monotonic time in seconds at which the socket is closed, unless it makes progress before.
+        lingering: all output is sent and this side is shut down; what the client still sends is discarded.
+    """
+
+    __slots__ = (
+        "_peers", "active", "arrived", "connection", "drains_at", "ends_at", "interest", "lingering", "open", "queue",
+        "queued", "tls", "unsent", "wire",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        accepted: socket.socket,
+        tls: TlsWire | None,
+        peers: Peers,
+        new_connection: NewConnection,
+        now: float,
+        drains_at: float,
+    ) -> None:
+        """Watch an accepted socket, and create its connection.
+
+        Args:
+            accepted: non-blocking.
+            tls: over that socket, if any.
+            peers: those of the loop.
+            new_connection: creates the connection.
+            now: monotonic time in seconds.
+            drains_at: see above.
+
+        Raises:
+            OSError: epoll takes no more.
+        """
+        peers.epoll.register(accepted.fileno(), READABLE)
+        peers.by_descriptor[accepted.fileno()] = self
+        self._peers = peers
+        self.wire = tls or accepted
+        self.tls = tls
+        self.open = True
+        self.unsent: bytearray | None = None
+        self.active = now
+        self.interest = READABLE
+        self.queue = peers.unread if tls is None else peers.handshakes
+        self.queued = False
+        self.arrived = 0.0
+        self.drains_at = drains_at
+        self.ends_at = math.inf
+        self.lingering = False
+        self.connection = new_connection(now, functools.partial(peers.with_output.append, self))
+
+    def receive(self, num_bytes: int, now: float) -> None:
+        """Read at most ``num_bytes``, and hand them to the connection."""
+        try:
+            received = self.wire.recv(num_bytes)
+        except BlockingIOError:
+            if self.tls is None or not self.tls.has_more:
+                self.arrived = 0.0
+            return
+        except OSError:
+            received = b""
+        if not received:
+            self.drop()
+            return
+        self.active = now
+        connection = self.connection
+        if not self.lingering:
+            connection.receive(received, now, self.arrived)
+            if connection.waiting:
+                self._peers.starved[self] = None
+        # Of more bytes than one read takes, the rest has waited as long.
+        if len(received) < num_bytes and (self.tls is None or not self.tls.has_more):
+            self.arrived = 0.0
+        if not connection.wants_read():
+            self.update_interest()
+
+    def send(self) -> None:
+        """Send as much as the socket takes."""
+        connection = self.connection
+        output = self.unsent or connection.take_output()
+        try:
+            num_bytes = self.wire.send(output) if output else 0
+        except BlockingIOError:
+            num_bytes = 0
+        except OSError:
+            self.drop()
+            return
+        if num_bytes < len(output):
+            if num_bytes or self.unsent is None:
+                self.active = time.monotonic()
+                self.ends_at = self.active + STALL_S
+            if self.unsent is None:
+                self.unsent = bytearray(memoryview(output)[num_bytes:])
+            else:
+                del self.unsent[:num_bytes]
+            connection.on_sent(num_bytes)
+        else:
+            if self.unsent is not None:
+                self.unsent, self.ends_at = None, math.inf
+            connection.on_sent(num_bytes)
+            if connection.has_output():
+                self._peers.with_output.append(self)
+            elif connection.closing:
+                self.shut_down()
+        # In the common case the socket has taken everything, and nothing else than input is awaited before and after.
+        if self.unsent is not None or self.interest != READABLE:
+            self.update_interest()
+
+    def send_more(self) -> None:
+        """Send new output of the connection, after what the socket has not taken yet."""
+        if not self.open:
+            return
+        if self.unsent is None:
+            self.send()
+        else:
+            # Joined, because many small pieces take several times their size.
+            self.unsent += self.connection.take_output()
+
+    def update_interest(self) -> None:
+        """Await the events that the state of the connection demands."""
+        reads = self.lingering or self.connection.wants_read()
+        interest = (READABLE if reads else 0) | (WRITABLE if self.unsent is not None else 0)
+        if interest != self.interest:
+            self.interest = interest
+            self._peers.epoll.modify(self.wire.fileno(), interest)
+
+    def shut_down(self) -> None:
+        """Send the end of the connection; then wait for the client's."""
+        if not self.lingering:
+            self.lingering, self.ends_at = True, time.monotonic() + LINGER_S
+            with contextlib.suppress(OSError):
+                self.wire.shutdown(socket.SHUT_WR)
+
+    def check(self, now: float, wall: float) -> None:
+        """Apply time limits.
+
+        Args:
+            now: monotonic time in seconds.
+            wall: Unix time in seconds.
+        """
+        connection = self.connection
+        if now >= self.ends_at:
+            self.drop()
+        elif not self.lingering:
+            connection.check(now, wall)
+            if connection.waiting:
+                self._peers.starved.setdefault(self)
+            if now >= self.drains_at:
+                connection.drain(now)
+            if connection.closing and not connection.has_output() and self.unsent is None:
+                self.shut_down()
+                self.update_interest()
+
+    def close(self, reason: str) -> None:
+        """End the connection now: tell the client, if the socket takes it at once."""
+        self.connection.close(ErrorCode.NO_ERROR, reason)
+        if self.unsent is None:
+            self.send()
+        if self.open:
+            self.drop()
+
+    def drop(self) -> None:
+        """Close the socket, and drop the calls of the connection."""
+        self.open = False
+        descriptor = self.wire.fileno()
+        del self._peers.by_descriptor[descriptor]
+        # Closing removes it from epoll only if no process that is being forked holds a copy.
+        self._peers.epoll.unregister(descriptor)
+        self.wire.close()
+        connection = self.connection
+        del self.connection  # it refers to the peer: a reference cycle otherwise
+        connection.drop()

@@ -1,0 +1,64 @@
+"""Fuzzing guided by coverage, with atheris; ``make fuzz`` runs it.
+
+    make fuzz ARGS="connection --seconds 3600"
+
+An input that breaks a promise is written to the folder of inputs, with the name ``crash-...``; run it again by
+``make fuzz ARGS="connection --input FILE"``.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import atheris
+
+# Before the others, so that it is not instrumented: atheris 3.0 never frees arrays that instrumented code compares.
+import digitserve.vision.batch_checks
+import digitserve.vision.framing  # noqa: F401
+
+with atheris.instrument_imports(include=["digitserve.transport", "digitserve.protocol"]):
+    from support.fuzz_targets import TARGETS
+
+INPUT_TIMEOUT_S = 10
+"""Longest time of one input: more is a hang. Typical ones take 1 ms."""
+
+
+def main() -> None:
+    """Run as a command; ends with exit code 77 if an input broke a promise."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "target", choices=[*TARGETS, "all"], nargs="?", default="all", help="what to fuzz (default: all)"
+    )
+    parser.add_argument("--seconds", type=int, default=600, help="time for each target (default: 600)")
+    parser.add_argument("--inputs", type=Path, default=Path("runs/fuzz"), help="folder of inputs that reach new code")
+    parser.add_argument("--input", type=Path, help="only run this input")
+    options = parser.parse_args()
+    if options.input:
+        TARGETS[options.target].run(options.input.read_bytes())
+        return
+    if options.target == "all":
+        command = [sys.executable, __file__, "--seconds", str(options.seconds), "--inputs", str(options.inputs)]
+        processes = [subprocess.Popen([*command, name]) for name in TARGETS]
+        sys.exit(max(abs(process.wait()) for process in processes))
+    fuzz(options.target, options.seconds, options.inputs / options.target)
+
+
+def fuzz(name: str, seconds: int, folder: Path) -> None:
+    """Fuzz a target; never returns."""
+    target = TARGETS[name]
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, seed in enumerate(target.seeds):
+        (folder / f"seed-{number}").write_bytes(seed)
+    atheris.Setup(
+        [
+            sys.argv[0], str(folder), f"-max_total_time={seconds}", f"-max_len={target.max_bytes}",
+            f"-timeout={INPUT_TIMEOUT_S}", f"-artifact_prefix={folder}/", "-print_final_stats=1", "-rss_limit_mb=8192",
+        ],
+        target.run,
+    )  # fmt: skip
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Checks of what ``protocol.codec.decode`` returns for any bytes, independently of its code."""
+
+from digitserve.batching.prepare import prepare
+from digitserve.errors import InvalidRequest, NotServed
+from digitserve.protocol.codec import Limits, Request, decode
+from digitserve.types import Framing, Ink
+from digitserve.v1 import digits_pb2 as pb
+
+LIMITS = Limits(model_version="7", max_side=40, max_images=6, max_request_bytes=1 << 20)
+EXPECTATIONS = ("expected", "split it", "use FRAMING_MNIST")
+
+
+def assert_helpful(error: Exception) -> None:
+    """The message states what was got and what was expected, and is short enough for a header."""
+    text = str(error)
+    assert "got" in text
+    assert any(word in text for word in EXPECTATIONS)
+    assert len(text) < 1000
+
+
+def assert_consistent(request: Request, message: pb.ClassifyRequest) -> None:
+    """Check a request against its message, by the comments of the proto and independently of ``decode``."""
+    height, width = message.height or 28, message.width or 28
+    channels = {0: 1, 1: 1, 2: 3, 3: 4}[message.pixel_format]
+    assert (request.height, request.width, request.channels) == (height, width, channels)
+    assert 1 <= request.num_images <= LIMITS.max_images
+    assert len(request.pixels) == request.num_images * height * width * channels
+    assert message.num_images in {0, request.num_images}
+    assert message.model_version in {"", "7"}
+    assert max(height, width) <= LIMITS.max_side
+    fits = (height, width) == (28, 28)
+    unspecified = message.framing == pb.FRAMING_UNSPECIFIED and fits
+    auto = unspecified and message.ink in {pb.INK_UNSPECIFIED, pb.INK_AUTO}
+    as_is = message.framing == pb.FRAMING_AS_IS or (unspecified and not auto)
+    assert request.framing is (Framing.AUTO if auto else Framing.AS_IS if as_is else Framing.MNIST)
+    assert fits or not as_is
+    default_ink = Ink.LIGHT_ON_DARK if as_is else Ink.AUTO
+    assert request.ink is [default_ink, Ink.LIGHT_ON_DARK, Ink.DARK_ON_LIGHT, Ink.AUTO][message.ink]
+    assert request.top_k == message.top_k
+    prepared = prepare([(request, 0, request.num_images)])
+    assert prepared.images.shape == (request.num_images, 28, 28, 1)
+    assert prepared.blank.shape == prepared.several.shape == (request.num_images,)
+    if as_is and channels == 1 and request.ink is Ink.LIGHT_ON_DARK:
+        assert prepared.images.tobytes() == request.pixels
+
+
+def check_decode(body: bytes) -> None:
+    """Decode, and check either outcome."""
+    try:
+        request = decode(body, LIMITS)
+    except (InvalidRequest, NotServed) as error:
+        assert_helpful(error)
+    else:
+        assert_consistent(request, pb.ClassifyRequest.FromString(body))

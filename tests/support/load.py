@@ -1,0 +1,88 @@
+"""Callers of a running service that record how each call ended."""
+
+import contextlib
+import threading
+from collections import Counter
+from typing import Self
+
+import grpc
+
+from digitserve.v1 import digits_pb2 as pb
+from support.bundles import echo_image
+from support.serving import PATIENCE_S, Service
+
+CLASSIFY = "/digitserve.v1.DigitService/Classify"
+
+
+def classify(channel: grpc.Channel, number: int, *, wait_for_ready: bool = True) -> int:
+    """Classify one image and return the number that the answer encodes."""
+    call = channel.unary_unary(CLASSIFY, pb.ClassifyRequest.SerializeToString, pb.ClassifyResponse.FromString)
+    request = pb.ClassifyRequest(pixels=echo_image(number).tobytes())
+    (prediction,) = call(request, timeout=PATIENCE_S, wait_for_ready=wait_for_ready).predictions
+    return int(prediction.ood_score)
+
+
+class Load:
+    """Threads that call the service repeatedly, each on its own connection, and record how each call ended.
+
+    Attributes:
+        outcomes: number of calls by status code; ``WRONG`` for an answer that belongs to another call.
+        failures: details of the calls that failed.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        num_callers: int,
+        *,
+        wait_for_ready: bool = True,
+        retries: bool = False,
+        reconnect: bool = False,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            service: to call.
+            num_callers: number of threads.
+            wait_for_ready: whether a call waits for a connection.
+            retries: whether to use the client library's service config, which retries.
+            reconnect: whether each call opens a connection.
+        """
+        self._wait_for_ready = wait_for_ready
+        self._retries = retries
+        self._reconnect = reconnect
+        self.outcomes: Counter[str] = Counter()
+        self.failures: list[str] = []
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._call, args=(service, n)) for n in range(num_callers)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(PATIENCE_S)
+
+    def _call(self, service: Service, caller: int) -> None:
+        number = caller * 100_000
+        channel = service.channel(retries=self._retries)
+        with contextlib.ExitStack() as stack:
+            stack.callback(lambda: channel.close())  # noqa: PLW0108 - the last channel, not the first
+            while not self._stop.is_set():
+                number += 1
+                if self._reconnect:
+                    channel.close()
+                    channel = service.channel(retries=self._retries)
+                try:
+                    outcome = (
+                        "OK" if classify(channel, number, wait_for_ready=self._wait_for_ready) == number else "WRONG"
+                    )
+                except grpc.RpcError as error:
+                    outcome = error.code().name
+                    self.failures.append(error.debug_error_string())
+                with self._lock:
+                    self.outcomes[outcome] += 1
