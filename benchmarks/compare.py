@@ -42,11 +42,13 @@ from benchmarks.servers import (
     Empty,
     EmptyGrpcio,
     EmptyNative,
+    EmptyNativeTls,
     Grpcio,
     GrpcioInt8,
     Mosec,
     Native,
     NativeInt8,
+    NativeTls,
     Server,
 )  # fmt: skip
 from digitserve.inference.bundle import Bundle
@@ -54,13 +56,16 @@ from digitserve.inference.bundle import Bundle
 ROUNDS = 3
 
 _SINGLE = ("single", "single, grpcio", "single, grpc-go")
+_H2LOAD = ("h2load", "h2load, one")
 
 SERVERS: dict[type[Server], tuple[str, ...]] = {
     Native: tuple(LOADS),
-    Grpcio: tuple(LOADS),
+    NativeTls: _H2LOAD,
+    Grpcio: tuple(name for name in LOADS if name not in _H2LOAD),
     NativeInt8: (*_SINGLE, "stream", "large"),
     GrpcioInt8: (*_SINGLE, "stream", "large"),
-    EmptyNative: (*_SINGLE, "single, one", "stream", "framed", "idle"),
+    EmptyNative: (*_SINGLE, "single, one", "stream", "framed", "idle", *_H2LOAD),
+    EmptyNativeTls: _H2LOAD,
     EmptyGrpcio: (*_SINGLE, "single, one", "stream", "framed", "idle"),
     Aio: ("single",),
     AioWindow: ("single",),
@@ -68,7 +73,13 @@ SERVERS: dict[type[Server], tuple[str, ...]] = {
 }
 """The loads of each server: the floors give the same answer to every message, and the peers have one method."""
 
-TRANSPORTS = (Native.name, Grpcio.name), (NativeInt8.name, GrpcioInt8.name), (EmptyNative.name, EmptyGrpcio.name)
+TRANSPORTS = (
+    (Native.name, Grpcio.name),
+    (NativeInt8.name, GrpcioInt8.name),
+    (NativeTls.name, Native.name),
+    (EmptyNative.name, EmptyGrpcio.name),
+    (EmptyNativeTls.name, EmptyNative.name),
+)
 """Pairs of servers whose ratios are reported."""
 
 BESIDE = {
@@ -99,7 +110,7 @@ class Comparison:
 
     def run(self) -> None:
         """Run all rounds."""
-        require_programs("h2load")
+        require_programs("h2load", "openssl")
         for number in range(1, self._options.rounds + 1):
             self.rounds.append({})
             self._measure_floors(number)
@@ -214,7 +225,7 @@ class Comparison:
         figures["health_s"] = max(figures.get("health_s", 0.0), *answer_times_s)
 
     def _check_answers(self, server: Server) -> None:
-        if isinstance(server, Empty | Mosec):
+        if isinstance(server, Empty | Mosec | NativeTls):
             return
         answer = runs.classify_golden(server, self._bundle)
         runs.check_same_answers(server.name, answer, self._expected.setdefault(answer.model_name, answer))

@@ -109,12 +109,12 @@ class EmptyStreamHandler:
 TRANSPORTS = ("native", "grpcio")
 
 
-def serve_empty(transport: str, port: int, stats: NDArray[np.float64]) -> None:
+def serve_empty(transport: str, settings: Settings, stats: NDArray[np.float64]) -> None:
     """Answer ``Classify``, and each message of ``ClassifyStream``, with the same response until SIGTERM."""
-    settings, recorder = Settings(grpc_port=port), Recorder(Block(()), ())
+    recorder = Recorder(Block(()), ())
     unary, streams = {CLASSIFY: EmptyHandler(stats)}, {CLASSIFY_STREAM: EmptyStreamHandler(stats)}
     server: Server = (
-        NativeServer(settings, recorder, unary, streams, socket.create_server((settings.host, port), backlog=1024))
+        NativeServer(settings, recorder, unary, streams, _listen(settings))
         if transport == "native"
         else GrpcServer(settings, recorder, unary, streams)
     )
@@ -134,6 +134,10 @@ def serve_empty(transport: str, port: int, stats: NDArray[np.float64]) -> None:
     while server.poll(0.1) is not None:
         """Until every connection is closed."""
     server.close()
+
+
+def _listen(settings: Settings) -> socket.socket:
+    return socket.create_server((settings.host, settings.grpc_port), backlog=1024)
 
 
 def measure_network(models: Path, seconds: float, batch_size: int) -> float:
@@ -166,6 +170,8 @@ def main() -> None:
     empty.add_argument("--transport", choices=TRANSPORTS, required=True)
     empty.add_argument("--port", type=int, required=True)
     empty.add_argument("--stats", type=Path, required=True)
+    empty.add_argument("--tls-certificate", type=Path)
+    empty.add_argument("--tls-key", type=Path)
     network = commands.add_parser("network", help="B: print the seconds of a batch of onnxruntime alone")
     network.add_argument("--models", type=Path, required=True)
     network.add_argument("--batch-size", type=int, required=True)
@@ -175,7 +181,8 @@ def main() -> None:
         command.add_argument("--seconds", type=float, default=3.0)
     options = parser.parse_args()
     if options.floor == "empty":
-        serve_empty(options.transport, options.port, np.memmap(options.stats, np.float64, "w+", shape=(len(STATS),)))
+        settings = Settings(grpc_port=options.port, tls_certificate=options.tls_certificate, tls_key=options.tls_key)
+        serve_empty(options.transport, settings, np.memmap(options.stats, np.float64, "w+", shape=(len(STATS),)))
     elif options.floor == "network":
         sys.stdout.write(f"{measure_network(options.models, options.seconds, options.batch_size)!r}\n")
     else:

@@ -18,7 +18,7 @@ from digitserve.bench.plan import Plan, Size
 from digitserve.bench.traffic import requests
 from digitserve.protocol.names import CLASSIFY
 
-DEBIAN_PACKAGES = {"h2load": "nghttp2-client", "taskset": "util-linux"}
+DEBIAN_PACKAGES = {"h2load": "nghttp2-client", "openssl": "openssl", "taskset": "util-linux"}
 WARM_UP_S = 1.0
 
 
@@ -33,6 +33,7 @@ class Load:
         images: images per request.
         side: height and width of each image in pixels.
         style: kind of client whose header blocks ``replay`` sends; None for ``digitserve bench``, which checks answers.
+        by_h2load: whether h2load sends it instead, over TLS if the server demands it.
     """
 
     method: str = "unary"
@@ -41,6 +42,7 @@ class Load:
     images: int = 1
     side: int = 28
     style: str | None = None
+    by_h2load: bool = False
 
     def command(self, cores: str, port: int, metrics: str, seconds: float) -> list[str]:
         """Return the command that loads a server on a port of 127.0.0.1."""
@@ -69,6 +71,8 @@ LOADS = {
     "large": Load(connections=16, in_flight=2, images=64),
     "framed": Load(side=64),
     "idle": Load(connections=1),
+    "h2load": Load(in_flight=4, by_h2load=True),
+    "h2load, one": Load(by_h2load=True),
 }
 
 DESCRIPTION = (
@@ -77,7 +81,8 @@ DESCRIPTION = (
     "new deadline and two new metadata fields, Huffman-coded as grpc-go does. `single, one`: one request in flight. "
     "`stream`: single images on streams, 4 requests in flight on each. "
     "`large`: 64 images per request, 16 connections with 2 requests in flight. `framed`: one 64x64 image per request. "
-    "`idle`: one client with one request at a time. All others: 64 connections."
+    "`idle`: one client with one request at a time. `h2load`: as `single`, sent by h2load; `h2load, one`: with one request "
+    "in flight. All others: 64 connections."
 )
 
 
@@ -140,7 +145,9 @@ def _read(report: dict[str, Any]) -> LoadReport:
     )  # fmt: skip
 
 
-def run_h2load(load: Load, cores: str, port: int, seconds: float, *, http1: bool = False) -> float:
+def run_h2load(
+    load: Load, cores: str, port: int, seconds: float, *, http1: bool = False, scheme: str = "http"
+) -> float:
     """Send the same requests with h2load, and return its requests/s. It does not check grpc-status.
 
     Over HTTP/1.1 the bodies are the messages without the prefix of gRPC, and each request in flight has its own connection.
@@ -160,7 +167,7 @@ def run_h2load(load: Load, cores: str, port: int, seconds: float, *, http1: bool
             f"-t{min(len(parse_cores(cores)), load.connections)}", f"-D{seconds * 1e3:.0f}ms",
             f"--warm-up-time={WARM_UP_S * 1e3:.0f}ms",
             "-d", body.name, "-H", "content-type: application/grpc", "-H", "te: trailers",
-            f"http://127.0.0.1:{port}{'/inference' if http1 else CLASSIFY.path}",
+            f"{scheme}://127.0.0.1:{port}{'/inference' if http1 else CLASSIFY.path}",
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + 30)
     rate = re.search(r"^finished in .*?, ([\d.]+) req/s", done.stdout, re.MULTILINE)

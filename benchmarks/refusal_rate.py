@@ -70,7 +70,8 @@ class Overload:
         handler = ClassifyHandler(self.pipeline, limits, recorder)
         self.connection = Connection(
             {CLASSIFY.path.encode(): Method(unary=handler)}, UnknownMethodHandler(recorder),
-            Limits(max_message_bytes=settings.max_request_bytes), ReceiveBudget(1 << 24), time.monotonic(), lambda: None,
+            Limits(max_message_bytes=settings.max_request_bytes), ReceiveBudget(1 << 24), recorder, time.monotonic(),
+            lambda: None,
         )  # fmt: skip
         window = frames.MAX_WINDOW_BYTES - frames.DEFAULT_WINDOW_BYTES
         self.receive(

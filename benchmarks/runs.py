@@ -37,8 +37,8 @@ def measure(server: Server, load_name: str, load_cores: str, seconds: float) -> 
         BenchError: requests failed, or the server counted another number of answers than the load generator.
     """
     load = LOADS[load_name]
-    if isinstance(server, Mosec):
-        return _measure_http1(server, load, load_cores, seconds)
+    if load.by_h2load or isinstance(server, Mosec):
+        return _measure_by_h2load(server, load, load_cores, seconds)
     num_ok, cpu_s = server.num_ok(), server.cpu_s()
     report = loads.run(load, load_cores, server.grpc_port, server.metrics_url(), seconds)
     num_ok, cpu_s = (server.num_ok() - num_ok) // load.images, server.cpu_s() - cpu_s
@@ -53,10 +53,12 @@ def measure(server: Server, load_name: str, load_cores: str, seconds: float) -> 
     return dict(zip(METRICS, (report.rate, report.p50_s, report.p99_s, cpu_s * 1e6 / num_ok), strict=True))
 
 
-def _measure_http1(server: Mosec, load: Load, load_cores: str, seconds: float) -> dict[str, float]:
+def _measure_by_h2load(server: Server, load: Load, load_cores: str, seconds: float) -> dict[str, float]:
     """Load a server with h2load. It aborts the last requests, so its count differs from the server's, and has no percentiles."""
     num_ok, cpu_s = server.num_ok(), server.cpu_s()
-    rate = loads.run_h2load(load, load_cores, server.grpc_port, seconds, http1=True)
+    rate = loads.run_h2load(
+        load, load_cores, server.grpc_port, seconds, http1=isinstance(server, Mosec), scheme=server.scheme
+    )
     cpu_us = (server.cpu_s() - cpu_s) * 1e6 / (server.num_ok() - num_ok)
     return dict(zip(METRICS, (rate, math.nan, math.nan, cpu_us), strict=True))
 

@@ -48,9 +48,11 @@ class Server:
         name: for tables.
         grpc_port: port of its gRPC service on 127.0.0.1.
         http_port: port of its metrics page, if it has one.
+        scheme: ``https`` with TLS.
     """
 
     name = ""
+    scheme = "http"
 
     def __init__(self, models: Path, cores: str, installation: Installation | None = None) -> None:
         """Choose ports; the server is not started yet.
@@ -221,6 +223,17 @@ class Native(Digitserve):
     flags = ("--transport", "native")
 
 
+class NativeTls(Native):
+    """The native transport with TLS and a certificate on P-256."""
+
+    name = "native tls"
+    scheme = "https"
+
+    def command(self) -> list[str]:
+        """Return the command that starts it."""
+        return [*super().command(), *make_certificate(Path(self._folder.name))]
+
+
 class Grpcio(Digitserve):
     """The service on gRPC core."""
 
@@ -302,11 +315,35 @@ class EmptyNative(Empty):
     transport = "native"
 
 
+class EmptyNativeTls(EmptyNative):
+    """The same with TLS."""
+
+    name = "empty native tls"
+    scheme = "https"
+
+    def command(self) -> list[str]:
+        """Return the command that starts it."""
+        return [*super().command(), *make_certificate(Path(self._folder.name))]
+
+
 class EmptyGrpcio(Empty):
     """The floor of the completion queue of gRPC core."""
 
     name = "empty grpcio"
     transport = "grpcio"
+
+
+def make_certificate(folder: Path) -> list[str]:
+    """Make a self-signed certificate in a folder; return the flags of a server that uses it."""
+    certificate, key = str(folder / "server.pem"), str(folder / "server.key")
+    subprocess.run(
+        [
+            "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+            "-subj", "/CN=localhost", "-keyout", key, "-out", certificate,
+        ],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return ["--tls-certificate", certificate, "--tls-key", key]
 
 
 def free_port() -> int:

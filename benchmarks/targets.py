@@ -58,6 +58,8 @@ def targets(multiply_adds: float, worker_counts: Sequence[int]) -> list[Target]:
             for server, bounds in (("native", (0.90, 0.85, 1.0)), ("native int8", (0.85, 0.75, 1.0)))
             for load, bound in zip(("single, grpcio", "single, grpc-go", "stream"), bounds, strict=True)
         ),
+        _relative("native tls/h2load/rate", "native/h2load/rate", 0.90),
+        _relative("native tls/h2load, one/rate", "native/h2load, one/rate", 0.85),
         _relative("native/single/rate", "mosec/single/rate", 1.0),
         _framed(),
         _maximum("framing time of a 64x64 image", lambda figures: figures["framing_s"] * 1e6, 100, "{:.0f} us", "framing_s"),

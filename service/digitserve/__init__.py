@@ -4,10 +4,8 @@
 for the service's processes, which do not need them.
 """
 
-from importlib import import_module
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
-
+# Without ``typing``: nothing is imported before the command handles Ctrl-C.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from digitserve.client import AsyncClient, Client
 
@@ -16,9 +14,13 @@ if TYPE_CHECKING:
 __all__ = ["AsyncClient", "Client", "__version__"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name == "__version__":
+        from importlib.metadata import version  # noqa: PLC0415 - takes 20 ms
+
         return version("digitserve")
     if name in {"AsyncClient", "Client"}:
+        from importlib import import_module  # noqa: PLC0415 - see above
+
         return getattr(import_module("digitserve.client"), name)
     raise AttributeError(f"module 'digitserve' has no attribute '{name}'")

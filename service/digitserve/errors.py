@@ -51,7 +51,7 @@ class InvalidRequest(RequestError):
 
 
 class NotServed(RequestError):
-    """The request names a model version that this service does not serve."""
+    """The request names something that this service does not serve: a model version, or a service of a health check."""
 
     reason = "not_served"
 

@@ -38,12 +38,15 @@ def _setting(default: Any, group: str, text: str, bounds: Bounds | None = None, 
     return field(default=default, metadata=metadata)
 
 
-_NETWORK, _MODEL, _COMPUTE = "Network", "Model", "Workers and device"
+_NETWORK, _CONNECTIONS, _MODEL, _COMPUTE = "Network", "Connections", "Model", "Workers and device"
 _BATCHING, _LIFECYCLE, _LOGGING = "Batching and limits", "Lifecycle", "Logging"
 
 _MODELS = Path("models")
 _BATCH_LIMITS = {"cpu": 64, "cuda": 1024}
 """Default of ``max_batch_size`` by device: with the size that suits a CPU core, a GPU would be idle most of the time."""
+
+_CONNECTION_LIMITS = (4096, 2048)
+"""Default of ``max_connections`` in clear text, and with TLS, which takes up to 30 KiB for each."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,6 @@ class Settings:
     grpc_port: int = _setting(50051, _NETWORK, "Port for gRPC; 0 selects a free port.", Bounds(0, 65535))
     http_port: int = _setting(
         8080, _NETWORK, "Port for /metrics, /livez, /readyz and /; 0 selects a free port.", Bounds(0, 65535)
-    )
-    max_connection_age_s: float = _setting(
-        300.0,
-        _NETWORK,
-        "Maximum age of a connection in seconds (+/- 10 %); then the client must reconnect, so that connections spread over "
-        "the workers. Open calls and streams are not interrupted. 0: no maximum.",
-        Bounds(0, 86400),
     )
     transport: str = _setting(
         "grpcio",
@@ -79,6 +75,93 @@ class Settings:
         _NETWORK,
         "PEM file with the private key of the certificate, without a password.",
         shown="none: clear text",
+    )
+    max_connections: int | None = _setting(
+        None,
+        _CONNECTIONS,
+        "Maximum number of connections of a worker, and of its health watches. For more connections, those whose clients have "
+        "been silent longest are closed. With the transport grpcio only watches are limited.",
+        Bounds(1, 1 << 20),
+        shown="4096; with TLS 2048",
+    )
+    max_concurrent_streams: int = _setting(
+        1024,
+        _CONNECTIONS,
+        "Maximum number of open calls and streams of a connection (HTTP/2 SETTINGS_MAX_CONCURRENT_STREAMS).",
+        Bounds(1, 1 << 20),
+    )
+    max_header_bytes: int = _setting(
+        16 * KIB,
+        _CONNECTIONS,
+        "Maximum size of the header fields of a request in bytes, decoded, with 32 bytes for each field (HTTP/2 "
+        "SETTINGS_MAX_HEADER_LIST_SIZE).",
+        Bounds(4 * KIB, MIB),
+    )
+    max_connection_unsent_bytes: int = _setting(
+        MIB,
+        _CONNECTIONS,
+        "Bytes that may wait to be sent on a connection before nothing more is read from it. Native transport only.",
+        Bounds(64 * KIB, 1 << 30),
+    )
+    max_held_bytes: int = _setting(
+        64 * MIB,
+        _CONNECTIONS,
+        "Maximum memory of all connections of a worker in bytes: unsent answers, open requests, incomplete headers. Beyond "
+        "it, the connections that take most are closed. Native transport only.",
+        Bounds(MIB, 1 << 40),
+    )
+    max_receive_bytes: int | None = _setting(
+        None,
+        _CONNECTIONS,
+        "Maximum size of the unfinished request messages of a worker in bytes. At least 2 maximum request messages. For more, "
+        "clients wait, or get RESOURCE_EXHAUSTED. Native transport only.",
+        Bounds(MIB, 1 << 40),
+        shown="6 maximum request messages, at least 16 MiB",
+    )
+    max_connection_age_s: float = _setting(
+        300.0,
+        _CONNECTIONS,
+        "Maximum age of a connection in seconds (+/- 10 %); then the client must reconnect, so that connections spread over "
+        "the workers. Open calls and streams continue. 0: no maximum.",
+        Bounds(0, 86400),
+    )
+    max_connection_age_grace_s: float = _setting(
+        0.0,
+        _CONNECTIONS,
+        "Seconds after the maximum age of a connection at which its open calls and streams end as UNAVAILABLE. 0: never.",
+        Bounds(0, 86400),
+    )
+    max_connection_idle_s: float = _setting(
+        0.0,
+        _CONNECTIONS,
+        "Seconds without a call after which the client must reconnect. 0: no limit except the maximum age.",
+        Bounds(0, 86400),
+    )
+    handshake_timeout_s: float = _setting(
+        10.0,
+        _CONNECTIONS,
+        "Maximum seconds for the start of a connection, and for the header fields of a request. Native transport only.",
+        Bounds(0.1, 3600),
+    )
+    message_timeout_s: float = _setting(
+        60.0,
+        _CONNECTIONS,
+        "Maximum seconds for a client to send a request message, and to take an answer. Native transport only.",
+        Bounds(1, 86400),
+    )
+    max_resets_per_s: int = _setting(
+        2000,
+        _CONNECTIONS,
+        "Maximum rate of streams of a connection that the client resets, or that are reset because of its errors; 5 times as "
+        "many at once. Beyond it, the connection is closed. Native transport only.",
+        Bounds(1, 1_000_000),
+    )
+    max_control_frames_per_s: int = _setting(
+        10_000,
+        _CONNECTIONS,
+        "Maximum rate of PING, SETTINGS and other frames without a request on a connection; a tenth of it at once, at least "
+        "1000. Beyond it, the connection is closed. Native transport only.",
+        Bounds(100, 1_000_000),
     )
     models: Path = _setting(_MODELS, _MODEL, "Folder of the model bundles, <name>/<version>/.")
     model: str = _setting("digits", _MODEL, "Name of the model to serve.")
@@ -107,7 +190,8 @@ class Settings:
     max_pending_images: int = _setting(
         4096,
         _BATCHING,
-        "Maximum number of images that wait in a worker. Further requests get RESOURCE_EXHAUSTED.",
+        "Maximum number of images that wait in a worker, of small and of large requests each. Further requests get "
+        "RESOURCE_EXHAUSTED.",
         Bounds(1, 1 << 24),
     )
     max_request_bytes: int = _setting(
@@ -158,6 +242,11 @@ class Settings:
     def batch_limit(self) -> int:
         """Maximum number of images in a batch: ``max_batch_size``, or its default for the device."""
         return self.max_batch_size or _BATCH_LIMITS.get(self.device, _BATCH_LIMITS["cpu"])
+
+    @property
+    def connection_limit(self) -> int:
+        """Maximum number of connections of a worker: ``max_connections``, or its default with or without TLS."""
+        return self.max_connections or _CONNECTION_LIMITS[self.tls_certificate is not None]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as values that JSON can represent, for ``from_dict`` in another process."""

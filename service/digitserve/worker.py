@@ -141,7 +141,7 @@ class Worker:
         )
         self._pipeline = Pipeline(self._batcher, session, bundle, self._recorder)
         self._streams = ClassifyStreamHandler(self._pipeline, limits, settings.batch_limit, self._recorder)
-        self._health = Health(self._recorder)
+        self._health = Health(self._recorder, settings.connection_limit)
         schema = Schema()
         self._reflections = {
             method: ReflectionHandler(method, schema, self._recorder) for method in (REFLECTION, REFLECTION_V1)

@@ -24,7 +24,7 @@ def test_seeds_and_random_bytes_break_no_promise(name: str) -> None:
     run_seeds(name)
 
     @given(st.binary(max_size=target.max_bytes))
-    @settings(max_examples=60, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=40, suppress_health_check=list(HealthCheck))
     def run(choices: bytes) -> None:
         target.run(choices)
 

@@ -25,7 +25,8 @@ ECHO_STREAM = Method("bidi_stream", "test.Echo", "EchoStream")
 class Echo:
     """Answers with the request; some requests ask for something else.
 
-    ``wait`` is not answered, ``fail`` fails with details, ``flaky`` fails every second time, and ``size N`` gets N bytes.
+    ``wait`` is not answered, ``fail`` fails with details, ``flaky`` fails every second time, ``size N`` gets N bytes, and
+    ``unknown TEXT`` fails with status UNKNOWN and this text.
 
     Attributes:
         ends: number of calls by how they ended.
@@ -50,6 +51,8 @@ class Echo:
         self._num_flaky += body == b"flaky"
         if body == b"fail":
             self._fail(call, Status(Code.NOT_FOUND, "not found: ü %", retry_after_s=1.5))
+        elif body.startswith(b"unknown "):
+            self._fail(call, Status(Code.UNKNOWN, body[8:].decode()))
         elif body == b"flaky" and self._num_flaky % 2:
             self._fail(call, Status(Code.UNAVAILABLE, "once more", retry_after_s=0.001))
         else:

@@ -22,6 +22,7 @@ from digitserve.transport.native.frames import ErrorCode
 from digitserve.transport.native.head import RequestHead, interpret, prepare
 from digitserve.transport.native.hpack import Decoder, HpackError
 from digitserve.transport.native.limits import FIRST_WINDOW, ReceiveBudget
+from digitserve.transport.native.shares import InflateBudget, StreamShare
 from digitserve.v1 import digits_pb2 as pb
 from support.decode_checks import check_decode
 from support.header_blocks import captured, grpc_go_style
@@ -106,6 +107,7 @@ BODIES = (b"", b"\0", b"\1", b"\2", b"\3", b"\4", b"hello", bytes(300), b"\1" * 
 MESSAGES = (
     *(message(body) for body in BODIES),
     message(gzip.compress(bytes(50_000), mtime=0), 1),
+    message(gzip.compress(bytes(190_000), mtime=0), 1),
     message(gzip.compress(bytes(2_000_000), mtime=0), 1),
     message(b"not gzip", 1),
     message(b"x", 2),
@@ -114,6 +116,7 @@ MESSAGES = (
     b"\0\xff\xff\xff\xff",
 )
 PAUSES_S = (0.0, 0.01, 0.1, 1.0, 5.1, 10.1, 61.0)
+OVERLOADED = Status(Code.RESOURCE_EXHAUSTED, "overloaded", retry_after_s=0.5)
 TIGHT = replace(LIMITS, max_control_frames=30, max_resets=8, max_streams=4, max_message_bytes=200_000)
 OTHER_FRAMES = ("raw", "settings", "ping", "pong", "priority", "reset", "window", "connection window", "bytes")
 
@@ -138,6 +141,8 @@ class Frames:
             return self._end(source.pick(MESSAGES))
         if choice < 200:
             return self._trailers()
+        if choice == 255:  # more than half of the connection's window
+            return raw(DATA, 0, self._stream(), bytes(16_384)) * 520
         return self._other(source.pick(OTHER_FRAMES))
 
     def _stream(self) -> int:
@@ -226,7 +231,8 @@ class Client(Peer):
         self.taking = True
         self._source = source
         self._late: list[Callable[[], None]] = []
-        self._unsent = PREFACE + settings(s4=source.pick((65_535, 65_535, 0, 7, 2**20)))
+        start = PREFACE + settings(s4=source.pick((65_535, 65_535, 0, 7, 2**20)))
+        self._unsent = source.pick((*[start] * 12, b"", PREFACE, start[:10], b"GET / HTTP/1.1\r\n\r\n"))
         self._large: dict[int, list[int]] = {}  # by stream: bytes that are missing, bytes that were sent
 
     def step(self) -> None:
@@ -249,6 +255,8 @@ class Client(Peer):
             case 14:
                 self.connection.trim()
                 self.connection.on_room()
+                self.unary.refused = None if self.unary.refused else OVERLOADED
+                self.budget.streams.update(source.byte())
             case 15:
                 self.deliver()
             case _:
@@ -285,6 +293,7 @@ class Client(Peer):
         assert connection.send_window <= 2**31 - 1
         assert connection.num_unsent_bytes >= 0
         if self.taking:
+            self.read()  # what others have caused, such as the end of a call whose message had to give way
             assert connection.num_unsent_bytes == 0
         for stream in connection.streams.values():
             assert stream.receive_window <= max(FIRST_WINDOW, limits.max_message_bytes + 5)
@@ -374,6 +383,7 @@ def one_connection(choices: bytes) -> None:
     """A connection gets any frames: no exception, no limit exceeded, all released at the end."""
     source = Source(choices)
     budget = ReceiveBudget(1 << 24)
+    budget.streams = StreamShare(source.pick((1 << 31, 40)))
     client = Client(source, source.pick((LIMITS, TIGHT)), budget)
     _run(source, [client], budget)
 
@@ -387,6 +397,8 @@ def shared_budget(choices: bytes) -> None:
 
 
 def _run(source: Source, clients: list[Client], budget: ReceiveBudget) -> None:
+    budget.inflate = InflateBudget(lambda: clients[0].now)
+    budget.inflate._tokens = source.pick((1 << 24, 200_000, 1))
     steps = 0
     while source and steps < MAX_STEPS:
         steps += 1

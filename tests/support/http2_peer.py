@@ -1,6 +1,7 @@
 """A client of the native transport without sockets: it feeds a ``Connection`` with bytes and decodes what it sends."""
 
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ from hyperframe.frame import Frame
 
 from digitserve.protocol.names import Code
 from digitserve.protocol.status import Status
+from digitserve.telemetry.block import CloseReason, RefusalReason
 from digitserve.transport.native.connection import Connection, Method
 from digitserve.transport.native.limits import Limits, ReceiveBudget
 
@@ -165,6 +167,30 @@ class StreamRecorder:
         self.events.append(("close", stream.stream_id, cancelled))
 
 
+class RecordedCounts:
+    """The ``Counts`` of a test.
+
+    Attributes:
+        num_accepted: connections accepted.
+        closed: number of connections by the reason for which they were closed.
+        refused: number of requests by the reason for which they were refused or ended.
+    """
+
+    def __init__(self) -> None:
+        self.num_accepted = 0
+        self.closed: Counter[CloseReason] = Counter()
+        self.refused: Counter[RefusalReason] = Counter()
+
+    def connection_accepted(self) -> None:
+        self.num_accepted += 1
+
+    def connection_closed(self, reason: CloseReason) -> None:
+        self.closed[reason] += 1
+
+    def stream_refused(self, reason: RefusalReason) -> None:
+        self.refused[reason] += 1
+
+
 @dataclass
 class Answer:
     """What a client got on one stream."""
@@ -200,8 +226,9 @@ class Peer:
         self.unary, self.stream, self.unknown = UnaryRecorder(), StreamRecorder(), UnaryRecorder()
         self.unknown.accept = lambda unary: unary.fail(NOT_FOUND)
         self.budget = budget or ReceiveBudget(1 << 24)
+        self.counts = RecordedCounts()
         methods = {UNARY: Method(unary=self.unary), STREAM: Method(stream=self.stream)}
-        self.connection = Connection(methods, self.unknown, limits, self.budget, self.now, lambda: None)
+        self.connection = Connection(methods, self.unknown, limits, self.budget, self.counts, self.now, lambda: None)
         self.answers: dict[int, Answer] = {}
         self.seen: list[Frame] = []
         self.output = b""

@@ -77,25 +77,25 @@ class RunningWorker:
         """Return how many calls of a method ended, by code."""
         return {
             labels[3]: int(count)
-            for labels, count in self._series("grpc_server_handled").items()
+            for labels, count in self.series("grpc_server_handled").items()
             if labels[2] == method and count
         }
 
     def started(self, method: str = "Classify") -> int:
         """Return how many calls of a method were started."""
-        return next(int(n) for labels, n in self._series("grpc_server_started").items() if labels[2] == method)
+        return next(int(n) for labels, n in self.series("grpc_server_started").items() if labels[2] == method)
 
     def num_images(self) -> int:
         """Return how many images were classified."""
-        return int(self._series("digitserve_images")[()])
+        return int(self.series("digitserve_images")[()])
 
     def num_pending(self) -> int:
         """Return how many images wait for a batch."""
-        return int(self._series("digitserve_pending_images")[()])
+        return int(self.series("digitserve_pending_images")[()])
 
     def num_rejected(self) -> int:
         """Return how many requests were rejected."""
-        return int(sum(self._series("digitserve_rejected").values()))
+        return int(sum(self.series("digitserve_rejected").values()))
 
     def wait_until_idle(self) -> None:
         """Wait until the worker's loop has waited for an event as long as it ever does, and none has come."""
@@ -108,7 +108,7 @@ class RunningWorker:
 
         wait_until(idle, "the worker is idle")
 
-    def _series(self, metric: str) -> dict[tuple[str, ...], float]:
+    def series(self, metric: str) -> dict[tuple[str, ...], float]:
         """Return the values of a counter or gauge by its label values."""
         spec = next(spec for spec in self.block.specs if spec.name == metric)
         return dict(zip(spec.label_values, self.block.cells[metric][:, 0].tolist(), strict=True))

@@ -20,10 +20,11 @@ def main() -> None:
     Exit codes of all commands:
       0    success
       1    negative result: a file or image was rejected, the service is not healthy
-           or did not start, or a measurement has no valid result
+           or did not start or answer all requests, or a measurement has no valid result
       2    wrong usage
       3    no service answers at the address
       4    the service did not answer in time
+      70   internal fault of serve; the log has it
       130  stopped by Ctrl-C
       141  the reader of standard output, such as head, has ended
     """

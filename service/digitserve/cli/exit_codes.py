@@ -13,6 +13,8 @@ class ExitCode(IntEnum):
     USAGE = 2
     UNREACHABLE = 3
     TIMEOUT = 4
+    FAULT = 70
+    """Of ``serve``: ``supervision.supervisor.EXIT_FAULT``."""
     INTERRUPTED = 130
     BROKEN_PIPE = 141
     """128 + SIGPIPE, as for other commands when their reader, such as ``head``, has ended."""

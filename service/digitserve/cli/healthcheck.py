@@ -4,7 +4,7 @@ import click
 
 from digitserve.cli.exit_codes import ExitCode
 from digitserve.cli.options import Command, Option, address_option, timeout_option
-from digitserve.cli.output import print_line
+from digitserve.cli.output import print_error, print_line
 from digitserve.protocol.names import SERVICE
 
 
@@ -23,12 +23,20 @@ def healthcheck(context: click.Context, /, *, address: str, timeout_s: float, se
     """Print the health status of the service (grpc.health.v1).
 
     \b
-    Exit codes: 0 SERVING; 1 any other status; 2 wrong usage; 3 no service answers;
+    Exit codes: 0 SERVING; 1 any other status, or an unknown service; 2 wrong usage; 3 no service answers;
     4 no answer in time; 130 stopped by Ctrl-C.
     """
-    from digitserve.client import Client
+    from digitserve.client import Client, RequestRejected
 
     with Client(address, num_connections=1, timeout_s=timeout_s) as client:
-        status = client.health(service)
+        try:
+            status = client.health(service)
+        except RequestRejected as error:
+            if error.code.name != "NOT_FOUND":
+                raise
+            print_error(
+                f"--service: the server has no service '{service}'; expected {SERVICE}, or no --service for the server as a whole"
+            )
+            context.exit(ExitCode.NEGATIVE)
     print_line(status)
     context.exit(ExitCode.OK if status == "SERVING" else ExitCode.NEGATIVE)

@@ -11,6 +11,7 @@ import click
 from digitserve.cli.exit_codes import ExitCode, exit_code
 from digitserve.cli.output import open_standard_streams, print_error
 from digitserve.errors import DigitserveError
+from digitserve.interrupt import exit_when_interrupted, raise_when_interrupted
 from digitserve.settings import Settings, endpoint, environment_value, setting_named
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class CommandGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
+        exits = raise_when_interrupted()
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -71,6 +73,9 @@ class CommandGroup(click.Group):
         except DigitserveError as error:
             print_error(str(error))
             ctx.exit(exit_code(error))
+        finally:
+            if exits:
+                exit_when_interrupted()
 
 
 class FiniteRange(click.FloatRange):

@@ -100,5 +100,7 @@ serve = Command(
         Option(["--tune"], is_flag=True, help="Do not serve; measure this machine and propose settings."),
     ],
     callback=_serve,
-    help="Serve a model until SIGTERM. Each flag has an environment variable; the flag takes precedence.",
+    help="Serve a model until SIGTERM. Each flag has an environment variable; the flag takes precedence.\n\n"
+    "Exit codes: 0 all admitted requests were answered; 1 the service did not start, or requests were not answered within the "
+    "grace period; 70 internal fault.",
 )

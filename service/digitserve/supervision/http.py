@@ -20,16 +20,17 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-MAX_CONNECTIONS = 256
-"""Beyond it, the connection that has waited longest for a response is closed. A probe takes milliseconds."""
+MAX_CONNECTIONS = 2_048
+"""Beyond it, the connection that has waited longest for a response is closed. Many, because clients that connect again as soon as
+they are closed take more CPU time than those that stay: 1,000 slow clients must not cause that."""
 
 RESPONSE_S = 10.0
 """A connection on which no response was completed for this time is closed: the client sends or reads too slowly."""
 
 MAX_HEADER_BYTES = 16_384
 
-ACCEPTED_SHARE = 4
-"""asyncio accepts up to ``MAX_CONNECTIONS`` by this at once, and closes the excess two iterations later."""
+MAX_ACCEPTS = 64
+"""Most connections accepted at once, and at most a quarter of the limit: the excess is closed two iterations later."""
 
 BACKLOG = 1_024
 """Connections that the kernel keeps until they are accepted: a burst of slow clients must not delay probes by a second."""
@@ -107,9 +108,17 @@ class _BoundedConnection(H11Protocol):
             self._waiting.pop(oldest := next(iter(self._waiting)))
             oldest.transport.abort()
 
+    def send_400_response(self, msg: str) -> None:
+        """Answer malformed input; only close the connection after an answer, because that may be the answer to this request."""
+        if self.cycle is None:
+            super().send_400_response(msg)
+        else:
+            self.transport.close()
+
     def on_response_complete(self) -> None:
         """Start to wait for the next request."""
         self._wait()
+        self.cycle.body.clear()  # of a request whose handler does not read it
         super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -141,7 +150,7 @@ class HttpServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app, http=cast("type[asyncio.Protocol]", connection), ws="none", log_config=None, access_log=False,
-                lifespan="off", server_header=False, timeout_graceful_shutdown=1, backlog=max(1, max_connections // ACCEPTED_SHARE),
+                lifespan="off", server_header=False, timeout_graceful_shutdown=1, backlog=max(1, min(MAX_ACCEPTS, max_connections // 4)),
                 h11_max_incomplete_event_size=MAX_HEADER_BYTES,
             )
         )  # fmt: skip

@@ -73,7 +73,7 @@ class WorkerSlot:
 
     Attributes:
         was_ready: whether a worker of this slot has been ready.
-        refusal: why a worker did not start; ``None`` again once a worker is ready.
+        refusal: why no worker runs or starts; ``None`` again once a worker is ready.
     """
 
     def __init__(
@@ -188,8 +188,12 @@ class WorkerSlot:
             self._collector.retire(block)
         self._report_end(child.pid, exit_code, served_s)
         # A worker that somebody has asked to drain has not failed, and connections may wait for the next one.
-        drained = self._draining and exit_code == 0
-        return 0.0 if drained else self._backoff.next_delay_s(served_s)
+        if self._stop.is_set() or (self._draining and exit_code == 0):
+            return 0.0
+        delay_s = self._backoff.next_delay_s(served_s)
+        if delay_s and self.refusal is None:
+            self.refusal = f"a worker ended with exit code {exit_code}; the next one starts after {delay_s:g} s"
+        return delay_s
 
     def _retry_s(self, refusal: str, error: Exception) -> float:
         """Note why a worker could not be run; return the seconds to wait before the next one starts.

@@ -26,6 +26,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from digitserve.certificate import server_context
 from digitserve.errors import StartupError
 from digitserve.inference.bundle import Manifest, served_bundle
 from digitserve.settings import Settings, endpoint
@@ -63,6 +64,7 @@ def serve(settings: Settings, print_banner: Callable[[str], None]) -> int:
         StartupError: a setting cannot be used; the message states which one, and which values are accepted.
     """
     manifest = served_bundle(settings).manifest
+    server_context(settings)  # checks the certificate
     num_descriptors = descriptors.raise_limit()
     with (
         reserve(settings.host, settings.grpc_port, "--grpc-port") as grpc_socket,
@@ -208,8 +210,9 @@ class Supervisor:
         self._direct_connections()
 
     def worker_restarting(self) -> None:
-        """Count a restart."""
+        """Count a restart, and assign new connections to the other workers."""
         self._num_restarts += 1
+        self._direct_connections()
 
     def drain_failed(self) -> None:
         """Note that requests may not have been answered."""

@@ -14,6 +14,7 @@ import os
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from itertools import product
 
 import numpy as np
@@ -54,6 +55,59 @@ METHOD_OF_PATH = {method.path: method for method in METHODS if method is not OTH
 REASONS = tuple(
     error.reason for error in (InvalidRequest, NotServed, TooLarge, Overloaded, DeadlineUnmeetable, Draining)
 )
+
+
+class CloseReason(StrEnum):
+    """Why a connection was closed: the label ``reason`` of ``digitserve_connections_closed_total``."""
+
+    CLIENT = "client"
+    """The client closed it, or the network lost it."""
+    AGE = "age"
+    """Older than ``max_connection_age_s``."""
+    IDLE = "idle"
+    """Without a call for ``max_connection_idle_s``."""
+    DRAIN = "drain"
+    """The worker shuts down or is replaced."""
+    TOO_MANY = "too_many"
+    """Silent longest, when there were more than ``max_connections``."""
+    MEMORY = "memory"
+    """Took most memory, when all connections together took more than ``max_held_bytes``."""
+    TIMEOUT = "timeout"
+    """A step of the client took longer than ``handshake_timeout_s`` or ``message_timeout_s``."""
+    FLOOD = "flood"
+    """Too many resets or control frames, or a header block that is too long."""
+    PROTOCOL_ERROR = "protocol_error"
+    """The client violated HTTP/2."""
+    TLS = "tls"
+    """The TLS handshake failed, or a TLS record is invalid."""
+    INTERNAL = "internal"
+    """A fault of the service."""
+
+
+class RefusalReason(StrEnum):
+    """Why the transport refused or ended a request: the label ``reason`` of ``digitserve_streams_refused_total``.
+
+    Up to ``BAD_TIMEOUT`` these are no RPCs: no handler gets them, and ``grpc_server_started_total`` does not count them.
+    """
+
+    TOO_MANY = "too_many"
+    """More open streams than ``max_concurrent_streams``."""
+    MALFORMED = "malformed"
+    """A violation of HTTP/2 by one stream. If it was an RPC already, it is also counted as cancelled."""
+    NOT_GRPC = "not_grpc"
+    """Not POST, or not ``application/grpc``."""
+    HEADERS_TOO_LARGE = "headers_too_large"
+    """Header fields over ``max_header_bytes``."""
+    BAD_TIMEOUT = "bad_timeout"
+    """A ``grpc-timeout`` that cannot be read."""
+    RECEIVE_MEMORY = "receive_memory"
+    """An unfinished message had to give way to others, because all together exceed ``max_receive_bytes``."""
+    MESSAGE_TIMEOUT = "message_timeout"
+    """The message did not arrive within ``message_timeout_s``."""
+    ANSWER_TIMEOUT = "answer_timeout"
+    """The client did not take an answer within ``message_timeout_s``."""
+
+
 LABELLED_VERDICTS = (Verdict.ACCEPTED, Verdict.UNFAMILIAR, Verdict.SEVERAL)
 """Verdicts whose predictions have a label; blank images have none."""
 
@@ -106,8 +160,18 @@ def specs(labels: Sequence[str]) -> tuple[Spec, ...]:
         Spec("digitserve_preprocess_seconds", "Framing and checking the images of a batch.", "histogram", buckets=latency),
         Spec("digitserve_pending_images", "Images admitted and not yet in a batch.", "gauge"),
         Spec(
-            "digitserve_rejected", "Requests rejected before admission, or not answered in time.", "counter",
+            "digitserve_rejected", "Classification requests rejected before admission, or not answered in time.", "counter",
             ("reason",), tuple((reason,) for reason in REASONS),
+        ),
+        Spec("digitserve_connections", "Open connections.", "gauge"),
+        Spec("digitserve_connections_accepted", "Connections accepted.", "counter"),
+        Spec(
+            "digitserve_connections_closed", "Connections closed.", "counter",
+            ("reason",), tuple((reason,) for reason in CloseReason),
+        ),
+        Spec(
+            "digitserve_streams_refused", "Requests that the transport refused or ended.", "counter",
+            ("reason",), tuple((reason,) for reason in RefusalReason),
         ),
         Spec("digitserve_predictions", "Predictions returned.", "counter", ("label", "verdict"), predictions),
         Spec("digitserve_confidence", "Confidence of accepted predictions.", "histogram", buckets=CONFIDENCE_BUCKETS),

@@ -11,7 +11,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from digitserve.protocol.names import Code
-from digitserve.telemetry.block import METHODS, Block, Cells, Spec, specs
+from digitserve.telemetry.block import METHODS, Block, Cells, CloseReason, Spec, specs
+
+_INTERNAL = list(CloseReason).index(CloseReason.INTERNAL)
 
 
 class ServiceCollector(Collector):
@@ -43,7 +45,8 @@ class ServiceCollector(Collector):
         """Keep the counts of a worker that has ended, and free its memory.
 
         RPCs that it started and did not complete ended with its connections. Their callers got UNAVAILABLE, so they
-        are counted with this code. Gauges of the worker are dropped.
+        are counted with this code, and connections that it did not close as closed by a fault. Gauges of the worker are
+        dropped.
 
         Raises:
             ValueError: the block was already retired.
@@ -52,6 +55,8 @@ class ServiceCollector(Collector):
         cells = {name: values.copy() for name, values in block.cells.items()}
         handled = cells["grpc_server_handled"].reshape(len(METHODS), len(Code))
         handled[:, Code.UNAVAILABLE] += np.maximum(0, cells["grpc_server_started"][:, 0] - handled.sum(axis=1))
+        closed = cells["digitserve_connections_closed"][:, 0]
+        closed[_INTERNAL] += cells["digitserve_connections_accepted"][0, 0] - closed.sum()
         for spec in self._specs:
             if spec.kind in {"counter", "histogram"}:
                 self._ended[spec.name] += cells[spec.name]

@@ -13,7 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digitserve.protocol.names import Code, Method, Verdict
-from digitserve.telemetry.block import LABELLED_VERDICTS, METHODS, REASONS, Block, Cells
+from digitserve.telemetry.block import (
+    LABELLED_VERDICTS,
+    METHODS,
+    REASONS,
+    Block,
+    Cells,
+    CloseReason,
+    RefusalReason,
+)  # fmt: skip
 
 _ROWS = {method: row for row, method in enumerate(METHODS)}
 _NUM_CODES = len(Code)
@@ -85,6 +93,10 @@ class Recorder:
         self._cpu_s = _view(cells["digitserve_cpu_seconds"][:, 0])
         self._heartbeat = _view(cells["heartbeat"][:, 0])
         self._rejected = dict(zip(REASONS, map(_view, cells["digitserve_rejected"]), strict=True))
+        self._connections = _view(cells["digitserve_connections"][:, 0])
+        self._accepted = _view(cells["digitserve_connections_accepted"][:, 0])
+        self._closed = dict(zip(CloseReason, map(_view, cells["digitserve_connections_closed"]), strict=True))
+        self._refused = dict(zip(RefusalReason, map(_view, cells["digitserve_streams_refused"]), strict=True))
         self._predictions = _view(cells["digitserve_predictions"][:, 0])
         self._num_labels = len(labels)
 
@@ -134,8 +146,22 @@ class Recorder:
         self._queue_s.observe_many(seconds)
 
     def rejected(self, reason: str) -> None:
-        """Count a request that is rejected or expired; ``reason`` is that of its ``RequestError``."""
+        """Count a classification request that is rejected or expired; ``reason`` is that of its ``RequestError``."""
         self._rejected[reason][0] += 1
+
+    def connection_accepted(self) -> None:
+        """Count a connection, which is open from now on."""
+        self._accepted[0] += 1
+        self._connections[0] += 1
+
+    def connection_closed(self, reason: CloseReason) -> None:
+        """Count the end of a connection."""
+        self._closed[reason][0] += 1
+        self._connections[0] -= 1
+
+    def stream_refused(self, reason: RefusalReason) -> None:
+        """Count a request that the transport refused or ended."""
+        self._refused[reason][0] += 1
 
     def batch(
         self, class_index: Sequence[int], verdicts: Sequence[Verdict], confidence: Sequence[float],

@@ -9,12 +9,16 @@ import time
 from collections.abc import Callable
 
 from digitserve.batching.pipeline import PendingRequest, Pipeline
-from digitserve.errors import InvalidRequest, RequestError
+from digitserve.errors import DeadlineUnmeetable, InvalidRequest, RequestError
 from digitserve.protocol.codec import Limits, decode
 from digitserve.protocol.names import CLASSIFY, Code
 from digitserve.protocol.status import INTERNAL, Status
 from digitserve.telemetry.recorder import Recorder
-from digitserve.transport.handlers import UnaryCall, record_unanswered
+from digitserve.transport.handlers import UnaryCall, unanswered_code
+
+_INVALID = {Code.INVALID_ARGUMENT, Code.UNIMPLEMENTED, Code.INTERNAL}
+"""Codes with which a transport fails requests that are invalid: without a message, or in an unknown or broken encoding. The
+requests that it fails because of its limits count in ``digitserve_streams_refused`` instead."""
 
 
 class CallResponder:
@@ -92,7 +96,8 @@ class ClassifyHandler:
 
     def on_failed(self, call: UnaryCall, status: Status) -> None:
         """Record a call whose message the transport did not get, or could not read."""
-        self._recorder.rejected(InvalidRequest.reason)
+        if status.code in _INVALID:
+            self._recorder.rejected(InvalidRequest.reason)
         self._record_end(call, status.code)
 
     def on_too_large(self, call: UnaryCall) -> None:
@@ -104,7 +109,10 @@ class ClassifyHandler:
         pending: PendingRequest | None = call.context
         if pending is not None:
             self._pipeline.cancel(pending)
-        record_unanswered(self._recorder, CLASSIFY, call.deadline, self._clock() - call.accepted)
+        code = unanswered_code(call.deadline)
+        if code is Code.DEADLINE_EXCEEDED:
+            self._recorder.rejected(DeadlineUnmeetable.reason)
+        self._record_end(call, code)
 
     # Called by the responders.
 

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 
 from digitserve.batching.pipeline import PendingRequest, Pipeline
-from digitserve.errors import Draining, Overloaded, RequestError
+from digitserve.errors import DeadlineUnmeetable, Draining, Overloaded, RequestError
 from digitserve.protocol.codec import (
     Limits,
     Request,
@@ -25,10 +25,10 @@ from digitserve.protocol.codec import (
     encode_stream_error,
     encode_stream_response,
 )  # fmt: skip
-from digitserve.protocol.names import CLASSIFY_STREAM
+from digitserve.protocol.names import CLASSIFY_STREAM, Code
 from digitserve.protocol.status import INTERNAL, OK, Status
 from digitserve.telemetry.recorder import Recorder
-from digitserve.transport.handlers import ServerStream, record_unanswered
+from digitserve.transport.handlers import ServerStream, unanswered_code
 
 WINDOW_BATCHES = 4
 """Limit on the images in flight of a stream, in full batches: enough for one stream to keep all batches full."""
@@ -200,18 +200,16 @@ class ClassifyStreamHandler:
         state: StreamState = stream.context
         self._streams.discard(state)
         self._paused.pop(state, None)
+        code = unanswered_code(stream.deadline) if cancelled else (state.ending or OK).code
         # Emptied, because messages refer to their stream's state: a reference cycle otherwise.
         while state.messages:
             message = state.messages.popleft()
+            if message.answer is None and code is Code.DEADLINE_EXCEEDED:
+                self._recorder.rejected(DeadlineUnmeetable.reason)
             if message.pending is not None:
                 self._pipeline.cancel(message.pending)
                 message.pending = None
-        seconds = self._clock() - stream.accepted
-        if cancelled:
-            record_unanswered(self._recorder, CLASSIFY_STREAM, stream.deadline, seconds)
-        else:
-            status = OK if state.ending is None else state.ending
-            self._recorder.call_ended(CLASSIFY_STREAM, status.code, seconds)
+        self._recorder.call_ended(CLASSIFY_STREAM, code, self._clock() - stream.accepted)
 
     # Called by the messages.
 

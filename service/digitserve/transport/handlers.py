@@ -13,10 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from digitserve.errors import DeadlineUnmeetable
-from digitserve.protocol.names import Code, Method
+from digitserve.protocol.names import Code
 from digitserve.protocol.status import Status
-from digitserve.telemetry.recorder import Recorder
 
 Respond = Callable[[bytes], bytes]
 """Handler of a unary method that never waits: request to response, both serialized; raises ``RequestError``."""
@@ -162,16 +160,10 @@ class Server(Protocol):
         """Release what the server holds."""
 
 
-def record_unanswered(recorder: Recorder, method: Method, deadline: float, seconds: float) -> None:
-    """Record an RPC that ended before its status was sent.
+def unanswered_code(deadline: float) -> Code:
+    """Return the code that is recorded for an RPC that ended before its status was sent.
 
     Args:
-        recorder: of the worker.
-        method: of the RPC.
         deadline: Unix time in seconds; if it has passed, the RPC counts as DEADLINE_EXCEEDED, otherwise as CANCELLED.
-        seconds: since the start of the RPC.
     """
-    expired = deadline <= time.time()
-    if expired:
-        recorder.rejected(DeadlineUnmeetable.reason)
-    recorder.call_ended(method, Code.DEADLINE_EXCEEDED if expired else Code.CANCELLED, seconds)
+    return Code.DEADLINE_EXCEEDED if deadline <= time.time() else Code.CANCELLED

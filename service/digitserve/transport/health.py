@@ -21,19 +21,11 @@ from digitserve.protocol.codec import MAX_QUOTED_CHARACTERS, parse
 from digitserve.protocol.names import HEALTH_WATCH, SERVICE, Code
 from digitserve.protocol.status import NO_MESSAGE, OK, Status
 from digitserve.telemetry.recorder import Recorder
-from digitserve.transport.handlers import ServerStream
+from digitserve.transport.handlers import ServerStream, unanswered_code
 
 SERVICE_NAMES = ("", SERVICE)
 """Services that have a status; the empty name is the whole server."""
 
-MAX_WATCHES = 4096
-"""Most open watches. Clients that check health hold one per connection, and a refused watch makes them avoid the
-connection, so this must not be less than the limit of connections. A watch holds about 0.1 KiB here."""
-
-_TOO_MANY = Status(
-    Code.RESOURCE_EXHAUSTED,
-    f"got more than {MAX_WATCHES} open watches; expected at most one per connection: use Check, or retry later",
-)
 _TOO_LARGE = Status(
     Code.RESOURCE_EXHAUSTED,
     "got a message over the size limit; expected a HealthCheckRequest with the name of a service",
@@ -89,16 +81,30 @@ class Health:
     """The health of the worker: NOT_SERVING at first; owned by the worker.
 
     ``check`` and ``list_services`` are ``Respond`` handlers; the object itself is the ``StreamHandler`` of Watch.
-    A watch whose client does not read holds one unsent message, and gets the newest status after it.
+    A watch whose client does not read holds one unsent message, and gets the newest status after it. A watch takes about
+    0.1 KiB here.
     """
 
-    def __init__(self, recorder: Recorder, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, recorder: Recorder, max_watches: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start as NOT_SERVING.
+
+        Args:
+            recorder: of the worker.
+            max_watches: clients that check health hold one watch per connection, and a refused watch makes them avoid the
+                connection, so this must not be less than the limit of connections.
+            clock: monotonic time in seconds.
+        """
         self._recorder = recorder
         self._clock = clock
         self._answers = _NOT_SERVING
         self._final = False
         self._closed = False
         self._watches: set[ServerStream] = set()
+        self._max_watches = max_watches
+        self._too_many = Status(
+            Code.RESOURCE_EXHAUSTED,
+            f"got more than {max_watches} open watches; expected at most one per connection: use Check, or retry later",
+        )
 
     # Called by the worker.
 
@@ -153,8 +159,8 @@ class Health:
         stream.context = _Watch()
         if self._closed:
             self._end(stream, _CLOSED)
-        elif len(self._watches) >= MAX_WATCHES:
-            self._end(stream, _TOO_MANY)
+        elif len(self._watches) >= self._max_watches:
+            self._end(stream, self._too_many)
         else:
             self._watches.add(stream)
             stream.read()
@@ -194,10 +200,7 @@ class Health:
         """Record a watch that is over; nothing is kept of it."""
         self._watches.discard(stream)
         watch: _Watch = stream.context
-        if not cancelled:
-            code = (watch.ending or OK).code
-        else:
-            code = Code.DEADLINE_EXCEEDED if stream.deadline <= time.time() else Code.CANCELLED
+        code = unanswered_code(stream.deadline) if cancelled else (watch.ending or OK).code
         self._recorder.call_ended(HEALTH_WATCH, code, self._clock() - stream.accepted)
 
     def _set(self, answers: _Answers) -> None:

@@ -26,7 +26,7 @@ from digitserve.protocol.codec import parse
 from digitserve.protocol.names import Code, Method
 from digitserve.protocol.status import OK, Status
 from digitserve.telemetry.recorder import Recorder
-from digitserve.transport.handlers import ServerStream
+from digitserve.transport.handlers import ServerStream, unanswered_code
 from digitserve.v1 import digits_pb2
 
 MAX_STREAMS = 64
@@ -257,10 +257,7 @@ class ReflectionHandler:
         """Record a stream that is over; nothing is kept of it."""
         self._idle.pop(stream, None)
         self._answering.discard(stream)
-        if not cancelled:
-            code = (stream.context or OK).code
-        else:
-            code = Code.DEADLINE_EXCEEDED if stream.deadline <= time.time() else Code.CANCELLED
+        code = unanswered_code(stream.deadline) if cancelled else (stream.context or OK).code
         self._recorder.call_ended(self._method, code, self._clock() - stream.accepted)
 
     # Called by the worker.

@@ -10,12 +10,12 @@ from collections.abc import Callable
 
 import structlog
 
-from digitserve.errors import InvalidRequest, RequestError
+from digitserve.errors import RequestError
 from digitserve.protocol.names import Code, Method
 from digitserve.protocol.status import INTERNAL, Status
 from digitserve.telemetry.block import OTHER_METHOD
 from digitserve.telemetry.recorder import Recorder
-from digitserve.transport.handlers import Respond, UnaryCall, record_unanswered
+from digitserve.transport.handlers import Respond, UnaryCall, unanswered_code
 
 _UNKNOWN = Status(Code.UNIMPLEMENTED, "this server has no such method; server reflection lists its services")
 _TOO_LARGE = Status(Code.RESOURCE_EXHAUSTED, "the message exceeds the limit of this server")
@@ -57,7 +57,6 @@ class RespondHandler:
 
     def on_failed(self, call: UnaryCall, status: Status) -> None:
         """Record a call whose message the transport did not get, or could not read."""
-        self._recorder.rejected(InvalidRequest.reason)
         self._record_end(call, status.code)
 
     def on_too_large(self, call: UnaryCall) -> None:
@@ -66,7 +65,7 @@ class RespondHandler:
 
     def on_close(self, call: UnaryCall) -> None:
         """Record a call that ended before its message arrived."""
-        record_unanswered(self._recorder, self._method, call.deadline, self._clock() - call.accepted)
+        self._record_end(call, unanswered_code(call.deadline))
 
     def _end(self, call: UnaryCall, status: Status) -> None:
         self._record_end(call, status.code)

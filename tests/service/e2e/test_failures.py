@@ -29,13 +29,13 @@ def test_killed_and_stopped_workers_lose_only_their_calls(models: Path, tmp_path
         with Load(service, 8) as keeping, Load(service, 2, reconnect=True) as reconnecting:
             for number in (signal.SIGKILL, signal.SIGSTOP):
                 answered = keeping.outcomes["OK"], reconnecting.outcomes["OK"]
-                wait_until(lambda kept=answered[0]: keeping.outcomes["OK"] >= kept + 200, "200 answers")
+                wait_until(lambda kept=answered[0]: keeping.outcomes["OK"] >= kept + 100, "100 answers")
                 failing = service.workers()[0]
                 os.kill(failing, number)
                 wait_until(lambda pid=failing: pid not in service.workers(), "the worker has ended")
                 wait_until(lambda: service.total("digitserve_ready_workers") == 2, "it is replaced")
             answered = keeping.outcomes["OK"], reconnecting.outcomes["OK"]
-            wait_until(lambda: keeping.outcomes["OK"] >= answered[0] + 200, "callers with a connection get answers")
+            wait_until(lambda: keeping.outcomes["OK"] >= answered[0] + 100, "callers with a connection get answers")
             wait_until(lambda: reconnecting.outcomes["OK"] >= answered[1] + 20, "callers with a new one get answers")
 
         assert set(keeping.outcomes | reconnecting.outcomes) <= {"OK", "UNAVAILABLE"}

@@ -18,7 +18,7 @@ from support.serving import PATIENCE_S, Service, run_service, wait_until
 CLASSIFY, CLASSIFY_STREAM, GET_MODEL = (
     f"/digitserve.v1.DigitService/{name}" for name in ("Classify", "ClassifyStream", "GetModel")
 )
-CHECK = "/grpc.health.v1.Health/Check"
+CHECK, WATCH = (f"/grpc.health.v1.Health/{name}" for name in ("Check", "Watch"))
 MAX_WORKER_KIB = 384 * 1024
 """Promise of the native transport, whatever clients do."""
 
@@ -61,11 +61,33 @@ def header_block_without_end() -> bytes:
     )
 
 
+def header_block_then_violation() -> bytes:
+    """Return the same, and then a frame that must not interrupt it: the connection ends, but the client does not close it."""
+    part = bytes(16_000)
+    return (
+        PREFACE
+        + frame(SETTINGS, 0, 0)
+        + frame(HEADERS, 0, 1, part)
+        + frame(CONTINUATION, 0, 1, part) * 3
+        + frame(DATA, 0, 1)
+    )
+
+
+def full_header_table() -> bytes:
+    """Return requests that fill the dynamic table with the smallest entries, and others that are worth remembering."""
+    entries = b"".join(b"\x40\x02" + b"%02d" % number + b"\0" for number in range(100))
+    remembered = [frame(HEADERS, END_STREAM | END_HEADERS, 3 + 2 * number, b"\x82" * number) for number in range(1, 16)]
+    return PREFACE + frame(SETTINGS, 0, 0) + frame(HEADERS, END_STREAM | END_HEADERS, 1, entries) + b"".join(remembered)
+
+
 ATTACKS: dict[str, tuple[int, bytes]] = {
     "streams left open": (200, opened(CLASSIFY_STREAM, 1000)),
     "partial messages": (100, opened(CLASSIFY, 20, struct.pack(">BI", 0, 65_000) + bytes(64_000))),
     "answers without a window": (200, opened(GET_MODEL, 1000, bytes(5), ended=True, settings=NO_WINDOW)),
     "header blocks without end": (400, header_block_without_end()),
+    "header blocks that end in a violation": (400, header_block_then_violation()),
+    "full header tables": (400, full_header_table()),
+    "watches left open": (100, opened(WATCH, 1000, bytes(5), ended=True)),
 }
 """Number of connections, and what each sends."""
 

@@ -127,6 +127,20 @@ def test_an_open_stream_is_not_cut_by_age(models: Path, transport: str) -> None:
     assert statuses == [health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING]
 
 
+def test_an_open_stream_ends_with_the_grace(models: Path, transport: str) -> None:
+    """With a grace, what is still open that long after the age ends as UNAVAILABLE; other calls continue elsewhere."""
+    with run_worker(
+        models, transport=transport, max_connection_age_s=AGE_S, max_connection_age_grace_s=5 * AGE_S
+    ) as worker:
+        watch = health_pb2_grpc.HealthStub(worker.channel).Watch(health_pb2.HealthCheckRequest())
+        next(watch)
+        with pytest.raises(grpc.RpcError) as ended:
+            next(watch)
+        assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+        worker.classify(pb.ClassifyRequest(pixels=echo_image(1).tobytes()))
+        assert worker.handled("Watch") == {"Canceled": 1}
+
+
 def frames(connection: socket.socket) -> Iterator[tuple[int, bytes]]:
     """Open an HTTP/2 connection and yield type and payload of each frame of the server, until it closes."""
     connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
@@ -145,6 +159,19 @@ def test_an_idle_connection_gets_a_graceful_goaway(models: Path, transport: str)
             payload = next(payload for kind, payload in frames(connection) if kind == goaway)
 
     assert payload[:8] == struct.pack(">II", (1 << 31) - 1, 0)
+
+
+def test_a_connection_without_calls_gets_a_goaway(models: Path, transport: str) -> None:
+    """With an idle limit, a connection that has no call for so long gets a GOAWAY; from the native transport one that loses
+    no call, with the highest stream id.
+    """
+    goaway = 7
+    with run_worker(models, transport=transport, max_connection_age_s=0, max_connection_idle_s=AGE_S) as worker:
+        host, port = worker.address.split(":")
+        with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as connection:
+            payload = next(payload for kind, payload in frames(connection) if kind == goaway)
+
+    assert transport == "grpcio" or payload[:8] == struct.pack(">II", (1 << 31) - 1, 0)
 
 
 def test_age_0_means_unlimited(models: Path, transport: str) -> None:

@@ -156,6 +156,22 @@ def test_other_protocols_are_refused(
     assert [record.exc_info for record in caplog.records if record.levelno >= logging.WARNING] == [None]
 
 
+@pytest.mark.parametrize("rest", [b"zz\r\n", b"5\r\nabcde\r\nzz\r\n", b"0\r\n\r\n" + b"\0" * 100])
+def test_a_body_that_is_malformed_after_the_answer(
+    address: tuple[str, int], connect: Connect, rest: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A client that gets its answer before it has sent its body, and then sends nonsense, is disconnected; the log has no
+    traceback.
+    """
+    connection = connect()
+    connection.sendall(START + b"Transfer-Encoding: chunked\r\n\r\n")
+    assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
+    connection.sendall(rest)
+    assert is_closed(connection)
+    assert probe(address)[0] == 200
+    assert [record.exc_info for record in caplog.records if record.exc_info] == []
+
+
 def test_upgrades_are_not_followed(address: tuple[str, int]) -> None:
     """A request to switch to WebSocket or HTTP/2 is answered as HTTP/1.1."""
     for protocol in ("websocket", "h2c"):

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from digitserve.errors import StartupError
 from digitserve.settings import Settings
-from digitserve.supervision import restart_policy, slots, supervisor
+from digitserve.supervision import ports, restart_policy, slots, supervisor
 from digitserve.supervision.slots import WorkerSlot
 from digitserve.supervision.supervisor import EXIT_FAULT, EXIT_INCOMPLETE
 from digitserve.telemetry.collector import ServiceCollector
@@ -390,6 +390,50 @@ def test_requests_left_at_the_end_of_the_grace_period_are_reported(models: Path,
     assert code == EXIT_INCOMPLETE
     (line,) = [line for line in lines if line["event"] == "requests were not answered within the grace period"]
     assert line["num_requests"] == 7
+
+
+def test_new_connections_avoid_a_worker_that_has_crashed(
+    models: Path, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a slot waits for its next worker, new connections go to the others; then to all again."""
+    started = tmp_path / "started"
+    script(f"""
+ready()
+if number == 1:
+    while not Path({str(started)!r}).exists():
+        time.sleep(0.01)
+    sys.exit(1)
+wait_for_drain()
+""")
+    accepting: list[int] = []
+
+    def direct(_: object, slots: list[int]) -> None:
+        accepting.append(len(slots))
+        if accepting == [1, 2, 1, 2]:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(ports.SlotListeners, "direct", direct)
+    serve(models, started.touch, transport="native")
+    assert accepting[:4] == [1, 2, 1, 2]
+
+
+def test_the_reason_of_a_delayed_restart_is_shown(script: Script) -> None:
+    """While a worker that crashes again and again is started with a delay, the state says why there is none."""
+    script("ready()\nif number < 3: os._exit(9)\nwait_for_drain()")
+    recorder = Recorder()
+    recorder.drain_after = (READY, 3)
+    refusals: list[str | None] = []
+    restarting = recorder.worker_restarting
+
+    def restart() -> None:
+        refusals.append(recorder.slot.refusal)
+        restarting()
+
+    recorder.worker_restarting = restart  # type: ignore[method-assign]
+    run_recorded(recorder)
+    # The first restart has no delay.
+    assert refusals == [None, "a worker ended with exit code 9; the next one starts after 0.001 s"]
+    assert recorder.slot.refusal is None
 
 
 class ShortLivedSlot:

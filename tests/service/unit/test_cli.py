@@ -55,6 +55,24 @@ def test_python_m_digitserve_is_the_command() -> None:
     assert digitserve.__version__ == version("digitserve")
 
 
+@pytest.mark.parametrize("imported", ["click", "structlog", "uvicorn"])
+def test_ctrl_c_during_the_start(tmp_path: Path, imported: str) -> None:
+    """Ctrl-C while the command imports its modules ends it with exit code 130 and without a traceback."""
+    (tmp_path / f"{imported}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nos._exit(7)\n")
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    result = run_process("serve", "--models", str(tmp_path), PYTHONPATH=path)
+    assert (result.returncode, result.stderr.decode()) == (130, "")
+
+
+def test_ctrl_c_that_is_ignored(tmp_path: Path) -> None:
+    """A command that was started with SIGINT ignored, as in the background of a script, goes on to ignore it."""
+    (tmp_path / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nos._exit(7)\n")
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    ignored = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", sys.executable, "-m", "digitserve", "serve"]
+    result = subprocess.run(ignored, env=os.environ | {"PYTHONPATH": path}, timeout=60, check=False)
+    assert result.returncode == 7
+
+
 def test_the_package_exports_the_clients_lazily() -> None:
     """``from digitserve import Client`` works; ``import digitserve`` loads neither gRPC nor numpy."""
     program = (

@@ -94,6 +94,7 @@ OTHER_VALUES = {
     "transport": "native",
     "tls_certificate": Path("server.pem"),
     "tls_key": Path("server.key"),
+    "max_connections": 100,
     "models": Path("elsewhere"),
     "model": "letters",
     "model_version": 12,
@@ -102,6 +103,7 @@ OTHER_VALUES = {
     "max_batch_size": 32,
     "grace_s": 2.5,
     "lame_duck_s": 0.25,
+    "max_receive_bytes": 1 << 26,
     "log_format": "json",
 }
 
@@ -192,6 +194,9 @@ def test_a_value_of_another_setting_is_never_ignored() -> None:
         (("--grace-s", "inf"), ("--grace-s", "0<=x<=86400")),
         (("--grace-s", "nan"), ("--grace-s", "nan")),
         (("--stall-s", "nan"), ("--stall-s", "nan")),
+        (("--max-connections", "0"), ("--max-connections", "1<=x<=1048576")),
+        (("--message-timeout-s", "0"), ("--message-timeout-s", "1<=x<=86400")),
+        (("--max-receive-bytes", "1"), ("--max-receive-bytes", "1048576<=x")),
         (("--log-format", "xml"), ("--log-format", "'auto', 'text', 'json'")),
         (("--no-such-flag",), ("--no-such-flag",)),
     ],

@@ -13,20 +13,20 @@ from typing import Any
 
 import grpc
 
+from digitserve.certificate import server_context
 from digitserve.errors import StartupError
 from digitserve.protocol.names import Code, Method
 from digitserve.settings import Settings, endpoint
 from digitserve.telemetry.block import OTHER_METHOD
 from digitserve.telemetry.recorder import Recorder
-from digitserve.transport.certificate import server_context
 from digitserve.transport.grpcio.completion_queue import OPTIONS, CompletionQueueServer
 from digitserve.transport.handlers import StreamHandler, UnaryHandler
 
 MAX_EVENTS_PER_POLL = 1024
 """Most events handled before the next batch runs: a flood of rejected calls must not delay admitted requests."""
 
-_NO_MAX_AGE_MS = (1 << 31) - 1
-"""Connection age that gRPC takes as infinite."""
+_NO_LIMIT_MS = (1 << 31) - 1
+"""Time that gRPC takes as infinite."""
 
 
 class UnknownMethods(grpc.ServerInterceptor):
@@ -76,8 +76,13 @@ class GrpcServer(CompletionQueueServer):
                     *OPTIONS,
                     ("grpc.so_reuseport", 1),
                     ("grpc.max_receive_message_length", settings.max_request_bytes),
-                    # No grace is set, which means an infinite one: open calls and streams are not cut at that age.
-                    ("grpc.max_connection_age_ms", round(settings.max_connection_age_s * 1e3) or _NO_MAX_AGE_MS),
+                    ("grpc.max_connection_age_ms", _milliseconds(settings.max_connection_age_s)),
+                    ("grpc.max_connection_age_grace_ms", _milliseconds(settings.max_connection_age_grace_s)),
+                    ("grpc.max_connection_idle_ms", _milliseconds(settings.max_connection_idle_s)),
+                    ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
+                    # Core rejects some requests between the two limits, at random.
+                    ("grpc.max_metadata_size", settings.max_header_bytes),
+                    ("grpc.absolute_max_metadata_size", settings.max_header_bytes),
                 ),
             )
         )
@@ -115,6 +120,11 @@ class GrpcServer(CompletionQueueServer):
     def close(self) -> None:
         """Release the thread pool; called after ``poll`` has reported that the server has stopped."""
         self._pool.shutdown(wait=False)
+
+
+def _milliseconds(seconds: float) -> int:
+    """Return a time limit as gRPC takes it; 0 s is no limit."""
+    return round(seconds * 1e3) or _NO_LIMIT_MS
 
 
 def _credentials(settings: Settings) -> grpc.ServerCredentials | None:

@@ -15,6 +15,7 @@ import ssl
 
 import structlog
 
+from digitserve.telemetry.block import CloseReason
 from digitserve.transport.native.peer import READABLE, NewConnection, Peer, Peers
 from digitserve.transport.native.tls import TlsWire
 
@@ -52,27 +53,16 @@ class Acceptor:
         descriptor: of the listening socket; -1 without one.
     """
 
-    def __init__(
-        self,
-        peers: Peers,
-        new_connection: NewConnection,
-        max_connections: int,
-        max_age_s: float,
-        context: ssl.SSLContext | None,
-    ) -> None:
+    def __init__(self, peers: Peers, new_connection: NewConnection, context: ssl.SSLContext | None) -> None:
         """Start without a listening socket.
 
         Args:
             peers: gets the accepted connections.
             new_connection: creates a connection.
-            max_connections: for more, those whose clients have been silent longest are closed.
-            max_age_s: age from which a connection drains; infinite for no limit.
             context: for TLS; None for clear text.
         """
         self._peers = peers
         self._new_connection = new_connection
-        self._max_connections = max_connections
-        self._max_age_s = max_age_s
         self._context = context
         self._listener: socket.socket | None = None
         self.descriptor = -1
@@ -125,7 +115,7 @@ class Acceptor:
                 self._accept_at = now + ACCEPT_PAUSE_S
                 self._peers.epoll.modify(self.descriptor, 0)
                 return False
-            if len(self._peers.by_descriptor) >= self._max_connections:
+            if len(self._peers.by_descriptor) >= self._peers.limits.max_connections:
                 self._make_room(now)
             self._add(accepted, now)
         return True
@@ -139,7 +129,7 @@ class Acceptor:
         peers = self._peers.by_descriptor
         num_closed = math.ceil(len(peers) * CLOSED_FRACTION)
         for peer in heapq.nsmallest(num_closed, peers.values(), key=lambda peer: peer.active):
-            peer.close("too many connections")
+            peer.close("too many connections", CloseReason.TOO_MANY)
         if now >= self._warn_at:
             self._warn_at = now + ACCEPT_PAUSE_S
             _log.warning("closed silent connections to accept others", num_connections=len(peers))
@@ -150,7 +140,7 @@ class Acceptor:
         jitter = random.uniform(1 - AGE_JITTER, 1 + AGE_JITTER)  # noqa: S311 - not a secret
         tls = None if self._context is None else TlsWire(accepted, self._context)
         try:
-            Peer(accepted, tls, self._peers, self._new_connection, now, now + self._max_age_s * jitter)
+            Peer(accepted, tls, self._peers, self._new_connection, now, now + self._peers.limits.max_age_s * jitter)
         except OSError as error:  # the limits of epoll itself
             _log.warning("cannot watch a connection", error=str(error))
             accepted.close()

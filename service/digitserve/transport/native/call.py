@@ -12,17 +12,16 @@ from digitserve.transport.handlers import UnaryHandler
 from digitserve.transport.native import frames
 from digitserve.transport.native.frames import END_HEADERS, END_STREAM, FRAME_BYTES, HEADERS, pack_id
 from digitserve.transport.native.head import RequestHead
-from digitserve.transport.native.limits import MESSAGE_PREFIX_BYTES
 from digitserve.transport.native.message import (
+    MESSAGE_PREFIX_BYTES,
     OK_TRAILERS,
     RESPONSE_HEADERS,
     MessageError,
     encode_status,
-    inflate,
     inflated_bytes,
     parse_prefix,
 )  # fmt: skip
-from digitserve.transport.native.multiplex import OVERLOADED, UNCOMPRESSED, Output, RpcStream
+from digitserve.transport.native.multiplex import UNCOMPRESSED, Output, RpcStream
 
 # The fixed parts of the frames of an answer: all but stream id and message.
 _HEADERS_START = frames.frame(HEADERS, END_HEADERS, 0, RESPONSE_HEADERS)[:5]
@@ -148,7 +147,7 @@ class Call(RpcStream):
         if buffer is None:
             buffer = self.buffer = bytearray()
         if not self._hold(len(buffer) + len(payload)):
-            self.fail_locally(OVERLOADED)
+            self._fail_without_room()
             return
         buffer += payload
         if self._num_bytes < 0:
@@ -185,13 +184,13 @@ class Call(RpcStream):
         num_bytes, max_bytes = 0, self._connection.limits.max_message_bytes
         if self._compressed:
             num_bytes = inflated_bytes(buffer, self.head.encoding)
-            if num_bytes <= max_bytes and not self._connection.budget.inflate.take(num_bytes):
+            if num_bytes <= max_bytes and not self._connection.budget.inflate.may_start(num_bytes):
                 return False
         body: bytes | None = bytes(memoryview(buffer)[MESSAGE_PREFIX_BYTES:])
         del buffer
         self._release()
         if self._compressed:
-            body = inflate(body or b"", num_bytes, max_bytes)
+            body = self._connection.budget.inflate.inflate(body or b"", num_bytes, max_bytes)
         if body is None:
             self._handler.on_too_large(self)
         else:

@@ -16,10 +16,11 @@ import structlog
 
 from digitserve.protocol.names import Code
 from digitserve.protocol.status import Status
+from digitserve.telemetry.block import CloseReason, RefusalReason
 from digitserve.transport.handlers import StreamHandler, UnaryHandler
 from digitserve.transport.native import frames
 from digitserve.transport.native.call import Call
-from digitserve.transport.native.control import PRIORITY_BYTES, ConnectionFailure, ControlFrames
+from digitserve.transport.native.control import PRIORITY_BYTES, ConnectionFailure
 from digitserve.transport.native.frames import (
     CONTINUATION,
     DATA,
@@ -38,10 +39,11 @@ from digitserve.transport.native.frames import (
 )  # fmt: skip
 from digitserve.transport.native.head import Problem, RequestHead, trailers_problem
 from digitserve.transport.native.hpack import Decoder, HpackError, encode_fields
-from digitserve.transport.native.limits import FIRST_WINDOW, MESSAGE_PREFIX_BYTES, Limits, ReceiveBudget
-from digitserve.transport.native.message import RESPONSE_HEADERS, encode_answer, encode_status
-from digitserve.transport.native.multiplex import ANSWERED_BYTES, EXPIRED, RpcStream
+from digitserve.transport.native.limits import FIRST_WINDOW, Counts, Limits, ReceiveBudget
+from digitserve.transport.native.message import MESSAGE_PREFIX_BYTES, RESPONSE_HEADERS, encode_answer, encode_status
+from digitserve.transport.native.multiplex import RpcStream
 from digitserve.transport.native.stream import Stream
+from digitserve.transport.native.time_limits import TimeLimits
 
 CONNECTION_WINDOW = 1 << 24
 """Receive window of a connection. It is given back at once, because the windows of its streams bound what is held."""
@@ -50,6 +52,12 @@ _HTTP_STATUS = {
     Problem.NOT_POST: encode_fields([(b":status", b"405"), (b"allow", b"POST")]),
     Problem.NOT_GRPC: encode_fields([(b":status", b"415"), (b"accept", b"application/grpc")]),
     Problem.FIELDS_TOO_LARGE: encode_fields([(b":status", b"431")]),
+}
+_REFUSALS = {
+    Problem.NOT_POST: RefusalReason.NOT_GRPC,
+    Problem.NOT_GRPC: RefusalReason.NOT_GRPC,
+    Problem.FIELDS_TOO_LARGE: RefusalReason.HEADERS_TOO_LARGE,
+    Problem.BAD_TIMEOUT: RefusalReason.BAD_TIMEOUT,
 }
 _ENCODINGS = {b"identity", b"gzip"}
 _ACCEPT_ENCODING = encode_fields([(b"grpc-accept-encoding", b"identity,gzip")])
@@ -64,12 +72,12 @@ class Method(NamedTuple):
     stream: StreamHandler | None = None
 
 
-class Connection(ControlFrames):
+class Connection(TimeLimits):
     """The server's side of a connection; owned by ``loop``, which also drops it."""
 
     __slots__ = (
-        "_arrived", "_block", "_block_flags", "_block_id", "_block_started", "_decoder",
-        "_max_whole_bytes", "_methods", "_preface_done", "_receive_window", "_rest", "_started", "_unknown",
+        "_arrived", "_block", "_block_flags", "_block_id", "_decoder", "_max_whole_bytes", "_methods", "_preface_done",
+        "_receive_window", "_rest", "_unknown",
     )  # fmt: skip
 
     def __init__(
@@ -78,6 +86,7 @@ class Connection(ControlFrames):
         unknown: UnaryHandler,
         limits: Limits,
         budget: ReceiveBudget,
+        counts: Counts,
         now: float,
         on_output: Callable[[], None],
     ) -> None:
@@ -88,10 +97,11 @@ class Connection(ControlFrames):
             unknown: handles calls of all other paths; its ``on_accept`` fails them.
             limits: of this connection.
             budget: of the worker.
+            counts: of what is closed and refused.
             now: monotonic time in seconds.
             on_output: called when ``take_output`` and ``on_sent`` must be called, once until they are.
         """
-        super().__init__(limits, budget, now, on_output)
+        super().__init__(limits, budget, counts, now, on_output)
         self._max_whole_bytes = min(FRAME_BYTES, MESSAGE_PREFIX_BYTES + limits.max_message_bytes)
         self._methods = methods
         self._unknown = unknown
@@ -101,8 +111,6 @@ class Connection(ControlFrames):
         self._receive_window = CONNECTION_WINDOW
         self._block: bytearray | None = None
         self._block_id = self._block_flags = 0
-        self._block_started = 0.0
-        self._started = now
         self._arrived = 0.0
         self.send(
             frames.settings(
@@ -130,59 +138,27 @@ class Connection(ControlFrames):
         try:
             self._rest = self._parse(self._rest + received if self._rest else received)
         except ConnectionFailure as failure:
-            self.close(failure.code, str(failure))
+            flood = failure.code is ErrorCode.ENHANCE_YOUR_CALM
+            self.close(failure.code, str(failure), CloseReason.FLOOD if flood else CloseReason.PROTOCOL_ERROR)
         except HpackError as error:
-            self.close(ErrorCode.COMPRESSION_ERROR, str(error))
+            self.close(ErrorCode.COMPRESSION_ERROR, str(error), CloseReason.PROTOCOL_ERROR)
         except Exception:
             _log.exception("a connection failed")
-            self.close(ErrorCode.INTERNAL_ERROR, "internal error")
+            self.close(ErrorCode.INTERNAL_ERROR, "internal error", CloseReason.INTERNAL)
 
-    def on_room(self) -> None:
-        """Continue messages that waited for the worker's budgets, oldest first."""
-        while self.waiting:
-            stream = next(iter(self.waiting))
-            if not stream.on_room():
-                return
-            self.waiting.pop(stream, None)
-
-    def check(self, now: float, wall: float) -> None:
-        """Apply time limits, and add up what the connection holds; called several times per second.
-
-        Args:
-            now: monotonic time in seconds.
-            wall: Unix time in seconds.
-        """
-        self.num_held_bytes = self.num_unsent_bytes
-        if self.closing:
-            return
-        limits = self.limits
-        if not self._settings_received and now - self._started > limits.preface_s:
-            self.close(ErrorCode.PROTOCOL_ERROR, f"no preface and SETTINGS within {limits.preface_s:g} s")
-        elif self._block is not None and now - self._block_started > limits.header_block_s:
-            self.close(ErrorCode.PROTOCOL_ERROR, f"no end of a header block within {limits.header_block_s:g} s")
-        elif self._drain_ping_sent is not None and now - self._drain_ping_sent > limits.drain_ping_s:
-            self._finish_drain()
-        self._announce_max_streams()
-        oldest = now - limits.message_s
-        num_held_bytes = len(self._rest) + len(self._block or b"") + self._decoder.num_held_bytes()
-        num_held_bytes += ANSWERED_BYTES * len(self.answered)
-        for stream_id in [stream_id for stream_id, (started, _) in self.answered.items() if started < oldest]:
-            self._end_answered(stream_id)
-            self._send_reset(stream_id, ErrorCode.NO_ERROR)
-        for stream in list(self.streams.values()):
-            num_held_bytes += stream.num_waiting_bytes()
-            if stream.deadline <= wall:
-                self._expire(stream)
-            elif (not stream.remote_closed or stream in self.waiting) and stream.unfinished_since(now) < oldest:
-                self._give_up(stream)
-        self.num_held_bytes += num_held_bytes
-        self.on_room()
+    def drop(self) -> None:
+        """Drop all calls, and free the input: after an error the socket stays open for a while."""
+        super().drop()
+        self._rest, self._block = b"", None
 
     def trim(self) -> int:
         """Give up memory that only saves time; return about how many of ``num_held_bytes`` it took."""
         num_bytes = self._decoder.forget_blocks()
         self.num_held_bytes -= num_bytes
         return num_bytes
+
+    def _num_receiving_bytes(self) -> int:
+        return len(self._rest) + len(self._block or b"") + self._decoder.num_held_bytes()
 
     # Frames.
 
@@ -310,7 +286,7 @@ class Connection(ControlFrames):
                 f"got a header block of more than {self.limits.max_header_block_bytes} bytes",
             )
         if flags & END_HEADERS:
-            block, self._block = self._block, None
+            block, self._block, self._block_started = self._block, None, None
             self._on_block(self._block_id, self._block_flags, bytes(block))
 
     def _on_block(self, stream_id: int, flags: int, block: bytes) -> None:
@@ -373,6 +349,7 @@ class Connection(ControlFrames):
         if head.problem in {None, Problem.MALFORMED}:
             self._reset(stream_id, ErrorCode.PROTOCOL_ERROR)
             return
+        self.counts.stream_refused(_REFUSALS[head.problem])
         block = (
             RESPONSE_HEADERS + encode_status(Status(Code.INTERNAL, head.message))
             if head.problem is Problem.BAD_TIMEOUT
@@ -414,23 +391,7 @@ class Connection(ControlFrames):
         grpc-js wait until they may open a stream, so they never get PROTOCOL_ERROR.
         """
         code = ErrorCode.PROTOCOL_ERROR if self._settings_acknowledged else ErrorCode.REFUSED_STREAM
-        self._reset(stream_id, code)
-
-    def _expire(self, stream: RpcStream) -> None:
-        """End a stream whose deadline has passed."""
-        if stream.open:
-            stream.fail_locally(EXPIRED)
-        else:
-            # Its answer waits for a flow-control window.
-            self._drop_stream(stream.stream_id)
-            self._send_reset(stream.stream_id, ErrorCode.CANCEL)
-
-    def _give_up(self, stream: RpcStream) -> None:
-        """End a stream whose request does not end in time, or waits too long for its decompression."""
-        if stream.remote_closed:
-            stream.evict()
-        elif stream.open:
-            stream.fail_locally(Status(Code.CANCELLED, f"a message did not arrive within {self.limits.message_s:g} s"))
+        self._reset(stream_id, code, RefusalReason.TOO_MANY)
 
 
 def _without_padding(payload: bytes, num_before: int = 0) -> bytes:

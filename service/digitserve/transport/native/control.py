@@ -3,12 +3,13 @@
     Connection ──on_control_frame──▶ ControlFrames ──▶ Output: windows, PING and SETTINGS answers, resets
     loop ──drain, close──▶ ControlFrames ──GOAWAY──▶ Output
 
-``connection.Connection`` extends it by requests. Does no I/O; used on the worker's one thread.
+``time_limits.TimeLimits`` extends it by time limits, and ``connection.Connection`` that by requests. Does no I/O; used on the worker's one thread.
 """
 
 from collections import deque
 from collections.abc import Callable
 
+from digitserve.telemetry.block import CloseReason, RefusalReason
 from digitserve.transport.native import frames
 from digitserve.transport.native.frames import (
     ACK,
@@ -19,7 +20,7 @@ from digitserve.transport.native.frames import (
     ErrorCode,
     unpack_setting,
 )  # fmt: skip
-from digitserve.transport.native.limits import Limits, RateLimit, ReceiveBudget
+from digitserve.transport.native.limits import Counts, Limits, RateLimit, ReceiveBudget
 from digitserve.transport.native.multiplex import Output
 
 MAX_RECENT_RESETS = 256
@@ -54,16 +55,19 @@ class ControlFrames(Output):
         "_settings_acknowledged", "_settings_received", "_was_reset",
     )  # fmt: skip
 
-    def __init__(self, limits: Limits, budget: ReceiveBudget, now: float, on_output: Callable[[], None]) -> None:
+    def __init__(
+        self, limits: Limits, budget: ReceiveBudget, counts: Counts, now: float, on_output: Callable[[], None]
+    ) -> None:
         """Start before the peer's SETTINGS; see ``Output``.
 
         Args:
             limits: of this connection.
             budget: of the worker.
+            counts: of what is closed and refused.
             now: monotonic time in seconds.
             on_output: called when ``take_output`` and ``on_sent`` must be called, once until they are.
         """
-        super().__init__(limits, budget, on_output)
+        super().__init__(limits, budget, counts, on_output)
         self._control = RateLimit(limits.max_control_frames, limits.control_frames_per_s, now)
         self._resets = RateLimit(limits.max_resets, limits.resets_per_s, now)
         self._settings_received = self._settings_acknowledged = False
@@ -77,22 +81,30 @@ class ControlFrames(Output):
 
     # Called by the loop.
 
-    def drain(self, now: float) -> None:
+    def drain(self, now: float, reason: CloseReason = CloseReason.DRAIN) -> None:
         """Announce that the connection will end: GOAWAY and a PING. Its answer shows that the client has received both.
 
         Until then calls are accepted as before, so none is lost. Then a second GOAWAY names the last stream.
         """
         if self._drain_ping_sent is None and self._final_id is None and not self.closing:
             self._drain_ping_sent = now
+            self.close_reason = reason
             self.send(frames.goaway(MAX_STREAM_ID, ErrorCode.NO_ERROR) + frames.frame(frames.PING, 0, 0, DRAIN_PING))
 
-    def close(self, code: ErrorCode, reason: str = "") -> None:
-        """End the connection: drop its calls, and send GOAWAY."""
+    def close(self, code: ErrorCode, text: str, reason: CloseReason) -> None:
+        """End the connection: drop its calls, and send GOAWAY.
+
+        Args:
+            code: of GOAWAY.
+            text: of GOAWAY, for people.
+            reason: for the metrics.
+        """
         if not self.closing:
+            self.close_reason = reason
             self.drop()
             # The last stream id of GOAWAY must never increase (RFC 9113, section 6.8).
             last_id = self._last_id if self._final_id is None else self._final_id
-            self.send(frames.goaway(last_id, code, reason.encode()))
+            self.send(frames.goaway(last_id, code, text.encode()))
             self.closing = True
 
     def drop(self) -> None:
@@ -204,7 +216,7 @@ class ControlFrames(Output):
         Not before it has acknowledged the last announcement. Until it acknowledges this one, the larger of both holds.
         """
         wanted = self._wanted_max_streams()
-        if wanted != self._announced and not self._announcement_open:
+        if wanted != self._announced and not self._announcement_open and not self.closing:
             self._announced, self._announcement_open = wanted, True
             self._max_streams = max(self._max_streams, wanted)
             self.send(frames.settings({frames.MAX_CONCURRENT_STREAMS: wanted}))
@@ -240,8 +252,9 @@ class ControlFrames(Output):
         """Return whether late frames of a stream are legitimate: the client may not know yet that it was reset or ignored."""
         return stream_id in self._was_reset or (self._final_id is not None and stream_id > self._final_id)
 
-    def _reset(self, stream_id: int, code: ErrorCode) -> None:
+    def _reset(self, stream_id: int, code: ErrorCode, reason: RefusalReason = RefusalReason.MALFORMED) -> None:
         """Reset a stream because of an error of the client."""
+        self.counts.stream_refused(reason)
         self._count_reset()
         self._drop_stream(stream_id)
         self._send_reset(stream_id, code)

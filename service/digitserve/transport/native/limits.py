@@ -1,19 +1,42 @@
-"""Limits of a connection, and the byte budget that all connections of a worker share.
+"""Limits of a connection and of a worker, and the byte budget that all connections of a worker share.
 
-``server`` builds both from the settings; ``connection`` and ``call`` keep to them on the worker's thread.
+``server`` builds all of them from the settings; ``loop``, ``connection`` and its calls keep to them on the worker's thread.
+The documentation lists each limit, with what the client gets (docs/reference/limits.md).
 """
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
+from digitserve.errors import SettingsError
+from digitserve.settings import Settings
+from digitserve.telemetry.block import CloseReason, RefusalReason
 from digitserve.transport.native.frames import INITIAL_WINDOW
 from digitserve.transport.native.shares import InflateBudget, StreamShare
 
-MESSAGE_PREFIX_BYTES = 5
-"""Compressed flag and length before each gRPC message."""
-
 FIRST_WINDOW = INITIAL_WINDOW
 """What a client may send on a stream before its message has reserved more: messages up to this need no reservation."""
+
+HEADER_BLOCK_SHARE = 4
+"""Largest encoded header block, in maximal sizes of the decoded fields: the end of what is too large must be decoded too."""
+
+RESET_BURST_S = 5.0
+"""Resets at once, in seconds of their rate: a client that cancels thousands of calls together is allowed."""
+
+CONTROL_BURST_S, MIN_CONTROL_BURST = 0.1, 1_000
+"""Control frames at once, in seconds of their rate, and at least: each of 1 000 open streams may have a late frame."""
+
+RECEIVE_BUDGET_MESSAGES = 6
+"""Unfinished messages of all connections together, in messages of the maximal size."""
+
+MIN_RECEIVE_BUDGET_BYTES = 1 << 24
+"""The same in bytes, if the maximal size is small: a quarter is room for the first windows of 64 clients."""
+
+RESERVED_SHARE = 3 / 4
+"""Part of the receive budget that reservations may take; the rest is for first windows."""
+
+SLOW_GRACE_S = 5.0
+"""While others wait for room, the time in which a reserved message need not make progress: a lost packet may take 3 s."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +48,7 @@ class Limits:
         max_streams: streams that may be open at once.
         max_header_block_bytes: HEADERS with their CONTINUATION frames.
         max_header_list_bytes: header fields of one request, decoded, with 32 bytes for each (RFC 9113, 6.5.2).
-        max_header_fields: number of those fields.
+        max_header_fields: number of those fields; gRPC clients send about 10.
         max_unsent_bytes: what may wait to be sent before the connection is no longer read.
         max_control_frames: burst of frames that carry no request: PING, SETTINGS, PRIORITY, CONTINUATION, empty or late
             frames.
@@ -33,10 +56,12 @@ class Limits:
             per round trip, which takes 0.1 ms on one host; 10 000 PINGs cost 10 ms of CPU (measured without sockets).
         max_resets: burst of streams that the client resets or that are reset because of its errors.
         resets_per_s: rate at which that burst is allowed again.
-        preface_s: time for the connection preface and SETTINGS.
-        header_block_s: time from HEADERS to the last CONTINUATION.
+        handshake_s: time for the connection preface and SETTINGS, and from HEADERS to the last CONTINUATION.
         message_s: time from the start of a call to the end of its message; on a stream, from the reservation of a message.
-        drain_ping_s: longest wait for the answer to the PING between the two GOAWAY frames of a drain.
+            Also the time for the client to take an answer.
+        max_idle_s: time without a call after which the connection drains; infinite for no limit.
+        drain_ping_s: longest wait for the answer to the PING between the two GOAWAY frames of a drain; more than the round
+            trip of any client that is still there.
     """
 
     max_message_bytes: int
@@ -49,14 +74,94 @@ class Limits:
     control_frames_per_s: float = 10_000.0
     max_resets: int = 10_000
     resets_per_s: float = 2_000.0
-    preface_s: float = 10.0
-    header_block_s: float = 10.0
+    handshake_s: float = 10.0
     message_s: float = 60.0
+    max_idle_s: float = math.inf
     drain_ping_s: float = 5.0
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Limits":
+        """Return the limits that the settings define."""
+        resets_per_s, control_frames_per_s = settings.max_resets_per_s, settings.max_control_frames_per_s
+        return cls(
+            max_message_bytes=settings.max_request_bytes,
+            max_streams=settings.max_concurrent_streams,
+            max_header_block_bytes=HEADER_BLOCK_SHARE * settings.max_header_bytes,
+            max_header_list_bytes=settings.max_header_bytes,
+            max_unsent_bytes=settings.max_connection_unsent_bytes,
+            max_control_frames=max(MIN_CONTROL_BURST, int(CONTROL_BURST_S * control_frames_per_s)),
+            control_frames_per_s=control_frames_per_s,
+            max_resets=int(RESET_BURST_S * resets_per_s),
+            resets_per_s=resets_per_s,
+            handshake_s=settings.handshake_timeout_s,
+            message_s=settings.message_timeout_s,
+            max_idle_s=settings.max_connection_idle_s or math.inf,
+        )
+
+
+@dataclass(frozen=True)
+class WorkerLimits:
+    """What all connections of a worker may take together, and how long they live.
+
+    Attributes:
+        max_receive_bytes: of unfinished messages; see ``ReceiveBudget``.
+        max_connections: for more, those whose clients have been silent longest are closed.
+        max_held_bytes: what connections hold, without messages in reception; beyond it, those with the most are closed. See
+            ``Output.num_held_bytes``.
+        max_age_s: age from which a connection drains; infinite for no limit.
+        age_grace_s: time after that at which its calls are ended; infinite for no limit.
+        stall_s: longest time that a socket may take no output: then the client has stopped, or the network has lost it.
+    """
+
+    max_receive_bytes: int
+    max_connections: int = 4_096
+    max_held_bytes: int = 1 << 26
+    max_age_s: float = math.inf
+    age_grace_s: float = math.inf
+    stall_s: float = 60.0
+
+    @classmethod
+    def of(cls, settings: Settings) -> "WorkerLimits":
+        """Return the limits that the settings define.
+
+        Raises:
+            SettingsError: a request message of the maximal size could never be received.
+        """
+        default = max(RECEIVE_BUDGET_MESSAGES * settings.max_request_bytes, MIN_RECEIVE_BUDGET_BYTES)
+        max_receive_bytes = settings.max_receive_bytes or default
+        if max_receive_bytes < 2 * settings.max_request_bytes:
+            raise SettingsError(
+                f"--max-receive-bytes: got {max_receive_bytes}, expected at least {2 * settings.max_request_bytes}: twice "
+                "the value of --max-request-bytes"
+            )
+        return cls(
+            max_receive_bytes=max_receive_bytes,
+            max_connections=settings.connection_limit,
+            max_held_bytes=settings.max_held_bytes,
+            max_age_s=settings.max_connection_age_s or math.inf,
+            age_grace_s=settings.max_connection_age_grace_s or math.inf,
+            stall_s=settings.message_timeout_s,
+        )
+
+
+class Counts(Protocol):
+    """Counts what the transport closes and refuses; the worker's ``Recorder``. None of it happens in an ordinary call."""
+
+    def connection_accepted(self) -> None:
+        """Count a connection, which is open from now on."""
+
+    def connection_closed(self, reason: CloseReason) -> None:
+        """Count the end of a connection."""
+
+    def stream_refused(self, reason: RefusalReason) -> None:
+        """Count a request that the transport refused or ended."""
 
 
 class Holder(Protocol):
     """A call with an unfinished message, which gives it up when others need its bytes."""
+
+    def num_received_bytes(self) -> int:
+        """Return how many bytes of the message have arrived."""
 
     def evict(self) -> None:
         """End the call; give back what it holds."""
@@ -68,7 +173,8 @@ class ReceiveBudget:
     Three quarters are for reservations of messages that are longer than the first window, the rest is for what clients may
     send without a reservation. So neither can use up the room of the other. Of the latter, the oldest gives way to the
     newest: clients that send a part and stop cannot keep others from sending. There is room for 24 MiB, so what gives way has
-    been there for 50 ms or more at the rate at which a worker reads a flood.
+    been there for 50 ms or more at the rate at which a worker reads a flood. Reserved messages give way only if they are so
+    slow that they would miss their time limit.
 
     Attributes:
         max_bytes: the limit.
@@ -79,16 +185,29 @@ class ReceiveBudget:
         streams: limits the streams of each connection.
     """
 
-    __slots__ = ("_holders", "first_bytes", "inflate", "max_bytes", "max_reserved_bytes", "reserved_bytes", "streams")
+    __slots__ = (
+        "_holders", "_lacks_room", "_message_s", "_reserved", "first_bytes", "inflate", "max_bytes", "max_reserved_bytes",
+        "reserved_bytes", "streams",
+    )  # fmt: skip
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, message_s: float = 60.0) -> None:
+        """Start with nothing held.
+
+        Args:
+            max_bytes: the limit.
+            message_s: time limit of a message.
+        """
         self.max_bytes = max_bytes
-        self.max_reserved_bytes = max_bytes * 3 // 4
+        self.max_reserved_bytes = int(RESERVED_SHARE * max_bytes)
         self.reserved_bytes = 0
         self.first_bytes = 0
         self.inflate = InflateBudget()
         self.streams = StreamShare()
+        self._message_s = message_s
+        self._lacks_room = False
         self._holders: dict[Holder, None] = {}  # oldest first
+        # Oldest first; with its bytes, and when it was first seen while others waited.
+        self._reserved: dict[Holder, tuple[int, float | None]] = {}
 
     @property
     def used_bytes(self) -> int:
@@ -119,16 +238,37 @@ class ReceiveBudget:
         self._holders.pop(holder, None)
         self.first_bytes -= num_bytes
 
-    def reserve(self, num_bytes: int) -> bool:
+    def reserve(self, holder: Holder, num_bytes: int) -> bool:
         """Reserve bytes for a whole message; return false, and reserve none, if so many are not left."""
         if self.reserved_bytes + num_bytes > self.max_reserved_bytes:
+            self._lacks_room = True
             return False
+        self._reserved[holder] = num_bytes, None
         self.reserved_bytes += num_bytes
         return True
 
-    def give_back_reserved(self, num_bytes: int) -> None:
+    def give_back_reserved(self, holder: Holder) -> None:
         """Return bytes that were reserved."""
-        self.reserved_bytes -= num_bytes
+        self.reserved_bytes -= self._reserved.pop(holder)[0]
+
+    def make_room(self, now: float) -> None:
+        """End the oldest call whose reserved message is too slow, if one was refused its room; called several times per second.
+
+        Too slow is a message that would not arrive within its time limit: after ``SLOW_GRACE_S``, it has received less than
+        the part of its length that is due. So a client must send 16 MiB with 280 KiB/s to keep others out.
+
+        Args:
+            now: monotonic time in seconds.
+        """
+        if not self._lacks_room:
+            return
+        self._lacks_room = False  # who still waits tries again before the next call
+        for holder, (num_bytes, since) in list(self._reserved.items()):
+            if since is None:
+                self._reserved[holder] = num_bytes, now
+            elif holder.num_received_bytes() < num_bytes * (now - since - SLOW_GRACE_S) / self._message_s:
+                holder.evict()
+                return
 
 
 class RateLimit:

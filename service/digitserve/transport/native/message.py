@@ -17,8 +17,9 @@ from digitserve.protocol.status import Status
 from digitserve.transport.native import frames
 from digitserve.transport.native.frames import END_HEADERS, END_STREAM, HEADERS
 from digitserve.transport.native.hpack import encode_fields
-from digitserve.transport.native.limits import MESSAGE_PREFIX_BYTES
-from digitserve.transport.native.shares import SMALL_BYTES
+
+MESSAGE_PREFIX_BYTES = 5
+"""Compressed flag and length before each gRPC message."""
 
 MAX_MESSAGE_TEXT = 1_024
 """Longest ``grpc-message`` in bytes before percent-encoding; clients limit header fields to 8 KiB or more."""
@@ -28,6 +29,9 @@ GZIP_WINDOW_BITS = 31
 
 GZIP_SIZE_BYTES = 4
 """Length of the size at the end of gzip data."""
+
+SMALL_BYTES = 1 << 16
+"""Messages up to this size may always be decompressed: it takes no longer than classifying their images."""
 
 RESPONSE_HEADERS = encode_fields([(b":status", b"200"), (b"content-type", b"application/grpc")])
 OK_TRAILERS = encode_fields([(b"grpc-status", b"0")])

@@ -15,11 +15,12 @@ from typing import Any
 
 from digitserve.protocol.names import Code
 from digitserve.protocol.status import Status
+from digitserve.telemetry.block import CloseReason, RefusalReason
 from digitserve.transport.native import frames
 from digitserve.transport.native.frames import DATA, END_STREAM, FRAME_BYTES, INITIAL_WINDOW, pack_id
 from digitserve.transport.native.head import RequestHead
 from digitserve.transport.native.hpack import TABLE_SIZE_ZERO
-from digitserve.transport.native.limits import FIRST_WINDOW, Limits, ReceiveBudget
+from digitserve.transport.native.limits import FIRST_WINDOW, Counts, Limits, ReceiveBudget
 from digitserve.transport.native.message import encode_answer
 
 OVERLOADED = Status(
@@ -43,6 +44,7 @@ class Output:
     Attributes:
         limits: of this connection.
         budget: of the worker.
+        counts: of what is closed and refused.
         streams: open streams by their ids.
         answered: streams whose status is sent and whose request has not ended: monotonic time in seconds of their start, and
             bytes that the peer may still send. The rest of the request is ignored.
@@ -56,23 +58,27 @@ class Output:
         num_held_bytes: about what the connection takes in memory, at the last ``check``: unsent output, waiting answers, open
             requests, frames that are not complete, the table of header fields. Messages count in ``budget``.
         closing: nothing more is read; the socket is to be closed once the output is sent.
+        close_reason: why this side ends the connection; None while it does not.
     """
 
     __slots__ = (
-        "_deferred", "_final_id", "_on_output", "_output", "answered", "blocked", "budget", "closing", "first_send_window",
-        "limits", "may_send_fixed_blocks", "num_held_bytes", "num_unsent_bytes", "send_window", "streams", "waiting",
+        "_deferred", "_final_id", "_on_output", "_output", "answered", "blocked", "budget", "close_reason", "closing",
+        "counts", "first_send_window", "limits", "may_send_fixed_blocks", "num_held_bytes", "num_unsent_bytes", "send_window",
+        "streams", "waiting",
     )  # fmt: skip
 
-    def __init__(self, limits: Limits, budget: ReceiveBudget, on_output: Callable[[], None]) -> None:
+    def __init__(self, limits: Limits, budget: ReceiveBudget, counts: Counts, on_output: Callable[[], None]) -> None:
         """Start without streams.
 
         Args:
             limits: of this connection.
             budget: of the worker.
+            counts: of what is closed and refused.
             on_output: called when ``take_output`` and ``on_sent`` must be called, once until they are.
         """
         self.limits = limits
         self.budget = budget
+        self.counts = counts
         self.streams: dict[int, RpcStream] = {}
         self.answered: dict[int, tuple[float, int]] = {}
         self.blocked: dict[RpcStream, None] = {}
@@ -83,6 +89,7 @@ class Output:
         self.num_unsent_bytes = 0
         self.num_held_bytes = 0
         self.closing = False
+        self.close_reason: CloseReason | None = None
         self._on_output = on_output
         self._output: list[bytes] = []
         self._deferred: list[Callable[[], None]] = []
@@ -248,9 +255,13 @@ class RpcStream:
     def evict(self) -> None:
         """End the call, because newer messages need the room of its unfinished message."""
         if self.open:
-            self.fail_locally(OVERLOADED)
+            self._fail_without_room()
         else:
             self._release()  # its status waits for earlier answers; the rest of the request is ignored
+
+    def num_received_bytes(self) -> int:
+        """Return how many bytes of the unfinished message have arrived."""
+        return len(self.buffer or b"")
 
     def unfinished_since(self, now: float) -> float:  # noqa: ARG002 - of streams only
         """Return since when the client is late with the rest of its request; infinite if it is not.
@@ -265,6 +276,11 @@ class RpcStream:
         if self._outbox:
             return STREAM_BYTES + self.head.num_bytes + sum(map(len, self._outbox))
         return 0 if self.remote_closed else STREAM_BYTES + self.head.num_bytes
+
+    def first_unsent(self) -> object:
+        """Return the first message that waits for the client, as an object to compare; None if there is none."""
+        first = self._outbox[0] if self._outbox else None
+        return first.obj if isinstance(first, memoryview) else first
 
     def pump(self) -> None:
         """Send what the flow-control windows allow; the rest continues when they allow more."""
@@ -319,6 +335,10 @@ class RpcStream:
         self._release()
         self._connection.on_local_close(self)
 
+    def _fail_without_room(self) -> None:
+        self._connection.counts.stream_refused(RefusalReason.RECEIVE_MEMORY)
+        self.fail_locally(OVERLOADED)
+
     def _discard_unsent(self) -> None:
         self._trailers = None
         if self._outbox:
@@ -337,7 +357,7 @@ class RpcStream:
         """Reserve a whole message in the worker's budget, if it is not yet; return whether it is."""
         if not self._reserved:
             budget = self._connection.budget
-            if not budget.reserve(num_bytes):
+            if not budget.reserve(self, num_bytes):
                 return False
             budget.give_back(self, self._held_bytes)
             self._held_bytes, self._reserved = num_bytes, True
@@ -353,7 +373,7 @@ class RpcStream:
         if self._held_bytes:
             budget = self._connection.budget
             if self._reserved:
-                budget.give_back_reserved(self._held_bytes)
+                budget.give_back_reserved(self)
                 self._reserved = False
             else:
                 budget.give_back(self, self._held_bytes)

@@ -12,19 +12,19 @@ import functools
 import math
 import select
 import socket
+import ssl
 import time
 from collections import deque
 from collections.abc import Callable
 
+from digitserve.telemetry.block import CloseReason
 from digitserve.transport.native.connection import Connection
 from digitserve.transport.native.frames import ErrorCode
+from digitserve.transport.native.limits import Counts, WorkerLimits
 from digitserve.transport.native.tls import TlsWire
 
 LINGER_S = 1.0
 """After the last output of a connection, time for the client to close it: closing earlier could destroy that output."""
-
-STALL_S = 60.0
-"""Longest time that a socket may take no output: then the client has stopped, or the network has lost it."""
 
 NewConnection = Callable[[float, Callable[[], None]], Connection]
 """Creates a connection from the monotonic time in seconds and ``on_output``."""
@@ -36,6 +36,8 @@ class Peers:
     """The open peers of a loop, and those that need its attention; owned by the loop.
 
     Attributes:
+        limits: of the worker.
+        counts: of connections.
         epoll: reports events of their sockets.
         by_descriptor: all that are open.
         with_output: those whose connections have something to send.
@@ -44,9 +46,11 @@ class Peers:
         handshakes: the same for those whose TLS handshake is not complete.
     """
 
-    __slots__ = ("by_descriptor", "epoll", "handshakes", "starved", "unread", "with_output")
+    __slots__ = ("by_descriptor", "counts", "epoll", "handshakes", "limits", "starved", "unread", "with_output")
 
-    def __init__(self) -> None:
+    def __init__(self, limits: WorkerLimits, counts: Counts) -> None:
+        self.limits = limits
+        self.counts = counts
         self.epoll = select.epoll()
         self.by_descriptor: dict[int, Peer] = {}
         self.with_output: list[Peer] = []
@@ -117,6 +121,7 @@ class Peer:
         self.ends_at = math.inf
         self.lingering = False
         self.connection = new_connection(now, functools.partial(peers.with_output.append, self))
+        peers.counts.connection_accepted()
 
     def receive(self, num_bytes: int, now: float) -> None:
         """Read at most ``num_bytes``, and hand them to the connection."""
@@ -126,8 +131,9 @@ class Peer:
             if self.tls is None or not self.tls.has_more:
                 self.arrived = 0.0
             return
-        except OSError:
-            received = b""
+        except OSError as error:
+            self.drop(CloseReason.TLS if isinstance(error, ssl.SSLError) else None)
+            return
         if not received:
             self.drop()
             return
@@ -157,7 +163,7 @@ class Peer:
         if num_bytes < len(output):
             if num_bytes or self.unsent is None:
                 self.active = time.monotonic()
-                self.ends_at = self.active + STALL_S
+                self.ends_at = self.active + self._peers.limits.stall_s
             if self.unsent is None:
                 self.unsent = bytearray(memoryview(output)[num_bytes:])
             else:
@@ -209,27 +215,33 @@ class Peer:
         """
         connection = self.connection
         if now >= self.ends_at:
-            self.drop()
+            self.drop(connection.close_reason or CloseReason.TIMEOUT)
         elif not self.lingering:
             connection.check(now, wall)
             if connection.waiting:
                 self._peers.starved.setdefault(self)
             if now >= self.drains_at:
-                connection.drain(now)
+                connection.drain(now, CloseReason.AGE)
+                if now >= self.drains_at + self._peers.limits.age_grace_s:
+                    connection.close(ErrorCode.NO_ERROR, "the connection is too old", CloseReason.AGE)
             if connection.closing and not connection.has_output() and self.unsent is None:
                 self.shut_down()
                 self.update_interest()
 
-    def close(self, reason: str) -> None:
+    def close(self, text: str, reason: CloseReason) -> None:
         """End the connection now: tell the client, if the socket takes it at once."""
-        self.connection.close(ErrorCode.NO_ERROR, reason)
+        self.connection.close(ErrorCode.NO_ERROR, text, reason)
         if self.unsent is None:
             self.send()
         if self.open:
             self.drop()
 
-    def drop(self) -> None:
-        """Close the socket, and drop the calls of the connection."""
+    def drop(self, reason: CloseReason | None = None) -> None:
+        """Close the socket, and drop the calls of the connection.
+
+        Args:
+            reason: None if the connection has given it, or the client has closed the socket.
+        """
         self.open = False
         descriptor = self.wire.fileno()
         del self._peers.by_descriptor[descriptor]
@@ -239,3 +251,4 @@ class Peer:
         connection = self.connection
         del self.connection  # it refers to the peer: a reference cycle otherwise
         connection.drop()
+        self._peers.counts.connection_closed(reason or connection.close_reason or CloseReason.CLIENT)

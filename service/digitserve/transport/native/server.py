@@ -6,33 +6,20 @@ Built and owned by the worker, whose thread calls every method. Every RPC runs o
 of one that the supervisor keeps, so that connections which arrive while the worker is replaced wait for the next one.
 """
 
-import math
 import socket
 from collections.abc import Callable, Mapping
 
+from digitserve.certificate import server_context
 from digitserve.protocol.names import Method
 from digitserve.settings import Settings
 from digitserve.telemetry.recorder import Recorder
-from digitserve.transport.certificate import server_context
 from digitserve.transport.handlers import StreamHandler, UnaryHandler
 from digitserve.transport.native.connection import Connection
 from digitserve.transport.native.connection import Method as Route
-from digitserve.transport.native.limits import Limits, ReceiveBudget
+from digitserve.transport.native.limits import Limits, ReceiveBudget, WorkerLimits
 from digitserve.transport.native.loop import Loop
 from digitserve.transport.native.shares import StreamShare
 from digitserve.transport.respond import UnknownMethodHandler
-
-MAX_CONNECTIONS = 4_096
-"""Connections of one worker; for more, the most silent are closed."""
-
-MAX_TLS_CONNECTIONS = 2_048
-"""The same with TLS: each takes up to 30 KiB for it."""
-
-RECEIVE_BUDGET_MESSAGES = 6
-"""Unfinished messages of all connections together, in messages of the maximal size."""
-
-MIN_RECEIVE_BUDGET_BYTES = 1 << 24
-"""The same in bytes, if the maximal size is small: a quarter is room for the first windows of 64 clients."""
 
 
 class NativeServer:
@@ -56,22 +43,20 @@ class NativeServer:
             listener: listens on the address; the server closes it when it shuts down.
 
         Raises:
-            SettingsError: the certificate or its key cannot be used.
+            SettingsError: two settings contradict each other, or the certificate or its key cannot be used.
         """
         self._listener = listener
         routes = {method.path.encode(): Route(unary=handler) for method, handler in unary.items()}
         routes |= {method.path.encode(): Route(stream=handler) for method, handler in streams.items()}
         unknown = UnknownMethodHandler(recorder)
-        limits = Limits(max_message_bytes=settings.max_request_bytes)
-        budget = ReceiveBudget(max(RECEIVE_BUDGET_MESSAGES * settings.max_request_bytes, MIN_RECEIVE_BUDGET_BYTES))
+        limits, worker_limits = Limits.of(settings), WorkerLimits.of(settings)
+        budget = ReceiveBudget(worker_limits.max_receive_bytes, limits.message_s)
         budget.streams = self._stream_share = StreamShare(settings.max_pending_images)
 
         def new_connection(now: float, on_output: Callable[[], None]) -> Connection:
-            return Connection(routes, unknown, limits, budget, now, on_output)
+            return Connection(routes, unknown, limits, budget, recorder, now, on_output)
 
-        context = server_context(settings)
-        max_connections = MAX_CONNECTIONS if context is None else MAX_TLS_CONNECTIONS
-        self._loop = Loop(new_connection, max_connections, settings.max_connection_age_s or math.inf, context)
+        self._loop = Loop(new_connection, worker_limits, recorder, server_context(settings))
         self._stopping = False
 
     def listen(self) -> int:

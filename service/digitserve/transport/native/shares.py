@@ -9,18 +9,17 @@ Both belong to the ``ReceiveBudget`` of a worker; used on its one thread.
 import time
 from collections.abc import Callable
 
+from digitserve.transport.native.message import SMALL_BYTES, inflate
+
 MIN_STREAMS = 16
 """Streams that each connection may open, however many connections there are: streams that stay open count too."""
 
-INFLATE_BYTES_PER_S = 1 << 27
-"""Bytes of large messages that a worker decompresses per second: a third of its time, because zlib writes 360 MiB/s
-(measured). It is more than a worker can classify of large images."""
+INFLATE_SHARE = 1 / 4
+"""Part of a worker's time for the decompression of large messages. zlib writes 360 MiB/s (measured), so 90 MiB/s are left on an
+idle machine: more than a worker can classify of large images."""
 
-INFLATE_BURST_BYTES = 1 << 24
-"""Bytes that it decompresses at once after a pause: 45 ms."""
-
-SMALL_BYTES = 1 << 16
-"""Messages up to this size need no budget: decompressing them takes no longer than classifying their images."""
+INFLATE_BURST_S = 0.05
+"""Time for it at once after a pause: 18 MiB."""
 
 
 class StreamShare:
@@ -49,32 +48,39 @@ class StreamShare:
 
 
 class InflateBudget:
-    """A token bucket for decompression: without it, few small messages could keep a worker busy for seconds.
+    """Limits the time for decompression: otherwise few small messages could keep a worker busy for seconds.
 
-    The size of a message is known before, from the end of its gzip data. A message is admitted if anything is left, so that
-    one of any size is; what it takes too much delays the next.
+    The size of a message is known before, from the end of its gzip data; the time is measured. A message may start if any time
+    is left, so that one of any size may; what it takes too much delays the next.
     """
 
-    __slots__ = ("_clock", "_tokens", "_updated")
+    __slots__ = ("_clock", "_left_s", "_updated")
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Start full.
+        """Start with all of ``INFLATE_BURST_S``.
 
         Args:
             clock: monotonic time in seconds.
         """
         self._clock = clock
-        self._tokens = float(INFLATE_BURST_BYTES)
+        self._left_s = INFLATE_BURST_S
         self._updated = clock()
 
-    def take(self, num_bytes: int) -> bool:
-        """Take what a message of ``num_bytes``, decompressed, needs; return false, and take nothing, if it must wait."""
+    def may_start(self, num_bytes: int) -> bool:
+        """Return whether a message of ``num_bytes``, decompressed, may be decompressed now; otherwise it must wait."""
         if num_bytes <= SMALL_BYTES:
             return True
         now = self._clock()
-        self._tokens = min(INFLATE_BURST_BYTES, self._tokens + (now - self._updated) * INFLATE_BYTES_PER_S)
+        self._left_s = min(INFLATE_BURST_S, self._left_s + INFLATE_SHARE * (now - self._updated))
         self._updated = now
-        if self._tokens <= 0:
-            return False
-        self._tokens -= num_bytes
-        return True
+        return self._left_s > 0
+
+    def inflate(self, body: bytes, num_bytes: int, max_bytes: int) -> bytes | None:
+        """Decompress a message that may start; see ``message.inflate``."""
+        if num_bytes <= SMALL_BYTES:
+            return inflate(body, num_bytes, max_bytes)
+        started = self._clock()
+        try:
+            return inflate(body, num_bytes, max_bytes)
+        finally:
+            self._left_s -= self._clock() - started

@@ -13,16 +13,16 @@ from digitserve.protocol.names import Code
 from digitserve.protocol.status import Status
 from digitserve.transport.handlers import StreamHandler
 from digitserve.transport.native.head import RequestHead
-from digitserve.transport.native.limits import FIRST_WINDOW, MESSAGE_PREFIX_BYTES
+from digitserve.transport.native.limits import FIRST_WINDOW
 from digitserve.transport.native.message import (
+    MESSAGE_PREFIX_BYTES,
     RESPONSE_HEADERS,
     MessageError,
     encode_status,
-    inflate,
     inflated_bytes,
     parse_prefix,
 )  # fmt: skip
-from digitserve.transport.native.multiplex import OVERLOADED, Output, RpcStream
+from digitserve.transport.native.multiplex import Output, RpcStream
 
 
 class Stream(RpcStream):
@@ -58,7 +58,7 @@ class Stream(RpcStream):
         if not self.open or buffer is None:
             return
         if not self._hold(len(buffer) + len(payload)):
-            self.fail_locally(OVERLOADED)
+            self._fail_without_room()
             return
         buffer += payload
         self._deliver()
@@ -175,7 +175,7 @@ class Stream(RpcStream):
         num_bytes, max_bytes = 0, connection.limits.max_message_bytes
         if compressed:
             num_bytes = inflated_bytes(memoryview(buffer)[:stop], self.head.encoding)
-            if num_bytes <= max_bytes and not connection.budget.inflate.take(num_bytes):
+            if num_bytes <= max_bytes and not connection.budget.inflate.may_start(num_bytes):
                 self._wait()
                 return False
         body: bytes | None = bytes(memoryview(buffer)[MESSAGE_PREFIX_BYTES:stop])
@@ -183,10 +183,10 @@ class Stream(RpcStream):
         self._give_back()
         self._reserved_since = math.inf
         if not self._hold(len(buffer)):
-            self.fail_locally(OVERLOADED)
+            self._fail_without_room()
             return False
         if compressed:
-            body = inflate(body or b"", num_bytes, max_bytes)
+            body = connection.budget.inflate.inflate(body or b"", num_bytes, max_bytes)
         if body is None:
             return self._deliver_too_large()
         self._reading = False

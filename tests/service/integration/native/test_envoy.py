@@ -11,7 +11,9 @@ from pathlib import Path
 import grpc
 import pytest
 
+from digitserve.v1 import digits_pb2 as pb
 from support.bundles import echo_request, write_echo_bundle
+from support.certificates import make_certificate
 from support.echo_server import ECHO, ECHO_STREAM, EchoServer, run_echo_server
 from support.envoy import Envoy, run_envoy
 from support.serving import PATIENCE_S, run_worker, wait_until
@@ -120,12 +122,38 @@ def test_grpc_web(envoy: Envoy) -> None:
     assert answer[len(body) :].startswith(b"\x80") and b"grpc-status:0" in answer
 
 
+def test_calls_over_tls(tmp_path: Path) -> None:
+    """Calls, streams and health checks reach a worker over TLS, whose certificate Envoy verifies."""
+    write_echo_bundle(tmp_path)
+    certificate = make_certificate(tmp_path / "tls")
+    trusted = {"trusted_ca": {"filename": str(certificate.certificate)}}
+    tls = {"common_tls_context": {"alpn_protocols": ["h2"], "validation_context": trusted}}
+    with (
+        run_worker(tmp_path, transport="native", **certificate.settings()) as worker,
+        run_envoy(tmp_path, worker.address, checks_health=True, tls=tls) as envoy,
+        channel_to(envoy) as channel,
+    ):
+        wait_until(lambda: envoy.healthy() == [True], "the worker is healthy")
+        classify = channel.unary_unary("/digitserve.v1.DigitService/Classify", None, pb.ClassifyResponse.FromString)
+        futures = [
+            classify.future(echo_request(number).SerializeToString(), timeout=PATIENCE_S) for number in range(200)
+        ]
+        assert [int(future.result().predictions[0].ood_score) for future in futures] == list(range(200))
+        many = pb.ClassifyStreamRequest(request=echo_request(*range(500)))
+        stream = channel.stream_stream(
+            "/digitserve.v1.DigitService/ClassifyStream", None, pb.ClassifyStreamResponse.FromString
+        )
+        (answer,) = stream(iter([many.SerializeToString()]), timeout=PATIENCE_S)
+        assert [int(each.ood_score) for each in answer.response.predictions] == list(range(500))
+        assert envoy.stats("cluster.upstream.ssl.")["connection_error"] == 0
+
+
 def test_health_checks_follow_the_worker(tmp_path: Path) -> None:
     """Envoy's health checks succeed; when the worker drains, calls go to the other one and none fails."""
     write_echo_bundle(tmp_path)
     with (
         run_worker(tmp_path, transport="native") as stays,
-        run_worker(tmp_path, transport="native", lame_duck_s=1.0) as drains,
+        run_worker(tmp_path, transport="native", lame_duck_s=0.5) as drains,
         run_envoy(tmp_path, stays.address, drains.address, checks_health=True) as envoy,
         channel_to(envoy) as channel,
     ):

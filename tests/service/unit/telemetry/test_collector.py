@@ -9,7 +9,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from digitserve.protocol.names import CLASSIFY, HEALTH_WATCH, Code, Verdict
-from digitserve.telemetry.block import OTHER_METHOD, Block
+from digitserve.telemetry.block import OTHER_METHOD, Block, CloseReason
 from digitserve.telemetry.collector import ServiceCollector
 from digitserve.telemetry.recorder import Recorder
 
@@ -80,6 +80,10 @@ def test_names_and_kinds_are_those_that_dashboards_rely_on(collector: ServiceCol
         "digitserve_preprocess_seconds": "histogram",
         "digitserve_pending_images": "gauge",
         "digitserve_rejected": "counter",
+        "digitserve_connections": "gauge",
+        "digitserve_connections_accepted": "counter",
+        "digitserve_connections_closed": "counter",
+        "digitserve_streams_refused": "counter",
         "digitserve_predictions": "counter",
         "digitserve_confidence": "histogram",
         "digitserve_ready_workers": "gauge",
@@ -93,6 +97,8 @@ def test_without_a_worker_every_series_that_alerts_need_is_zero(collector: Servi
     assert scrape.value("grpc_server_handled_total", **CLASSIFY_LABELS, grpc_code="OK") == 0
     assert scrape.value("digitserve_images_total") == 0
     assert scrape.value("digitserve_rejected_total", reason="queue_full") == 0
+    assert scrape.value("digitserve_connections_closed_total", reason="flood") == 0
+    assert scrape.value("digitserve_streams_refused_total", reason="too_many") == 0
     assert scrape.value("digitserve_predictions_total", label="7", verdict="unfamiliar") == 0
     assert scrape.value("digitserve_queue_seconds_count") == 0
 
@@ -211,6 +217,21 @@ def test_calls_that_broke_off_with_their_worker_are_unavailable(collector: Servi
     assert sum(s.value for s in handled) == sum(s.value for s in started) == 13
     assert sum(s.value for s in handled if s.labels["grpc_code"] == "Unavailable") == 5
     assert not [s for s in handled if s.labels["grpc_code"] == "Unavailable" and s.labels["grpc_method"] == "other"]
+
+
+def test_connections_that_a_worker_left_open_are_closed_by_its_fault(collector: ServiceCollector) -> None:
+    """Accepted equals closed once a worker has ended, and none counts as open."""
+    block, recorder = start_worker(collector)
+    for _ in range(5):
+        recorder.connection_accepted()
+    recorder.connection_closed(CloseReason.CLIENT)
+    assert Scrape(collector).value("digitserve_connections") == 4
+    collector.retire(block)
+    scrape = Scrape(collector)
+    assert scrape.value("digitserve_connections") == 0
+    assert scrape.value("digitserve_connections_accepted_total") == 5
+    assert scrape.value("digitserve_connections_closed_total", reason="client") == 1
+    assert scrape.value("digitserve_connections_closed_total", reason="internal") == 4
 
 
 def test_a_retired_worker_is_not_read_again(collector: ServiceCollector) -> None:

@@ -18,6 +18,8 @@ from digitserve.telemetry.block import (
     OTHER_METHOD,
     REASONS,
     Block,
+    CloseReason,
+    RefusalReason,
     specs,
 )  # fmt: skip
 from digitserve.telemetry.recorder import Histogram, Recorder
@@ -156,6 +158,11 @@ def test_each_method_of_the_recorder_writes_its_own_cells() -> None:
     recorder.batch([7, 2], [Verdict.ACCEPTED, Verdict.SEVERAL], [0.75, 0.5], 99.0, 0.3)
     recorder.pending(7)
     recorder.rejected("deadline")
+    for _ in range(5):
+        recorder.connection_accepted()
+    recorder.connection_closed(CloseReason.AGE)
+    recorder.connection_closed(CloseReason.FLOOD)
+    recorder.stream_refused(RefusalReason.MALFORMED)
     recorder.heartbeat(1.5, 4.5)
 
     sums = {name: cells.sum() for name, cells in block.cells.items()}
@@ -165,6 +172,8 @@ def test_each_method_of_the_recorder_writes_its_own_cells() -> None:
             "digitserve_images": 2, "digitserve_batch_size": 1 + 2, "digitserve_queue_seconds": 2 + 1.0001,
             "digitserve_inference_seconds": 1 + 0.3, "digitserve_preprocess_seconds": 1 + 99,
             "digitserve_pending_images": 7, "digitserve_rejected": 1, "digitserve_predictions": 2,
+            "digitserve_connections": 3, "digitserve_connections_accepted": 5, "digitserve_connections_closed": 2,
+            "digitserve_streams_refused": 1,
             "digitserve_confidence": 1 + 0.75, "digitserve_cpu_seconds": 4.5, "heartbeat": 1.5,
         }
     )  # fmt: skip
@@ -174,6 +183,9 @@ def test_each_method_of_the_recorder_writes_its_own_cells() -> None:
     assert handled[(*OTHER_METHOD, "Unimplemented")] == 1
     assert counts(block, "digitserve_rejected")["deadline",] == 1
     assert block.cells["digitserve_rejected"][REASONS.index("deadline"), 0] == 1
+    closed = counts(block, "digitserve_connections_closed")
+    assert {reason: count for (reason,), count in closed.items() if count} == {"age": 1, "flood": 1}
+    assert counts(block, "digitserve_streams_refused")["malformed",] == 1
     row = METHODS.index(OTHER_METHOD)
     assert block.cells["grpc_server_handling_seconds"][row].sum() == pytest.approx(1.02)
     assert block.heartbeat == 1.5

@@ -166,6 +166,15 @@ def test_a_call_without_a_message_is_recorded_as_invalid() -> None:
     assert server.recorded() == {"InvalidArgument": 1, "invalid": 1}
 
 
+@pytest.mark.parametrize("code", [Code.RESOURCE_EXHAUSTED, Code.CANCELLED])
+def test_a_call_that_a_limit_of_the_transport_ends_is_not_invalid(code: Code) -> None:
+    """The transport counts it by the limit; ``digitserve_rejected`` has requests whose messages were read, or are invalid."""
+    server = Server()
+    server.handler.on_failed(FakeCall(), Status(code, "too slow"))
+
+    assert server.recorded() == {code.label: 1}
+
+
 @pytest.mark.parametrize(
     ("left_s", "recorded"), [(60.0, {"Canceled": 1}), (-1.0, {"DeadlineExceeded": 1, "deadline": 1})]
 )

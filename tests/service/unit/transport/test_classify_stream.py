@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from digitserve.errors import Overloaded
 from digitserve.protocol.codec import Limits
 from digitserve.protocol.names import CLASSIFY_STREAM, Code
-from digitserve.telemetry.block import METHODS, Block
+from digitserve.telemetry.block import METHODS, REASONS, Block
 from digitserve.telemetry.recorder import Recorder
 from digitserve.transport.classify_stream import MAX_HELD_BYTES, WINDOW_BATCHES, ClassifyStreamHandler, StreamState
 from digitserve.v1 import digits_pb2 as pb
@@ -286,3 +286,19 @@ def test_draining_sends_answers_before_the_status() -> None:
     connection.handler.on_accept(late)
     assert late.status is not None
     assert (late.status.code, late.reads) == (Code.UNAVAILABLE, 0)
+
+
+@pytest.mark.parametrize(("deadline", "num_rejected"), [(1.0, 2), (2e18, 0)])
+def test_messages_without_an_answer_count_as_late_if_the_deadline_has_passed(
+    deadline: float, num_rejected: int
+) -> None:
+    """A stream that ends after its deadline adds each message that it did not answer; a cancelled one adds none."""
+    connection = Connection()
+    connection.stream.deadline = deadline
+    for marker in range(3):
+        connection.send(1, marker)
+    connection.answer(1)
+    connection.handler.on_close(connection.stream, cancelled=True)
+
+    assert connection.block.cells["digitserve_rejected"][REASONS.index("deadline"), 0] == num_rejected
+    assert connection.block.cells["digitserve_rejected"].sum() == num_rejected

@@ -19,8 +19,7 @@ from digitserve.protocol.names import HEALTH_WATCH, SERVICE, Code
 from digitserve.protocol.status import NO_MESSAGE
 from digitserve.telemetry.block import Block
 from digitserve.telemetry.recorder import Recorder
-from digitserve.transport import health as health_module
-from digitserve.transport.health import MAX_WATCHES, Health
+from digitserve.transport.health import Health
 from support.server_stream import NO_DEADLINE, ScriptedStream, codes_of_ended, num_started
 
 LABELS = tuple("0123456789")
@@ -42,9 +41,9 @@ def statuses(stream: ScriptedStream) -> list[int]:
 class Server:
     """The health of a worker, and what it records."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_watches: int = 1000) -> None:
         self.block = Block(LABELS)
-        self.health = Health(Recorder(self.block, LABELS), clock=lambda: 1.0)
+        self.health = Health(Recorder(self.block, LABELS), max_watches, clock=lambda: 1.0)
 
     def watch(self, service: str | None = "", deadline: float = NO_DEADLINE) -> ScriptedStream:
         """Open a watch, and send its request if there is one."""
@@ -250,10 +249,9 @@ def test_a_message_over_the_limit_ends_a_watch(service: str | None) -> None:
     assert stream.code is Code.RESOURCE_EXHAUSTED
 
 
-def test_watches_beyond_the_limit_are_refused_until_one_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watches_beyond_the_limit_are_refused_until_one_is_closed() -> None:
     """The limit holds for open watches, whether or not their requests arrived; those that exist are not affected."""
-    monkeypatch.setattr(health_module, "MAX_WATCHES", 3)
-    server = Server()
+    server = Server(max_watches=3)
     streams = [server.watch(None), server.watch(SERVICE), server.watch("nonesuch")]
     refused = server.watch(None)
     assert (refused.code, refused.reads) == (Code.RESOURCE_EXHAUSTED, 0)
@@ -266,9 +264,8 @@ def test_watches_beyond_the_limit_are_refused_until_one_is_closed(monkeypatch: p
 
 def test_the_limit_allows_a_watch_on_each_of_a_thousand_connections() -> None:
     """A thousand clients that each watch the health are all notified."""
-    server = Server()
+    server = Server(max_watches=1000)
     streams = [server.watch() for _ in range(1000)]
-    assert len(streams) <= MAX_WATCHES
     for stream in streams:
         stream.confirm()
     server.health.set_serving()

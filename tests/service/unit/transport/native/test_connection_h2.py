@@ -20,6 +20,7 @@ from support.http2_peer import (
     NOT_FOUND,
     STREAM,
     UNARY,
+    RecordedCounts,
     StreamRecorder,
     UnaryRecorder,
     message,
@@ -29,9 +30,7 @@ from support.http2_peer import (
 EXAMPLES = 200
 SIZES = st.sampled_from([0, 1, 100, 16_379, 16_380, 65_530, 65_531, 150_000])
 # The network of the state machine may take longer than preface and header blocks may.
-MACHINE_LIMITS = Limits(
-    max_message_bytes=200_000, max_streams=20, max_unsent_bytes=40_000, preface_s=1e9, header_block_s=1e9
-)
+MACHINE_LIMITS = Limits(max_message_bytes=200_000, max_streams=20, max_unsent_bytes=40_000, handshake_s=1e9)
 
 
 @dataclass
@@ -65,7 +64,8 @@ class H2Client(RuleBasedStateMachine):
         self.unknown.accept = lambda unary: unary.fail(NOT_FOUND)
         self.budget = ReceiveBudget(budget)
         methods = {UNARY: Method(unary=self.unary), STREAM: Method(stream=self.stream)}
-        self.connection = Connection(methods, self.unknown, MACHINE_LIMITS, self.budget, self.now, lambda: None)
+        counts = RecordedCounts()
+        self.connection = Connection(methods, self.unknown, MACHINE_LIMITS, self.budget, counts, self.now, lambda: None)
         self.client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
         self.client.initiate_connection()
         self.num_unacknowledged_settings = 1

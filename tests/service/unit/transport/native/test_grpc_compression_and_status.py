@@ -10,15 +10,17 @@ from google.rpc import status_pb2
 
 from digitserve.protocol.names import Code
 from digitserve.protocol.status import Status
+from digitserve.transport.native import shares
 from digitserve.transport.native.limits import FIRST_WINDOW
 from digitserve.transport.native.message import (
     MAX_MESSAGE_TEXT,
+    SMALL_BYTES,
     MessageError,
     encode_status,
     inflate,
     inflated_bytes,
 )
-from digitserve.transport.native.shares import INFLATE_BURST_BYTES, INFLATE_BYTES_PER_S, SMALL_BYTES, InflateBudget
+from digitserve.transport.native.shares import INFLATE_BURST_S, INFLATE_SHARE, InflateBudget
 from support.http2_peer import (
     DATA,
     LIMITS,
@@ -111,46 +113,50 @@ def test_of_a_message_over_the_limit_only_the_start_is_decompressed() -> None:
 
 
 @pytest.mark.parametrize("path", [UNARY, STREAM])
-def test_large_compressed_messages_wait_for_their_turn(path: bytes) -> None:
-    """A worker decompresses a limited number of bytes per second. Messages beyond it wait, oldest first, and small ones
-    pass them. They end by their deadlines, and after the time limit of a message.
+def test_large_compressed_messages_wait_for_their_turn(path: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker spends a limited part of its time on decompression. Messages beyond it wait, oldest first, and small ones
+    pass them. They end by their deadlines, and calls also after the time limit of a message.
     """
     now = [50.0]
-    size = MAX
-    body = gzip.compress(bytes(size), 9)
-    assert 5 + len(body) < FIRST_WINDOW
+
+    def slow_inflate(body: bytes, num_bytes: int, max_bytes: int) -> bytes | None:
+        now[0] += INFLATE_BURST_S
+        return inflate(body, num_bytes, max_bytes)
+
+    monkeypatch.setattr(shares, "inflate", slow_inflate)
     peer = Peer()
     peer.budget.inflate = InflateBudget(lambda: now[0])
-    recorder = peer.unary if path == UNARY else peer.stream
     peer.unary.answer, peer.stream.answer = lambda unary, body: unary.reply(b""), lambda stream, body: stream.read()
+    recorder = peer.unary if path == UNARY else peer.stream
 
     def arrived() -> list[int]:
-        return [each[1] for each in recorder.events if each[0] == "message"]
+        return [each[1] for each in recorder.events if each[0] == "message" and each[1] < 1000]
 
-    num_first = -(-INFLATE_BURST_BYTES // size)
-    ids = range(1, 2 * (num_first + 5), 2)
-    for stream_id in ids:
-        timeout = (b"grpc-timeout", b"1S" if stream_id == ids[-1] else b"9S")
-        peer.send(headers(stream_id, request(path, GZIP, timeout)), data(stream_id, message(body, 1), ended=True))
-    assert arrived() == [*ids[:num_first]]
-    peer.send(headers(1003, request(UNARY, GZIP)), data(1003, message(gzip.compress(bytes(784)), 1), ended=True))
-    assert peer.unary.events[-1] == ("message", 1003, bytes(784))
-    now[0] += 1.5 * size / INFLATE_BYTES_PER_S
-    peer.connection.on_room()
-    peer.read()
-    assert [each for each in arrived() if each < 1003] == [*ids[: num_first + 2]]
+    body = message(gzip.compress(bytes(MAX), 9), 1)
+    assert len(body) < FIRST_WINDOW
+    for stream_id in (1, 3, 5, 7, 9, 11):
+        timeout = (b"grpc-timeout", b"1S" if stream_id == 9 else b"9S")
+        peer.send(headers(stream_id, request(path, GZIP, timeout)), data(stream_id, body, ended=True))
+    assert arrived() == [1, 3], "the second one uses the share of the time that the first one took"
+    peer.send(headers(1001, request(UNARY, GZIP)), data(1001, message(gzip.compress(bytes(784)), 1), ended=True))
+    assert peer.unary.events[-1] == ("message", 1001, bytes(784))
+    for waits_s, expected in ((0.0, [1, 3]), (0.75 * INFLATE_BURST_S / INFLATE_SHARE, [1, 3, 5])):
+        now[0] += waits_s
+        peer.connection.on_room()
+        peer.read()
+        assert arrived() == expected
     peer.wall += 2
     peer.check()
-    assert peer.answer(ids[-1]).status == Code.DEADLINE_EXCEEDED
+    assert peer.answer(9).status == Code.DEADLINE_EXCEEDED
     peer.now += LIMITS.message_s + 1
     peer.check()
-    left = ids[num_first + 2 : -1]
-    assert len(left) == 2
     if path == UNARY:
-        assert [peer.answer(stream_id).status for stream_id in left] == [Code.RESOURCE_EXHAUSTED] * 2
-    now[0] += 1
-    peer.connection.on_room()
-    peer.read()
+        assert [peer.answer(stream_id).status for stream_id in (7, 11)] == [Code.RESOURCE_EXHAUSTED] * 2
+    for _ in range(2):
+        now[0] += 1
+        peer.connection.on_room()
+        peer.read()
+    assert path == UNARY or arrived() == [1, 3, 5, 7, 11]
     assert not peer.connection.streams and not peer.connection.waiting and peer.budget.used_bytes == 0
 
 

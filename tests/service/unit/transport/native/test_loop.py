@@ -5,6 +5,7 @@ import os
 import resource
 import select
 import socket
+import ssl
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,21 +15,29 @@ from typing import Any
 
 import pytest
 
+from digitserve.certificate import server_context
 from digitserve.settings import Settings
-from digitserve.transport.certificate import server_context
+from digitserve.telemetry.block import CloseReason
 from digitserve.transport.native import loop as module
 from digitserve.transport.native import peer as peer_module
 from digitserve.transport.native.acceptor import ACCEPT_PAUSE_S, MAX_ACCEPTS
+from digitserve.transport.native.limits import WorkerLimits
 from digitserve.transport.native.loop import (
+    CHECK_S,
     MANY_UNREAD,
+    MAX_CHECK_S,
     MAX_HANDSHAKES_S,
     MAX_READ_S,
     READ_BYTES,
     SHORT_READ_BYTES,
     Loop,
 )  # fmt: skip
-from digitserve.transport.native.peer import LINGER_S, STALL_S, Peer
+from digitserve.transport.native.peer import LINGER_S, Peer
 from support.certificates import TlsClient, make_certificate
+from support.http2_peer import RecordedCounts
+
+STALL_S = 60.0
+"""Default of the limit."""
 
 
 class Clock:
@@ -59,6 +68,7 @@ class Recorded:
         self.output = b""
         self.waiting: dict[str, None] = {}
         self.closing = False
+        self.close_reason: CloseReason | None = None
         self.reads = True
         self.num_unsent_bytes = self.num_held_bytes = self.num_trimmable_bytes = 0
         self.num_drops = self.num_drains = self.num_checks = 0
@@ -94,16 +104,19 @@ class Recorded:
     def check(self, now: float, wall: float) -> None:
         self.num_checks += 1
 
-    def drain(self, now: float) -> None:
+    def drain(self, now: float, reason: CloseReason = CloseReason.DRAIN) -> None:
         self.num_drains += 1
+        self.close_reason = self.close_reason or reason
 
     def trim(self) -> int:
         self.num_held_bytes -= self.num_trimmable_bytes
         return self.num_trimmable_bytes
 
-    def close(self, code: int, reason: str) -> None:
-        self.send(b"goaway")
+    def close(self, code: int, text: str, reason: CloseReason) -> None:
+        if not self.closing:
+            self.send(b"goaway")
         self.closing = True
+        self.close_reason = reason
 
     def drop(self) -> None:
         self.num_drops += 1
@@ -112,11 +125,13 @@ class Recorded:
 class Bench:
     """A loop, its connections in the order in which they were accepted, and their clients."""
 
-    def __init__(self, clock: Clock, **changes: Any) -> None:
+    def __init__(self, clock: Clock, context: ssl.SSLContext | None = None, **changes: Any) -> None:
         self.clock = clock
         self.connections: list[Recorded] = []
         self.sockets = ExitStack()
-        self.loop = Loop(self._new_connection, **{"max_connections": 1000, "max_age_s": 1e9, **changes})
+        self.counts = RecordedCounts()
+        limits = WorkerLimits(**{"max_receive_bytes": 1 << 20, "max_connections": 1000, **changes})
+        self.loop = Loop(self._new_connection, limits, self.counts, context)
         listener = socket.create_server(("127.0.0.1", 0), backlog=500)
         self.address = listener.getsockname()
         self.loop.listen(listener)
@@ -235,7 +250,7 @@ def test_a_slow_client_gets_everything_in_order(bench: Bench) -> None:
 
 
 def test_a_client_that_never_reads_is_dropped(bench: Bench) -> None:
-    """After ``STALL_S`` without progress its socket is closed; progress restarts that time."""
+    """After ``stall_s`` without progress its socket is closed; progress restarts that time."""
     client, connection = bench.accept()
     connection.send(bytes(16 << 20))
     bench.loop.poll(0)
@@ -249,6 +264,7 @@ def test_a_client_that_never_reads_is_dropped(bench: Bench) -> None:
     bench.advance(2)
 
     assert (connection.num_drops, bench.loop.num_connections) == (1, 0)
+    assert bench.counts.closed == {CloseReason.TIMEOUT: 1}
 
 
 def test_reading_rotates_and_is_bounded_in_time(bench: Bench) -> None:
@@ -342,6 +358,7 @@ def test_a_reset_connection_is_dropped_once(bench: Bench, unsent: int, sent: byt
     bench.poll_until(lambda: kept.received)
 
     assert (connection.num_drops, kept.num_drops, bench.loop.num_connections) == (1, 0, 1)
+    assert (bench.counts.num_accepted, bench.counts.closed) == (2, {CloseReason.CLIENT: 1})
 
 
 def test_a_reused_descriptor_is_another_connection(bench: Bench) -> None:
@@ -434,6 +451,7 @@ def test_silent_connections_make_room_for_others(clock: Clock) -> None:
     _, newest = bench.accept()
     assert [connection.num_drops for _, connection in accepted] == [1] * 4 + [0] * 196
     assert newest.num_drops == 0 and bench.loop.num_connections == 197
+    assert bench.counts.closed == {CloseReason.TOO_MANY: 4}
     assert accepted[0][0].recv(100) == b"goaway" and accepted[0][0].recv(100) == b""
     bench.close()
 
@@ -444,7 +462,7 @@ def test_a_closing_connection_lingers(bench: Bench) -> None:
     """
     (polite, first), (rude, second) = bench.accept(), bench.accept()
     for connection in (first, second):
-        connection.close(0, "")
+        connection.close(0, "", CloseReason.FLOOD)
     bench.loop.poll(0)
     assert [polite.recv(100), polite.recv(100)] == [b"goaway", b""]
     assert not bench.loop.has_unanswered()
@@ -457,6 +475,7 @@ def test_a_closing_connection_lingers(bench: Bench) -> None:
     bench.advance(LINGER_S + 0.01)
 
     assert second.num_drops == 1
+    assert bench.counts.closed == {CloseReason.FLOOD: 2}
 
 
 def test_a_drain_waits_for_active_connections_only(bench: Bench) -> None:
@@ -511,14 +530,58 @@ def test_old_connections_drain(clock: Clock) -> None:
     assert not any(one.num_drains for one in connections)
     bench.advance(22)
     assert all(one.num_drains for one in connections)
+    bench.advance(1000)
+    assert not any(one.closing for one in connections), "without a grace they may take as long as they need"
     bench.close()
+    assert bench.counts.closed == {CloseReason.AGE: 20}
 
 
-def test_the_largest_connection_is_dropped(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_handshake_is_counted(clock: Clock, tmp_path: Path) -> None:
+    """A client that does not speak TLS to a port with a certificate is closed for that reason."""
+    made = make_certificate(tmp_path)
+    context = server_context(Settings(tls_certificate=made.certificate, tls_key=made.key))
+    bench = Bench(clock, context)
+    client, connection = bench.accept()
+    client.sendall(b"PRI * HTTP/2.0")
+    bench.poll_until(lambda: connection.num_drops)
+    bench.close()
+    assert bench.counts.closed == {CloseReason.TLS: 1}
+
+
+def test_calls_of_an_old_connection_end_after_the_grace(clock: Clock) -> None:
+    """A connection that drains because of its age, and still has calls after the grace, is closed with them."""
+    bench = Bench(clock, max_age_s=100.0, age_grace_s=30.0)
+    client, connection = bench.accept()
+    bench.advance(111)
+    assert connection.num_drains and not connection.closing
+    bench.advance(30)
+    bench.loop.poll(0)
+    assert connection.closing and client.recv(100) == b"goaway"
+    assert client.recv(100) == b""
+    bench.close()
+    assert bench.counts.closed == {CloseReason.AGE: 1}
+
+
+def test_checks_are_divided(bench: Bench) -> None:
+    """With many connections one iteration checks some; the next ones, which do not wait, check the others, each once."""
+    connections = [bench.accept()[1] for _ in range(10)]
+    for connection in connections:
+        connection.num_checks = 0
+    bench.clock.now += CHECK_S
+    bench.clock.step = MAX_CHECK_S * 0.4
+    checked = [0]
+    while checked[-1] < len(connections):
+        assert not bench.loop.poll(60 if checked[-1] else 0)
+        checked.append(sum(connection.num_checks for connection in connections))
+    assert max(after - before for before, after in itertools.pairwise(checked)) <= 3
+    assert all(connection.num_checks == 1 for connection in connections)
+
+
+def test_the_largest_connection_is_dropped(clock: Clock) -> None:
     """When all connections together hold too much, those with most are closed, and no more than necessary; none if it is
     enough that all forget what only saves time.
     """
-    monkeypatch.setattr(module, "MAX_HELD_BYTES", 40)
+    bench = Bench(clock, max_held_bytes=40)
     connections = [bench.accept()[1] for _ in range(4)]
     for number, connection in enumerate(connections):
         connection.num_held_bytes = 8 + 2 * number
@@ -531,6 +594,9 @@ def test_the_largest_connection_is_dropped(bench: Bench, monkeypatch: pytest.Mon
     bench.advance(1)
 
     assert [connection.num_drops for connection in connections] == [0, 0, 0, 1]
+    assert bench.counts.closed == {CloseReason.MEMORY: 1}
+    bench.close()
+    assert bench.counts.closed == {CloseReason.MEMORY: 1, CloseReason.DRAIN: 3}
 
 
 def test_messages_that_wait_for_the_budget_continue(bench: Bench) -> None:

@@ -1,7 +1,7 @@
-"""The certificate of the gRPC port: read and checked by each worker when it builds its server.
+"""The certificate of the gRPC port, and what TLS versions and suites clients may use.
 
-Both transports use it on the worker's thread before anything listens, so a certificate that cannot be used keeps the service
-from starting.
+The supervisor checks it before it starts workers, so a certificate that cannot be used keeps the service from starting. Each
+worker reads it again when it builds its server, on either transport.
 """
 
 import ssl
