@@ -110,7 +110,7 @@ class Comparison:
 
     def run(self) -> None:
         """Run all rounds."""
-        require_programs("h2load", "openssl")
+        require_programs("openssl")
         for number in range(1, self._options.rounds + 1):
             self.rounds.append({})
             self._measure_floors(number)
@@ -305,7 +305,7 @@ def main(arguments: list[str] | None = None) -> int:
     # SIGTERM unwinds the stack, so that the servers are stopped.
     signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(143))
     try:
-        require_programs("taskset")
+        require_programs("taskset", "h2load")
         bundle = bundles.served(options.models)
         comparison = AgainstCommit(options, bundle) if options.against else Comparison(options, bundle)
         comparison.run()

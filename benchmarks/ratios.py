@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 from statistics import median
 
 THIS, THAT = "this", "that"
@@ -28,7 +29,9 @@ class Spread:
     high: float
 
     def __str__(self) -> str:
-        """Return the spread as ``1.02 (0.99 to 1.05)``."""
+        """Return the spread as ``1.02 (0.99 to 1.05)``; nothing if it is unknown, as percentiles of h2load are."""
+        if isnan(self.median):
+            return ""
         return f"{self.median:.2f} ({self.low:.2f} to {self.high:.2f})"
 
 

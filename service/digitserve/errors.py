@@ -31,6 +31,11 @@ Messages are shown to users. Messages of RequestError go to remote callers: they
 name and no traceback.
 """
 
+import textwrap
+
+MAX_MESSAGE_LENGTH = 500
+"""Characters of an error about a bundle."""
+
 
 class DigitserveError(Exception):
     """Base class of all errors that digitserve raises deliberately; the message can be shown to users."""
@@ -96,11 +101,12 @@ class BundleError(StartupError):
     """A model bundle failed a check.
 
     Attributes:
-        check: the failed check: ``files``, ``manifest``, ``sha256``, ``signature`` or ``golden``.
+        check: the failed check: ``files``, ``manifest``, ``sha256``, ``signature``, ``golden`` or ``warm-up``.
     """
 
     def __init__(self, check: str, message: str) -> None:
-        super().__init__(f"check '{check}' failed: {message}")
+        # One line of limited length, although the message may quote the bundle or onnxruntime.
+        super().__init__(f"check '{check}' failed: {textwrap.shorten(message, MAX_MESSAGE_LENGTH, placeholder=' ...')}")
         self.check = check
 
 

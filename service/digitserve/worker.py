@@ -6,7 +6,7 @@
 One thread receives requests, forms batches, runs them and sends the answers. The supervisor starts the process as
 ``python -P -m digitserve.worker`` and exchanges messages with it on a ``Channel``:
 
-    supervisor ──{"settings": ..., "block_fd": ..., "num_threads": ..., "listener_fd": ...}──▶ worker
+    supervisor ──{"settings", "bundle_fd", "block_fd", "num_threads", "listener_fd"}──▶ worker
     supervisor ◀── {"event": "ready", "provider": ...} or {"event": "refused", "message": ...} ── worker
     supervisor ◀── {"event": "draining"} ── worker
     supervisor ──"drain"──▶ worker
@@ -36,7 +36,8 @@ from digitserve.batching.batcher import Batcher
 from digitserve.batching.pipeline import PendingRequest, Pipeline
 from digitserve.child_process import Channel, ChannelClosed
 from digitserve.errors import StartupError
-from digitserve.inference.bundle import Bundle, served_bundle
+from digitserve.inference.bundle import Bundle, parse_bundle
+from digitserve.inference.bundle_files import BundleFiles
 from digitserve.inference.session import Session
 from digitserve.protocol.codec import Limits
 from digitserve.protocol.names import (
@@ -299,7 +300,7 @@ def main() -> int:
     follower = _SupervisorFollower(channel)
     threading.Thread(target=follower.run, daemon=True).start()
     try:
-        bundle = served_bundle(settings)
+        bundle = parse_bundle(BundleFiles.unseal(start["bundle_fd"]))
         block = Block(bundle.manifest.labels, start["block_fd"])
         listener = socket.socket(fileno=start["listener_fd"]) if "listener_fd" in start else None
         worker = Worker(settings, bundle, block, start["num_threads"], listener)

@@ -142,7 +142,7 @@ class Frames:
         if choice < 200:
             return self._trailers()
         if choice == 255:  # more than half of the connection's window
-            return raw(DATA, 0, self._stream(), bytes(16_384)) * 520
+            return raw(DATA, 0, self._stream(), b"\1" * 16_384) * 520
         return self._other(source.pick(OTHER_FRAMES))
 
     def _stream(self) -> int:
@@ -379,6 +379,17 @@ class Client(Peer):
                     stream.read()
 
 
+class ChosenDelays(InflateBudget):
+    """Compressed messages wait or not, as an input chooses: its result does not depend on the time of decompression."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__()
+        self._source = source
+
+    def may_start(self, num_bytes: int) -> bool:
+        return bool(self._source.byte() & 1)
+
+
 def one_connection(choices: bytes) -> None:
     """A connection gets any frames: no exception, no limit exceeded, all released at the end."""
     source = Source(choices)
@@ -397,8 +408,7 @@ def shared_budget(choices: bytes) -> None:
 
 
 def _run(source: Source, clients: list[Client], budget: ReceiveBudget) -> None:
-    budget.inflate = InflateBudget(lambda: clients[0].now)
-    budget.inflate._tokens = source.pick((1 << 24, 200_000, 1))
+    budget.inflate = ChosenDelays(source)
     steps = 0
     while source and steps < MAX_STEPS:
         steps += 1

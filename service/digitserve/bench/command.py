@@ -52,8 +52,9 @@ class Outcome:
 
     @property
     def good(self) -> bool:
-        """Whether at least one request was answered with OK, and no answer was wrong."""
-        return self.best is not None and self.best.counts.num_ok > 0 and not self.best.counts.wrong
+        """Whether a request was answered with OK, no answer was wrong, and the service was there until the end."""
+        best = self.best
+        return best is not None and best.counts.num_ok > 0 and not best.counts.wrong and not report.is_gone(best)
 
 
 def run(plan: Plan, options: Options, print_line: Callable[[str], None], errors: TextIO) -> Outcome:
@@ -63,7 +64,7 @@ def run(plan: Plan, options: Options, print_line: Callable[[str], None], errors:
         plan: the load.
         options: what to do with it.
         print_line: prints the report.
-        errors: receives the probes of a search and, on a terminal, the progress.
+        errors: receives the probes of a search, that the service has ended, and, on a terminal, the progress.
 
     Raises:
         Unreachable: no server answers at the address.
@@ -74,6 +75,8 @@ def run(plan: Plan, options: Options, print_line: Callable[[str], None], errors:
         plot.require()
     outcome = asyncio.run(_Bench(plan, options, errors).run())
     _print(outcome, options, print_line)
+    if outcome.best is not None and report.is_gone(outcome.best):
+        errors.write("digitserve: the service ended meanwhile, or cannot be reached any more: no connection was left\n")
     if options.plot is not None and outcome.best is not None:
         plot.write(outcome.best, options.plot)
     return outcome

@@ -18,6 +18,8 @@ SLOT_S = 0.1
 
 _MAX_MESSAGE_LENGTH = 300
 
+_SUMS = ("sent", "unsent", "unanswered", "failed_connections", "going_away", "disconnected", "checked", "wrong")
+
 # Module constants, because enum attributes and labels would be computed per request.
 _OK = Code.OK
 _LABELS = tuple(code.label for code in Code)
@@ -39,6 +41,7 @@ class Counts:
         unanswered: requests sent but not answered within the timeout after the measured time.
         failed_connections: connections that could not be opened, or broke.
         going_away: connections that the service closed by GOAWAY.
+        disconnected: connections that were broken, and could not be opened again, at the end of the measured time.
         checked: answers that were decoded and checked.
         wrong: checked answers without one prediction per image.
     """
@@ -53,6 +56,7 @@ class Counts:
     unanswered: int = 0
     failed_connections: int = 0
     going_away: int = 0
+    disconnected: int = 0
     checked: int = 0
     wrong: int = 0
 
@@ -63,7 +67,7 @@ class Counts:
         self.codes += other.codes
         self.timeline += other.timeline
         self.messages = other.messages | self.messages
-        for name in ("sent", "unsent", "unanswered", "failed_connections", "going_away", "checked", "wrong"):
+        for name in _SUMS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     @property

@@ -142,6 +142,7 @@ class Load:
         self._poll_until(self._end_s)
         cpu_s = time.process_time() - cpu_s
         self._sending = False
+        self.recorder.counts.disconnected = sum(not (driver.connected and driver.ready) for driver in self._drivers)
         self._drain()
         return max(0.0, self._end_s - measure_from_s), cpu_s
 

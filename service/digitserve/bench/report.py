@@ -30,6 +30,11 @@ def meets_slo(measurement: Measurement, slo_s: float) -> bool:
     return num > 0 and measurement.counts.latencies.num_within(slo_s) >= 0.99 * num
 
 
+def is_gone(measurement: Measurement) -> bool:
+    """Return whether the service ended, or could not be reached any more: no connection was left at the end."""
+    return measurement.counts.disconnected == measurement.plan.connections
+
+
 def as_json(measurement: Measurement) -> dict[str, object]:
     """Return the whole report as a JSON object; times in seconds."""
     counts, plan = measurement.counts, measurement.plan
@@ -47,6 +52,7 @@ def as_json(measurement: Measurement) -> dict[str, object]:
         "unanswered": counts.unanswered,
         "failed_connections": counts.failed_connections,
         "going_away": counts.going_away,
+        "disconnected": counts.disconnected,
         "checked": counts.checked,
         "wrong": counts.wrong,
         "service": _service_json(measurement),

@@ -1,6 +1,7 @@
 """Lines for standard output and standard error."""
 
 import os
+import re
 import sys
 
 import click
@@ -8,6 +9,9 @@ import click
 from digitserve.cli.exit_codes import ExitCode
 
 _STDERR = 2
+
+_ARGUMENTS = re.compile("(?<=longer )timeout_s|(?<=see )max_side")
+"""Arguments of the client library in its advice: "set a longer timeout_s", "see max_side"."""
 
 
 def open_standard_streams() -> None:
@@ -40,7 +44,8 @@ def print_line(text: str) -> None:
 
 
 def print_error(message: str) -> None:
-    """Print an error as one line on standard error."""
+    """Print an error as one line on standard error; advice of the client library names the flags of the commands."""
+    message = _ARGUMENTS.sub(lambda found: "--" + found[0].replace("_", "-"), message)
     click.echo(f"digitserve: {message}", err=True)
 
 

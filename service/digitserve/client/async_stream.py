@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc.aio
 
-from digitserve.client.channel import Connection, to_client_error
+from digitserve.client.channel import Connection, find_disconnection_async, to_client_error
 from digitserve.client.errors import ClientError
 from digitserve.client.pool import Deadline, Pool
 from digitserve.client.predictions import Prediction
@@ -115,7 +115,8 @@ class AsyncStream:
             async with asyncio.timeout(deadline.remaining_s()):
                 message = await self._open_call().read()
         except TimeoutError:
-            raise overdue(item, self._timeout_s) from None
+            with self._pool.borrow() as one:
+                raise overdue(item, self._timeout_s, await find_disconnection_async(one)) from None
         except asyncio.CancelledError:
             # Closing a channel cancels its calls although no task was cancelled.
             if not is_cancelled():

@@ -10,7 +10,14 @@ import grpc.aio
 
 from digitserve.client.address import normalize_address
 from digitserve.client.async_stream import AsyncStream, is_cancelled
-from digitserve.client.channel import Connection, health_name, health_request, make_connection, pool_options
+from digitserve.client.channel import (
+    Connection,
+    find_disconnection_async,
+    health_name,
+    health_request,
+    make_connection,
+    pool_options,
+)
 from digitserve.client.errors import ClientError, Closed, RequestRejected
 from digitserve.client.pool import (
     MAX_IN_FLIGHT,
@@ -211,18 +218,20 @@ class AsyncClient:
     ) -> Any:  # fmt: skip
         """Call a method on any connection; retry on another one while the service's queue is full."""
         while True:
-            try:
-                with self._pool.borrow() as one:
+            with self._pool.borrow() as one:
+                try:
                     return await method(one)(request, timeout=deadline.remaining_s(), wait_for_ready=wait_for_ready)
-            except asyncio.CancelledError:
-                # Closing a channel cancels its calls although no task was cancelled.
-                if self._pool.closed and not is_cancelled():
-                    raise Closed from None
-                raise
-            except (grpc.RpcError, grpc.aio.UsageError) as error:
-                if self._pool.closed:
-                    raise Closed from None
-                if isinstance(error, grpc.aio.UsageError):
+                except asyncio.CancelledError:
+                    # Closing a channel cancels its calls although no task was cancelled.
+                    if self._pool.closed and not is_cancelled():
+                        raise Closed from None
                     raise
-                delay_s = retry_delay_s(error, deadline, prefix)
+                except (grpc.RpcError, grpc.aio.UsageError) as error:
+                    if self._pool.closed:
+                        raise Closed from None
+                    if isinstance(error, grpc.aio.UsageError):
+                        raise
+                    unanswered = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+                    disconnected = await find_disconnection_async(one) if unanswered else ""
+                    delay_s = retry_delay_s(error, deadline, prefix, disconnected)
             await asyncio.sleep(delay_s)

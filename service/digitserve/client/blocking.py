@@ -14,7 +14,14 @@ import grpc
 
 from digitserve.client.address import normalize_address
 from digitserve.client.blocking_stream import BlockingStream
-from digitserve.client.channel import Connection, health_name, health_request, make_connection, pool_options
+from digitserve.client.channel import (
+    Connection,
+    find_disconnection,
+    health_name,
+    health_request,
+    make_connection,
+    pool_options,
+)
 from digitserve.client.errors import ClientError, Closed, RequestRejected
 from digitserve.client.pool import (
     MAX_IN_FLIGHT,
@@ -273,14 +280,15 @@ class Client:
     ) -> Any:  # fmt: skip
         """Call a method on any connection; retry on another one while the service's queue is full."""
         while True:
-            try:
-                with self._pool.borrow() as one:
+            with self._pool.borrow() as one:
+                try:
                     return method(one)(request, timeout=deadline.remaining_s(), wait_for_ready=wait_for_ready)
-            except (grpc.RpcError, ValueError) as error:
-                # A call on a channel that was closed meanwhile raises one or the other.
-                if self._pool.closed:
-                    raise Closed from None
-                if isinstance(error, ValueError):
-                    raise
-                delay_s = retry_delay_s(error, deadline, prefix)
+                except (grpc.RpcError, ValueError) as error:
+                    # A call on a channel that was closed meanwhile raises one or the other.
+                    if self._pool.closed:
+                        raise Closed from None
+                    if isinstance(error, ValueError):
+                        raise
+                    unanswered = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+                    delay_s = retry_delay_s(error, deadline, prefix, find_disconnection(one) if unanswered else "")
             time.sleep(delay_s)

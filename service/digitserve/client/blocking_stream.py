@@ -13,7 +13,7 @@ from typing import Any
 
 import grpc
 
-from digitserve.client.channel import Connection
+from digitserve.client.channel import Connection, find_disconnection
 from digitserve.client.errors import ClientError
 from digitserve.client.pool import MAX_TIMEOUT_S, Deadline, Pool
 from digitserve.client.predictions import Prediction
@@ -140,7 +140,8 @@ class BlockingStream:
             if isinstance(error, ValueError):
                 raise
             if self._watchdog.expired is deadline:
-                raise overdue(item, self._timeout_s) from None
+                with self._pool.borrow() as one:
+                    raise overdue(item, self._timeout_s, find_disconnection(one)) from None
             return failed_outcome(item, error, self._timeout_s)
         finally:
             self._watchdog.watch(None)

@@ -33,12 +33,45 @@ RETRY_POLICY = json.dumps(
 )
 """Service config that makes worker replacement transparent to callers; works with any gRPC client."""
 
+KEEPALIVE_S = 10.0
+"""Time without any byte from the service after which a client sends a PING; gRPC recommends no shorter one."""
+
+KEEPALIVE_TIMEOUT_S = 3.0
+"""Longest wait for its answer, and for TCP's acknowledgement of any byte. Then the connection is lost, and calls are retried on
+another one. A network that forgets connections (a firewall, a changed route) sends no reset.
+"""
+
+MAX_PROBE_S = 0.05
+"""Longest wait for the reason why there is no connection: a channel that failed to connect reports it at once."""
+
+
+def keepalive_options(
+    time_s: float = KEEPALIVE_S, timeout_s: float = KEEPALIVE_TIMEOUT_S
+) -> tuple[tuple[str, int], ...]:
+    """Return channel options that detect a connection without its network, also while no call is in flight.
+
+    Args:
+        time_s: between two PINGs, in seconds.
+        timeout_s: longest wait for an answer, in seconds.
+    """
+    return (
+        ("grpc.keepalive_time_ms", int(1000 * time_s)),
+        # The first is TCP_USER_TIMEOUT, the second the wait for the answer to a PING, by default a minute.
+        ("grpc.keepalive_timeout_ms", int(1000 * timeout_s)),
+        ("grpc.http2.ping_timeout_ms", int(1000 * timeout_s)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # By default gRPC core stops after two PINGs if nothing else is sent, as on a quiet stream.
+        ("grpc.http2.max_pings_without_data", 0),
+    )
+
+
 CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.service_config", RETRY_POLICY),
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     # gRPC core keeps at most 256 KiB of a call for retries by default; larger requests would be sent only once.
     ("grpc.per_rpc_retry_buffer_size", 1 << 30),
+    *keepalive_options(),
 )
 """Channel options of this client. Message sizes are limited by the service only."""
 
@@ -89,16 +122,47 @@ def health_name(response: health_pb2.HealthCheckResponse) -> str:
     return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
 
 
-def to_client_error(error: grpc.RpcError, timeout_s: float, prefix: str = "") -> ClientError:
+def find_disconnection(one: Connection) -> str:
+    """Return why a blocking channel has no connection, after a call that waited for one in vain; "" if it may have one.
+
+    The error of that call does not say it. The retry policy does not apply to the method that is called here.
+    """
+    try:
+        one.health.Check(health_request(""), timeout=MAX_PROBE_S)
+    except grpc.RpcError as error:
+        return _disconnection(error)
+    return ""
+
+
+async def find_disconnection_async(one: Connection) -> str:
+    """Do the same for an asynchronous channel."""
+    try:
+        await one.health.Check(health_request(""), timeout=MAX_PROBE_S)
+    except grpc.RpcError as error:
+        return _disconnection(error)
+    return ""
+
+
+def _disconnection(error: grpc.RpcError) -> str:
+    return (error.details() or "no details") if error.code() is grpc.StatusCode.UNAVAILABLE else ""
+
+
+def to_client_error(error: grpc.RpcError, timeout_s: float, prefix: str = "", disconnected: str = "") -> ClientError:
     """Convert the error of a failed call.
 
     Args:
         error: of a blocking or an asynchronous call.
         timeout_s: the timeout of the call as a whole.
         prefix: start of the message, such as the names of the images; "" for none.
+        disconnected: why there is no connection after a call that waited for one; "" if there may be one.
     """
     code, details = error.code(), error.details()
     prefix = f"{prefix}: " if prefix else ""
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED and disconnected:
+        return DeadlineExceeded(
+            f"{prefix}no answer within {timeout_s:g} s, and no connection ({disconnected}); "
+            "is 'digitserve serve' still running at this address?"
+        )
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded(f"{prefix}no answer within {timeout_s:g} s ({details})")
     if code is grpc.StatusCode.UNAVAILABLE and "Failed parsing HTTP/2" in (details or ""):

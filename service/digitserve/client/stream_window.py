@@ -117,9 +117,16 @@ def failed_outcome(item: StreamItem, error: grpc.RpcError, timeout_s: float) -> 
     return failure
 
 
-def overdue(item: StreamItem, timeout_s: float) -> ClientError:
-    """Return the error for a head that was not answered in time."""
-    return _at(item, DeadlineExceeded(f"image {item.index}: no answer within {timeout_s:g} s"))
+def overdue(item: StreamItem, timeout_s: float, disconnected: str) -> ClientError:
+    """Return the error for a head that was not answered in time.
+
+    Args:
+        item: the head.
+        timeout_s: the longest wait.
+        disconnected: why there is no connection; "" if there may be one.
+    """
+    reason = f", and no connection ({disconnected})" if disconnected else ""
+    return _at(item, DeadlineExceeded(f"image {item.index}: no answer within {timeout_s:g} s{reason}"))
 
 
 def _at(item: StreamItem, error: ClientError) -> ClientError:

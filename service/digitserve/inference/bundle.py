@@ -6,8 +6,12 @@
     report/         pages and pictures from ``digitserve-train evaluate`` (optional)
 
 The service reads bundles and the training package writes them, both through this module, so that the format is defined once.
-A bundle is immutable: each export is a new version. This module checks files, manifest and sha256. ``session`` checks what
-needs an execution provider: the graph's signature and the golden outputs.
+A bundle is immutable: each export is a new version. The checks, in this order:
+
+    ``bundle_files``  regular files of limited size
+    ``bundle``        manifest, sha256 of the graph, arrays of golden.npz
+    ``graph_check``   a self-contained graph of ONNX's operators
+    ``session``       in a worker: onnxruntime loads the graph, and its outputs are the golden ones
 """
 
 import hashlib
@@ -18,15 +22,18 @@ import os
 import re
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from digitserve.errors import BundleError
+from digitserve.inference.bundle_files import BundleFiles
+from digitserve.inference.graph_check import check_graph
 from digitserve.settings import Settings
 from digitserve.types import IMAGE_SIZE
 
@@ -39,6 +46,14 @@ MAX_GOLDEN_TOLERANCE = 1e-2
 
 GOLDEN_SCORE_FACTOR = 10
 """Tolerance of ``ood_score`` as a multiple of that of probabilities: a score is as large as a logit, and less exact."""
+
+MAX_LABELS, MAX_LABEL_LENGTH = 1000, 64
+"""Each label is a value of a metric and part of each answer."""
+
+MAX_GOLDEN_BYTES = 1 << 26
+"""Largest decompressed size of ``golden.npz``."""
+
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 _VERSION = re.compile("[1-9][0-9]{0,8}")
 """The only spelling of a version: no sign, no leading zero, no digits of other scripts."""
@@ -129,11 +144,18 @@ def graph_signature(num_labels: int) -> tuple[tuple[TensorSpec, ...], tuple[Tens
 
 
 def list_versions(models: Path, name: str) -> list[int]:
-    """Return the versions of a model, lowest first; other directories, such as a partly written version, are ignored."""
-    if not (models / name).is_dir():
+    """Return the versions of a model, lowest first; other directories, such as a partly written version, are ignored.
+
+    Raises:
+        BundleError: the folder cannot be read.
+    """
+    try:
+        entries = list((models / name).iterdir())
+        return sorted(int(entry.name) for entry in entries if _VERSION.fullmatch(entry.name) and entry.is_dir())
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    entries = (models / name).iterdir()
-    return sorted(int(entry.name) for entry in entries if _VERSION.fullmatch(entry.name) and entry.is_dir())
+    except OSError as error:
+        raise BundleError("files", f"{models / name} cannot be read: {error.strerror}") from None
 
 
 def find_bundle(models: Path, name: str, version: int | None = None) -> Path:
@@ -158,21 +180,36 @@ def find_bundle(models: Path, name: str, version: int | None = None) -> Path:
 
 
 def read_bundle(path: Path) -> Bundle:
-    """Read a bundle and check its files, its manifest and the sha256 of its graph.
+    """Read a bundle and check its files, its manifest, and its graph as far as that needs no execution provider.
 
     The graph is returned as the bytes that were hashed, so that the file cannot change between the check and its use.
 
     Raises:
         BundleError: with the name of the check that failed.
     """
-    manifest = _parse_manifest(_read_file(path, "manifest.json"), path)
-    graph = _read_file(path, "model.onnx")
+    return parse_bundle(BundleFiles.read(path))
+
+
+def parse_bundle(files: BundleFiles) -> Bundle:
+    """Check files that were read or unsealed; see ``read_bundle``."""
+    path, graph = files.path, files.graph
+    manifest = _parse_manifest(files.manifest, path)
     sha256 = hashlib.sha256(graph).hexdigest()
     if sha256 != manifest.sha256:
         raise BundleError(
             "sha256", f"model.onnx in {path} has {sha256}; expected {manifest.sha256}, as in manifest.json"
         )
-    return Bundle(path, manifest, graph, _read_golden(path, len(manifest.labels)))
+    check_graph(graph, [INPUT_NAME], OUTPUT_NAMES)
+    return Bundle(path, manifest, graph, _parse_golden(files.golden, path, len(manifest.labels)))
+
+
+def served_files(settings: Settings) -> BundleFiles:
+    """Read the files of the bundle that a service with these settings serves.
+
+    Raises:
+        BundleError: there is none, or its files cannot be read.
+    """
+    return BundleFiles.read(find_bundle(settings.models, settings.model, settings.model_version))
 
 
 def served_bundle(settings: Settings) -> Bundle:
@@ -181,7 +218,7 @@ def served_bundle(settings: Settings) -> Bundle:
     Raises:
         BundleError: there is none, or it failed a check.
     """
-    return read_bundle(find_bundle(settings.models, settings.model, settings.model_version))
+    return parse_bundle(served_files(settings))
 
 
 def write_bundle(models: Path, manifest: Manifest, graph: bytes, golden: Golden, report: Path | None = None) -> Path:
@@ -223,15 +260,6 @@ def write_bundle(models: Path, manifest: Manifest, graph: bytes, golden: Golden,
     return final
 
 
-def _read_file(path: Path, name: str) -> bytes:
-    try:
-        return (path / name).read_bytes()
-    except FileNotFoundError:
-        raise BundleError("files", f"{name} is missing in {path}") from None
-    except OSError as error:
-        raise BundleError("files", f"{name} in {path} cannot be read: {error.strerror}") from None
-
-
 def _write_file(path: Path, content: bytes) -> None:
     with path.open("wb") as file:
         file.write(content)
@@ -241,25 +269,67 @@ def _write_file(path: Path, content: bytes) -> None:
 
 def _parse_manifest(content: bytes, path: Path) -> Manifest:
     try:
-        described = json.loads(content)
+        described = _parse_json(content)
         known = {f.name for f in fields(Manifest)}
         manifest = Manifest(**{key: value for key, value in described.items() if key in known})
-        manifest = Manifest(
-            **{
-                **vars(manifest),
-                "labels": tuple(map(str, manifest.labels)),
-                "inputs": _specs(manifest.inputs),
-                "outputs": _specs(manifest.outputs),
-                "version": int(manifest.version),
-                "ood_threshold": float(manifest.ood_threshold),
-                "golden_tolerance": float(manifest.golden_tolerance),
-                "quality": {key: float(value) for key, value in manifest.quality.items()},
-            }
+        manifest = replace(
+            manifest,
+            labels=_labels(manifest.labels),
+            inputs=_specs(manifest.inputs),
+            outputs=_specs(manifest.outputs),
+            ood_threshold=_number("ood_threshold", manifest.ood_threshold),
+            golden_tolerance=_number("golden_tolerance", manifest.golden_tolerance),
+            quality={key: _number(f"quality.{key}", value) for key, value in manifest.quality.items()},
         )
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise BundleError("manifest", f"manifest.json in {path} is not a manifest: {error}") from None
     _check_manifest(manifest, path)
     return manifest
+
+
+def _parse_json(content: bytes) -> Any:
+    """Parse JSON as its standard defines it: numbers are finite, names in an object are unique, text is Unicode."""
+    described = json.loads(
+        content.decode(), object_pairs_hook=_unique, parse_float=_finite_float, parse_constant=_refuse_constant
+    )
+    # A surrogate without its pair can be escaped in JSON, but not be sent as text.
+    json.dumps(described, ensure_ascii=False).encode()
+    return described
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    described = dict(pairs)
+    if len(described) < len(pairs):
+        raise ValueError("a name occurs twice in an object")
+    return described
+
+
+def _finite_float(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse_constant(text)
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not a finite number")
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} is {value!r}; expected a number")
+    return float(value)
+
+
+def _labels(labels: Any) -> tuple[str, ...]:
+    if not isinstance(labels, list) or not 0 < len(labels) <= MAX_LABELS:
+        raise ValueError(f"labels: expected a list of 1 to {MAX_LABELS} labels")
+    for label in labels:
+        if not isinstance(label, str) or not label.isprintable() or not 0 < len(label.strip()) <= MAX_LABEL_LENGTH:
+            raise ValueError(
+                f"label {str(label)[:MAX_LABEL_LENGTH]!r}: expected 1 to {MAX_LABEL_LENGTH} printable characters"
+            )
+    if len(set(labels)) < len(labels):
+        raise ValueError("labels: the same label occurs twice")
+    return tuple(labels)
 
 
 def _specs(described: Any) -> tuple[TensorSpec, ...]:
@@ -269,10 +339,10 @@ def _specs(described: Any) -> tuple[TensorSpec, ...]:
 def _check_manifest(manifest: Manifest, path: Path) -> None:
     if manifest.format != FORMAT:
         raise BundleError("manifest", f"format is {manifest.format!r}; this version reads {FORMAT}")
-    if str(manifest.version) != path.name or manifest.name != path.parent.name:
+    if type(manifest.version) is not int or (str(manifest.version), manifest.name) != (path.name, path.parent.name):
         raise BundleError("manifest", f"it describes {manifest.name}/{manifest.version} but is in {path}")
-    if not math.isfinite(manifest.ood_threshold):
-        raise BundleError("manifest", f"ood_threshold is {manifest.ood_threshold}; expected a finite number")
+    if not isinstance(manifest.sha256, str) or not _SHA256.fullmatch(manifest.sha256):
+        raise BundleError("manifest", f"sha256 is {manifest.sha256!r}; expected 64 hexadecimal digits")
     if not 0 < manifest.golden_tolerance <= MAX_GOLDEN_TOLERANCE:
         raise BundleError("manifest", f"golden_tolerance is {manifest.golden_tolerance}; "
                                       f"expected more than 0 and at most {MAX_GOLDEN_TOLERANCE:g}")  # fmt: skip
@@ -284,14 +354,20 @@ def _check_manifest(manifest: Manifest, path: Path) -> None:
                                       f"expected {graph_signature(len(manifest.labels))}")  # fmt: skip
 
 
-def _read_golden(path: Path, num_labels: int) -> Golden:
-    content = _read_file(path, "golden.npz")
+def _parse_golden(content: bytes, path: Path, num_labels: int) -> Golden:
     try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            # zipfile reads no more than this of any file.
+            num_bytes = sum(entry.file_size for entry in archive.infolist())
+        if num_bytes > MAX_GOLDEN_BYTES:
+            raise ValueError(f"it holds {num_bytes:,} bytes; expected at most {MAX_GOLDEN_BYTES:,}")  # noqa: TRY301
         with np.load(io.BytesIO(content), allow_pickle=False) as stored:
             golden = Golden(**{f.name: stored[f.name] for f in fields(Golden)})
             num_images = len(golden.images)
     except Exception as error:
         raise BundleError("golden", f"golden.npz in {path} cannot be read: {error}") from None
+    if not num_images:
+        raise BundleError("golden", f"golden.npz in {path} has no images; expected at least one")
     expected = {
         "images": ((num_images, IMAGE_SIZE, IMAGE_SIZE, 1), np.uint8),
         "probabilities": ((num_images, num_labels), np.float32),
@@ -299,7 +375,7 @@ def _read_golden(path: Path, num_labels: int) -> Golden:
     }
     for name, (shape, dtype) in expected.items():
         array = getattr(golden, name)
-        if array.shape != shape or array.dtype != dtype or num_images == 0:
+        if array.shape != shape or array.dtype != dtype:
             raise BundleError(
                 "golden", f"{name} is {array.dtype}{list(array.shape)}; expected {np.dtype(dtype)}{list(shape)}"
             )

@@ -131,7 +131,7 @@ def open_session(graph: bytes, device: str, num_threads: int) -> ort.InferenceSe
         num_threads: onnxruntime's threads within an operator.
 
     Raises:
-        BundleError: the CPU provider cannot load the graph, or the graph refers to external data.
+        BundleError: the CPU provider cannot load the graph.
         ProviderError: the CPU provider can load it, but the provider of ``device`` cannot.
     """
     provider, provider_options = (_CUDA, _CUDA_OPTIONS) if device == "cuda" else (_CPU, {})
@@ -145,9 +145,10 @@ def _open(graph: bytes, provider: str, provider_options: dict[str, str], num_thr
     options.inter_op_num_threads = 1
     # A spinning thread would occupy the core of another worker.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # External data (tensors in files beside model.onnx) is not covered by the sha256 in the manifest, and onnxruntime would
-    # read it from the working directory, because the graph is given as bytes. No file can exist below os.devnull, so that
-    # a graph with external data fails to load.
+    # Without this, onnxruntime would take a file whose bytes 4 to 8 are "ORTM" for its own format, which ``graph_check`` does
+    # not read.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    # ``graph_check`` refuses external data. If it missed some, no file can exist below os.devnull.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     options.log_severity_level = 3 if provider == _CPU else _SILENT
     if provider != _CPU:
@@ -158,19 +159,10 @@ def _open(graph: bytes, provider: str, provider_options: dict[str, str], num_thr
         return ort.InferenceSession(graph, options, providers=[(provider, provider_options)], enable_fallback=0)
     except Exception as error:
         if provider == _CPU:
-            raise BundleError(
-                "signature", f"onnxruntime cannot load model.onnx: {error}{_external_data_hint(error)}"
-            ) from None
+            raise BundleError("signature", f"onnxruntime cannot load model.onnx: {error}") from None
         # A graph that is itself invalid fails on the CPU too, with a BundleError.
         _open(graph, _CPU, {}, num_threads)
         raise ProviderError(f"{provider} cannot run all of this graph: {error}; start with --device cpu") from None
-
-
-def _external_data_hint(error: Exception) -> str:
-    text = str(error)
-    if "external" not in text.lower() and os.devnull not in text:
-        return ""
-    return "; a bundle's model.onnx must contain all its tensors, without external data"
 
 
 def device_tensor(device: str, shape: Sequence[int]) -> Any:

@@ -5,9 +5,11 @@ measure what it exports. A session that exists has passed the checks of its bund
 graph's signature and the golden outputs. ``providers`` opens the graph, ``io_binding`` moves batches in and out.
 """
 
+import contextlib
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +19,7 @@ from digitserve.errors import BundleError
 from digitserve.inference import providers
 from digitserve.inference.bundle import GOLDEN_SCORE_FACTOR, Bundle, TensorSpec, graph_signature
 from digitserve.inference.io_binding import BoundRun, DirectRun, Run
+from digitserve.inference.memory_limit import limited_memory
 from digitserve.types import IMAGE_SIZE
 
 if TYPE_CHECKING:
@@ -58,13 +61,16 @@ class Session:
             ProviderError: the requested provider does not load, or cannot run the whole graph.
         """
         device = providers.resolve_device(device)
-        session = providers.open_session(bundle.graph, device, num_threads)
-        self.provider = session.get_providers()[0]
-        _check_signature(session, bundle)
-        self._run: Run = (
-            DirectRun(session) if device == "cpu" else BoundRun(session, device, len(bundle.manifest.labels))
-        )
-        _check_golden(self, bundle)
+        # CUDA maps far more memory than it uses.
+        self._limited_memory = partial(limited_memory, num_threads) if device == "cpu" else contextlib.nullcontext
+        with self._limited_memory():
+            session = providers.open_session(bundle.graph, device, num_threads)
+            self.provider = session.get_providers()[0]
+            _check_signature(session, bundle)
+            self._run: Run = (
+                DirectRun(session) if device == "cpu" else BoundRun(session, device, len(bundle.manifest.labels))
+            )
+            _check_golden(self, bundle)
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
         """Classify images.
@@ -81,10 +87,17 @@ class Session:
 
         Returns:
             Seconds per image in a batch of the maximum size, the best of three runs.
+
+        Raises:
+            BundleError: the graph fails on such a batch, for example because it needs too much memory.
         """
         sizes = {1 << power for power in range(max_batch_size.bit_length())} | {max_batch_size}
-        for size in sorted(sizes, reverse=True):
-            self.run(_zeros(size))
+        with self._limited_memory():
+            for size in sorted(sizes, reverse=True):
+                try:
+                    self.run(_zeros(size))
+                except Exception as error:
+                    raise BundleError("warm-up", f"the graph fails on a batch of {size} images: {error}") from None
         return min(self._time(max_batch_size) for _ in range(3)) / max_batch_size
 
     def _time(self, batch_size: int) -> float:

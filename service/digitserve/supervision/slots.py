@@ -18,7 +18,8 @@ import structlog
 
 from digitserve.child_process import AsyncChild, ChannelClosed
 from digitserve.errors import StartupError
-from digitserve.inference.bundle import served_bundle
+from digitserve.inference.bundle import parse_bundle
+from digitserve.inference.bundle_files import BundleFiles
 from digitserve.settings import Settings
 from digitserve.supervision.restart_policy import START_LIMIT_S, HeartbeatMonitor, RestartBackoff
 from digitserve.telemetry.block import Block
@@ -80,6 +81,7 @@ class WorkerSlot:
         self,
         number: int,
         settings: Settings,
+        bundle_fd: int,
         num_threads: int,
         listener: socket.socket | None,
         collector: ServiceCollector,
@@ -90,6 +92,7 @@ class WorkerSlot:
         Args:
             number: of this slot, for log lines.
             settings: resolved; sent to each worker.
+            bundle_fd: sealed files of the bundle, which each worker inherits; the slot does not close it.
             num_threads: onnxruntime threads of each worker.
             listener: listening socket that each worker inherits; the slot does not close it. None if workers bind the port.
             collector: makes the shared memory for a worker's metrics and keeps its counts after the worker's end.
@@ -97,6 +100,7 @@ class WorkerSlot:
         """
         self._number = number
         self._settings = settings
+        self._bundle_fd = bundle_fd
         self._num_threads = num_threads
         self._listener = listener
         self._collector = collector
@@ -169,10 +173,11 @@ class WorkerSlot:
         try:
             start: dict[str, Any] = {
                 "settings": self._settings.to_dict(),
+                "bundle_fd": self._bundle_fd,
                 "block_fd": block.fd,
                 "num_threads": self._num_threads,
             }
-            fds = [block.fd]
+            fds = [self._bundle_fd, block.fd]
             if self._listener is not None:
                 start["listener_fd"] = self._listener.fileno()
                 fds.append(self._listener.fileno())
@@ -303,6 +308,7 @@ class InlineSlot:
     def __init__(
         self,
         settings: Settings,
+        bundle_fd: int,
         num_threads: int,
         listener: socket.socket | None,
         collector: ServiceCollector,
@@ -310,6 +316,7 @@ class InlineSlot:
     ) -> None:
         """Prepare; nothing is started. The arguments are those of ``WorkerSlot``."""
         self._settings = settings
+        self._bundle_fd = bundle_fd
         self._num_threads = num_threads
         self._listener = listener
         self._collector = collector
@@ -334,7 +341,7 @@ class InlineSlot:
         # As in a process, the worker has a copy of its own: it closes it later than the supervisor.
         listener = self._listener and self._listener.dup()
         try:
-            bundle = served_bundle(settings)
+            bundle = parse_bundle(BundleFiles.unseal(self._bundle_fd))
             worker = await asyncio.to_thread(Worker, settings, bundle, block, self._num_threads, listener)
             self._worker = worker
             worker.listen()

@@ -15,10 +15,11 @@ A slot replaces its worker whatever fails. If another task of the supervisor end
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +29,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from digitserve.certificate import server_context
 from digitserve.errors import StartupError
-from digitserve.inference.bundle import Manifest, served_bundle
+from digitserve.inference.bundle import Manifest, parse_bundle, served_files
+from digitserve.inference.bundle_files import BundleFiles
 from digitserve.settings import Settings, endpoint
 from digitserve.supervision import descriptors, device
 from digitserve.supervision.cpu_budget import cpu_budget
@@ -63,10 +65,12 @@ def serve(settings: Settings, print_banner: Callable[[str], None]) -> int:
     Raises:
         StartupError: a setting cannot be used; the message states which one, and which values are accepted.
     """
-    manifest = served_bundle(settings).manifest
+    files = served_files(settings)
+    manifest = parse_bundle(files).manifest
     server_context(settings)  # checks the certificate
     num_descriptors = descriptors.raise_limit(settings.connection_limit)
     with (
+        _sealed(files) as bundle_fd,
         reserve(settings.host, settings.grpc_port, "--grpc-port") as grpc_socket,
         listen(settings.host, settings.http_port, "--http-port") as http_socket,
     ):
@@ -82,18 +86,32 @@ def serve(settings: Settings, print_banner: Callable[[str], None]) -> int:
             left = descriptors.num_left(num_descriptors, resolved.workers or 1)
             # uvicorn needs up to two per connection, while it closes those beyond the limit.
             max_http_connections = max(1, min(MAX_CONNECTIONS, left // 2))
-            return asyncio.run(_run(resolved, manifest, listeners, http_socket, max_http_connections, print_banner))
+            return asyncio.run(
+                _run(resolved, manifest, bundle_fd, listeners, http_socket, max_http_connections, print_banner)
+            )
+
+
+@contextlib.contextmanager
+def _sealed(files: BundleFiles) -> Iterator[int]:
+    """Keep the verified files in memory for all workers, because those in the folder may change."""
+    fd = files.seal()
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 async def _run(
     settings: Settings,
     manifest: Manifest,
+    bundle_fd: int,
     listeners: SlotListeners | None,
     http_socket: socket.socket,
     max_http_connections: int,
     print_banner: Callable[[str], None],
 ) -> int:
-    return await Supervisor(settings, manifest, listeners, http_socket, max_http_connections).run(print_banner)
+    supervisor = Supervisor(settings, manifest, bundle_fd, listeners, http_socket, max_http_connections)
+    return await supervisor.run(print_banner)
 
 
 class Supervisor:
@@ -106,6 +124,7 @@ class Supervisor:
         self,
         settings: Settings,
         manifest: Manifest,
+        bundle_fd: int,
         listeners: SlotListeners | None,
         http_socket: socket.socket,
         max_http_connections: int,
@@ -115,6 +134,7 @@ class Supervisor:
         Args:
             settings: resolved: with device, workers, ports and version decided. Port ``grpc_port`` is reserved.
             manifest: of the bundle to serve.
+            bundle_fd: its sealed files.
             listeners: one per slot; None if workers bind the port. Closed as soon as the service drains.
             http_socket: listens on the HTTP port.
             max_http_connections: most open connections of the HTTP port.
@@ -141,11 +161,11 @@ class Supervisor:
         sockets = [listeners[number] if listeners else None for number in range(num_workers)]
         self._slots: Sequence[WorkerSlot | InlineSlot] = (
             [
-                WorkerSlot(number, settings, num_threads, sockets[number], collector, self)
+                WorkerSlot(number, settings, bundle_fd, num_threads, sockets[number], collector, self)
                 for number in range(num_workers)
             ]
             if settings.workers
-            else [InlineSlot(settings, num_threads, sockets[0], collector, self)]
+            else [InlineSlot(settings, bundle_fd, num_threads, sockets[0], collector, self)]
         )
 
     @property

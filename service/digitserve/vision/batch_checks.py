@@ -235,7 +235,7 @@ def _pack_rows(flat: Gray) -> NDArray[np.uint64]:
     """Turn the rows of the foreground of 28x28 images into integers whose lowest bit is the first pixel.
 
     Args:
-        flat: uint8[N, 784].
+        flat: uint8[N, 784], N at least 1.
 
     Returns:
         uint64[28, N].
@@ -246,8 +246,6 @@ def _pack_rows(flat: Gray) -> NDArray[np.uint64]:
     layout = (IMAGE_SIZE // 2, num_images), "<u4", packed
     strides = 7, _PIXELS // 8
     rows = np.empty((IMAGE_SIZE // 2, 2, num_images), np.uint64)
-    if not num_images:
-        return rows.reshape(IMAGE_SIZE, 0)  # numpy accepts no offset into an empty buffer
     np.bitwise_and(np.ndarray(*layout, 0, strides), _ROW, out=rows[:, 0])
     np.right_shift(np.ndarray(*layout, 3, strides), _HALF_BYTE, out=rows[:, 1])
     return rows.reshape(IMAGE_SIZE, num_images)

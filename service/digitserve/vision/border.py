@@ -134,33 +134,34 @@ def clean(mask: Mask, segmentation: Segmentation) -> Cleaned:
     area = _inside_lines(mask)
     if area is None:
         area, inner = whole, mask
+        components = segmentation.components or find_components(mask)
     else:
         inner = np.zeros_like(mask)
         inner[_slices(area)] = mask[_slices(area)]
-    components = find_components(inner)
+        components = find_components(inner)
     dropped, kept = [], []
     solid = False
-    reached = np.zeros(4, np.bool_)
+    reached = [False] * 4
     for component in components:
-        contact = np.array(_contact(component, area))
-        touched = contact > 0
-        reached |= touched
+        contact = _contact(component, area)
         if _is_artefact(component, contact, area):
             dropped.append(component)
-            solid = solid or contact.max() >= SOLID_CONTACT
+            solid = solid or max(contact) >= SOLID_CONTACT
         else:
-            kept.append((component, touched.any()))
+            kept.append((component, any(contact)))
+        reached = [side or share > 0 for side, share in zip(reached, contact, strict=True)]
     # In a tight crop strokes of the digit reach the border on all sides.
-    loose = solid or not reached.all()
-    # Beside anything else than bands, a small shape may be a mark or a speck, and what is dropped may be the digit.
-    min_side = (MIN_SHAPE if all(map(_is_band, dropped)) else MIN_SHAPE_BESIDE_OTHERS) * area.longest
-    shapes = [part for part, touches in kept if (loose or not touches) and part.box.longest >= min_side]
+    loose = solid or not all(reached)
+    shapes = [part.box.longest for part, touches in kept if loose or not touches]
     if dropped and shapes:
-        cleaned = np.zeros_like(mask)
-        for part, _ in kept:
-            cleaned[_slices(part.box)] |= part.pixels()
-        return Cleaned(cleaned, spans_image=False)
-    band = len(dropped) == 1 and len(components) <= MAX_WITH_BAND and not reached.all() and _is_band(dropped[0])
+        # Beside anything else than bands, a small shape may be a mark or a speck, and what is dropped may be the digit.
+        min_share = MIN_SHAPE if all(map(_is_band, dropped)) else MIN_SHAPE_BESIDE_OTHERS
+        if max(shapes) >= min_share * area.longest:
+            cleaned = np.zeros_like(mask)
+            for part, _ in kept:
+                cleaned[_slices(part.box)] |= part.pixels()
+            return Cleaned(cleaned, spans_image=False)
+    band = len(dropped) == 1 and len(components) <= MAX_WITH_BAND and not all(reached) and _is_band(dropped[0])
     return Cleaned(inner, band and _is_cut_off(dropped[0]))
 
 
@@ -216,10 +217,12 @@ def dilate(mask: Mask) -> Mask:
     return grown
 
 
-def _is_artefact(component: Component, contact: NDArray[np.float64], area: Box) -> bool:
+def _is_artefact(component: Component, contact: tuple[float, float, float, float], area: Box) -> bool:
     """Return whether a component fills much of a side, spans the image as a band or grid, or lies flat along a side."""
-    top, bottom, left, right = (contact > 0).tolist()
-    if contact.max() >= MIN_CONTACT:
+    if not any(contact):
+        return False
+    top, bottom, left, right = (share > 0 for share in contact)
+    if max(contact) >= MIN_CONTACT:
         return True
     if (top and bottom) != (left and right) and (_is_band(component) or _is_grid(component)):
         return True
@@ -227,8 +230,8 @@ def _is_artefact(component: Component, contact: NDArray[np.float64], area: Box) 
     depth = MAX_SLIVER_DEPTH * area.longest
     flat = (top or bottom) and height <= max(1, depth) and width >= MIN_SLIVER_ASPECT * height
     upright = (left or right) and width <= max(1, depth) and height >= MIN_SLIVER_ASPECT * width
-    speck = contact.any() and max(height, width) <= 2 * depth
-    return bool(flat or upright or speck)
+    speck = max(height, width) <= 2 * depth
+    return flat or upright or speck
 
 
 def _inside_lines(mask: Mask) -> Box | None:
@@ -261,7 +264,10 @@ def _line_depth(mask: Mask) -> int:
 
 def _contact(component: Component, area: Box) -> tuple[float, float, float, float]:
     """Return the share of the top, bottom, left and right side of an area that a component fills."""
-    box, pixels = component.box, component.pixels()
+    box = component.box
+    if box.top > area.top and box.bottom < area.bottom and box.left > area.left and box.right < area.right:
+        return 0.0, 0.0, 0.0, 0.0
+    pixels = component.pixels()
     return (
         np.count_nonzero(pixels[0]) / area.width if box.top == area.top else 0.0,
         np.count_nonzero(pixels[-1]) / area.width if box.bottom == area.bottom else 0.0,
@@ -272,19 +278,34 @@ def _contact(component: Component, area: Box) -> tuple[float, float, float, floa
 
 def _is_band(component: Component) -> bool:
     """Return whether a component that spans the image is a straight band of even width."""
+    if component.area == component.box.height * component.box.width:
+        return True
     pixels = component.pixels()
     if pixels.shape[0] < pixels.shape[1]:
         pixels = pixels.T
-    widths = np.count_nonzero(pixels, axis=1)
-    if not widths.all():
-        return False
-    x, y = np.arange(pixels.shape[1]), np.arange(len(pixels))
+    widths = np.add.reduce(pixels, axis=1, dtype=np.intp)
     first, last = pixels.argmax(axis=1), pixels.shape[1] - pixels[:, ::-1].argmax(axis=1)
-    centers = (pixels * x).sum(axis=1) / widths
-    slope, offset = np.polyfit(y, centers, 1) if len(y) > 1 else (0.0, centers[0])
-    deviation = np.abs(slope * y + offset - centers).max()
-    low, high = np.percentile(widths, (5, 95))
-    return bool((last - first == widths).all() and deviation < max(1.5, 0.06 * len(y)) and high <= 2.2 * low + 1)
+    if not widths.all() or (last - first != widths).any():
+        return False
+    low, high = _quantiles(widths)
+    centers = (first + last - 1) / 2
+    y = np.arange(len(centers)) - (len(centers) - 1) / 2
+    slope = y.dot(centers) / max(1.0, y.dot(y))  # least squares; y is centred
+    deviation = np.abs(slope * y + np.add.reduce(centers) / len(y) - centers).max()
+    return bool(deviation < max(1.5, 0.06 * len(y)) and high <= 2.2 * low + 1)
+
+
+def _quantiles(numbers: NDArray[np.intp]) -> tuple[float, float]:
+    """Return the quantiles 0.05 and 0.95, interpolated, faster than ``np.percentile``."""
+    ordered = np.sort(numbers).tolist()
+    place = 0.05 * (len(ordered) - 1)
+    index = int(place)
+    share = place - index
+    beyond = min(index + 1, len(ordered) - 1)
+    return (
+        ordered[index] + share * (ordered[beyond] - ordered[index]),
+        ordered[~index] + share * (ordered[~beyond] - ordered[~index]),
+    )
 
 
 def _is_cut_off(component: Component) -> bool:

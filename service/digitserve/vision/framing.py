@@ -75,9 +75,6 @@ MIN_FRAME_SIDES = 3
 MIN_SHADED_SIDE = 40
 """Shortest side, in pixels, of an image in which the hard edge of a shadow is looked for."""
 
-MAX_COMPONENTS = 100
-"""Components of a mask above which no artefacts are looked for: it is a texture, and each component costs time."""
-
 SIDE_OF_PAPER = 0.1
 """Mean lightness, from -1 to 1, that each side of an image on light paper has at least, unless something else fills it."""
 
@@ -216,10 +213,10 @@ def _frame_ink(view: _View, image: FloatImage, found: InkStrength, ink: Ink, bor
     segmentation = segment(mask)
     if segmentation is None:
         return BLANK
-    if segmentation.num_components > MAX_COMPONENTS:
+    if not segmentation.num_components:  # a texture: no artefacts are looked for
         return _frame_shape(view, found, mask, segmentation, ink, spans_image=False)
     if view.looks and may_hold_panel(segmentation, mask.shape):
-        framed = _frame_panel(view, mask, ink)
+        framed = _frame_panel(view, mask, segmentation, ink)
         if framed is not None:
             return framed
     spans_image = False
@@ -290,9 +287,9 @@ def _frame_shape(
     return Framed(place(strength, faintest), False, segmentation.several, spans_image, ink, where)  # noqa: FBT003 - faster
 
 
-def _frame_panel(view: _View, mask: NDArray[np.bool_], ink: Ink) -> Framed | None:
+def _frame_panel(view: _View, mask: NDArray[np.bool_], segmentation: Segmentation, ink: Ink) -> Framed | None:
     """Frame what a rectangle holds; None if there is none."""
-    panel = find_panel(mask)
+    panel = find_panel(mask, segmentation.components)
     # What a solid rectangle holds has the opposite polarity, which is no ink if the caller gave the polarity.
     if panel is None or (panel.solid and view.ink is not Ink.AUTO):
         return None

@@ -3,6 +3,7 @@
 ``framing`` calls it on the worker's thread, only for masks that may hold one; no state is kept.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -59,17 +60,18 @@ def may_hold_panel(segmentation: Segmentation, shape: tuple[int, ...]) -> bool:
     )
 
 
-def find_panel(mask: Mask) -> Panel | None:
+def find_panel(mask: Mask, components: Sequence[Component] = ()) -> Panel | None:
     """Find a rectangle that holds a shape.
 
     Args:
         mask: bool[H, W], at most 64 a side.
+        components: of the mask, if they are known.
 
     Returns:
         None if there is no such rectangle, or if it is the whole image.
     """
     height, width = mask.shape
-    components = find_components(mask)
+    components = components or find_components(mask)
     if not components:
         return None
     panel = max(components, key=lambda component: component.box.height * component.box.width)
@@ -111,7 +113,7 @@ def _solid_rectangle(pixels: Mask, box: Box) -> Box | None:
     return Box(box.top + top + 1, box.top + bottom - 1, box.left + left + 1, box.left + right - 1)
 
 
-def _inside_frame(pixels: Mask, box: Box, components: list[Component]) -> Box | None:
+def _inside_frame(pixels: Mask, box: Box, components: Sequence[Component]) -> Box | None:
     """Return the inside of a component that is a frame around another component."""
     if min(float(side.any(axis=axis).mean()) for side, axis in (
         (pixels[:2], 0), (pixels[-2:], 0), (pixels[:, :2], 1), (pixels[:, -2:], 1)

@@ -154,6 +154,27 @@ def test_a_killed_worker(tmp_path: Path) -> None:
     assert sum(seen["codes"].values()) == seen["sent"]
 
 
+@pytest.mark.parametrize("method", ["unary", "stream"])
+def test_a_service_that_ends_meanwhile(tmp_path: Path, method: str) -> None:
+    """The report is printed; the exit code is 1 although requests were answered, and standard error says why."""
+    write_echo_bundle(tmp_path)
+    with run_service(tmp_path, tmp_path / "log", "--workers", "1", "--lame-duck-s", "0") as service:
+        load = subprocess.Popen(
+            arguments(service, *QUICK, "--duration-s", "2.5", "--timeout-s", "0.5", "--json", "--method", method),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        wait_until(lambda: service.total("digitserve_images_total") > 50, "answers")
+        assert service.stop() == 0
+    output, errors = load.communicate(timeout=PATIENCE_S)
+    assert load.returncode == 1
+    assert errors == (
+        "digitserve: the service ended meanwhile, or cannot be reached any more: no connection was left\n"
+    )
+    seen = json.loads(output)
+    assert seen["codes"]["OK"] > 0
+    assert seen["disconnected"] == 4
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -10,6 +10,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from digitserve.cli import main
+from digitserve.cli.output import print_error
+from digitserve.client.pool import Deadline
 from support.bundles import echo_image, write_echo_bundle
 from support.serving import RunningWorker, run_worker
 
@@ -70,6 +72,19 @@ def test_a_large_photo_is_reduced(worker: RunningWorker, tmp_path: Path) -> None
     refused = CliRunner().invoke(main, command)
     assert refused.exit_code == 1
     assert "reduce the image" in refused.stderr
+
+
+def test_advice_names_flags(worker: RunningWorker, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Errors of the client library name its arguments; the command names its flags, and leaves file names as they are."""
+    Image.new("RGB", (4200, 2900), "white").save(tmp_path / "max_side.png")
+    command = ["classify", "--address", worker.address, "--max-side", "0", str(tmp_path / "max_side.png")]
+    large = CliRunner().invoke(main, command)
+    print_error(str(Deadline(2).error()))
+
+    assert large.exit_code == 1
+    assert "max_side.png: " in large.stderr
+    assert "(see --max-side)" in large.stderr
+    assert "set a longer --timeout-s" in capsys.readouterr().err
 
 
 def test_a_file_of_28x28_has_no_rules_of_its_own(worker: RunningWorker, tmp_path: Path) -> None:

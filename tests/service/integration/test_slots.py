@@ -6,6 +6,7 @@ import os
 import pkgutil
 import signal
 import socket
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,8 +116,9 @@ def run_recorded(recorder: Recorder, listener: socket.socket | None = None, **ch
 
     async def run() -> None:
         collector = ServiceCollector(tuple("0123456789"), list)
-        recorder.slot = WorkerSlot(0, Settings(**changes), 1, listener, collector, recorder)
-        await recorder.slot.run()
+        with tempfile.TemporaryFile() as bundle:
+            recorder.slot = WorkerSlot(0, Settings(**changes), bundle.fileno(), 1, listener, collector, recorder)
+            await recorder.slot.run()
 
     asyncio.run(run())
 
@@ -148,6 +150,7 @@ def test_each_worker_inherits_the_slots_socket(script: Script) -> None:
     """Each worker of a slot accepts on the same listening socket; a connection waits while the worker is replaced."""
     script("""
 import socket
+import tempfile
 listener = socket.socket(fileno=order["listener_fd"])
 listener.accept()[0].send(b"%d" % number)
 ready()

@@ -13,6 +13,7 @@ import pytest
 
 from digitserve import worker
 from digitserve.child_process import AsyncChild, ChannelClosed
+from digitserve.inference.bundle import served_files
 from digitserve.protocol.names import CLASSIFY
 from digitserve.settings import Settings
 from digitserve.telemetry.block import Block
@@ -29,9 +30,12 @@ def run(settings: Settings, interact: Interact, **environment: str) -> int:
 
     async def main() -> int:
         block = Block(LABELS)
-        child = await AsyncChild.start("digitserve.worker", environment=environment, pass_fds=(block.fd,))
+        bundle_fd = served_files(settings).seal()
+        start = {"settings": settings.to_dict(), "bundle_fd": bundle_fd, "block_fd": block.fd, "num_threads": 1}
+        child = await AsyncChild.start("digitserve.worker", environment=environment, pass_fds=(bundle_fd, block.fd))
+        os.close(bundle_fd)
         try:
-            await child.send({"settings": settings.to_dict(), "block_fd": block.fd, "num_threads": 1})
+            await child.send(start)
             return await asyncio.wait_for(interact(child, block), PATIENCE_S)
         finally:
             child.close()

@@ -1,8 +1,10 @@
 // Calls an echo server with @grpc/grpc-js, and prints the results as JSON.
-// Usage: node client.js FOLDER ADDRESS; FOLDER has the node_modules with @grpc/grpc-js.
+// Usage: node client.js FOLDER ADDRESS [CERTIFICATE]; FOLDER has the node_modules with @grpc/grpc-js. With the file of a
+// certificate it uses TLS.
 
+const fs = require('fs');
 const path = require('path');
-const [folder, address] = process.argv.slice(2);
+const [folder, address, certificate] = process.argv.slice(2);
 const grpc = require(path.join(folder, 'node_modules', '@grpc', 'grpc-js'));
 
 const bytes = (value) => value;
@@ -13,7 +15,9 @@ const method = (name, streaming) => ({
 const Client = grpc.makeGenericClientConstructor(
   {echo: method('Echo', false), echoStream: method('EchoStream', true), none: method('None', false)}, 'Echo');
 const limits = {'grpc.max_receive_message_length': -1, 'grpc.max_send_message_length': -1};
-const client = new Client(address, grpc.credentials.createInsecure(), limits);
+const credentials = certificate
+  ? grpc.credentials.createSsl(fs.readFileSync(certificate)) : grpc.credentials.createInsecure();
+const client = new Client(address, credentials, limits);
 const deadline = () => Date.now() + 60000;
 
 const call = (body, options = {}, metadata = new grpc.Metadata(), name = 'echo') => new Promise((resolve) =>

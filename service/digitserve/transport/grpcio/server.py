@@ -35,6 +35,9 @@ CORE_LIMIT_FACTOR = 2
 """Gives the size of a message, in maximal ones, from which core discards it: its end then looks like a cancellation. Smaller
 messages over the limit reach the handlers, which count them and describe the limit."""
 
+_MIN_PING_INTERVAL_MS = 5_000
+"""Half of the interval of our client."""
+
 _NO_LIMIT = 1 << 30
 _MAX_INT = (1 << 31) - 1
 """Largest value of an option. As a time in milliseconds, gRPC takes it as infinite."""
@@ -93,6 +96,10 @@ class GrpcServer:
             # Core rejects some requests between the two limits, at random.
             ("grpc.max_metadata_size", settings.max_header_bytes),
             ("grpc.absolute_max_metadata_size", settings.max_header_bytes),
+            # Clients find lost connections by PINGs, every ten seconds also when idle; core would end their connections for it.
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MS),
+            ("grpc.http2.max_ping_strikes", 0),
             # Core would reject calls without counting them; the pipeline does admission control.
             ("grpc.server.max_pending_requests", _NO_LIMIT),
             ("grpc.server.max_pending_requests_hard_limit", _NO_LIMIT),

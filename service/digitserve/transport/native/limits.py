@@ -56,7 +56,8 @@ class Limits:
             per round trip, which takes 0.1 ms on one host; 10 000 PINGs cost 10 ms of CPU (measured without sockets).
         max_resets: burst of streams that the client resets or that are reset because of its errors.
         resets_per_s: rate at which that burst is allowed again.
-        handshake_s: time for the connection preface and SETTINGS, and from HEADERS to the last CONTINUATION.
+        handshake_s: time for the handshake of TLS, the connection preface and SETTINGS together; also from HEADERS to the last
+            CONTINUATION.
         message_s: time from the start of a call to the end of its message; on a stream, from the reservation of a message.
             Also the time for the client to take an answer.
         max_idle_s: time without a call after which the connection drains; infinite for no limit.

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from support.bundles import echo_request, write_echo_bundle
+from support.certificates import make_certificate
 from support.echo_server import ECHO, EchoServer, run_echo_server
 from support.serving import PATIENCE_S, run_worker, wait_until
 
@@ -46,17 +47,30 @@ def body(tmp_path: Path) -> Path:
     return path
 
 
-def test_grpc_js(server: EchoServer, tmp_path: Path) -> None:
-    """The client of Node.js: parallel and large calls, metadata, failures, a deadline, a cancellation and a stream."""
-    npm, node = tool("npm"), tool("node")
-    shutil.copy(GRPC_JS / "package.json", tmp_path)
+@pytest.fixture(scope="module")
+def grpc_js(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with an installed grpc-js."""
+    npm, folder = tool("npm"), tmp_path_factory.mktemp("grpc_js")
+    shutil.copy(GRPC_JS / "package.json", folder)
     installed = subprocess.run(
         [npm, "install", "--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=2 * PATIENCE_S, check=False,
+        cwd=folder, capture_output=True, text=True, timeout=2 * PATIENCE_S, check=False,
     )  # fmt: skip
     assert installed.returncode == 0, installed.stderr
+    return folder
 
-    results = json.loads(run(node, str(GRPC_JS / "client.js"), str(tmp_path), server.address))
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_grpc_js(grpc_js: Path, tmp_path: Path, secure: bool) -> None:
+    """The client of Node.js, also over TLS: parallel and large calls, metadata, failures, a deadline, a cancellation and a
+    stream.
+    """
+    made = make_certificate(tmp_path)
+    with run_echo_server(**(made.settings() if secure else {})) as server:
+        address = server.address.replace("127.0.0.1", "localhost")  # Node warns about certificates of addresses
+        arguments = (str(grpc_js), address, *[str(made.certificate)] * secure)
+        results = json.loads(run(tool("node"), str(GRPC_JS / "client.js"), *arguments))
+        wait_until(lambda: server.calls.ends["closed"] == 2, "the expired and the cancelled call are closed")
 
     assert results == {
         "parallel": True,
@@ -70,7 +84,6 @@ def test_grpc_js(server: EchoServer, tmp_path: Path) -> None:
         "stream": [0, True],
         "last": "last",
     }
-    wait_until(lambda: server.calls.ends["closed"] == 2, "the expired and the cancelled call are closed")
 
 
 def test_curl(server: EchoServer, body: Path, tmp_path: Path) -> None:

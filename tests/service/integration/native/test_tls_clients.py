@@ -142,6 +142,21 @@ def test_a_client_changes_the_keys(server: EchoServer) -> None:
         client.kill()
 
 
+def test_renegotiation_is_refused(server: EchoServer) -> None:
+    """A TLS 1.2 client that begins another handshake gets an alert."""
+    openssl = shutil.which("openssl") or pytest.skip("openssl is not installed")
+    client = subprocess.Popen(
+        [openssl, "s_client", "-connect", server.address, "-tls1_2", "-alpn", "h2"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0,
+    )  # fmt: skip
+    with client:
+        assert client.stdin is not None
+        client.stdin.write(PREFACE + raw(SETTINGS))
+        read_until(client, raw(SETTINGS, ACK))
+        client.stdin.write(b"R\n")
+        read_until(client, b"no renegotiation")
+
+
 def read_until(process: "subprocess.Popen[bytes]", expected: bytes) -> None:
     """Read the output of a process until it contains something."""
     assert process.stdout is not None

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -167,17 +169,37 @@ def test_an_invalid_manifest_fails_the_manifest_check(path: Path, content: bytes
         ("format", 2, "format is 2; this version reads 1"),
         ("name", "letters", "it describes letters/1 but is in"),
         ("version", 2, "it describes digits/2 but is in"),
-        ("version", "one", "is not a manifest"),
+        ("version", "one", "it describes digits/one but is in"),
         ("version", float("inf"), "is not a manifest"),
-        ("version", None, "is not a manifest"),
-        ("ood_threshold", "high", "is not a manifest"),
-        ("ood_threshold", float("nan"), "ood_threshold is nan"),
+        ("version", None, "it describes digits/None but is in"),
+        ("version", 1.7, "it describes digits/1.7 but is in"),
+        ("version", True, "it describes digits/True but is in"),
+        ("version", "1", "it describes digits/1 but is in"),
+        ("ood_threshold", "high", "ood_threshold is 'high'; expected a number"),
+        ("ood_threshold", True, "ood_threshold is True; expected a number"),
+        ("ood_threshold", float("nan"), "NaN is not a finite number"),
+        ("sha256", 5, "sha256 is 5; expected 64 hexadecimal digits"),
+        ("sha256", "0" * 63, "expected 64 hexadecimal digits"),
+        ("quality", {"loss": float("-inf")}, "-Infinity is not a finite number"),
+        ("quality", {"loss": "low"}, "quality.loss is 'low'; expected a number"),
+        ("quality", {"\ud800": 1}, "surrogates not allowed"),
+        ("training", [[[float("nan")]]], "NaN is not a finite number"),
         ("golden_tolerance", 0.02, "golden_tolerance is 0.02; expected more than 0 and at most 0.01"),
         ("golden_tolerance", 0, "golden_tolerance is 0.0; expected more than 0"),
-        ("golden_tolerance", float("nan"), "golden_tolerance is nan"),
+        ("golden_tolerance", float("nan"), "NaN is not a finite number"),
         ("golden_tolerance", "wide", "is not a manifest"),
         ("quality", [1], "is not a manifest"),
-        ("labels", None, "is not a manifest"),
+        ("labels", None, "expected a list of 1 to 1000 labels"),
+        ("labels", [], "expected a list of 1 to 1000 labels"),
+        ("labels", "0123456789", "expected a list of 1 to 1000 labels"),
+        ("labels", list(map(str, range(1001))), "expected a list of 1 to 1000 labels"),
+        ("labels", ["7"] * 10, "the same label occurs twice"),
+        ("labels", [*"012345678", 9], "label '9': expected 1 to 64 printable characters"),
+        ("labels", [*"012345678", " "], "expected 1 to 64 printable characters"),
+        ("labels", [*"012345678", "9\n"], "expected 1 to 64 printable characters"),
+        ("labels", [*"012345678", "\u202e9"], "expected 1 to 64 printable characters"),
+        ("labels", [*"012345678", "9" * 65], "expected 1 to 64 printable characters"),
+        ("labels", [*"012345678", "\ud800"], "surrogates not allowed"),
         ("labels", list("012"), "inputs and outputs are"),
         ("ink", "dark_on_light", "ink and framing are 'dark_on_light', 'mnist'"),
         ("framing", "crop", "ink and framing are 'light_on_dark', 'crop'"),
@@ -193,6 +215,37 @@ def test_a_wrong_field_fails_the_manifest_check(path: Path, field: str, value: o
     check, text = failed_check(path)
     assert check == "manifest"
     assert message in text
+
+
+@pytest.mark.parametrize(
+    ("addition", "message"),
+    [
+        ('"more": ' + "[" * 100_000 + "]" * 100_000, "recursion"),
+        ('"more": ' + '{"a":' * 90_000 + "1" + "}" * 90_000, "recursion"),
+        ('"more": ' + "9" * 5000, "digits"),
+        ('"more": 1e999', "1e999 is not a finite number"),
+        ('"version": 1, "version": 1', "a name occurs twice in an object"),
+    ],
+    ids=["deep list", "deep object", "long integer", "infinite", "twice"],
+)
+def test_hostile_json_fails_the_manifest_check(path: Path, addition: str, message: str) -> None:
+    """Nested deeper than the parser can follow, numbers out of range, a name that occurs twice; the error is one short line."""
+    written = (path / "manifest.json").read_text().rstrip().removesuffix("}")
+    (path / "manifest.json").write_text(f"{written}, {addition}}}")
+    check, text = failed_check(path)
+    assert check == "manifest"
+    assert message in text
+    assert len(text) < 600
+    assert "\n" not in text
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can read every folder")
+def test_a_folder_that_cannot_be_read_fails_the_files_check(tmp_path: Path) -> None:
+    """The error names the folder."""
+    write_echo_bundle(tmp_path)
+    (tmp_path / "digits").chmod(0)
+    with pytest.raises(BundleError, match="digits cannot be read: Permission denied"):
+        bundle.find_bundle(tmp_path, "digits")
 
 
 def test_the_default_golden_tolerance_is_the_strict_one(path: Path) -> None:
@@ -241,6 +294,24 @@ def write_golden(path: Path, **changes: object) -> None:
     (path / "golden.npz").write_bytes(content.getvalue())
 
 
+def test_golden_arrays_that_expand_to_gigabytes_fail_the_golden_check(path: Path) -> None:
+    """Compressed zeros are refused before they are decompressed."""
+    with (path / "golden.npz").open("wb") as file:
+        np.savez_compressed(file, **(vars(echo_golden()) | {"images": np.zeros((100_000, 28, 28, 1), np.uint8)}))
+    assert (path / "golden.npz").stat().st_size < 1 << 17
+    check, text = failed_check(path)
+    assert (check, "it holds 78,40" in text) == ("golden", True)
+
+
+def test_an_array_that_declares_more_than_the_file_holds_fails_the_golden_check(path: Path) -> None:
+    """The shape in the header of an array is not believed."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (1 << 45,)})
+    with zipfile.ZipFile(path / "golden.npz", "w") as archive:
+        archive.writestr("images.npy", header.getvalue())
+    assert failed_check(path)[0] == "golden"
+
+
 @pytest.mark.parametrize("length", [0, 1, 100, -1, -30])
 def test_a_truncated_golden_file_fails_the_golden_check(path: Path, length: int) -> None:
     """A file truncated at any point is reported as damaged."""
@@ -256,6 +327,7 @@ def test_a_truncated_golden_file_fails_the_golden_check(path: Path, length: int)
         {"images": np.zeros((4, 28, 28), np.uint8)},
         {"images": np.zeros((4, 28, 28, 1), np.float32)},
         {"images": np.zeros((0, 28, 28, 1), np.uint8)},
+        {name: array[:0] for name, array in vars(echo_golden()).items()},
         {"images": np.uint8(7)},
         {"images": np.zeros((5, 28, 28, 1), np.uint8)},
         {"probabilities": np.zeros((4, 9), np.float32)},

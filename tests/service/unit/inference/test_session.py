@@ -1,6 +1,7 @@
 """A session that exists has passed its checks; an error names the failed check; onnxruntime writes no files."""
 
 import os
+import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from digitserve.errors import BundleError, ProviderError
 from digitserve.inference import bundle
 from digitserve.inference.session import Session
-from support.bundles import echo_golden, echo_graph, echo_image, make_graph, manifest, write_echo_bundle
+from support.bundles import echo_graph, echo_image, make_graph, write_echo_bundle
 
 
 @pytest.fixture
@@ -64,48 +65,57 @@ def test_warm_up_returns_the_time_per_image(echo: bundle.Bundle) -> None:
     assert session.provider == "CPUExecutionProvider"
 
 
-def test_an_invalid_graph_fails_the_signature_check(tmp_path: Path) -> None:
-    """A file that is not an ONNX graph, with a correct sha256, is found when it is loaded."""
-    broken = bundle.read_bundle(bundle.write_bundle(tmp_path, manifest(), b"no graph at all", echo_golden()))
-    check, text = failed_check(broken)
-    assert (check, "cannot load model.onnx" in text, "external data" in text) == ("signature", True, False)
-
-
-def external_data_graph(folder: Path, *, in_subgraph: bool) -> bytes:
-    """Return the echo network with a tensor stored in ``folder``: its weights, or a constant of an unused ``If`` branch."""
+def allocating_graph(num_elements: int, batch_power: int = 0) -> bytes:
+    """Return the echo network with a node that fills ``num_elements`` times the batch size to a power."""
     model = onnx.load_from_string(echo_graph())
-    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "weights")
-    if in_subgraph:
-        tensor = numpy_helper.from_array(np.ones(1, np.float32), "one")
-    content = numpy_helper.to_array(tensor).tobytes()
-    (folder / "weights.bin").write_bytes(content)
-    tensor.ClearField("raw_data")
-    tensor.data_location = TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value="weights.bin")
-    tensor.external_data.add(key="length", value=str(len(content)))
-    if in_subgraph:
-        outputs = [helper.make_tensor_value_info("copy", TensorProto.FLOAT, [1])]
-        branch = helper.make_graph([helper.make_node("Identity", ["one"], ["copy"])], "branch", [], outputs, [tensor])
-        model.graph.initializer.append(numpy_helper.from_array(np.array(True), "condition"))
-        model.graph.node.append(
-            helper.make_node("If", ["condition"], ["unused"], then_branch=branch, else_branch=branch)
-        )
+    constants = {"axis": np.array([0]), "first": np.array([0]), "last": np.array([1]), "size": np.array([num_elements])}
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    model.graph.node.extend(
+        [
+            helper.make_node("Shape", ["images"], ["shape"], start=0, end=1),
+            *(helper.make_node("Mul", [f"f{n}" if n else "size", "shape"], [f"f{n + 1}"]) for n in range(batch_power)),
+            helper.make_node("ConstantOfShape", [f"f{batch_power}" if batch_power else "size"], ["filled"]),
+            helper.make_node("ReduceMax", ["filled", "axis"], ["most"]),
+        ]
+    )
+    scores = next(node for node in model.graph.node if "ood_score" in node.output)
+    scores.output[0] = "scores"
+    model.graph.node.append(helper.make_node("Add", ["scores", "most"], ["ood_score"]))
     return bytes(model.SerializeToString())
 
 
-@pytest.mark.parametrize("in_subgraph", [False, True])
-def test_a_graph_with_external_data_is_rejected(
-    echo: bundle.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_subgraph: bool
-) -> None:
-    """A graph whose tensors are in another file does not load, because the bundle's sha256 does not cover that file.
+def test_a_graph_that_needs_gigabytes_fails_a_check(echo: bundle.Bundle) -> None:
+    """An error instead of a process that the kernel kills; afterwards the process can allocate as before."""
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    Session(replace(echo, graph=allocating_graph(1 << 20)))
+    check, text = failed_check(replace(echo, graph=allocating_graph(1 << 29)))
+    assert (check in {"signature", "golden"}, "alloc" in text) == (True, True)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
 
-    onnxruntime by default reads the file from the working directory.
-    """
-    graph = external_data_graph(tmp_path, in_subgraph=in_subgraph)
-    monkeypatch.chdir(tmp_path)
-    onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    check, text = failed_check(replace(echo, graph=graph))
-    assert (check, "must contain all its tensors, without external data" in text) == ("signature", True)
+
+def test_a_graph_that_needs_gigabytes_for_large_batches_fails_the_warm_up(echo: bundle.Bundle) -> None:
+    """The golden images are few; memory may grow with the square of the batch size."""
+    session = Session(replace(echo, graph=allocating_graph(1 << 9, batch_power=2)))
+    session.warm_up(8)
+    with pytest.raises(BundleError, match="check 'warm-up' failed: the graph fails on a batch of 1024 images: .*alloc"):
+        session.warm_up(1024)
+
+
+def test_a_file_in_onnxruntimes_own_format_fails_the_signature_check(echo: bundle.Bundle, tmp_path: Path) -> None:
+    """``graph_check`` reads ONNX only, so onnxruntime may take the bytes for nothing else."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "model.ort")
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    onnxruntime.InferenceSession(echo.graph, options)
+    graph = (tmp_path / "model.ort").read_bytes()
+    onnxruntime.InferenceSession(graph)
+    assert failed_check(replace(echo, graph=graph))[0] == "signature"
+
+
+def test_an_invalid_graph_fails_the_signature_check(echo: bundle.Bundle) -> None:
+    """A file that is not an ONNX graph is found when it is loaded."""
+    check, text = failed_check(replace(echo, graph=b"no graph at all"))
+    assert (check, "cannot load model.onnx" in text) == ("signature", True)
 
 
 @pytest.mark.parametrize(

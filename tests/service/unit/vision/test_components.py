@@ -7,8 +7,20 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from digitserve.types import Box
-from digitserve.vision.components import MAX_SIDE, MIN_KEPT_RATIO, find_gaps, project, segment, segment_rows
+from digitserve.types import Box, Ink
+from digitserve.vision import components
+from digitserve.vision.components import (
+    MAX_FILL_STEPS,
+    MAX_SIDE,
+    MIN_KEPT_RATIO,
+    count_components,
+    find_components,
+    find_gaps,
+    project,
+    segment,
+    segment_rows,
+)
+from digitserve.vision.framing import frame
 
 Mask = NDArray[np.bool_]
 
@@ -52,6 +64,8 @@ def test_the_box_encloses_all_components_but_specks(mask: Mask) -> None:
         assert found is None
         return
     assert found is not None
+    if not found.num_components:
+        return
     if has_gap(mask):
         labels, _ = ndimage.label(mask, EIGHT_CONNECTED)
         sizes = np.bincount(labels.ravel())
@@ -61,6 +75,78 @@ def test_the_box_encloses_all_components_but_specks(mask: Mask) -> None:
     else:
         assert not found.several
     assert found.box == bounding_box(mask)
+
+
+@given(masks)
+def test_components_are_those_of_scipy(mask: Mask) -> None:
+    """Areas and boxes, unless the mask is a texture, for which there are none."""
+    found = find_components(mask)
+    labels, number = ndimage.label(mask, EIGHT_CONNECTED)
+    assert count_components(mask, 5) == min(number, 5)
+    if not found:
+        assert number != 1
+        return
+    places = ndimage.find_objects(labels)
+    areas = np.bincount(labels.ravel())[1:]
+    expected = sorted(
+        (int(area), *(end for one in place for end in (one.start, one.stop)))
+        for area, place in zip(areas, places, strict=True)
+    )
+    assert sorted((one.area, *one.box) for one in found) == [
+        one for one in expected if len(found) == number or one[0] > 1
+    ]
+
+
+def pattern(height: int, width: int, code: int) -> Mask:
+    """Return a mask in which one of some hostile patterns repeats every few pixels."""
+    y, x = np.mgrid[:height, :width]
+    step, kind = 2 + code // 8 % 7, code % 8
+    ring = np.minimum(np.minimum(y, height - 1 - y), np.minimum(x, width - 1 - x))
+    winding = np.where(y % step, x == np.where(y // step % 2, 0, width - 1), True)
+    mask: Mask = (
+        (y % step == 0) & (x % step == 0), y % step == 0, x % step == 0, (x % step == 0) | (y == 0), winding,
+        (x + y) % step == 0, ring % step == 0, (y + np.abs(x % (2 * step) - step)) % step == 0,
+    )[kind]  # fmt: skip
+    return mask
+
+
+@pytest.mark.parametrize("side", [28, MAX_SIDE])
+def test_the_work_on_any_mask_is_bounded(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dots, lines, combs, mazes and zigzags take no more steps of flood fills than a page of digits may."""
+    steps = 0
+    dilate = components._dilate
+
+    def counting(bits: int, stride: int) -> int:
+        nonlocal steps
+        steps += 1
+        return dilate(bits, stride)
+
+    monkeypatch.setattr(components, "_dilate", counting)
+    for mask in (pattern(side, side, code) for code in range(56)):
+        for turned in (mask, mask.T, mask[::-1], ~mask):
+            for search in (find_components, lambda one: count_components(one, 16)):
+                steps = 0
+                search(turned)
+                assert steps <= MAX_FILL_STEPS + 1
+
+
+@pytest.mark.parametrize("code", [0, 8, 1, 2, 9, 13])
+def test_a_regular_texture_is_several_shapes(code: int) -> None:
+    """The verdict of an image of dots or lines is decided without all of its components."""
+    texture = np.where(pattern(60, 60, code), 255, 0).astype(np.uint8)
+    assert frame(texture, Ink.LIGHT_ON_DARK).several
+
+
+@pytest.mark.parametrize("share", [0.01, 0.03, 0.06])
+def test_a_shape_in_noise_is_found(share: float) -> None:
+    """The box is that of the thick shape, not that of all specks."""
+    mask = np.random.default_rng(0).random((60, 60)) < share
+    mask[15:45, 25:35] = True
+    found = segment(mask)
+    assert found is not None
+    assert not found.several
+    assert found.box.height <= 34
+    assert found.box.width <= 16
 
 
 small_masks = st.builds(blobs, st.just(28), st.just(28), st.integers(0, 2**32 - 1))

@@ -17,11 +17,13 @@ import pytest
 
 from digitserve.certificate import server_context
 from digitserve.settings import Settings
-from digitserve.telemetry.block import CloseReason
+from digitserve.telemetry.block import Block, CloseReason
+from digitserve.telemetry.recorder import Recorder
 from digitserve.transport.native import loop as module
 from digitserve.transport.native import peer as peer_module
 from digitserve.transport.native.acceptor import ACCEPT_PAUSE_S, MAX_ACCEPTS
-from digitserve.transport.native.limits import WorkerLimits
+from digitserve.transport.native.connection import Connection
+from digitserve.transport.native.limits import ReceiveBudget, WorkerLimits
 from digitserve.transport.native.loop import (
     CHECK_S,
     MANY_UNREAD,
@@ -33,8 +35,9 @@ from digitserve.transport.native.loop import (
     Loop,
 )  # fmt: skip
 from digitserve.transport.native.peer import LINGER_S, Peer
+from digitserve.transport.respond import UnknownMethodHandler
 from support.certificates import TlsClient, make_certificate
-from support.http2_peer import RecordedCounts
+from support.http2_peer import LIMITS, RecordedCounts
 
 STALL_S = 60.0
 """Default of the limit."""
@@ -127,7 +130,8 @@ class Bench:
 
     def __init__(self, clock: Clock, context: ssl.SSLContext | None = None, **changes: Any) -> None:
         self.clock = clock
-        self.connections: list[Recorded] = []
+        self.connections: list[Any] = []
+        self.create: Callable[[Callable[[], None]], Any] = Recorded
         self.sockets = ExitStack()
         self.counts = RecordedCounts()
         limits = WorkerLimits(**{"max_receive_bytes": 1 << 20, "max_connections": 1000, **changes})
@@ -137,7 +141,7 @@ class Bench:
         self.loop.listen(listener)
 
     def _new_connection(self, now: float, on_output: Callable[[], None]) -> Any:
-        self.connections.append(Recorded(on_output))
+        self.connections.append(self.create(on_output))
         return self.connections[-1]
 
     def connect(self) -> socket.socket:
@@ -339,6 +343,26 @@ def test_handshakes_wait_behind_calls(tls_bench: Bench) -> None:
         client_socket.sendall(other.take(b"first"))
     bench.poll_until(lambda: all(one.received == [b"first"] for _, _, one in others[:-1]))
     bench.poll_until(lambda: others[-1][2].num_drops)
+
+
+def test_a_handshake_has_the_time_of_the_preface(tls_bench: Bench) -> None:
+    """A client that does not complete its handshake, or sends no HTTP/2 after it, is closed after ``handshake_s``."""
+    bench = tls_bench
+    recorder, budget = Recorder(Block(()), ()), ReceiveBudget(1 << 24, LIMITS.message_s)
+    unknown, now = UnknownMethodHandler(recorder), bench.clock.now
+    bench.create = lambda on_output: Connection({}, unknown, LIMITS, budget, recorder, now, on_output)
+    client, (silent, _), (slow, _) = TlsClient(), bench.accept(), bench.accept()
+    slow.sendall(client.take())
+    bench.poll_until(lambda: not bench.loop.poll(0.01))
+    client.give(slow.recv(1 << 16))
+    slow.sendall(client.take())
+    bench.poll_until(lambda: not bench.loop._peers.handshakes and not bench.loop.poll(0.01))
+    bench.advance(LIMITS.handshake_s - 0.1)
+    assert not any(peer.lingering for peer in bench.peers())
+    bench.advance(0.2)
+    bench.loop.poll(0)
+    assert silent.recv(100) == b""
+    assert b"no preface" in client.give(slow.recv(1 << 16))
 
 
 @pytest.mark.parametrize("unsent", [0, 8 << 20])
