@@ -117,7 +117,7 @@ class Settings:
         "Maximum size of the unfinished request messages of a worker in bytes. At least 2 maximum request messages. For more, "
         "clients wait, or get RESOURCE_EXHAUSTED. Native transport only.",
         Bounds(MIB, 1 << 40),
-        shown="6 maximum request messages, at least 16 MiB",
+        shown="5 maximum request messages, at least 16 MiB",
     )
     max_connection_age_s: float = _setting(
         300.0,

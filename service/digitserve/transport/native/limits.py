@@ -26,7 +26,7 @@ RESET_BURST_S = 5.0
 CONTROL_BURST_S, MIN_CONTROL_BURST = 0.1, 1_000
 """Control frames at once, in seconds of their rate, and at least: each of 1 000 open streams may have a late frame."""
 
-RECEIVE_BUDGET_MESSAGES = 6
+RECEIVE_BUDGET_MESSAGES = 5
 """Unfinished messages of all connections together, in messages of the maximal size."""
 
 MIN_RECEIVE_BUDGET_BYTES = 1 << 24

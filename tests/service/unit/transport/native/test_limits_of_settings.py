@@ -49,7 +49,7 @@ def test_the_defaults_are_those_of_the_documentation() -> None:
     settings = Settings()
     assert Limits.of(settings) == Limits(max_message_bytes=settings.max_request_bytes)
     assert WorkerLimits.of(settings) == WorkerLimits(
-        max_receive_bytes=6 * settings.max_request_bytes, max_age_s=settings.max_connection_age_s
+        max_receive_bytes=5 * settings.max_request_bytes, max_age_s=settings.max_connection_age_s
     )
 
 
