@@ -4,7 +4,7 @@
 for the service's processes, which do not need them.
 """
 
-# Without ``typing``: nothing is imported before the command handles Ctrl-C.
+# No import of ``typing``: no module is imported before the command handles Ctrl-C.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from digitserve.client import AsyncClient, Client

@@ -1,7 +1,7 @@
-"""The certificate of the gRPC port, and what TLS versions and suites clients may use.
+"""The certificate of the gRPC port, and the TLS versions and cipher suites that clients may use.
 
-The supervisor checks it before it starts workers, so a certificate that cannot be used keeps the service from starting. Each
-worker reads it again when it builds its server, on either transport.
+The supervisor checks the certificate before it starts workers, so the service does not start with an invalid one. Each worker
+reads it again when it builds its server, with either transport.
 """
 
 import ssl
@@ -12,7 +12,7 @@ from digitserve.errors import SettingsError
 from digitserve.settings import Settings, flag, setting_named
 
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
-"""Suites of TLS 1.2: ephemeral keys and AEAD only, as RFC 9113 demands (section 9.2.2 and appendix A). Those of TLS 1.3 all are."""
+"""Suites of TLS 1.2: ephemeral keys and AEAD only, as RFC 9113 requires (section 9.2.2, appendix A). All suites of TLS 1.3 are."""
 
 _CERTIFICATE, _KEY = (flag(setting_named(name)) for name in ("tls_certificate", "tls_key"))
 
@@ -36,7 +36,7 @@ def server_context(settings: Settings) -> ssl.SSLContext | None:
     context.set_ciphers(CIPHERS)
     context.set_alpn_protocols(["h2"])
     context.options |= ssl.OP_NO_RENEGOTIATION
-    # gRPC clients do not resume sessions by default, and a ticket of one worker means nothing to another.
+    # gRPC clients do not resume sessions by default, and a worker cannot decrypt the tickets of another one.
     context.num_tickets = 0
     try:
         context.load_cert_chain(certificate, key, password=_refuse_password)

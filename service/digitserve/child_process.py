@@ -152,7 +152,7 @@ class AsyncChild:
     async def start(
         cls, module: str, *, environment: Mapping[str, str] | None = None, pass_fds: Iterable[int] = ()
     ) -> Self:
-        """Start ``python -P -m MODULE``. If that fails, no process and no descriptor is left.
+        """Start ``python -P -m MODULE``. If that fails, no process and no descriptor is left open.
 
         Args:
             module: the module to run, such as ``digitserve.worker``.
@@ -166,8 +166,8 @@ class AsyncChild:
             ours, theirs = socket.socketpair()
             on_failure.enter_context(ours)
             with theirs, _sigint_blocked():
-                # Not asyncio's: its watcher starts a thread per child, and a child without one is never waited for.
-                process = subprocess.Popen(  # noqa: ASYNC220 - waits for the exec only, as asyncio's does
+                # Not asyncio's subprocess: it starts a thread per child, and if it cannot, the child is never reaped.
+                process = subprocess.Popen(  # noqa: ASYNC220 - only waits for exec, as asyncio does
                     _command(module),
                     stdin=subprocess.DEVNULL, stdout=_STDERR, pass_fds=(theirs.fileno(), *pass_fds),
                     env=_environment(theirs, environment),
@@ -215,7 +215,7 @@ class AsyncChild:
         return _decode(line)
 
     def send_last(self, message: Any) -> None:
-        """Send a JSON value, and no more. The child then gets ``ChannelClosed`` and can still send.
+        """Send the last JSON value. After it the child gets ``ChannelClosed``, and can still send.
 
         Later calls have no effect.
         """
@@ -239,7 +239,7 @@ class AsyncChild:
         self._process.kill()
 
     def _ended(self) -> None:
-        """Read the exit code. The event loop calls it when the process has ended: a pidfd is readable then."""
+        """Read the exit code. The event loop calls it when the pidfd is readable, because the process has ended."""
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._exit_code.set_result(self._process.wait())

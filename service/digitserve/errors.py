@@ -34,7 +34,7 @@ name and no traceback.
 import textwrap
 
 MAX_MESSAGE_LENGTH = 500
-"""Characters of an error about a bundle."""
+"""Most characters of an error about a bundle."""
 
 
 class DigitserveError(Exception):

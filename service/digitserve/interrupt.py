@@ -1,7 +1,7 @@
 """Ctrl-C while a command starts or ends. ``__main__`` and ``cli`` call it on the main thread.
 
-Imports take most of the time of a short command. A ``KeyboardInterrupt`` there would print a traceback. This module imports
-almost nothing, so that it can be the first one.
+Imports take most of the time of a short command. A ``KeyboardInterrupt`` during an import would print a traceback. So this
+module is imported first, and imports almost nothing itself.
 """
 
 import os

@@ -36,8 +36,8 @@ _tracebacks = structlog.processors.ExceptionRenderer(structlog.tracebacks.Except
 class LineWriter:
     """Writes log lines to a file descriptor without ever raising or waiting; it lives as long as the process.
 
-    If a disk is full, or the reader of a pipe has ended or does not read, lines are lost. As soon as one can be written again,
-    it is preceded by one with the number of lost lines. May be called on any thread.
+    If a disk is full, or the reader of a pipe has ended or does not read, lines are lost. Before the next line that can be
+    written, a line with the number of lost lines is written. May be called on any thread.
 
     Attributes:
         num_lost: lines lost since the last one that was written.
@@ -70,7 +70,7 @@ class LineWriter:
         """Do nothing: lines are not buffered."""
 
     def close(self) -> None:
-        """Close what was opened in addition to the descriptor."""
+        """Close the descriptor that was opened in addition, if any."""
         self._opened.close()
 
     def lose(self) -> None:
@@ -81,7 +81,7 @@ class LineWriter:
     def _write_line(self, text: str) -> bool:
         """Write a line as a whole, if possible; return whether it was written."""
         line = text.encode(errors="backslashreplace")
-        # The rest of a line that was cut is lost; the next line starts on a line of its own.
+        # The rest of a line that was written in part is lost; the next one starts after a line break.
         left = memoryview(b"\n" + line if self._cut else line)
         try:
             while left:
@@ -97,7 +97,7 @@ def _open_nonblocking(fd: int) -> tuple[Callable[[memoryview], int], contextlib.
     """Return a function that writes to a descriptor and raises ``BlockingIOError`` instead of waiting, and what it opened.
 
     O_NONBLOCK on the descriptor itself would also affect the other processes that write to the same terminal or pipe. So a
-    pipe or a terminal is opened again. A file is not: the position of its end belongs to the descriptor.
+    pipe or a terminal is opened again. A file is not opened again, because the new descriptor would have another position.
     """
     opened = contextlib.ExitStack()
     mode = os.fstat(fd).st_mode
@@ -105,7 +105,7 @@ def _open_nonblocking(fd: int) -> tuple[Callable[[memoryview], int], contextlib.
         end = opened.enter_context(socket.socket(fileno=fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)))
         return lambda left: end.send(left, socket.MSG_DONTWAIT), opened
     if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
-        # It may belong to another user. Then writing waits if its reader does not read.
+        # It may belong to another user. Then writing blocks if its reader does not read.
         with contextlib.suppress(OSError):
             fd = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
             opened.callback(os.close, fd)
@@ -113,7 +113,7 @@ def _open_nonblocking(fd: int) -> tuple[Callable[[memoryview], int], contextlib.
 
 
 class _LibraryHandler(logging.Handler):
-    """Passes the lines of libraries on, at a bounded rate."""
+    """Forwards log lines of libraries, at a limited rate."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(logging.WARNING)
@@ -197,7 +197,7 @@ def configure(log_format: str, **context: object) -> None:
 
 
 def _discard_unwritten_lines() -> None:
-    """Drop what else was written to ``sys.stderr`` and cannot be: Python would try again as it exits, with exit code 120."""
+    """Drop buffered output of ``sys.stderr`` that cannot be written: Python would try again at its exit, with exit code 120."""
     try:
         sys.stderr.flush()
     except (OSError, ValueError):

@@ -46,7 +46,7 @@ _BATCH_LIMITS = {"cpu": 64, "cuda": 1024}
 """Default of ``max_batch_size`` by device: with the size that suits a CPU core, a GPU would be idle most of the time."""
 
 _CONNECTION_LIMITS = (4096, 2048)
-"""Default of ``max_connections`` in clear text, and with TLS, which takes up to 30 KiB for each."""
+"""Default of ``max_connections`` in clear text, and with TLS, which takes up to 31 KiB for each."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class Settings:
     transport: str = _setting(
         "native",
         _NETWORK,
-        "Implementation of gRPC. native: HTTP/2 on the worker's own event loop; grpcio: gRPC core, the reference, which is "
-        "several times slower and limits less.",
+        "Implementation of gRPC. native: HTTP/2 on the event loop of the worker; grpcio: gRPC core, the reference, which is "
+        "several times slower and has fewer limits.",
         Bounds(choices=("native", "grpcio")),
     )
     tls_certificate: Path | None = _setting(
@@ -80,7 +80,7 @@ class Settings:
     max_connections: int | None = _setting(
         None,
         _CONNECTIONS,
-        "Maximum number of connections of a worker, and of its health watches. For more connections, those whose clients have "
+        "Maximum number of connections of a worker, and of its health watches. Beyond it, the connections whose clients have "
         "been silent longest are closed. With the transport grpcio only watches are limited.",
         Bounds(1, 1 << 20),
         shown="4096; with TLS 2048",
@@ -108,16 +108,16 @@ class Settings:
         64 * MIB,
         _CONNECTIONS,
         "Maximum memory of all connections of a worker in bytes: unsent answers, open requests, incomplete headers. Beyond "
-        "it, the connections that take most are closed. Native transport only.",
+        "it, the connections that hold most are closed. Native transport only.",
         Bounds(MIB, 1 << 40),
     )
     max_receive_bytes: int | None = _setting(
         None,
         _CONNECTIONS,
-        "Maximum size of the unfinished request messages of a worker in bytes. At least 2 maximum request messages. For more, "
-        "clients wait, or get RESOURCE_EXHAUSTED. Native transport only.",
+        "Maximum size of all unfinished request messages of a worker in bytes, at least twice --max-request-bytes. Beyond it, "
+        "clients wait or get RESOURCE_EXHAUSTED. Native transport only.",
         Bounds(MIB, 1 << 40),
-        shown="5 maximum request messages, at least 16 MiB",
+        shown="5 times --max-request-bytes, at least 16 MiB",
     )
     max_connection_age_s: float = _setting(
         300.0,
@@ -141,27 +141,28 @@ class Settings:
     handshake_timeout_s: float = _setting(
         10.0,
         _CONNECTIONS,
-        "Maximum seconds for the start of a connection, and for the header fields of a request. Native transport only.",
+        "Maximum seconds for TLS handshake, preface and SETTINGS of a connection, and for the header fields of a request. "
+        "Native transport only.",
         Bounds(0.1, 3600),
     )
     message_timeout_s: float = _setting(
         60.0,
         _CONNECTIONS,
-        "Maximum seconds for a client to send a request message, and to take an answer. Native transport only.",
+        "Maximum seconds for a client to send a request message, and to read an answer. Native transport only.",
         Bounds(1, 86400),
     )
     max_resets_per_s: int = _setting(
         2000,
         _CONNECTIONS,
-        "Maximum rate of streams of a connection that the client resets, or that are reset because of its errors; 5 times as "
-        "many at once. Beyond it, the connection is closed. Native transport only.",
+        "Maximum number of streams per second and connection that the client resets, or that are reset because of its "
+        "errors; bursts of 5 times as many. Beyond it, the connection is closed. Native transport only.",
         Bounds(1, 1_000_000),
     )
     max_control_frames_per_s: int = _setting(
         10_000,
         _CONNECTIONS,
-        "Maximum rate of PING, SETTINGS and other frames without a request on a connection; a tenth of it at once, at least "
-        "1000. Beyond it, the connection is closed. Native transport only.",
+        "Maximum number of PING, SETTINGS and other frames without a request per second and connection; bursts of a tenth of "
+        "it, at least 1000. Beyond it, the connection is closed. Native transport only.",
         Bounds(100, 1_000_000),
     )
     models: Path = _setting(_MODELS, _MODEL, "Folder of the model bundles, <name>/<version>/.")
@@ -191,7 +192,7 @@ class Settings:
     max_pending_images: int = _setting(
         4096,
         _BATCHING,
-        "Maximum number of images that wait in a worker, of small and of large requests each. Further requests get "
+        "Maximum number of pending images of a worker, of small and of large requests each. Further requests get "
         "RESOURCE_EXHAUSTED.",
         Bounds(1, 1 << 24),
     )

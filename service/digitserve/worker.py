@@ -12,8 +12,8 @@ One thread receives requests, forms batches, runs them and sends the answers. Th
     supervisor ──"drain"──▶ worker
     supervisor ◀── {"event": "unanswered", "num_requests": ...} ── worker, if the grace period was too short
 
-If the channel closes without "drain", the supervisor has died: the worker then closes its listening socket at once, so that the
-next service can use the port, and answers what it admitted within ``ORPHAN_GRACE_S``.
+If the channel closes without "drain", the supervisor has died: the worker then closes its listening socket immediately, so
+that the next service can use the port, and answers the admitted requests within ``ORPHAN_GRACE_S``.
 
 With ``--workers 0`` the same ``Worker`` runs on a thread of the supervisor process.
 """
@@ -76,7 +76,7 @@ LINGER_S = 1.0
 """After GOAWAY, seconds for clients to close. Idle clients close immediately; health watchers and open streams may not."""
 
 ORPHAN_GRACE_S = 2.0
-"""The grace period of a worker whose supervisor has died. Without a supervisor nobody ends a worker that hangs."""
+"""The grace period of a worker whose supervisor has died. It is short, because no supervisor would end a worker that hangs."""
 
 FRAMING_UNIT_S = 4e-10
 """First estimate of seconds per unit of framing: 105 us for a small image, as on grainy paper. Batches correct it."""
@@ -276,11 +276,11 @@ def _new_server(
 
 
 def use_batch_scheduling() -> None:
-    """Set the scheduling policy SCHED_BATCH for this thread and those that it starts, such as core's threads.
+    """Set the scheduling policy SCHED_BATCH for this thread and those that it starts.
 
-    Threads of this policy do not preempt others when they wake up. So core's threads, which read the sockets of the transport
-    ``grpcio``, run when this thread pauses instead of interrupting it at each arrival. An interrupted batch loses its CPU
-    caches, which costs much more than the reading (docs/decisions.md).
+    Threads with this policy do not preempt others when they wake up. With the transport ``grpcio``, threads of gRPC core read the
+    sockets: they then run when this thread pauses, and do not interrupt a batch at each arrival. After an interruption the
+    CPU caches are cold, which costs much more than reading (docs/decisions.md). The native transport has no such threads.
     """
     # A sandbox may forbid it; the worker is slower then, and otherwise the same.
     with contextlib.suppress(OSError):
@@ -323,7 +323,7 @@ def main() -> int:
 
 
 class _SupervisorFollower:
-    """Drains the worker when the supervisor asks for it or has died. Runs on a thread of its own until the process ends.
+    """Drains the worker when the supervisor sends ``drain`` or has died. Runs on a thread of its own until the process ends.
 
     Attributes:
         worker: None until it is built; before, the process ends at once, because it has admitted nothing.

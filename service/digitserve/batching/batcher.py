@@ -25,8 +25,8 @@ MIXED_SHARE = 2
 """Large requests fill a batch that holds small ones up to 1/2 of its maximal size."""
 
 DEADLINE_MARGIN = 1.15
-"""A deadline must be this much later than the estimate. An answer that comes too late has cost as much as one in time. So
-under overload it pays to refuse the few that would be late by the ordinary variation of iterations."""
+"""The estimate is multiplied by this factor before it is compared with a deadline. An answer that is too late costs as much
+as one in time. So under overload requests are rejected that could be late because iterations vary."""
 
 _SMOOTHING = 0.1
 """Weight of the newest batch in the running estimates: they cover about ten batches."""
@@ -117,13 +117,13 @@ class Estimate:
 
 
 class Batcher(Generic[E]):
-    """Bounds what waits, forms batches, distributes answers. Owned and called by the worker's one thread.
+    """Limits the pending requests, forms batches, distributes answers. Owned and called by the worker's one thread.
 
     Attributes:
         pending_images: images admitted and not yet in a batch.
         image_s: estimated seconds of the network per image, in a full batch.
-        turn_image_s: estimated seconds of a whole iteration of the worker's loop per image, without framing: from receiving
-            requests to sending answers, what is refused included. It decides what can be answered in time.
+        iteration_image_s: estimated seconds of a whole iteration of the worker's loop per image, without framing: receiving,
+            rejecting, running a batch, answering. It is used to decide whether a deadline can be met.
         work_s: estimated seconds per unit of framing.
         draining: admission has stopped.
     """
@@ -142,8 +142,8 @@ class Batcher(Generic[E]):
 
         Args:
             max_batch_size: most images in a batch.
-            max_pending_images: most images waiting in each queue, so that large requests keep no small ones out.
-            max_pending_bytes: most memory held by waiting requests.
+            max_pending_images: most pending images of each queue, so that large requests cannot block small ones.
+            max_pending_bytes: most memory of pending and held requests.
             max_batch_s: most estimated seconds of a batch; a batch of one image may take longer.
             image_s: first estimate, from warm-up.
             work_s: first estimate.
@@ -163,7 +163,7 @@ class Batcher(Generic[E]):
         self._refusals = Refusals(max_pending_images, max_pending_bytes)
         self.pending_images = 0
         self.image_s = Estimate(image_s)
-        self.turn_image_s = Estimate(image_s)
+        self.iteration_image_s = Estimate(image_s)
         self.work_s = Estimate(work_s)
         self.draining = False
 
@@ -172,7 +172,7 @@ class Batcher(Generic[E]):
         return bool(self._small or self._large)
 
     def is_half_full(self) -> bool:
-        """Return whether half of the limit on waiting requests is used, in images of small requests or in bytes."""
+        """Return whether half of the limit on pending requests is used, in images of small requests or in bytes."""
         return 2 * self._small_images >= self._max_pending_images or 2 * self._pending_bytes >= self._max_pending_bytes
 
     def is_large(self, num_images: int, framing_work: int) -> bool:
@@ -181,24 +181,24 @@ class Batcher(Generic[E]):
         return num_images > self._max_batch_size or own_s > self._max_batch_s
 
     def refusal(self, left_s: float) -> RequestError | None:
-        """Return why no new request is admitted now; ``None`` if one of a single image would be.
+        """Return why a call is rejected before its message is read; ``None`` if a request with one image would be admitted.
 
-        Its size is not known yet. A large request might find room in its queue, or be in time because it has a share of every
-        second batch. It is refused too, as long as small ones are.
+        The size of the request is not known yet. A large request might have room in its queue, or be in time because large
+        requests get a share of every second batch. It is rejected too while small ones are.
 
         Args:
             left_s: seconds until its deadline.
 
         Returns:
-            An error for its caller; it must not be raised.
+            The error for the caller; it must not be raised.
         """
         if self.draining:
             return self._refusals.draining
-        image_s, num_images, size = self.turn_image_s.seconds, self._small_images, self._max_batch_size
+        image_s, num_images, size = self.iteration_image_s.seconds, self._small_images, self._max_batch_size
         wait_s = num_images * image_s + self._small_work * self.work_s.seconds
         if num_images >= self._max_pending_images:
             return self._refusals.too_many_images(wait_s)
-        # Its own batch is full if others wait already.
+        # If a full batch is pending already, the batch of this request will be full too.
         own_images = size - num_images % size if num_images >= size else 1
         needed_s = DEADLINE_MARGIN * (wait_s + own_images * image_s)
         return self._late(needed_s) if left_s < needed_s else None
@@ -213,8 +213,8 @@ class Batcher(Generic[E]):
         Args:
             entry: the request.
             now: monotonic time in seconds.
-            patient: its caller holds it until there is room, and others in order behind it. It then needs no more than any
-                room: if it had to wait until all its images fit, smaller requests could take the room first, forever.
+            patient: the caller holds the request, and later ones in order, until it is admitted. Then room for one image is
+                enough: if room for all its images were needed, smaller requests could always take the room first.
 
         Raises:
             Draining: admission has stopped.
@@ -229,7 +229,7 @@ class Batcher(Generic[E]):
         num_images, num_bytes = (1, 1) if patient else (entry.num_images, entry.num_bytes)
         if waiting + num_images > self._max_pending_images:
             raise _fresh(self._refusals.too_many_images(self._wait_s(large=entry.large)))
-        # One request always fits; otherwise a large one could never be admitted.
+        # One request is always admitted; otherwise a large one could never be.
         used_bytes = self._pending_bytes if patient else self._pending_bytes + self._held_bytes
         if used_bytes and used_bytes + num_bytes > self._max_pending_bytes:
             raise _fresh(self._refusals.too_many_bytes(self._wait_s(large=True)))
@@ -240,7 +240,7 @@ class Batcher(Generic[E]):
         self._pending_bytes += entry.num_bytes
 
     def hold(self, num_bytes: int) -> bool:
-        """Count the memory of a request that its patient caller holds; return false if there is no room for that either."""
+        """Count the memory of a request that a patient caller holds; return false if it exceeds the limit."""
         used_bytes = self._pending_bytes + self._held_bytes
         if used_bytes and used_bytes + num_bytes > self._max_pending_bytes:
             return False
@@ -248,7 +248,7 @@ class Batcher(Generic[E]):
         return True
 
     def release(self, num_bytes: int) -> None:
-        """Forget what ``hold`` has counted: the request is admitted, or dropped."""
+        """Subtract what ``hold`` has counted: the request is admitted or dropped."""
         self._held_bytes -= num_bytes
 
     def held_error(self) -> Overloaded:
@@ -279,7 +279,7 @@ class Batcher(Generic[E]):
         return batch
 
     def complete(
-        self, batch: Batch[E], answers: list[Any], preprocess_s: float, inference_s: float, turn_s: float
+        self, batch: Batch[E], answers: list[Any], preprocess_s: float, inference_s: float, iteration_s: float
     ) -> list[E]:
         """Distribute the answers of a batch.
 
@@ -288,7 +288,8 @@ class Batcher(Generic[E]):
             answers: one for each row of the batch.
             preprocess_s: seconds of preparing the batch.
             inference_s: seconds of the network.
-            turn_s: seconds since the previous batch was complete, or since the first of its requests arrived.
+            iteration_s: seconds since the previous batch was complete, or since the first of its requests arrived if that was
+                later.
 
         Returns:
             The entries that now have all their answers, in the order of the batch.
@@ -298,8 +299,8 @@ class Batcher(Generic[E]):
         full = self.has_pending() or 2 * batch.num_images >= self._max_batch_size
         if full or inference_s < batch.num_images * self.image_s.seconds:
             self.image_s.update(inference_s, batch.num_images)
-        if full or turn_s - preprocess_s < batch.num_images * self.turn_image_s.seconds:
-            self.turn_image_s.update(turn_s - preprocess_s, batch.num_images)
+        if full or iteration_s - preprocess_s < batch.num_images * self.iteration_image_s.seconds:
+            self.iteration_image_s.update(iteration_s - preprocess_s, batch.num_images)
         finished = []
         row = 0
         for entry, start, stop in batch.parts:
@@ -322,9 +323,9 @@ class Batcher(Generic[E]):
         return entries
 
     def _check_deadline(self, entry: E, now: float) -> None:
-        # Small requests pass large ones, so only other small ones come first; a large request has its share of every second
-        # batch beside them.
-        image_s, small_images, num_images = self.turn_image_s.seconds, self._small_images, entry.num_images
+        # Small requests overtake large ones, so only other small ones are served before it; a large request also gets its share
+        # of every second batch.
+        image_s, small_images, num_images = self.iteration_image_s.seconds, self._small_images, entry.num_images
         needed_s = small_images * image_s + self._small_work * self.work_s.seconds
         own_s = num_images * (image_s + entry.framing_work * self.work_s.seconds)
         if entry.large:
@@ -339,7 +340,7 @@ class Batcher(Generic[E]):
         """Return the error for a request whose answer needs ``needed_s``."""
         if not self.pending_images:
             self.image_s.decay()
-            self.turn_image_s.decay()
+            self.iteration_image_s.decay()
             self.work_s.decay()
         return self._refusals.late(needed_s)
 
@@ -410,11 +411,11 @@ class Batcher(Generic[E]):
             self._small_work += work
 
     def _wait_s(self, *, large: bool) -> float:
-        """Return the seconds of all that waits, or of the small requests."""
+        """Return the estimated seconds for all pending requests, or for the small ones."""
         images, work = self._small_images, self._small_work
         if large:
             images, work = self.pending_images, self._pending_work
-        return images * self.turn_image_s.seconds + work * self.work_s.seconds
+        return images * self.iteration_image_s.seconds + work * self.work_s.seconds
 
     def _seconds(self, images: int, framing_work: int) -> float:
         return images * self.image_s.seconds + framing_work * self.work_s.seconds

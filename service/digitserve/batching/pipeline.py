@@ -93,7 +93,7 @@ class Pipeline:
     """Everything between a decoded request and its answer.
 
     Attributes:
-        refusal: see ``Batcher.refusal``. The handler calls it for each call, so it is the same method.
+        refusal: the bound method ``Batcher.refusal``: the handler calls it for each call, without another function between.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Pipeline:
         self._clock = clock
         self._encoder = Encoder(manifest.name, str(manifest.version), manifest.labels)
         self._ood_threshold = manifest.ood_threshold
-        self._completed = 0.0  # monotonic time in seconds of the last batch
+        self._completed = 0.0  # monotonic time in seconds at which the last batch was complete
 
     # Called by the handlers of transport.
 
@@ -131,16 +131,16 @@ class Pipeline:
         return pending
 
     def hold(self, request: Request) -> None:
-        """Count the memory of a request that was not admitted and waits at its caller.
+        """Count the memory of a request that was not admitted and that the caller holds.
 
         Raises:
-            Overloaded: there is no room for that either.
+            Overloaded: it exceeds the limit on the memory of requests.
         """
         if not self._batcher.hold(len(request.pixels)):
             raise self._batcher.held_error()
 
     def release(self, request: Request) -> None:
-        """Forget what ``hold`` has counted."""
+        """Subtract what ``hold`` has counted."""
         self._batcher.release(len(request.pixels))
 
     def is_large(self, request: Request) -> bool:
@@ -152,7 +152,7 @@ class Pipeline:
         self._batcher.cancel(pending)
 
     def is_half_full(self) -> bool:
-        """Return whether half of the limit on waiting requests is used, in images of small requests or in bytes."""
+        """Return whether half of the limit on pending requests is used, in images of small requests or in bytes."""
         return self._batcher.is_half_full()
 
     @staticmethod
@@ -178,7 +178,7 @@ class Pipeline:
         return True
 
     def close(self) -> int:
-        """Stop admission, and reject the requests that wait; return their number."""
+        """Stop admission and reject the pending requests; return their number."""
         rejected = self._batcher.close()
         for pending in rejected:
             pending.responder.reject(self._batcher.draining_error())
@@ -198,10 +198,10 @@ class Pipeline:
         verdicts = decide_verdicts(ood_score, self._ood_threshold, prepared)
         answers = list(zip(class_index, confidence, verdicts, ood_score, probabilities, strict=True))
         _explain(batch, prepared)
-        # Requests that waited already at the end of the last batch have waited for the whole iteration since then.
-        turn_s = done - max(self._completed, batch.parts[0][0].arrived)
+        # If requests were pending at the end of the last batch, the iteration started then.
+        iteration_s = done - max(self._completed, batch.parts[0][0].arrived)
         self._completed = done
-        finished = self._batcher.complete(batch, answers, ready - formed, done - ready, turn_s)
+        finished = self._batcher.complete(batch, answers, ready - formed, done - ready, iteration_s)
         self._recorder.batch(class_index, verdicts, confidence, ready - formed, done - ready)
         self._send(finished, batch.num_images)
 

@@ -1,9 +1,9 @@
-"""The errors with which a batcher refuses requests, each built once.
+"""The errors with which a batcher rejects requests, each built once.
 
     Batcher ──seconds──▶ Refusals ──the same error for similar seconds──▶ handler ──▶ the same bytes for all these calls
 
-Under overload most calls are refused, so a refusal must cost little. Times in messages are rounded up to a step: a few texts
-cover all of them, and what is derived from an error, its status and its encoding, can be kept with it.
+Under overload most calls are rejected, so a rejection must cost little. Times in messages are rounded up to a step, so there
+are only few errors. The status of an error and its encoding are built once too.
 """
 
 from bisect import bisect_left
@@ -11,7 +11,7 @@ from bisect import bisect_left
 from digitserve.errors import DeadlineUnmeetable, Draining, Overloaded
 
 STEPS_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
-"""Times in the errors: a retry is never told to come too early, and at most 2.5 times too late."""
+"""Times in the errors. A retry delay is never shorter than the estimated wait, and at most 2.5 times as long."""
 
 _STEPS_S = tuple(step_ms / 1e3 for step_ms in STEPS_MS)
 
@@ -19,14 +19,14 @@ _STEPS_S = tuple(step_ms / 1e3 for step_ms in STEPS_MS)
 class Refusals:
     """The errors of one batcher; owned by it.
 
-    They must not be raised: an error that is raised refers to the frames that it passed, and so to their requests.
+    They must not be raised: the traceback of a raised error refers to stack frames, and so to their requests.
 
     Attributes:
         draining: the worker is shutting down.
     """
 
     def __init__(self, max_images: int, max_bytes: int) -> None:
-        """Build the errors for these limits on waiting requests."""
+        """Build the errors for these limits on pending requests."""
         self.draining = Draining("this server is shutting down; retry, and another server will answer")
         self._too_many_images = _overloaded(f"{max_images} images")
         self._too_many_bytes = _overloaded(f"{max_bytes} bytes")
@@ -39,11 +39,11 @@ class Refusals:
         )
 
     def too_many_images(self, wait_s: float) -> Overloaded:
-        """Return the error for a request when the images that wait take ``wait_s``."""
+        """Return the error for a request if the pending images need ``wait_s``."""
         return self._too_many_images[bisect_left(_STEPS_S, wait_s)]
 
     def too_many_bytes(self, wait_s: float) -> Overloaded:
-        """Return the error for a request when the requests that wait hold too much memory."""
+        """Return the error for a request if the pending requests need ``wait_s`` and hold too much memory."""
         return self._too_many_bytes[bisect_left(_STEPS_S, wait_s)]
 
     def late(self, needed_s: float) -> DeadlineUnmeetable:

@@ -52,7 +52,7 @@ class Outcome:
 
     @property
     def good(self) -> bool:
-        """Whether a request was answered with OK, no answer was wrong, and the service was there until the end."""
+        """Whether a request was answered with OK, no answer was wrong, and the service was reachable until the end."""
         best = self.best
         return best is not None and best.counts.num_ok > 0 and not best.counts.wrong and not report.is_gone(best)
 
@@ -76,7 +76,9 @@ def run(plan: Plan, options: Options, print_line: Callable[[str], None], errors:
     outcome = asyncio.run(_Bench(plan, options, errors).run())
     _print(outcome, options, print_line)
     if outcome.best is not None and report.is_gone(outcome.best):
-        errors.write("digitserve: the service ended meanwhile, or cannot be reached any more: no connection was left\n")
+        errors.write(
+            "digitserve: the service has ended or cannot be reached any more: no connection was left at the end\n"
+        )
     if options.plot is not None and outcome.best is not None:
         plot.write(outcome.best, options.plot)
     return outcome

@@ -41,7 +41,7 @@ class Counts:
         unanswered: requests sent but not answered within the timeout after the measured time.
         failed_connections: connections that could not be opened, or broke.
         going_away: connections that the service closed by GOAWAY.
-        disconnected: connections that were broken, and could not be opened again, at the end of the measured time.
+        disconnected: connections that were broken at the end of the measured time and could not be opened again.
         checked: answers that were decoded and checked.
         wrong: checked answers without one prediction per image.
     """

@@ -143,7 +143,7 @@ def bench(context: click.Context, /, **values: Any) -> None:
 
     \b
     Exit codes: 0 measured; 1 no request was answered with OK, or an answer was wrong,
-    or the service ended meanwhile, or no rate met --slo-ms; 2 wrong usage; 3 no service answers; 130 stopped by Ctrl-C.
+    or the service ended during it, or no rate met --slo-ms; 2 wrong usage; 3 no service answers; 130 stopped by Ctrl-C.
     """
     require_extra("bench")
     from digitserve.bench import command

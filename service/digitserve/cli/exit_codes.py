@@ -14,7 +14,7 @@ class ExitCode(IntEnum):
     UNREACHABLE = 3
     TIMEOUT = 4
     FAULT = 70
-    """Of ``serve``: ``supervision.supervisor.EXIT_FAULT``."""
+    """An internal fault of ``serve``: ``supervision.supervisor.EXIT_FAULT``."""
     INTERRUPTED = 130
     BROKEN_PIPE = 141
     """128 + SIGPIPE, as for other commands when their reader, such as ``head``, has ended."""

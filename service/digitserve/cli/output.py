@@ -44,7 +44,7 @@ def print_line(text: str) -> None:
 
 
 def print_error(message: str) -> None:
-    """Print an error as one line on standard error; advice of the client library names the flags of the commands."""
+    """Print an error as one line on standard error; names of arguments in the client library's advice become flags."""
     message = _ARGUMENTS.sub(lambda found: "--" + found[0].replace("_", "-"), message)
     click.echo(f"digitserve: {message}", err=True)
 

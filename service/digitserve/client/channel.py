@@ -37,18 +37,18 @@ KEEPALIVE_S = 10.0
 """Time without any byte from the service after which a client sends a PING; gRPC recommends no shorter one."""
 
 KEEPALIVE_TIMEOUT_S = 3.0
-"""Longest wait for its answer, and for TCP's acknowledgement of any byte. Then the connection is lost, and calls are retried on
-another one. A network that forgets connections (a firewall, a changed route) sends no reset.
+"""Longest wait for the answer to a PING, and for the TCP acknowledgement of data. Then the connection counts as lost, and calls
+are retried on another one. A network that drops connections (a firewall, a changed route) sends no reset.
 """
 
 MAX_PROBE_S = 0.05
-"""Longest wait for the reason why there is no connection: a channel that failed to connect reports it at once."""
+"""Longest wait for the reason why there is no connection. A channel that failed to connect reports it immediately."""
 
 
 def keepalive_options(
     time_s: float = KEEPALIVE_S, timeout_s: float = KEEPALIVE_TIMEOUT_S
 ) -> tuple[tuple[str, int], ...]:
-    """Return channel options that detect a connection without its network, also while no call is in flight.
+    """Return channel options that detect connections that the network has lost, even while no call is in flight.
 
     Args:
         time_s: between two PINGs, in seconds.
@@ -123,9 +123,10 @@ def health_name(response: health_pb2.HealthCheckResponse) -> str:
 
 
 def find_disconnection(one: Connection) -> str:
-    """Return why a blocking channel has no connection, after a call that waited for one in vain; "" if it may have one.
+    """Return why a blocking channel has no connection, after a call that waited for one until its deadline.
 
-    The error of that call does not say it. The retry policy does not apply to the method that is called here.
+    The error of that call does not contain the reason. The method that is called here has no retry policy. The result is "" if
+    the channel may have a connection.
     """
     try:
         one.health.Check(health_request(""), timeout=MAX_PROBE_S)

@@ -10,8 +10,8 @@ A bundle is immutable: each export is a new version. The checks, in this order:
 
     ``bundle_files``  regular files of limited size
     ``bundle``        manifest, sha256 of the graph, arrays of golden.npz
-    ``graph_check``   a self-contained graph of ONNX's operators
-    ``session``       in a worker: onnxruntime loads the graph, and its outputs are the golden ones
+    ``graph_check``   the graph is self-contained and uses only operators of ONNX
+    ``session``       in a worker: onnxruntime loads the graph, and its outputs equal the golden outputs
 """
 
 import hashlib
@@ -48,7 +48,7 @@ GOLDEN_SCORE_FACTOR = 10
 """Tolerance of ``ood_score`` as a multiple of that of probabilities: a score is as large as a logit, and less exact."""
 
 MAX_LABELS, MAX_LABEL_LENGTH = 1000, 64
-"""Each label is a value of a metric and part of each answer."""
+"""Each label is a value of a metric label and part of answers."""
 
 MAX_GOLDEN_BYTES = 1 << 26
 """Largest decompressed size of ``golden.npz``."""
@@ -292,7 +292,7 @@ def _parse_json(content: bytes) -> Any:
     described = json.loads(
         content.decode(), object_pairs_hook=_unique, parse_float=_finite_float, parse_constant=_refuse_constant
     )
-    # A surrogate without its pair can be escaped in JSON, but not be sent as text.
+    # JSON can contain an escaped surrogate without its pair, which cannot be encoded as UTF-8.
     json.dumps(described, ensure_ascii=False).encode()
     return described
 
@@ -357,7 +357,7 @@ def _check_manifest(manifest: Manifest, path: Path) -> None:
 def _parse_golden(content: bytes, path: Path, num_labels: int) -> Golden:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            # zipfile reads no more than this of any file.
+            # zipfile reads at most this size of each file.
             num_bytes = sum(entry.file_size for entry in archive.infolist())
         if num_bytes > MAX_GOLDEN_BYTES:
             raise ValueError(f"it holds {num_bytes:,} bytes; expected at most {MAX_GOLDEN_BYTES:,}")  # noqa: TRY301

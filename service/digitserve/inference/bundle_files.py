@@ -1,4 +1,4 @@
-"""Files of a bundle: read within limits, and handed from the supervisor to its workers as one sealed file in memory.
+"""Files of a bundle: read within limits, and passed from the supervisor to its workers as one sealed file in memory.
 
     folder ──read──▶ BundleFiles ──seal──▶ memfd ──inherited descriptor──▶ unseal ──▶ BundleFiles in a worker
 
@@ -17,7 +17,7 @@ from typing import NamedTuple
 from digitserve.errors import BundleError
 
 MAX_BYTES = {"manifest.json": 1 << 20, "model.onnx": 1 << 28, "golden.npz": 1 << 22}
-"""Largest files. Those of the shipped bundles have 6 KB, 1.4 MB and 5 KB."""
+"""Largest size of each file. Those of the shipped bundles have 6 KB, 1.4 MB and 5 KB."""
 
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
@@ -47,7 +47,7 @@ class BundleFiles(NamedTuple):
         return cls(path, *(_read_file(path, name) for name in MAX_BYTES))
 
     def seal(self) -> int:
-        """Copy the files to memory that nobody can change; return its descriptor, which the caller closes."""
+        """Copy the files to a sealed memory file, which no process can change; return its descriptor. The caller closes it."""
         sizes = [len(content) for content in self[1:]]
         header = json.dumps({"path": str(self.path), "sizes": sizes}).encode() + b"\n"
         fd = os.memfd_create("digitserve-bundle", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -63,7 +63,7 @@ class BundleFiles(NamedTuple):
     @classmethod
     def unseal(cls, fd: int) -> "BundleFiles":
         """Return the files that ``seal`` copied; several processes may read one descriptor."""
-        # Not through the descriptor's position, which all processes share.
+        # pread, because all processes share the position of the descriptor.
         header, _, contents = os.pread(fd, os.fstat(fd).st_size, 0).partition(b"\n")
         described = json.loads(header)
         manifest_end, graph_size, _ = described["sizes"]
@@ -74,14 +74,14 @@ class BundleFiles(NamedTuple):
 
 
 def _read_file(path: Path, name: str) -> bytes:
-    """Read a regular file. Anything else, such as a link, a FIFO or a device, is refused, and opening it does not wait."""
+    """Read a regular file. Anything else, such as a link, a FIFO or a device, is rejected, and opening it does not block."""
     try:
         fd = os.open(path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         with open(fd, "rb") as file:  # noqa: PTH123 - a descriptor has no path
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
                 raise BundleError("files", f"{name} in {path} is not a regular file")
-            # One byte more than allowed: the file may grow.
+            # One byte more than allowed, to detect a file that grows.
             content = b"" if status.st_size > MAX_BYTES[name] else file.read(MAX_BYTES[name] + 1)
     except FileNotFoundError:
         raise BundleError("files", f"{name} is missing in {path}") from None

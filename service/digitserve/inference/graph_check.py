@@ -1,4 +1,4 @@
-"""Checks of ``model.onnx`` before onnxruntime loads it: the file is self-contained and declares no more than it holds.
+"""Checks of ``model.onnx`` before onnxruntime loads it: it is self-contained, and its tensors are not larger than the file.
 
 ``bundle`` calls it in the supervisor and in training. Only the parts of ONNX that the checks need are declared here; the
 service does not depend on the package ``onnx``. Field numbers are those of onnx.proto (github.com/onnx/onnx, IR version 10).
@@ -18,7 +18,7 @@ MAX_NODES = 10_000
 """Most nodes of a graph; that of the shipped model has 25, with int8 46."""
 
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
-"""Operator sets whose operators onnxruntime itself defines: ONNX, classical machine learning, onnxruntime's additions."""
+"""Operator sets that onnxruntime itself implements: ONNX, classical machine learning, onnxruntime's own operators."""
 
 _EXTERNAL = 1
 """TensorProto.DataLocation.EXTERNAL."""
@@ -71,7 +71,7 @@ _Model = _model_class()
 
 
 def check_graph(graph: bytes, inputs: Iterable[str], outputs: Iterable[str]) -> None:
-    """Check a graph before onnxruntime sees it.
+    """Check a graph before onnxruntime loads it.
 
     Args:
         graph: contents of ``model.onnx``.
@@ -103,7 +103,7 @@ def check_graph(graph: bytes, inputs: Iterable[str], outputs: Iterable[str]) -> 
 
 
 def _check_node(node: Any, graph_bytes: int) -> None:
-    """Check a node. Control flow is refused: a loop need not end, and what it allocates cannot be known."""
+    """Check a node. Control flow is rejected: a loop may run forever, and its allocations are unknown."""
     what = f"node '{node.name}' ({node.op_type})"
     if node.domain not in DOMAINS:
         raise _refused(f"{what} is a custom operator of '{node.domain}'", "use operators of ONNX")
@@ -117,7 +117,7 @@ def _check_node(node: Any, graph_bytes: int) -> None:
 
 
 def _check_tensor(tensor: Any, graph_bytes: int) -> None:
-    # Some locations of external data are addresses in memory for onnxruntime.
+    # onnxruntime treats some locations of external data as memory addresses.
     if tensor.data_location == _EXTERNAL or tensor.external_data:
         raise _refused(
             f"tensor '{tensor.name}' is external data, which the sha256 does not cover",

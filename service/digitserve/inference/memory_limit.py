@@ -1,7 +1,7 @@
 """Limit of the memory that a network may allocate while it is verified and warmed up.
 
-``session`` uses it in a worker. A graph of some hundred bytes can declare results of many gigabytes. Without a limit the
-kernel would kill the worker, or another process of the machine, without a reason that an operator could read.
+``session`` uses it in a worker. A graph of a few hundred bytes can declare outputs of many gigabytes. Without a limit the
+kernel would kill the worker, or another process of the machine, and the log would have no reason.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ MAX_NEW_BYTES = 1 << 30
 """Most bytes that loading, verifying and warming up may add; the shipped model adds 60 MB with batches of 1,024 images."""
 
 THREAD_BYTES = 1 << 24
-"""The same for each thread of onnxruntime: its stack, 8 MiB by default, and as much for its allocations."""
+"""Added for each thread of onnxruntime: its stack, 8 MiB by default, and as much for its allocations."""
 
 
 @contextlib.contextmanager

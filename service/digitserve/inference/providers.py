@@ -148,7 +148,7 @@ def _open(graph: bytes, provider: str, provider_options: dict[str, str], num_thr
     # Without this, onnxruntime would take a file whose bytes 4 to 8 are "ORTM" for its own format, which ``graph_check`` does
     # not read.
     options.add_session_config_entry("session.load_model_format", "ONNX")
-    # ``graph_check`` refuses external data. If it missed some, no file can exist below os.devnull.
+    # ``graph_check`` rejects external data. If it missed some, no file can exist below os.devnull.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     options.log_severity_level = 3 if provider == _CPU else _SILENT
     if provider != _CPU:

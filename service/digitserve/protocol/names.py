@@ -62,7 +62,7 @@ class Code(IntEnum):
     DATA_LOSS = 15
     UNAUTHENTICATED = 16
 
-    # That of ``Enum`` is a function in Python, and each call looks up its status.
+    # Faster than ``Enum.__hash__``, which is a Python function: each call looks up its status.
     __hash__ = int.__hash__
 
     @property

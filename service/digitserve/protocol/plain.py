@@ -1,4 +1,4 @@
-"""Responses without alternatives and preparations, the usual ones, without building a message.
+"""Encodes the usual responses, without alternatives and preparations, without building a protobuf message.
 
     Encoder ──answers, times, batch size──▶ PlainEncoder ──body──▶ Encoder
 
@@ -14,7 +14,7 @@ from digitserve.protocol.names import Verdict
 from digitserve.v1 import digits_pb2 as pb
 
 _MARK = b"\xf9\xfa\xfb\x3e"
-"""Bytes of a float32 that stands for the numbers to insert: they occur in no text and in no tag or length."""
+"""Bytes of a float32 as a placeholder for the numbers to insert: they occur in no text, tag or length."""
 
 _NUMBER: float = unpack("<f", _MARK)[0]
 

@@ -1,7 +1,7 @@
-"""File descriptors: raises the limit, and distributes what there is. ``supervisor.serve`` calls it before it opens anything.
+"""File descriptors: raises the limit, and reserves some for starting workers. ``supervisor.serve`` calls it first.
 
 The limit applies to each process. Workers inherit it. Each worker needs one descriptor per connection. The supervisor needs
-some for each worker that it starts, and must have them even while clients of the HTTP port hold as many as they can.
+some for each worker that it starts, even while the HTTP port has its maximum number of connections.
 """
 
 import resource
@@ -10,10 +10,10 @@ from pathlib import Path
 import structlog
 
 MAX_DESCRIPTORS = 1 << 20
-"""Limit to raise to at most: some systems allow 1e9, and other programs allocate memory per possible descriptor."""
+"""The limit is raised to at most this: some systems allow 1e9, and some programs allocate memory per possible descriptor."""
 
 WORKER_RESERVE = 64
-"""Descriptors that a worker needs besides those of its connections: fewer than 20, and some for libraries."""
+"""Descriptors of a worker in addition to its connections: fewer than 20, and some for libraries."""
 
 SUPERVISOR_RESERVE = 16
 """Descriptors that the supervisor needs besides those of workers and of connections: sockets, the event loop, the log."""

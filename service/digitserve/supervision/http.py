@@ -1,7 +1,8 @@
 """The HTTP endpoints for operators and platforms. Runs on the supervisor's event loop.
 
-uvicorn and Starlette serve them. uvicorn has no time limit for requests, and beyond a limit of connections it refuses the newest
-ones, which are the probes of the platform. ``_BoundedConnection`` adds both, so that idle and slow clients keep nobody out.
+uvicorn and Starlette serve them. uvicorn has no time limit for requests, and beyond its limit of connections it refuses new ones,
+including probes of the platform. ``_BoundedConnection`` adds a time limit and closes the oldest waiting connections instead, so
+that idle and slow clients do not block others.
 """
 
 import asyncio
@@ -21,8 +22,8 @@ from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MAX_CONNECTIONS = 2_048
-"""Beyond it, the connection that has waited longest for a response is closed. Many, because clients that connect again as soon as
-they are closed take more CPU time than those that stay: 1,000 slow clients must not cause that."""
+"""Beyond it, the connection that has waited longest for a response is closed. The limit is high, because clients that reconnect
+immediately take more CPU time than connections that stay open: 1,000 slow clients must not cause that."""
 
 RESPONSE_S = 10.0
 """A connection on which no response was completed for this time is closed: the client sends or reads too slowly."""
@@ -33,7 +34,7 @@ MAX_ACCEPTS = 64
 """Most connections accepted at once, and at most a quarter of the limit: the excess is closed two iterations later."""
 
 BACKLOG = 1_024
-"""Connections that the kernel keeps until they are accepted: a burst of slow clients must not delay probes by a second."""
+"""Connections that the kernel queues until they are accepted. Beyond it clients try again only after a second, probes too."""
 
 
 class ServiceStatus(Protocol):
@@ -109,7 +110,7 @@ class _BoundedConnection(H11Protocol):
             oldest.transport.abort()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer malformed input; only close the connection after an answer, because that may be the answer to this request."""
+        """Answer malformed input, or only close the connection if an answer was sent, which may belong to this request."""
         if self.cycle is None:
             super().send_400_response(msg)
         else:
@@ -122,7 +123,7 @@ class _BoundedConnection(H11Protocol):
         super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop to wait."""
+        """Stop waiting: the connection is closed."""
         self._waiting.pop(self, None)
         if self._timer is not None:
             self._timer.cancel()

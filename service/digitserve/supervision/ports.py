@@ -98,8 +98,8 @@ class SlotListeners:
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 listener.bind(reserved.getsockname())
                 listener.listen(_SLOT_BACKLOG)
-                # For the connections, which inherit it: those that the last service left, open or closed, must not keep the
-                # next one from binding the port. After ``listen``, because of what ``_bind`` says about bound sockets.
+                # Accepted connections inherit it: connections that the last service left, open or closed, must not prevent the
+                # next one from binding the port. Set after ``listen``; ``_bind`` has the reason.
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         except OSError:
             self.close()

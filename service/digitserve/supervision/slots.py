@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 WORKER_MODULE = "digitserve.worker"
 
 START_RETRY_S = 1.0
-"""Delay after the system had no process, memory or file descriptor for a worker: trying again costs little."""
+"""Delay if the system has no process, memory or file descriptor for a worker. It is short, because a retry costs little."""
 
 HEARTBEAT_CHECK_S = 0.1
 """Seconds between two checks of a worker's heartbeat."""
@@ -66,7 +66,7 @@ class SlotEvents(Protocol):
         """A worker failed while it drained, so some requests may not have been answered."""
 
     def requests_unanswered(self, num_requests: int) -> None:
-        """A worker that drained because of ``drain`` did not answer so many requests within the grace period."""
+        """A worker drained after ``drain``, and did not answer this number of requests within the grace period."""
 
 
 class WorkerSlot:
@@ -123,7 +123,7 @@ class WorkerSlot:
     async def run(self) -> None:
         """Keep a worker running until ``drain`` or ``kill``.
 
-        Later workers are retried, whatever fails: the cause may go away, and the other slots serve meanwhile.
+        Later workers are started again after any failure: its cause may be temporary, and the other slots continue to serve.
 
         Raises:
             StartupError: the slot's first worker did not become ready.
@@ -192,7 +192,7 @@ class WorkerSlot:
             self._ready.clear()
             self._collector.retire(block)
         self._report_end(child.pid, exit_code, served_s)
-        # A worker that somebody has asked to drain has not failed, and connections may wait for the next one.
+        # A worker that drained has not failed, and connections may wait for the next one.
         if self._stop.is_set() or (self._draining and exit_code == 0):
             return 0.0
         delay_s = self._backoff.next_delay_s(served_s)

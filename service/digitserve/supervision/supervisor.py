@@ -93,7 +93,7 @@ def serve(settings: Settings, print_banner: Callable[[str], None]) -> int:
 
 @contextlib.contextmanager
 def _sealed(files: BundleFiles) -> Iterator[int]:
-    """Keep the verified files in memory for all workers, because those in the folder may change."""
+    """Copy the verified files to memory for all workers, because the files in the folder may change."""
     fd = files.seal()
     try:
         yield fd

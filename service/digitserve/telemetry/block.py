@@ -69,9 +69,9 @@ class CloseReason(StrEnum):
     DRAIN = "drain"
     """The worker shuts down or is replaced."""
     TOO_MANY = "too_many"
-    """Silent longest, when there were more than ``max_connections``."""
+    """There were more than ``max_connections``, and the client of this one had been silent longest."""
     MEMORY = "memory"
-    """Took most memory, when all connections together took more than ``max_held_bytes``."""
+    """All connections together held more than ``max_held_bytes``, and this one held most."""
     TIMEOUT = "timeout"
     """A step of the client took longer than ``handshake_timeout_s`` or ``message_timeout_s``."""
     FLOOD = "flood"
@@ -87,7 +87,8 @@ class CloseReason(StrEnum):
 class RefusalReason(StrEnum):
     """Why the transport refused or ended a request: the label ``reason`` of ``digitserve_streams_refused_total``.
 
-    Up to ``BAD_TIMEOUT`` these are no RPCs: no handler gets them, and ``grpc_server_started_total`` does not count them.
+    Requests refused for ``TOO_MANY`` to ``BAD_TIMEOUT`` are not RPCs: ``grpc_server_started_total`` does not count them. A
+    request ended as ``MALFORMED`` may be one.
     """
 
     TOO_MANY = "too_many"
@@ -101,7 +102,7 @@ class RefusalReason(StrEnum):
     BAD_TIMEOUT = "bad_timeout"
     """A ``grpc-timeout`` that cannot be read."""
     RECEIVE_MEMORY = "receive_memory"
-    """An unfinished message had to give way to others, because all together exceed ``max_receive_bytes``."""
+    """Its unfinished message exceeded the memory of ``max_receive_bytes``, or its decompression the time budget."""
     MESSAGE_TIMEOUT = "message_timeout"
     """The message did not arrive within ``message_timeout_s``."""
     ANSWER_TIMEOUT = "answer_timeout"

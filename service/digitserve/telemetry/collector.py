@@ -45,7 +45,7 @@ class ServiceCollector(Collector):
         """Keep the counts of a worker that has ended, and free its memory.
 
         RPCs that it started and did not complete ended with its connections. Their callers got UNAVAILABLE, so they
-        are counted with this code, and connections that it did not close as closed by a fault. Gauges of the worker are
+        are counted with this code, and its open connections as closed with the reason ``internal``. Gauges of the worker are
         dropped.
 
         Raises:

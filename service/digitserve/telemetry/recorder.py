@@ -117,7 +117,7 @@ class Recorder:
         self._handling_s[row].observe(seconds)
 
     def call_refused(self, method: Method, code: Code, reason: str) -> None:
-        """Count an RPC that ends as soon as it starts, because it is rejected.
+        """Count an RPC that is rejected when it starts.
 
         Args:
             method: of the RPC.
@@ -150,7 +150,7 @@ class Recorder:
         self._rejected[reason][0] += 1
 
     def connection_accepted(self) -> None:
-        """Count a connection, which is open from now on."""
+        """Count a new connection."""
         self._accepted[0] += 1
         self._connections[0] += 1
 

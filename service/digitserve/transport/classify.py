@@ -17,8 +17,8 @@ from digitserve.telemetry.recorder import Recorder
 from digitserve.transport.handlers import UnaryCall, unanswered_code
 
 _INVALID = {Code.INVALID_ARGUMENT, Code.UNIMPLEMENTED, Code.INTERNAL}
-"""Codes with which a transport fails requests that are invalid: without a message, or in an unknown or broken encoding. The
-requests that it fails because of its limits count in ``digitserve_streams_refused`` instead."""
+"""Codes with which a transport fails invalid requests: without a message, or with an unknown or invalid encoding. Requests that
+it fails because of its limits are counted in ``digitserve_streams_refused`` instead."""
 
 
 class CallResponder:
@@ -71,7 +71,7 @@ class ClassifyHandler:
     # Called by the transport; see UnaryHandler.
 
     def refusal(self, deadline: float) -> Status | None:
-        """Refuse the call before its message is read if its request cannot be admitted."""
+        """Return the status of a call that is rejected before its message is read; None if the call is accepted."""
         error = self._refusal(deadline - time.time())
         if error is None:
             return None

@@ -6,10 +6,9 @@
 
 What clients can make a worker hold is bounded. The images in flight of a stream (read, and their answers not yet sent) are
 limited, and no stream is read while the queue of small requests is half full. HTTP/2 flow control then slows the clients
-down. A message whose read was outstanding at that time, and which finds no room, is held until there is any: at most one per
-stream. Held messages are admitted in the order of arrival, small and large ones apart, so neither wait for the other.
-Messages of streams are delayed for lack of room. They are rejected only if what waits and what is held together exceed the
-limit in bytes. Called on the worker's one thread.
+down. If a message was requested before that and there is no room for it, it is held until there is room: at most one per
+stream. Held messages are admitted in the order of arrival, small and large ones separately, so neither wait for the other. They
+are rejected only if pending and held requests together exceed the limit in bytes. Called on the worker's one thread.
 """
 
 import time
@@ -236,7 +235,7 @@ class ClassifyStreamHandler:
             self._end(state, _DRAINING)
 
     def num_unsent_answers(self) -> int:
-        """Return how many messages were read that no longer wait in the pipeline, and whose answer is not yet sent."""
+        """Return the number of messages that are no longer in the pipeline and whose answers are not sent yet."""
         return sum(
             len(state.unsent) + sum(message.pending is None for message in state.messages) for state in self._streams
         )
@@ -247,7 +246,7 @@ class ClassifyStreamHandler:
 
     def _admit_or_hold(self, message: StreamMessage, request: Request) -> None:
         small, large = self._held
-        # Not before others that are held: smaller requests could take the room of a larger one again and again.
+        # Not before others that are held: smaller requests could always take the room of a larger one.
         if not (small or large) and self._admit_if_room(message, request):
             return
         held = large if self._pipeline.is_large(request) else small

@@ -46,11 +46,14 @@ class UnaryHandler(Protocol):
     """Handles the calls of a unary method."""
 
     def refusal(self, deadline: float) -> Status | None:
-        """A client starts a call with this deadline, Unix time in seconds.
+        """Decide whether a call is rejected before its message is read.
+
+        Args:
+            deadline: of the call, Unix time in seconds.
 
         Returns:
-            The status with which the call ends now, before its message is read. The handler has recorded it, and gets no
-            other callback. None if the call is accepted: ``on_accept`` follows.
+            The status with which the call ends now. The handler has recorded the call, and gets no other callback for it. None
+            if the call is accepted: ``on_accept`` follows.
         """
 
     def on_accept(self, call: UnaryCall) -> None:
@@ -60,7 +63,7 @@ class UnaryHandler(Protocol):
         """The message of the call arrived; the handler answers or fails the call, now or later."""
 
     def on_failed(self, call: UnaryCall, status: Status) -> None:
-        """The call is over: the transport has sent ``status``, because it got no message that it can hand over."""
+        """The call is over: the transport has sent ``status``, because it received no valid message."""
 
     def on_too_large(self, call: UnaryCall) -> None:
         """The message exceeded the limit and was discarded; the handler fails the call."""

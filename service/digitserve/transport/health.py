@@ -90,8 +90,8 @@ class Health:
 
         Args:
             recorder: of the worker.
-            max_watches: clients that check health hold one watch per connection, and a refused watch makes them avoid the
-                connection, so this must not be less than the limit of connections.
+            max_watches: not less than the limit of connections: clients that check health open one watch per connection, and
+                do not use a connection whose watch was refused.
             clock: monotonic time in seconds.
         """
         self._recorder = recorder

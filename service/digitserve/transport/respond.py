@@ -76,7 +76,7 @@ class RespondHandler:
 
 
 class UnknownMethodHandler(RespondHandler):
-    """Refuses the calls of methods that do not exist, and counts them together."""
+    """Rejects calls of methods that do not exist, and counts them together."""
 
     def __init__(self, recorder: Recorder) -> None:
         """Need nothing but the recorder."""

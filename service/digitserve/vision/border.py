@@ -154,7 +154,7 @@ def clean(mask: Mask, segmentation: Segmentation) -> Cleaned:
     loose = solid or not all(reached)
     shapes = [part.box.longest for part, touches in kept if loose or not touches]
     if dropped and shapes:
-        # Beside anything else than bands, a small shape may be a mark or a speck, and what is dropped may be the digit.
+        # If not only bands are dropped, the small shape may be a speck, and the dropped part may be the digit.
         min_share = MIN_SHAPE if all(map(_is_band, dropped)) else MIN_SHAPE_BESIDE_OTHERS
         if max(shapes) >= min_share * area.longest:
             cleaned = np.zeros_like(mask)

@@ -9,9 +9,9 @@ is a dozen operations on the whole image.
                     └ no ──▶ texture? ──yes──▶ several, bounding box of all
                                 └ no ──▶ flood fill ──▶ components, largest first ──▶ bounding box of all but specks, several
 
-The time of flood fills grows with the number of components and with the turns of each: dots and combs would take 200 times as
-long as a digit. So what has more parts or turns than any image of handwriting is a texture. For most of them, counts of bits
-tell that beforehand.
+The time of flood fills grows with the number of components and with the bends of each: dots and combs would take 200 times as
+long as a digit. So a mask with more components or bends than any image of handwriting is a texture. Most textures are detected
+without flood fills, by counting bits.
 """
 
 import math
@@ -44,7 +44,7 @@ MIN_KEPT_RATIO = 0.04
 """Components with a smaller area than this share of the largest are specks: the bounding box of the ink ignores them."""
 
 MAX_COMPONENTS = 60
-"""Components above which a mask is a texture, not counting those of a single pixel if that helps; each costs time. 1 260 files
+"""Components above which a mask is a texture; those of a single pixel are left out if there are too many. 1 260 files
 of handwritten digits have at most 18. MNIST digits in noise (the corruption suite) give the same results as without a limit.
 """
 
@@ -55,7 +55,7 @@ MAX_FILL_STEPS = 256
 """Steps of flood fills, over all components, above which a mask is a texture; those files need at most 104, pages 172."""
 
 MIN_SHARE_IN_TEXTURE = 0.125
-"""Smallest share of all pixels of a texture that a digit in noise has; each of 60 equal parts has less."""
+"""Smallest share of the pixels of a texture that its thickest component needs to count as a digit in noise."""
 
 MAX_SIDE = 64
 """Largest mask, in pixels a side: a row is one unsigned integer of 64 bits."""
@@ -157,7 +157,7 @@ def _summarise(bits: int, stride: int, components: Sequence[Component]) -> tuple
 
 
 def _summarise_texture(bits: int, stride: int) -> tuple[Box, bool]:
-    """Do the same for a mask of too many parts: the one that is thickest may be a digit in noise, the rest are specks."""
+    """Do the same for a texture: its thickest component may be a digit in noise, the others are specks."""
     rest = bits
     while thinner := _erode(rest, stride):
         rest = thinner

@@ -1,10 +1,10 @@
-"""RPCs of grpcio, handed over to the worker's thread: the ``UnaryCall`` and ``ServerStream`` of ``handlers``.
+"""RPCs of grpcio, passed to the worker's thread: implementations of ``UnaryCall`` and ``ServerStream`` of ``handlers``.
 
     grpc.aio server ──▶ serve_unary, serve_stream ──events──▶ Bridge ──▶ handlers
       its event loop  ◀──call_soon_threadsafe── Call, Stream ◀──reply, read, write, finish── handlers
 
-Each RPC is a coroutine on grpcio's event loop, which runs on a thread of its own. Handlers run on the worker's thread only.
-What one thread does for the other crosses in order, by a queue and by ``call_soon_threadsafe``.
+Each RPC is a coroutine on grpcio's event loop, which runs on a thread of its own. Handlers run on the worker's thread only. The
+threads exchange events and answers in order, with a queue and with ``call_soon_threadsafe``.
 """
 
 import asyncio
@@ -22,13 +22,13 @@ from digitserve.protocol.status import NO_MESSAGE, Status
 from digitserve.transport.handlers import StreamHandler, UnaryHandler
 
 HALF_CLOSE_DELAY_S = 0.01
-"""The end of a stream's requests is reported so much later. When a stream is cancelled, grpcio reports the same before it
-cancels the RPC, by less than this: in the delay the cancellation is noticed."""
+"""Delay before the end of a stream's requests is reported to the handler. When a stream is cancelled, grpcio first reports an end
+of requests and cancels the RPC within this delay, so the RPC is then not reported as half-closed."""
 
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 
 Event = Callable[[], object]
-"""What the worker's thread calls."""
+"""A function that the worker's thread calls."""
 
 _STATUS_CODES = {Code(code.value[0]): code for code in grpc.StatusCode}
 
@@ -38,8 +38,8 @@ class Bridge:
 
     Attributes:
         loop: grpcio's event loop.
-        events: for the worker's thread, oldest first.
-        unanswered: tasks of the RPCs that handlers know and whose status is not sent yet; for the loop's thread.
+        events: functions that the worker's thread calls, oldest first.
+        unanswered: tasks of the RPCs that were passed to handlers and whose status is not sent yet; for the loop's thread.
         max_message_bytes: limit of a request message.
     """
 
@@ -88,7 +88,7 @@ class Call:
 
     def _end(self, answer: bytes | Status) -> None:
         self.open = False
-        # The context usually refers to the call: a reference cycle otherwise.
+        # Breaks a reference cycle: the context usually refers to the call.
         self.context = None
         self._bridge.loop.call_soon_threadsafe(_resolve, self.answer, answer)
 
@@ -221,14 +221,14 @@ class Stream:
 
 
 def serve_unary(bridge: Bridge, handler: UnaryHandler) -> "grpc.RpcMethodHandler[bytes, bytes]":
-    """Return what grpcio calls for a unary method."""
+    """Return the grpcio handler of a unary method."""
 
     async def serve(_messages: Any, rpc: Context) -> None:
         call = Call(bridge, handler, rpc)
         try:
             message = _body(await rpc.read())
             if message is None:
-                # Of a cancelled call the message looks the same, but then this fails.
+                # ``read`` returns the same if the call was cancelled, but then this fails.
                 await rpc.send_initial_metadata(())
             bridge.track()
             bridge.events.put(functools.partial(call.on_received, message))
@@ -245,7 +245,7 @@ def serve_unary(bridge: Bridge, handler: UnaryHandler) -> "grpc.RpcMethodHandler
 
 
 def serve_unread(bridge: Bridge, handler: UnaryHandler) -> "grpc.RpcMethodHandler[bytes, bytes]":
-    """Return what grpcio calls for a method whose handler fails all calls before they are read."""
+    """Return the grpcio handler of a method whose ``UnaryHandler`` rejects all calls before their messages are read."""
 
     async def serve(_messages: Any, rpc: Context) -> None:
         call = Call(bridge, handler, rpc)
@@ -262,7 +262,7 @@ def serve_unread(bridge: Bridge, handler: UnaryHandler) -> "grpc.RpcMethodHandle
 
 
 def serve_stream(bridge: Bridge, handler: StreamHandler) -> "grpc.RpcMethodHandler[bytes, bytes]":
-    """Return what grpcio calls for a streaming method."""
+    """Return the grpcio handler of a streaming method."""
 
     async def serve(_messages: Any, rpc: Context) -> None:
         stream = Stream(bridge, handler, rpc)

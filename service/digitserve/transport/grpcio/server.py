@@ -32,18 +32,18 @@ MAX_RPCS = 8_192
 refuses more with RESOURCE_EXHAUSTED."""
 
 CORE_LIMIT_FACTOR = 2
-"""Gives the size of a message, in maximal ones, from which core discards it: its end then looks like a cancellation. Smaller
-messages over the limit reach the handlers, which count them and describe the limit."""
+"""Core discards messages over this multiple of the limit, which is reported like a cancellation. Smaller messages over the limit
+are passed to the handlers, which count them and send an error that states the limit."""
 
 _MIN_PING_INTERVAL_MS = 5_000
-"""Half of the interval of our client."""
+"""Half of the interval between two PINGs of our client (``client.channel``)."""
 
 _NO_LIMIT = 1 << 30
 _MAX_INT = (1 << 31) - 1
-"""Largest value of an option. As a time in milliseconds, gRPC takes it as infinite."""
+"""Largest value of an option. gRPC treats it as infinite if the option is a time in milliseconds."""
 
 _NO_GRACE_LIMIT_S = 7 * 86400.0
-"""Longest wait for open RPCs; the worker ends them with ``cancel_all`` long before."""
+"""Longest wait for open RPCs; the worker ends them with ``cancel_all`` much earlier."""
 
 
 class Methods(grpc.GenericRpcHandler):
@@ -87,23 +87,23 @@ class GrpcServer:
         self._options = (
             ("grpc.so_reuseport", 1),
             ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
-            # Core would also count streams that have ended, and reset those that a client may open.
+            # With it, core also counts streams that have ended, and resets streams within the limit.
             ("grpc.http.overload_protection", 0),
             ("grpc.max_receive_message_length", min(CORE_LIMIT_FACTOR * settings.max_request_bytes, _MAX_INT)),
             ("grpc.max_connection_age_ms", _milliseconds(settings.max_connection_age_s)),
             ("grpc.max_connection_age_grace_ms", _milliseconds(settings.max_connection_age_grace_s)),
             ("grpc.max_connection_idle_ms", _milliseconds(settings.max_connection_idle_s)),
-            # Core rejects some requests between the two limits, at random.
+            # Equal: between the two limits core rejects requests at random.
             ("grpc.max_metadata_size", settings.max_header_bytes),
             ("grpc.absolute_max_metadata_size", settings.max_header_bytes),
-            # Clients find lost connections by PINGs, every ten seconds also when idle; core would end their connections for it.
+            # Clients send a PING every ten seconds, even when idle, to detect lost connections; core would close their connections.
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MS),
             ("grpc.http2.max_ping_strikes", 0),
             # Core would reject calls without counting them; the pipeline does admission control.
             ("grpc.server.max_pending_requests", _NO_LIMIT),
             ("grpc.server.max_pending_requests_hard_limit", _NO_LIMIT),
-            # Core would drop calls that wait for more than 30 s; their deadlines and admission control do that.
+            # Core would drop calls that wait for more than 30 s; deadlines and admission control limit the wait.
             ("grpc.server_max_unrequested_time_in_server", 24 * 3600),
         )
         self._server: grpc.aio.Server
@@ -114,7 +114,7 @@ class GrpcServer:
     def listen(self) -> int:
         """Bind the address and accept connections; see ``Server``."""
         port: Future[int] = Future()
-        # A daemon, because the second signal must end the process without waiting for RPCs.
+        # A daemon thread, because a second signal must end the process without waiting for RPCs.
         self._thread = threading.Thread(target=asyncio.run, args=(self._serve(port),), daemon=True)
         self._thread.start()
         try:
@@ -140,7 +140,7 @@ class GrpcServer:
         self._stop(_NO_GRACE_LIMIT_S)
 
     def has_unanswered(self) -> bool:
-        """Return whether RPCs are open that handlers know, or answers are not sent yet."""
+        """Return whether RPCs that were passed to handlers are not answered yet."""
         return bool(self._bridge.unanswered)
 
     def cancel_all(self) -> None:
@@ -162,7 +162,7 @@ class GrpcServer:
         """Run the server until ``close``; on the thread of its loop.
 
         Args:
-            started: gets the port, or why the server did not start.
+            started: gets the port, or the exception because of which the server did not start.
         """
         bridge = self._bridge
         bridge.loop = asyncio.get_running_loop()
@@ -195,12 +195,12 @@ def _raise(error: Exception) -> None:
 
 
 def _milliseconds(seconds: float) -> int:
-    """Return a time limit as gRPC takes it; 0 s is no limit."""
+    """Return a time limit as an option of gRPC; 0 s means no limit."""
     return round(seconds * 1e3) or _MAX_INT
 
 
 def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
-    """Return the certificate for gRPC core, after the checks that both transports share."""
+    """Return the credentials for gRPC core, after the checks that apply to both transports; None for clear text."""
     certificate, key = settings.tls_certificate, settings.tls_key
     if server_context(settings) is None or certificate is None or key is None:
         return None

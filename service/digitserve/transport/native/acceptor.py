@@ -1,4 +1,4 @@
-"""The listening socket of a worker, and how many connections there may be.
+"""The listening socket of a worker, and its limit of connections.
 
     listening socket ──accept──▶ Acceptor ──▶ Peer
 
@@ -23,13 +23,13 @@ MAX_ACCEPTS = 64
 """Most connections that one iteration accepts."""
 
 ACCEPT_PAUSE_S = 0.5
-"""Pause in accepting when the process has no file descriptors or no memory left, although no connection is open."""
+"""Pause in accepting if no file descriptor or memory is left and no connection is open that could be closed."""
 
 CLOSED_FRACTION = 1 / 64
-"""Part of the connections that are closed together when there are too many: finding the most silent takes 1 ms of 4 096."""
+"""Share of the connections that are closed together when there are too many: the search takes 1 ms for 4 096 connections."""
 
 AGE_JITTER = 0.1
-"""Connections drain at up to this fraction before or after their maximal age, or many could reconnect at the same time."""
+"""Largest difference from the maximum age, as a fraction: otherwise many clients could reconnect at the same time."""
 
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 120, 30, 4
 """TCP keepalive: a client that vanished without closing its connection is noticed within four minutes."""
@@ -70,7 +70,7 @@ class Acceptor:
         self._warn_at = 0.0
 
     def listen(self, listener: socket.socket) -> None:
-        """Accept connections of a listening socket, which is owned from now on."""
+        """Accept connections of a listening socket, and take ownership of it."""
         listener.setblocking(False)  # noqa: FBT003 - the interface of sockets
         for level, option, value in _SOCKET_OPTIONS:
             with contextlib.suppress(OSError):  # a Unix socket has no such options
@@ -106,11 +106,11 @@ class Acceptor:
                 return False
             except OSError as error:
                 if error.errno not in _EXHAUSTED:
-                    continue  # of the connection, not of the listener: see accept(2)
-                # Only the first time a connection certainly waits: a descriptor is needed even to find that out.
+                    continue  # an error of the connection, not of the listener: see accept(2)
+                # Without a free descriptor, accept fails even if no connection waits. On the first attempt one waits.
                 if attempt or self._make_room(now):
                     return True
-                # The listener would be reported again and again.
+                # Without this, epoll would report the listener continuously.
                 _log.warning("cannot accept connections", error=str(error), retry_s=ACCEPT_PAUSE_S)
                 self._accept_at = now + ACCEPT_PAUSE_S
                 self._peers.epoll.modify(self.descriptor, 0)
@@ -121,10 +121,10 @@ class Acceptor:
         return True
 
     def _make_room(self, now: float) -> bool:
-        """Close the connections whose clients have been silent longest, so that those that do nothing keep nobody out.
+        """Close the connections whose clients have been silent longest, so that idle clients do not block others.
 
         Returns:
-            Whether there were any.
+            Whether any connection was closed.
         """
         peers = self._peers.by_descriptor
         num_closed = math.ceil(len(peers) * CLOSED_FRACTION)

@@ -77,7 +77,7 @@ class Call(RpcStream):
         if not self.remote_closed:
             return self._reserve()
         if self.buffer is None:
-            return True  # the whole message has arrived without a reservation, and is handed over
+            return True  # the whole message arrived without a reservation, and was passed to the handler
         try:
             return self._hand_over()
         except MessageError as error:

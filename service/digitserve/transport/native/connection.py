@@ -97,7 +97,7 @@ class Connection(TimeLimits):
             unknown: handles calls of all other paths; its ``on_accept`` fails them.
             limits: of this connection.
             budget: of the worker.
-            counts: of what is closed and refused.
+            counts: counts closed connections and refused requests.
             now: monotonic time in seconds.
             on_output: called when ``take_output`` and ``on_sent`` must be called, once until they are.
         """
@@ -147,7 +147,7 @@ class Connection(TimeLimits):
             self.close(ErrorCode.INTERNAL_ERROR, "internal error", CloseReason.INTERNAL)
 
     def drop(self) -> None:
-        """Drop all calls, and free the input: after an error the socket stays open for a while."""
+        """Drop all calls and free the input: after an error the socket stays open until its last output is sent."""
         super().drop()
         self._rest, self._block = b"", None
 
@@ -247,7 +247,7 @@ class Connection(TimeLimits):
             self._reset(stream_id, ErrorCode.STREAM_CLOSED)
 
     def _on_ignored_data(self, stream_id: int, answered: tuple[float, int], flags: int, length: int) -> None:
-        """Count the rest of a request that is answered already."""
+        """Ignore DATA of a request that is already answered, but apply its flow-control window."""
         started, window = answered
         window -= length
         if window < 0:
@@ -387,8 +387,8 @@ class Connection(TimeLimits):
     def _refuse(self, stream_id: int) -> None:
         """Refuse a stream over the limit (RFC 9113, section 5.1.2).
 
-        REFUSED_STREAM makes clients repeat the call. So only a client gets it that cannot know the limit yet. grpcio and
-        grpc-js wait until they may open a stream, so they never get PROTOCOL_ERROR.
+        REFUSED_STREAM makes clients repeat the call, so it is sent only before the client has acknowledged the limit. grpcio
+        and grpc-js wait until they may open a stream, so they never get PROTOCOL_ERROR.
         """
         code = ErrorCode.PROTOCOL_ERROR if self._settings_acknowledged else ErrorCode.REFUSED_STREAM
         self._reset(stream_id, code, RefusalReason.TOO_MANY)

@@ -3,7 +3,8 @@
     Connection ──on_control_frame──▶ ControlFrames ──▶ Output: windows, PING and SETTINGS answers, resets
     loop ──drain, close──▶ ControlFrames ──GOAWAY──▶ Output
 
-``time_limits.TimeLimits`` extends it by time limits, and ``connection.Connection`` that by requests. Does no I/O; used on the worker's one thread.
+``time_limits.TimeLimits`` is a subclass that adds time limits, and ``connection.Connection`` a subclass of that, which adds
+requests. Does no I/O; used on the worker's one thread.
 """
 
 from collections import deque
@@ -63,7 +64,7 @@ class ControlFrames(Output):
         Args:
             limits: of this connection.
             budget: of the worker.
-            counts: of what is closed and refused.
+            counts: counts closed connections and refused requests.
             now: monotonic time in seconds.
             on_output: called when ``take_output`` and ``on_sent`` must be called, once until they are.
         """
@@ -71,7 +72,7 @@ class ControlFrames(Output):
         self._control = RateLimit(limits.max_control_frames, limits.control_frames_per_s, now)
         self._resets = RateLimit(limits.max_resets, limits.resets_per_s, now)
         self._settings_received = self._settings_acknowledged = False
-        # What the last SETTINGS announced, and whatever an earlier one allows while the client has not acknowledged that.
+        # The limit in the last SETTINGS, and the limit that applies: until the client has acknowledged them, the larger one.
         self._announced = self._max_streams = self._wanted_max_streams()
         self._announcement_open = True
         self._last_id = 0
@@ -96,7 +97,7 @@ class ControlFrames(Output):
 
         Args:
             code: of GOAWAY.
-            text: of GOAWAY, for people.
+            text: debug data of GOAWAY.
             reason: for the metrics.
         """
         if not self.closing:
@@ -213,7 +214,8 @@ class ControlFrames(Output):
     def _announce_max_streams(self) -> None:
         """Announce how many streams the client may open, if that has changed.
 
-        Not before it has acknowledged the last announcement. Until it acknowledges this one, the larger of both holds.
+        The next announcement is sent only after the client has acknowledged the last one. Until it acknowledges this one, the
+        larger limit applies.
         """
         wanted = self._wanted_max_streams()
         if wanted != self._announced and not self._announcement_open and not self.closing:
@@ -274,7 +276,7 @@ class ControlFrames(Output):
             self.remove(stream)
 
     def _end_answered(self, stream_id: int) -> None:
-        """Forget a stream of ``answered``, if it is one."""
+        """Remove a stream from ``answered``, if it is there."""
         if self.answered.pop(stream_id, None) is not None:
             self._close_if_drained()
 

@@ -1,7 +1,7 @@
 """Limits of a connection and of a worker, and the byte budget that all connections of a worker share.
 
-``server`` builds all of them from the settings; ``loop``, ``connection`` and its calls keep to them on the worker's thread.
-The documentation lists each limit, with what the client gets (docs/reference/limits.md).
+``server`` builds all of them from the settings; ``loop``, ``connection`` and its calls apply them on the worker's thread.
+docs/reference/limits.md lists each limit, and what happens beyond it.
 """
 
 import math
@@ -18,25 +18,26 @@ FIRST_WINDOW = INITIAL_WINDOW
 """What a client may send on a stream before its message has reserved more: messages up to this need no reservation."""
 
 HEADER_BLOCK_SHARE = 4
-"""Largest encoded header block, in maximal sizes of the decoded fields: the end of what is too large must be decoded too."""
+"""Largest encoded header block, as a multiple of the limit on decoded fields: blocks over that limit must be decoded to their
+end too, because they change the dynamic table."""
 
 RESET_BURST_S = 5.0
-"""Resets at once, in seconds of their rate: a client that cancels thousands of calls together is allowed."""
+"""Burst of resets, in seconds of their rate: a client may cancel thousands of calls together."""
 
 CONTROL_BURST_S, MIN_CONTROL_BURST = 0.1, 1_000
-"""Control frames at once, in seconds of their rate, and at least: each of 1 000 open streams may have a late frame."""
+"""Burst of control frames, in seconds of their rate, and its minimum: each of 1 000 open streams may have a late frame."""
 
 RECEIVE_BUDGET_MESSAGES = 5
-"""Unfinished messages of all connections together, in messages of the maximal size."""
+"""Default limit of all unfinished messages of a worker, in messages of the maximum size."""
 
 MIN_RECEIVE_BUDGET_BYTES = 1 << 24
-"""The same in bytes, if the maximal size is small: a quarter is room for the first windows of 64 clients."""
+"""Minimum of this default in bytes: a quarter is room for the first windows of 64 clients."""
 
 RESERVED_SHARE = 3 / 4
-"""Part of the receive budget that reservations may take; the rest is for first windows."""
+"""Part of the receive budget that may be reserved; the rest is for first windows."""
 
 SLOW_GRACE_S = 5.0
-"""While others wait for room, the time in which a reserved message need not make progress: a lost packet may take 3 s."""
+"""Time without progress that a reserved message is allowed while others wait for room: a lost packet may take 3 s."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,10 @@ class Limits:
         handshake_s: time for the handshake of TLS, the connection preface and SETTINGS together; also from HEADERS to the last
             CONTINUATION.
         message_s: time from the start of a call to the end of its message; on a stream, from the reservation of a message.
-            Also the time for the client to take an answer.
+            Also the time for the client to read an answer.
         max_idle_s: time without a call after which the connection drains; infinite for no limit.
-        drain_ping_s: longest wait for the answer to the PING between the two GOAWAY frames of a drain; more than the round
-            trip of any client that is still there.
+        drain_ping_s: longest wait for the answer to the PING between the two GOAWAY frames of a drain; more than any round
+            trip.
     """
 
     max_message_bytes: int
@@ -102,16 +103,16 @@ class Limits:
 
 @dataclass(frozen=True)
 class WorkerLimits:
-    """What all connections of a worker may take together, and how long they live.
+    """Limits of all connections of a worker together, and of the age of each.
 
     Attributes:
         max_receive_bytes: of unfinished messages; see ``ReceiveBudget``.
-        max_connections: for more, those whose clients have been silent longest are closed.
-        max_held_bytes: what connections hold, without messages in reception; beyond it, those with the most are closed. See
+        max_connections: beyond it, those whose clients have been silent longest are closed.
+        max_held_bytes: memory of all connections, without unfinished messages; beyond it, those that hold most are closed. See
             ``Output.num_held_bytes``.
         max_age_s: age from which a connection drains; infinite for no limit.
         age_grace_s: time after that at which its calls are ended; infinite for no limit.
-        stall_s: longest time that a socket may take no output: then the client has stopped, or the network has lost it.
+        stall_s: longest time without progress while output waits for the socket.
     """
 
     max_receive_bytes: int
@@ -146,10 +147,10 @@ class WorkerLimits:
 
 
 class Counts(Protocol):
-    """Counts what the transport closes and refuses; the worker's ``Recorder``. None of it happens in an ordinary call."""
+    """Counts closed connections and refused requests; implemented by the worker's ``Recorder``. Ordinary calls do not use it."""
 
     def connection_accepted(self) -> None:
-        """Count a connection, which is open from now on."""
+        """Count a new connection."""
 
     def connection_closed(self, reason: CloseReason) -> None:
         """Count the end of a connection."""
@@ -171,11 +172,11 @@ class Holder(Protocol):
 class ReceiveBudget:
     """Bytes of unfinished messages that a worker holds, over all connections; owned by the server.
 
-    Three quarters are for reservations of messages that are longer than the first window, the rest is for what clients may
-    send without a reservation. So neither can use up the room of the other. Of the latter, the oldest gives way to the
-    newest: clients that send a part and stop cannot keep others from sending. There is room for 24 MiB, so what gives way has
-    been there for 50 ms or more at the rate at which a worker reads a flood. Reserved messages give way only if they are so
-    slow that they would miss their time limit.
+    Three quarters may be reserved for messages that are longer than the first window. The rest is for bytes that clients may
+    send without a reservation. So neither kind can use up the room of the other. If there is no room without a reservation,
+    the call with the oldest such message is ended: clients that send a part and stop cannot block others. By default there is
+    room for 20 MiB, which a worker takes about 40 ms to read, so no younger message is ended. Calls with reserved messages are
+    ended only if they are so slow that they would miss their time limit.
 
     Attributes:
         max_bytes: the limit.
@@ -207,7 +208,7 @@ class ReceiveBudget:
         self._message_s = message_s
         self._lacks_room = False
         self._holders: dict[Holder, None] = {}  # oldest first
-        # Oldest first; with its bytes, and when it was first seen while others waited.
+        # Oldest first: the bytes, and the time since which others wait.
         self._reserved: dict[Holder, tuple[int, float | None]] = {}
 
     @property
@@ -253,17 +254,17 @@ class ReceiveBudget:
         self.reserved_bytes -= self._reserved.pop(holder)[0]
 
     def make_room(self, now: float) -> None:
-        """End the oldest call whose reserved message is too slow, if one was refused its room; called several times per second.
+        """If a message waits for room, end the oldest call whose reserved message is too slow; called several times per second.
 
-        Too slow is a message that would not arrive within its time limit: after ``SLOW_GRACE_S``, it has received less than
-        the part of its length that is due. So a client must send 16 MiB with 280 KiB/s to keep others out.
+        A message is too slow if it would not arrive within its time limit: after ``SLOW_GRACE_S``, fewer bytes have arrived
+        than its length and the time limit require. For 16 MiB, that is 280 KiB/s.
 
         Args:
             now: monotonic time in seconds.
         """
         if not self._lacks_room:
             return
-        self._lacks_room = False  # who still waits tries again before the next call
+        self._lacks_room = False  # messages that still wait try again before the next call
         for holder, (num_bytes, since) in list(self._reserved.items()):
             if since is None:
                 self._reserved[holder] = num_bytes, now

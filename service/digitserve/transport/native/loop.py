@@ -1,4 +1,4 @@
-"""The event loop around connections; with ``acceptor``, ``peer`` and ``tls``, all that touches sockets and clocks.
+"""The event loop of a worker. Only this module, ``acceptor``, ``peer`` and ``tls`` use sockets and clocks.
 
     sockets ──recv──▶ Peer ──receive──▶ Connection ──▶ handlers
     sockets ◀──send── Peer ◀──take_output── Connection
@@ -25,13 +25,13 @@ READ_BYTES = 1 << 16
 maps larger buffers newly for each read."""
 
 SHORT_READ_BYTES = 1 << 13
-"""The same if more than ``MANY_UNREAD`` connections wait to be read."""
+"""The same if more than ``MANY_UNREAD`` connections are waiting to be read."""
 
 MANY_UNREAD = 8
-"""A read of ``READ_BYTES`` can take all of ``MAX_READ_S``, so the last of so many waits for 40 ms and their batches."""
+"""A read of ``READ_BYTES`` can take all of ``MAX_READ_S``, so the last of this many connections waits for 40 ms and 8 batches."""
 
 MAX_READ_S = 0.005
-"""Longest time that one iteration reads; the connections that are left come first in the next one."""
+"""Longest time that one iteration reads; the next one starts with the connections that were not read."""
 
 MAX_HANDSHAKES_S = 0.002
 """Longest time that one iteration spends on handshakes, after the reads; each takes 0.15 to 0.6 ms (measured: P-256, RSA 2048)."""
@@ -112,7 +112,7 @@ class Loop:
         arrived = wall if wall - before > WAITED_S else self._polled
         self._polled = wall
         accepts = self._queue(events, arrived)
-        # Few get much at once; with many, each gets its turn sooner.
+        # With many connections, shorter reads reduce the time until each is read.
         num_bytes = READ_BYTES if len(unread) <= MANY_UNREAD else SHORT_READ_BYTES
         ends = now + MAX_READ_S
         while unread:
@@ -131,7 +131,7 @@ class Loop:
         return bool(events)
 
     def _queue(self, events: Iterable[tuple[int, int]], arrived: float) -> bool:
-        """Send on sockets that take output again, and queue those to read; return whether a connection waits."""
+        """Send on writable sockets, and queue readable ones; return whether a connection waits to be accepted."""
         accepts = False
         peers, listens_on = self._peers.by_descriptor, self._acceptor.descriptor
         for descriptor, event in events:
@@ -141,7 +141,7 @@ class Loop:
             peer = peers[descriptor]
             if event & WRITABLE:
                 peer.send()
-            if event & ~WRITABLE and not peer.queued:  # an error is found by reading
+            if event & ~WRITABLE and not peer.queued:  # reading reports an error
                 peer.queued = True
                 peer.arrived = peer.arrived or arrived
                 peer.queue.append(peer)
@@ -194,7 +194,7 @@ class Loop:
             if not (peer.open and peer.connection.waiting):
                 del starved[peer]
             elif len(peer.connection.waiting) < num_waiting:
-                starved[peer] = starved.pop(peer)  # next it is the turn of other connections
+                starved[peer] = starved.pop(peer)  # next, other connections get room
 
     def _send_all(self) -> None:
         with_output = self._peers.with_output
@@ -205,7 +205,7 @@ class Loop:
                 peer.send_more()
 
     def _check(self, now: float) -> None:
-        """Apply time limits to some connections; once all are checked, the limit of what they hold together."""
+        """Apply time limits to some connections; once all are checked, apply the limit on their memory."""
         if not self._unchecked:
             self._check_at = now + CHECK_S
             self._acceptor.check(now)

@@ -31,7 +31,7 @@ GZIP_SIZE_BYTES = 4
 """Length of the size at the end of gzip data."""
 
 SMALL_BYTES = 1 << 16
-"""Messages up to this size may always be decompressed: it takes no longer than classifying their images."""
+"""Messages up to this size are always decompressed immediately: this takes no longer than classifying their images."""
 
 RESPONSE_HEADERS = encode_fields([(b":status", b"200"), (b"content-type", b"application/grpc")])
 OK_TRAILERS = encode_fields([(b"grpc-status", b"0")])
@@ -57,9 +57,9 @@ def parse_prefix(buffer: bytes | bytearray) -> tuple[bool, int]:
 
 
 def inflated_bytes(message: bytearray | memoryview, encoding: bytes) -> int:
-    """Return the size that a compressed message states for itself when decompressed: its last four bytes (RFC 1952).
+    """Return the decompressed size that a compressed message states in its last four bytes (RFC 1952).
 
-    A wrong size only makes the message invalid: ``inflate`` decompresses no more than that.
+    ``inflate`` decompresses no more than that; a message with a wrong size is invalid.
 
     Args:
         message: with or without its prefix.
@@ -89,7 +89,7 @@ def inflate(body: bytes, num_bytes: int, max_bytes: int) -> bytes | None:
     """
     inflater = zlib.decompressobj(GZIP_WINDOW_BITS)
     try:
-        # One more than its size: with the exact size, zlib would stop before it has read the end.
+        # One byte more than its size: with the exact size, zlib would not read the end of the data.
         inflated = inflater.decompress(body, num_bytes + 1 if num_bytes <= max_bytes else SMALL_BYTES)
     except zlib.error:
         raise MessageError("got a message that is not in gzip format") from None

@@ -35,7 +35,7 @@ STREAM_BYTES = 1_500
 """About what an open stream takes in memory, without messages and header fields (measured)."""
 
 ANSWERED_BYTES = 150
-"""About what a stream takes in ``Output.answered``."""
+"""Approximate memory of an entry of ``Output.answered``."""
 
 
 class Output:
@@ -44,7 +44,7 @@ class Output:
     Attributes:
         limits: of this connection.
         budget: of the worker.
-        counts: of what is closed and refused.
+        counts: counts closed connections and refused requests.
         streams: open streams by their ids.
         answered: streams whose status is sent and whose request has not ended: monotonic time in seconds of their start, and
             bytes that the peer may still send. The rest of the request is ignored.
@@ -58,7 +58,7 @@ class Output:
         num_held_bytes: about what the connection takes in memory, at the last ``check``: unsent output, waiting answers, open
             requests, frames that are not complete, the table of header fields. Messages count in ``budget``.
         closing: nothing more is read; the socket is to be closed once the output is sent.
-        close_reason: why this side ends the connection; None while it does not.
+        close_reason: why the server ends the connection; None if it does not.
     """
 
     __slots__ = (
@@ -73,7 +73,7 @@ class Output:
         Args:
             limits: of this connection.
             budget: of the worker.
-            counts: of what is closed and refused.
+            counts: counts closed connections and refused requests.
             on_output: called when ``take_output`` and ``on_sent`` must be called, once until they are.
         """
         self.limits = limits
@@ -165,7 +165,7 @@ class Output:
         self.num_unsent_bytes += frames.HEADER_BYTES + len(block)
 
     def on_local_close(self, stream: "RpcStream") -> None:
-        """Forget a stream whose status is sent; if its request has not ended, the rest of it is ignored."""
+        """Remove a stream whose status is sent; if its request has not ended, the rest of it is ignored."""
         self.blocked.pop(stream, None)
         self.waiting.pop(stream, None)
         if not stream.remote_closed:
@@ -173,7 +173,7 @@ class Output:
         self.remove(stream)
 
     def remove(self, stream: "RpcStream") -> None:
-        """Forget an open stream."""
+        """Remove an open stream."""
         self.streams.pop(stream.stream_id, None)
         self._close_if_drained()
 

@@ -1,4 +1,4 @@
-"""A socket and its HTTP/2 connection: bytes from one to the other, interest in events, and the end of both.
+"""A socket and its HTTP/2 connection: passes bytes between them, selects the events to wait for, and closes both.
 
     Loop ──receive, send──▶ Peer ◀──bytes──▶ Connection
                              │
@@ -24,7 +24,7 @@ from digitserve.transport.native.limits import Counts, WorkerLimits
 from digitserve.transport.native.tls import TlsWire
 
 LINGER_S = 1.0
-"""After the last output of a connection, time for the client to close it: closing earlier could destroy that output."""
+"""Time for the client to close a connection after its last output: if the server closes first, that output could be lost."""
 
 NewConnection = Callable[[float, Callable[[], None]], Connection]
 """Creates a connection from the monotonic time in seconds and ``on_output``."""
@@ -33,7 +33,7 @@ READABLE, WRITABLE = select.EPOLLIN, select.EPOLLOUT
 
 
 class Peers:
-    """The open peers of a loop, and those that need its attention; owned by the loop.
+    """The open peers of a loop, and those that it must handle in its next iteration; owned by the loop.
 
     Attributes:
         limits: of the worker.
@@ -42,7 +42,7 @@ class Peers:
         by_descriptor: all that are open.
         with_output: those whose connections have something to send.
         starved: those with messages that wait for the worker's budget, oldest first.
-        unread: those whose sockets have something, in the order in which they are read.
+        unread: those whose sockets have input, in the order in which they are read.
         handshakes: the same for those whose TLS handshake is not complete.
     """
 
@@ -66,12 +66,12 @@ class Peer:
         wire: the socket, or TLS over it; non-blocking.
         tls: the same if it is TLS, otherwise None.
         connection: its protocol; only while ``open``.
-        open: false once the socket is closed. Compare peers, never descriptors: their numbers are used again at once.
+        open: false once the socket is closed. Compare peers, not descriptors: the numbers of closed ones are reused.
         unsent: output that the socket has not taken yet.
-        active: monotonic time in seconds at which it last sent something, or took output that had to wait.
+        active: monotonic time in seconds at which the client last sent something, or read output that had to wait.
         interest: events that epoll reports.
-        queue: where it waits to be read.
-        queued: whether it does.
+        queue: the queue in which it waits to be read.
+        queued: whether it is in that queue.
         arrived: Unix time in seconds after which unread bytes may have arrived.
         drains_at: monotonic time in seconds at which its connection is too old.
         ends_at: monotonic time in seconds at which the socket is closed, unless it makes progress before.
@@ -103,7 +103,7 @@ class Peer:
             drains_at: see above.
 
         Raises:
-            OSError: epoll takes no more.
+            OSError: the socket cannot be added to epoll.
         """
         peers.epoll.register(accepted.fileno(), READABLE)
         peers.by_descriptor[accepted.fileno()] = self
@@ -124,7 +124,7 @@ class Peer:
         peers.counts.connection_accepted()
 
     def receive(self, num_bytes: int, now: float) -> None:
-        """Read at most ``num_bytes``, and hand them to the connection."""
+        """Read at most ``num_bytes``, and pass them to the connection."""
         try:
             received = self.wire.recv(num_bytes)
         except BlockingIOError:
@@ -143,7 +143,7 @@ class Peer:
             connection.receive(received, now, self.arrived)
             if connection.waiting:
                 self._peers.starved[self] = None
-        # Of more bytes than one read takes, the rest has waited as long.
+        # If there are more bytes than one read takes, the time of arrival also applies to the rest.
         if len(received) < num_bytes and (self.tls is None or not self.tls.has_more):
             self.arrived = 0.0
         if not connection.wants_read():
@@ -177,7 +177,7 @@ class Peer:
                 self._peers.with_output.append(self)
             elif connection.closing:
                 self.shut_down()
-        # In the common case the socket has taken everything, and nothing else than input is awaited before and after.
+        # Usually the socket has taken all output, and epoll reports only input before and after.
         if self.unsent is not None or self.interest != READABLE:
             self.update_interest()
 
@@ -192,7 +192,7 @@ class Peer:
             self.unsent += self.connection.take_output()
 
     def update_interest(self) -> None:
-        """Await the events that the state of the connection demands."""
+        """Make epoll report the events that the connection needs in its state."""
         reads = self.lingering or self.connection.wants_read()
         interest = (READABLE if reads else 0) | (WRITABLE if self.unsent is not None else 0)
         if interest != self.interest:
@@ -200,7 +200,7 @@ class Peer:
             self._peers.epoll.modify(self.wire.fileno(), interest)
 
     def shut_down(self) -> None:
-        """Send the end of the connection; then wait for the client's."""
+        """Shut down the sending side; then wait until the client closes the connection."""
         if not self.lingering:
             self.lingering, self.ends_at = True, time.monotonic() + LINGER_S
             with contextlib.suppress(OSError):
@@ -229,7 +229,7 @@ class Peer:
                 self.update_interest()
 
     def close(self, text: str, reason: CloseReason) -> None:
-        """End the connection now: tell the client, if the socket takes it at once."""
+        """Close the connection now, after GOAWAY if the socket takes it immediately."""
         self.connection.close(ErrorCode.NO_ERROR, text, reason)
         if self.unsent is None:
             self.send()
@@ -240,15 +240,15 @@ class Peer:
         """Close the socket, and drop the calls of the connection.
 
         Args:
-            reason: None if the connection has given it, or the client has closed the socket.
+            reason: None if the connection has a ``close_reason``, or the client has closed the socket.
         """
         self.open = False
         descriptor = self.wire.fileno()
         del self._peers.by_descriptor[descriptor]
-        # Closing removes it from epoll only if no process that is being forked holds a copy.
+        # Explicitly, because closing does not remove it from epoll while a forked process has a copy.
         self._peers.epoll.unregister(descriptor)
         self.wire.close()
         connection = self.connection
-        del self.connection  # it refers to the peer: a reference cycle otherwise
+        del self.connection  # breaks a reference cycle: it refers to the peer
         connection.drop()
         self._peers.counts.connection_closed(reason or connection.close_reason or CloseReason.CLIENT)

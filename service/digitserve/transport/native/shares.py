@@ -1,4 +1,4 @@
-"""What a worker divides among its connections, beside the bytes of ``limits.ReceiveBudget``: streams, and decompression.
+"""Shares of the connections of a worker in its resources other than memory: streams, and time for decompression.
 
     server ──number of connections──▶ StreamShare ──▶ Connection ──SETTINGS──▶ client
     Call, Stream ──size of a compressed message──▶ InflateBudget ──▶ inflated now, or later
@@ -12,21 +12,21 @@ from collections.abc import Callable
 from digitserve.transport.native.message import SMALL_BYTES, inflate
 
 MIN_STREAMS = 16
-"""Streams that each connection may open, however many connections there are: streams that stay open count too."""
+"""Minimum number of streams that each connection may open, because streams that stay open count too."""
 
 INFLATE_SHARE = 1 / 4
-"""Part of a worker's time for the decompression of large messages. zlib writes 360 MiB/s (measured), so 90 MiB/s are left on an
-idle machine: more than a worker can classify of large images."""
+"""Part of a worker's time for the decompression of large messages. zlib writes 360 MiB/s (measured), so this allows 90 MiB/s: more
+than a worker can classify as large images."""
 
 INFLATE_BURST_S = 0.05
-"""Time for it at once after a pause: 18 MiB."""
+"""Longest time for decompression without a pause: 18 MiB."""
 
 
 class StreamShare:
-    """How many streams a connection may open: as many as may wait in the worker's queue, divided by the connections.
+    """Number of streams that a connection may open: the limit of pending images, divided by the number of connections.
 
-    So clients keep back what the worker would refuse. The number changes only if the number of connections has changed by
-    more than a factor of two, because each change is announced on all connections.
+    So clients do not send calls that the worker would reject. The number changes only if the number of connections has changed
+    by more than a factor of two, because each change is announced on all connections.
 
     Attributes:
         num_streams: of each connection.
@@ -48,10 +48,10 @@ class StreamShare:
 
 
 class InflateBudget:
-    """Limits the time for decompression: otherwise few small messages could keep a worker busy for seconds.
+    """Limits the time for decompression: otherwise a few small messages could occupy a worker for seconds.
 
-    The size of a message is known before, from the end of its gzip data; the time is measured. A message may start if any time
-    is left, so that one of any size may; what it takes too much delays the next.
+    The size of a message is known before its decompression, from the end of its gzip data; the time is measured. A message may
+    start if any time is left, so a message of any size can start; if it takes more than that, the next one waits longer.
     """
 
     __slots__ = ("_clock", "_left_s", "_updated")

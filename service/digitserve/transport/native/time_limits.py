@@ -1,9 +1,9 @@
 """Time limits of a connection and its streams, applied several times per second.
 
-    loop ──check(time)──▶ TimeLimits ──▶ streams: past their deadlines, unfinished, or with answers that nobody takes
+    loop ──check(time)──▶ TimeLimits ──▶ streams: past their deadlines, unfinished, or with answers that the client does not read
                                      └─▶ GOAWAY: no handshake, no end of a header block, or no calls for too long
 
-``connection.Connection`` extends it by requests. Does no I/O; used on the worker's one thread.
+``connection.Connection`` is a subclass that adds requests. Does no I/O; used on the worker's one thread.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from digitserve.transport.native.multiplex import ANSWERED_BYTES, EXPIRED, RpcSt
 
 
 class TimeLimits(ControlFrames):
-    """What a connection must remember to limit the time that its client takes.
+    """The state that a connection needs to apply its time limits.
 
     Attributes: see ``Output``.
     """
@@ -47,7 +47,7 @@ class TimeLimits(ControlFrames):
             self.waiting.pop(stream, None)
 
     def check(self, now: float, wall: float) -> None:
-        """Apply time limits, and add up what the connection holds; called several times per second.
+        """Apply time limits, and update the number of bytes that the connection holds; called several times per second.
 
         Args:
             now: monotonic time in seconds.
@@ -98,7 +98,7 @@ class TimeLimits(ControlFrames):
         elif self._drain_ping_sent is not None and now - self._drain_ping_sent > limits.drain_ping_s:
             self._finish_drain()
         self._announce_max_streams()
-        # Calls count, not bytes: clients send PINGs to keep connections open that they do not use.
+        # Only calls count, not bytes: clients send PINGs on connections that they do not use.
         if self.streams or self._busy_id != self._last_id:
             self._busy_at, self._busy_id = now, self._last_id
         elif now - self._busy_at > limits.max_idle_s:
@@ -118,7 +118,7 @@ class TimeLimits(ControlFrames):
             self._send_reset(stream.stream_id, ErrorCode.CANCEL)
 
     def _give_up(self, stream: RpcStream) -> None:
-        """End a stream whose request does not end in time, or waits too long for its decompression."""
+        """End a stream whose message does not arrive in time, or waits too long for its decompression."""
         if stream.remote_closed:
             stream.evict()
         else:
@@ -126,7 +126,7 @@ class TimeLimits(ControlFrames):
             stream.fail_locally(Status(Code.CANCELLED, f"a message did not arrive within {self.limits.message_s:g} s"))
 
     def _abandon(self, stream: RpcStream) -> None:
-        """End a stream whose answer the client does not take in time."""
+        """End a stream whose answer the client does not read in time."""
         self.counts.stream_refused(RefusalReason.ANSWER_TIMEOUT)
         self._drop_stream(stream.stream_id)
         self._send_reset(stream.stream_id, ErrorCode.CANCEL)

@@ -13,12 +13,12 @@ import socket
 import ssl
 
 PIECE_BYTES, SEND_BYTES = 1 << 12, 1 << 13
-"""Most bytes that OpenSSL's memory buffers get at once; they never shrink. So a connection takes 17 to 31 KiB, instead of 104 KiB
-if they got 64 KiB (measured)."""
+"""Most bytes that are written at once to OpenSSL's memory buffers for input and output, which never shrink. So a connection takes 17
+to 31 KiB; with 64 KiB at once it would take 104 KiB (measured)."""
 
 MAX_EMPTY_BYTES = 20_000
-"""Most ciphertext without content: more than a record, which has at most 16 645 bytes, or the client's part of a handshake. A
-client could otherwise send new keys without end, which take 27 bytes each and more work than a frame."""
+"""Most ciphertext without content: more than a record, which has at most 16 645 bytes, or the client's part of a handshake.
+Otherwise a client could send key updates without end, which have 27 bytes each and cost more CPU time than a frame."""
 
 
 class TlsWire:
@@ -74,7 +74,7 @@ class TlsWire:
             raise
         if self._outgoing.pending:
             self._flush()
-            # OpenSSL answers a new key of the client with the next output, so this refuses another handshake.
+            # OpenSSL answers a key update with the next output, so output here means another handshake, which is refused.
             if was_established:
                 raise ssl.SSLError("the client began another handshake")
         if received == b"":
@@ -84,7 +84,7 @@ class TlsWire:
     def send(self, output: bytes | bytearray, /) -> int:
         """Send output, and return how many bytes of it the socket has taken.
 
-        What is left must come first in the next call: some of it is encrypted already.
+        The next call must start with the rest of this output, because some of it is already encrypted.
 
         Raises:
             OSError: TLS or the socket has failed.
@@ -110,7 +110,7 @@ class TlsWire:
             num_taken += self._num_encrypted
 
     def shutdown(self, how: int, /) -> None:
-        """Send close_notify, and shut the socket down; what the client still sends is not decrypted.
+        """Send close_notify, and shut the socket down; later input of the client is not decrypted.
 
         Raises:
             OSError: TLS or the socket has failed.
@@ -167,14 +167,14 @@ class TlsWire:
         self._flush()
 
     def _flush(self) -> None:
-        """Send what OpenSSL has put out by itself: a part of a handshake, an alert.
+        """Send output of OpenSSL itself: a part of a handshake, or an alert.
 
         Raises:
-            ConnectionAbortedError: the socket does not take it at once. A new one has room for a handshake.
+            ConnectionAbortedError: the socket does not take it immediately, although a new socket has room for a handshake.
         """
         output = self._outgoing.read()
         try:
-            # Within a record that is not sent completely, it would destroy both.
+            # Not within a record that is only partly sent: the client could read neither.
             num_sent = 0 if self._encrypted else self._socket.send(output)
         except BlockingIOError:
             num_sent = 0

@@ -64,8 +64,8 @@ def finish(batcher: Batcher[NamedEntry], batch: Batch[NamedEntry]) -> list[objec
     """Complete a batch at exactly the estimated speed; return the names of the entries that are complete."""
     preprocess_s = batch.framing_work * batcher.work_s.seconds
     inference_s = batch.num_images * batcher.image_s.seconds
-    turn_s = preprocess_s + batch.num_images * batcher.turn_image_s.seconds
-    return [entry.name for entry in batcher.complete(batch, answers_to(batch), preprocess_s, inference_s, turn_s)]
+    iteration_s = preprocess_s + batch.num_images * batcher.iteration_image_s.seconds
+    return [entry.name for entry in batcher.complete(batch, answers_to(batch), preprocess_s, inference_s, iteration_s)]
 
 
 def parts(batch: Batch[NamedEntry] | None) -> list[tuple[object, int, int]]:
@@ -230,10 +230,10 @@ def test_similar_refusals_are_the_same_error() -> None:
     admit(batcher, *(make_entry() for _ in range(10)))
     errors = set()
     for microseconds in range(100, 20_000_000, 10_007):
-        batcher.turn_image_s.seconds = microseconds / 1e6
+        batcher.iteration_image_s.seconds = microseconds / 1e6
         error = batcher.refusal(math.inf)
         assert isinstance(error, Overloaded) and "at most 10 images" in str(error)
-        wait_s = min(STEPS_MS[-1] / 1e3, 10 * batcher.turn_image_s.seconds)
+        wait_s = min(STEPS_MS[-1] / 1e3, 10 * batcher.iteration_image_s.seconds)
         assert wait_s <= error.retry_after_s <= max(0.001, 2.5 * wait_s)
         assert f"retry in {error.retry_after_s * 1e3:.0f} ms" in str(error)
         errors.add(error)
@@ -411,7 +411,9 @@ def test_an_estimate_that_rejects_every_request_corrects_itself() -> None:
     it.
     """
     batcher = make_batcher()
-    batcher.image_s.seconds = batcher.turn_image_s.seconds = 100 * IMAGE_S  # as after a minute on an overloaded machine
+    batcher.image_s.seconds = batcher.iteration_image_s.seconds = (
+        100 * IMAGE_S
+    )  # as after a minute on an overloaded machine
     for number in range(200):
         try:
             batcher.admit(make_entry("hopeful", deadline=number + 2 * IMAGE_S), number)
@@ -428,7 +430,7 @@ def test_rejections_do_not_lower_an_estimate_below_its_first_value() -> None:
     for _ in range(1000):
         with pytest.raises(DeadlineUnmeetable):
             batcher.admit(make_entry("hopeless", 8, deadline=0.007), 0.0)
-    assert batcher.image_s.seconds == batcher.turn_image_s.seconds == pytest.approx(IMAGE_S)
+    assert batcher.image_s.seconds == batcher.iteration_image_s.seconds == pytest.approx(IMAGE_S)
 
 
 def test_the_estimate_for_deadlines_covers_whole_iterations() -> None:
@@ -442,7 +444,7 @@ def test_the_estimate_for_deadlines_covers_whole_iterations() -> None:
         assert batch is not None
         batcher.complete(batch, answers_to(batch), 0.004, 8 * IMAGE_S, 0.004 + 24 * IMAGE_S)
     assert batcher.image_s.seconds == pytest.approx(IMAGE_S)
-    assert batcher.turn_image_s.seconds == pytest.approx(3 * IMAGE_S, rel=0.01)
+    assert batcher.iteration_image_s.seconds == pytest.approx(3 * IMAGE_S, rel=0.01)
     admit(batcher, *(make_entry() for _ in range(16)))
     assert batcher.refusal(24 * 3 * IMAGE_S) is not None
     assert batcher.refusal(24.1 * 3 * DEADLINE_MARGIN * IMAGE_S) is None

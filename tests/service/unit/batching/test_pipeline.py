@@ -48,14 +48,19 @@ class RecordingBatcher(Batcher[PendingRequest]):
         super().__init__(
             max_batch_size=8, max_pending_images=100, max_pending_bytes=1 << 20, max_batch_s=1.0, image_s=1e-3, work_s=1e-9
         )  # fmt: skip
-        self.turns_s: list[float] = []
+        self.iterations_s: list[float] = []
 
     def complete(
-        self, batch: Batch[PendingRequest], answers: list[Any], preprocess_s: float, inference_s: float, turn_s: float
+        self,
+        batch: Batch[PendingRequest],
+        answers: list[Any],
+        preprocess_s: float,
+        inference_s: float,
+        iteration_s: float,
     ) -> list[PendingRequest]:
         assert (preprocess_s, inference_s) == (0.0, pytest.approx(NETWORK_S))
-        self.turns_s.append(turn_s)
-        return super().complete(batch, answers, preprocess_s, inference_s, turn_s)
+        self.iterations_s.append(iteration_s)
+        return super().complete(batch, answers, preprocess_s, inference_s, iteration_s)
 
 
 class Worker:
@@ -101,5 +106,5 @@ def test_an_iteration_is_measured_from_batch_to_batch_and_without_idle_time() ->
     responders += worker.admit(1)
     worker.now += 0.001
     assert worker.pipeline.run_batch()
-    assert worker.batcher.turns_s == pytest.approx([0.002 + NETWORK_S, 0.003 + NETWORK_S, 0.001 + NETWORK_S])
+    assert worker.batcher.iterations_s == pytest.approx([0.002 + NETWORK_S, 0.003 + NETWORK_S, 0.001 + NETWORK_S])
     assert [responder.num_answers for responder in responders] == [1] * 13
