@@ -55,7 +55,7 @@ test-service: $(VENV)/.test ## Run the tests of service, client, bench, deployme
 testimage: $(VENV)/.dev ## Build the image on a base of Debian packages and test it (needs root, podman, buildah, runc, mmdebstrap).
 	$(BIN)/python -m pytest tests/image $(ARGS)
 
-fuzz: $(VENV)/.fuzz ## Fuzz the native transport, guided by coverage (10 minutes; ARGS="--seconds 36000" for hours).
+fuzz: $(VENV)/.fuzz ## Fuzz the native transport with coverage-guided fuzzing (10 minutes; ARGS="--seconds 36000" for hours).
 	PYTHONPATH=tests $(BIN)/python tests/fuzz/guided.py $(ARGS)
 
 lint: $(VENV)/.dev ## Check style, types, import layers, the proto, generated stubs and generated tables.
@@ -78,7 +78,7 @@ train: $(VENV)/.dev ## Train the default network on MNIST, evaluate it, and expo
 bench: $(VENV)/.dev ## Measure against targets and a grpc.aio service, and write docs/benchmarks.md; ARGS="--against COMMIT" compares two commits.
 	$(BIN)/python -m benchmarks.compare $(if $(findstring --against,$(ARGS)),,--write docs/benchmarks.md) $(ARGS)
 
-soak: $(VENV)/.dev ## Check the memory growth of a worker over a million requests (minutes). ARGS=... adds flags.
+soak: $(VENV)/.dev ## Check memory, descriptors, threads and counters of a worker over a million requests (minutes). ARGS=... adds flags.
 	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 image: ## Build the container image. TARGET=cuda: for GPUs (experimental). ENGINE=podman or buildah: instead of docker.

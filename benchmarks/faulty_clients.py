@@ -1,10 +1,10 @@
-"""Clients of the soak test that behave badly at random: a process that ``soak`` starts, and stops by SIGTERM.
+"""Clients that send random faulty requests: a process that ``soak`` starts, and stops with SIGTERM.
 
     python -m benchmarks.faulty_clients --port 50051 --seed 1
 
-Each of its threads opens a connection, sends up to some hundred requests of random kinds in one go, and leaves at a random
-point: after all answers, in the middle of a request or of an answer, with or without a reset. Answers are not checked; the
-service's own counters tell whether each request ended.
+Each thread repeatedly opens a connection, sends up to a few hundred requests of random kinds together, and disconnects at a
+random point: after all answers, or within a request or an answer, with or without a reset. Answers are not checked; the
+counters of the service show whether each request ended.
 """
 
 import argparse
@@ -30,10 +30,10 @@ END_STREAM, END_HEADERS = 1, 4
 MAX_FRAME_BYTES = 16_384
 NUM_THREADS = 12
 MAX_REQUESTS = 200
-"""Requests of a connection: with the first window of 64 KiB for answers, most of which take 200 bytes."""
+"""Most requests of a connection: most answers have 200 bytes, and the first flow-control window 64 KiB."""
 
 ANSWER_S = 2.0
-"""Longest wait for answers: some never come, because the request does not end."""
+"""Longest wait for answers: requests that do not end have none."""
 
 LARGE_WINDOWS = struct.pack(">HI", 4, 1 << 20)
 
@@ -127,7 +127,7 @@ class Requests:
 
 
 def visit(rng: random.Random, requests: Requests, port: int) -> None:
-    """Open a connection, send requests, read for a while, and leave."""
+    """Open a connection, send requests, read some answers, and disconnect."""
     count = rng.choice([1, 2, 10, 50, MAX_REQUESTS])
     sent = requests.several(count)
     with socket.create_connection(("127.0.0.1", port), timeout=ANSWER_S) as connection:
@@ -142,18 +142,18 @@ def visit(rng: random.Random, requests: Requests, port: int) -> None:
                 num_read += len(received)
         except TimeoutError:
             pass
-        if rng.random() < 0.3:  # leave with a reset
+        if rng.random() < 0.3:  # disconnect with a reset
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def keep_visiting(port: int, seed: int, stopping: threading.Event) -> None:
-    """Visit until the end."""
+    """Open one connection after another until the process ends."""
     rng = random.Random(seed)
     requests = Requests(rng)
     while not stopping.is_set():
         try:
             visit(rng, requests, port)
-        except OSError:  # the service has closed the connection, which it may
+        except OSError:  # the service may close the connection
             continue
 
 

@@ -1,11 +1,11 @@
-"""Microseconds of CPU per served and per refused request on the native transport, from the same run: S and R of overload.
+"""CPU time per answered and per rejected call with the native transport, in microseconds.
 
     python -m benchmarks.refusal_rate --models models
 
-A whole worker without sockets: frames of ``client_styles`` go through a connection, the real handler and pipeline, the network
-and back. A call is refused because the queue is full, or because its deadline is too early. Served and refused calls take
-turns. The result is the minimum of many rounds: the cost without disturbance by other load. A refused call comes without the system calls, which many calls share: an
-iteration reads up to 64 KiB of calls at once and sends their answers at once.
+A whole worker without sockets: frames of ``client_styles`` pass through a connection, the real handler, pipeline and network.
+A call is rejected because the queue is full or its deadline is too early. Answered and rejected calls alternate. The result
+is the minimum of many rounds, without disturbance by other load. System calls are not included. Many rejected calls share
+them: an iteration reads up to 64 KiB of calls at once and sends their answers together.
 """
 
 import argparse
@@ -41,10 +41,10 @@ from digitserve.v1 import digits_pb2 as pb
 from digitserve.worker import GC_THRESHOLD
 
 CALLS = 64
-"""Calls that arrive together: a full batch, or about what one read of a socket returns."""
+"""Calls that arrive together: a full batch, or about as many as one read of a socket returns."""
 
 TURNS = 8
-"""Batches, and groups of refused calls, of a round."""
+"""Number of batches, and of groups of rejected calls, in a round."""
 
 
 class Overload:
@@ -91,7 +91,7 @@ class Overload:
         return b"".join(parts)
 
     def receive(self, received: bytes, waited_s: float = 0.0) -> int:
-        """Pass frames to the connection that have waited so long; return the length of its output."""
+        """Pass frames to the connection, as if they had waited that long; return the length of its output."""
         connection = self.connection
         connection.receive(received, time.monotonic(), time.time() - waited_s)
         output = connection.take_output()
@@ -106,7 +106,7 @@ class Overload:
 
 
 def measure(bundle: Bundle, style: str, rounds: int) -> tuple[float, float, float]:
-    """Return the microseconds per served call, per call refused for a full queue, and for its deadline."""
+    """Return the microseconds per answered call, and per call rejected for a full queue and for its deadline."""
     overload = Overload(bundle, style)
     seconds: list[tuple[float, float, float]] = []
     gc.collect()

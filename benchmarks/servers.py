@@ -137,7 +137,7 @@ class Server:
 
 @dataclass(frozen=True)
 class WorkerState:
-    """What a worker process holds.
+    """Resources of a worker process.
 
     Attributes:
         memory_bytes: resident.
@@ -203,7 +203,7 @@ class Digitserve(Server):
         return dict(totals)
 
     def worker_state(self) -> WorkerState:
-        """Return what the first worker holds."""
+        """Return the resources of the first worker."""
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
         worker = Path("/proc") / min(children, key=int)
         pages = int((worker / "statm").read_text().split()[1])

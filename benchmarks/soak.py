@@ -2,9 +2,9 @@
 
     python -m benchmarks.soak --requests 1000000
 
-Two loads at once: ``digitserve bench`` with mixed sizes, some framed, and ``faulty_clients``, whose requests are cancelled, expired,
-malformed, too large or cut off by a disconnect at a random point. Growth of memory counts from the first tenth of the requests,
-because some memory is allocated only once. At the end the loads stop, and what they used must be free again.
+Two loads run together: ``digitserve bench`` with mixed sizes, some framed, and ``faulty_clients``, whose requests are cancelled,
+expired, malformed, too large or cut off by a disconnect. The growth of memory is measured after the first tenth of the requests,
+because some memory is allocated only once. After the loads have stopped, descriptors, threads and counters must be as before.
 """
 
 import argparse
@@ -32,7 +32,7 @@ TRANSPORTS: dict[str, type[Digitserve]] = {"native": Native, "grpcio": Grpcio}
 
 @dataclass
 class Findings:
-    """What a run has shown.
+    """The observations of a run.
 
     Attributes:
         started: requests that the worker has started.
@@ -51,7 +51,7 @@ class Findings:
     settled: WorkerState
 
     def faults(self) -> list[str]:
-        """Return what is not as it must be."""
+        """Return a description of each violated condition."""
         faults = []
         growth = self.loaded.memory_bytes / self.warm.memory_bytes - 1
         if growth > MAX_GROWTH:
@@ -116,7 +116,7 @@ def soak(server: Digitserve, load_cores: str, num_requests: int) -> Findings:
 
 
 def main() -> int:
-    """Run as a command; return 1 when something is not as it must be."""
+    """Run as a command; return 1 if a condition is violated."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", type=Path, default=Path("models"), help="folder of the bundles")
     parser.add_argument("--requests", type=int, default=1_000_000, help="number of requests (default 1000000)")

@@ -12,7 +12,8 @@ from digitserve.errors import SettingsError
 from digitserve.settings import Settings, flag, setting_named
 
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
-"""Suites of TLS 1.2: ephemeral keys and AEAD only, as RFC 9113 requires (section 9.2.2, appendix A). All suites of TLS 1.3 are."""
+"""Suites of TLS 1.2: ephemeral keys and AEAD only, as RFC 9113 requires (section 9.2.2, appendix A). All suites of
+TLS 1.3 are allowed."""
 
 _CERTIFICATE, _KEY = (flag(setting_named(name)) for name in ("tls_certificate", "tls_key"))
 

@@ -1,8 +1,8 @@
-"""Fuzzing guided by coverage, with atheris; ``make fuzz`` runs it.
+"""Coverage-guided fuzzing with atheris; ``make fuzz`` runs it.
 
     make fuzz ARGS="connection --seconds 3600"
 
-An input that breaks a promise is written to the folder of inputs, with the name ``crash-...``; run it again by
+An input that violates a property is written to the folder of inputs as ``crash-...``. To run it again:
 ``make fuzz ARGS="connection --input FILE"``.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import atheris
 
-# Before the others, so that it is not instrumented: atheris 3.0 never frees arrays that instrumented code compares.
+# Imported first, so that it is not instrumented: atheris 3.0 never frees arrays that instrumented code compares.
 import digitserve.vision.batch_checks
 import digitserve.vision.framing  # noqa: F401
 
@@ -21,11 +21,11 @@ with atheris.instrument_imports(include=["digitserve.transport", "digitserve.pro
     from support.fuzz_targets import TARGETS
 
 INPUT_TIMEOUT_S = 10
-"""Longest time of one input: more is a hang. Typical ones take 1 ms."""
+"""An input that takes longer counts as a hang. Typical inputs take 1 ms."""
 
 
 def main() -> None:
-    """Run as a command; ends with exit code 77 if an input broke a promise."""
+    """Run as a command; ends with exit code 77 if an input violates a property."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "target", choices=[*TARGETS, "all"], nargs="?", default="all", help="what to fuzz (default: all)"

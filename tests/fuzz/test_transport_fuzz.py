@@ -1,4 +1,4 @@
-"""The targets of ``make fuzz``, without its guidance: on their seeds and on random bytes."""
+"""The targets of ``make fuzz`` without coverage guidance: on their seeds and on random bytes."""
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,7 +19,7 @@ def run_seeds(name: str) -> None:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_seeds_and_random_bytes_break_no_promise(name: str) -> None:
-    """No input raises an exception, exceeds a limit, or leaves something held at the end."""
+    """No input raises an exception, exceeds a limit, or leaves memory held at the end."""
     target = TARGETS[name]
     run_seeds(name)
 
@@ -33,14 +33,14 @@ def test_seeds_and_random_bytes_break_no_promise(name: str) -> None:
 
 @pytest.mark.parametrize("name", FINDS_A_FAULT)
 def test_targets_find_an_exception(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An exception in the connection breaks a promise, although the connection catches it."""
+    """An exception in the connection is detected, although the connection catches it."""
     monkeypatch.setattr(Connection, "_on_data", lambda *_: 1 // 0)
     with pytest.raises(AssertionError):
         run_seeds(name)
 
 
 def test_targets_find_bytes_that_stay_in_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A message that is not given back breaks a promise."""
+    """A message that is not returned to the budget is detected."""
     monkeypatch.setattr(ReceiveBudget, "give_back", lambda *_: None)
     with pytest.raises(AssertionError):
         run_seeds("budget")

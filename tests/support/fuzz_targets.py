@@ -1,4 +1,4 @@
-"""What is fuzzed: functions of any bytes, each with its seeds. They raise an exception if a promise is broken.
+"""Fuzz targets: functions of any bytes, each with seeds. They raise an exception if a property is violated.
 
     tests/fuzz/guided.py              ──▶ TARGETS, guided by coverage, for hours (``make fuzz``)
     tests/fuzz/test_transport_fuzz.py ──▶ TARGETS, on the seeds and on random bytes (``make test``)
@@ -53,7 +53,7 @@ from support.http2_peer import (
 )
 
 MAX_STEPS = 300
-"""Frames and other events of an input: more take long and find nothing that fewer do not."""
+"""Most frames and other events of an input: longer inputs find no more."""
 
 
 class Source:
@@ -236,7 +236,7 @@ class Client(Peer):
         self._large: dict[int, list[int]] = {}  # by stream: bytes that are missing, bytes that were sent
 
     def step(self) -> None:
-        """Do what the next choices say."""
+        """Take the next step that the input chooses."""
         source = self._source
         match source.byte() % 16:
             case 8:
@@ -267,7 +267,7 @@ class Client(Peer):
             self.read()
 
     def deliver(self) -> None:
-        """Hand over what was sent, in one part or in several, as the loop does."""
+        """Pass sent bytes to the connection, in one part or in several, as the loop does."""
         unsent, self._unsent = self._unsent, b""
         how = self._source.byte() & 15
         step = {0: 1, 1: 7, 2: 100}.get(how) if len(unsent) < 5000 else None
@@ -293,7 +293,7 @@ class Client(Peer):
         assert connection.send_window <= 2**31 - 1
         assert connection.num_unsent_bytes >= 0
         if self.taking:
-            self.read()  # what others have caused, such as the end of a call whose message had to give way
+            self.read()  # other connections may have ended a call, such as one whose message was evicted
             assert connection.num_unsent_bytes == 0
         for stream in connection.streams.values():
             assert stream.receive_window <= max(FIRST_WINDOW, limits.max_message_bytes + 5)
@@ -569,10 +569,10 @@ def _attributes(head: RequestHead) -> tuple[Any, ...]:
 
 @dataclass(frozen=True)
 class Target:
-    """What is fuzzed.
+    """A fuzz target.
 
     Attributes:
-        run: raises an exception if a promise is broken.
+        run: raises an exception if a property is violated.
         seeds: inputs to start from.
         max_bytes: longest input.
     """

@@ -1,8 +1,8 @@
 """The HTTP endpoints for operators and platforms. Runs on the supervisor's event loop.
 
-uvicorn and Starlette serve them. uvicorn has no time limit for requests, and beyond its limit of connections it refuses new ones,
-including probes of the platform. ``_BoundedConnection`` adds a time limit and closes the oldest waiting connections instead, so
-that idle and slow clients do not block others.
+uvicorn and Starlette serve them. uvicorn has no time limit for requests, and beyond its limit of connections it refuses new
+ones, including probes of the platform. ``_BoundedConnection`` adds a time limit, and closes those that have waited longest
+instead, so that idle and slow clients do not block others.
 """
 
 import asyncio

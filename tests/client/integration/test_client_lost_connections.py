@@ -1,4 +1,4 @@
-"""Connections that the network has lost without a reset, and services that have gone: both clients."""
+"""Both clients when the network loses connections without a reset, and when the service has ended."""
 
 import asyncio
 import threading
@@ -105,7 +105,7 @@ def test_calls_go_on_after_the_network_has_lost_idle_connections(kind: str, rela
 @KINDS
 @pytest.mark.usefixtures("short_keepalive")
 def test_idle_connections_are_replaced_before_a_call_needs_them(kind: str, relay: Relay, open_client: Any) -> None:
-    """PINGs are sent without calls in flight too, and the service allows them."""
+    """PINGs are also sent without calls in flight, and the service allows them."""
     client = open_client(kind, relay.address)
     client.classify(1)
     relay.lose_connections()

@@ -1,4 +1,4 @@
-"""The whole service on the native transport while workers fail, and at its end: callers never wait in vain or get wrong answers."""
+"""The whole service on the native transport while workers fail and while it stops: each call ends, and no answer is wrong."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_killed_and_stopped_workers_lose_only_their_calls(models: Path, tmp_path: Path) -> None:
     """One worker is killed and another one stopped under load: callers get their own answers, or UNAVAILABLE for calls
-    that the worker had; all of them get answers again, and each call that a worker has started is counted as ended.
+    in flight on that worker. Afterwards all callers get answers again, and each started call is counted as ended.
     """
     with run_service(models, tmp_path / "log", "--workers", "2", "--stall-s", "1", *NATIVE) as service:
         with Load(service, 8) as keeping, Load(service, 2, reconnect=True) as reconnecting:

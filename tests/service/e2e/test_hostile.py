@@ -62,7 +62,7 @@ def header_block_without_end() -> bytes:
 
 
 def header_block_then_violation() -> bytes:
-    """Return the same, and then a frame that must not interrupt it: the connection ends, but the client does not close it."""
+    """Return the same and a frame that is forbidden within it: the connection ends, but the client does not close it."""
     part = bytes(16_000)
     return (
         PREFACE
@@ -74,7 +74,7 @@ def header_block_then_violation() -> bytes:
 
 
 def full_header_table() -> bytes:
-    """Return requests that fill the dynamic table with the smallest entries, and others that are worth remembering."""
+    """Return requests that fill the dynamic table with the smallest entries, and others that the decoder caches."""
     entries = b"".join(b"\x40\x02" + b"%02d" % number + b"\0" for number in range(100))
     remembered = [frame(HEADERS, END_STREAM | END_HEADERS, 3 + 2 * number, b"\x82" * number) for number in range(1, 16)]
     return PREFACE + frame(SETTINGS, 0, 0) + frame(HEADERS, END_STREAM | END_HEADERS, 1, entries) + b"".join(remembered)

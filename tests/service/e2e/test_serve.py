@@ -110,7 +110,7 @@ def test_output_of_a_sitecustomize_does_not_disturb_the_service(models: Path, tm
 
 @pytest.mark.parametrize("reader", ["has ended", "does not read"])
 def test_a_log_that_cannot_be_written_does_not_end_the_service(models: Path, tmp_path: Path, reader: str) -> None:
-    """If the reader of standard error has gone, or does not read, log lines are lost; a worker that ends is still replaced, and the
+    """If the reader of standard error has ended or does not read, log lines are lost; a worker that ends is still replaced, and the
     service still drains with exit code 0.
     """
     read_end, write_end = os.pipe()
@@ -158,7 +158,7 @@ def test_idle_http_connections_leave_descriptors_for_workers(
 
 @pytest.mark.parametrize("change", ["replaced", "removed", "damaged"])
 def test_a_replacement_worker_serves_the_bundle_that_was_verified(tmp_path: Path, change: str) -> None:
-    """When the files of the version change while the service runs, all workers go on with those that were verified at its
+    """When the files of the version change while the service runs, all workers continue to serve those that were verified at its
     start.
     """
     models = tmp_path / "models"

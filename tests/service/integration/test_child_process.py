@@ -180,7 +180,7 @@ def test_a_child_that_does_not_answer_is_a_timeout(write: Write) -> None:
 
 
 def test_a_child_can_answer_after_the_last_message(write: Write) -> None:
-    """``send_last`` ends the messages to the child only: it can still send, and its exit code is its own."""
+    """``send_last`` ends only the messages to the child: the child can still send, and chooses its exit code."""
     module = write("""
         from digitserve.child_process import Channel, ChannelClosed
         channel = Channel.to_parent()
@@ -312,7 +312,7 @@ def test_nothing_is_left_of_a_child_without_descriptors(
         raise OSError(errno.EMFILE, "Too many open files")
 
     async def start() -> None:
-        # Only now: the event loop has a socket pair of its own.
+        # Patched here, because the event loop opens a socket pair when it starts.
         monkeypatch.setattr(missing, fail)
         await AsyncChild.start(module)
 

@@ -152,7 +152,7 @@ def test_a_call_without_a_message_is_answered(worker: RunningWorker) -> None:
 
 
 def test_a_message_over_the_limit_is_rejected_and_recorded(worker: RunningWorker) -> None:
-    """A message over the limit gets RESOURCE_EXHAUSTED with the limit, and the metrics have it."""
+    """A message over the limit gets RESOURCE_EXHAUSTED with the limit, and is counted in the metrics."""
     with pytest.raises(grpc.RpcError) as rejected:
         worker.raw(bytes(17_000_000))
 
@@ -226,7 +226,7 @@ def test_of_2000_calls_each_caller_gets_its_own_answer(worker: RunningWorker) ->
 
 
 def test_calls_of_many_connections_are_never_rejected_by_core(models: Path, transport: str) -> None:
-    """Of 5,000 calls at once, the worker answers each, and core cancels none."""
+    """All of 5,000 concurrent calls are answered; core cancels none."""
     with run_worker(models, transport=transport, max_pending_images=10_000) as worker:
         channels = [
             grpc.insecure_channel(worker.address, options=(("grpc.use_local_subchannel_pool", 1),)) for _ in range(10)

@@ -128,7 +128,7 @@ def test_an_open_stream_is_not_cut_by_age(models: Path, transport: str) -> None:
 
 
 def test_an_open_stream_ends_with_the_grace(models: Path, transport: str) -> None:
-    """With a grace, what is still open that long after the age ends as UNAVAILABLE; other calls continue elsewhere."""
+    """Calls that are still open after age and grace end as UNAVAILABLE; new calls use another connection."""
     with run_worker(
         models, transport=transport, max_connection_age_s=AGE_S, max_connection_age_grace_s=5 * AGE_S
     ) as worker:
@@ -162,8 +162,8 @@ def test_an_idle_connection_gets_a_graceful_goaway(models: Path, transport: str)
 
 
 def test_a_connection_without_calls_gets_a_goaway(models: Path, transport: str) -> None:
-    """With an idle limit, a connection that has no call for so long gets a GOAWAY; from the native transport one that loses
-    no call, with the highest stream id.
+    """A connection without a call for the idle limit gets a GOAWAY. That of the native transport has the highest stream id, so
+    it loses no call.
     """
     goaway = 7
     with run_worker(models, transport=transport, max_connection_age_s=0, max_connection_idle_s=AGE_S) as worker:

@@ -1,4 +1,4 @@
-"""The HTTP port: what clients can send, hold open or leave unread keeps no probe from its answer."""
+"""The HTTP port: probes are answered, whatever other clients send, keep open or do not read."""
 
 import asyncio
 import contextlib
@@ -147,7 +147,7 @@ def test_headers_have_a_maximal_size(connect: Connect) -> None:
 def test_other_protocols_are_refused(
     address: tuple[str, int], connect: Connect, sent: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """HTTP/2, TLS and anything else get an error and an end; the log has a line and no traceback."""
+    """Connections with HTTP/2, TLS or other bytes get an error and are closed; the log has a line and no traceback."""
     connection = connect()
     connection.sendall(sent)
     assert connection.recv(10) == b"HTTP/1.1 4"
@@ -160,7 +160,7 @@ def test_other_protocols_are_refused(
 def test_a_body_that_is_malformed_after_the_answer(
     address: tuple[str, int], connect: Connect, rest: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A client that gets its answer before it has sent its body, and then sends nonsense, is disconnected; the log has no
+    """A client that gets its answer before it has sent its body, and then sends invalid bytes, is disconnected; the log has no
     traceback.
     """
     connection = connect()

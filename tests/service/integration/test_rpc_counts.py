@@ -116,7 +116,7 @@ def disagreeing(worker: RunningWorker) -> dict[str, tuple[int, int]]:
 
 
 def test_started_and_handled_agree_after_any_mix_of_calls(worker: RunningWorker, transport: str) -> None:
-    """Answered, invalid, rejected, expired and cancelled calls, broken connections, and requests that are no gRPC calls."""
+    """Answered, invalid, rejected, expired and cancelled calls, broken connections, and requests that are not gRPC calls."""
     chance = random.Random(11)
     channels = [
         grpc.insecure_channel(worker.address, (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)))

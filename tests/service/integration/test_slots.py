@@ -266,8 +266,8 @@ LACKS = [
 def test_a_worker_is_replaced_whatever_the_supervisor_lacks(
     script: Script, monkeypatch: pytest.MonkeyPatch, function: str, error: Exception
 ) -> None:
-    """If the supervisor has no descriptor, no memory or no process for the next worker, or has a fault, it tries again until
-    it succeeds; the reason is shown meanwhile, and nothing is left behind.
+    """If the supervisor has no descriptor, memory or process for the next worker, or has an internal fault, it tries again
+    until it succeeds. Until then it reports the reason, and no process or descriptor is left open.
     """
     script("ready()\nif number > 1: wait_for_drain()")
     recorder = Recorder()
@@ -296,7 +296,7 @@ def test_a_worker_is_replaced_whatever_the_supervisor_lacks(
 def test_a_first_worker_that_the_system_cannot_start_ends_the_slot(
     script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the system has no room for the first worker, that is a refusal to start, with the reason."""
+    """If the system has no resources for the first worker, the service does not start, and reports the reason."""
     script("ready()")
 
     def lacking(*_: object, **__: object) -> None:
@@ -371,7 +371,7 @@ def test_nonsense_from_a_worker_ends_the_service_with_an_error(models: Path, scr
 
 
 def test_nonsense_after_the_start_replaces_the_worker(script: Script) -> None:
-    """A worker that sends nonsense later is ended and replaced; the exception is logged."""
+    """A worker that was ready and sends an invalid message is ended and replaced; the exception is logged."""
     script("ready()\nif number == 1: channel.send('nonsense')\nwait_for_drain()")
     with capture_logs() as lines:
         recorder = run_slot(drain_after=(READY, 2))
@@ -421,7 +421,7 @@ wait_for_drain()
 
 
 def test_the_reason_of_a_delayed_restart_is_shown(script: Script) -> None:
-    """While a worker that crashes again and again is started with a delay, the state says why there is none."""
+    """While a worker that crashes repeatedly waits for its restart, the status shows the reason."""
     script("ready()\nif number < 3: os._exit(9)\nwait_for_drain()")
     recorder = Recorder()
     recorder.drain_after = (READY, 3)

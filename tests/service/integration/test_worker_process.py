@@ -144,7 +144,7 @@ class Exited(Exception):
 
 
 def test_a_worker_that_hangs_does_not_outlive_its_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the loop of a worker without a supervisor does not end, its process is ended."""
+    """If a worker without a supervisor does not stop by itself, its process is ended."""
     calls: list[str] = []
 
     class HungWorker:

@@ -65,7 +65,7 @@ def test_ctrl_c_during_the_start(tmp_path: Path, imported: str) -> None:
 
 
 def test_ctrl_c_that_is_ignored(tmp_path: Path) -> None:
-    """A command that was started with SIGINT ignored, as in the background of a script, goes on to ignore it."""
+    """A command that was started with SIGINT ignored, such as in the background of a script, continues to ignore it."""
     (tmp_path / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nos._exit(7)\n")
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     ignored = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", sys.executable, "-m", "digitserve", "serve"]

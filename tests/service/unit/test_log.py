@@ -176,7 +176,7 @@ def test_lines_of_libraries_have_the_same_format(capfd: Capture) -> None:
 
 
 def test_lines_of_libraries_have_a_bounded_rate(capfd: Capture) -> None:
-    """Clients cause some of them: one logger writes at most 20 in 10 seconds, and its last line says that more are dropped."""
+    """A library logger writes at most 20 lines in 10 seconds; the last of them states that more are dropped."""
     log.configure("json")
     (handler,) = [handler for handler in logging.root.handlers if isinstance(handler, log._LibraryHandler)]
     times = iter([0.0] * 16 + [9.0] * 16 + [10.0] * 16)

@@ -96,7 +96,8 @@ class GrpcServer:
             # Equal: between the two limits core rejects requests at random.
             ("grpc.max_metadata_size", settings.max_header_bytes),
             ("grpc.absolute_max_metadata_size", settings.max_header_bytes),
-            # Clients send a PING every ten seconds, even when idle, to detect lost connections; core would close their connections.
+            # Clients send a PING every ten seconds, even when idle, to detect lost connections. By default core closes such
+            # connections.
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MS),
             ("grpc.http2.max_ping_strikes", 0),

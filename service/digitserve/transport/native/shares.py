@@ -15,8 +15,8 @@ MIN_STREAMS = 16
 """Minimum number of streams that each connection may open, because streams that stay open count too."""
 
 INFLATE_SHARE = 1 / 4
-"""Part of a worker's time for the decompression of large messages. zlib writes 360 MiB/s (measured), so this allows 90 MiB/s: more
-than a worker can classify as large images."""
+"""Part of a worker's time for the decompression of large messages. zlib writes 360 MiB/s (measured), so this allows
+90 MiB/s: more than a worker can classify as large images."""
 
 INFLATE_BURST_S = 0.05
 """Longest time for decompression without a pause: 18 MiB."""

@@ -170,7 +170,7 @@ class Stream(RpcStream):
         return True
 
     def _deliver_message(self, buffer: bytearray, stop: int, *, compressed: bool) -> bool:
-        """Deliver the message that ends at ``stop``; return false if it must wait for its decompression, or if it ends the stream."""
+        """Deliver the message that ends at ``stop``; return false if it waits for its decompression or ends the stream."""
         connection = self._connection
         num_bytes, max_bytes = 0, connection.limits.max_message_bytes
         if compressed:

@@ -13,8 +13,8 @@ import socket
 import ssl
 
 PIECE_BYTES, SEND_BYTES = 1 << 12, 1 << 13
-"""Most bytes that are written at once to OpenSSL's memory buffers for input and output, which never shrink. So a connection takes 17
-to 31 KiB; with 64 KiB at once it would take 104 KiB (measured)."""
+"""Most bytes that are written at once to OpenSSL's memory buffers for input and output, which never shrink. So a connection
+takes 17 to 31 KiB; with 64 KiB at once it would take 104 KiB (measured)."""
 
 MAX_EMPTY_BYTES = 20_000
 """Most ciphertext without content: more than a record, which has at most 16 645 bytes, or the client's part of a handshake.

@@ -1,4 +1,4 @@
-"""Shutdown of the server on grpcio, polled by the test: what is answered, and what ends without an answer."""
+"""Shutdown of the server on grpcio, polled by the test: which calls are answered, and which end without an answer."""
 
 import socket
 import threading
@@ -76,7 +76,7 @@ def test_calls_that_handlers_know_are_answered_after_the_shutdown_began(server: 
 
 
 def test_open_rpcs_end_when_all_are_cancelled(server: GrpcServer, calls: Echo, streams: EchoStream) -> None:
-    """``cancel_all`` ends calls without an answer and idle streams, and their handlers get it reported."""
+    """``cancel_all`` ends calls without an answer and idle streams; this is reported to their handlers."""
     gate = threading.Event()
 
     def silent() -> Iterator[bytes]:

@@ -58,13 +58,13 @@ def channel(envoy: Envoy) -> Iterator[grpc.Channel]:
 
 @pytest.mark.parametrize("num_bytes", [0, 1, 65_536, 4 << 20])
 def test_messages_of_any_size_go_both_ways(channel: grpc.Channel, num_bytes: int) -> None:
-    """A message is answered with itself, whatever frames and windows it needs."""
+    """Messages of any size are echoed, regardless of the frames and windows that they need."""
     body = bytes(num_bytes)
     assert echo(channel, body) == body
 
 
 def test_calls_share_a_connection_to_the_server(channel: grpc.Channel, envoy: Envoy) -> None:
-    """A thousand calls at once each get their own answer, without an error of the protocol."""
+    """Each of a thousand concurrent calls gets its own answer, without a protocol error."""
     bodies = [b"%d" % number for number in range(1000)]
     call = channel.unary_unary(ECHO.path)
     futures = [call.future(body, timeout=PATIENCE_S) for body in bodies]

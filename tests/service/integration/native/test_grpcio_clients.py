@@ -144,7 +144,7 @@ def test_a_cancelled_call_closes(channel: grpc.Channel, server: EchoServer) -> N
 
 
 def test_calls_without_a_message_or_with_two(channel: grpc.Channel, server: EchoServer, transport: str) -> None:
-    """A unary call needs exactly one message; others get a status. With grpcio, nothing is read after the first message."""
+    """A unary call needs exactly one message; otherwise it gets an error. With grpcio, a second message is not read."""
     wrong: list[list[bytes]] = [[], [b"one", b"two"]] if transport == "native" else [[]]
     for messages in wrong:
         with pytest.raises(grpc.RpcError) as failed:
@@ -262,8 +262,8 @@ def test_a_cancelled_or_expired_stream_is_closed(channel: grpc.Channel, server: 
 
 
 def test_open_calls_are_answered_while_the_server_drains() -> None:
-    """A drain announces the end of the connection and waits for its calls, those that it gets meanwhile included. Only with
-    the native transport: gRPC core refuses the calls that it gets meanwhile.
+    """A drain announces the end of the connection and waits for its calls, including those that arrive in the meantime. Only
+    with the native transport: gRPC core refuses calls that arrive in the meantime.
     """
     with run_echo_server(grace_s=PATIENCE_S) as server, ExitStack() as stack:
         channels = [

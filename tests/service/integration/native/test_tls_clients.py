@@ -1,4 +1,4 @@
-"""Real clients over TLS with the native transport: grpcio, curl, h2load, openssl; and those that speak something else."""
+"""Real clients over TLS with the native transport: grpcio, curl, h2load, openssl; and clients with another protocol."""
 
 import asyncio
 import shutil
@@ -90,7 +90,7 @@ def test_curl(server: EchoServer, certificate: Certificate, body: Path, version:
 
 
 def test_clients_without_http2_get_nothing(server: EchoServer, certificate: Certificate, body: Path) -> None:
-    """Over TLS without ALPN, in clear text, or by HTTP/1.1, a client gets an end instead of an answer."""
+    """Connections over TLS without ALPN, in clear text, or with HTTP/1.1 are closed without an answer."""
     arguments = ("-sS", *HEADERS, "--cacert", certificate.certificate, "--data-binary", f"@{body}")
     run("curl", *arguments, "--http1.1", f"https://{server.address}{ECHO.path}", fails=True)
     run("curl", *arguments, "--http2-prior-knowledge", f"http://{server.address}{ECHO.path}", fails=True)

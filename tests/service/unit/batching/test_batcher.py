@@ -225,7 +225,7 @@ def test_half_full_is_reported_before_requests_are_rejected() -> None:
 
 
 def test_similar_refusals_are_the_same_error() -> None:
-    """Times are rounded up to a step, so a flood of refusals needs few texts; each states the limit and the time to retry."""
+    """Times are rounded up to a step, so there are few error texts; each states the limit and the retry delay."""
     batcher = make_batcher(max_pending_images=10)
     admit(batcher, *(make_entry() for _ in range(10)))
     errors = set()
@@ -248,7 +248,7 @@ def test_similar_refusals_are_the_same_error() -> None:
 def test_a_call_is_refused_exactly_if_a_single_image_would_not_be_admitted(
     waiting: list[int], left_s: float, closed: bool
 ) -> None:
-    """The refusal before the message agrees with admission, in result and text: what it refuses could not be admitted."""
+    """Rejection before the message agrees with admission, in result and text: no rejected request could be admitted."""
     batcher = make_batcher(max_pending_images=60)
     for num_images in waiting:
         with contextlib.suppress(Overloaded):
@@ -434,8 +434,8 @@ def test_rejections_do_not_lower_an_estimate_below_its_first_value() -> None:
 
 
 def test_the_estimate_for_deadlines_covers_whole_iterations() -> None:
-    """What an iteration spends outside the network, such as on receiving, refusing and answering, delays requests as well.
-    It changes neither the size of batches nor which requests are large.
+    """The time of an iteration outside the network (receiving, rejecting, answering) counts in estimates for deadlines. It
+    changes neither the size of batches nor which requests are large.
     """
     batcher = make_batcher()
     for _ in range(100):
@@ -549,8 +549,8 @@ def test_close_returns_what_waits_and_stops_admission() -> None:
     calls=st.lists(st.integers(1, 8), min_size=1, max_size=4),
 )
 def test_patient_requests_are_admitted_in_order_under_any_load(held: list[int], calls: list[int]) -> None:
-    """While calls take all room that there is, held requests are admitted in the order of their queue, whatever their size:
-    a small one after the next batch, a large one when the large ones before it are answered. Calls are still admitted.
+    """While unary calls take all room, held requests are admitted in the order of their queue, whatever their size: a small one
+    after the next batch, a large one when the large ones before it are answered. Calls are still admitted.
     """
     batcher = make_batcher()
     queues: dict[bool, deque[NamedEntry]] = {False: deque(), True: deque()}
@@ -578,7 +578,7 @@ def test_patient_requests_are_admitted_in_order_under_any_load(held: list[int], 
 
 
 def test_held_requests_count_in_bytes() -> None:
-    """What callers hold and what waits share one limit in bytes; a held request is admitted in the room that it has."""
+    """Held and pending requests share one limit in bytes; a held request is admitted with the bytes that it already has."""
     batcher = make_batcher(max_pending_bytes=1000)
     assert batcher.hold(5000), "one request always fits"
     assert not batcher.hold(1)
@@ -594,7 +594,7 @@ def test_held_requests_count_in_bytes() -> None:
 
 
 def test_large_requests_keep_no_small_ones_out() -> None:
-    """Each queue has its own room: neither kind of request takes that of the other, and neither pauses streams of the other."""
+    """Each queue has its own limit: large requests do not take the room of small ones, nor small ones that of large ones."""
     batcher = make_batcher(max_pending_images=80)
     admit(batcher, make_entry("large", 80))
     assert not batcher.is_half_full() and batcher.pending_images == 80

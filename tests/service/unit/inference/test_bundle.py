@@ -304,7 +304,7 @@ def test_golden_arrays_that_expand_to_gigabytes_fail_the_golden_check(path: Path
 
 
 def test_an_array_that_declares_more_than_the_file_holds_fails_the_golden_check(path: Path) -> None:
-    """The shape in the header of an array is not believed."""
+    """The shape in the header of an array is not trusted: no memory is allocated for it."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (1 << 45,)})
     with zipfile.ZipFile(path / "golden.npz", "w") as archive:

@@ -1,4 +1,4 @@
-"""Files of a bundle: only regular files of limited size are read, and what was read is handed on unchanged."""
+"""Files of a bundle: only regular files of limited size are read, and their contents reach workers unchanged."""
 
 import os
 import socket

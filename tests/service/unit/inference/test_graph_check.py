@@ -1,4 +1,4 @@
-"""A graph is refused before onnxruntime sees it unless the file is self-contained and uses ONNX's operators only."""
+"""A graph is rejected before onnxruntime loads it, unless it is self-contained and uses only operators of ONNX."""
 
 import re
 from collections.abc import Callable
@@ -44,7 +44,7 @@ def sparse() -> onnx.SparseTensorProto:
 
 
 def add_node(model: onnx.ModelProto, operator: str, **attributes: object) -> onnx.NodeProto:
-    """Append a node whose result nobody uses."""
+    """Append a node whose output is not used."""
     node = helper.make_node(operator, [], [f"unused {len(model.graph.node)}"], name="added", **attributes)
     model.graph.node.append(node)
     return node

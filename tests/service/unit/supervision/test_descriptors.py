@@ -44,7 +44,7 @@ def test_too_few_descriptors_are_reported(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_descriptors_are_kept_for_workers() -> None:
-    """What is open, and what workers need, is not for connections; more connections are never worse than none."""
+    """Open descriptors and those that workers need are subtracted; the result is at least 0."""
     with Path(os.devnull).open():
         left = descriptors.num_left(1000, 4)
         with Path(os.devnull).open():

@@ -1,4 +1,4 @@
-"""The handler of unary methods that answer at once: what it sends, and what it records."""
+"""The handler of unary methods that answer immediately: what it sends, and what it records."""
 
 import time
 

@@ -124,7 +124,7 @@ def varied(seed: int) -> Gray:
 
 
 def expected(image: Gray) -> tuple[Gray, bool, bool]:
-    """Return what the checks of one image amount to, without any quick test: its pixels, blank and several."""
+    """Return the result of the checks of one image without quick tests: its pixels, blank and several."""
     treatment = decide(image)
     if treatment is Treatment.FRAME and not (framed := frame(image, Ink.AUTO)).blank:
         return framed.pixels, False, framed.several

@@ -1,4 +1,4 @@
-"""What the metrics show of connections that are closed, and of requests that the transport refuses or ends."""
+"""Metrics of closed connections, and of requests that the transport refuses or ends."""
 
 import dataclasses
 from collections.abc import Callable

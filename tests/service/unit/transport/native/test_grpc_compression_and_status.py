@@ -103,7 +103,7 @@ def test_no_more_is_decompressed_than_a_message_states(size: int) -> None:
 
 
 def test_of_a_message_over_the_limit_only_the_start_is_decompressed() -> None:
-    """What states a size over the limit is too large, unless its start shows that it is no such message."""
+    """A message that states a size over the limit is too large, unless its start shows that this size is wrong."""
     body = gzip.compress(bytes(SMALL_BYTES + 1))
     assert inflate(body, SMALL_BYTES + 1, SMALL_BYTES) is None
     assert inflate(body[:-20] + bytes(20), 1 << 31, 100) is None, "its end is not read"

@@ -32,7 +32,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "max_connection_age_s": (0, {}, {"max_age_s": math.inf}),
     "max_connection_age_grace_s": (5.0, {}, {"age_grace_s": 5.0}),
 }
-"""By setting: a value, and the limits of a connection and of the worker that it changes."""
+"""For each setting: a value, and the limits of a connection and of the worker that it changes."""
 
 
 @pytest.mark.parametrize("name", CHANGES)

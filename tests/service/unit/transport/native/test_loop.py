@@ -296,8 +296,8 @@ def test_reading_rotates_and_is_bounded_in_time(bench: Bench) -> None:
     assert sorted(order[:6]) == list(range(6))
 
 
-def test_with_many_unread_connections_each_gets_its_turn_sooner(bench: Bench) -> None:
-    """Of more than ``MANY_UNREAD`` connections only a short piece is read in each turn; of few, as much as a read takes."""
+def test_with_many_unread_connections_reads_are_shorter(bench: Bench) -> None:
+    """With more than ``MANY_UNREAD`` unread connections, an iteration reads less from each."""
     pairs = [bench.accept() for _ in range(MANY_UNREAD + 2)]
     few, many = pairs[:MANY_UNREAD], pairs
     for accepted, least, most in ((many, 1, SHORT_READ_BYTES), (few, SHORT_READ_BYTES + 1, READ_BYTES)):
@@ -313,8 +313,8 @@ def test_with_many_unread_connections_each_gets_its_turn_sooner(bench: Bench) ->
 
 
 def test_handshakes_wait_behind_calls(tls_bench: Bench) -> None:
-    """However many clients begin a handshake of TLS, a turn continues few of them, after a connection with calls; all are
-    served in the end, and one that ends early is dropped.
+    """However many clients start a TLS handshake, an iteration continues few of them, after the reads of other connections. All
+    are served in the end, and a client that disconnects during its handshake is dropped.
     """
     bench = tls_bench
     client, (caller, connection) = TlsClient(), bench.accept()

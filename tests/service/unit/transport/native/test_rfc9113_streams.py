@@ -187,8 +187,8 @@ def num_open(peer: Peer) -> int:
 
 
 def test_a_changed_limit_is_announced_and_holds_when_it_is_acknowledged() -> None:
-    """6.5.3: a client may open as many streams as the last SETTINGS say that it has acknowledged. Until it acknowledges a
-    lower limit, the higher one holds; a higher limit holds at once; there is one announcement at a time.
+    """6.5.3: the last acknowledged SETTINGS limit the streams of a client. Until it acknowledges a lower limit, the higher one
+    applies; a higher limit applies immediately; only one announcement is unacknowledged at a time.
     """
     peer = Peer(dataclasses.replace(LIMITS, max_streams=100))
     share = peer.budget.streams = StreamShare(200)

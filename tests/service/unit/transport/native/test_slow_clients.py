@@ -1,4 +1,4 @@
-"""Clients that send, take or do little: what they may hold, and for how long. Time is passed in."""
+"""Time and memory limits for clients that send or read slowly, or are idle. Time is passed in."""
 
 import dataclasses
 
@@ -33,7 +33,7 @@ CHECK_S = 0.1
 
 
 def pass_time(peer: Peer, seconds: float) -> None:
-    """Let time pass, with a check at its start and its end."""
+    """Advance the time, with a check before and after."""
     peer.check()
     peer.now += seconds
     peer.check()
@@ -41,7 +41,7 @@ def pass_time(peer: Peer, seconds: float) -> None:
 
 @pytest.mark.parametrize("step", [0, 1], ids=["nothing", "one byte each 10 s"])
 def test_a_client_that_does_not_take_its_answer_loses_it(step: int) -> None:
-    """After ``message_s`` the stream is reset, whether the client takes nothing or very little; the connection goes on."""
+    """After ``message_s`` the stream is reset, whether the client reads nothing or very little; the connection continues."""
     peer = Peer()
     peer.unary.answer = lambda unary, body: unary.reply(bytes(1000))
     peer.send(settings(s4=0), call(1))
@@ -58,7 +58,7 @@ def test_a_client_that_does_not_take_its_answer_loses_it(step: int) -> None:
 
 
 def test_a_stream_whose_messages_are_taken_in_time_continues() -> None:
-    """The time counts for each message: a slow client may take them for hours. One that stops loses the stream."""
+    """The time limit applies to each message: a slow client may read for hours. If it stops, its stream is reset."""
     peer = Peer()
     peer.send(settings(s4=0), headers(1, request(STREAM)), data(1, message(bytes(1000)) * 60))
     for _ in range(50):
@@ -97,7 +97,7 @@ def make_room(budget: ReceiveBudget, now: float) -> None:
 def test_a_reserved_message_gives_way_only_if_it_would_miss_its_time_limit(
     num_bytes: int, share: float, message_s: float
 ) -> None:
-    """A client that sends at the rate that is due, or faster, keeps its room. One that is slower by more than the grace
+    """A client that sends at the required rate, or faster, keeps its reservation. One that is slower by more than the grace
     loses it before the time limit.
     """
     budget = ReceiveBudget(1 << 26, message_s)
@@ -114,7 +114,7 @@ def test_a_reserved_message_gives_way_only_if_it_would_miss_its_time_limit(
 
 
 def test_slow_messages_give_way_one_at_a_time_oldest_first() -> None:
-    """Each call of ``make_room`` ends at most one call, so that no more end than others need."""
+    """``make_room`` ends at most one call each time, so that no more calls end than necessary."""
     budget = ReceiveBudget(1 << 26)
     slow, fast, slower = (Message(budget, 1 << 20) for _ in range(3))
     fast.received = 1 << 20
@@ -131,8 +131,8 @@ def test_slow_messages_give_way_one_at_a_time_oldest_first() -> None:
 
 @pytest.mark.parametrize("path", [UNARY, STREAM])
 def test_clients_that_trickle_do_not_keep_others_from_sending(path: bytes) -> None:
-    """Six clients reserve all the room and send one byte per second. Without others they have their whole time; a client
-    that waits for room gets it after a few seconds, and the slow ones get RESOURCE_EXHAUSTED, no more than necessary.
+    """Six clients reserve all the room and send one byte per second. While no other client waits, they have until their time
+    limit. A client that waits gets room after a few seconds: slow calls end with RESOURCE_EXHAUSTED, as few as necessary.
     """
     budget = ReceiveBudget(801_000)
     slow = [Peer(budget=budget) for _ in range(6)]

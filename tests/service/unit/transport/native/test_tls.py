@@ -63,7 +63,7 @@ class Pair:
         self.client = TlsClient(**options)
 
     def receive(self, ciphertext: bytes, num_bytes: int = 1 << 16) -> bytes:
-        """Have ciphertext arrive and read it all."""
+        """Let ciphertext arrive, and read all of it."""
         self.socket.unread += ciphertext
         content = b""
         while self.socket.unread:
@@ -77,7 +77,7 @@ class Pair:
         return content
 
     def give(self) -> bytes:
-        """Hand to the client what the server has sent; return its content."""
+        """Pass the output of the server to the client; return its content."""
         sent, self.socket.sent = self.socket.sent, b""
         return self.client.give(sent)
 
@@ -282,7 +282,7 @@ def test_shutdown_during_the_handshake(new_pair: NewPair) -> None:
 
 
 def test_a_damaged_record_ends_the_connection(new_pair: NewPair) -> None:
-    """A record that was changed on the way is never returned; the client gets an alert."""
+    """A record that was modified in transit is never returned; the client gets an alert."""
     pair = new_pair()
     pair.shake_hands()
     record = bytearray(pair.client.take(b"request"))
@@ -294,7 +294,7 @@ def test_a_damaged_record_ends_the_connection(new_pair: NewPair) -> None:
 
 
 def test_handshakes_are_bounded_in_bytes(new_pair: NewPair) -> None:
-    """Bytes that never become content end the connection, also a handshake that never ends."""
+    """Too many bytes without content end the connection, also in a handshake that does not end."""
     pair = new_pair()
     header = b"\x16\x03\x03" + struct.pack(">H", 16_000) + b"\x01" + (1 << 17).to_bytes(3, "big")
     with pytest.raises(ssl.SSLError, match="without content"):
