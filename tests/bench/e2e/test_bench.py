@@ -168,7 +168,7 @@ def test_a_service_that_ends_meanwhile(tmp_path: Path, method: str) -> None:
     output, errors = load.communicate(timeout=PATIENCE_S)
     assert load.returncode == 1
     assert errors == (
-        "digitserve: the service ended meanwhile, or cannot be reached any more: no connection was left\n"
+        "digitserve: the service has ended or cannot be reached any more: no connection was left at the end\n"
     )
     seen = json.loads(output)
     assert seen["codes"]["OK"] > 0

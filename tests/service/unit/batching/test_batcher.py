@@ -594,7 +594,7 @@ def test_held_requests_count_in_bytes() -> None:
 
 
 def test_large_requests_keep_no_small_ones_out() -> None:
-    """Each queue has its own limit: large requests do not take the room of small ones, nor small ones that of large ones."""
+    """Each queue has its own limit: neither kind of request takes the room of the other or pauses streams of the other."""
     batcher = make_batcher(max_pending_images=80)
     admit(batcher, make_entry("large", 80))
     assert not batcher.is_half_full() and batcher.pending_images == 80

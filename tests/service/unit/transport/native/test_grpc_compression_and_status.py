@@ -113,7 +113,7 @@ def test_of_a_message_over_the_limit_only_the_start_is_decompressed() -> None:
 
 
 @pytest.mark.parametrize("path", [UNARY, STREAM])
-def test_large_compressed_messages_wait_for_their_turn(path: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_compressed_messages_wait_for_the_time_budget(path: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker spends a limited part of its time on decompression. Messages beyond it wait, oldest first, and small ones
     pass them. They end by their deadlines, and calls also after the time limit of a message.
     """

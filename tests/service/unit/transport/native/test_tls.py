@@ -160,7 +160,7 @@ def test_every_split_gives_the_same(
 
 
 def test_what_the_socket_does_not_take_is_not_encrypted(new_pair: NewPair) -> None:
-    """A blocked socket bounds the ciphertext that waits, and more output may be appended meanwhile."""
+    """While the socket is blocked, the waiting ciphertext is limited, and more output may be appended."""
     pair = new_pair()
     pair.shake_hands()
     pair.socket.room = 0
