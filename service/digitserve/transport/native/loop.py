@@ -188,12 +188,10 @@ class Loop:
         """Let messages that wait for the worker's budget continue, where it has room again."""
         starved = self._peers.starved
         for peer in list(starved):
-            num_waiting = len(peer.connection.waiting) if peer.open else 0
-            if num_waiting:
-                peer.connection.on_room()
+            continued = peer.open and peer.connection.on_room()
             if not (peer.open and peer.connection.waiting):
                 del starved[peer]
-            elif len(peer.connection.waiting) < num_waiting:
+            elif continued:
                 starved[peer] = starved.pop(peer)  # next it is the turn of other connections
 
     def _send_all(self) -> None:

@@ -176,7 +176,8 @@ class Stream(RpcStream):
         if compressed:
             num_bytes = inflated_bytes(memoryview(buffer)[:stop], self.head.encoding)
             size = num_bytes if num_bytes <= max_bytes else 0
-            if not connection.budget.inflate.may_start(stop, size):
+            # One that waits gets its turn by ``on_room`` only: clients that send much must not pass the others.
+            if self._waits or not connection.budget.inflate.may_start(stop, size):
                 self._wait()
                 return False
         body: bytes | None = bytes(memoryview(buffer)[MESSAGE_PREFIX_BYTES:stop])

@@ -1,5 +1,6 @@
 """The event loop with real sockets, a clock of the test, and connections that only record."""
 
+import gzip
 import itertools
 import os
 import resource
@@ -21,6 +22,7 @@ from digitserve.telemetry.block import Block, CloseReason
 from digitserve.telemetry.recorder import Recorder
 from digitserve.transport.native import loop as module
 from digitserve.transport.native import peer as peer_module
+from digitserve.transport.native import shares
 from digitserve.transport.native.acceptor import ACCEPT_PAUSE_S, MAX_ACCEPTS
 from digitserve.transport.native.connection import Connection
 from digitserve.transport.native.limits import ReceiveBudget, WorkerLimits
@@ -35,9 +37,11 @@ from digitserve.transport.native.loop import (
     Loop,
 )  # fmt: skip
 from digitserve.transport.native.peer import LINGER_S, Peer
+from digitserve.transport.native.shares import InflateBudget
 from digitserve.transport.respond import UnknownMethodHandler
 from support.certificates import TlsClient, make_certificate
-from support.http2_peer import LIMITS, RecordedCounts
+from support.http2_peer import LIMITS, STREAM, UNARY, RecordedCounts, data, headers, message, request
+from support.http2_peer import Peer as Client
 
 STALL_S = 60.0
 """Default of the limit."""
@@ -101,8 +105,10 @@ class Recorded:
         self.arrived.append(arrived)
         self.on_receive()
 
-    def on_room(self) -> None:
+    def on_room(self) -> bool:
+        continued = bool(self.waiting)
         self.waiting.clear()
+        return continued
 
     def check(self, now: float, wall: float) -> None:
         self.num_checks += 1
@@ -647,3 +653,34 @@ def test_stop_listening_accepts_all_that_have_connected(bench: Bench) -> None:
         bench.connect()
     clients[-1].sendall(b"hello")
     bench.poll_until(lambda: b"hello" in [b for one in bench.connections for b in one.received])
+
+
+def test_streams_of_compressed_messages_take_turns_with_other_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that always has another large message gives way to a call of another connection after each of them."""
+    now = [50.0]
+
+    def slow_inflate(body: bytes, num_bytes: int, max_bytes: int) -> bytes:
+        now[0] += 0.02
+        return b""
+
+    monkeypatch.setattr(shares, "inflate", slow_inflate)
+    budget = ReceiveBudget(1 << 24)
+    budget.inflate = InflateBudget(lambda: now[0])
+    greedy, other = Client(budget=budget), Client(budget=budget)
+    greedy.stream.answer = lambda stream, body: stream.read()
+    gzipped, body = (b"grpc-encoding", b"gzip"), message(gzip.compress(bytes(1 << 20), 9), 1)
+    greedy.send(headers(1, request(STREAM, gzipped)), *[data(1, body)] * 10)
+    other.send(headers(1, request(UNARY, gzipped)), data(1, body, ended=True))
+    loop = Loop(lambda now, on_output: greedy.connection, WorkerLimits(max_receive_bytes=1 << 20), RecordedCounts())
+    starved = loop._peers.starved
+    for each in (greedy, other):
+        peer = Peer.__new__(Peer)
+        peer.open, peer.connection = True, each.connection
+        starved[peer] = None
+    num_before = len(greedy.stream.events)
+    while other.connection.waiting:
+        now[0] += 0.01
+        loop._continue_starved()
+        greedy.send(data(1, body))
+    assert len(greedy.stream.events) <= num_before + 1
+    loop.close()
