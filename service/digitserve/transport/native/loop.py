@@ -40,6 +40,9 @@ CHECK_S, MAX_CHECK_S = 0.1, 0.001
 """Interval of the check of time limits, and the longest time that one iteration spends on it: 4 000 idle connections take 2 ms,
 and as many open streams as connections may hold take 3 ms more (measured)."""
 
+STARVED_POLL_S = 0.005
+"""Longest wait while messages wait for the worker's budgets: no event reports that there is time for decompression again."""
+
 SILENCE_S = 5.0
 """A drain does not wait longer for a connection that neither sends nor takes anything: as long as for the answer to its PING."""
 
@@ -96,17 +99,20 @@ class Loop:
         """Send what is waiting, then read what has arrived, and hand it to the connections.
 
         Args:
-            timeout_s: longest wait if nothing has arrived.
+            timeout_s: longest wait if nothing has arrived, and no handler has got a message before.
 
         Returns:
             Whether anything arrived.
         """
-        if self._peers.starved:
+        peers = self._peers
+        peers.delivered = False
+        if peers.starved:
             self._continue_starved()
+            timeout_s = min(timeout_s, STARVED_POLL_S)
         self._send_all()
-        unread, handshakes = self._peers.unread, self._peers.handshakes
+        unread, handshakes = peers.unread, peers.handshakes
         before = time.time()
-        events = self._peers.epoll.poll(0 if unread or handshakes or self._unchecked else timeout_s)
+        events = peers.epoll.poll(0 if unread or handshakes or self._unchecked or peers.delivered else timeout_s)
         now, wall = time.monotonic(), time.time()
         # Without a wait, it may have arrived any time since the last poll.
         arrived = wall if wall - before > WAITED_S else self._polled
@@ -189,6 +195,8 @@ class Loop:
         starved = self._peers.starved
         for peer in list(starved):
             continued = peer.open and peer.connection.on_room()
+            if continued:
+                self._peers.delivered = True
             if not (peer.open and peer.connection.waiting):
                 del starved[peer]
             elif continued:

@@ -106,15 +106,21 @@ class Output:
         """Return whether ``take_output`` and ``on_sent`` must be called."""
         return bool(self._output or self._deferred)
 
-    def on_sent(self, num_bytes: int) -> None:
-        """Count bytes that the socket has taken, continue answers that waited for it, and make deferred calls."""
+    def on_sent(self, num_bytes: int) -> bool:
+        """Count bytes that the socket has taken, continue answers that waited for it, and make deferred calls.
+
+        Returns:
+            Whether there were any: the handler may have got messages.
+        """
         self.num_unsent_bytes -= num_bytes
         if self.blocked and not self.is_congested():
             self.pump()
-        if self._deferred and not self.is_congested():
-            deferred, self._deferred = self._deferred, []
-            for call in deferred:
-                call()
+        if not self._deferred or self.is_congested():
+            return False
+        deferred, self._deferred = self._deferred, []
+        for call in deferred:
+            call()
+        return True
 
     def wants_read(self) -> bool:
         """Return whether the socket may be read: not while too much waits to be sent."""

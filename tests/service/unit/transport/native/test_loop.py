@@ -34,6 +34,7 @@ from digitserve.transport.native.loop import (
     MAX_READ_S,
     READ_BYTES,
     SHORT_READ_BYTES,
+    STARVED_POLL_S,
     Loop,
 )  # fmt: skip
 from digitserve.transport.native.peer import LINGER_S, Peer
@@ -77,6 +78,8 @@ class Recorded:
         self.closing = False
         self.close_reason: CloseReason | None = None
         self.reads = True
+        self.has_room = True
+        self.delivers = False
         self.num_unsent_bytes = self.num_held_bytes = self.num_trimmable_bytes = 0
         self.num_drops = self.num_drains = self.num_checks = 0
         self.on_receive: Callable[[], None] = lambda: None
@@ -94,8 +97,9 @@ class Recorded:
     def has_output(self) -> bool:
         return bool(self.output)
 
-    def on_sent(self, num_bytes: int) -> None:
+    def on_sent(self, num_bytes: int) -> bool:
         self.num_unsent_bytes -= num_bytes
+        return self.delivers
 
     def wants_read(self) -> bool:
         return self.reads and not self.closing
@@ -106,8 +110,9 @@ class Recorded:
         self.on_receive()
 
     def on_room(self) -> bool:
-        continued = bool(self.waiting)
-        self.waiting.clear()
+        continued = self.has_room and bool(self.waiting)
+        if continued:
+            self.waiting.clear()
         return continued
 
     def check(self, now: float, wall: float) -> None:
@@ -684,3 +689,40 @@ def test_streams_of_compressed_messages_take_turns_with_other_connections(monkey
         greedy.send(data(1, body))
     assert len(greedy.stream.events) <= num_before + 1
     loop.close()
+
+
+def test_a_poll_does_not_wait_once_a_handler_may_have_a_message(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a handler gets before the wait for events is handled at once: after a deferred read, or after it had no room.
+
+    While messages have no room, a poll waits only for a moment, because no event reports room.
+    """
+    _, connection = bench.accept()
+    loop, peer = bench.loop, bench.peers()[0]
+    bench.advance(CHECK_S)
+    bench.poll_until(lambda: not loop._unchecked)
+    epoll = loop._peers.epoll
+    waits: list[float] = []
+
+    def poll(timeout_s: float) -> list[tuple[int, int]]:
+        waits.append(timeout_s)
+        return epoll.poll(0)
+
+    monkeypatch.setattr(loop._peers, "epoll", SimpleNamespace(poll=poll))
+    connection.send(b"answer")
+    loop.poll(0.1)
+    connection.delivers = True
+    connection.send(b"answer")
+    loop.poll(0.1)
+    loop.poll(0.1)
+    assert waits == [0.1, 0.0, 0.1]
+    waits.clear()
+    connection.delivers, connection.has_room = False, False
+    connection.waiting["message"] = None
+    loop._peers.starved[peer] = None
+    loop.poll(0.1)
+    loop.poll(0.0)
+    connection.has_room = True
+    loop.poll(0.1)
+    loop.poll(0.1)
+    assert waits == [STARVED_POLL_S, 0.0, 0.0, 0.1]
+    monkeypatch.undo()
