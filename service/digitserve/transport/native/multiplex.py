@@ -278,10 +278,14 @@ class RpcStream:
         return self.accepted
 
     def num_waiting_bytes(self) -> int:
-        """Return about how many bytes the stream takes while it waits for its client; 0 if it does not."""
+        """Return about how many bytes the stream takes while it waits for its client, or for a budget; 0 if it does not.
+
+        It does not if its whole request is handed over: then the limits on waiting requests apply.
+        """
         if self._outbox:
             return STREAM_BYTES + self.head.num_bytes + sum(map(len, self._outbox))
-        return 0 if self.remote_closed else STREAM_BYTES + self.head.num_bytes
+        handed_over = self.remote_closed and self.buffer is None
+        return 0 if handed_over else STREAM_BYTES + self.head.num_bytes
 
     def first_unsent(self) -> object:
         """Return the first message that waits for the client, as an object to compare; None if there is none."""
