@@ -174,8 +174,11 @@ class Loop:
             peer.connection.drain(now)
 
     def close_all(self) -> None:
-        """End all connections and their calls: each is closed as soon as its client closes it, or after ``LINGER_S``."""
-        ends_at = time.monotonic() + LINGER_S
+        """End all connections and their calls: each is closed as soon as its client closes it, or after ``LINGER_S``.
+
+        A client that takes the output slowly gets no more time than that, and once more after all of it.
+        """
+        ends_at = self._peers.closes_at = time.monotonic() + LINGER_S
         peers = self._peers.by_descriptor
         for peer in peers.values():
             peer.connection.close(ErrorCode.NO_ERROR, "the server has stopped", CloseReason.DRAIN)

@@ -38,6 +38,7 @@ class Peers:
     Attributes:
         limits: of the worker.
         counts: of connections.
+        closes_at: monotonic time in seconds to which progress keeps a socket open at most; infinite before ``Loop.close_all``.
         epoll: reports events of their sockets.
         by_descriptor: all that are open.
         with_output: those whose connections have something to send.
@@ -48,12 +49,14 @@ class Peers:
     """
 
     __slots__ = (
-        "by_descriptor", "counts", "delivered", "epoll", "handshakes", "limits", "starved", "unread", "with_output",
+        "by_descriptor", "closes_at", "counts", "delivered", "epoll", "handshakes", "limits", "starved", "unread",
+        "with_output",
     )  # fmt: skip
 
     def __init__(self, limits: WorkerLimits, counts: Counts) -> None:
         self.limits = limits
         self.counts = counts
+        self.closes_at = math.inf
         self.epoll = select.epoll()
         self.by_descriptor: dict[int, Peer] = {}
         self.with_output: list[Peer] = []
@@ -167,7 +170,7 @@ class Peer:
         if num_bytes < len(output):
             if num_bytes or self.unsent is None:
                 self.active = time.monotonic()
-                self.ends_at = self.active + self._peers.limits.stall_s
+                self.ends_at = min(self.active + self._peers.limits.stall_s, self._peers.closes_at)
             if self.unsent is None:
                 self.unsent = bytearray(memoryview(output)[num_bytes:])
             else:

@@ -726,3 +726,23 @@ def test_a_poll_does_not_wait_once_a_handler_may_have_a_message(bench: Bench, mo
     loop.poll(0.1)
     assert waits == [STARVED_POLL_S, 0.0, 0.0, 0.1]
     monkeypatch.undo()
+
+
+def test_a_client_that_takes_its_output_slowly_does_not_delay_the_end(bench: Bench) -> None:
+    """After ``close_all``, progress gives a connection no more time: the worker would not end within its grace period."""
+    client, connection = bench.accept()
+    connection.send(bytes(1 << 24))
+    bench.loop.poll(0)
+    bench.loop.close_all()
+    peer = bench.peers()[0]
+    num_left = len(peer.unsent or b"")
+    assert num_left
+
+    def progresses() -> bool:
+        client.recv(1 << 20)
+        return len(peer.unsent or b"") < num_left
+
+    bench.poll_until(progresses)
+    assert peer.open and peer.unsent
+    bench.advance(LINGER_S + CHECK_S)
+    assert not peer.open
