@@ -44,7 +44,7 @@ from digitserve.batching.prepare import decide_verdicts, prepare
 from digitserve.errors import RequestError
 from digitserve.inference.bundle import Bundle
 from digitserve.inference.session import Session
-from digitserve.protocol.codec import Answer, Encoder, Limits, Request, decode
+from digitserve.protocol.codec import Encoder, Limits, Request, decode
 from digitserve.protocol.names import CLASSIFY, SERVICE
 from digitserve.protocol.status import Status
 from digitserve.settings import Settings
@@ -100,7 +100,7 @@ class Network:
         ood_score = scores.tolist()
         verdicts = decide_verdicts(ood_score, self._ood_threshold, prepared)
         class_index, confidence = probabilities.argmax(axis=1).tolist(), probabilities.max(axis=1).tolist()
-        answers = list(map(Answer, class_index, confidence, verdicts, ood_score, probabilities))
+        answers = list(zip(class_index, confidence, verdicts, ood_score, probabilities, strict=True))
         self._stats += (len(batch), 0, 1, len(answers))
         answered: Answered = []
         row = 0

@@ -47,7 +47,7 @@ MAX_GOLDEN_TOLERANCE = 1e-2
 GOLDEN_SCORE_FACTOR = 10
 """Tolerance of ``ood_score`` as a multiple of that of probabilities: a score is as large as a logit, and less exact."""
 
-MAX_LABELS, MAX_LABEL_LENGTH = 1000, 64
+MAX_LABELS, MAX_LABEL_LENGTH = 1000, 256
 """Each label is a value of a metric and part of each answer."""
 
 MAX_GOLDEN_BYTES = 1 << 26

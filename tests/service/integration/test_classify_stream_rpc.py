@@ -173,14 +173,14 @@ def test_large_messages_are_bounded_too(worker: RunningWorker) -> None:
     [
         pytest.param(32, 1, {"max_pending_images": 16, "max_batch_size": 4}, id="many-streams"),
         pytest.param(16, 1000, {}, id="large-messages"),
-        pytest.param(8, 200, {"max_request_bytes": 200_000}, id="many-bytes"),
+        pytest.param(8, 200, {"max_request_bytes": 400_000}, id="many-bytes"),
     ],
 )
 def test_streams_wait_where_unary_calls_would_be_rejected(
     models: Path, num_streams: int, num_images: int, limits: dict[str, int], transport: str
 ) -> None:
     """Streams that together send more than the queue holds, in images or in bytes, are slowed down; none of their messages
-    is rejected, though a read was outstanding on all of them.
+    is rejected, though a read was outstanding on all of them: half of the limit has room for one message of each stream.
     """
     own = list(range(num_images))
     with run_worker(models, transport=transport, **limits) as worker:

@@ -31,9 +31,11 @@ def run(settings: Settings, interact: Interact, **environment: str) -> int:
     async def main() -> int:
         block = Block(LABELS)
         bundle_fd = served_files(settings).seal()
-        start = {"settings": settings.to_dict(), "bundle_fd": bundle_fd, "block_fd": block.fd, "num_threads": 1}
-        child = await AsyncChild.start("digitserve.worker", environment=environment, pass_fds=(bundle_fd, block.fd))
+        with socket.create_server((settings.host, settings.grpc_port), reuse_port=True) as listener:
+            fds = {"bundle_fd": bundle_fd, "block_fd": block.fd, "listener_fd": listener.fileno()}
+            child = await AsyncChild.start("digitserve.worker", environment=environment, pass_fds=tuple(fds.values()))
         os.close(bundle_fd)
+        start = {"settings": settings.to_dict(), "num_threads": 1, **fds}
         try:
             await child.send(start)
             return await asyncio.wait_for(interact(child, block), PATIENCE_S)
