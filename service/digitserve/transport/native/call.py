@@ -184,7 +184,8 @@ class Call(RpcStream):
         num_bytes, max_bytes = 0, self._connection.limits.max_message_bytes
         if self._compressed:
             num_bytes = inflated_bytes(buffer, self.head.encoding)
-            if num_bytes <= max_bytes and not self._connection.budget.inflate.may_start(num_bytes):
+            size = num_bytes if num_bytes <= max_bytes else 0
+            if not self._connection.budget.inflate.may_start(self._num_bytes, size):
                 return False
         body: bytes | None = bytes(memoryview(buffer)[MESSAGE_PREFIX_BYTES:])
         del buffer

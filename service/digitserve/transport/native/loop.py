@@ -40,6 +40,9 @@ CHECK_S, MAX_CHECK_S = 0.1, 0.001
 """Interval of the check of time limits, and the longest time that one iteration spends on it: 4 000 idle connections take 2 ms,
 and as many open streams as connections may hold take 3 ms more (measured)."""
 
+STARVED_POLL_S = 0.005
+"""Longest wait while messages wait for the worker's budgets: no event reports that there is time for decompression again."""
+
 SILENCE_S = 5.0
 """A drain does not wait longer for a connection that neither sends nor takes anything: as long as for the answer to its PING."""
 
@@ -96,17 +99,20 @@ class Loop:
         """Send what is waiting, then read what has arrived, and hand it to the connections.
 
         Args:
-            timeout_s: longest wait if nothing has arrived.
+            timeout_s: longest wait if nothing has arrived, and no handler has got a message before.
 
         Returns:
             Whether anything arrived.
         """
-        if self._peers.starved:
+        peers = self._peers
+        peers.delivered = False
+        if peers.starved:
             self._continue_starved()
+            timeout_s = min(timeout_s, STARVED_POLL_S)
         self._send_all()
-        unread, handshakes = self._peers.unread, self._peers.handshakes
+        unread, handshakes = peers.unread, peers.handshakes
         before = time.time()
-        events = self._peers.epoll.poll(0 if unread or handshakes or self._unchecked else timeout_s)
+        events = peers.epoll.poll(0 if unread or handshakes or self._unchecked or peers.delivered else timeout_s)
         now, wall = time.monotonic(), time.time()
         # Without a wait, it may have arrived any time since the last poll.
         arrived = wall if wall - before > WAITED_S else self._polled
@@ -168,8 +174,11 @@ class Loop:
             peer.connection.drain(now)
 
     def close_all(self) -> None:
-        """End all connections and their calls: each is closed as soon as its client closes it, or after ``LINGER_S``."""
-        ends_at = time.monotonic() + LINGER_S
+        """End all connections and their calls: each is closed as soon as its client closes it, or after ``LINGER_S``.
+
+        A client that takes the output slowly gets no more time than that, and once more after all of it.
+        """
+        ends_at = self._peers.closes_at = time.monotonic() + LINGER_S
         peers = self._peers.by_descriptor
         for peer in peers.values():
             peer.connection.close(ErrorCode.NO_ERROR, "the server has stopped", CloseReason.DRAIN)
@@ -188,12 +197,12 @@ class Loop:
         """Let messages that wait for the worker's budget continue, where it has room again."""
         starved = self._peers.starved
         for peer in list(starved):
-            num_waiting = len(peer.connection.waiting) if peer.open else 0
-            if num_waiting:
-                peer.connection.on_room()
+            continued = peer.open and peer.connection.on_room()
+            if continued:
+                self._peers.delivered = True
             if not (peer.open and peer.connection.waiting):
                 del starved[peer]
-            elif len(peer.connection.waiting) < num_waiting:
+            elif continued:
                 starved[peer] = starved.pop(peer)  # next, other connections get room
 
     def _send_all(self) -> None:

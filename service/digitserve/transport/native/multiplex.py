@@ -106,15 +106,21 @@ class Output:
         """Return whether ``take_output`` and ``on_sent`` must be called."""
         return bool(self._output or self._deferred)
 
-    def on_sent(self, num_bytes: int) -> None:
-        """Count bytes that the socket has taken, continue answers that waited for it, and make deferred calls."""
+    def on_sent(self, num_bytes: int) -> bool:
+        """Count bytes that the socket has taken, continue answers that waited for it, and make deferred calls.
+
+        Returns:
+            Whether there were any: the handler may have got messages.
+        """
         self.num_unsent_bytes -= num_bytes
         if self.blocked and not self.is_congested():
             self.pump()
-        if self._deferred and not self.is_congested():
-            deferred, self._deferred = self._deferred, []
-            for call in deferred:
-                call()
+        if not self._deferred or self.is_congested():
+            return False
+        deferred, self._deferred = self._deferred, []
+        for call in deferred:
+            call()
+        return True
 
     def wants_read(self) -> bool:
         """Return whether the socket may be read: not while too much waits to be sent."""
@@ -272,10 +278,14 @@ class RpcStream:
         return self.accepted
 
     def num_waiting_bytes(self) -> int:
-        """Return about how many bytes the stream takes while it waits for its client; 0 if it does not."""
+        """Return about how many bytes the stream takes while it waits for its client, or for a budget; 0 if it does not.
+
+        It does not if its whole request is handed over: then the limits on waiting requests apply.
+        """
         if self._outbox:
             return STREAM_BYTES + self.head.num_bytes + sum(map(len, self._outbox))
-        return 0 if self.remote_closed else STREAM_BYTES + self.head.num_bytes
+        handed_over = self.remote_closed and self.buffer is None
+        return 0 if handed_over else STREAM_BYTES + self.head.num_bytes
 
     def first_unsent(self) -> object:
         """Return the first message that waits for the client, as an object to compare; None if there is none."""

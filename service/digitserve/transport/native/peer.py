@@ -38,22 +38,29 @@ class Peers:
     Attributes:
         limits: of the worker.
         counts: of connections.
+        closes_at: monotonic time in seconds to which progress keeps a socket open at most; infinite before ``Loop.close_all``.
         epoll: reports events of their sockets.
         by_descriptor: all that are open.
         with_output: those whose connections have something to send.
+        delivered: whether a handler may have got messages since this was last set to false, other than by reading.
         starved: those with messages that wait for the worker's budget, oldest first.
         unread: those whose sockets have input, in the order in which they are read.
         handshakes: the same for those whose TLS handshake is not complete.
     """
 
-    __slots__ = ("by_descriptor", "counts", "epoll", "handshakes", "limits", "starved", "unread", "with_output")
+    __slots__ = (
+        "by_descriptor", "closes_at", "counts", "delivered", "epoll", "handshakes", "limits", "starved", "unread",
+        "with_output",
+    )  # fmt: skip
 
     def __init__(self, limits: WorkerLimits, counts: Counts) -> None:
         self.limits = limits
         self.counts = counts
+        self.closes_at = math.inf
         self.epoll = select.epoll()
         self.by_descriptor: dict[int, Peer] = {}
         self.with_output: list[Peer] = []
+        self.delivered = False
         self.starved: dict[Peer, None] = {}
         self.unread: deque[Peer] = deque()
         self.handshakes: deque[Peer] = deque()
@@ -163,16 +170,16 @@ class Peer:
         if num_bytes < len(output):
             if num_bytes or self.unsent is None:
                 self.active = time.monotonic()
-                self.ends_at = self.active + self._peers.limits.stall_s
+                self.ends_at = min(self.active + self._peers.limits.stall_s, self._peers.closes_at)
             if self.unsent is None:
                 self.unsent = bytearray(memoryview(output)[num_bytes:])
             else:
                 del self.unsent[:num_bytes]
-            connection.on_sent(num_bytes)
+            self._peers.delivered |= connection.on_sent(num_bytes)
         else:
             if self.unsent is not None:
                 self.unsent, self.ends_at = None, math.inf
-            connection.on_sent(num_bytes)
+            self._peers.delivered |= connection.on_sent(num_bytes)
             if connection.has_output():
                 self._peers.with_output.append(self)
             elif connection.closing:

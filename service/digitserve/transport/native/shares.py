@@ -51,7 +51,8 @@ class InflateBudget:
     """Limits the time for decompression: otherwise a few small messages could occupy a worker for seconds.
 
     The size of a message is known before its decompression, from the end of its gzip data; the time is measured. A message may
-    start if any time is left, so a message of any size can start; if it takes more than that, the next one waits longer.
+    start if any time is left, so a message of any size can start; if it takes more than that, the next one waits longer. A long
+    message of empty blocks takes as much time as a large one, so only what is small before and after is free.
     """
 
     __slots__ = ("_clock", "_left_s", "_updated")
@@ -66,9 +67,14 @@ class InflateBudget:
         self._left_s = INFLATE_BURST_S
         self._updated = clock()
 
-    def may_start(self, num_bytes: int) -> bool:
-        """Return whether a message of ``num_bytes``, decompressed, may be decompressed now; otherwise it must wait."""
-        if num_bytes <= SMALL_BYTES:
+    def may_start(self, num_compressed_bytes: int, num_bytes: int) -> bool:
+        """Return whether a message may be decompressed now; otherwise it must wait.
+
+        Args:
+            num_compressed_bytes: of the message.
+            num_bytes: decompressed; 0 if only its start is.
+        """
+        if num_bytes <= SMALL_BYTES and num_compressed_bytes <= SMALL_BYTES:
             return True
         now = self._clock()
         self._left_s = min(INFLATE_BURST_S, self._left_s + INFLATE_SHARE * (now - self._updated))
@@ -77,7 +83,7 @@ class InflateBudget:
 
     def inflate(self, body: bytes, num_bytes: int, max_bytes: int) -> bytes | None:
         """Decompress a message that may start; see ``message.inflate``."""
-        if num_bytes <= SMALL_BYTES:
+        if num_bytes <= SMALL_BYTES and len(body) <= SMALL_BYTES:
             return inflate(body, num_bytes, max_bytes)
         started = self._clock()
         try:

@@ -175,7 +175,9 @@ class Stream(RpcStream):
         num_bytes, max_bytes = 0, connection.limits.max_message_bytes
         if compressed:
             num_bytes = inflated_bytes(memoryview(buffer)[:stop], self.head.encoding)
-            if num_bytes <= max_bytes and not connection.budget.inflate.may_start(num_bytes):
+            size = num_bytes if num_bytes <= max_bytes else 0
+            # One that waits gets its turn by ``on_room`` only: clients that send much must not pass the others.
+            if self._waits or not connection.budget.inflate.may_start(stop, size):
                 self._wait()
                 return False
         body: bytes | None = bytes(memoryview(buffer)[MESSAGE_PREFIX_BYTES:stop])

@@ -38,13 +38,18 @@ class TimeLimits(ControlFrames):
 
     # Called by the loop.
 
-    def on_room(self) -> None:
-        """Continue messages that waited for the worker's budgets, oldest first."""
+    def on_room(self) -> bool:
+        """Continue messages that waited for the worker's budgets, oldest first; return whether any did continue."""
+        continued = False
         while self.waiting:
             stream = next(iter(self.waiting))
+            num_bytes = stream.num_received_bytes()
             if not stream.on_room():
-                return
+                # A stream may have delivered a message, and wait with the next one.
+                return continued or stream.num_received_bytes() < num_bytes
             self.waiting.pop(stream, None)
+            continued = True
+        return continued
 
     def check(self, now: float, wall: float) -> None:
         """Apply time limits, and update the number of bytes that the connection holds; called several times per second.

@@ -160,6 +160,34 @@ def test_large_compressed_messages_wait_for_the_time_budget(path: bytes, monkeyp
     assert not peer.connection.streams and not peer.connection.waiting and peer.budget.used_bytes == 0
 
 
+@pytest.mark.parametrize("stated", [0, MAX + 1])
+@pytest.mark.parametrize("path", [UNARY, STREAM])
+def test_long_messages_without_content_wait_for_their_turn(
+    path: bytes, stated: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Empty blocks take time to decompress too, whatever size the message states: 16 MiB of them take 0.7 s."""
+    now = [50.0]
+
+    def slow_inflate(body: bytes, num_bytes: int, max_bytes: int) -> bytes | None:
+        now[0] += 1.0
+        return inflate(body, num_bytes, max_bytes)
+
+    monkeypatch.setattr(shares, "inflate", slow_inflate)
+    peer = Peer()
+    peer.budget.inflate = InflateBudget(lambda: now[0])
+    empty_blocks = bytes((0, 0, 0, 255, 255)) * (SMALL_BYTES // 5 + 1)
+    end = bytes((1, 0, 0, 255, 255)) + bytes(4) + stated.to_bytes(4, "little")
+    body = message(gzip.compress(b"")[:10] + empty_blocks + end, 1)
+    for stream_id in (1, 3):
+        peer.send(headers(stream_id, request(path, GZIP)), data(stream_id, body[:5]))
+        peer.send(data(stream_id, body[5:], ended=True))
+    assert list(peer.connection.waiting) == [peer.connection.streams[3]]
+    now[0] += 10.0
+    peer.connection.on_room()
+    peer.read()
+    assert not peer.connection.waiting and not peer.connection.streams
+
+
 @pytest.mark.parametrize("encoding", [b"snappy", b"deflate", b"", b"GZIP", b"gzip, gzip", b"\xff"])
 @pytest.mark.parametrize("path", [UNARY, STREAM])
 def test_an_unknown_encoding_is_unimplemented(encoding: bytes, path: bytes) -> None:

@@ -1,6 +1,7 @@
 """What a client cannot make the server hold or do: rates, sizes, times. Time is passed in."""
 
 import dataclasses
+import gzip
 
 import pytest
 
@@ -8,6 +9,7 @@ from digitserve.protocol.names import Code
 from digitserve.transport.native.frames import ErrorCode
 from digitserve.transport.native.limits import RateLimit, ReceiveBudget
 from digitserve.transport.native.multiplex import STREAM_BYTES
+from digitserve.transport.native.shares import InflateBudget
 from support.http2_peer import (
     CONTINUATION,
     DATA,
@@ -345,6 +347,23 @@ def test_what_waits_for_the_client_is_counted() -> None:
     assert 1005 < peer.connection.num_held_bytes - decoder_bytes() < 1200
     peer.connection.trim()
     assert not peer.connection._decoder._heads
+
+
+def test_what_waits_for_its_decompression_or_for_its_handler_is_counted() -> None:
+    """Their clients have sent all, but no other limit counts them. What is handed over counts in the queue of the worker."""
+    peer = Peer()
+    peer.unary.answer = peer.stream.accept = lambda *_: None
+    peer.budget.inflate = InflateBudget(lambda: 50.0)
+    peer.budget.inflate._left_s = 0.0
+    compressed = message(gzip.compress(bytes(1 << 17)), 1)
+    peer.send(headers(1, request(UNARY, (b"grpc-encoding", b"gzip"))), data(1, compressed, ended=True))
+    peer.send(headers(3, request(STREAM), END_HEADERS | END_STREAM), call(5, b"x", STREAM), call(7))
+    assert [stream.stream_id for stream in peer.connection.waiting] == [1]
+    peer.check()
+    assert len(peer.connection.streams) == 4
+    waiting = [stream for stream_id, stream in peer.connection.streams.items() if stream_id != 7]
+    expected = sum(STREAM_BYTES + stream.head.num_bytes for stream in waiting)
+    assert peer.connection.num_held_bytes == expected + peer.connection._decoder.num_held_bytes()
 
 
 def test_header_fields_of_open_requests_are_counted() -> None:

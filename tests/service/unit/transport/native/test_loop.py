@@ -1,5 +1,6 @@
 """The event loop with real sockets, a clock of the test, and connections that only record."""
 
+import gzip
 import itertools
 import os
 import resource
@@ -21,6 +22,7 @@ from digitserve.telemetry.block import Block, CloseReason
 from digitserve.telemetry.recorder import Recorder
 from digitserve.transport.native import loop as module
 from digitserve.transport.native import peer as peer_module
+from digitserve.transport.native import shares
 from digitserve.transport.native.acceptor import ACCEPT_PAUSE_S, MAX_ACCEPTS
 from digitserve.transport.native.connection import Connection
 from digitserve.transport.native.limits import ReceiveBudget, WorkerLimits
@@ -32,12 +34,15 @@ from digitserve.transport.native.loop import (
     MAX_READ_S,
     READ_BYTES,
     SHORT_READ_BYTES,
+    STARVED_POLL_S,
     Loop,
 )  # fmt: skip
 from digitserve.transport.native.peer import LINGER_S, Peer
+from digitserve.transport.native.shares import InflateBudget
 from digitserve.transport.respond import UnknownMethodHandler
 from support.certificates import TlsClient, make_certificate
-from support.http2_peer import LIMITS, RecordedCounts
+from support.http2_peer import LIMITS, STREAM, UNARY, RecordedCounts, data, headers, message, request
+from support.http2_peer import Peer as Client
 
 STALL_S = 60.0
 """Default of the limit."""
@@ -73,6 +78,8 @@ class Recorded:
         self.closing = False
         self.close_reason: CloseReason | None = None
         self.reads = True
+        self.has_room = True
+        self.delivers = False
         self.num_unsent_bytes = self.num_held_bytes = self.num_trimmable_bytes = 0
         self.num_drops = self.num_drains = self.num_checks = 0
         self.on_receive: Callable[[], None] = lambda: None
@@ -90,8 +97,9 @@ class Recorded:
     def has_output(self) -> bool:
         return bool(self.output)
 
-    def on_sent(self, num_bytes: int) -> None:
+    def on_sent(self, num_bytes: int) -> bool:
         self.num_unsent_bytes -= num_bytes
+        return self.delivers
 
     def wants_read(self) -> bool:
         return self.reads and not self.closing
@@ -101,8 +109,11 @@ class Recorded:
         self.arrived.append(arrived)
         self.on_receive()
 
-    def on_room(self) -> None:
-        self.waiting.clear()
+    def on_room(self) -> bool:
+        continued = self.has_room and bool(self.waiting)
+        if continued:
+            self.waiting.clear()
+        return continued
 
     def check(self, now: float, wall: float) -> None:
         self.num_checks += 1
@@ -647,3 +658,91 @@ def test_stop_listening_accepts_all_that_have_connected(bench: Bench) -> None:
         bench.connect()
     clients[-1].sendall(b"hello")
     bench.poll_until(lambda: b"hello" in [b for one in bench.connections for b in one.received])
+
+
+def test_streams_of_compressed_messages_take_turns_with_other_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that always has another large message gives way to a call of another connection after each of them."""
+    now = [50.0]
+
+    def slow_inflate(body: bytes, num_bytes: int, max_bytes: int) -> bytes:
+        now[0] += 0.02
+        return b""
+
+    monkeypatch.setattr(shares, "inflate", slow_inflate)
+    budget = ReceiveBudget(1 << 24)
+    budget.inflate = InflateBudget(lambda: now[0])
+    greedy, other = Client(budget=budget), Client(budget=budget)
+    greedy.stream.answer = lambda stream, body: stream.read()
+    gzipped, body = (b"grpc-encoding", b"gzip"), message(gzip.compress(bytes(1 << 20), 9), 1)
+    greedy.send(headers(1, request(STREAM, gzipped)), *[data(1, body)] * 10)
+    other.send(headers(1, request(UNARY, gzipped)), data(1, body, ended=True))
+    loop = Loop(lambda now, on_output: greedy.connection, WorkerLimits(max_receive_bytes=1 << 20), RecordedCounts())
+    starved = loop._peers.starved
+    for each in (greedy, other):
+        peer = Peer.__new__(Peer)
+        peer.open, peer.connection = True, each.connection
+        starved[peer] = None
+    num_before = len(greedy.stream.events)
+    while other.connection.waiting:
+        now[0] += 0.01
+        loop._continue_starved()
+        greedy.send(data(1, body))
+    assert len(greedy.stream.events) <= num_before + 1
+    loop.close()
+
+
+def test_a_poll_does_not_wait_once_a_handler_may_have_a_message(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a handler gets before the wait for events is handled at once: after a deferred read, or after it had no room.
+
+    While messages have no room, a poll waits only for a moment, because no event reports room.
+    """
+    _, connection = bench.accept()
+    loop, peer = bench.loop, bench.peers()[0]
+    bench.advance(CHECK_S)
+    bench.poll_until(lambda: not loop._unchecked)
+    epoll = loop._peers.epoll
+    waits: list[float] = []
+
+    def poll(timeout_s: float) -> list[tuple[int, int]]:
+        waits.append(timeout_s)
+        return epoll.poll(0)
+
+    monkeypatch.setattr(loop._peers, "epoll", SimpleNamespace(poll=poll))
+    connection.send(b"answer")
+    loop.poll(0.1)
+    connection.delivers = True
+    connection.send(b"answer")
+    loop.poll(0.1)
+    loop.poll(0.1)
+    assert waits == [0.1, 0.0, 0.1]
+    waits.clear()
+    connection.delivers, connection.has_room = False, False
+    connection.waiting["message"] = None
+    loop._peers.starved[peer] = None
+    loop.poll(0.1)
+    loop.poll(0.0)
+    connection.has_room = True
+    loop.poll(0.1)
+    loop.poll(0.1)
+    assert waits == [STARVED_POLL_S, 0.0, 0.0, 0.1]
+    monkeypatch.undo()
+
+
+def test_a_client_that_takes_its_output_slowly_does_not_delay_the_end(bench: Bench) -> None:
+    """After ``close_all``, progress gives a connection no more time: the worker would not end within its grace period."""
+    client, connection = bench.accept()
+    connection.send(bytes(1 << 24))
+    bench.loop.poll(0)
+    bench.loop.close_all()
+    peer = bench.peers()[0]
+    num_left = len(peer.unsent or b"")
+    assert num_left
+
+    def progresses() -> bool:
+        client.recv(1 << 20)
+        return len(peer.unsent or b"") < num_left
+
+    bench.poll_until(progresses)
+    assert peer.open and peer.unsent
+    bench.advance(LINGER_S + CHECK_S)
+    assert not peer.open
