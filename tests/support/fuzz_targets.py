@@ -386,7 +386,7 @@ class ChosenDelays(InflateBudget):
         super().__init__()
         self._source = source
 
-    def may_start(self, num_bytes: int) -> bool:
+    def may_start(self, num_compressed_bytes: int, num_bytes: int) -> bool:
         return bool(self._source.byte() & 1)
 
 

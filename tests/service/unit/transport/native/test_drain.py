@@ -2,7 +2,7 @@
 
 import pytest
 
-from digitserve.transport.native.control import DRAIN_PING
+from digitserve.transport.native.control import DRAIN_GRACE_S, DRAIN_PING
 from digitserve.transport.native.frames import ErrorCode
 from support.http2_peer import (
     ACK,
@@ -39,6 +39,15 @@ def draining(*, open_call: bool = True) -> Peer:
     return peer
 
 
+def pong(peer: Peer) -> None:
+    """Answer the PING, and let the time pass until the drain is finished."""
+    peer.send(PONG)
+    peer.now += DRAIN_GRACE_S
+    peer.check()
+    peer.now += 0.01
+    peer.check()
+
+
 def last_ids(peer: Peer) -> list[int]:
     return [each.last_stream_id for each in peer.seen if each.type == GOAWAY]
 
@@ -60,10 +69,24 @@ def test_nothing_is_refused_between_the_two_goaways() -> None:
     peer.unary.answer = lambda unary, body: unary.reply(body)
     peer.send(call(3), headers(5, request(STREAM)))
     assert peer.answer(3).status == 0 and ("accept", 5) in peer.stream.events
-    peer.send(PONG)
+    pong(peer)
     assert last_ids(peer) == [MAX_STREAM_ID, 5]
     peer.send(data(5, message(b"x"), ended=True))
     assert peer.answer(5).messages == [b"x"] and peer.answer(5).status == 0
+
+
+def test_calls_behind_the_answer_to_the_ping_are_not_lost() -> None:
+    """GRPC core writes this answer before requests that it had queued already: they are handled, and the last id is theirs."""
+    peer = draining()
+    peer.unary.answer = lambda unary, body: unary.reply(body)
+    peer.send(PONG, call(3))
+    peer.now += DRAIN_GRACE_S / 2
+    peer.check()
+    peer.send(call(5))
+    assert peer.answer(3).status == peer.answer(5).status == 0
+    assert last_ids(peer) == [MAX_STREAM_ID]
+    pong(peer)
+    assert last_ids(peer) == [MAX_STREAM_ID, 5]
 
 
 @pytest.mark.parametrize("by", ["PING", "time"])
@@ -73,7 +96,7 @@ def test_open_calls_finish_first(by: str) -> None:
     if by == "PING":
         peer.send(raw(PING, ACK, 0, b"another!"))
         assert len(last_ids(peer)) == 1
-        peer.send(PONG)
+        pong(peer)
     else:
         peer.now += LIMITS.drain_ping_s
         assert peer.check() == []
@@ -81,7 +104,7 @@ def test_open_calls_finish_first(by: str) -> None:
         peer.check()
     assert last_ids(peer) == [MAX_STREAM_ID, 1]
     assert not peer.connection.closing
-    peer.send(PONG)
+    pong(peer)
     peer.now += 10
     peer.check()
     peer.connection.drain(peer.now)
@@ -98,7 +121,7 @@ def test_a_call_that_ends_otherwise_closes_the_connection_too(end: str) -> None:
     peer = Peer()
     peer.send(headers(1, request(b"/test.Service/Unary", (b"grpc-timeout", b"1S"))))
     peer.connection.drain(peer.now)
-    peer.send(PONG)
+    pong(peer)
     if end == "reset":
         peer.send(reset(1))
     else:
@@ -113,7 +136,7 @@ def test_a_connection_without_streams_closes_after_the_ping() -> None:
     """It stays open during the round trip, for calls that are on their way."""
     peer = draining(open_call=False)
     assert not peer.connection.closing
-    peer.send(PONG)
+    pong(peer)
     assert last_ids(peer) == [MAX_STREAM_ID, 0]
     assert peer.connection.closing and not peer.connection.wants_read()
     assert peer.send(call(1)) == []
@@ -122,7 +145,7 @@ def test_a_connection_without_streams_closes_after_the_ping() -> None:
 def test_streams_above_the_final_id_are_ignored() -> None:
     """6.8: frames on them are ignored, whatever they are; header blocks are decoded, DATA counts for the window."""
     peer = draining()
-    peer.send(PONG)
+    pong(peer)
     window = peer.connection._receive_window
     late = [
         headers(3),
@@ -162,7 +185,7 @@ def test_headers_that_crossed_the_final_goaway_within_a_block() -> None:
 def test_the_last_stream_id_never_grows() -> None:
     """6.8: an error after the final GOAWAY repeats its id, although later streams were seen."""
     peer = draining()
-    peer.send(PONG)
+    pong(peer)
     peer.send(headers(3), raw(PING))
     assert last_ids(peer) == [MAX_STREAM_ID, 1, 1]
     assert peer.failure == ErrorCode.FRAME_SIZE_ERROR
@@ -171,7 +194,7 @@ def test_the_last_stream_id_never_grows() -> None:
 def test_an_idle_stream_stays_an_error_while_draining() -> None:
     """Streams that were never opened are not 'ignored ones'."""
     peer = draining()
-    peer.send(PONG)
+    pong(peer)
     peer.send(raw(DATA, 0, 3, b"x"))
     assert peer.failure == ErrorCode.PROTOCOL_ERROR
 
@@ -189,6 +212,7 @@ def test_a_drain_before_the_preface() -> None:
     """A client that connected but has not said anything gets both GOAWAYs, and its first call is lost neither."""
     peer = Peer(handshake=False)
     peer.connection.drain(peer.now)
-    peer.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", raw(4), call(1), PONG)
+    peer.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", raw(4), call(1))
+    pong(peer)
     assert peer.answer(1).status == 0
     assert last_ids(peer) == [MAX_STREAM_ID, 1] and peer.connection.closing
