@@ -374,7 +374,7 @@ def test_nonsense_after_the_start_replaces_the_worker(script: Script) -> None:
     """A worker that was ready and sends an invalid message is ended and replaced; the exception is logged."""
     script("ready()\nif number == 1: channel.send('nonsense')\nwait_for_drain()")
     with capture_logs() as lines:
-        recorder = run_slot(drain_after=(READY, 2))
+        recorder = run_slot(drain_after=(READY, 2), stall_s=1.0)
     assert recorder.events == [READY, "restarting", READY]
     assert "a worker was ended because of an internal fault" in [line["event"] for line in lines]
 
