@@ -55,7 +55,7 @@ class ControlFrames(Output):
     """
 
     __slots__ = (
-        "_announced", "_announcement_open", "_control", "_drain_ping_sent", "_last_id", "_max_streams", "_now", "_resets",
+        "_announced", "_announcement_open", "_control", "_drain_ends_at", "_last_id", "_max_streams", "_now", "_resets",
         "_settings_acknowledged", "_settings_received", "_was_reset",
     )  # fmt: skip
 
@@ -79,7 +79,7 @@ class ControlFrames(Output):
         self._announced = self._max_streams = self._wanted_max_streams()
         self._announcement_open = True
         self._last_id = 0
-        self._drain_ping_sent: float | None = None
+        self._drain_ends_at: float | None = None  # between the two GOAWAY frames of a drain
         self._was_reset: deque[int] = deque(maxlen=MAX_RECENT_RESETS)
         self._now = now
 
@@ -90,8 +90,8 @@ class ControlFrames(Output):
 
         Until then calls are accepted as before, so none is lost. Then a second GOAWAY names the last stream.
         """
-        if self._drain_ping_sent is None and self._final_id is None and not self.closing:
-            self._drain_ping_sent = now
+        if self._drain_ends_at is None and self._final_id is None and not self.closing:
+            self._drain_ends_at = now + self.limits.drain_ping_s
             self.close_reason = reason
             self.send(frames.goaway(MAX_STREAM_ID, ErrorCode.NO_ERROR) + frames.frame(frames.PING, 0, 0, DRAIN_PING))
 
@@ -244,10 +244,9 @@ class ControlFrames(Output):
         _require_size("PING", payload, 8)
         if not flags & ACK:
             self.send(frames.frame(frames.PING, ACK, 0, payload))
-        elif payload == DRAIN_PING and self._drain_ping_sent is not None:
-            # A later ``check`` finishes the drain: clients send this answer before requests that they had queued already.
-            ends_at = self._now + DRAIN_GRACE_S
-            self._drain_ping_sent = min(self._drain_ping_sent, ends_at - self.limits.drain_ping_s)
+        elif payload == DRAIN_PING and self._drain_ends_at is not None:
+            # Not finished now: clients send this answer before requests that they had queued already.
+            self._drain_ends_at = min(self._drain_ends_at, self._now + DRAIN_GRACE_S)
 
     # What requests need too.
 
@@ -287,7 +286,7 @@ class ControlFrames(Output):
 
     def _finish_drain(self) -> None:
         """Name the last stream that is answered; later ones are ignored, and the client repeats their calls elsewhere."""
-        self._drain_ping_sent = None
+        self._drain_ends_at = None
         self._final_id = self._last_id
         self.send(frames.goaway(self._last_id, ErrorCode.NO_ERROR))
         self._close_if_drained()

@@ -100,7 +100,7 @@ class TimeLimits(ControlFrames):
         elif self._block_started is not None and now - self._block_started > limits.handshake_s:
             text = f"no end of a header block within {limits.handshake_s:g} s"
             self.close(ErrorCode.PROTOCOL_ERROR, text, CloseReason.TIMEOUT)
-        elif self._drain_ping_sent is not None and now - self._drain_ping_sent > limits.drain_ping_s:
+        elif self._drain_ends_at is not None and now > self._drain_ends_at:
             self._finish_drain()
         self._announce_max_streams()
         # Only calls count, not bytes: clients send PINGs on connections that they do not use.
