@@ -66,6 +66,16 @@ class Status(NamedTuple):
         """Return the serialized ``google.rpc.Status`` for ``grpc-status-details-bin``; ``None`` if it would add nothing."""
         return None if self.retry_after_s is None else bytes(self.to_proto().SerializeToString())
 
+    def trailers(self) -> list[tuple[str, str | bytes]]:
+        """Return the metadata that both transports send beside code and message; the value of a name in ``-bin`` is bytes."""
+        trailers: list[tuple[str, str | bytes]] = []
+        details = self.details()
+        if details is not None:
+            trailers.append(("grpc-status-details-bin", details))
+        if self.retry_after_s is not None:
+            trailers.append(("grpc-retry-pushback-ms", str(max(0, round(self.retry_after_s * 1e3)))))
+        return trailers
+
 
 OK = Status(Code.OK)
 INTERNAL = Status(Code.INTERNAL, "internal error; the server's log has the details")

@@ -299,10 +299,4 @@ def _deadline(rpc: Context) -> float:
 def _set_status(rpc: Context, status: Status) -> None:
     rpc.set_code(_STATUS_CODES[status.code])
     rpc.set_details(status.message)
-    trailers: list[tuple[str, str | bytes]] = []
-    details = status.details()
-    if details is not None:
-        trailers.append(("grpc-status-details-bin", details))
-    if status.retry_after_s is not None:
-        trailers.append(("grpc-retry-pushback-ms", str(max(0, round(status.retry_after_s * 1e3)))))
-    rpc.set_trailing_metadata(tuple(trailers))
+    rpc.set_trailing_metadata(tuple(status.trailers()))

@@ -114,11 +114,9 @@ def encode_status(status: Status) -> bytes:
         encoded = urllib.parse.quote(text, safe=_PRINTABLE)
         # HTTP/2 forbids space at the ends of a value (RFC 9113, section 8.2.1).
         fields.append((b"grpc-message", _SPACE_AT_END.sub("%20", encoded).encode()))
-    details = status.details()
-    if details is not None:
-        fields.append((b"grpc-status-details-bin", base64.b64encode(details).rstrip(b"=")))
-    if status.retry_after_s is not None:
-        fields.append((b"grpc-retry-pushback-ms", b"%d" % max(0, round(status.retry_after_s * 1e3))))
+    for name, value in status.trailers():
+        encoded_value = value.encode() if isinstance(value, str) else base64.b64encode(value).rstrip(b"=")
+        fields.append((name.encode(), encoded_value))
     return encode_fields(fields)
 
 
