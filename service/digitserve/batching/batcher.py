@@ -223,8 +223,7 @@ class Batcher(Generic[E]):
         """
         if self.draining:
             raise self.draining_error()
-        own_s = self._seconds(entry.num_images, entry.num_images * entry.framing_work)
-        entry.large = entry.num_images > self._max_batch_size or own_s > self._max_batch_s  # as ``is_large``, inlined
+        entry.large = self.is_large(entry.num_images, entry.framing_work)
         waiting = self.pending_images - self._small_images if entry.large else self._small_images
         num_images, num_bytes = (1, 1) if patient else (entry.num_images, entry.num_bytes)
         if waiting + num_images > self._max_pending_images:
