@@ -86,9 +86,8 @@ def serve(settings: Settings, print_banner: Callable[[str], None]) -> int:
             left = descriptors.num_left(num_descriptors, resolved.workers or 1)
             # uvicorn needs up to two per connection, while it closes those beyond the limit.
             max_http_connections = max(1, min(MAX_CONNECTIONS, left // 2))
-            return asyncio.run(
-                _run(resolved, manifest, bundle_fd, listeners, http_socket, max_http_connections, print_banner)
-            )
+            supervisor = Supervisor(resolved, manifest, bundle_fd, listeners, http_socket, max_http_connections)
+            return asyncio.run(supervisor.run(print_banner))
 
 
 @contextlib.contextmanager
@@ -99,19 +98,6 @@ def _sealed(files: BundleFiles) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
-
-
-async def _run(
-    settings: Settings,
-    manifest: Manifest,
-    bundle_fd: int,
-    listeners: SlotListeners | None,
-    http_socket: socket.socket,
-    max_http_connections: int,
-    print_banner: Callable[[str], None],
-) -> int:
-    supervisor = Supervisor(settings, manifest, bundle_fd, listeners, http_socket, max_http_connections)
-    return await supervisor.run(print_banner)
 
 
 class Supervisor:
