@@ -49,28 +49,20 @@ def opened(path: str, num_streams: int, body: bytes = b"", *, ended: bool = Fals
     return b"".join(parts)
 
 
-def header_block_without_end() -> bytes:
-    """Return a header block of almost 64 KiB, the limit, that is not complete."""
+def open_header_block() -> bytes:
+    """Return a header block of almost 64 KiB, the limit, that has no end yet."""
     part = bytes(16_000)
-    return (
-        PREFACE
-        + frame(SETTINGS, 0, 0)
-        + frame(HEADERS, 0, 1, part)
-        + frame(CONTINUATION, 0, 1, part) * 3
-        + frame(CONTINUATION, 0, 1, part)[:-1]
-    )
+    return PREFACE + frame(SETTINGS, 0, 0) + frame(HEADERS, 0, 1, part) + frame(CONTINUATION, 0, 1, part) * 3
+
+
+def header_block_without_end() -> bytes:
+    """Return such a block and a part of its next frame."""
+    return open_header_block() + frame(CONTINUATION, 0, 1, bytes(16_000))[:-1]
 
 
 def header_block_then_violation() -> bytes:
-    """Return the same and a frame that is forbidden within it: the connection ends, but the client does not close it."""
-    part = bytes(16_000)
-    return (
-        PREFACE
-        + frame(SETTINGS, 0, 0)
-        + frame(HEADERS, 0, 1, part)
-        + frame(CONTINUATION, 0, 1, part) * 3
-        + frame(DATA, 0, 1)
-    )
+    """Return such a block and a frame that is forbidden within it: the connection ends, but the client does not close it."""
+    return open_header_block() + frame(DATA, 0, 1)
 
 
 def full_header_table() -> bytes:

@@ -1,6 +1,7 @@
 """Real clients over TLS with the native transport: grpcio, curl, h2load, openssl; and clients with another protocol."""
 
 import asyncio
+import contextlib
 import shutil
 import socket
 import struct
@@ -123,17 +124,25 @@ def test_openssl(server: EchoServer, certificate: Certificate, arguments: tuple[
     assert expected in printed and "Verify return code: 0" in printed
 
 
-def test_a_client_changes_the_keys(server: EchoServer) -> None:
-    """A TLS 1.3 client may change the keys of both directions, also repeatedly; the connection continues."""
+@contextlib.contextmanager
+def openssl_client(server: EchoServer, version: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run ``openssl s_client`` with this version of TLS, and exchange SETTINGS; its commands and output are those of a terminal."""
     openssl = shutil.which("openssl") or pytest.skip("openssl is not installed")
     client = subprocess.Popen(
-        [openssl, "s_client", "-connect", server.address, "-tls1_3", "-alpn", "h2"],
+        [openssl, "s_client", "-connect", server.address, version, "-alpn", "h2"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0,
     )  # fmt: skip
     with client:
         assert client.stdin is not None
         client.stdin.write(PREFACE + raw(SETTINGS))
         read_until(client, raw(SETTINGS, ACK))
+        yield client
+
+
+def test_a_client_changes_the_keys(server: EchoServer) -> None:
+    """A TLS 1.3 client may change the keys of both directions, also repeatedly; the connection continues."""
+    with openssl_client(server, "-tls1_3") as client:
+        assert client.stdin is not None
         for number in range(4):
             client.stdin.write(b"K\n")
             read_until(client, b"KEYUPDATE")
@@ -144,15 +153,8 @@ def test_a_client_changes_the_keys(server: EchoServer) -> None:
 
 def test_renegotiation_is_refused(server: EchoServer) -> None:
     """A TLS 1.2 client that begins another handshake gets an alert."""
-    openssl = shutil.which("openssl") or pytest.skip("openssl is not installed")
-    client = subprocess.Popen(
-        [openssl, "s_client", "-connect", server.address, "-tls1_2", "-alpn", "h2"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0,
-    )  # fmt: skip
-    with client:
+    with openssl_client(server, "-tls1_2") as client:
         assert client.stdin is not None
-        client.stdin.write(PREFACE + raw(SETTINGS))
-        read_until(client, raw(SETTINGS, ACK))
         client.stdin.write(b"R\n")
         read_until(client, b"no renegotiation")
 
