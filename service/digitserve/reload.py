@@ -73,8 +73,6 @@ class Reloaded(Generic[Value]):
                     _log.error("new files are invalid, the old ones stay in use", files=self.name, reason=str(error))
             self._suspect = digest
             return
-        if self._digest() != digest:
-            return  # changed while they were read: the next check reads them again
         self._known, self._suspect, self.value = digest, b"", value
         if self._logs:
             _log.info("new files are in use", files=self.name)
