@@ -143,10 +143,11 @@ class Worker:
         self._pipeline = Pipeline(self._batcher, session, bundle, self._recorder)
         self._streams = ClassifyStreamHandler(self._pipeline, limits, settings.batch_limit, self._recorder)
         self._health = Health(self._recorder, settings.connection_limit)
-        schema = Schema()
-        self._reflections = {
-            method: ReflectionHandler(method, schema, self._recorder) for method in (REFLECTION, REFLECTION_V1)
-        }
+        self._reflections: dict[Method, ReflectionHandler] = {}
+        if settings.reflection == "on":
+            schema = Schema()
+            for method in (REFLECTION, REFLECTION_V1):
+                self._reflections[method] = ReflectionHandler(method, schema, self._recorder)
         respond: dict[Method, Respond] = {
             GET_MODEL: ModelHandler(bundle, session.provider, limits, settings.batch_limit),
             HEALTH_CHECK: self._health.check,

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -149,6 +150,7 @@ class Service:
         grpc_address: host:port.
         http_url: of the HTTP port.
         log: path of its standard error.
+        context: for HTTPS.
     """
 
     process: subprocess.Popen[str]
@@ -156,11 +158,13 @@ class Service:
     http_url: str
     log: Path
     banner: str
+    context: ssl.SSLContext | None = None
 
-    def get(self, path: str) -> tuple[int, str]:
+    def get(self, path: str, **headers: str) -> tuple[int, str]:
         """Fetch a page of the HTTP port; return status and text."""
+        request = urllib.request.Request(self.http_url + path, headers=headers)
         try:
-            with urllib.request.urlopen(self.http_url + path, timeout=PATIENCE_S) as response:
+            with urllib.request.urlopen(request, timeout=PATIENCE_S, context=self.context) as response:
                 return response.status, response.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()

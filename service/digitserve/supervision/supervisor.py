@@ -27,7 +27,6 @@ import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from digitserve.certificate import server_context
 from digitserve.errors import StartupError
 from digitserve.inference.bundle import Manifest, parse_bundle, served_files
 from digitserve.inference.bundle_files import BundleFiles
@@ -35,6 +34,7 @@ from digitserve.settings import Settings, endpoint
 from digitserve.supervision import descriptors, device
 from digitserve.supervision.cpu_budget import cpu_budget
 from digitserve.supervision.http import MAX_CONNECTIONS, HttpServer, make_app
+from digitserve.supervision.http_access import HttpAccess
 from digitserve.supervision.ports import SlotListeners, listen, reserve
 from digitserve.supervision.slots import InlineSlot, WorkerSlot
 from digitserve.telemetry.collector import ServiceCollector
@@ -67,7 +67,7 @@ def serve(settings: Settings, print_banner: Callable[[str], None]) -> int:
     """
     files = served_files(settings)
     manifest = parse_bundle(files).manifest
-    server_context(settings)  # checks the certificate
+    access = HttpAccess(settings)  # checks certificate and tokens
     num_descriptors = descriptors.raise_limit(settings.connection_limit)
     with (
         _sealed(files) as bundle_fd,
@@ -86,7 +86,7 @@ def serve(settings: Settings, print_banner: Callable[[str], None]) -> int:
             left = descriptors.num_left(num_descriptors, resolved.workers or 1)
             # uvicorn needs up to two per connection, while it closes those beyond the limit.
             max_http_connections = max(1, min(MAX_CONNECTIONS, left // 2))
-            supervisor = Supervisor(resolved, manifest, bundle_fd, listeners, http_socket, max_http_connections)
+            supervisor = Supervisor(resolved, manifest, bundle_fd, listeners, http_socket, max_http_connections, access)
             return asyncio.run(supervisor.run(print_banner))
 
 
@@ -114,6 +114,7 @@ class Supervisor:
         listeners: SlotListeners | None,
         http_socket: socket.socket,
         max_http_connections: int,
+        access: HttpAccess,
     ) -> None:
         """Prepare; nothing is started.
 
@@ -124,6 +125,7 @@ class Supervisor:
             listeners: one per slot; None if workers bind the port. Closed as soon as the service drains.
             http_socket: listens on the HTTP port.
             max_http_connections: most open connections of the HTTP port.
+            access: who may read what on the HTTP port, and its TLS.
         """
         self.settings = settings
         self.manifest = manifest
@@ -140,7 +142,8 @@ class Supervisor:
         collector = ServiceCollector(manifest.labels, self._service_metrics)
         registry = CollectorRegistry()
         registry.register(collector)
-        self._http = HttpServer(make_app(self, registry), max_http_connections)
+        self._access = access
+        self._http = HttpServer(make_app(self, registry, access), access, max_http_connections)
         self._cpu_budget = cpu_budget()
         num_workers = settings.workers or 1
         self._num_threads = num_threads = max(1, int(self._cpu_budget) // num_workers)
@@ -299,7 +302,7 @@ class Supervisor:
         tls = settings.tls_certificate
         lines = {
             "gRPC": address if tls is None else f"{address}  TLS",
-            "HTTP": f"http://{endpoint(settings.host, settings.http_port)}  (/metrics /livez /readyz)",
+            "HTTP": f"{'http' if tls is None else 'https'}://{endpoint(settings.host, settings.http_port)}  (/metrics /livez /readyz)",
             "model": f"{manifest.name}/{manifest.version}  sha256 {manifest.sha256[:12]}  {self._provider}",
             "workers": f"{settings.workers} x {self._num_threads} threads, CPU budget {self._cpu_budget:g}",
             "try": (
@@ -321,3 +324,4 @@ class Supervisor:
         yield CounterMetricFamily(
             "digitserve_worker_restarts", "Workers started in place of one that ended.", self._num_restarts
         )
+        yield from self._access.metrics()

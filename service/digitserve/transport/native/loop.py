@@ -10,7 +10,7 @@ rotation and for a limited time, so that a flood cannot delay the batch that fol
 import socket
 import ssl
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import structlog
 
@@ -56,7 +56,11 @@ class Loop:
     """Accepts, reads, writes and closes the connections of one worker."""
 
     def __init__(
-        self, new_connection: NewConnection, limits: WorkerLimits, counts: Counts, context: ssl.SSLContext | None = None
+        self,
+        new_connection: NewConnection,
+        limits: WorkerLimits,
+        counts: Counts,
+        context: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
         """Start without a listening socket.
 
@@ -64,7 +68,7 @@ class Loop:
             new_connection: creates a connection.
             limits: of the worker.
             counts: of connections.
-            context: for TLS; None for clear text.
+            context: returns the newest configuration of TLS; None for clear text.
         """
         self._limits = limits
         self._peers = Peers(limits, counts)
