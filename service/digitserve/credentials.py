@@ -235,29 +235,31 @@ _FAILURES = (
         "the certificate of the server is for other names; connect to a host name or IP address that it contains",
     ),
     (
-        "CERTIFICATE_VERIFY_FAILED",
+        "certificate verify failed",
         "the certificate of the server is not signed by a trusted authority; pass ca, the certificate of the authority",
     ),
     (
-        "WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|HTTP_REQUEST",
+        "wrong version number|record layer failure|http request",
         "the server does not use TLS; use http:// in the address and do not pass ca, or use its TLS port",
     ),
     (
-        "selected ALPN|NO_APPLICATION_PROTOCOL",
+        "selected ALPN|no application protocol",
         "the server has TLS but no HTTP/2; use the gRPC port of the service, 50051 by default",
     ),
     (
-        "CERTIFICATE[_ ]REQUIRED|HANDSHAKE[_ ]FAILURE",
+        "certificate required|handshake failure",
         "the server requires a certificate of the client; pass certificate and key",
     ),
     (
-        "UNKNOWN_CA|DECRYPT_ERROR|BAD_CERTIFICATE|CERTIFICATE_EXPIRED|CERTIFICATE_UNKNOWN|REVOKED",
+        "unknown ca|decrypt error|bad certificate|certificate expired|certificate unknown|revoked",
         "the server does not accept the certificate of the client; pass certificate and key that its authority signed",
     ),
 )
-"""Reasons of OpenSSL and gRPC core why a handshake failed, in the order in which to look for them, and what they mean."""
+"""Reasons of OpenSSL and gRPC core why a handshake failed, in the order in which to look for them, and what they mean.
+Underscores count as spaces."""
 
 
 def explain_handshake(reason: str) -> str:
     """Return what a reason of OpenSSL or gRPC core means and what to do; "" if it is not about a failed handshake."""
+    reason = reason.replace("_", " ")
     return next((meaning for pattern, meaning in _FAILURES if re.search(pattern, reason, re.IGNORECASE)), "")

@@ -145,8 +145,6 @@ class Target:
         Raises:
             click.BadParameter: the address or the credentials cannot be used.
         """
-        # gRPC core would print a line for each failed handshake.
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         from digitserve.client import Client
 
         with _bad_parameters():
@@ -229,6 +227,8 @@ def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def with_target(*arguments: Any, **values: Any) -> Any:
+        # gRPC core, which is imported later, would print lines for each failed handshake.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         given = {name: values.pop(flag.replace("-", "_")) for name, flag in CREDENTIALS.items()}
         target = Target(values.pop("address"), {name: value for name, value in given.items() if value})
         return function(*arguments, target=target, **values)

@@ -232,14 +232,16 @@ def to_client_error(
         details = f"{details}; reduce the image (see max_side), send it in grey, or send fewer images per request"
     status = f"{prefix}{code.name}: {details or 'without a message'}"
     if code is grpc.StatusCode.UNAUTHENTICATED:
-        return Unauthenticated(f"{status}; pass token_file or token", code)
+        return Unauthenticated(f"{status}; the token is missing or wrong: pass token_file or token", code)
     return RequestRejected(status, code, _retry_after_s(rpc_status.from_call(error)))
 
 
 def overdue(prefix: str, timeout_s: float, disconnected: str, details: str = "", *, tls: bool = False) -> ClientError:
     """Return the error of a call that was not answered in time; arguments as for ``to_client_error``."""
     if refused := _explain(disconnected, tls=tls):
-        return HandshakeFailed(f"{prefix}no answer within {timeout_s:g} s: {refused} ({disconnected})")
+        return HandshakeFailed(
+            f"{prefix}no answer within {timeout_s:g} s, and no TLS connection: {refused} ({_PREAMBLE.sub('', disconnected)})"
+        )
     if disconnected:
         return DeadlineExceeded(
             f"{prefix}no answer within {timeout_s:g} s, and no connection ({disconnected}); "
@@ -250,7 +252,7 @@ def overdue(prefix: str, timeout_s: float, disconnected: str, details: str = "",
 
 def _unreachable(prefix: str, details: str, *, tls: bool) -> Unreachable:
     if refused := _explain(details, tls=tls):
-        return HandshakeFailed(f"{prefix}no TLS connection: {refused} ({details})")
+        return HandshakeFailed(f"{prefix}no TLS connection: {refused} ({_PREAMBLE.sub('', details)})")
     if "Failed parsing HTTP/2" in details:
         return Unreachable(
             f"{prefix}the server does not speak gRPC; use the gRPC port of the service, 50051 by default{_HINT * (not tls)}"
@@ -262,6 +264,8 @@ def _unreachable(prefix: str, details: str, *, tls: bool) -> Unreachable:
 
 _ENDED = re.compile("failed to connect to all addresses.*(Socket closed|Connection reset|Unwrap failed)")
 """Details of gRPC core if the server ended a connection before HTTP/2 began on it."""
+
+_PREAMBLE = re.compile("failed to connect to all addresses; last error: [A-Z]+: ")
 
 _HINT = "; if it uses TLS, use https:// in the address, or pass ca"
 
