@@ -21,6 +21,8 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from digitserve.supervision.http_log import AsgiApp
+
 MAX_CONNECTIONS = 2_048
 """Beyond it, the connection that has waited longest for a response is closed. The limit is high, because clients that reconnect
 immediately take more CPU time than connections that stay open: 1,000 slow clients must not cause that."""
@@ -140,7 +142,7 @@ class _BoundedConnection(H11Protocol):
 class HttpServer(uvicorn.Server):
     """uvicorn on the supervisor's event loop; the supervisor handles the signals."""
 
-    def __init__(self, app: Starlette, max_connections: int = MAX_CONNECTIONS) -> None:
+    def __init__(self, app: AsgiApp, max_connections: int = MAX_CONNECTIONS) -> None:
         """Prepare.
 
         Args:

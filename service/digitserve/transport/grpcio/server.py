@@ -56,7 +56,7 @@ class Methods(grpc.GenericRpcHandler):
         unary: Mapping[Method, UnaryHandler],
         streams: Mapping[Method, StreamHandler],
     ) -> None:
-        self._handlers = {method.path: serve_unary(bridge, handler) for method, handler in unary.items()}
+        self._handlers = {method.path: serve_unary(bridge, handler, method.path) for method, handler in unary.items()}
         self._handlers |= {method.path: serve_stream(bridge, handler) for method, handler in streams.items()}
         self._unknown = serve_unread(bridge, UnknownMethodHandler(recorder))
 
@@ -82,7 +82,7 @@ class GrpcServer:
         """
         self._credentials = _credentials(settings)
         self._address = endpoint(settings.host, settings.grpc_port)
-        self._bridge = Bridge(settings.max_request_bytes)
+        self._bridge = Bridge(settings.max_request_bytes, recorder.requests)
         self._methods = Methods(self._bridge, recorder, unary, streams)
         self._options = (
             ("grpc.so_reuseport", 1),
