@@ -253,6 +253,15 @@ class Settings:
         "Log lines as text or as JSON; auto writes text to a terminal and JSON elsewhere.",
         Bounds(choices=("auto", "text", "json")),
     )
+    log_requests_per_s: float = _setting(
+        10.0,
+        _LOGGING,
+        "Maximum log lines per second and worker about single requests: those that failed, were refused or were slow. 0: none.",
+        Bounds(0, 10_000),
+    )
+    log_slow_s: float = _setting(
+        1.0, _LOGGING, "Seconds from which an answered call is logged as slow. 0: none is.", Bounds(0, 86400)
+    )
 
     def resolve(self, device: str, cpu_budget: float) -> "Settings":
         """Return the settings with ``device`` and ``workers`` decided.

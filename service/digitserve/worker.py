@@ -6,7 +6,7 @@
 One thread receives requests, forms batches, runs them and sends the answers. The supervisor starts the process as
 ``python -P -m digitserve.worker`` and exchanges messages with it on a ``Channel``:
 
-    supervisor ──{"settings", "bundle_fd", "block_fd", "num_threads", "listener_fd"}──▶ worker
+    supervisor ──{"settings", "number", "bundle_fd", "block_fd", "num_threads", "listener_fd", "log_fd"}──▶ worker
     supervisor ◀── {"event": "ready", "provider": ...} or {"event": "refused", "message": ...} ── worker
     supervisor ◀── {"event": "draining"} ── worker
     supervisor ──"drain"──▶ worker
@@ -19,6 +19,7 @@ With ``--workers 0`` the same ``Worker`` runs on a thread of the supervisor proc
 """
 
 import contextlib
+import faulthandler
 import gc
 import math
 import os
@@ -54,6 +55,7 @@ from digitserve.protocol.names import (
 from digitserve.settings import Settings
 from digitserve.telemetry.block import Block
 from digitserve.telemetry.recorder import Recorder
+from digitserve.telemetry.request_log import RequestLog
 from digitserve.transport.classify import ClassifyHandler
 from digitserve.transport.classify_stream import ClassifyStreamHandler
 from digitserve.transport.handlers import Respond, Server, StreamHandler, UnaryHandler
@@ -122,7 +124,9 @@ class Worker:
             StartupError: the bundle or the execution provider failed a check.
         """
         self._settings = settings
-        self._recorder = Recorder(block, bundle.manifest.labels)
+        model = f"{bundle.manifest.name}/{bundle.manifest.version}"
+        requests = RequestLog(settings.log_requests_per_s, settings.log_slow_s or math.inf, model)
+        self._recorder = Recorder(block, bundle.manifest.labels, requests)
         session = Session(bundle, device=settings.device, num_threads=num_threads)
         self.provider = session.provider
         limits = Limits(
@@ -241,6 +245,7 @@ class Worker:
         while not self._stopped:
             self._run_once()
         self._server.close()
+        self._recorder.requests.report()
         return num_unanswered
 
     def _run_once(self) -> bool:
@@ -297,7 +302,9 @@ def main() -> int:
     except ChannelClosed:
         return EXIT_ORPHANED
     settings = Settings.from_dict(start["settings"])
-    log.configure(settings.log_format, pid=os.getpid())
+    log.configure(settings.log_format, start.get("log_fd", log.STDERR), pid=os.getpid(), worker=start.get("number"))
+    # A crash of a library then shows where in Python it happened.
+    faulthandler.enable()
     follower = _SupervisorFollower(channel)
     threading.Thread(target=follower.run, daemon=True).start()
     try:

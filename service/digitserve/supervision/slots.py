@@ -22,6 +22,7 @@ from digitserve.inference.bundle import parse_bundle
 from digitserve.inference.bundle_files import BundleFiles
 from digitserve.settings import Settings
 from digitserve.supervision.restart_policy import START_LIMIT_S, HeartbeatMonitor, RestartBackoff
+from digitserve.supervision.worker_output import WorkerOutput
 from digitserve.telemetry.block import Block
 from digitserve.telemetry.collector import ServiceCollector
 
@@ -181,11 +182,16 @@ class WorkerSlot:
             if self._listener is not None:
                 start["listener_fd"] = self._listener.fileno()
                 fds.append(self._listener.fileno())
-            child = await AsyncChild.start(WORKER_MODULE, environment=_WORKER_ENVIRONMENT, pass_fds=fds)
-            async with child:
-                self._child = child
-                await child.send(start)
-                exit_code = await self._supervise(child, block)
+            with WorkerOutput(self._number) as output:
+                start |= {"log_fd": output.log_fd, "number": self._number}
+                child = await AsyncChild.start(
+                    WORKER_MODULE, environment=_WORKER_ENVIRONMENT, pass_fds=[*fds, output.log_fd], output=output.fd
+                )
+                output.started()
+                async with child:
+                    self._child = child
+                    await child.send(start)
+                    exit_code = await self._supervise(child, block)
         finally:
             self._child = None
             served_s = time.monotonic() - self._ready_since if self._ready.is_set() else 0.0

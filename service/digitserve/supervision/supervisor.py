@@ -35,9 +35,11 @@ from digitserve.supervision import descriptors, device
 from digitserve.supervision.cpu_budget import cpu_budget
 from digitserve.supervision.http import MAX_CONNECTIONS, HttpServer, make_app
 from digitserve.supervision.http_access import HttpAccess
+from digitserve.supervision.http_log import FailureLog
 from digitserve.supervision.ports import SlotListeners, listen, reserve
 from digitserve.supervision.slots import InlineSlot, WorkerSlot
 from digitserve.telemetry.collector import ServiceCollector
+from digitserve.telemetry.request_log import RequestLog
 
 KILL_MARGIN_S = 2.0
 """Seconds after the grace period before a worker that still runs is killed."""
@@ -143,7 +145,8 @@ class Supervisor:
         registry = CollectorRegistry()
         registry.register(collector)
         self._access = access
-        self._http = HttpServer(make_app(self, registry, access), access, max_http_connections)
+        app = FailureLog(make_app(self, registry, access), RequestLog(settings.log_requests_per_s))
+        self._http = HttpServer(app, access, max_http_connections)
         self._cpu_budget = cpu_budget()
         num_workers = settings.workers or 1
         self._num_threads = num_threads = max(1, int(self._cpu_budget) // num_workers)

@@ -15,12 +15,13 @@ from typing import Any, Protocol
 
 from digitserve.protocol.names import Code
 from digitserve.protocol.status import Status
+from digitserve.telemetry.request_log import Caller
 
 Respond = Callable[[bytes], bytes]
 """Handler of a unary method that never waits: request to response, both serialized; raises ``RequestError``."""
 
 
-class UnaryCall(Protocol):
+class UnaryCall(Caller, Protocol):
     """A unary call, from its start to its status; owned by the transport.
 
     Attributes:
@@ -30,8 +31,6 @@ class UnaryCall(Protocol):
         context: for the handler's use while the call is open.
     """
 
-    deadline: float
-    accepted: float
     open: bool
     context: Any
 
@@ -72,7 +71,7 @@ class UnaryHandler(Protocol):
         """The call ended before it was answered: cancelled, disconnected, or past its deadline."""
 
 
-class ServerStream(Protocol):
+class ServerStream(Caller, Protocol):
     """A bidirectional stream, from its start to its status; owned by the transport.
 
     Attributes:
@@ -82,8 +81,6 @@ class ServerStream(Protocol):
         context: for the handler's use until the stream is closed.
     """
 
-    deadline: float
-    accepted: float
     open: bool
     context: Any
 

@@ -18,7 +18,7 @@ from digitserve.protocol.status import Status
 from digitserve.telemetry.block import CloseReason, RefusalReason
 from digitserve.transport.native import frames
 from digitserve.transport.native.frames import DATA, END_STREAM, FRAME_BYTES, INITIAL_WINDOW, pack_id
-from digitserve.transport.native.head import RequestHead
+from digitserve.transport.native.head import Field, RequestHead
 from digitserve.transport.native.hpack import TABLE_SIZE_ZERO
 from digitserve.transport.native.limits import FIRST_WINDOW, Counts, Limits, ReceiveBudget
 from digitserve.transport.native.message import encode_answer
@@ -59,12 +59,13 @@ class Output:
             requests, frames that are not complete, the table of header fields. Messages count in ``budget``.
         closing: nothing more is read; the socket is to be closed once the output is sent.
         close_reason: why the server ends the connection; None if it does not.
+        peer: address of the client, as the socket reports it; for log lines.
     """
 
     __slots__ = (
         "_deferred", "_final_id", "_on_output", "_output", "answered", "blocked", "budget", "close_reason", "closing",
-        "counts", "first_send_window", "limits", "may_send_fixed_blocks", "num_held_bytes", "num_unsent_bytes", "send_window",
-        "streams", "waiting",
+        "counts", "first_send_window", "limits", "may_send_fixed_blocks", "num_held_bytes", "num_unsent_bytes", "peer",
+        "send_window", "streams", "waiting",
     )  # fmt: skip
 
     def __init__(self, limits: Limits, budget: ReceiveBudget, counts: Counts, on_output: Callable[[], None]) -> None:
@@ -90,6 +91,7 @@ class Output:
         self.num_held_bytes = 0
         self.closing = False
         self.close_reason: CloseReason | None = None
+        self.peer: Any = None
         self._on_output = on_output
         self._output: list[bytes] = []
         self._deferred: list[Callable[[], None]] = []
@@ -257,6 +259,16 @@ class RpcStream:
             more: encoded header fields to send with it.
         """
         raise NotImplementedError
+
+    @property
+    def peer(self) -> Any:
+        """Address of the client; see ``Caller``."""
+        return self._connection.peer
+
+    @property
+    def metadata(self) -> tuple[Field, ...]:
+        """Metadata of the caller; see ``Caller``."""
+        return self.head.fields
 
     def evict(self) -> None:
         """End the call, because newer messages need the room of its unfinished message."""
