@@ -167,7 +167,19 @@ class Settings:
     )
     models: Path = _setting(_MODELS, _MODEL, "Folder of the model bundles, <name>/<version>/.")
     model: str = _setting("digits", _MODEL, "Name of the model to serve.")
-    model_version: int | None = _setting(None, _MODEL, "Version to serve.", Bounds(1), shown="highest")
+    model_version: int | None = _setting(
+        None,
+        _MODEL,
+        "Version to serve; the active file is then ignored.",
+        Bounds(1),
+        shown="that in the active file, else the highest",
+    )
+    active_file: Path | None = _setting(
+        None,
+        _MODEL,
+        "File with the version to serve. When it changes, the workers are replaced without downtime.",
+        shown="<models>/<model>/active",
+    )
     workers: int | None = _setting(
         None,
         _COMPUTE,
@@ -257,7 +269,9 @@ class Settings:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Return the settings from the values that ``to_dict`` returned."""
-        paths = {name: Path(values[name]) for name in ("models", "tls_certificate", "tls_key") if values[name]}
+        paths = {
+            name: Path(values[name]) for name in ("models", "active_file", "tls_certificate", "tls_key") if values[name]
+        }
         return cls(**{**values, **paths})
 
 
