@@ -49,7 +49,7 @@ _CONNECTION_LIMITS = (4096, 2048)
 """Default of ``max_connections`` in clear text, and with TLS, which takes up to 31 KiB for each."""
 
 
-_PATHS = ("models", "tls_certificate", "tls_key", "tls_client_ca", "token_file")
+_PATHS = ("models", "active_file", "tls_certificate", "tls_key", "tls_client_ca", "token_file")
 """Settings that are paths."""
 
 
@@ -192,7 +192,19 @@ class Settings:
     )
     models: Path = _setting(_MODELS, _MODEL, "Folder of the model bundles, <name>/<version>/.")
     model: str = _setting("digits", _MODEL, "Name of the model to serve.")
-    model_version: int | None = _setting(None, _MODEL, "Version to serve.", Bounds(1), shown="highest")
+    model_version: int | None = _setting(
+        None,
+        _MODEL,
+        "Version to serve; the active file is then ignored.",
+        Bounds(1),
+        shown="that in the active file, else the highest",
+    )
+    active_file: Path | None = _setting(
+        None,
+        _MODEL,
+        "File with the version to serve. When it changes, the workers are replaced without downtime.",
+        shown="<models>/<model>/active",
+    )
     workers: int | None = _setting(
         None,
         _COMPUTE,
