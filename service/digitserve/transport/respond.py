@@ -16,6 +16,7 @@ from digitserve.protocol.status import INTERNAL, Status
 from digitserve.telemetry.block import OTHER_METHOD
 from digitserve.telemetry.recorder import Recorder
 from digitserve.transport.handlers import Respond, UnaryCall, unanswered_code
+from digitserve.types import Source
 
 _UNKNOWN = Status(Code.UNIMPLEMENTED, "this server has no such method; server reflection lists its services")
 _TOO_LARGE = Status(Code.RESOURCE_EXHAUSTED, "the message exceeds the limit of this server")
@@ -34,7 +35,7 @@ class RespondHandler:
         self._recorder = recorder
         self._clock = clock
 
-    def refusal(self, deadline: float) -> Status | None:  # noqa: ARG002 - the interface of handlers
+    def refusal(self, deadline: float, source: Source) -> Status | None:  # noqa: ARG002 - the interface of handlers
         """Accept every call."""
         return None
 
@@ -82,7 +83,7 @@ class UnknownMethodHandler(RespondHandler):
         """Need nothing but the recorder."""
         super().__init__(OTHER_METHOD, bytes, recorder)
 
-    def refusal(self, deadline: float) -> Status | None:  # noqa: ARG002 - the interface of handlers
+    def refusal(self, deadline: float, source: Source) -> Status | None:  # noqa: ARG002 - the interface of handlers
         """Refuse every call."""
         self._recorder.call_started(OTHER_METHOD)
         self._recorder.call_ended(OTHER_METHOD, _UNKNOWN.code, 0.0)

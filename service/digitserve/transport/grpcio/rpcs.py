@@ -20,6 +20,7 @@ import grpc
 from digitserve.protocol.names import Code
 from digitserve.protocol.status import NO_MESSAGE, Status
 from digitserve.transport.handlers import StreamHandler, UnaryHandler
+from digitserve.types import Source
 
 HALF_CLOSE_DELAY_S = 0.01
 """Delay before the end of a stream's requests is reported to the handler. When a stream is cancelled, grpcio first reports an end
@@ -64,7 +65,7 @@ class Call:
         answer: gets the response or the status; for the thread of grpcio's loop.
     """
 
-    __slots__ = ("_bridge", "_handed_over", "_handler", "accepted", "answer", "context", "deadline", "open")
+    __slots__ = ("_bridge", "_handed_over", "_handler", "accepted", "answer", "context", "deadline", "open", "source")
 
     def __init__(self, bridge: Bridge, handler: UnaryHandler, context: Context) -> None:
         self._bridge = bridge
@@ -72,6 +73,7 @@ class Call:
         self._handed_over = False
         self.answer: asyncio.Future[bytes | Status] = bridge.loop.create_future()
         self.deadline = _deadline(context)
+        self.source = Source()  # grpcio does not name the connection
         self.accepted = time.monotonic()
         self.open = True
         self.context: Any = None
@@ -97,7 +99,7 @@ class Call:
     def on_accepted(self) -> None:
         """Report the call to the handler."""
         self._handed_over = True
-        status = self._handler.refusal(self.deadline)
+        status = self._handler.refusal(self.deadline, self.source)
         if status is None:
             self._handler.on_accept(self)
         else:
@@ -138,6 +140,7 @@ class Stream:
 
     __slots__ = (
         "_bridge", "_handler", "_reader", "_rpc", "_written", "accepted", "context", "deadline", "finished", "open", "outbox",
+        "source",
     )  # fmt: skip
 
     def __init__(self, bridge: Bridge, handler: StreamHandler, rpc: Context) -> None:
@@ -149,6 +152,7 @@ class Stream:
         self.outbox: asyncio.Queue[bytes | Status] = asyncio.Queue()
         self.finished = False
         self.deadline = _deadline(rpc)
+        self.source = Source()
         self.accepted = time.monotonic()
         self.open = True
         self.context: Any = None
