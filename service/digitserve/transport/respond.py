@@ -17,6 +17,7 @@ from digitserve.protocol.status import INTERNAL, Status
 from digitserve.telemetry.block import METHOD_OF_PATH, OTHER_METHOD
 from digitserve.telemetry.recorder import Recorder
 from digitserve.transport.handlers import Respond, UnaryCall, unanswered_code
+from digitserve.types import Source
 
 _UNKNOWN = Status(
     Code.UNIMPLEMENTED, f"this server has no such method; {SERVICE} has Classify, ClassifyStream and GetModel"
@@ -37,7 +38,7 @@ class RespondHandler:
         self._recorder = recorder
         self._clock = clock
 
-    def refusal(self, deadline: float) -> Status | None:  # noqa: ARG002 - the interface of handlers
+    def refusal(self, deadline: float, source: Source) -> Status | None:  # noqa: ARG002 - the interface of handlers
         """Accept every call."""
         return None
 
@@ -94,7 +95,7 @@ class RefusingHandler(RespondHandler):
         super().__init__(method, bytes, recorder)
         self._status = status
 
-    def refusal(self, deadline: float) -> Status:  # noqa: ARG002 - the interface of handlers
+    def refusal(self, deadline: float, source: Source) -> Status:  # noqa: ARG002 - the interface of handlers
         """Refuse every call."""
         self._recorder.call_started(self._method)
         self._recorder.call_ended(self._method, self._status.code, 0.0)

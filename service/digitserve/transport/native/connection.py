@@ -322,8 +322,9 @@ class Connection(TimeLimits):
                 self._has_known_encoding(stream)
             return
         handler = self._unknown if method is None or method.unary is None else method.unary
-        status = handler.refusal(deadline)
+        status = handler.refusal(deadline, self.source)
         if status is not None:
+            self.num_rejected += 1
             self.send_answer(stream_id, *encode_answer(status))
             if not flags & END_STREAM:
                 self.answered[stream_id] = self._now, FIRST_WINDOW
