@@ -37,7 +37,7 @@ MAX_HEADER_BYTES = 16_384
 MAX_ACCEPTS = 64
 """Most connections accepted at once, and at most a quarter of the limit: the excess is closed two iterations later."""
 
-BACKLOG = 1_024
+BACKLOG = 4_096
 """Connections that the kernel queues until they are accepted. Beyond it clients try again only after a second, probes too."""
 
 
