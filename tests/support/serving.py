@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -239,11 +239,24 @@ def command(*arguments: str) -> list[str]:
 
 
 @contextmanager
-def run_service(models: Path, log: Path, *arguments: str, **environment: str) -> Iterator[Service]:
-    """Run ``digitserve serve`` on free ports after waiting for its banner; stop it at the end of the ``with`` block."""
+def run_service(
+    models: Path, log: Path, *arguments: str, wrapper: Sequence[str] = (), **environment: str
+) -> Iterator[Service]:
+    """Run ``digitserve serve`` on free ports after waiting for its banner; stop it at the end of the ``with`` block.
+
+    Args:
+        models: folder of the models.
+        log: gets standard error.
+        arguments: further ones of the command.
+        wrapper: a command that runs the command of its arguments.
+        environment: further variables.
+    """
     with log.open("w") as errors:
         process = subprocess.Popen(
-            command("serve", "--models", str(models), "--grpc-port", "0", "--http-port", "0", *arguments),
+            [
+                *wrapper,
+                *command("serve", "--models", str(models), "--grpc-port", "0", "--http-port", "0", *arguments),
+            ],
             stdout=subprocess.PIPE, stderr=errors, text=True, env=os.environ | environment,
         )  # fmt: skip
     try:

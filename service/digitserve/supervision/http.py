@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import functools
 import socket
-import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Protocol, cast
 
@@ -23,6 +22,7 @@ from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from digitserve.supervision.http_access import HttpAccess
+from digitserve.supervision.http_tls import TlsTransport
 
 MAX_CONNECTIONS = 2_048
 """Beyond it, the connection that has waited longest for a response is closed. The limit is high, because clients that reconnect
@@ -36,7 +36,7 @@ MAX_HEADER_BYTES = 16_384
 MAX_ACCEPTS = 64
 """Most connections accepted at once, and at most a quarter of the limit: the excess is closed two iterations later."""
 
-BACKLOG = 1_024
+BACKLOG = 4_096
 """Connections that the kernel queues until they are accepted. Beyond it clients try again only after a second, probes too."""
 
 
@@ -171,53 +171,6 @@ class _BoundedConnection(H11Protocol):
         super().connection_lost(exc)
 
 
-class _TlsConnection(asyncio.Protocol):
-    """The connection of a client until its TLS handshake is complete; owned by its transport.
-
-    asyncio can accept TLS itself, but creates no connection before the end of the handshake: silent clients would not count.
-    """
-
-    def __init__(self, connection: _BoundedConnection, context: ssl.SSLContext) -> None:
-        """Prepare.
-
-        Args:
-            connection: gets the transport after the handshake; the time of the handshake is limited like that of a request.
-            context: configuration of TLS.
-        """
-        self._connection = connection
-        self._context = context
-        self._received = b""  # after the handshake, before the connection has the transport
-        self._closed = False
-        self._task: asyncio.Task[None] | None = None  # the loop itself does not keep it
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's
-        """Start the handshake."""
-        transport.pause_reading()  # what the client sends is for the protocol of TLS
-        self._connection.wait(transport)
-        self._task = self._connection.loop.create_task(self._shake_hands(transport))
-
-    def data_received(self, data: bytes) -> None:
-        """Keep what the client sends with the end of its handshake."""
-        self._received += data
-
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - of asyncio
-        """Note that the client has closed the connection before the connection has the transport."""
-        self._closed = True
-
-    async def _shake_hands(self, transport: asyncio.Transport) -> None:
-        connection, encrypted = self._connection, None
-        if not transport.is_closing():
-            with contextlib.suppress(OSError):  # of the socket or TLS, or aborted
-                encrypted = await connection.loop.start_tls(transport, self, self._context, server_side=True)
-        if encrypted is None or self._closed:
-            connection.stop_waiting()
-            return
-        encrypted.set_protocol(connection)
-        connection.connection_made(encrypted)
-        if self._received:
-            connection.data_received(self._received)
-
-
 class HttpServer(uvicorn.Server):
     """uvicorn on the supervisor's event loop; the supervisor handles the signals."""
 
@@ -234,7 +187,7 @@ class HttpServer(uvicorn.Server):
 
         def connection(**options: Any) -> asyncio.Protocol:
             bounded = new_connection(**options)
-            return bounded if access.context is None else _TlsConnection(bounded, access.context)
+            return bounded if access.context is None else TlsTransport(bounded, access.context)
 
         super().__init__(
             uvicorn.Config(

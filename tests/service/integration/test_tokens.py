@@ -103,6 +103,15 @@ def test_a_refused_call_leaves_the_connection_usable(worker: RunningWorker) -> N
         assert status(worker, GET_MODEL, bearer(FIRST))[0] is grpc.StatusCode.OK
 
 
+def test_reflection_off(models: Path, transport: str) -> None:
+    """Without reflection its methods are unknown, like any other; the rest is served."""
+    with run_worker(models, transport=transport, reflection="off") as worker:
+        for method in (REFLECTION, REFLECTION_V1, Method("unary", "x.Y", "Z")):
+            assert status(worker, method)[0] is grpc.StatusCode.UNIMPLEMENTED
+        assert status(worker, HEALTH_CHECK)[0] is grpc.StatusCode.OK
+        assert worker.handled("other") == {"Unimplemented": 3}
+
+
 def test_rotation(models: Path, tmp_path: Path, transport: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new file takes effect for the next calls of open connections; one without a valid token does not."""
     monkeypatch.setattr(reload, "INTERVAL_S", 0.01)
