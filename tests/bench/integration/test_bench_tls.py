@@ -151,7 +151,7 @@ def test_the_metrics_page_gets_the_token_without_a_proxy(folder: Path, monkeypat
     credentials = Credentials(token_file=folder / "token")
     seen: list[str | None] = []
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Page, seen)) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
 
         assert metrics_page.read(f"{url}/metrics", credentials).images == 7
@@ -168,7 +168,7 @@ def test_the_metrics_page_does_not_get_the_token_in_clear_text(folder: Path, mon
     seen: list[str | None] = []
     monkeypatch.setattr(metrics_page, "is_local_host", lambda _host: False)
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Page, seen)) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/metrics"
         with pytest.raises(NotAvailable, match="HTTP status 401"):
             metrics_page.read(url, Credentials(token_file=folder / "token"))
