@@ -14,8 +14,9 @@ MAX_LINE_BYTES = 4_096
 """Maximum size of a line with its line break. The processes of a service share one pipe, and only writes of up to this size
 (PIPE_BUF) are not mixed with those of others. Longer values lose their middle."""
 
-EXCEPTION = "exception"
-"""Name of the field with a traceback. In text, its lines follow the event, each with an indent."""
+EXCEPTION, OUTPUT = "exception", "output"
+"""Names of the fields with a traceback, and with the output of a process. In text, their lines follow the event, each with an
+indent."""
 
 Fields: TypeAlias = dict[str, object]
 """Fields of an event in their order: ``time``, ``level``, ``logger`` and ``message``, then those of the event."""
@@ -41,8 +42,8 @@ def json_line(fields: Fields) -> str:
 def text_line(fields: Fields) -> str:
     """Return ``time level logger message name=value ...`` without a line break at its end.
 
-    A value with other than visible ASCII characters is quoted as in JSON. A traceback follows on lines of its own, which start
-    with four spaces.
+    A value with other than visible ASCII characters is quoted as in JSON. A traceback or output follows on lines of its own,
+    which start with four spaces.
 
     Raises:
         ValueError: the fields do not fit into a line, or a value has no representation.
@@ -73,13 +74,13 @@ def _dump(value: object) -> str:
 
 def _text(fields: Fields) -> str:
     fields = dict(fields)
-    exception = fields.pop(EXCEPTION, None)
+    blocks = [str(fields.pop(name)) for name in (OUTPUT, EXCEPTION) if name in fields]
     parts = [str(fields.pop(name)) for name in ("time", "level", "logger")]
     parts.append(_quoted(fields.pop("message"), _BARE_MESSAGE))
     parts += [f"{name}={_quoted(value, _BARE_VALUE)}" for name, value in fields.items()]
     lines = [" ".join(parts)]
-    if exception is not None:
-        lines += ["    " + line.encode("unicode_escape").decode() for line in str(exception).rstrip().split("\n")]
+    for block in blocks:
+        lines += ["    " + line.encode("unicode_escape").decode() for line in block.rstrip().split("\n")]
     return "\n".join(lines)
 
 

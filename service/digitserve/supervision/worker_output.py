@@ -15,6 +15,7 @@ from typing import Self
 import structlog
 
 from digitserve import log
+from digitserve.log_format import OUTPUT
 
 BURST_S = 0.05
 """What arrives within this time is one event: a traceback, or the message of a crash, is written in several parts."""
@@ -95,4 +96,4 @@ class WorkerOutput:
             self._timer = None
         received, self._received = self._received, b""
         if text := received.decode(errors="backslashreplace").strip():
-            _log.warning("output of a worker", worker=self._worker, output=text)
+            _log.warning("output of a worker", worker=self._worker, **{OUTPUT: text})

@@ -27,7 +27,10 @@ MAX_TEXT = 300
 """Most characters of an error's text, and of a path, in a line."""
 
 _RESERVE_S = 1.0
-"""Lines that may be written at once after a pause, in seconds of their rate."""
+"""Lines that may be written together after a pause, in seconds of their rate."""
+
+_SLOW_SHARE, _REFUSALS_SHARE = 1 / 2, 1 / 4
+"""Parts of these lines that slow calls and refusals may use."""
 
 _MAX_DEADLINE_S = 1e9
 """Longer ones are no deadlines: a transport reports about 1e18 s or infinity if the caller set none."""
@@ -107,13 +110,12 @@ class Refused:
 class RequestLog:
     """Writes the lines of one process.
 
-    Its token bucket is one number, as in the generic cell rate algorithm (ITU-T I.371): the time from which the bucket is full
-    again. A line about a failure needs one token, one about a slow call half a bucket, one about a refusal a full bucket. So
-    refusals cannot displace failures.
+    Its token bucket is one number, as in the generic cell rate algorithm (ITU-T I.371): the time at which the bucket is full
+    again. Slow calls may empty it to a half, refusals by a quarter. So neither displaces failures, which may empty it.
 
     Attributes:
-        full_at: monotonic time in seconds from which the next line about a refusal may be written. A transport compares it
-            itself, because refusals must cost as little as possible.
+        refusals_from: monotonic time in seconds from which the next line about a refusal may be written. A transport compares
+            it itself, because refusals must cost as little as possible.
         slow_s: seconds from which an answered call is slow; infinite for none.
         report_at: monotonic time in seconds at which ``report`` is due; infinite if no line was omitted.
         count_omitted: called for each line about a failure or a slow call that is not written because of the rate.
@@ -127,12 +129,13 @@ class RequestLog:
             slow_s: see above.
             model: name and version, for each line.
         """
-        self.full_at = 0.0 if lines_per_s else math.inf
+        self.refusals_from = 0.0 if lines_per_s else math.inf
         self.slow_s = slow_s if lines_per_s else math.inf
         self.report_at = math.inf
         self.count_omitted: Callable[[], object] = lambda: None
         self._model = model
         self._interval_s = 1 / lines_per_s if lines_per_s else math.inf
+        self._full_at = self.refusals_from
         self._reserve_s = max(0.0, _RESERVE_S - self._interval_s)
         self._num_omitted = 0
 
@@ -144,21 +147,25 @@ class RequestLog:
             now: monotonic time in seconds.
         """
         if reason in _YIELDING:
-            return self._admits(0.0, now)
+            return self._admits(self._reserve_s * _REFUSALS_SHARE, now)
         return self._admits(self._reserve_s, now) or self._omit(now)
 
     def admits_slow(self, now: float) -> bool:
         """Return whether the line of a slow call is written, as ``admits`` does."""
-        return self._admits(self._reserve_s / 2, now) or self._omit(now)
+        return self._admits(self._reserve_s * _SLOW_SHARE, now) or self._omit(now)
 
     def _admits(self, reserve_s: float, now: float) -> bool:
-        if now < self.full_at - reserve_s:
+        if now < self._full_at - reserve_s:
             return False
-        self.full_at = max(self.full_at, now) + self._interval_s
+        self._take(now)
         return True
 
+    def _take(self, now: float) -> None:
+        self._full_at = max(self._full_at, now) + self._interval_s
+        self.refusals_from = self._full_at - self._reserve_s * _REFUSALS_SHARE
+
     def _omit(self, now: float) -> bool:
-        if self.full_at < math.inf:
+        if self._full_at < math.inf:
             self._num_omitted += 1
             self.count_omitted()
             self.report_at = min(self.report_at, now + REPORT_S)
@@ -212,7 +219,7 @@ class RequestLog:
         )
 
     def refused(self, path: str, caller: Caller, status: Any, now: float) -> None:
-        """Write the line of a call that was refused before its message was read; ``full_at`` has passed.
+        """Write the line of a call that was refused before its message was read; ``refusals_from`` has passed.
 
         Args:
             path: of the RPC, from the caller.
@@ -220,7 +227,7 @@ class RequestLog:
             status: with ``code`` and ``message``.
             now: monotonic time in seconds.
         """
-        self._admits(0.0, now)
+        self._take(now)
         reason = _REFUSAL_REASONS.get(status.code, "refused")
         self.write("call refused", path.removeprefix("/"), caller, status.code, reason, now, status.message)
 

@@ -123,7 +123,7 @@ class Call:
             self._handler.on_accept(self)
             return
         requests, now = self._bridge.requests, time.monotonic()
-        if now >= requests.full_at:
+        if now >= requests.refusals_from:
             requests.refused(self._path, self, status, now)
         self.fail(status)
 

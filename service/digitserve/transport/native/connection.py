@@ -328,7 +328,7 @@ class Connection(TimeLimits):
             self.send_answer(stream_id, *encode_answer(status))
             if not flags & END_STREAM:
                 self.answered[stream_id] = self._now, FIRST_WINDOW
-            if self._now >= self._requests.full_at:
+            if self._now >= self._requests.refusals_from:
                 caller = Refused(self.peer, head.fields, self._now, deadline)
                 self._requests.refused(head.path.decode("latin-1"), caller, status, self._now)
             return
