@@ -6,7 +6,6 @@ allocated for their pixels. Imports neither protobuf nor gRPC. Any thread may ca
 """
 
 import io
-import math
 import os
 import warnings
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from digitserve import npy
 from digitserve.errors import ImageFileError
 
 Pixels = NDArray[np.uint8]
@@ -31,11 +31,6 @@ MAX_FILE_BYTES = 8 * MAX_FILE_PIXELS
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
 """Formats that Pillow may try; of an animation or a document with several pages the first image is read."""
-
-NPY_MAGIC = b"\x93NUMPY"
-
-_NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-"""By version of the format; a later one differs only in the names of fields, which images do not have."""
 
 _READ_BYTES = 1 << 20
 """Read from a file at a time."""
@@ -65,7 +60,7 @@ def read_images(source: Source, name: str = "", size: tuple[int, int] | None = N
     content = _read(source, name)
     if size is not None:
         return _raw_images(content, size, name)
-    if content.startswith(NPY_MAGIC):
+    if content.startswith(npy.MAGIC):
         return _npy_images(content, name)
     return _decode(content, name)[None]
 
@@ -220,20 +215,13 @@ def _scale_to_8_bits(samples: NDArray[np.integer], name: str) -> Pixels:
 
 
 def _npy_images(content: bytes, name: str) -> Pixels:
-    """Return the array of a file as a view of its bytes: numpy would allocate whatever size the header declares."""
-    stream = io.BytesIO(content)
     try:
-        with warnings.catch_warnings(action="ignore"):
-            shape, columns_first, dtype = _NPY_HEADERS[np.lib.format.read_magic(stream)](stream)
-    except Exception as error:  # a boundary: numpy's parser of damaged headers raises exceptions of many types
+        images: Pixels = npy.view_array(content)
+    except ValueError as error:
         raise ImageFileError(f"{name}: cannot be read as .npy ({error}); expected {_EXPECTED_ARRAY}") from None
-    got = f"{name}: got {dtype}{list(shape)}"
-    if dtype != np.uint8 or len(shape) not in {2, 3, 4} or min(shape) < 1:
+    got = f"{name}: got {images.dtype}{list(images.shape)}"
+    if images.dtype != np.uint8 or images.ndim not in {2, 3, 4} or not images.size:
         raise ImageFileError(f"{got}; expected {_EXPECTED_ARRAY}")
-    num_bytes, start = math.prod(shape), stream.tell()
-    if num_bytes > len(content) - start:
-        raise ImageFileError(f"{got}, {num_bytes} bytes, but the file has only {len(content) - start} for them")
-    images = np.frombuffer(content, np.uint8, num_bytes, start).reshape(shape, order="F" if columns_first else "C")
     if images.ndim == 3 and images.shape[2] in _CHANNELS:  # noqa: PLR2004 - axes
         raise ImageFileError(
             f"{got}, which is ambiguous; expected uint8[1,H,W,C] for one image of {images.shape[2]} channels, "

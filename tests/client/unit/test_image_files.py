@@ -192,7 +192,7 @@ def test_npy_arrays_are_read(tmp_path: Path, shape: tuple[int, ...], expected: t
         (np.zeros((0, 28, 28), np.uint8), "got uint8[0, 28, 28]"),
         (np.zeros((28, 28, 3), np.uint8), "expected uint8[1,H,W,C] for one image of 3 channels"),
         (np.zeros((2, 28, 28, 2), np.uint8), "2 channels"),
-        (np.array([{"a": 1}], object), "got object[1]"),
+        (np.array([{"a": 1}], object), "declares object[1]"),
     ],
 )
 def test_other_npy_arrays_are_rejected(tmp_path: Path, values: np.ndarray, part: str) -> None:
@@ -210,10 +210,10 @@ def test_a_damaged_npy_file_is_rejected(tmp_path: Path) -> None:
     np.save(path, np.zeros((9, 28, 28), np.uint8))
     content = path.read_bytes()
     for damaged, text in (
-        (content[:2000], "got uint8[9, 28, 28], 7056 bytes, but the file has only 1872 for them"),
+        (content[:2000], "declares uint8[9, 28, 28], more than the 1872 bytes of its values"),
         (content[:40], "cannot be read as .npy"),
-        (content.replace(b"(9, 28, 28), ", b"(9" + b"0" * 9 + b",9) "), "but the file has only 7058 for them"),
-        (content.replace(b"(9, 28, 28)", b"(-9, 28,28)"), "got uint8[-9, 28, 28]; expected uint8[H,W]"),
+        (content.replace(b"(9, 28, 28), ", b"(9" + b"0" * 9 + b",9) "), "more than the 7058 bytes of its values"),
+        (content.replace(b"(9, 28, 28)", b"(-9, 28,28)"), "declares uint8[-9, 28, 28]"),
     ):
         path.write_bytes(damaged)
         assert text in error_of(path)

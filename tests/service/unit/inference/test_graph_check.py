@@ -170,15 +170,15 @@ def test_an_initializer_that_is_also_an_input_is_not_an_input() -> None:
 
 
 def test_field_numbers_are_those_of_onnx() -> None:
-    """Each declared field has its name, number and kind in onnx.proto."""
+    """Each declared member has its name, number and kind in onnx.proto."""
     for name, fields in graph_check._MESSAGES.items():
         declared = {"Entry": "StringStringEntryProto", "ValueInfo": "ValueInfoProto"}.get(name, f"{name}Proto")
         descriptor = getattr(onnx, declared).DESCRIPTOR
-        for field, (kind, number) in fields.items():
-            original = descriptor.fields_by_name[field]
-            assert (original.number, original.is_repeated) == (number, kind.endswith("*")), (name, field)
+        for member, (kind, number) in fields.items():
+            original = descriptor.fields_by_name[member]
+            assert (original.number, original.is_repeated) == (number, kind.endswith("*")), (name, member)
             message = re.sub("^(StringString)?|Proto$", "", original.message_type.name if original.message_type else "")
-            assert message == ("" if kind in {"string", "int32", "int64*"} else kind.removesuffix("*")), (name, field)
+            assert message == ("" if kind in {"string", "int32", "int64*"} else kind.removesuffix("*")), (name, member)
 
 
 @given(content=st.binary(max_size=200), place=st.integers(0, 2000), bit=st.integers(0, 7))
