@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from digitserve.certificate import expiry, read_key_files, server_context
+from digitserve.certificate import expiry
 from digitserve.errors import SettingsError
 from digitserve.settings import Settings
-from support.certificates import Certificate, make_certificate
+from support.certificates import Certificate, make_certificate, server_context
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +63,3 @@ def test_errors_of_the_authorities(made: Certificate, tmp_path: Path) -> None:
             server_context(Settings(**made.settings(), tls_client_ca=path))  # type: ignore[arg-type]
     with pytest.raises(SettingsError, match="--tls-client-ca without --tls-certificate"):
         server_context(Settings(tls_client_ca=made.certificate))
-
-
-def test_the_content_for_another_implementation(made: Certificate) -> None:
-    """GRPC core gets the same content, after the same checks."""
-    files = read_key_files(Settings(**made.settings(), tls_client_ca=made.certificate))  # type: ignore[arg-type]
-    assert files == (made.certificate.read_bytes(), made.key.read_bytes(), made.certificate.read_bytes())
-    with pytest.raises(SettingsError):
-        read_key_files(Settings(tls_certificate=made.key, tls_key=made.key))

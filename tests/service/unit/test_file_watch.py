@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from digitserve.errors import SettingsError
-from digitserve.reload import FileWatch, Reloaded
+from digitserve.file_watch import FileWatch, WatchedValue
 from support.serving import wait_until
 
 
@@ -18,7 +18,7 @@ class Files:
     def __init__(self, folder: Path, *, logs: bool = True) -> None:
         self.paths = [folder / "first", folder / "second"]
         self.write("a", "a")
-        self.reloaded = Reloaded("things", self.paths, self.read, logs=logs)
+        self.reloaded = WatchedValue("things", self.paths, self.read, logs=logs)
 
     def write(self, *contents: str) -> None:
         for path, content in zip(self.paths, contents, strict=True):
@@ -82,7 +82,7 @@ def test_symbolic_links_are_followed(tmp_path: Path) -> None:
         (tmp_path / name / "file").write_text(name)
     link = tmp_path / "link"
     link.symlink_to("old")
-    reloaded = Reloaded("things", [link / "file"], (link / "file").read_text)
+    reloaded = WatchedValue("things", [link / "file"], (link / "file").read_text)
     (tmp_path / "next").symlink_to("new")
     (tmp_path / "next").rename(link)
     reloaded.check()
@@ -106,7 +106,7 @@ def test_a_fault_does_not_end_the_thread(
     files: Files, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """After an exception of any kind the thread checks the files again."""
-    monkeypatch.setattr("digitserve.reload.INTERVAL_S", 0.001)
+    monkeypatch.setattr("digitserve.file_watch.INTERVAL_S", 0.001)
     faults = [RuntimeError("fault")]
     read = files.read
 
