@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from digitserve.errors import SettingsError
@@ -89,6 +89,7 @@ def test_symbolic_links_are_followed(tmp_path: Path) -> None:
     assert reloaded.value == "new"
 
 
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), max_size=12))
 def test_the_value_is_always_the_newest_valid_one(history: list[tuple[str, str]]) -> None:
     """Whatever the history of the files, the value is that of the newest valid content that a check has seen."""
