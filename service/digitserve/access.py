@@ -97,17 +97,17 @@ class LastValid(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content as values that JSON can represent, for ``from_dict`` in another process."""
-        files = self.key_files and [content and content.decode("latin-1") for content in self.key_files]
+        files = self.key_files and [None if text is None else text.decode("latin-1") for text in self.key_files]
         return {"key_files": files, "digests": self.digests and [digest.hex() for digest in self.digests]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Return the content from the values that ``to_dict`` returned."""
         files, digests = values.get("key_files"), values.get("digests")
-        return cls(
-            files and KeyFiles(*(content and content.encode("latin-1") for content in files)),
-            digests and tuple(map(bytes.fromhex, digests)),
-        )
+        if files is not None:
+            certificate, key, client_ca = (None if text is None else text.encode("latin-1") for text in files)
+            files = KeyFiles(certificate or b"", key or b"", client_ca)
+        return cls(files, digests and tuple(map(bytes.fromhex, digests)))
 
 
 NOTHING_VALID = LastValid()
