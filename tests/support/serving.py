@@ -236,11 +236,15 @@ def command(*arguments: str) -> list[str]:
 
 @contextmanager
 def run_service(models: Path, log: Path, *arguments: str, **environment: str) -> Iterator[Service]:
-    """Run ``digitserve serve`` on free ports after waiting for its banner; stop it at the end of the ``with`` block."""
+    """Run ``digitserve serve`` on free ports after waiting for its banner; stop it at the end of the ``with`` block.
+
+    Without ``--lame-duck-s`` it drains at once, because no test waits for a load balancer.
+    """
     with log.open("w") as errors:
         process = subprocess.Popen(
             command("serve", "--models", str(models), "--grpc-port", "0", "--http-port", "0", *arguments),
-            stdout=subprocess.PIPE, stderr=errors, text=True, env=os.environ | environment,
+            stdout=subprocess.PIPE, stderr=errors, text=True,
+            env=os.environ | {"DIGITSERVE_LAME_DUCK_S": "0"} | environment,
         )  # fmt: skip
     try:
         banner = ""
