@@ -6,7 +6,7 @@
 One thread receives requests, forms batches, runs them and sends the answers. The supervisor starts the process as
 ``python -P -m digitserve.worker`` and exchanges messages with it on a ``Channel``:
 
-    supervisor ──{"settings", "number", "bundle_fd", "block_fd", "num_threads", "listener_fd", "log_fd"}──▶ worker
+    supervisor ──{"settings", "last_valid", "number", "bundle_fd", "block_fd", "num_threads", "listener_fd", "log_fd"}──▶ worker
     supervisor ◀── {"event": "ready", "provider": ...} or {"event": "refused", "message": ...} ── worker
     supervisor ◀── {"event": "draining"} ── worker
     supervisor ──"drain" or "hand over"──▶ worker
@@ -34,6 +34,7 @@ from collections.abc import Callable, Mapping
 import structlog
 
 from digitserve import log
+from digitserve.access import NOTHING_VALID, LastValid
 from digitserve.batching.batcher import Batcher
 from digitserve.batching.pipeline import PendingRequest, Pipeline
 from digitserve.child_process import Channel, ChannelClosed
@@ -111,6 +112,7 @@ class Worker:
         block: Block,
         num_threads: int,
         listener: socket.socket | None,
+        last_valid: LastValid = NOTHING_VALID,
     ) -> None:
         """Verify the bundle, warm up, and build the server; no connection is accepted yet.
 
@@ -120,6 +122,7 @@ class Worker:
             block: memory for the metrics.
             num_threads: threads of onnxruntime.
             listener: listens on the address; the worker closes it when it drains. None with gRPC core, which binds it.
+            last_valid: certificate and tokens to start with if their files are not valid now.
 
         Raises:
             StartupError: the bundle or the execution provider failed a check.
@@ -167,6 +170,7 @@ class Worker:
             },
             streams={CLASSIFY_STREAM: self._streams, HEALTH_WATCH: self._health, **self._reflections},
             listener=listener,
+            last_valid=last_valid,
         )
         self._drain = threading.Event()
         self._handed_over = threading.Event()
@@ -281,17 +285,18 @@ def _new_server(
     unary: Mapping[Method, UnaryHandler],
     streams: Mapping[Method, StreamHandler],
     listener: socket.socket | None,
+    last_valid: LastValid,
 ) -> Server:
     # Only the chosen transport is imported: gRPC core costs memory, threads and time to start.
     if settings.transport == "grpcio":
         from digitserve.transport.grpcio.server import GrpcServer  # noqa: PLC0415
 
-        return GrpcServer(settings, recorder, unary, streams)
+        return GrpcServer(settings, recorder, unary, streams, last_valid)
     from digitserve.transport.native.server import NativeServer  # noqa: PLC0415
 
     if listener is None:
         raise ValueError("got no listening socket: the native transport does not bind the address")
-    return NativeServer(settings, recorder, unary, streams, listener)
+    return NativeServer(settings, recorder, unary, streams, listener, last_valid)
 
 
 def use_batch_scheduling() -> None:
@@ -324,7 +329,8 @@ def main() -> int:
         bundle = parse_bundle(BundleFiles.unseal(start["bundle_fd"]))
         block = Block(bundle.manifest.labels, start["block_fd"])
         listener = socket.socket(fileno=start["listener_fd"]) if "listener_fd" in start else None
-        worker = Worker(settings, bundle, block, start["num_threads"], listener)
+        last_valid = LastValid.from_dict(start.get("last_valid", {}))
+        worker = Worker(settings, bundle, block, start["num_threads"], listener, last_valid)
         follower.worker = worker
         worker.listen()
     except StartupError as error:

@@ -423,6 +423,7 @@ def test_zero_workers_serve_in_one_process(models: Path, tmp_path: Path, transpo
         (("--device", "cuda"), "CUDAExecutionProvider"),
         (("--host", "nonesuch.invalid"), "not an address of this machine"),
         (("--tls-key", "nonesuch.key"), "--tls-key without --tls-certificate"),
+        (("--token-file", "nonesuch"), "--token-file nonesuch: cannot be read: No such file"),
     ],
 )
 def test_a_bad_setting_refuses_to_start(models: Path, arguments: tuple[str, ...], part: str) -> None:
