@@ -195,7 +195,7 @@ def test_the_metrics_page_does_not_get_the_token_in_clear_text(folder: Path, mon
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Page, seen)) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/metrics"
-        with pytest.raises(NotAvailable, match="HTTP status 401"):
+        with pytest.raises(NotAvailable, match="HTTP status 401; it needs a token: it is not sent without TLS"):
             metrics_page.read(url, Credentials(token_file=folder / "token"))
         metrics_page.read(url, Credentials(token_file=folder / "token", clear_text_token=True))
         server.shutdown()
