@@ -109,7 +109,10 @@ class BundleError(StartupError):
 
     def __init__(self, check: str, message: str) -> None:
         # One line of limited length, although the message may quote the bundle or onnxruntime.
-        super().__init__(f"check '{check}' failed: {textwrap.shorten(message, MAX_MESSAGE_LENGTH, placeholder=' ...')}")
+        text = textwrap.shorten(message, MAX_MESSAGE_LENGTH, placeholder=" ...")
+        # Without control characters, which a terminal would interpret.
+        text = "".join(character if character.isprintable() else "?" for character in text)
+        super().__init__(f"check '{check}' failed: {text}")
         self.check = check
 
 

@@ -49,7 +49,7 @@ _CONNECTION_LIMITS = (4096, 2048)
 """Default of ``max_connections`` in clear text, and with TLS, which takes up to 31 KiB for each."""
 
 
-_PATHS = ("models", "tls_certificate", "tls_key", "tls_client_ca", "token_file")
+_PATHS = ("models", "active_file", "tls_certificate", "tls_key", "tls_client_ca", "token_file")
 """Settings that are paths."""
 
 
@@ -192,7 +192,19 @@ class Settings:
     )
     models: Path = _setting(_MODELS, _MODEL, "Folder of the model bundles, <name>/<version>/.")
     model: str = _setting("digits", _MODEL, "Name of the model to serve.")
-    model_version: int | None = _setting(None, _MODEL, "Version to serve.", Bounds(1), shown="highest")
+    model_version: int | None = _setting(
+        None,
+        _MODEL,
+        "Version to serve; the active file is then ignored.",
+        Bounds(1),
+        shown="that in the active file, else the highest",
+    )
+    active_file: Path | None = _setting(
+        None,
+        _MODEL,
+        "File with the version to serve. When it changes, the workers are replaced without downtime.",
+        shown="<models>/<model>/active",
+    )
     workers: int | None = _setting(
         None,
         _COMPUTE,
@@ -252,6 +264,15 @@ class Settings:
         _LOGGING,
         "Log lines as text or as JSON; auto writes text to a terminal and JSON elsewhere.",
         Bounds(choices=("auto", "text", "json")),
+    )
+    log_requests_per_s: float = _setting(
+        10.0,
+        _LOGGING,
+        "Maximum log lines per second and worker about single requests: those that failed, were refused or were slow. 0: none.",
+        Bounds(0, 10_000),
+    )
+    log_slow_s: float = _setting(
+        1.0, _LOGGING, "Seconds from which an answered call is logged as slow. 0: none is.", Bounds(0, 86400)
     )
 
     def resolve(self, device: str, cpu_budget: float) -> "Settings":

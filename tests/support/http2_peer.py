@@ -12,6 +12,7 @@ from hyperframe.frame import Frame
 from digitserve.protocol.names import Code
 from digitserve.protocol.status import Status
 from digitserve.telemetry.block import CloseReason, RefusalReason
+from digitserve.telemetry.request_log import RequestLog
 from digitserve.transport.native.connection import Connection, Method
 from digitserve.transport.native.guard import Guard, GuardedConnection
 from digitserve.transport.native.limits import Limits, ReceiveBudget
@@ -175,9 +176,11 @@ class RecordedCounts:
         num_accepted: connections accepted.
         closed: number of connections by the reason for which they were closed.
         refused: number of requests by the reason for which they were refused or ended.
+        requests: logs nothing.
     """
 
     def __init__(self) -> None:
+        self.requests = RequestLog()
         self.num_accepted = 0
         self.closed: Counter[CloseReason] = Counter()
         self.refused: Counter[RefusalReason] = Counter()

@@ -5,7 +5,7 @@ Each command imports what it needs when it runs, so that ``--help``, shell compl
 
 import click
 
-from digitserve.cli import bench, classify, healthcheck, serve
+from digitserve.cli import bench, classify, healthcheck, models, serve
 from digitserve.cli.options import CommandGroup
 
 __all__ = ["main"]
@@ -19,7 +19,7 @@ def main() -> None:
     \b
     Exit codes of all commands:
       0    success
-      1    negative result: a file or image was rejected, the service is not healthy
+      1    negative result: a file, image or model was rejected, the service is not healthy
            or did not start or answer all requests, or a measurement has no valid result
       2    wrong usage
       3    no service answers at the address
@@ -31,5 +31,5 @@ def main() -> None:
     """
 
 
-for command in (serve.serve, classify.classify, bench.bench, healthcheck.healthcheck):
+for command in (serve.serve, models.models, classify.classify, bench.bench, healthcheck.healthcheck):
     main.add_command(command)

@@ -22,6 +22,7 @@ from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from digitserve.supervision.http_access import HttpAccess
+from digitserve.supervision.http_log import AsgiApp
 from digitserve.supervision.http_tls import TlsTransport
 
 MAX_CONNECTIONS = 2_048
@@ -174,7 +175,7 @@ class _BoundedConnection(H11Protocol):
 class HttpServer(uvicorn.Server):
     """uvicorn on the supervisor's event loop; the supervisor handles the signals."""
 
-    def __init__(self, app: Starlette, access: HttpAccess, max_connections: int = MAX_CONNECTIONS) -> None:
+    def __init__(self, app: AsgiApp, access: HttpAccess, max_connections: int = MAX_CONNECTIONS) -> None:
         """Prepare.
 
         Args:

@@ -17,7 +17,12 @@ from digitserve.cli.exit_codes import ExitCode, exit_code
 from digitserve.client import Client, ClientError, DeadlineExceeded, Unreachable
 from support.bundles import echo_image
 
-COMMANDS = sorted(main.commands)
+SUBCOMMANDS = {name: command for name, command in main.commands.items() if isinstance(command, click.Group)}
+COMMANDS = {
+    **{name: command for name, command in main.commands.items() if name not in SUBCOMMANDS},
+    **{f"{group} {name}": command for group, held in SUBCOMMANDS.items() for name, command in held.commands.items()},
+}
+ARGUMENTS = {"classify": ["x.png"], "models activate": ["digits/1"]}
 
 
 @pytest.fixture(autouse=True)
@@ -85,11 +90,11 @@ def test_the_package_exports_the_clients_lazily() -> None:
         _ = digitserve.Server  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_help_shows_every_option_in_a_section(name: str) -> None:
     """Each option is in exactly one section of ``--help``; the general options are the last section."""
-    result = run(name, "--help")
-    command = main.commands[name]
+    result = run(*name.split(), "--help")
+    command = COMMANDS[name]
     flags = [max(one.opts, key=len) for one in command.params if isinstance(one, click.Option)]
 
     assert result.exit_code == 0
@@ -201,15 +206,15 @@ def test_an_address_without_a_service_has_its_exit_code(tmp_path: Path) -> None:
         assert "is 'digitserve serve' running at this address?" in result.stderr
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_ctrl_c_ends_every_command_without_a_traceback(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit code 130, and nothing on standard error."""
 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(main.commands[name], "callback", interrupt)
-    result = run(name, *(["x.png"] if name == "classify" else []))
+    monkeypatch.setattr(COMMANDS[name], "callback", interrupt)
+    result = run(*name.split(), *ARGUMENTS.get(name, []))
 
     assert (result.exit_code, result.stderr) == (ExitCode.INTERRUPTED, "")
 

@@ -101,6 +101,7 @@ OTHER_VALUES = {
     "models": Path("elsewhere"),
     "model": "letters",
     "model_version": 12,
+    "active_file": Path("active"),
     "workers": 3,
     "device": "auto",
     "max_batch_size": 32,

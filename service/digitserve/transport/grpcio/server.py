@@ -59,7 +59,7 @@ class Methods(grpc.GenericRpcHandler):
         streams: Mapping[Method, StreamHandler],
         tokens: Tokens | None,
     ) -> None:
-        self._handlers = {method.path: serve_unary(bridge, handler) for method, handler in unary.items()}
+        self._handlers = {method.path: serve_unary(bridge, handler, method.path) for method, handler in unary.items()}
         self._handlers |= {method.path: serve_stream(bridge, handler) for method, handler in streams.items()}
         self._unknown = serve_unread(bridge, UnknownMethodHandler(recorder))
         self._tokens = tokens
@@ -98,7 +98,7 @@ class GrpcServer:
         self._credentials = None if certificate is None else _credentials(certificate, settings)
         self._watch = FileWatch([certificate, tokens])
         self._address = endpoint(settings.host, settings.grpc_port)
-        self._bridge = Bridge(settings.max_request_bytes)
+        self._bridge = Bridge(settings.max_request_bytes, recorder.requests)
         self._methods = Methods(self._bridge, recorder, unary, streams, tokens)
         self._options = (
             ("grpc.so_reuseport", 1),

@@ -21,6 +21,7 @@ from digitserve.transport.native.head import RequestHead
 from digitserve.transport.native.limits import FIRST_WINDOW, Counts, Limits, ReceiveBudget
 from digitserve.transport.native.message import encode_answer
 from digitserve.transport.respond import unauthenticated_handlers
+from digitserve.types import Source
 
 _FREE_PREFIX = FREE_PREFIX.encode()
 
@@ -36,9 +37,9 @@ class Guard:
         self.tokens = tokens
         self._handlers = {path.encode(): handler for path, handler in unauthenticated_handlers(recorder).items()}
 
-    def reject(self, path: bytes) -> Status:
+    def reject(self, path: bytes, source: Source) -> Status:
         """Record a call of a method without a valid token; return its status."""
-        return (self._handlers.get(path) or self._handlers[b""]).refusal(0.0)
+        return (self._handlers.get(path) or self._handlers[b""]).refusal(0.0, source)
 
 
 class GuardedConnection(Connection):
@@ -71,7 +72,7 @@ class GuardedConnection(Connection):
         if not head.refused:
             super()._start(stream_id, flags, head)
             return
-        self.send_answer(stream_id, *encode_answer(self._guard.reject(head.path)))
+        self.send_answer(stream_id, *encode_answer(self._guard.reject(head.path, self.source)))
         if not flags & END_STREAM:
             self.answered[stream_id] = self._now, FIRST_WINDOW
 

@@ -53,7 +53,11 @@ _log = structlog.get_logger("digitserve.transport.native.loop")
 
 
 class Loop:
-    """Accepts, reads, writes and closes the connections of one worker."""
+    """Accepts, reads, writes and closes the connections of one worker.
+
+    Attributes:
+        was_cut: whether the last iteration ended before everything was read.
+    """
 
     def __init__(
         self,
@@ -73,6 +77,7 @@ class Loop:
         self._limits = limits
         self._peers = Peers(limits, counts)
         self._acceptor = Acceptor(self._peers, new_connection, context)
+        self.was_cut = False
         self._polled = time.time()
         self._check_at = 0.0
         self._unchecked: list[Peer] = []
@@ -128,10 +133,12 @@ class Loop:
         while unread:
             peer = unread.popleft()
             peer.queued = False
-            if peer.open:
-                peer.receive(num_bytes, now)
+            if peer.open and peer.receive(num_bytes, now):
+                peer.queued = True
+                unread.append(peer)
             if time.monotonic() > ends:
                 break
+        self.was_cut = bool(unread)
         if handshakes:
             self._shake_hands(now)
         if accepts:

@@ -7,6 +7,7 @@ of one that the supervisor keeps, so that connections which arrive while the wor
 """
 
 import socket
+import time
 from collections.abc import Callable, Mapping
 
 from digitserve.access import Tokens
@@ -80,6 +81,7 @@ class NativeServer:
         """Send what waits, and handle what has arrived; see ``Server``."""
         self._stream_share.update(self._loop.num_connections)
         arrived = self._loop.poll(timeout_s)
+        self._stream_share.adjust(time.monotonic(), was_cut=self._loop.was_cut)
         return None if self._stopping and not self._loop.num_connections else arrived
 
     def begin_shutdown(self) -> None:
