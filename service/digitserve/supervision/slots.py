@@ -289,7 +289,7 @@ class WorkerSlot:
         """
         if self._stop.is_set():
             if exit_code and not self._killed:
-                _log.error("worker failed while it drained", worker=self._number, pid=pid, exit_code=exit_code)
+                _log.error("worker failed while it drained", worker=self._number, worker_pid=pid, exit_code=exit_code)
                 self._events.drain_failed()
             return
         if not self.was_ready:
@@ -298,7 +298,7 @@ class WorkerSlot:
             )
         if exit_code or not self._draining:
             _log.error(
-                "worker ended unexpectedly", worker=self._number, pid=pid, exit_code=exit_code,
+                "worker ended unexpectedly", worker=self._number, worker_pid=pid, exit_code=exit_code,
                 served_s=round(served_s, 1), refusal=self.refusal,
             )  # fmt: skip
 
