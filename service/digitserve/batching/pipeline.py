@@ -23,7 +23,7 @@ from digitserve.protocol.codec import Encoder, Preparation, Request
 from digitserve.protocol.names import Code, Method
 from digitserve.telemetry.recorder import Recorder
 from digitserve.telemetry.request_log import Caller
-from digitserve.types import Framing
+from digitserve.types import Framing, Source
 
 _MAX_DEADLINE = 1e18
 """Unix time in seconds. Where a call has no deadline, gRPC gives about 9.2e18."""
@@ -42,10 +42,12 @@ class Responder(Protocol):
     Attributes:
         accepted: monotonic time in seconds when the request arrived.
         deadline: Unix time in seconds, more than 1e18 when the caller set none.
+        source: of the request.
     """
 
     accepted: float
     deadline: float
+    source: Source
 
     @property
     def completes(self) -> Method | None:
@@ -88,7 +90,7 @@ class PendingRequest(Entry):
         """Wait from ``now``, monotonic time in seconds."""
         work = _framing_work(request)
         deadline = _monotonic(responder.deadline, now)
-        super().__init__(request.num_images, work, len(request.pixels), now, deadline)
+        super().__init__(request.num_images, work, len(request.pixels), now, deadline, responder.source)
         self.responder = responder
         self.request = request
         self.preparations: tuple[Preparation, ...] = ()
@@ -166,9 +168,9 @@ class Pipeline:
         """Drop a request whose caller no longer waits."""
         self._batcher.cancel(pending)
 
-    def is_half_full(self) -> bool:
-        """Return whether half of the limit on pending requests is used, in images of small requests or in bytes."""
-        return self._batcher.is_half_full()
+    def is_half_full(self, source: Source) -> bool:
+        """Return whether a source uses half of the room of the queue; see ``Batcher.is_half_full``."""
+        return self._batcher.is_half_full(source)
 
     @staticmethod
     def log_failure(num_requests: int) -> None:

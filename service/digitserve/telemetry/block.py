@@ -188,6 +188,7 @@ class Block:
     """The cells of one worker. The supervisor creates the memory, and the worker maps the same memory.
 
     Attributes:
+        labels: of the model.
         fd: file descriptor of the memory, inherited by the worker.
         specs: the metrics, in the order of the memory.
         cells: float64[series, width] for the name of each metric.
@@ -195,6 +196,7 @@ class Block:
 
     def __init__(self, labels: Sequence[str], fd: int | None = None) -> None:
         """Create new memory, or map the memory of ``fd``."""
+        self.labels = tuple(labels)
         self.specs = specs(labels)
         size = 8 * sum(len(spec.label_values) * spec.width for spec in self.specs)
         self.fd = os.memfd_create("digitserve-metrics") if fd is None else fd

@@ -16,6 +16,7 @@ from digitserve.protocol.status import INTERNAL, Status
 from digitserve.telemetry.recorder import Recorder
 from digitserve.telemetry.request_log import Caller
 from digitserve.transport.handlers import UnaryCall, unanswered_code
+from digitserve.types import Source
 
 _INVALID = {Code.INVALID_ARGUMENT, Code.UNIMPLEMENTED, Code.INTERNAL}
 """Codes with which a transport fails invalid requests: without a message, or with an unknown or invalid encoding. Requests that
@@ -28,7 +29,7 @@ class CallResponder:
     Attributes: see ``Responder``.
     """
 
-    __slots__ = ("_call", "_handler", "accepted", "deadline")
+    __slots__ = ("_call", "_handler", "accepted", "deadline", "source")
 
     completes = CLASSIFY
 
@@ -37,6 +38,7 @@ class CallResponder:
         self._call = call
         self.accepted = call.accepted
         self.deadline = call.deadline
+        self.source = call.source
 
     @property
     def open(self) -> bool:
@@ -76,9 +78,9 @@ class ClassifyHandler:
 
     # Called by the transport; see UnaryHandler.
 
-    def refusal(self, deadline: float) -> Status | None:
+    def refusal(self, deadline: float, source: Source) -> Status | None:
         """Return the status of a call that is rejected before its message is read; None if the call is accepted."""
-        error = self._refusal(deadline - time.time())
+        error = self._refusal(deadline - time.time(), source)
         if error is None:
             return None
         status = self._refusals.get(error)

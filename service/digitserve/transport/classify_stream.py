@@ -43,6 +43,9 @@ _END_REASONS = {
 }
 """Reasons in the log lines of ended streams."""
 
+MAX_KEPT = 16
+"""Paused streams that one flush tries to resume in vain: with many paused streams, others get their turn in later flushes."""
+
 _DRAINING = Status.from_error(
     Draining("this server is shutting down; open the stream again, and send what has no answer again")
 )
@@ -54,13 +57,14 @@ class StreamMessage:
     Attributes:
         state: of its stream.
         accepted: monotonic time in seconds when it arrived.
+        source: connection of the stream.
         deadline: of the stream, Unix time in seconds.
         num_images: counted as in flight.
         pending: the request, from its admission to its answer.
         answer: the serialized ``ClassifyStreamResponse``, once there is one.
     """
 
-    __slots__ = ("_handler", "accepted", "answer", "deadline", "num_images", "pending", "state")
+    __slots__ = ("_handler", "accepted", "answer", "deadline", "num_images", "pending", "source", "state")
 
     completes = None
 
@@ -69,6 +73,7 @@ class StreamMessage:
         self.state = state
         self.accepted = accepted
         self.deadline = state.stream.deadline
+        self.source = state.stream.source
         self.num_images = 1
         self.pending: PendingRequest | None = None
         self.answer: bytes | None = None
@@ -273,8 +278,11 @@ class ClassifyStreamHandler:
         for held in self._held:
             while held and self._admit_if_room(*held[0]):
                 self._pipeline.release(held.popleft()[1])
-        while self._paused and not self._should_pause():
+        # Those that must stay paused go to the end, because the next ones may be of other connections.
+        num_kept = 0
+        while self._paused and num_kept < MAX_KEPT and not self._held[0]:
             state, _ = self._paused.popitem(last=False)
+            num_kept += self._pipeline.is_half_full(state.stream.source)
             self._read_if_room(state)
         if self._answered:
             answered, self._answered = self._answered, {}
@@ -318,8 +326,8 @@ class ClassifyStreamHandler:
                 message.reject(error)
         return True
 
-    def _should_pause(self) -> bool:
-        return bool(self._held[0]) or self._pipeline.is_half_full()
+    def _should_pause(self, state: StreamState) -> bool:
+        return bool(self._held[0]) or self._pipeline.is_half_full(state.stream.source)
 
     def _write(self, state: StreamState) -> None:
         stream, messages = state.stream, state.messages
@@ -336,7 +344,7 @@ class ClassifyStreamHandler:
             return
         if state.num_images >= self._window_images:
             return
-        if self._should_pause():
+        if self._should_pause(state):
             self._paused[state] = None
             return
         state.reading = True

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from digitserve.protocol.names import Code
 from digitserve.protocol.status import Status
 from digitserve.telemetry.request_log import Caller
+from digitserve.types import Source
 
 Respond = Callable[[bytes], bytes]
 """Handler of a unary method that never waits: request to response, both serialized; raises ``RequestError``."""
@@ -27,10 +28,12 @@ class UnaryCall(Caller, Protocol):
     Attributes:
         deadline: Unix time in seconds, more than 1e18 when the caller set none.
         accepted: monotonic time in seconds.
+        source: its connection.
         open: false once it is answered, failed or closed; then nothing more may be sent.
         context: for the handler's use while the call is open.
     """
 
+    source: Source
     open: bool
     context: Any
 
@@ -44,11 +47,12 @@ class UnaryCall(Caller, Protocol):
 class UnaryHandler(Protocol):
     """Handles the calls of a unary method."""
 
-    def refusal(self, deadline: float) -> Status | None:
+    def refusal(self, deadline: float, source: Source) -> Status | None:
         """Decide whether a call is rejected before its message is read.
 
         Args:
             deadline: of the call, Unix time in seconds.
+            source: of the call.
 
         Returns:
             The status with which the call ends now. The handler has recorded the call, and gets no other callback for it. None
@@ -77,10 +81,12 @@ class ServerStream(Caller, Protocol):
     Attributes:
         deadline: Unix time in seconds, more than 1e18 when the caller set none.
         accepted: monotonic time in seconds.
+        source: its connection.
         open: false once its status is sent or it is closed; then nothing more may be sent.
         context: for the handler's use until the stream is closed.
     """
 
+    source: Source
     open: bool
     context: Any
 

@@ -10,14 +10,18 @@ from collections.abc import Callable
 
 import structlog
 
+from digitserve.access import UNAUTHENTICATED
 from digitserve.errors import RequestError, TooLarge
-from digitserve.protocol.names import Code, Method
+from digitserve.protocol.names import SERVICE, Code, Method
 from digitserve.protocol.status import INTERNAL, Status
-from digitserve.telemetry.block import OTHER_METHOD
+from digitserve.telemetry.block import METHOD_OF_PATH, OTHER_METHOD
 from digitserve.telemetry.recorder import Recorder
 from digitserve.transport.handlers import Respond, UnaryCall, unanswered_code
+from digitserve.types import Source
 
-_UNKNOWN = Status(Code.UNIMPLEMENTED, "this server has no such method; server reflection lists its services")
+_UNKNOWN = Status(
+    Code.UNIMPLEMENTED, f"this server has no such method; {SERVICE} has Classify, ClassifyStream and GetModel"
+)
 _TOO_LARGE = Status(Code.RESOURCE_EXHAUSTED, "the message exceeds the limit of this server")
 
 _log = structlog.get_logger("digitserve.transport.respond")
@@ -34,7 +38,7 @@ class RespondHandler:
         self._recorder = recorder
         self._clock = clock
 
-    def refusal(self, deadline: float) -> Status | None:  # noqa: ARG002 - the interface of handlers
+    def refusal(self, deadline: float, source: Source) -> Status | None:  # noqa: ARG002 - the interface of handlers
         """Accept every call."""
         return None
 
@@ -84,15 +88,29 @@ class RespondHandler:
         return now
 
 
-class UnknownMethodHandler(RespondHandler):
+class RefusingHandler(RespondHandler):
+    """Rejects all calls of a method with one status, before their messages are read."""
+
+    def __init__(self, method: Method, status: Status, recorder: Recorder) -> None:
+        super().__init__(method, bytes, recorder)
+        self._status = status
+
+    def refusal(self, deadline: float, source: Source) -> Status:  # noqa: ARG002 - the interface of handlers
+        """Refuse every call."""
+        self._recorder.call_started(self._method)
+        self._recorder.call_ended(self._method, self._status.code, 0.0)
+        return self._status
+
+
+class UnknownMethodHandler(RefusingHandler):
     """Rejects calls of methods that do not exist, and counts them together."""
 
     def __init__(self, recorder: Recorder) -> None:
         """Need nothing but the recorder."""
-        super().__init__(OTHER_METHOD, bytes, recorder)
+        super().__init__(OTHER_METHOD, _UNKNOWN, recorder)
 
-    def refusal(self, deadline: float) -> Status | None:  # noqa: ARG002 - the interface of handlers
-        """Refuse every call."""
-        self._recorder.call_started(OTHER_METHOD)
-        self._recorder.call_ended(OTHER_METHOD, _UNKNOWN.code, 0.0)
-        return _UNKNOWN
+
+def unauthenticated_handlers(recorder: Recorder) -> dict[str, RefusingHandler]:
+    """Return, by path, the handlers that reject calls without a valid token; the empty path stands for unknown methods."""
+    handlers = {path: RefusingHandler(method, UNAUTHENTICATED, recorder) for path, method in METHOD_OF_PATH.items()}
+    return {**handlers, "": RefusingHandler(OTHER_METHOD, UNAUTHENTICATED, recorder)}

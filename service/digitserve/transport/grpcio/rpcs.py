@@ -23,6 +23,7 @@ from digitserve.protocol.status import NO_MESSAGE, Status
 from digitserve.telemetry.block import OTHER_METHOD
 from digitserve.telemetry.request_log import RequestLog
 from digitserve.transport.handlers import StreamHandler, UnaryHandler
+from digitserve.types import Source
 
 HALF_CLOSE_DELAY_S = 0.01
 """Delay before the end of a stream's requests is reported to the handler. When a stream is cancelled, grpcio first reports an end
@@ -70,17 +71,8 @@ class Call:
     """
 
     __slots__ = (
-        "_bridge",
-        "_handed_over",
-        "_handler",
-        "_path",
-        "_rpc",
-        "accepted",
-        "answer",
-        "context",
-        "deadline",
-        "open",
-    )
+        "_bridge", "_handed_over", "_handler", "_path", "_rpc", "accepted", "answer", "context", "deadline", "open", "source",
+    )  # fmt: skip
 
     def __init__(self, bridge: Bridge, handler: UnaryHandler, path: str, context: Context) -> None:
         self._bridge = bridge
@@ -90,6 +82,7 @@ class Call:
         self._rpc = context
         self.answer: asyncio.Future[bytes | Status] = bridge.loop.create_future()
         self.deadline = _deadline(context)
+        self.source = Source()  # grpcio does not name the connection
         self.accepted = time.monotonic()
         self.open = True
         self.context: Any = None
@@ -125,7 +118,7 @@ class Call:
     def on_accepted(self) -> None:
         """Report the call to the handler."""
         self._handed_over = True
-        status = self._handler.refusal(self.deadline)
+        status = self._handler.refusal(self.deadline, self.source)
         if status is None:
             self._handler.on_accept(self)
             return
@@ -169,6 +162,7 @@ class Stream:
 
     __slots__ = (
         "_bridge", "_handler", "_reader", "_rpc", "_written", "accepted", "context", "deadline", "finished", "open", "outbox",
+        "source",
     )  # fmt: skip
 
     def __init__(self, bridge: Bridge, handler: StreamHandler, rpc: Context) -> None:
@@ -180,6 +174,7 @@ class Stream:
         self.outbox: asyncio.Queue[bytes | Status] = asyncio.Queue()
         self.finished = False
         self.deadline = _deadline(rpc)
+        self.source = Source()
         self.accepted = time.monotonic()
         self.open = True
         self.context: Any = None

@@ -12,6 +12,7 @@ import math
 import random
 import socket
 import ssl
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -54,13 +55,15 @@ class Acceptor:
         descriptor: of the listening socket; -1 without one.
     """
 
-    def __init__(self, peers: Peers, new_connection: NewConnection, context: ssl.SSLContext | None) -> None:
+    def __init__(
+        self, peers: Peers, new_connection: NewConnection, context: Callable[[], ssl.SSLContext] | None
+    ) -> None:
         """Start without a listening socket.
 
         Args:
             peers: gets the accepted connections.
             new_connection: creates a connection.
-            context: for TLS; None for clear text.
+            context: returns the newest configuration of TLS; None for clear text.
         """
         self._peers = peers
         self._new_connection = new_connection
@@ -139,7 +142,7 @@ class Acceptor:
     def _add(self, accepted: socket.socket, address: Any, now: float) -> None:
         accepted.setblocking(False)  # noqa: FBT003 - the interface of sockets
         jitter = random.uniform(1 - AGE_JITTER, 1 + AGE_JITTER)  # noqa: S311 - not a secret
-        tls = None if self._context is None else TlsWire(accepted, self._context)
+        tls = None if self._context is None else TlsWire(accepted, self._context())
         try:
             peer = Peer(
                 accepted, tls, self._peers, self._new_connection, now, now + self._peers.limits.max_age_s * jitter
