@@ -93,7 +93,7 @@ def test_a_refused_call_is_a_line(
 ) -> None:
     """A call that is rejected before its message is read has a line with the reason."""
     error = Refusals(max_images=1, max_bytes=1).too_many_images(0.01)
-    monkeypatch.setattr(Batcher, "refusal", lambda _batcher, _remaining_s: error)
+    monkeypatch.setattr(Batcher, "refusal", lambda *_: error)
     write_echo_bundle(tmp_path)
     with run_worker(tmp_path, transport=transport) as worker:
         assert call(worker, echo_request(7).SerializeToString()) is grpc.StatusCode.RESOURCE_EXHAUSTED
