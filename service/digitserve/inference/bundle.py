@@ -32,8 +32,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digitserve.errors import BundleError
+from digitserve.inference.active_file import VERSION, active_path, read_active
 from digitserve.inference.bundle_files import BundleFiles
 from digitserve.inference.graph_check import check_graph
+from digitserve.npy import view_array
 from digitserve.settings import Settings
 from digitserve.types import IMAGE_SIZE
 
@@ -54,9 +56,6 @@ MAX_GOLDEN_BYTES = 1 << 26
 """Largest decompressed size of ``golden.npz``."""
 
 _SHA256 = re.compile("[0-9a-f]{64}")
-
-_VERSION = re.compile("[1-9][0-9]{0,8}")
-"""The only spelling of a version: no sign, no leading zero, no digits of other scripts."""
 
 INPUT_NAME = "images"
 OUTPUT_NAMES = ("probabilities", "ood_score")
@@ -151,7 +150,7 @@ def list_versions(models: Path, name: str) -> list[int]:
     """
     try:
         entries = list((models / name).iterdir())
-        return sorted(int(entry.name) for entry in entries if _VERSION.fullmatch(entry.name) and entry.is_dir())
+        return sorted(int(entry.name) for entry in entries if VERSION.fullmatch(entry.name) and entry.is_dir())
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
@@ -206,10 +205,15 @@ def parse_bundle(files: BundleFiles) -> Bundle:
 def served_files(settings: Settings) -> BundleFiles:
     """Read the files of the bundle that a service with these settings serves.
 
+    Its version is ``model_version``, or else the one in the active file, or else the highest one.
+
     Raises:
         BundleError: there is none, or its files cannot be read.
     """
-    return BundleFiles.read(find_bundle(settings.models, settings.model, settings.model_version))
+    version = settings.model_version
+    if version is None:
+        version = read_active(active_path(settings.models, settings.model, settings.active_file))
+    return BundleFiles.read(find_bundle(settings.models, settings.model, version))
 
 
 def served_bundle(settings: Settings) -> Bundle:
@@ -236,16 +240,18 @@ def write_bundle(models: Path, manifest: Manifest, graph: bytes, golden: Golden,
 
     Raises:
         FileExistsError: the version exists; a bundle is never overwritten.
+        BundleError: a service would reject the manifest.
     """
     final = models / manifest.name / str(manifest.version)
     if final.exists():
         raise FileExistsError(f"{final} exists; a bundle is never overwritten, choose another version")
+    described = json.dumps(asdict(manifest) | {"sha256": hashlib.sha256(graph).hexdigest()}, indent=2) + "\n"
+    _parse_manifest(described.encode(), final)
     final.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=final.parent))
     try:
-        described = asdict(manifest) | {"sha256": hashlib.sha256(graph).hexdigest()}
         _write_file(staging / "model.onnx", graph)
-        _write_file(staging / "manifest.json", (json.dumps(described, indent=2) + "\n").encode())
+        _write_file(staging / "manifest.json", described.encode())
         with (staging / "golden.npz").open("wb") as file:
             np.savez_compressed(file, **asdict(golden))
             file.flush()
@@ -341,6 +347,8 @@ def _check_manifest(manifest: Manifest, path: Path) -> None:
         raise BundleError("manifest", f"format is {manifest.format!r}; this version reads {FORMAT}")
     if type(manifest.version) is not int or (str(manifest.version), manifest.name) != (path.name, path.parent.name):
         raise BundleError("manifest", f"it describes {manifest.name}/{manifest.version} but is in {path}")
+    if not VERSION.fullmatch(str(manifest.version)):
+        raise BundleError("manifest", f"version is {manifest.version}; expected a positive integer of at most 9 digits")
     if not isinstance(manifest.sha256, str) or not _SHA256.fullmatch(manifest.sha256):
         raise BundleError("manifest", f"sha256 is {manifest.sha256!r}; expected 64 hexadecimal digits")
     if not 0 < manifest.golden_tolerance <= MAX_GOLDEN_TOLERANCE:
@@ -359,11 +367,10 @@ def _parse_golden(content: bytes, path: Path, num_labels: int) -> Golden:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             # zipfile reads at most this size of each file.
             num_bytes = sum(entry.file_size for entry in archive.infolist())
-        if num_bytes > MAX_GOLDEN_BYTES:
-            raise ValueError(f"it holds {num_bytes:,} bytes; expected at most {MAX_GOLDEN_BYTES:,}")  # noqa: TRY301
-        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-            golden = Golden(**{f.name: stored[f.name] for f in fields(Golden)})
-            num_images = len(golden.images)
+            if num_bytes > MAX_GOLDEN_BYTES:
+                raise ValueError(f"it holds {num_bytes:,} bytes; expected at most {MAX_GOLDEN_BYTES:,}")  # noqa: TRY301
+            golden = Golden(**{f.name: view_array(archive.read(f"{f.name}.npy")) for f in fields(Golden)})
+        num_images = len(golden.images)
     except Exception as error:
         raise BundleError("golden", f"golden.npz in {path} cannot be read: {error}") from None
     if not num_images:
