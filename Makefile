@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 GENERATED := docs/models.md docs/reference/settings.md docs/reference/metrics.md
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-service testimage fuzz lint format train bench soak image stubs lock docs clean
+.PHONY: help serve test test-service testimage fuzz lint format train bench soak chaos image stubs lock docs clean
 
 help: ## List the targets.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -83,6 +83,9 @@ bench: $(VENV)/.dev ## Measure against targets and a grpc.aio service, and write
 
 soak: $(VENV)/.dev ## Check memory, descriptors, threads and counters of a worker over a million requests (minutes). ARGS=... adds flags.
 	$(BIN)/python -m benchmarks.soak $(ARGS)
+
+chaos: $(VENV)/.dev ## Run the service with faults and hostile clients, and check every outcome (minutes; ARGS="--seconds 3600 --write").
+	PYTHONPATH=tests $(BIN)/python tests/fuzz/chaos.py $(ARGS)
 
 image: ## Build the container image. TARGET=cuda: for GPUs (experimental). ENGINE=podman or buildah: instead of docker.
 	$(ENGINE) build $(if $(TARGET),--target $(TARGET) -t digitserve:$(TARGET),-t digitserve) .

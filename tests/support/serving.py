@@ -268,7 +268,7 @@ def run_service(
             banner += line
             if line.strip().startswith("try"):
                 break
-        assert "digitserve is ready" in banner, f"no banner: {banner}{log.read_text()}"
+        assert "digitserve is ready" in banner, f"no banner: {banner}{log.read_text() if log.is_file() else log}"
         grpc_address = re.search(r"gRPC +(\S+)", banner)[1]  # type: ignore[index]
         http_url = re.search(r"HTTP +(\S+)", banner)[1]  # type: ignore[index]
         yield Service(process, grpc_address, http_url, log, banner)
