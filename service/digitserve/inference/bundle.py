@@ -237,16 +237,19 @@ def write_bundle(models: Path, manifest: Manifest, graph: bytes, golden: Golden,
 
     Raises:
         FileExistsError: the version exists; a bundle is never overwritten.
+        BundleError: ``read_bundle`` would refuse the manifest.
     """
     final = models / manifest.name / str(manifest.version)
     if final.exists():
         raise FileExistsError(f"{final} exists; a bundle is never overwritten, choose another version")
+    described = asdict(manifest) | {"sha256": hashlib.sha256(graph).hexdigest()}
+    manifest_json = (json.dumps(described, indent=2) + "\n").encode()
+    _parse_manifest(manifest_json, final)
     final.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=final.parent))
     try:
-        described = asdict(manifest) | {"sha256": hashlib.sha256(graph).hexdigest()}
         _write_file(staging / "model.onnx", graph)
-        _write_file(staging / "manifest.json", (json.dumps(described, indent=2) + "\n").encode())
+        _write_file(staging / "manifest.json", manifest_json)
         with (staging / "golden.npz").open("wb") as file:
             np.savez_compressed(file, **asdict(golden))
             file.flush()

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import os
 import zipfile
 from collections.abc import Callable, Iterator
@@ -89,10 +90,21 @@ def test_a_failed_write_leaves_no_files(tmp_path: Path) -> None:
 
 
 def test_a_manifest_that_is_not_json_serializable_leaves_no_files(tmp_path: Path) -> None:
-    """The same holds for a failure after the graph was written."""
+    """The same holds for a value that JSON cannot represent."""
     with pytest.raises(TypeError):
         write_echo_bundle(tmp_path, training={"preset": object()})
-    assert not list((tmp_path / "digits").iterdir())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"ood_threshold": math.nan}, {"quality": {"x": math.inf}}, {"labels": ("7",) * 10}, {"golden_tolerance": 1.0}],
+)
+def test_a_manifest_that_would_be_refused_is_not_written(tmp_path: Path, changes: dict[str, object]) -> None:
+    """The exporter learns at once that no service would read its bundle."""
+    with pytest.raises(BundleError, match="check 'manifest' failed"):
+        write_echo_bundle(tmp_path, **changes)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_partly_written_version_is_not_listed(tmp_path: Path) -> None:
