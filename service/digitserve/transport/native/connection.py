@@ -151,7 +151,8 @@ class Connection(TimeLimits):
     def drop(self) -> None:
         """Drop all calls and free the input: after an error the socket stays open until its last output is sent."""
         super().drop()
-        self._rest, self._block = b"", None
+        # A deferred call refers to its stream, and that to the connection: a reference cycle.
+        self._rest, self._block, self._deferred = b"", None, []
 
     def trim(self) -> int:
         """Give up memory that only saves time; return about how many of ``num_held_bytes`` it took."""

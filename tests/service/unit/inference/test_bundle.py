@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import os
 import zipfile
 from collections.abc import Callable, Iterator
