@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, Counter
 from digitserve.cli import main
 from digitserve.settings import Settings, environment_variable, flag
 from digitserve.supervision.http import MAX_HEADER_BYTES, HttpServer, make_app
+from digitserve.supervision.http_access import HttpAccess
 from support.fuzz_source import CHOICES, Source, Target
 
 # Settings.
@@ -133,7 +134,8 @@ def http(choices: bytes) -> None:
 
 
 async def _serve(choices: bytes) -> None:
-    server = HttpServer(make_app(Status(), REGISTRY))
+    access = HttpAccess(Settings())
+    server = HttpServer(make_app(Status(), REGISTRY, access), access, Settings.max_http_connections)
     server.config.load()
     make_connection: Any = server.config.http_protocol_class
     connection = make_connection(config=server.config, server_state=server.server_state, app_state={})
