@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Self
 
 from digitserve.certificate import KeyFiles
 from digitserve.errors import SettingsError
-from digitserve.file_watch import WatchedValue
+from digitserve.file_watch import WatchedValue, read_file
 from digitserve.protocol.names import HEALTH_SERVICE, Code
 from digitserve.protocol.status import Status
 from digitserve.settings import Settings, flag, setting_named
@@ -24,8 +24,8 @@ from digitserve.settings import Settings, flag, setting_named
 MIN_TOKEN_CHARACTERS = 16
 """A random token of 16 characters, each one of 64, cannot be guessed: it has 96 bits."""
 
-MAX_FILE_BYTES, MAX_TOKENS = 1 << 20, 1_000
-"""Limits of the file. Each call with an unknown token is compared with all of them, which takes 0.2 us each."""
+MAX_TOKENS = 1_000
+"""Most tokens of a file. Each call with an unknown token is compared with all of them, which takes 0.2 us each."""
 
 FREE_PREFIX = f"/{HEALTH_SERVICE}/"
 """Start of the paths that need no token: load balancers and platforms ask for health."""
@@ -120,12 +120,9 @@ def read_tokens(path: Path) -> tuple[bytes, ...]:
         SettingsError: the file cannot be read, or has no token, an invalid one, or too many.
     """
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
+        content = read_file(path)
     except OSError as error:
         raise SettingsError(f"{_FLAG} {path}: cannot be read: {error.strerror}") from None
-    if len(content) > MAX_FILE_BYTES:
-        raise SettingsError(f"{_FLAG} {path}: expected at most {MAX_FILE_BYTES} bytes")
     digests = []
     for number, line in enumerate(content.splitlines(), 1):
         token = line.strip()
