@@ -7,6 +7,7 @@ waits; others that are offered meanwhile are skipped and counted. While requests
 the time, and never runs two batches in a row: an answer is delayed by at most one batch.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -72,11 +73,11 @@ class Shadow:
         self._session = session
         self._manifest = manifest
         self._served = served
-        self._pause_factor = 1 / share - 1 if share else float("inf")
+        self._share = share
         self._recorder = recorder
         self._clock = clock
         self._offered: _Offered | None = None
-        self._next_busy = 0.0
+        self._next_busy = 0.0 if share else math.inf
         self._failed = False
         labels = list(dict.fromkeys((*served.labels, *manifest.labels)))
         self._num_labels = len(labels)
@@ -119,7 +120,8 @@ class Shadow:
             self._recorder.shadow_skipped(len(offered.verdicts))
             _log.exception("the shadow version failed on a batch; this worker does not run it any more")
         ended = self._clock()
-        self._next_busy = ended + (ended - started) * self._pause_factor
+        if self._share:
+            self._next_busy = ended + (ended - started) * (1 / self._share - 1)
 
     def _compare(self, offered: _Offered) -> None:
         outputs = self._session.run(offered.prepared.images)

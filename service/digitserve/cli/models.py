@@ -1,6 +1,7 @@
 """``digitserve models``: choose the version that services serve, and list the versions."""
 
 import os
+import re
 from pathlib import Path
 
 import click
@@ -8,6 +9,9 @@ import click
 from digitserve.cli.options import Command, Option, require_extra
 from digitserve.cli.output import print_line
 from digitserve.settings import Settings, environment_value, environment_variable, setting_named
+
+_VERSION = re.compile("[1-9][0-9]{0,8}")
+"""As ``inference.active_file.VERSION``, which is not imported for ``--help``."""
 
 _MODELS = setting_named("models")
 
@@ -40,7 +44,7 @@ class _Version(click.ParamType[tuple[str, int]]):
         if isinstance(value, tuple):
             return value
         name, _, version = value.partition("/")
-        if not name or name.startswith(".") or not (version.isascii() and version.isdecimal() and int(version) > 0):
+        if not name or name.startswith(".") or not _VERSION.fullmatch(version):
             self.fail(f"got '{value}'; expected a name and a version, such as digits/4", param, ctx)
         return name, int(version)
 
