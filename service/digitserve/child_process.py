@@ -170,10 +170,11 @@ class AsyncChild:
             on_failure.enter_context(ours)
             with theirs, _sigint_blocked():
                 # Not asyncio's subprocess: it starts a thread per child, and if it cannot, the child is never reaped.
+                # In a process group of its own: if this process is killed while the child is stopped, the kernel ends the child.
                 process = subprocess.Popen(  # noqa: ASYNC220 - only waits for exec, as asyncio does
                     _command(module),
                     stdin=subprocess.DEVNULL, stdout=_STDERR, pass_fds=(theirs.fileno(), *pass_fds),
-                    env=_environment(theirs, environment),
+                    env=_environment(theirs, environment), process_group=0,
                 )  # fmt: skip
             on_failure.callback(process.wait)
             on_failure.callback(process.kill)
