@@ -13,7 +13,7 @@ from digitserve.settings import Settings, environment_value, environment_variabl
 _VERSION = re.compile("[1-9][0-9]{0,8}")
 """As ``inference.active_file.VERSION``, which is not imported for ``--help``."""
 
-_MODELS = setting_named("models")
+_MODELS, _ACTIVE_FILE = setting_named("models"), setting_named("active_file")
 
 
 @click.group()
@@ -52,7 +52,12 @@ class _Version(click.ParamType[tuple[str, int]]):
 @models.command(cls=Command)
 @click.argument("model", metavar="NAME/VERSION", type=_Version())
 @_folder
-def activate(model: tuple[str, int], folder: Path) -> None:
+@click.option(
+    "--active-file", cls=Option, type=click.Path(path_type=Path), metavar="FILE",
+    envvar=environment_variable(_ACTIVE_FILE), show_envvar=True, show_default="FOLDER/NAME/active",
+    help="File to write, as in digitserve serve.",
+)  # fmt: skip
+def activate(model: tuple[str, int], folder: Path, active_file: Path | None) -> None:
     """Verify a version and activate it: running services of this model replace their workers without downtime.
 
     To roll back, activate the previous version.
@@ -63,7 +68,7 @@ def activate(model: tuple[str, int], folder: Path) -> None:
     require_extra("serve")
     from digitserve.supervision.activation import activate as write
 
-    path = write(folder, *model)
+    path = write(folder, *model, active_file)
     print_line(f"{model[0]}/{model[1]} is active: {path}")
 
 
