@@ -249,6 +249,9 @@ class Worker:
         handled = self._server.poll(0.0 if self._batcher.has_pending() else IDLE_POLL_S)
         self._stopped = handled is None
         ran = self._pipeline.run_batch()
+        if self._batcher.has_backlog():
+            # Each system call then carries the calls of two batches, and requests have waited much longer than a batch takes.
+            self._pipeline.run_batch()
         self._streams.flush()
         return ran or bool(handled)
 

@@ -57,6 +57,7 @@ class Loop:
 
     Attributes:
         was_cut: whether the last iteration ended before everything was read.
+        read_s: seconds of reading in the last iteration.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Loop:
         self._peers = Peers(limits, counts)
         self._acceptor = Acceptor(self._peers, new_connection, context)
         self.was_cut = False
+        self.read_s = 0.0
         self._polled = time.time()
         self._check_at = 0.0
         self._unchecked: list[Peer] = []
@@ -135,6 +137,7 @@ class Loop:
             if time.monotonic() > ends:
                 break
         self.was_cut = bool(unread)
+        self.read_s = time.monotonic() - now
         if handshakes:
             self._shake_hands(now)
         if accepts:
