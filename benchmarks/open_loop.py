@@ -136,14 +136,18 @@ class Client:
         self._unsent: bytes | memoryview = b""
         self._unparsed = b""
         window = frames.MAX_WINDOW_BYTES - frames.DEFAULT_WINDOW_BYTES
-        settings = {frames.HEADER_TABLE_SIZE: 0, frames.ENABLE_PUSH: 0, frames.INITIAL_WINDOW_SIZE: frames.MAX_WINDOW_BYTES}
+        settings = {
+            frames.HEADER_TABLE_SIZE: 0,
+            frames.ENABLE_PUSH: 0,
+            frames.INITIAL_WINDOW_SIZE: frames.MAX_WINDOW_BYTES,
+        }
         self._output: list[bytes | memoryview] = [
             frames.PREFACE,
             frames.frame(SETTINGS, 0, 0, b"".join(frames.SETTING.pack(*setting) for setting in settings.items())),
             frames.frame(frames.WINDOW_UPDATE, 0, 0, frames.U32.pack(window)),
         ]
         self.flush()
-        self.socket.setblocking(False)  # noqa: FBT003 - positional only
+        self.socket.setblocking(False)
 
     def start(self, now_s: float, phase: int, count: int) -> None:
         """Start calls: they are sent as soon as there are streams."""
@@ -348,7 +352,9 @@ def main() -> int:
     parser.add_argument("--rate", type=float, help="calls per second; a closed loop without it")
     parser.add_argument("--after-rate", type=float, help="calls per second for a second after the load")
     parser.add_argument("--deadline-ms", type=float, help="none by default")
-    parser.add_argument("--expired", action="store_true", help="send calls that the server refuses, with grpc-timeout 0")
+    parser.add_argument(
+        "--expired", action="store_true", help="send calls that the server refuses, with grpc-timeout 0"
+    )
     parser.add_argument("--images", type=int, default=1)
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--in-flight", type=int, default=4, help="of each connection, in the closed loop")
@@ -371,8 +377,8 @@ def main() -> int:
         json.dumps({
             "seconds": elapsed_s, "cpu": cpu_s / elapsed_s, "p50_s": p50_s, "p99_s": p99_s,
             "outcomes": {name: count for (phase, name), count in sorted(counts.items()) if phase == 1},
-            "after": {name: count for (phase, name), count in sorted(counts.items()) if phase == 2},  # noqa: PLR2004
-            "sent_before": {name: count for (phase, name), count in sorted(counts.items()) if not phase},
+            "after": {name: count for (phase, name), count in sorted(counts.items()) if phase == 2},
+            "warm_up": {name: count for (phase, name), count in sorted(counts.items()) if not phase},
         })
         + "\n"
     )  # fmt: skip

@@ -69,6 +69,10 @@ IDLE_POLL_S = 0.1
 MAX_BATCH_S = 0.05
 """Longest estimated batch: the longest time that a small request waits for a batch of large ones."""
 
+MAX_RUN_S = 0.003
+"""Time after the first batch of an iteration in which further batches may start while there is a backlog. Each system call then
+carries more calls: with 64 connections, they take 15 % of the time of int8 otherwise. Requests have waited longer by then."""
+
 MAX_DRAIN_ITERATIONS = 16
 """Most iterations that take calls out of core before the listener closes."""
 
@@ -250,8 +254,9 @@ class Worker:
         self._stopped = handled is None
         ran = self._pipeline.run_batch()
         if self._batcher.has_backlog():
-            # Each system call then carries the calls of two batches, and requests have waited much longer than a batch takes.
-            self._pipeline.run_batch()
+            ends = time.monotonic() + MAX_RUN_S
+            while self._batcher.has_backlog() and time.monotonic() < ends:
+                self._pipeline.run_batch()
         self._streams.flush()
         return ran or bool(handled)
 

@@ -14,6 +14,7 @@ from digitserve.protocol.status import Status
 from digitserve.telemetry.block import CloseReason, RefusalReason
 from digitserve.transport.native.connection import Connection, Method
 from digitserve.transport.native.limits import Limits, ReceiveBudget
+from digitserve.types import Source
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
@@ -100,7 +101,7 @@ class UnaryRecorder:
         self.calls: list[Any] = []
         self.events: list[tuple[Any, ...]] = []
 
-    def refusal(self, deadline: float) -> Status | None:
+    def refusal(self, deadline: float, source: Source) -> Status | None:
         return self.refused
 
     def on_accept(self, unary: Any) -> None:

@@ -33,6 +33,9 @@ MANY_UNREAD = 8
 MAX_READ_S = 0.005
 """Longest time that one iteration reads; the next one starts with the connections that were not read."""
 
+MAX_OVERLOAD_READ_S = 0.008
+"""The same while calls are rejected: then more batches follow (``worker.MAX_RUN_S``), and rejected calls must be read in time."""
+
 MAX_HANDSHAKES_S = 0.002
 """Longest time that one iteration spends on handshakes, after the reads; each takes 0.15 to 0.6 ms (measured: P-256, RSA 2048)."""
 
@@ -134,6 +137,7 @@ class Loop:
             if peer.open and peer.receive(num_bytes, now):
                 peer.queued = True
                 unread.append(peer)
+                ends = now + MAX_OVERLOAD_READ_S
             if time.monotonic() > ends:
                 break
         self.was_cut = bool(unread)

@@ -51,7 +51,19 @@ class StreamShare:
         num_streams: of each connection that is not paused.
     """
 
-    __slots__ = ("_adjust_at", "_num_connections", "_num_cut", "_num_iterations", "_open", "_read_s", "_rejected", "_rotate_at", "_share", "_total", "num_streams")
+    __slots__ = (
+        "_adjust_at",
+        "_num_connections",
+        "_num_cut",
+        "_num_iterations",
+        "_open",
+        "_read_s",
+        "_rejected",
+        "_rotate_at",
+        "_share",
+        "_total",
+        "num_streams",
+    )
 
     def __init__(self, total: int = 1 << 31) -> None:
         """Divide ``total`` streams; without it, the limits of the connections apply alone."""
