@@ -130,16 +130,7 @@ class Loop:
         accepts = self._queue(events, arrived)
         # With many connections, shorter reads reduce the time until each is read.
         num_bytes = READ_BYTES if len(unread) <= MANY_UNREAD else SHORT_READ_BYTES
-        ends = now + MAX_READ_S
-        while unread:
-            peer = unread.popleft()
-            peer.queued = False
-            if peer.open and peer.receive(num_bytes, now):
-                peer.queued = True
-                unread.append(peer)
-                ends = now + MAX_OVERLOAD_READ_S
-            if time.monotonic() > ends:
-                break
+        self._read(num_bytes, now)
         self.was_cut = bool(unread)
         self.read_s = time.monotonic() - now
         if handshakes:
@@ -166,6 +157,40 @@ class Loop:
                 peer.arrived = peer.arrived or arrived
                 peer.queue.append(peer)
         return accepts
+
+    def _read(self, num_bytes: int, now: float) -> None:
+        """Read once from each socket that has something, in turn, for at most ``MAX_READ_S``."""
+        unread = self._peers.unread
+        num_peers = len(unread)
+        ends = now + MAX_READ_S
+        again: list[Peer] = []
+        while unread:
+            peer = unread.popleft()
+            peer.queued = False
+            if peer.open and peer.receive(num_bytes, now):
+                again.append(peer)
+            if time.monotonic() > ends:
+                break
+        if again:
+            self._read_again(again, num_peers, num_bytes, now)
+
+    def _read_again(self, peers: list[Peer], num_peers: int, num_bytes: int, now: float) -> None:
+        """Read more from those whose calls are rejected, in turn.
+
+        Their part of ``MAX_OVERLOAD_READ_S`` is that of all ``num_peers`` that had something to read: so a client that sends too
+        much takes no time from others, and if all do, they are rejected in time.
+        """
+        unread = self._peers.unread
+        for peer in peers:
+            peer.queued = True
+        unread += peers
+        ends = min(now, time.monotonic() - MAX_OVERLOAD_READ_S * (1 - len(peers) / num_peers)) + MAX_OVERLOAD_READ_S
+        while unread and time.monotonic() < ends:
+            peer = unread.popleft()
+            peer.queued = False
+            if peer.open and peer.receive(num_bytes, now):
+                peer.queued = True
+                unread.append(peer)
 
     def _shake_hands(self, now: float) -> None:
         """Continue some handshakes of TLS, at least one."""

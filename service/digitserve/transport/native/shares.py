@@ -24,6 +24,9 @@ INFLATE_BURST_S = 0.05
 """Longest time for decompression without a pause: 18 MiB."""
 
 
+FLOOD_SHARE = 4
+"""A connection can be paused if it has more than 1/4 as many rejected calls as the one with most."""
+
 ADJUST_S, ROTATE_S = 0.1, 0.5
 """Intervals at which the number of paused connections is adjusted, and at which they take turns."""
 
@@ -52,24 +55,18 @@ class StreamShare:
     """
 
     __slots__ = (
-        "_adjust_at",
-        "_num_connections",
-        "_num_cut",
-        "_num_iterations",
-        "_open",
-        "_read_s",
-        "_rejected",
-        "_rotate_at",
-        "_share",
-        "_total",
-        "num_streams",
-    )
+        "_adjust_at", "_most", "_next_most", "_num_connections", "_num_cut", "_num_iterations", "_open", "_read_s", "_rejected",
+        "_rotate_at", "_share", "_total", "num_streams",
+    )  # fmt: skip
 
     def __init__(self, total: int = 1 << 31) -> None:
         """Divide ``total`` streams; without it, the limits of the connections apply alone."""
         self._total = total
         self._num_connections = 1
         self._num_iterations = self._num_cut = 0
+        self._most = self._next_most = (
+            0  # rejected calls that a connection has reported, in the last interval and in this one
+        )
         self._adjust_at = self._rotate_at = self._read_s = 0.0
         self._share = 1.0
         self._rejected: dict[object, None] = {}  # connections with rejected calls, in the order of their turns
@@ -100,6 +97,7 @@ class StreamShare:
         self._adjust_at = now + ADJUST_S
         self._num_iterations = self._num_cut = 0
         self._read_s = 0.0
+        self._most, self._next_most = self._next_most, 0
         if is_cut and self._rejected:
             self._share *= LESS
         elif self._share < 1:
@@ -115,9 +113,15 @@ class StreamShare:
         self._open = set(islice(self._rejected, math.ceil(self._share * len(self._rejected))))
 
     def report(self, connection: object, num_rejected: int) -> None:
-        """Report how many calls of a connection were rejected since the last report."""
-        if num_rejected:
+        """Report how many calls of a connection were rejected since the last report.
+
+        Only those with many rejected calls can be paused.
+        """
+        if num_rejected * FLOOD_SHARE > self._most:
             self._rejected.setdefault(connection)
+        elif num_rejected:
+            self.forget(connection)
+        self._next_most = max(self._next_most, num_rejected)
 
     def is_paused(self, connection: object) -> bool:
         """Return whether a connection may open no streams."""
