@@ -334,7 +334,9 @@ class InlineSlot:
         try:
             bundle = parse_bundle(BundleFiles.unseal(self.bundle.fd))
             shadow = None if plan.shadow is None else parse_bundle(BundleFiles.unseal(plan.shadow.fd))
-            worker = await asyncio.to_thread(Worker, plan.settings, bundle, block, plan.num_threads, listener, shadow)
+            worker = await asyncio.to_thread(
+                Worker, plan.settings, bundle, block, plan.num_threads, listener, plan.last_valid(), shadow
+            )
             self._worker = worker
             worker.listen()
             if self._draining:
