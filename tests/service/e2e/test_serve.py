@@ -325,15 +325,16 @@ def test_connections_wait_for_the_next_worker(models: Path, tmp_path: Path) -> N
 
 
 def test_a_service_whose_supervisor_was_killed_can_start_again(models: Path, tmp_path: Path) -> None:
-    """When the supervisor is killed under load, its workers close their listening sockets at once and end: a service starts
-    on the same ports immediately, and no worker runs without a supervisor.
+    """When the supervisor is killed under load, its workers close their listening sockets at once and end, also one that was
+    stopped: a service starts on the same ports immediately, and no worker runs without a supervisor.
     """
-    arguments = ("--workers", "1", "--transport", "native", "--grace-s", "60", "--lame-duck-s")
+    arguments = ("--workers", "2", "--transport", "native", "--grace-s", "60", "--lame-duck-s")
     with contextlib.ExitStack() as services:
         first = services.enter_context(run_service(models, tmp_path / "log", *arguments, "60"))
         with Load(first, 2) as load:
             wait_until(lambda: load.outcomes["OK"] >= 100, "100 answers")
             workers = first.workers()
+            os.kill(workers[0], signal.SIGSTOP)
             first.process.kill()
             first.process.wait()
             ports = [address.rpartition(":")[2] for address in (first.grpc_address, first.http_url)]

@@ -83,7 +83,7 @@ class NativeServer:
         """Send what waits, and handle what has arrived; see ``Server``."""
         self._stream_share.update(self._loop.num_connections)
         arrived = self._loop.poll(timeout_s)
-        self._stream_share.adjust(time.monotonic(), was_cut=self._loop.was_cut)
+        self._stream_share.adjust(time.monotonic(), self._loop.read_s, was_cut=self._loop.was_cut)
         return None if self._stopping and not self._loop.num_connections else arrived
 
     def begin_shutdown(self) -> None:
