@@ -138,7 +138,7 @@ class WorkerSlot:
             await asyncio.wait([successor.task])
             return GIVEN_UP if given_up else _failure(successor)
         present, self._current, self.bundle = self._current, successor, bundle
-        self.refusal = None
+        self.refusal, self._backoff = None, RestartBackoff()
         self._wake.set()
         if present is not None:
             present.drain(HAND_OVER)
@@ -333,7 +333,10 @@ class InlineSlot:
         listener = plan.listener and plan.listener.dup()
         try:
             bundle = parse_bundle(BundleFiles.unseal(self.bundle.fd))
-            worker = await asyncio.to_thread(Worker, plan.settings, bundle, block, plan.num_threads, listener)
+            shadow = None if plan.shadow is None else parse_bundle(BundleFiles.unseal(plan.shadow.fd))
+            worker = await asyncio.to_thread(
+                Worker, plan.settings, bundle, block, plan.num_threads, listener, plan.last_valid(), shadow
+            )
             self._worker = worker
             worker.listen()
             if self._draining:
