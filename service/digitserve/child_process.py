@@ -150,7 +150,12 @@ class AsyncChild:
 
     @classmethod
     async def start(
-        cls, module: str, *, environment: Mapping[str, str] | None = None, pass_fds: Iterable[int] = ()
+        cls,
+        module: str,
+        *,
+        environment: Mapping[str, str] | None = None,
+        pass_fds: Iterable[int] = (),
+        output: int = _STDERR,
     ) -> Self:
         """Start ``python -P -m MODULE``. If that fails, no process and no descriptor is left open.
 
@@ -158,6 +163,7 @@ class AsyncChild:
             module: the module to run, such as ``digitserve.worker``.
             environment: variables added to those of this process.
             pass_fds: more file descriptors for the child to inherit, under the same numbers.
+            output: descriptor that becomes its standard output and error.
 
         Raises:
             OSError: the system has no process, memory or file descriptor left.
@@ -169,7 +175,7 @@ class AsyncChild:
                 # Not asyncio's subprocess: it starts a thread per child, and if it cannot, the child is never reaped.
                 process = subprocess.Popen(  # noqa: ASYNC220 - only waits for exec, as asyncio does
                     _command(module),
-                    stdin=subprocess.DEVNULL, stdout=_STDERR, pass_fds=(theirs.fileno(), *pass_fds),
+                    stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=(theirs.fileno(), *pass_fds),
                     env=_environment(theirs, environment),
                 )  # fmt: skip
             on_failure.callback(process.wait)

@@ -6,19 +6,21 @@
 One thread receives requests, forms batches, runs them and sends the answers. The supervisor starts the process as
 ``python -P -m digitserve.worker`` and exchanges messages with it on a ``Channel``:
 
-    supervisor ──{"settings", "bundle_fd", "block_fd", "num_threads", "listener_fd"}──▶ worker
+    supervisor ──{"settings", "number", "bundle_fd", "block_fd", "num_threads", "listener_fd", "log_fd"}──▶ worker
     supervisor ◀── {"event": "ready", "provider": ...} or {"event": "refused", "message": ...} ── worker
     supervisor ◀── {"event": "draining"} ── worker
-    supervisor ──"drain"──▶ worker
+    supervisor ──"drain" or "hand over"──▶ worker
     supervisor ◀── {"event": "unanswered", "num_requests": ...} ── worker, if the grace period was too short
 
-If the channel closes without "drain", the supervisor has died: the worker then closes its listening socket immediately, so
+With "hand over", another worker already accepts connections on the same socket: there is no lame duck time, and health stays
+SERVING. If the channel closes without either message, the supervisor has died: the worker then closes its listening socket immediately, so
 that the next service can use the port, and answers the admitted requests within ``ORPHAN_GRACE_S``.
 
 With ``--workers 0`` the same ``Worker`` runs on a thread of the supervisor process.
 """
 
 import contextlib
+import faulthandler
 import gc
 import math
 import os
@@ -54,6 +56,7 @@ from digitserve.protocol.names import (
 from digitserve.settings import Settings
 from digitserve.telemetry.block import Block
 from digitserve.telemetry.recorder import Recorder
+from digitserve.telemetry.request_log import RequestLog
 from digitserve.transport.classify import ClassifyHandler
 from digitserve.transport.classify_stream import ClassifyStreamHandler
 from digitserve.transport.handlers import Respond, Server, StreamHandler, UnaryHandler
@@ -122,7 +125,9 @@ class Worker:
             StartupError: the bundle or the execution provider failed a check.
         """
         self._settings = settings
-        self._recorder = Recorder(block, bundle.manifest.labels)
+        model = f"{bundle.manifest.name}/{bundle.manifest.version}"
+        requests = RequestLog(settings.log_requests_per_s, settings.log_slow_s or math.inf, model)
+        self._recorder = Recorder(block, bundle.manifest.labels, requests)
         session = Session(bundle, device=settings.device, num_threads=num_threads)
         self.provider = session.provider
         limits = Limits(
@@ -143,10 +148,11 @@ class Worker:
         self._pipeline = Pipeline(self._batcher, session, bundle, self._recorder)
         self._streams = ClassifyStreamHandler(self._pipeline, limits, settings.batch_limit, self._recorder)
         self._health = Health(self._recorder, settings.connection_limit)
-        schema = Schema()
-        self._reflections = {
-            method: ReflectionHandler(method, schema, self._recorder) for method in (REFLECTION, REFLECTION_V1)
-        }
+        self._reflections: dict[Method, ReflectionHandler] = {}
+        if settings.reflection == "on":
+            schema = Schema()
+            for method in (REFLECTION, REFLECTION_V1):
+                self._reflections[method] = ReflectionHandler(method, schema, self._recorder)
         respond: dict[Method, Respond] = {
             GET_MODEL: ModelHandler(bundle, session.provider, limits, settings.batch_limit),
             HEALTH_CHECK: self._health.check,
@@ -163,6 +169,7 @@ class Worker:
             listener=listener,
         )
         self._drain = threading.Event()
+        self._handed_over = threading.Event()
         self._orphaned = threading.Event()
         self._orphan_deadline = math.inf
         self._stopped = False
@@ -188,6 +195,14 @@ class Worker:
         """Stop accepting requests, answer those that were accepted, and end ``run``."""
         self._drain.set()
 
+    def hand_over(self) -> None:
+        """Drain without a lame duck time and with health SERVING: another worker already accepts connections on the socket.
+
+        A client that watches health would otherwise fail calls, although the service continues.
+        """
+        self._handed_over.set()
+        self._drain.set()
+
     def abandon(self) -> None:
         """Drain because the supervisor has died: without a lame duck time, and within ``ORPHAN_GRACE_S``."""
         self._orphan_deadline = time.monotonic() + ORPHAN_GRACE_S
@@ -211,7 +226,10 @@ class Worker:
             self._run_once()
         deadline = time.monotonic() + self._settings.grace_s
         lame_duck_ends = min(deadline, time.monotonic() + self._settings.lame_duck_s)
-        self._health.set_not_serving()
+        if self._handed_over.is_set():
+            lame_duck_ends = 0.0
+        else:
+            self._health.set_not_serving()
         on_drain()
         while time.monotonic() < lame_duck_ends and not self._orphaned.is_set():
             self._run_once()
@@ -240,6 +258,7 @@ class Worker:
         while not self._stopped:
             self._run_once()
         self._server.close()
+        self._recorder.requests.report()
         return num_unanswered
 
     def _run_once(self) -> bool:
@@ -296,7 +315,9 @@ def main() -> int:
     except ChannelClosed:
         return EXIT_ORPHANED
     settings = Settings.from_dict(start["settings"])
-    log.configure(settings.log_format, pid=os.getpid())
+    log.configure(settings.log_format, start.get("log_fd", log.STDERR), pid=os.getpid(), worker=start.get("number"))
+    # A crash of a library then shows where in Python it happened.
+    faulthandler.enable()
     follower = _SupervisorFollower(channel)
     threading.Thread(target=follower.run, daemon=True).start()
     try:
@@ -323,7 +344,7 @@ def main() -> int:
 
 
 class _SupervisorFollower:
-    """Drains the worker when the supervisor sends ``drain`` or has died. Runs on a thread of its own until the process ends.
+    """Drains the worker when the supervisor sends a message or has died. Runs on a thread of its own until the process ends.
 
     Attributes:
         worker: None until it is built; before, the process ends at once, because it has admitted nothing.
@@ -335,13 +356,16 @@ class _SupervisorFollower:
 
     def run(self) -> None:
         """Receive until the channel is closed."""
-        asked = False
+        message = None
         with contextlib.suppress(ChannelClosed):
             while True:
-                asked = self._channel.receive() == "drain" or asked
+                message = self._channel.receive()
         if self.worker is None:
-            os._exit(0 if asked else EXIT_ORPHANED)
-        if asked:
+            os._exit(EXIT_ORPHANED if message is None else 0)
+        if message == "hand over":
+            self.worker.hand_over()
+            return
+        if message == "drain":
             self.worker.drain()
             return
         _log.warning("the supervisor has ended, draining")

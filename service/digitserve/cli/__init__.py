@@ -5,7 +5,7 @@ Each command imports what it needs when it runs, so that ``--help``, shell compl
 
 import click
 
-from digitserve.cli import bench, classify, healthcheck, serve
+from digitserve.cli import bench, classify, healthcheck, models, serve
 from digitserve.cli.options import CommandGroup
 
 __all__ = ["main"]
@@ -19,16 +19,17 @@ def main() -> None:
     \b
     Exit codes of all commands:
       0    success
-      1    negative result: a file or image was rejected, the service is not healthy
+      1    negative result: a file, image or model was rejected, the service is not healthy
            or did not start or answer all requests, or a measurement has no valid result
       2    wrong usage
       3    no service answers at the address
       4    the service did not answer in time
+      5    access denied: TLS handshake failed, or token not accepted
       70   internal fault of serve; the log has it
       130  stopped by Ctrl-C
       141  the reader of standard output, such as head, has ended
     """
 
 
-for command in (serve.serve, classify.classify, bench.bench, healthcheck.healthcheck):
+for command in (serve.serve, models.models, classify.classify, bench.bench, healthcheck.healthcheck):
     main.add_command(command)

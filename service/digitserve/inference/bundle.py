@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digitserve.errors import BundleError
+from digitserve.inference.active_file import VERSION, active_path, read_active
 from digitserve.inference.bundle_files import BundleFiles
 from digitserve.inference.graph_check import check_graph
 from digitserve.npy import view_array
@@ -55,9 +56,6 @@ MAX_GOLDEN_BYTES = 1 << 26
 """Largest decompressed size of ``golden.npz``."""
 
 _SHA256 = re.compile("[0-9a-f]{64}")
-
-_VERSION = re.compile("[1-9][0-9]{0,8}")
-"""The only spelling of a version: no sign, no leading zero, no digits of other scripts."""
 
 INPUT_NAME = "images"
 OUTPUT_NAMES = ("probabilities", "ood_score")
@@ -152,7 +150,7 @@ def list_versions(models: Path, name: str) -> list[int]:
     """
     try:
         entries = list((models / name).iterdir())
-        return sorted(int(entry.name) for entry in entries if _VERSION.fullmatch(entry.name) and entry.is_dir())
+        return sorted(int(entry.name) for entry in entries if VERSION.fullmatch(entry.name) and entry.is_dir())
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
@@ -207,10 +205,15 @@ def parse_bundle(files: BundleFiles) -> Bundle:
 def served_files(settings: Settings) -> BundleFiles:
     """Read the files of the bundle that a service with these settings serves.
 
+    Its version is ``model_version``, or else the one in the active file, or else the highest one.
+
     Raises:
         BundleError: there is none, or its files cannot be read.
     """
-    return BundleFiles.read(find_bundle(settings.models, settings.model, settings.model_version))
+    version = settings.model_version
+    if version is None:
+        version = read_active(active_path(settings.models, settings.model, settings.active_file))
+    return BundleFiles.read(find_bundle(settings.models, settings.model, version))
 
 
 def served_bundle(settings: Settings) -> Bundle:
@@ -237,19 +240,18 @@ def write_bundle(models: Path, manifest: Manifest, graph: bytes, golden: Golden,
 
     Raises:
         FileExistsError: the version exists; a bundle is never overwritten.
-        BundleError: ``read_bundle`` would refuse the manifest.
+        BundleError: a service would reject the manifest.
     """
     final = models / manifest.name / str(manifest.version)
     if final.exists():
         raise FileExistsError(f"{final} exists; a bundle is never overwritten, choose another version")
-    described = asdict(manifest) | {"sha256": hashlib.sha256(graph).hexdigest()}
-    manifest_json = (json.dumps(described, indent=2) + "\n").encode()
-    _parse_manifest(manifest_json, final)
+    described = json.dumps(asdict(manifest) | {"sha256": hashlib.sha256(graph).hexdigest()}, indent=2) + "\n"
+    _parse_manifest(described.encode(), final)
     final.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=final.parent))
     try:
         _write_file(staging / "model.onnx", graph)
-        _write_file(staging / "manifest.json", manifest_json)
+        _write_file(staging / "manifest.json", described.encode())
         with (staging / "golden.npz").open("wb") as file:
             np.savez_compressed(file, **asdict(golden))
             file.flush()
@@ -345,6 +347,8 @@ def _check_manifest(manifest: Manifest, path: Path) -> None:
         raise BundleError("manifest", f"format is {manifest.format!r}; this version reads {FORMAT}")
     if type(manifest.version) is not int or (str(manifest.version), manifest.name) != (path.name, path.parent.name):
         raise BundleError("manifest", f"it describes {manifest.name}/{manifest.version} but is in {path}")
+    if not VERSION.fullmatch(str(manifest.version)):
+        raise BundleError("manifest", f"version is {manifest.version}; expected a positive integer of at most 9 digits")
     if not isinstance(manifest.sha256, str) or not _SHA256.fullmatch(manifest.sha256):
         raise BundleError("manifest", f"sha256 is {manifest.sha256!r}; expected 64 hexadecimal digits")
     if not 0 < manifest.golden_tolerance <= MAX_GOLDEN_TOLERANCE:

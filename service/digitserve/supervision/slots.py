@@ -1,8 +1,8 @@
-"""Slots: each keeps one worker running and reports what happens to it.
+"""Slots: each keeps one worker running, replaces it by one that serves another bundle, and reports what happens to it.
 
-    Supervisor ──run, drain, kill──▶ WorkerSlot ──AsyncChild──▶ worker process
-         ▲                               │
-         └───────── SlotEvents ──────────┘
+    Supervisor ──run, drain, kill──▶ WorkerSlot ──run, drain, kill──▶ WorkerProcess, and for a moment its successor
+    Reloader ──replace──────────────▶    │
+    Supervisor ◀────── SlotEvents ───────┘
 
 The supervisor makes and runs the slots; everything here runs on its event loop. A slot writes only its own state.
 ``InlineSlot`` runs the worker on a thread instead (``--workers 0``).
@@ -10,42 +10,26 @@ The supervisor makes and runs the slots; everything here runs on its event loop.
 
 import asyncio
 import contextlib
-import socket
-import time
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
-from digitserve.child_process import AsyncChild, ChannelClosed
 from digitserve.errors import StartupError
 from digitserve.inference.bundle import parse_bundle
 from digitserve.inference.bundle_files import BundleFiles
-from digitserve.settings import Settings
-from digitserve.supervision.restart_policy import START_LIMIT_S, HeartbeatMonitor, RestartBackoff
-from digitserve.telemetry.block import Block
-from digitserve.telemetry.collector import ServiceCollector
+from digitserve.inference.sealed_bundle import SealedBundle
+from digitserve.supervision.restart_policy import RestartBackoff
+from digitserve.supervision.worker_process import DRAIN, HAND_OVER, WorkerPlan, WorkerProcess
 
 if TYPE_CHECKING:
     from digitserve.worker import Worker
 
-WORKER_MODULE = "digitserve.worker"
-
 START_RETRY_S = 1.0
 """Delay if the system has no process, memory or file descriptor for a worker. It is short, because a retry costs little."""
 
-HEARTBEAT_CHECK_S = 0.1
-"""Seconds between two checks of a worker's heartbeat."""
-
-# Set before the worker imports anything.
-_WORKER_ENVIRONMENT = {
-    "OPENBLAS_NUM_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-    "ORT_DISABLE_TELEMETRY": "1",
-    "GRPC_VERBOSITY": "ERROR",
-}
-
-DRAIN = "drain"
-"""Last message to a worker. Without it, the end of the channel means that the supervisor has died."""
+GIVEN_UP = "given up"
+"""Result of ``replace`` if another version was activated meanwhile, or the service stops."""
 
 _log = structlog.get_logger("digitserve.supervision.slots")
 
@@ -72,53 +56,40 @@ class SlotEvents(Protocol):
 class WorkerSlot:
     """Keeps one worker process running, from ``run`` until ``drain`` or ``kill``.
 
+    During ``replace`` there are two: the successor starts and serves beside the present worker before that one drains.
+
     Attributes:
+        bundle: that this slot's next worker serves.
         was_ready: whether a worker of this slot has been ready.
         refusal: why no worker runs or starts; ``None`` again once a worker is ready.
     """
 
-    def __init__(
-        self,
-        number: int,
-        settings: Settings,
-        bundle_fd: int,
-        num_threads: int,
-        listener: socket.socket | None,
-        collector: ServiceCollector,
-        events: SlotEvents,
-    ) -> None:
+    def __init__(self, plan: WorkerPlan, bundle: SealedBundle, events: SlotEvents) -> None:
         """Prepare; nothing is started.
 
         Args:
-            number: of this slot, for log lines.
-            settings: resolved; sent to each worker.
-            bundle_fd: sealed files of the bundle, which each worker inherits; the slot does not close it.
-            num_threads: onnxruntime threads of each worker.
-            listener: listening socket that each worker inherits; the slot does not close it. None if workers bind the port.
-            collector: makes the shared memory for a worker's metrics and keeps its counts after the worker's end.
+            plan: for all workers of this slot.
+            bundle: to serve.
             events: receives this slot's events.
         """
-        self._number = number
-        self._settings = settings
-        self._bundle_fd = bundle_fd
-        self._num_threads = num_threads
-        self._listener = listener
-        self._collector = collector
-        self._events = events
-        self._backoff = RestartBackoff()
-        self._stop = asyncio.Event()
-        self._killed = False
-        self._child: AsyncChild | None = None
-        self._ready = asyncio.Event()
-        self._ready_since = 0.0
-        self._draining = False
+        self.bundle = bundle
         self.refusal: str | None = None
         self.was_ready = False
+        self._plan = plan
+        self._events = events
+        self._backoff = RestartBackoff()
+        self._stopping = False
+        self._killed = False
+        self._wake = asyncio.Event()
+        # All that have not ended: the current one, its successor, and one that drains after a replacement.
+        self._workers: set[WorkerProcess] = set()
+        self._current: WorkerProcess | None = None
+        self._successor: WorkerProcess | None = None
 
     @property
     def is_ready(self) -> bool:
-        """Whether the worker accepts requests."""
-        return self._ready.is_set() and not self._draining
+        """Whether a worker accepts requests."""
+        return any(worker.is_ready for worker in self._workers)
 
     async def run(self) -> None:
         """Keep a worker running until ``drain`` or ``kill``.
@@ -129,197 +100,217 @@ class WorkerSlot:
             StartupError: the slot's first worker did not become ready.
             Exception: a fault of this program during the start of the slot's first worker.
         """
-        while not self._stop.is_set():
-            try:
-                delay_s = await self._run_worker()
-            except (OSError, MemoryError) as error:
-                delay_s = self._retry_s(f"cannot start a worker: {str(error) or type(error).__name__}", error)
-            except Exception as error:
-                if not self.was_ready:
-                    raise
-                _log.exception("a worker was ended because of an internal fault", worker=self._number)
-                delay_s = self._retry_s("a worker was ended because of an internal fault; see the log", error)
-            if self._stop.is_set():
-                return
+        while not self._stopping:
+            worker = self._current = self._current or self._start(self.bundle)
+            await self._wait(lambda: worker.task.done() or self._current is not worker)  # noqa: B023 - awaited here
+            if self._current is not worker:
+                continue
+            self._current = None
+            delay_s = self._delay_s(worker)
+            if self._stopping:
+                break
             self._events.worker_restarting()
-            _log.warning("starting another worker", worker=self._number, delay_s=delay_s)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), delay_s)
-                return
+            _log.warning("starting another worker", worker=self._plan.number, delay_s=delay_s)
+            await self._wait(lambda: self._stopping or self._current is not None, delay_s)
+        await asyncio.gather(*(worker.task for worker in self._workers), return_exceptions=True)
+
+    async def replace(self, bundle: SealedBundle, prove_s: float) -> str | None:
+        """Start a worker for another bundle, and drain the present one as soon as the new one has proven itself.
+
+        Args:
+            bundle: to serve from now on.
+            prove_s: seconds for which the new worker serves beside the present one before that one drains.
+
+        Returns:
+            Why the new worker failed or was given up; the present one then continues. None if it has replaced that one, which
+            has ended.
+        """
+        if self._stopping:
+            return GIVEN_UP
+        successor = self._successor = self._start(bundle)
+        await successor.wait_until_ready()
+        if successor.is_ready:
+            await asyncio.wait([successor.task], timeout=prove_s)
+        given_up = self._stopping or self._successor is not successor
+        self._successor = None
+        if given_up or not successor.is_ready:
+            successor.drain(HAND_OVER)
+            await asyncio.wait([successor.task])
+            return GIVEN_UP if given_up else _failure(successor)
+        present, self._current, self.bundle = self._current, successor, bundle
+        self.refusal = None
+        self._wake.set()
+        if present is not None:
+            present.drain(HAND_OVER)
+            await asyncio.wait([present.task])
+        return None
+
+    def give_up_replacement(self) -> None:
+        """Keep the present worker if its successor has not replaced it yet."""
+        successor, self._successor = self._successor, None
+        if successor is not None:
+            successor.drain(HAND_OVER)
 
     def drain(self) -> None:
-        """Ask the worker to answer its pending requests and to end; start no other."""
-        self._stop.set()
-        if self._child is not None:
-            self._child.send_last(DRAIN)
+        """Ask the workers to answer their pending requests and to end; start no other."""
+        self._stop()
+        for worker in self._workers:
+            worker.drain(DRAIN)
 
     def kill(self) -> None:
-        """End the worker immediately; start no other."""
-        self._stop.set()
+        """End the workers immediately; start no other."""
+        self._stop()
         self._killed = True
-        if self._child is not None:
-            self._child.kill()
+        for worker in self._workers:
+            worker.kill()
 
-    async def _run_worker(self) -> float:
-        """Run one worker from start to end; return the seconds to wait before the next one starts.
+    # Events of the workers.
+
+    def worker_ready(self, worker: WorkerProcess) -> None:
+        """A worker accepts requests."""
+        self.was_ready = True
+        if worker is self._current:
+            self.refusal = None
+        self._events.worker_ready(worker.provider)
+
+    def worker_draining(self, _worker: WorkerProcess) -> None:
+        """A worker stops to accept connections."""
+        self._events.worker_draining()
+
+    def worker_unanswered(self, _worker: WorkerProcess, num_requests: int) -> None:
+        """A worker did not answer all requests within the grace period."""
+        if self._stopping:
+            self._events.requests_unanswered(num_requests)
+
+    def _stop(self) -> None:
+        self._stopping = True
+        self._wake.set()
+
+    async def _wait(self, condition: Callable[[], bool], timeout_s: float | None = None) -> None:
+        """Wait until a condition is true; it is checked after each change of the state. Only ``run`` calls it."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while not condition():
+                    self._wake.clear()
+                    await self._wake.wait()
+
+    def _start(self, bundle: SealedBundle) -> WorkerProcess:
+        """Start a worker that runs until it ends or the slot stops."""
+        worker = WorkerProcess(self._plan, bundle, self)
+        self._workers.add(worker)
+
+        def ended(task: "asyncio.Task[int]") -> None:
+            self._workers.discard(worker)
+            self._wake.set()
+            if worker is not self._current and not task.cancelled():
+                self._report_end_of_other(worker)
+
+        worker.task.add_done_callback(ended)
+        return worker
+
+    def _report_end_of_other(self, worker: WorkerProcess) -> None:
+        """Log and report the failure of a worker that drained after a replacement, or that served on trial."""
+        failed = worker.task.exception() is not None or worker.task.result() != 0
+        if failed and worker.was_ready and not self._killed:
+            _log.error("worker failed during a replacement", worker=self._plan.number, pid=worker.pid,
+                       reason=_failure(worker))  # fmt: skip
+            if self._stopping:
+                self._events.drain_failed()
+
+    def _delay_s(self, worker: WorkerProcess) -> float:
+        """Report the end of the slot's worker; return the seconds to wait before the next one starts.
 
         Raises:
             StartupError: no worker of this slot has been ready yet.
-            OSError: the system has no process or file descriptor left.
-            MemoryError: it has no memory left.
+            Exception: a fault of this program, and no worker of this slot has been ready yet.
         """
-        self._draining = False
-        block = self._collector.new_block()
-        try:
-            start: dict[str, Any] = {
-                "settings": self._settings.to_dict(),
-                "bundle_fd": self._bundle_fd,
-                "block_fd": block.fd,
-                "num_threads": self._num_threads,
-            }
-            fds = [self._bundle_fd, block.fd]
-            if self._listener is not None:
-                start["listener_fd"] = self._listener.fileno()
-                fds.append(self._listener.fileno())
-            child = await AsyncChild.start(WORKER_MODULE, environment=_WORKER_ENVIRONMENT, pass_fds=fds)
-            async with child:
-                self._child = child
-                await child.send(start)
-                exit_code = await self._supervise(child, block)
-        finally:
-            self._child = None
-            served_s = time.monotonic() - self._ready_since if self._ready.is_set() else 0.0
-            self._ready.clear()
-            self._collector.retire(block)
-        self._report_end(child.pid, exit_code, served_s)
+        if (error := worker.task.exception()) is not None:
+            return self._delay_after_error_s(error)
+        exit_code = worker.task.result()
+        self.refusal = worker.refusal
+        self._report_end(worker, exit_code)
         # A worker that drained has not failed, and connections may wait for the next one.
-        if self._stop.is_set() or (self._draining and exit_code == 0):
+        if self._stopping or (worker.draining and exit_code == 0):
             return 0.0
-        delay_s = self._backoff.next_delay_s(served_s)
+        delay_s = self._backoff.next_delay_s(worker.served_s)
         if delay_s and self.refusal is None:
             self.refusal = f"a worker ended with exit code {exit_code}; the next one starts after {delay_s:g} s"
         return delay_s
 
-    def _retry_s(self, refusal: str, error: Exception) -> float:
-        """Note why a worker could not be run; return the seconds to wait before the next one starts.
-
-        Raises:
-            StartupError: no worker of this slot has been ready yet.
-        """
-        if self._stop.is_set():
+    def _delay_after_error_s(self, error: BaseException) -> float:
+        if _is_shortage(error):
+            refusal = _cannot_start(error)
+        elif not self.was_ready:
+            raise error
+        else:
+            _log.error("a worker was ended because of an internal fault", worker=self._plan.number, exc_info=error)
+            refusal = "a worker was ended because of an internal fault; see the log"
+        if self._stopping:
             self._events.drain_failed()
         elif not self.was_ready:
             raise StartupError(refusal) from error
         self.refusal = refusal
-        _log.error("worker could not be run", worker=self._number, refusal=refusal)
+        _log.error("worker could not be run", worker=self._plan.number, refusal=refusal)
         return START_RETRY_S
 
-    async def _supervise(self, child: AsyncChild, block: Block) -> int:
-        """Handle the worker's messages, monitor it, and return its exit code."""
-        # The slot may have been stopped while the process was being started.
-        if self._killed:
-            child.kill()
-        elif self._stop.is_set():
-            child.send_last(DRAIN)
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._receive(child))
-            watch = tasks.create_task(self._kill_when_hung(child, block))
-            exit_code = await child.wait()
-            watch.cancel()
-        return exit_code
-
-    async def _receive(self, child: AsyncChild) -> None:
-        """Handle the worker's messages until it closes the channel.
-
-        Raises:
-            ValueError: the worker sent a message other than its four.
-        """
-        while True:
-            try:
-                message: Any = await child.receive()
-            except ChannelClosed:
-                return
-            match message:
-                case {"event": "ready", "provider": str(provider)}:
-                    self._ready_since = time.monotonic()
-                    self._ready.set()
-                    self.refusal = None
-                    self.was_ready = True
-                    self._events.worker_ready(provider)
-                case {"event": "draining"}:
-                    self._draining = True
-                    self._events.worker_draining()
-                case {"event": "refused", "message": str(reason)}:
-                    self.refusal = reason
-                case {"event": "unanswered", "num_requests": int(num_requests)}:
-                    _log.error("grace period ended", worker=self._number, num_unanswered=num_requests)
-                    if self._stop.is_set():
-                        self._events.requests_unanswered(num_requests)
-                case _:
-                    raise ValueError(f"unexpected message from worker {self._number}: {message!r}")
-
-    async def _kill_when_hung(self, child: AsyncChild, block: Block) -> None:
-        """Kill a worker that does not become ready in time, or whose heartbeat stops."""
-        try:
-            await asyncio.wait_for(self._ready.wait(), START_LIMIT_S)
-        except TimeoutError:
-            self.refusal = f"a worker did not become ready within {START_LIMIT_S:g} s"
-            _log.error("worker did not become ready, killing it", worker=self._number, limit_s=START_LIMIT_S)
-            child.kill()
-            return
-        stall_s = self._settings.stall_s
-        monitor = HeartbeatMonitor(stall_s, time.monotonic())
-        while not monitor.is_stalled:
-            await asyncio.sleep(HEARTBEAT_CHECK_S)
-            monitor.observe(block.heartbeat, time.monotonic())
-        _log.error("worker's heartbeat stopped, killing it", worker=self._number, stall_s=stall_s)
-        child.kill()
-
-    def _report_end(self, pid: int, exit_code: int, served_s: float) -> None:
+    def _report_end(self, worker: WorkerProcess, exit_code: int) -> None:
         """Log and report a worker's end, unless ``drain`` or ``kill`` caused it.
 
         Raises:
             StartupError: no worker of this slot has been ready yet.
         """
-        if self._stop.is_set():
+        number = self._plan.number
+        if self._stopping:
             if exit_code and not self._killed:
-                _log.error("worker failed while it drained", worker=self._number, pid=pid, exit_code=exit_code)
+                _log.error("worker failed while it drained", worker=number, pid=worker.pid, exit_code=exit_code)
                 self._events.drain_failed()
             return
         if not self.was_ready:
-            raise StartupError(
-                self.refusal or f"a worker ended with exit code {exit_code} before it was ready; see its output above"
-            )
-        if exit_code or not self._draining:
+            raise StartupError(_failure(worker))
+        if exit_code or not worker.draining:
             _log.error(
-                "worker ended unexpectedly", worker=self._number, pid=pid, exit_code=exit_code,
-                served_s=round(served_s, 1), refusal=self.refusal,
+                "worker ended unexpectedly", worker=number, pid=worker.pid, exit_code=exit_code,
+                served_s=round(worker.served_s, 1), refusal=self.refusal,
             )  # fmt: skip
+
+
+def _failure(worker: WorkerProcess) -> str:
+    """Return why a worker that has ended failed."""
+    if (error := worker.task.exception()) is not None:
+        return (
+            _cannot_start(error)
+            if _is_shortage(error)
+            else f"a worker was ended because of an internal fault: {error!r}"
+        )
+    exit_code = worker.task.result()
+    return worker.refusal or (
+        f"a worker ended with exit code {exit_code} {worker.served_s:.1f} s after it was ready"
+        if worker.was_ready
+        else f"a worker ended with exit code {exit_code} before it was ready; see its output above"
+    )
+
+
+def _is_shortage(error: BaseException) -> bool:
+    return isinstance(error, OSError | MemoryError)
+
+
+def _cannot_start(error: BaseException) -> str:
+    return f"cannot start a worker: {str(error) or type(error).__name__}"
 
 
 class InlineSlot:
     """Runs the only worker of ``--workers 0`` on a thread of this process, for debuggers. It is never restarted.
 
     Attributes:
+        bundle: that the worker serves.
         was_ready: whether the worker has been ready.
         refusal: always ``None``: ``run`` raises instead.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        bundle_fd: int,
-        num_threads: int,
-        listener: socket.socket | None,
-        collector: ServiceCollector,
-        events: SlotEvents,
-    ) -> None:
+    def __init__(self, plan: WorkerPlan, bundle: SealedBundle, events: SlotEvents) -> None:
         """Prepare; nothing is started. The arguments are those of ``WorkerSlot``."""
-        self._settings = settings
-        self._bundle_fd = bundle_fd
-        self._num_threads = num_threads
-        self._listener = listener
-        self._collector = collector
+        self.bundle = bundle
+        self._plan = plan
         self._events = events
         self._draining = False
         self._worker: Worker | None = None
@@ -336,13 +327,13 @@ class InlineSlot:
         # Imported here, because it loads onnxruntime into the supervisor's process.
         from digitserve.worker import Worker  # noqa: PLC0415 - loads onnxruntime
 
-        settings = self._settings
-        block = self._collector.new_block()
+        plan = self._plan
+        block = plan.collector.new_block(self.bundle.manifest.labels)
         # As in a process, the worker has a copy of its own: it closes it later than the supervisor.
-        listener = self._listener and self._listener.dup()
+        listener = plan.listener and plan.listener.dup()
         try:
-            bundle = parse_bundle(BundleFiles.unseal(self._bundle_fd))
-            worker = await asyncio.to_thread(Worker, settings, bundle, block, self._num_threads, listener)
+            bundle = parse_bundle(BundleFiles.unseal(self.bundle.fd))
+            worker = await asyncio.to_thread(Worker, plan.settings, bundle, block, plan.num_threads, listener)
             self._worker = worker
             worker.listen()
             if self._draining:
@@ -355,7 +346,14 @@ class InlineSlot:
             if listener is not None:
                 listener.close()
             self.is_ready = False
-            self._collector.retire(block)
+            plan.collector.retire(block)
+
+    async def replace(self, _bundle: SealedBundle, _prove_s: float) -> str | None:
+        """Return why the worker is not replaced."""
+        return "with --workers 0 the only worker is not replaced; restart the service"
+
+    def give_up_replacement(self) -> None:
+        """Do nothing: there is no replacement."""
 
     def drain(self) -> None:
         """Ask the worker to answer its pending requests and to end."""

@@ -5,6 +5,7 @@ the listening sockets that native workers inherit, the shared memory of all metr
 handles a request.
 
     serve ──▶ Supervisor ──▶ one slot per worker (``slots``)
+                         ──▶ replacement of the workers when another version is activated (``reload``)
                          ──▶ /metrics, /livez, /readyz (``http``)
 
     SIGTERM ──▶ not ready ──▶ workers drain, each closes the last copy of its socket ──▶ all workers ended ──▶ HTTP closes ──▶ exit
@@ -15,29 +16,34 @@ A slot replaces its worker whatever fails. If another task of the supervisor end
 
 import asyncio
 import contextlib
-import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from digitserve.certificate import server_context
 from digitserve.errors import StartupError
-from digitserve.inference.bundle import Manifest, parse_bundle, served_files
-from digitserve.inference.bundle_files import BundleFiles
+from digitserve.inference.active_file import active_path, signature
+from digitserve.inference.bundle import served_files
+from digitserve.inference.sealed_bundle import SealedBundle
 from digitserve.settings import Settings, endpoint
 from digitserve.supervision import descriptors, device
 from digitserve.supervision.cpu_budget import cpu_budget
 from digitserve.supervision.http import MAX_CONNECTIONS, HttpServer, make_app
+from digitserve.supervision.http_access import HttpAccess
+from digitserve.supervision.http_log import FailureLog
 from digitserve.supervision.ports import SlotListeners, listen, reserve
+from digitserve.supervision.reload import ActiveFileWatcher, Reloader
 from digitserve.supervision.slots import InlineSlot, WorkerSlot
+from digitserve.supervision.worker_process import WorkerPlan
 from digitserve.telemetry.collector import ServiceCollector
+from digitserve.telemetry.request_log import RequestLog
 
 KILL_MARGIN_S = 2.0
 """Seconds after the grace period before a worker that still runs is killed."""
@@ -65,12 +71,11 @@ def serve(settings: Settings, print_banner: Callable[[str], None]) -> int:
     Raises:
         StartupError: a setting cannot be used; the message states which one, and which values are accepted.
     """
-    files = served_files(settings)
-    manifest = parse_bundle(files).manifest
-    server_context(settings)  # checks the certificate
+    file_signature = signature(active_path(settings.models, settings.model, settings.active_file))
+    bundle = SealedBundle(served_files(settings))
+    access = HttpAccess(settings)  # checks certificate and tokens
     num_descriptors = descriptors.raise_limit(settings.connection_limit)
     with (
-        _sealed(files) as bundle_fd,
         reserve(settings.host, settings.grpc_port, "--grpc-port") as grpc_socket,
         listen(settings.host, settings.http_port, "--http-port") as http_socket,
     ):
@@ -78,7 +83,6 @@ def serve(settings: Settings, print_banner: Callable[[str], None]) -> int:
             settings.resolve(device.resolve(settings), cpu_budget()),
             grpc_port=grpc_socket.getsockname()[1],
             http_port=http_socket.getsockname()[1],
-            model_version=manifest.version,
         )
         # gRPC core cannot listen on a socket that another process has opened.
         native = resolved.transport == "native"
@@ -86,18 +90,10 @@ def serve(settings: Settings, print_banner: Callable[[str], None]) -> int:
             left = descriptors.num_left(num_descriptors, resolved.workers or 1)
             # uvicorn needs up to two per connection, while it closes those beyond the limit.
             max_http_connections = max(1, min(MAX_CONNECTIONS, left // 2))
-            supervisor = Supervisor(resolved, manifest, bundle_fd, listeners, http_socket, max_http_connections)
+            supervisor = Supervisor(
+                resolved, bundle, file_signature, listeners, http_socket, max_http_connections, access
+            )
             return asyncio.run(supervisor.run(print_banner))
-
-
-@contextlib.contextmanager
-def _sealed(files: BundleFiles) -> Iterator[int]:
-    """Copy the verified files to memory for all workers, because the files in the folder may change."""
-    fd = files.seal()
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 class Supervisor:
@@ -109,24 +105,25 @@ class Supervisor:
     def __init__(
         self,
         settings: Settings,
-        manifest: Manifest,
-        bundle_fd: int,
+        bundle: SealedBundle,
+        file_signature: tuple[int, ...],
         listeners: SlotListeners | None,
         http_socket: socket.socket,
         max_http_connections: int,
+        access: HttpAccess,
     ) -> None:
         """Prepare; nothing is started.
 
         Args:
-            settings: resolved: with device, workers, ports and version decided. Port ``grpc_port`` is reserved.
-            manifest: of the bundle to serve.
-            bundle_fd: its sealed files.
+            settings: resolved: with device, workers and ports decided. Port ``grpc_port`` is reserved.
+            bundle: to serve at first.
+            file_signature: of the active file before the bundle was chosen.
             listeners: one per slot; None if workers bind the port. Closed as soon as the service drains.
             http_socket: listens on the HTTP port.
             max_http_connections: most open connections of the HTTP port.
+            access: who may read what on the HTTP port, and its TLS.
         """
         self.settings = settings
-        self.manifest = manifest
         self._provider = ""
         self._num_restarts = 0
         self._refusal: StartupError | None = None
@@ -137,22 +134,23 @@ class Supervisor:
         self._stop = asyncio.Event()
         self._listeners = listeners
         self._http_socket = http_socket
-        collector = ServiceCollector(manifest.labels, self._service_metrics)
+        self._file_signature = file_signature
+        collector = ServiceCollector(bundle.manifest.labels, self._service_metrics)
         registry = CollectorRegistry()
         registry.register(collector)
-        self._http = HttpServer(make_app(self, registry), max_http_connections)
+        self._access = access
+        app = FailureLog(make_app(self, registry, access), RequestLog(settings.log_requests_per_s))
+        self._http = HttpServer(app, access, max_http_connections)
         self._cpu_budget = cpu_budget()
         num_workers = settings.workers or 1
         self._num_threads = num_threads = max(1, int(self._cpu_budget) // num_workers)
-        sockets = [listeners[number] if listeners else None for number in range(num_workers)]
-        self._slots: Sequence[WorkerSlot | InlineSlot] = (
-            [
-                WorkerSlot(number, settings, bundle_fd, num_threads, sockets[number], collector, self)
-                for number in range(num_workers)
-            ]
-            if settings.workers
-            else [InlineSlot(settings, bundle_fd, num_threads, sockets[0], collector, self)]
-        )
+        plans = [
+            WorkerPlan(number, settings, num_threads, listeners[number] if listeners else None, collector)
+            for number in range(num_workers)
+        ]
+        slot_type = WorkerSlot if settings.workers else InlineSlot
+        self._slots: Sequence[WorkerSlot | InlineSlot] = [slot_type(plan, bundle, self) for plan in plans]
+        self._reloader = Reloader(self._slots, bundle)
 
     @property
     def num_ready(self) -> int:
@@ -167,11 +165,16 @@ class Supervisor:
     def status_line(self) -> str:
         """Return the state of the service as one line of text."""
         state = "draining" if self._stop.is_set() else "ready" if self.ready else "not ready"
-        refusals = {slot.refusal for slot in self._slots if slot.refusal}
+        active, target = self._reloader.active, self._reloader.target
+        details = {slot.refusal for slot in self._slots if slot.refusal}
+        if target is not active:
+            details.add(f"replacing the workers by {target}")
+        if self._reloader.refusal is not None:
+            details.add(f"the version that was activated is refused: {self._reloader.refusal}")
         return (
-            f"digitserve {state}: {self.manifest.name}/{self.manifest.version} sha256 {self.manifest.sha256[:12]}, "
+            f"digitserve {state}: {active} sha256 {active.manifest.sha256[:12]}, "
             f"{self.num_ready} of {len(self._slots)} workers ready"
-            + "".join(f"; {refusal}" for refusal in sorted(refusals))
+            + "".join(f"; {detail}" for detail in sorted(details))
         )
 
     async def run(self, print_banner: Callable[[str], None]) -> int:
@@ -188,22 +191,50 @@ class Supervisor:
             loop.add_signal_handler(number, self._handle_signal)
         http = self._start_task("HTTP server", self._http.run_on(self._http_socket))
         slots = [self._start_task(f"slot {number}", slot.run()) for number, slot in enumerate(self._slots)]
+        reload = self._start_task("reload", self._reloader.run())
+        watcher = self._watcher(loop)
         try:
             await self._wait_until_ready()
             if not self._stop.is_set():
                 print_banner(self._banner())
+                if watcher is not None:
+                    watcher.start()
             await self._stop.wait()
+            reload.cancel()
             if self._refusal is not None:
                 raise self._refusal
             await self._drain(slots)
         finally:
             self._stop.set()
+            reload.cancel()
+            if watcher is not None:
+                watcher.stop()
             for slot in self._slots:
                 slot.kill()
             self._close_listeners()
             self._http.should_exit = True
-            await asyncio.gather(http, *slots, return_exceptions=True)
+            await asyncio.gather(http, reload, *slots, return_exceptions=True)
         return self._exit_code
+
+    def _watcher(self, loop: asyncio.AbstractEventLoop) -> ActiveFileWatcher | None:
+        """Return a watcher of the active file, unless the version is fixed."""
+        settings = self.settings
+        if settings.model_version is not None:
+            if self._file_signature:
+                path = active_path(settings.models, settings.model, settings.active_file)
+                _log.warning("the active file is ignored because --model-version is set", path=str(path),
+                             model_version=settings.model_version)  # fmt: skip
+            return None
+
+        def post(callback: Callable[..., None], *arguments: Any) -> None:
+            with contextlib.suppress(RuntimeError):  # the service has ended
+                loop.call_soon_threadsafe(callback, *arguments)
+
+        reloader = self._reloader
+        return ActiveFileWatcher(
+            settings, self._file_signature,
+            on_activated=partial(post, reloader.activate), on_refused=partial(post, reloader.refuse), on_removed=partial(post, reloader.keep),
+        )  # fmt: skip
 
     def worker_ready(self, provider: str) -> None:
         """Note the execution provider that the banner and the metrics show."""
@@ -292,15 +323,15 @@ class Supervisor:
             self._listeners.close()
 
     def _banner(self) -> str:
-        settings, manifest = self.settings, self.manifest
+        settings, active = self.settings, self._reloader.active
         # The command as it was typed, so that it can be copied even if it is not on the PATH.
         program = sys.argv[0] if sys.argv[0].endswith("/digitserve") else "digitserve"
         address = endpoint(settings.host, settings.grpc_port)
         tls = settings.tls_certificate
         lines = {
             "gRPC": address if tls is None else f"{address}  TLS",
-            "HTTP": f"http://{endpoint(settings.host, settings.http_port)}  (/metrics /livez /readyz)",
-            "model": f"{manifest.name}/{manifest.version}  sha256 {manifest.sha256[:12]}  {self._provider}",
+            "HTTP": f"{'http' if tls is None else 'https'}://{endpoint(settings.host, settings.http_port)}  (/metrics /livez /readyz)",
+            "model": f"{active}  sha256 {active.manifest.sha256[:12]}  {self._provider}",
             "workers": f"{settings.workers} x {self._num_threads} threads, CPU budget {self._cpu_budget:g}",
             "try": (
                 f"{program} classify --address {address} FILE.png"
@@ -311,7 +342,8 @@ class Supervisor:
         return "\n".join(["digitserve is ready", *(f"  {name:<8} {text}" for name, text in lines.items())])
 
     def _service_metrics(self) -> Iterable[Metric]:
-        manifest = self.manifest
+        reloader = self._reloader
+        manifest = reloader.active.manifest
         info = GaugeMetricFamily(
             "digitserve_model_info", "The model being served.", labels=("name", "version", "sha256", "provider")
         )
@@ -321,3 +353,8 @@ class Supervisor:
         yield CounterMetricFamily(
             "digitserve_worker_restarts", "Workers started in place of one that ended.", self._num_restarts
         )
+        yield from self._access.metrics()
+        reloads = CounterMetricFamily("digitserve_reloads", "Activations of another version.", labels=("result",))
+        reloads.add_metric(("completed",), reloader.num_completed)
+        reloads.add_metric(("failed",), reloader.num_failed)
+        yield reloads

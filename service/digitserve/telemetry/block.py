@@ -174,6 +174,9 @@ def specs(labels: Sequence[str]) -> tuple[Spec, ...]:
             "digitserve_streams_refused", "Requests that the transport refused or ended.", "counter",
             ("reason",), tuple((reason,) for reason in RefusalReason),
         ),
+        Spec(
+            "digitserve_request_lines_omitted", "Log lines of failed or slow requests over --log-requests-per-s.", "counter",
+        ),
         Spec("digitserve_predictions", "Predictions returned.", "counter", ("label", "verdict"), predictions),
         Spec("digitserve_confidence", "Confidence of accepted predictions.", "histogram", buckets=CONFIDENCE_BUCKETS),
         Spec("digitserve_cpu_seconds", "CPU seconds used by workers.", "counter"),
@@ -185,6 +188,7 @@ class Block:
     """The cells of one worker. The supervisor creates the memory, and the worker maps the same memory.
 
     Attributes:
+        labels: of the model.
         fd: file descriptor of the memory, inherited by the worker.
         specs: the metrics, in the order of the memory.
         cells: float64[series, width] for the name of each metric.
@@ -192,6 +196,7 @@ class Block:
 
     def __init__(self, labels: Sequence[str], fd: int | None = None) -> None:
         """Create new memory, or map the memory of ``fd``."""
+        self.labels = tuple(labels)
         self.specs = specs(labels)
         size = 8 * sum(len(spec.label_values) * spec.width for spec in self.specs)
         self.fd = os.memfd_create("digitserve-metrics") if fd is None else fd

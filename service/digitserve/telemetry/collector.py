@@ -13,6 +13,9 @@ from prometheus_client.registry import Collector
 from digitserve.protocol.names import Code
 from digitserve.telemetry.block import METHODS, Block, Cells, CloseReason, Spec, specs
 
+Rows = dict[tuple[str, ...], Cells]
+"""The cells of each series of a metric, by its label values."""
+
 _INTERNAL = list(CloseReason).index(CloseReason.INTERNAL)
 
 
@@ -26,18 +29,25 @@ class ServiceCollector(Collector):
         """Start without a worker.
 
         Args:
-            labels: of the model being served.
+            labels: of the model being served. A model that is activated later may have others.
             supervisor_metrics: returns the metrics that are not in a block.
         """
-        self._labels = labels
-        self._specs = specs(labels)
+        self._labels = tuple(labels)
         self._supervisor_metrics = supervisor_metrics
         self._running: list[Block] = []
-        self._ended = {spec.name: np.zeros((len(spec.label_values), spec.width)) for spec in self._specs}
+        # By labels, because workers have the same cells only if their models have the same labels.
+        self._ended: dict[tuple[str, ...], dict[str, Cells]] = {}
+        self._add_labels(self._labels)
 
-    def new_block(self) -> Block:
-        """Create the memory for a worker that is about to start."""
-        block = Block(self._labels)
+    def new_block(self, labels: Sequence[str] | None = None) -> Block:
+        """Create the memory for a worker that is about to start.
+
+        Args:
+            labels: of its model, if they may differ from those of the first one.
+        """
+        labels = self._labels if labels is None else tuple(labels)
+        block = Block(labels)
+        self._add_labels(labels)
         self._running.append(block)
         return block
 
@@ -57,24 +67,40 @@ class ServiceCollector(Collector):
         handled[:, Code.UNAVAILABLE] += np.maximum(0, cells["grpc_server_started"][:, 0] - handled.sum(axis=1))
         closed = cells["digitserve_connections_closed"][:, 0]
         closed[_INTERNAL] += cells["digitserve_connections_accepted"][0, 0] - closed.sum()
-        for spec in self._specs:
+        ended = self._ended[block.labels]
+        for spec in block.specs:
             if spec.kind in {"counter", "histogram"}:
-                self._ended[spec.name] += cells[spec.name]
+                ended[spec.name] += cells[spec.name]
         block.close()
 
     def collect(self) -> Iterator[Metric]:
         """Yield each metric, summed over workers."""
-        for spec in self._specs:
+        for spec, rows in self.totals():
             if spec.kind != "internal":
-                total = sum((block.cells[spec.name] for block in self._running), start=self._ended[spec.name])
-                yield _family(spec, total)
+                yield _family(spec, rows)
         yield from self._supervisor_metrics()
 
+    def totals(self) -> Iterator[tuple[Spec, Rows]]:
+        """Yield each metric with the cells of its series, summed over workers."""
+        for same in zip(*map(specs, self._ended), strict=True):
+            rows: Rows = {}
+            for labels, spec in zip(self._ended, same, strict=True):
+                running = (block.cells[spec.name] for block in self._running if block.labels == labels)
+                for values, cells in zip(
+                    spec.label_values, sum(running, start=self._ended[labels][spec.name]), strict=True
+                ):
+                    rows[values] = rows[values] + cells if values in rows else cells
+            yield same[0], rows
 
-def _family(spec: Spec, cells: Cells) -> Metric:
+    def _add_labels(self, labels: tuple[str, ...]) -> None:
+        if labels not in self._ended:
+            self._ended[labels] = {spec.name: np.zeros((len(spec.label_values), spec.width)) for spec in specs(labels)}
+
+
+def _family(spec: Spec, rows: Rows) -> Metric:
     if spec.kind == "histogram":
         histogram = HistogramMetricFamily(spec.name, spec.text, labels=spec.label_names)
-        for values, row in zip(spec.label_values, cells, strict=True):
+        for values, row in rows.items():
             histogram.add_metric(values, _buckets(spec.buckets, row[:-1]), float(row[-1]))
         return histogram
     family: CounterMetricFamily | GaugeMetricFamily
@@ -82,7 +108,7 @@ def _family(spec: Spec, cells: Cells) -> Metric:
         family = CounterMetricFamily(spec.name, spec.text, labels=spec.label_names)
     else:
         family = GaugeMetricFamily(spec.name, spec.text, labels=spec.label_names)
-    for values, row in zip(spec.label_values, cells, strict=True):
+    for values, row in rows.items():
         # Codes that have not occurred would add 136 lines of zeros to each scrape.
         if row[0] or spec.name != "grpc_server_handled" or values[-1] == Code.OK.label:
             family.add_metric(values, float(row[0]))

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import functools
 import os
 import pkgutil
 import signal
@@ -15,11 +16,15 @@ import pytest
 from structlog.testing import capture_logs
 
 from digitserve.errors import StartupError
+from digitserve.inference.bundle_files import BundleFiles
+from digitserve.inference.sealed_bundle import SealedBundle
 from digitserve.settings import Settings
-from digitserve.supervision import ports, restart_policy, slots, supervisor
+from digitserve.supervision import ports, restart_policy, slots, supervisor, worker_process
 from digitserve.supervision.slots import WorkerSlot
 from digitserve.supervision.supervisor import EXIT_FAULT, EXIT_INCOMPLETE
+from digitserve.supervision.worker_process import WorkerPlan
 from digitserve.telemetry.collector import ServiceCollector
+from support.bundles import LABELS, write_echo_bundle
 from support.child_modules import child_processes, open_descriptors, write_module
 
 SCRIPT = """
@@ -66,7 +71,7 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
     def write(body: str) -> None:
         source = SCRIPT.format(starts=str(tmp_path / "starts")) + "".join(f"    {line}\n" for line in body.splitlines())
         name = write_module(tmp_path / "modules", "scripted_worker", source, monkeypatch)
-        monkeypatch.setattr(slots, "WORKER_MODULE", name)
+        monkeypatch.setattr(worker_process, "WORKER_MODULE", name)
 
     return write
 
@@ -113,14 +118,21 @@ def run_slot(drain_after: tuple[str, int] = ("", 0), listener: socket.socket | N
 
 def run_recorded(recorder: Recorder, listener: socket.socket | None = None, **changes: Any) -> None:
     """Run a slot that reports to a recorder, until it ends."""
+    bundle = echo_bundle()
 
     async def run() -> None:
-        collector = ServiceCollector(tuple("0123456789"), list)
-        with tempfile.TemporaryFile() as bundle:
-            recorder.slot = WorkerSlot(0, Settings(**changes), bundle.fileno(), 1, listener, collector, recorder)
-            await recorder.slot.run()
+        collector = ServiceCollector(LABELS, list)
+        recorder.slot = WorkerSlot(WorkerPlan(0, Settings(**changes), 1, listener, collector), bundle, recorder)
+        await recorder.slot.run()
 
     asyncio.run(run())
+
+
+@functools.cache
+def echo_bundle(version: int = 1) -> SealedBundle:
+    """Return a bundle in memory; scripted workers do not read it."""
+    with tempfile.TemporaryDirectory() as models:
+        return SealedBundle(BundleFiles.read(write_echo_bundle(Path(models), version)))
 
 
 READY = "ready Scripted"
@@ -219,7 +231,7 @@ def test_a_first_worker_that_crashes_ends_the_slot(script: Script) -> None:
 
 def test_a_first_worker_that_hangs_ends_the_slot(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that does not become ready in time is killed; that is a refusal to start."""
-    monkeypatch.setattr(slots, "START_LIMIT_S", 0.01)
+    monkeypatch.setattr(worker_process, "START_LIMIT_S", 0.01)
     script("time.sleep(600)")
     with pytest.raises(StartupError, match=r"did not become ready within 0\.01 s"):
         run_slot()

@@ -17,7 +17,12 @@ from digitserve.cli.exit_codes import ExitCode, exit_code
 from digitserve.client import Client, ClientError, DeadlineExceeded, Unreachable
 from support.bundles import echo_image
 
-COMMANDS = sorted(main.commands)
+SUBCOMMANDS = {name: command for name, command in main.commands.items() if isinstance(command, click.Group)}
+COMMANDS = {
+    **{name: command for name, command in main.commands.items() if name not in SUBCOMMANDS},
+    **{f"{group} {name}": command for group, held in SUBCOMMANDS.items() for name, command in held.commands.items()},
+}
+ARGUMENTS = {"classify": ["x.png"], "models activate": ["digits/1"]}
 
 
 @pytest.fixture(autouse=True)
@@ -40,11 +45,10 @@ def run_process(*arguments: str, stdin: bytes = b"", **environment: str) -> subp
 
 
 def default_address(monkeypatch: pytest.MonkeyPatch, **environment: str) -> str:
-    """Return the address that ``healthcheck`` uses without ``--address``."""
+    """Return the address that commands use without ``--address``."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with main.commands["healthcheck"].make_context("healthcheck", []) as context:
-        return str(context.params["address"])
+    return options.Target(os.environ.get("DIGITSERVE_ADDRESS"), {}).resolve()[0]
 
 
 def test_python_m_digitserve_is_the_command() -> None:
@@ -86,11 +90,11 @@ def test_the_package_exports_the_clients_lazily() -> None:
         _ = digitserve.Server  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_help_shows_every_option_in_a_section(name: str) -> None:
     """Each option is in exactly one section of ``--help``; the general options are the last section."""
-    result = run(name, "--help")
-    command = main.commands[name]
+    result = run(*name.split(), "--help")
+    command = COMMANDS[name]
     flags = [max(one.opts, key=len) for one in command.params if isinstance(one, click.Option)]
 
     assert result.exit_code == 0
@@ -106,7 +110,7 @@ def test_help_shows_every_option_in_a_section(name: str) -> None:
 def test_help_lists_the_exit_codes() -> None:
     """``digitserve --help`` lists the codes of all commands."""
     output = run("--help").output
-    for code in (0, 1, 2, 3, 4, 130):
+    for code in (0, 1, 2, 3, 4, 5, 130):
         assert f"\n    {code} " in output
 
 
@@ -130,7 +134,7 @@ def test_each_error_has_its_exit_code(error: Exception, code: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["classify", "healthcheck", "bench"])
-@pytest.mark.parametrize("address", ["https://localhost", "localhost:http", "localhost:8080/metrics", "::1"])
+@pytest.mark.parametrize("address", ["tcp://localhost", "localhost:http", "localhost:8080/metrics", "::1"])
 def test_a_wrong_address_is_wrong_usage(name: str, address: str) -> None:
     """An address that cannot be corrected ends with exit code 2 and states what an address looks like."""
     result = run(name, *(["x.png"] if name == "classify" else []), "--address", address)
@@ -202,15 +206,15 @@ def test_an_address_without_a_service_has_its_exit_code(tmp_path: Path) -> None:
         assert "is 'digitserve serve' running at this address?" in result.stderr
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_ctrl_c_ends_every_command_without_a_traceback(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit code 130, and nothing on standard error."""
 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(main.commands[name], "callback", interrupt)
-    result = run(name, *(["x.png"] if name == "classify" else []))
+    monkeypatch.setattr(COMMANDS[name], "callback", interrupt)
+    result = run(*name.split(), *ARGUMENTS.get(name, []))
 
     assert (result.exit_code, result.stderr) == (ExitCode.INTERRUPTED, "")
 
