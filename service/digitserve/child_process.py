@@ -90,12 +90,15 @@ class Child:
         process: the process.
     """
 
-    def __init__(self, module: str, *, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, module: str, *, environment: Mapping[str, str] | None = None, pass_fds: Iterable[int] = ()
+    ) -> None:
         """Start ``python -P -m MODULE``.
 
         Args:
             module: the module to run, such as ``digitserve.worker``.
             environment: variables added to those of this process.
+            pass_fds: more file descriptors for the child to inherit, under the same numbers.
         """
         with contextlib.ExitStack() as on_failure:
             ours, theirs = socket.socketpair()
@@ -103,7 +106,7 @@ class Child:
             with theirs, _sigint_blocked():
                 self.process = subprocess.Popen(
                     _command(module),
-                    stdin=subprocess.DEVNULL, stdout=_STDERR, pass_fds=(theirs.fileno(),),
+                    stdin=subprocess.DEVNULL, stdout=_STDERR, pass_fds=(theirs.fileno(), *pass_fds),
                     env=_environment(theirs, environment),
                 )  # fmt: skip
             on_failure.pop_all()
@@ -173,10 +176,11 @@ class AsyncChild:
             on_failure.enter_context(ours)
             with theirs, _sigint_blocked():
                 # Not asyncio's subprocess: it starts a thread per child, and if it cannot, the child is never reaped.
+                # In a process group of its own: if this process is killed while the child is stopped, the kernel ends the child.
                 process = subprocess.Popen(  # noqa: ASYNC220 - only waits for exec, as asyncio does
                     _command(module),
                     stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=(theirs.fileno(), *pass_fds),
-                    env=_environment(theirs, environment),
+                    env=_environment(theirs, environment), process_group=0,
                 )  # fmt: skip
             on_failure.callback(process.wait)
             on_failure.callback(process.kill)

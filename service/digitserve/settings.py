@@ -205,6 +205,18 @@ class Settings:
         "File with the version to serve. When it changes, the workers are replaced without downtime.",
         shown="<models>/<model>/active",
     )
+    shadow: str | None = _setting(
+        None,
+        _MODEL,
+        "Version (VERSION or NAME/VERSION) that runs on the same images without answering; metrics count how its answers differ.",
+        shown="none",
+    )
+    shadow_share: float = _setting(
+        0.1,
+        _MODEL,
+        "Share of a worker's time that the shadow version may use while requests are pending. 0: it runs only while none are.",
+        Bounds(0, 1),
+    )
     workers: int | None = _setting(
         None,
         _COMPUTE,

@@ -21,7 +21,7 @@ import grpc
 from prometheus_client.parser import text_string_to_metric_families
 
 from digitserve.client import CHANNEL_OPTIONS
-from digitserve.inference.bundle import served_bundle
+from digitserve.inference.bundle import parse_bundle, served_files
 from digitserve.protocol.names import CLASSIFY, CLASSIFY_STREAM
 from digitserve.settings import Settings
 from digitserve.telemetry.block import Block
@@ -119,7 +119,7 @@ class RunningWorker:
 def run_worker(models: Path, collector: ServiceCollector | None = None, **changes: object) -> Iterator[RunningWorker]:
     """Run a worker on a thread of this process, and drain it at the end of the ``with`` block."""
     settings = Settings(models=models, **{"grpc_port": 0, "lame_duck_s": 0.0, **changes})  # type: ignore[arg-type]
-    bundle = served_bundle(settings)
+    bundle = parse_bundle(served_files(settings))
     block = collector.new_block() if collector else Block(bundle.manifest.labels)
     # With SO_REUSEPORT, because several workers may share a port.
     address = (LOCAL, settings.grpc_port)
@@ -244,6 +244,8 @@ def run_service(
 ) -> Iterator[Service]:
     """Run ``digitserve serve`` on free ports after waiting for its banner; stop it at the end of the ``with`` block.
 
+    Without ``--lame-duck-s`` it drains at once, because no test waits for a load balancer.
+
     Args:
         models: folder of the models.
         log: gets standard error.
@@ -257,7 +259,8 @@ def run_service(
                 *wrapper,
                 *command("serve", "--models", str(models), "--grpc-port", "0", "--http-port", "0", *arguments),
             ],
-            stdout=subprocess.PIPE, stderr=errors, text=True, env=os.environ | environment,
+            stdout=subprocess.PIPE, stderr=errors, text=True,
+            env=os.environ | {"DIGITSERVE_LAME_DUCK_S": "0"} | environment,
         )  # fmt: skip
     try:
         banner = ""
@@ -265,7 +268,7 @@ def run_service(
             banner += line
             if line.strip().startswith("try"):
                 break
-        assert "digitserve is ready" in banner, f"no banner: {banner}{log.read_text()}"
+        assert "digitserve is ready" in banner, f"no banner: {banner}{log.read_text() if log.is_file() else log}"
         grpc_address = re.search(r"gRPC +(\S+)", banner)[1]  # type: ignore[index]
         http_url = re.search(r"HTTP +(\S+)", banner)[1]  # type: ignore[index]
         yield Service(process, grpc_address, http_url, log, banner)

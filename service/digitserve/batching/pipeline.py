@@ -16,6 +16,7 @@ import structlog
 from digitserve.batching.batcher import Batch, Batcher, Entry
 from digitserve.batching.explain import explain
 from digitserve.batching.prepare import Prepared, decide_verdicts, framing_work, prepare
+from digitserve.batching.shadow import Shadow
 from digitserve.errors import DeadlineUnmeetable, RequestError
 from digitserve.inference.bundle import Bundle
 from digitserve.inference.session import Session
@@ -119,8 +120,9 @@ class Pipeline:
         bundle: Bundle,
         recorder: Recorder,
         clock: Callable[[], float] = time.monotonic,
+        shadow: Shadow | None = None,
     ) -> None:
-        """Answer with ``session``, which runs the graph of ``bundle``."""
+        """Answer with ``session``, which runs the graph of ``bundle``; offer answered batches to ``shadow``."""
         manifest = bundle.manifest
         self._batcher = batcher
         self.refusal = batcher.refusal
@@ -128,6 +130,7 @@ class Pipeline:
         self._recorder = recorder
         self._clock = clock
         self._slow_s = recorder.requests.slow_s
+        self._shadow = shadow
         self._encoder = Encoder(manifest.name, str(manifest.version), manifest.labels)
         self._ood_threshold = manifest.ood_threshold
         self._completed = 0.0  # monotonic time in seconds at which the last batch was complete
@@ -221,6 +224,8 @@ class Pipeline:
         finished = self._batcher.complete(batch, answers, ready - formed, done - ready, iteration_s)
         self._recorder.batch(class_index, verdicts, confidence, ready - formed, done - ready)
         self._send(finished, batch.num_images)
+        if self._shadow is not None:
+            self._shadow.offer(prepared, class_index, verdicts, probabilities)
 
     def _send(self, finished: list[PendingRequest], batch_size: int) -> None:
         """Send answers, after recording their calls: a caller that has its answer finds it in the metrics."""

@@ -1,6 +1,7 @@
 """``digitserve models``: choose the version that services serve, and list the versions."""
 
 import os
+import re
 from pathlib import Path
 
 import click
@@ -9,7 +10,10 @@ from digitserve.cli.options import Command, Option, require_extra
 from digitserve.cli.output import print_line
 from digitserve.settings import Settings, environment_value, environment_variable, setting_named
 
-_MODELS = setting_named("models")
+_VERSION = re.compile("[1-9][0-9]{0,8}")
+"""As ``inference.active_file.VERSION``, which is not imported for ``--help``."""
+
+_MODELS, _ACTIVE_FILE = setting_named("models"), setting_named("active_file")
 
 
 @click.group()
@@ -40,7 +44,7 @@ class _Version(click.ParamType[tuple[str, int]]):
         if isinstance(value, tuple):
             return value
         name, _, version = value.partition("/")
-        if not name or name.startswith(".") or not (version.isascii() and version.isdecimal() and int(version) > 0):
+        if not name or name.startswith(".") or not _VERSION.fullmatch(version):
             self.fail(f"got '{value}'; expected a name and a version, such as digits/4", param, ctx)
         return name, int(version)
 
@@ -48,7 +52,12 @@ class _Version(click.ParamType[tuple[str, int]]):
 @models.command(cls=Command)
 @click.argument("model", metavar="NAME/VERSION", type=_Version())
 @_folder
-def activate(model: tuple[str, int], folder: Path) -> None:
+@click.option(
+    "--active-file", cls=Option, type=click.Path(path_type=Path), metavar="FILE",
+    envvar=environment_variable(_ACTIVE_FILE), show_envvar=True, show_default="FOLDER/NAME/active",
+    help="File to write, as in digitserve serve.",
+)  # fmt: skip
+def activate(model: tuple[str, int], folder: Path, active_file: Path | None) -> None:
     """Verify a version and activate it: running services of this model replace their workers without downtime.
 
     To roll back, activate the previous version.
@@ -59,7 +68,7 @@ def activate(model: tuple[str, int], folder: Path) -> None:
     require_extra("serve")
     from digitserve.supervision.activation import activate as write
 
-    path = write(folder, *model)
+    path = write(folder, *model, active_file)
     print_line(f"{model[0]}/{model[1]} is active: {path}")
 
 

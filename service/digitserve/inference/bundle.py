@@ -216,15 +216,6 @@ def served_files(settings: Settings) -> BundleFiles:
     return BundleFiles.read(find_bundle(settings.models, settings.model, version))
 
 
-def served_bundle(settings: Settings) -> Bundle:
-    """Read the bundle that a service with these settings serves.
-
-    Raises:
-        BundleError: there is none, or it failed a check.
-    """
-    return parse_bundle(served_files(settings))
-
-
 def write_bundle(models: Path, manifest: Manifest, graph: bytes, golden: Golden, report: Path | None = None) -> Path:
     """Write a bundle atomically: its folder appears complete or not at all.
 

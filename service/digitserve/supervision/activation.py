@@ -16,13 +16,14 @@ from digitserve.inference.bundle import Manifest, find_bundle, list_versions, re
 from digitserve.settings import Settings
 
 
-def activate(models: Path, name: str, version: int) -> Path:
+def activate(models: Path, name: str, version: int, active_file: Path | None = None) -> Path:
     """Verify a version as a worker does when it starts, on the CPU, and write it to the active file.
 
     Args:
         models: folder of all models.
         name: of the model.
         version: to activate.
+        active_file: the active file, if it is not in the folder of the model.
 
     Returns:
         The path of the active file.
@@ -35,7 +36,7 @@ def activate(models: Path, name: str, version: int) -> Path:
 
     bundle = read_bundle(find_bundle(models, name, version))
     Session(bundle).warm_up(Settings().batch_limit)
-    path = active_path(models, name)
+    path = active_path(models, name, active_file)
     write_active(path, version)
     return path
 

@@ -17,7 +17,9 @@ import numpy as np
 
 from digitserve.child_process import Channel, ChannelClosed, Child
 from digitserve.errors import StartupError
-from digitserve.inference.bundle import served_bundle
+from digitserve.inference.bundle import parse_bundle, served_files
+from digitserve.inference.bundle_files import BundleFiles
+from digitserve.inference.sealed_bundle import SealedBundle
 from digitserve.settings import Settings
 from digitserve.types import IMAGE_SIZE
 
@@ -69,14 +71,15 @@ def measure(settings: Settings, budget: int) -> Iterator[Trial]:
     """Measure each layout with each batch size.
 
     Args:
-        settings: resolved; only models, model, model_version and device are used.
+        settings: resolved; only the choice of the bundle and the device are used.
         budget: CPUs to distribute, at least 1. On CUDA one worker uses the device.
 
     Raises:
         StartupError: the bundle or the execution provider failed a check, or a child process failed.
     """
+    bundle = SealedBundle(served_files(settings))
     for workers, threads in layouts(budget if settings.device == "cpu" else 1):
-        with SessionProcesses(settings, workers, threads) as processes:
+        with SessionProcesses(settings.device, bundle, workers, threads) as processes:
             for size in BATCH_SIZES[settings.device]:
                 yield processes.measure(size)
 
@@ -84,9 +87,9 @@ def measure(settings: Settings, budget: int) -> Iterator[Trial]:
 class SessionProcesses:
     """Child processes that run the network at the same time. They run from ``with`` until its end."""
 
-    def __init__(self, settings: Settings, workers: int, threads: int) -> None:
+    def __init__(self, device: str, bundle: SealedBundle, workers: int, threads: int) -> None:
         """Prepare; nothing is started."""
-        self._settings = settings
+        self._device, self._bundle = device, bundle
         self._workers, self._threads = workers, threads
         self._running = ExitStack()
         self._children: list[Child] = []
@@ -99,9 +102,10 @@ class SessionProcesses:
         """
         with ExitStack() as stack:
             for _ in range(self._workers):
-                child = stack.enter_context(Child("digitserve.supervision.autotune"))
+                fd = self._bundle.fd
+                child = stack.enter_context(Child("digitserve.supervision.autotune", pass_fds=[fd]))
                 self._children.append(child)
-                child.channel.send({"settings": self._settings.to_dict(), "num_threads": self._threads})
+                child.channel.send({"device": self._device, "bundle_fd": fd, "num_threads": self._threads})
             for child in self._children:
                 _receive(child, "ready")
             self._running = stack.pop_all()
@@ -166,10 +170,9 @@ def _answer(channel: Channel) -> None:
     from digitserve.inference.session import Session  # noqa: PLC0415 - loads onnxruntime
 
     request = channel.receive()
-    settings = Settings.from_dict(request["settings"])
     try:
-        bundle = served_bundle(settings)
-        session = Session(bundle, device=settings.device, num_threads=request["num_threads"])
+        bundle = parse_bundle(BundleFiles.unseal(request["bundle_fd"]))
+        session = Session(bundle, device=request["device"], num_threads=request["num_threads"])
     except StartupError as error:
         channel.send({"event": "refused", "message": str(error)})
         return

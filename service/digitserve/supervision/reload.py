@@ -151,7 +151,12 @@ class Reloader:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            await self._reload()
+            try:
+                await self._reload()
+            except Exception:  # the version that is served continues
+                _log.exception("replacing the workers failed")
+                self.refuse("internal fault; see the log")
+                await asyncio.sleep(RETRY_S)
 
     def _set_target(self, bundle: SealedBundle) -> None:
         if bundle is not self._target:

@@ -28,9 +28,10 @@ import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from digitserve.errors import StartupError
-from digitserve.inference.active_file import active_path, signature
-from digitserve.inference.bundle import served_files
+from digitserve.errors import BundleError, SettingsError, StartupError
+from digitserve.inference.active_file import VERSION, active_path, signature
+from digitserve.inference.bundle import find_bundle, served_files
+from digitserve.inference.bundle_files import BundleFiles
 from digitserve.inference.sealed_bundle import SealedBundle
 from digitserve.settings import Settings, endpoint
 from digitserve.supervision import descriptors, device
@@ -73,6 +74,7 @@ def serve(settings: Settings, print_banner: Callable[[str], None]) -> int:
     """
     file_signature = signature(active_path(settings.models, settings.model, settings.active_file))
     bundle = SealedBundle(served_files(settings))
+    shadow = _shadow_bundle(settings)
     access = HttpAccess(settings)  # checks certificate and tokens
     num_descriptors = descriptors.raise_limit(settings.connection_limit)
     with (
@@ -91,9 +93,28 @@ def serve(settings: Settings, print_banner: Callable[[str], None]) -> int:
             # uvicorn needs up to two per connection, while it closes those beyond the limit.
             max_http_connections = max(1, min(MAX_CONNECTIONS, left // 2))
             supervisor = Supervisor(
-                resolved, bundle, file_signature, listeners, http_socket, max_http_connections, access
+                resolved, bundle, file_signature, shadow, listeners, http_socket, max_http_connections, access
             )
             return asyncio.run(supervisor.run(print_banner))
+
+
+def _shadow_bundle(settings: Settings) -> SealedBundle | None:
+    """Return the bundle of ``--shadow``.
+
+    Raises:
+        StartupError: it is no version, or failed a check.
+    """
+    if settings.shadow is None:
+        return None
+    name, _, version = settings.shadow.rpartition("/")
+    if not VERSION.fullmatch(version) or "/" in name:
+        raise SettingsError(
+            f"--shadow: got '{settings.shadow}'; expected a version such as 5, or a name and a version such as digits/5"
+        )
+    try:
+        return SealedBundle(BundleFiles.read(find_bundle(settings.models, name or settings.model, int(version))))
+    except BundleError as error:
+        raise StartupError(f"--shadow: {error}") from None
 
 
 class Supervisor:
@@ -107,6 +128,7 @@ class Supervisor:
         settings: Settings,
         bundle: SealedBundle,
         file_signature: tuple[int, ...],
+        shadow: SealedBundle | None,
         listeners: SlotListeners | None,
         http_socket: socket.socket,
         max_http_connections: int,
@@ -118,6 +140,7 @@ class Supervisor:
             settings: resolved: with device, workers and ports decided. Port ``grpc_port`` is reserved.
             bundle: to serve at first.
             file_signature: of the active file before the bundle was chosen.
+            shadow: of ``--shadow``.
             listeners: one per slot; None if workers bind the port. Closed as soon as the service drains.
             http_socket: listens on the HTTP port.
             max_http_connections: most open connections of the HTTP port.
@@ -135,7 +158,8 @@ class Supervisor:
         self._listeners = listeners
         self._http_socket = http_socket
         self._file_signature = file_signature
-        collector = ServiceCollector(bundle.manifest.labels, self._service_metrics)
+        self._shadow = shadow
+        self._collector = collector = ServiceCollector(bundle.manifest.labels, self._service_metrics)
         registry = CollectorRegistry()
         registry.register(collector)
         self._access = access
@@ -145,7 +169,15 @@ class Supervisor:
         num_workers = settings.workers or 1
         self._num_threads = num_threads = max(1, int(self._cpu_budget) // num_workers)
         plans = [
-            WorkerPlan(number, settings, num_threads, listeners[number] if listeners else None, collector)
+            WorkerPlan(
+                number,
+                settings,
+                num_threads,
+                listeners[number] if listeners else None,
+                shadow,
+                collector,
+                access.last_valid,
+            )
             for number in range(num_workers)
         ]
         slot_type = WorkerSlot if settings.workers else InlineSlot
@@ -214,6 +246,8 @@ class Supervisor:
             self._close_listeners()
             self._http.should_exit = True
             await asyncio.gather(http, reload, *slots, return_exceptions=True)
+        if self._shadow is not None:
+            self._log_shadow(self._shadow)
         return self._exit_code
 
     def _watcher(self, loop: asyncio.AbstractEventLoop) -> ActiveFileWatcher | None:
@@ -314,6 +348,14 @@ class Supervisor:
         elif not self._exit_code:
             _log.info("drained")
 
+    def _log_shadow(self, shadow: SealedBundle) -> None:
+        """Log the counts of the shadow version, summed over all workers."""
+        totals = {spec.name: rows for spec, rows in self._collector.totals()}
+        results = {values[0]: int(cells[0]) for values, cells in totals["digitserve_shadow_images"].items()}
+        skipped = totals["digitserve_shadow_skipped_images"][()]
+        _log.info("images compared with the shadow version", shadow=str(shadow), compared=sum(results.values()),
+                  skipped=int(skipped[0]), **{f"result_{name}": count for name, count in results.items()})  # fmt: skip
+
     def _direct_connections(self) -> None:
         if self._listeners is not None:
             self._listeners.direct([number for number, slot in enumerate(self._slots) if slot.is_ready])
@@ -331,7 +373,8 @@ class Supervisor:
         lines = {
             "gRPC": address if tls is None else f"{address}  TLS",
             "HTTP": f"{'http' if tls is None else 'https'}://{endpoint(settings.host, settings.http_port)}  (/metrics /livez /readyz)",
-            "model": f"{active}  sha256 {active.manifest.sha256[:12]}  {self._provider}",
+            "model": f"{active}  sha256 {active.manifest.sha256[:12]}  {self._provider}"
+            + (f"  shadow {self._shadow}" if self._shadow else ""),
             "workers": f"{settings.workers} x {self._num_threads} threads, CPU budget {self._cpu_budget:g}",
             "try": (
                 f"{program} classify --address {address} FILE.png"
@@ -349,6 +392,15 @@ class Supervisor:
         )
         info.add_metric((manifest.name, str(manifest.version), manifest.sha256, self._provider), 1)
         yield info
+        if self._shadow is not None:
+            described = self._shadow.manifest
+            info = GaugeMetricFamily(
+                "digitserve_shadow_info",
+                "The model that is compared with the one being served.",
+                labels=("name", "version", "sha256"),
+            )
+            info.add_metric((described.name, str(described.version), described.sha256), 1)
+            yield info
         yield GaugeMetricFamily("digitserve_ready_workers", "Workers that accept requests.", self.num_ready)
         yield CounterMetricFamily(
             "digitserve_worker_restarts", "Workers started in place of one that ended.", self._num_restarts

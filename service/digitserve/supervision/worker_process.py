@@ -10,11 +10,13 @@ Used by ``slots``, on the supervisor's event loop.
 import asyncio
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import structlog
 
+from digitserve.access import LastValid
 from digitserve.child_process import AsyncChild, ChannelClosed
 from digitserve.inference.sealed_bundle import SealedBundle
 from digitserve.settings import Settings
@@ -51,14 +53,18 @@ class WorkerPlan:
         settings: resolved; sent to each worker.
         num_threads: onnxruntime threads of each worker.
         listener: listening socket that each worker inherits and that the slot does not close. None if workers bind the port.
+        shadow: second version that each worker compares with, or None.
         collector: makes the shared memory for a worker's metrics and keeps its counts after the worker's end.
+        last_valid: returns certificate and tokens for a worker that starts while their files are not valid.
     """
 
     number: int
     settings: Settings
     num_threads: int
     listener: socket.socket | None
+    shadow: SealedBundle | None
     collector: ServiceCollector
+    last_valid: Callable[[], LastValid] = LastValid
 
 
 class WorkerEvents(Protocol):
@@ -146,9 +152,12 @@ class WorkerProcess:
                 "bundle_fd": self.bundle.fd,
                 "block_fd": block.fd,
                 "num_threads": plan.num_threads,
+                "last_valid": plan.last_valid().to_dict(),
             }
             if plan.listener is not None:
                 start["listener_fd"] = plan.listener.fileno()
+            if plan.shadow is not None:
+                start["shadow_fd"] = plan.shadow.fd
             fds = [value for name, value in start.items() if name.endswith("_fd")]
             with WorkerOutput(plan.number) as output:
                 start |= {"log_fd": output.log_fd, "number": plan.number}
@@ -211,7 +220,9 @@ class WorkerProcess:
         """Kill a worker that does not become ready in time, or whose heartbeat stops."""
         number = self._plan.number
         try:
-            await asyncio.wait_for(self._ready.wait(), START_LIMIT_S)
+            # Not wait_for: in Python 3.11 it ignores a cancellation that arrives together with the event.
+            async with asyncio.timeout(START_LIMIT_S):
+                await self._ready.wait()
         except TimeoutError:
             self.refusal = f"a worker did not become ready within {START_LIMIT_S:g} s"
             _log.error("worker did not become ready, killing it", worker=number, limit_s=START_LIMIT_S)

@@ -41,6 +41,7 @@ LATENCY_BUCKETS_S = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 )  # fmt: skip
 BATCH_BUCKETS = tuple(float(1 << power) for power in range(13))
+DIFFERENCE_BUCKETS = (0.001, 0.01, 0.05, 0.1, 0.2, 0.5, 1.0)
 CONFIDENCE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 1.0)
 
 OTHER_METHOD = Method("unary", "other", "other")
@@ -107,6 +108,19 @@ class RefusalReason(StrEnum):
     """The message did not arrive within ``message_timeout_s``."""
     ANSWER_TIMEOUT = "answer_timeout"
     """The client did not take an answer within ``message_timeout_s``."""
+
+
+class ShadowResult(StrEnum):
+    """How the shadow version would have answered: the label ``result`` of ``digitserve_shadow_images_total``."""
+
+    SAME = "same"
+    """The same label, or also not accepted."""
+    LABEL = "label"
+    """Another label; both versions accept the image."""
+    REJECTED = "rejected"
+    """Not accepted, while the version that answered accepted the image."""
+    ACCEPTED = "accepted"
+    """Accepted, while the version that answered did not accept the image."""
 
 
 LABELLED_VERDICTS = (Verdict.ACCEPTED, Verdict.UNFAMILIAR, Verdict.SEVERAL)
@@ -179,6 +193,16 @@ def specs(labels: Sequence[str]) -> tuple[Spec, ...]:
         ),
         Spec("digitserve_predictions", "Predictions returned.", "counter", ("label", "verdict"), predictions),
         Spec("digitserve_confidence", "Confidence of accepted predictions.", "histogram", buckets=CONFIDENCE_BUCKETS),
+        Spec(
+            "digitserve_shadow_images", "Images that the shadow version has classified too, by how its answer differs.", "counter",
+            ("result",), tuple((result,) for result in ShadowResult),
+        ),
+        Spec("digitserve_shadow_skipped_images", "Images that the shadow version has not classified.", "counter"),
+        Spec(
+            "digitserve_shadow_probability_difference",
+            "Largest difference between the probabilities of a label that the two versions give an image.", "histogram",
+            buckets=DIFFERENCE_BUCKETS,
+        ),
         Spec("digitserve_cpu_seconds", "CPU seconds used by workers.", "counter"),
         Spec("heartbeat", "Monotonic time of the loop's last iteration; read by the supervisor only.", "internal"),
     )  # fmt: skip

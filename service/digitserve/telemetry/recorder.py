@@ -21,6 +21,7 @@ from digitserve.telemetry.block import (
     Cells,
     CloseReason,
     RefusalReason,
+    ShadowResult,
 )  # fmt: skip
 from digitserve.telemetry.request_log import RequestLog
 
@@ -106,6 +107,9 @@ class Recorder:
         self._lines_omitted = _view(cells["digitserve_request_lines_omitted"][:, 0])
         self.requests = requests or RequestLog()
         self.requests.count_omitted = self._count_omitted_line
+        self._shadow = dict(zip(ShadowResult, map(_view, cells["digitserve_shadow_images"]), strict=True))
+        self._shadow_skipped = _view(cells["digitserve_shadow_skipped_images"][:, 0])
+        self._shadow_difference = histogram("digitserve_shadow_probability_difference")
         self._num_labels = len(labels)
 
     def call_started(self, method: Method) -> None:
@@ -198,6 +202,21 @@ class Recorder:
             # The series of a label are neighbours, one for each verdict; the series of blank images is the last.
             column = _COLUMNS[verdict]
             counts[blank if column is None else num_columns * index + column] += 1
+
+    def shadow_compared(self, results: Sequence[ShadowResult], differences: NDArray[np.floating]) -> None:
+        """Count images that the shadow version has classified.
+
+        Args:
+            results: for each image.
+            differences: largest difference of a probability, for each image that is not blank.
+        """
+        for result in results:
+            self._shadow[result][0] += 1
+        self._shadow_difference.observe_many(differences)
+
+    def shadow_skipped(self, num_images: int) -> None:
+        """Count images that the shadow version has not classified."""
+        self._shadow_skipped[0] += num_images
 
     def pending(self, num_images: int) -> None:
         """Set the number of images that wait for a batch."""

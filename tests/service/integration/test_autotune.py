@@ -2,14 +2,18 @@
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from digitserve.errors import StartupError
-from digitserve.settings import Settings
+from digitserve.inference.bundle import write_bundle
+from digitserve.inference.bundle_files import BundleFiles
+from digitserve.inference.sealed_bundle import SealedBundle
 from digitserve.supervision import autotune
-from support.bundles import write_echo_bundle
+from support.bundles import echo_golden, echo_graph, manifest
+from support.scripted_workers import echo_bundle
 
 
 def ended(processes: autotune.SessionProcesses) -> list[bool]:
@@ -17,9 +21,11 @@ def ended(processes: autotune.SessionProcesses) -> list[bool]:
 
 
 def test_processes_that_cannot_open_the_network_are_ended(tmp_path: Path) -> None:
-    """Without a bundle the measurement refuses to start, and all child processes have ended."""
-    processes = autotune.SessionProcesses(Settings(models=tmp_path), 2, 1)
-    with pytest.raises(StartupError, match="no version of model 'digits'"), processes:
+    """If the network fails a check, the measurement refuses to start, and all child processes have ended."""
+    golden = echo_golden()
+    path = write_bundle(tmp_path, manifest(), echo_graph(), replace(golden, ood_score=golden.ood_score + 5))
+    processes = autotune.SessionProcesses("cpu", SealedBundle(BundleFiles.read(path)), 2, 1)
+    with pytest.raises(StartupError, match="check 'golden' failed"), processes:
         pass
 
     assert ended(processes) == [True, True]
@@ -29,11 +35,10 @@ def test_processes_that_cannot_open_the_network_are_ended(tmp_path: Path) -> Non
     ("stop", "message"), [(signal.SIGSTOP, r"did not answer within 0\.2 s"), (signal.SIGKILL, "ended")]
 )
 def test_a_process_that_hangs_or_ends_is_reported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: signal.Signals, message: str
+    monkeypatch: pytest.MonkeyPatch, stop: signal.Signals, message: str
 ) -> None:
     """A process that stops answering or ends is an error with a message; the other processes are ended too."""
-    write_echo_bundle(tmp_path)
-    with autotune.SessionProcesses(Settings(models=tmp_path), 2, 1) as processes:
+    with autotune.SessionProcesses("cpu", echo_bundle(), 2, 1) as processes:
         first = processes._children[0].process
         os.kill(first.pid, stop)
         if stop is signal.SIGKILL:

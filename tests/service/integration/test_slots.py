@@ -2,12 +2,10 @@
 
 import asyncio
 import errno
-import functools
 import os
 import pkgutil
 import signal
 import socket
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,64 +14,15 @@ import pytest
 from structlog.testing import capture_logs
 
 from digitserve.errors import StartupError
-from digitserve.inference.bundle_files import BundleFiles
-from digitserve.inference.sealed_bundle import SealedBundle
 from digitserve.settings import Settings
-from digitserve.supervision import ports, restart_policy, slots, supervisor, worker_process
+from digitserve.supervision import ports, supervisor, worker_process
 from digitserve.supervision.slots import WorkerSlot
 from digitserve.supervision.supervisor import EXIT_FAULT, EXIT_INCOMPLETE
 from digitserve.supervision.worker_process import WorkerPlan
 from digitserve.telemetry.collector import ServiceCollector
-from support.bundles import LABELS, write_echo_bundle
-from support.child_modules import child_processes, open_descriptors, write_module
-
-SCRIPT = """
-    import sys, os, time
-    from pathlib import Path
-    from digitserve.child_process import Channel, ChannelClosed
-
-    channel = Channel.to_parent()
-    order = channel.receive()
-
-    def ready():
-        channel.send({{"event": "ready", "provider": "Scripted"}})
-
-    def wait_for_drain():
-        try:
-            channel.receive()
-        except ChannelClosed:
-            pass
-
-    # The number of this worker among those started: 1 for the first.
-    starts = Path({starts!r})
-    # Appending is atomic, so two workers that start together get different numbers.
-    with starts.open("a") as file:
-        file.write("x")
-        file.flush()
-        number = file.tell()
-
-"""
-
-Script = Callable[[str], None]
-
-
-@pytest.fixture(autouse=True)
-def _no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restart_policy, "FIRST_DELAY_S", 0.001)
-    monkeypatch.setattr(restart_policy, "MAX_DELAY_S", 0.001)
-    monkeypatch.setattr(slots, "START_RETRY_S", 0.001)
-
-
-@pytest.fixture
-def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
-    """Return a function that sets what each worker does once it has its settings."""
-
-    def write(body: str) -> None:
-        source = SCRIPT.format(starts=str(tmp_path / "starts")) + "".join(f"    {line}\n" for line in body.splitlines())
-        name = write_module(tmp_path / "modules", "scripted_worker", source, monkeypatch)
-        monkeypatch.setattr(worker_process, "WORKER_MODULE", name)
-
-    return write
+from support.bundles import LABELS
+from support.child_modules import child_processes, open_descriptors
+from support.scripted_workers import Script, echo_bundle
 
 
 class Recorder:
@@ -122,17 +71,10 @@ def run_recorded(recorder: Recorder, listener: socket.socket | None = None, **ch
 
     async def run() -> None:
         collector = ServiceCollector(LABELS, list)
-        recorder.slot = WorkerSlot(WorkerPlan(0, Settings(**changes), 1, listener, collector), bundle, recorder)
+        recorder.slot = WorkerSlot(WorkerPlan(0, Settings(**changes), 1, listener, None, collector), bundle, recorder)
         await recorder.slot.run()
 
     asyncio.run(run())
-
-
-@functools.cache
-def echo_bundle(version: int = 1) -> SealedBundle:
-    """Return a bundle in memory; scripted workers do not read it."""
-    with tempfile.TemporaryDirectory() as models:
-        return SealedBundle(BundleFiles.read(write_echo_bundle(Path(models), version)))
 
 
 READY = "ready Scripted"
@@ -162,7 +104,6 @@ def test_each_worker_inherits_the_slots_socket(script: Script) -> None:
     """Each worker of a slot accepts on the same listening socket; a connection waits while the worker is replaced."""
     script("""
 import socket
-import tempfile
 listener = socket.socket(fileno=order["listener_fd"])
 listener.accept()[0].send(b"%d" % number)
 ready()

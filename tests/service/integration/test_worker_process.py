@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from digitserve import worker
 from digitserve.child_process import AsyncChild, ChannelClosed
@@ -105,6 +106,24 @@ def test_a_worker_that_is_asked_to_drain_is_a_lame_duck_first(settings: Settings
         return await child.wait()
 
     assert run(replace(settings, lame_duck_s=600.0, grace_s=600.0), interact) == -signal.SIGKILL
+
+
+def test_a_worker_that_hands_over_is_no_lame_duck(settings: Settings) -> None:
+    """After "hand over" it drains at once, and a client that watches its health never gets NOT_SERVING: the service continues."""
+
+    async def interact(child: AsyncChild, block: Block) -> int:
+        assert (await child.receive())["event"] == "ready"
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{settings.grpc_port}") as channel:
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
+            statuses = []
+            with pytest.raises(grpc.aio.AioRpcError, match="UNAVAILABLE"):
+                async for message in watch:
+                    statuses.append(message.status)
+                    child.send_last("hand over")
+        assert statuses == [health_pb2.HealthCheckResponse.SERVING]
+        return await child.wait()
+
+    assert run(replace(settings, lame_duck_s=600.0, grace_s=600.0), interact) == 0
 
 
 @pytest.mark.parametrize("last", ["drain", None])

@@ -101,6 +101,8 @@ OTHER_VALUES = {
     "models": Path("elsewhere"),
     "model": "letters",
     "model_version": 12,
+    "shadow": "digits/3",
+    "shadow_share": 0.5,
     "active_file": Path("active"),
     "workers": 3,
     "device": "auto",

@@ -87,6 +87,9 @@ def test_names_and_kinds_are_those_that_dashboards_rely_on(collector: ServiceCol
         "digitserve_request_lines_omitted": "counter",
         "digitserve_predictions": "counter",
         "digitserve_confidence": "histogram",
+        "digitserve_shadow_images": "counter",
+        "digitserve_shadow_skipped_images": "counter",
+        "digitserve_shadow_probability_difference": "histogram",
         "digitserve_ready_workers": "gauge",
     }
 
@@ -250,3 +253,21 @@ def test_a_worker_is_retired_once(collector: ServiceCollector) -> None:
     collector.retire(block)
     with pytest.raises(ValueError, match="not in list"):
         collector.retire(block)
+
+
+def test_models_with_other_labels_are_summed_by_label(collector: ServiceCollector) -> None:
+    """While a model with other labels replaces one, a label of both has one series; counts stay when its workers have ended."""
+    old, recorder = start_worker(collector)
+    classified(recorder, 2)
+    collector.retire(old)
+    labels = ("7", "a")
+    new = collector.new_block(labels)
+    for index in (0, 1):
+        Recorder(new, labels).batch([index], [Verdict.ACCEPTED], [0.5], 0.001, 0.001)
+    scrape = Scrape(collector)
+    assert scrape.value("digitserve_predictions_total", label="7", verdict="accepted") == 3
+    assert scrape.value("digitserve_predictions_total", label="a", verdict="accepted") == 1
+    assert scrape.value("digitserve_predictions_total", label="6", verdict="accepted") == 0
+    assert scrape.value("digitserve_images_total") == 4
+    collector.retire(new)
+    assert Scrape(collector).value("digitserve_images_total") == 4

@@ -20,6 +20,7 @@ from digitserve.telemetry.block import (
     Block,
     CloseReason,
     RefusalReason,
+    ShadowResult,
     specs,
 )  # fmt: skip
 from digitserve.telemetry.recorder import Histogram, Recorder
@@ -165,6 +166,8 @@ def test_each_method_of_the_recorder_writes_its_own_cells() -> None:
     recorder.connection_closed(CloseReason.AGE)
     recorder.connection_closed(CloseReason.FLOOD)
     recorder.stream_refused(RefusalReason.MALFORMED)
+    recorder.shadow_compared([ShadowResult.SAME, ShadowResult.LABEL], np.array([0.5]))
+    recorder.shadow_skipped(8)
     recorder.heartbeat(1.5, 4.5)
 
     sums = {name: cells.sum() for name, cells in block.cells.items()}
@@ -176,6 +179,8 @@ def test_each_method_of_the_recorder_writes_its_own_cells() -> None:
             "digitserve_pending_images": 7, "digitserve_rejected": 1, "digitserve_predictions": 2,
             "digitserve_connections": 3, "digitserve_connections_accepted": 5, "digitserve_connections_closed": 2,
             "digitserve_streams_refused": 1, "digitserve_request_lines_omitted": 2,
+            "digitserve_shadow_images": 2, "digitserve_shadow_skipped_images": 8,
+            "digitserve_shadow_probability_difference": 1 + 0.5,
             "digitserve_confidence": 1 + 0.75, "digitserve_cpu_seconds": 4.5, "heartbeat": 1.5,
         }
     )  # fmt: skip
