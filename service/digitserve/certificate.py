@@ -1,41 +1,70 @@
-"""The certificate of the gRPC port, and the TLS versions and cipher suites that clients may use.
+"""The certificate of the service, and the TLS versions, cipher suites and client certificates that it accepts.
 
-The supervisor checks the certificate before it starts workers, so the service does not start with an invalid one. Each worker
-reads it again when it builds its server, with either transport.
+    settings ──▶ server_context ──▶ native transport, HTTP server
+             ──▶ key_files ───────▶ grpcio
+
+The supervisor checks the files before it starts workers, so the service does not start with invalid ones. Each worker reads
+them again when it builds its server, and both read them again when they change (``reload``).
 """
 
+import base64
+import re
 import ssl
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from digitserve.errors import SettingsError
+from digitserve.reload import Reloaded
 from digitserve.settings import Settings, flag, setting_named
 
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 """Suites of TLS 1.2: ephemeral keys and AEAD only, as RFC 9113 requires (section 9.2.2, appendix A). All suites of
 TLS 1.3 are allowed."""
 
-_CERTIFICATE, _KEY = (flag(setting_named(name)) for name in ("tls_certificate", "tls_key"))
+_CERTIFICATE, _KEY, _CLIENT_CA = (flag(setting_named(name)) for name in ("tls_certificate", "tls_key", "tls_client_ca"))
+
+_PEM_CERTIFICATE = re.compile(rb"-----BEGIN [A-Z0-9 ]*CERTIFICATE-----([^-]+)")
+
+# Tags of ASN.1: ITU-T X.690.
+_VERSION, _UTC_TIME, _LONG_FORM = 0xA0, 0x17, 0x80
 
 
-def server_context(settings: Settings) -> ssl.SSLContext | None:
-    """Return the TLS configuration of the server, or None if the settings name no certificate.
+class KeyFiles(NamedTuple):
+    """The content of the files in PEM format; ``client_ca`` is None if clients need no certificate."""
+
+    certificate: bytes
+    key: bytes
+    client_ca: bytes | None
+
+
+def server_context(
+    settings: Settings, protocol: str = "h2", verify_mode: ssl.VerifyMode = ssl.CERT_REQUIRED
+) -> ssl.SSLContext | None:
+    """Return the TLS configuration of a server, or None if the settings name no certificate.
+
+    Args:
+        settings: of the service.
+        protocol: that clients must offer by ALPN.
+        verify_mode: whether clients must have a certificate, if the settings name authorities for it.
 
     Raises:
         SettingsError: a file is missing, cannot be read or used, or does not belong to the other.
     """
-    certificate, key = settings.tls_certificate, settings.tls_key
+    certificate, key, client_ca = settings.tls_certificate, settings.tls_key, settings.tls_client_ca
     if certificate is None and key is None:
+        if client_ca is not None:
+            raise SettingsError(f"got {_CLIENT_CA} without {_CERTIFICATE}; only clients that use TLS have certificates")
         return None
     if certificate is None or key is None:
         given, missing = (_CERTIFICATE, _KEY) if key is None else (_KEY, _CERTIFICATE)
         raise SettingsError(f"got {given} without {missing}; TLS needs both, clear text needs neither")
-    _check_kind(_CERTIFICATE, certificate, "CERTIFICATE")
-    _check_kind(_KEY, key, "PRIVATE KEY")
+    _read(_CERTIFICATE, certificate, "CERTIFICATE")
+    _read(_KEY, key, "PRIVATE KEY")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(CIPHERS)
-    context.set_alpn_protocols(["h2"])
+    context.set_alpn_protocols([protocol])
     context.options |= ssl.OP_NO_RENEGOTIATION
     # gRPC clients do not resume sessions by default, and a worker cannot decrypt the tickets of another one.
     context.num_tickets = 0
@@ -44,18 +73,104 @@ def server_context(settings: Settings) -> ssl.SSLContext | None:
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise SettingsError(f"{_KEY} {key}: is not the key of the certificate in {certificate}") from None
-        reason = (error.reason or "unknown format").lower().replace("_", " ")
-        raise SettingsError(f"{_CERTIFICATE} {certificate} and {_KEY} {key}: cannot be used: {reason}") from None
+        raise SettingsError(
+            f"{_CERTIFICATE} {certificate} and {_KEY} {key}: cannot be used: {_reason(error)}"
+        ) from None
+    except OSError as error:  # removed since it was read above
+        raise SettingsError(f"{_CERTIFICATE} {certificate} and {_KEY} {key}: cannot be read: {error}") from None
+    if client_ca is not None:
+        authorities = _read(_CLIENT_CA, client_ca, "CERTIFICATE")
+        try:
+            context.load_verify_locations(cadata=authorities.decode("ascii", "ignore"))
+        except ssl.SSLError as error:
+            raise SettingsError(f"{_CLIENT_CA} {client_ca}: cannot be used: {_reason(error)}") from None
+        context.verify_mode = verify_mode
     return context
 
 
-def _check_kind(option: str, path: Path, kind: str) -> None:
+def watched_files(settings: Settings) -> list[Path]:
+    """Return the paths of the files that ``server_context`` reads."""
+    return [path for path in (settings.tls_certificate, settings.tls_key, settings.tls_client_ca) if path is not None]
+
+
+def reloaded_context(settings: Settings) -> Reloaded[ssl.SSLContext] | None:
+    """Return the TLS configuration of the gRPC port, to be reloaded; None without a certificate. See ``server_context``."""
+    files = watched_files(settings)
+
+    def read() -> ssl.SSLContext:
+        context = server_context(settings)
+        assert context is not None
+        return context
+
+    return Reloaded("certificate", files, read) if files else None
+
+
+def read_key_files(settings: Settings) -> KeyFiles:
+    """Return the content of the files after the checks of ``server_context``, for another implementation of TLS.
+
+    Raises:
+        SettingsError: as ``server_context``.
+    """
+    server_context(settings)
+    assert settings.tls_certificate is not None
+    assert settings.tls_key is not None
+    client_ca = settings.tls_client_ca
+    return KeyFiles(
+        _read(_CERTIFICATE, settings.tls_certificate, "CERTIFICATE"),
+        _read(_KEY, settings.tls_key, "PRIVATE KEY"),
+        None if client_ca is None else _read(_CLIENT_CA, client_ca, "CERTIFICATE"),
+    )
+
+
+def expiry(certificate: bytes) -> float:
+    """Return when the first certificate of a PEM file expires, in seconds since 1970.
+
+    ``ssl`` shows the dates of a certificate only after a handshake that has verified it, so its ASN.1 is read here.
+
+    Args:
+        certificate: content of a file that ``server_context`` has accepted.
+
+    Source: RFC 5280, section 4.1.
+    """
+    found = _PEM_CERTIFICATE.search(certificate)
+    assert found is not None
+    der = base64.b64decode(found[1])
+    _, position, _ = _element(der, 0)  # Certificate
+    _, position, _ = _element(der, position)  # TBSCertificate
+    tag, _, end = _element(der, position)
+    num_before = 4 if tag == _VERSION else 3  # version, serialNumber, signature, issuer
+    for _ in range(num_before):
+        _, _, end = _element(der, position)
+        position = end
+    _, position, _ = _element(der, position)  # Validity
+    _, _, position = _element(der, position)  # notBefore
+    tag, position, end = _element(der, position)
+    form = "%y%m%d%H%M%SZ" if tag == _UTC_TIME else "%Y%m%d%H%M%SZ"
+    return datetime.strptime(der[position:end].decode(), form).replace(tzinfo=UTC).timestamp()
+
+
+def _element(der: bytes, position: int) -> tuple[int, int, int]:
+    """Return the tag of an element of DER, and where its content starts and ends."""
+    tag, length = der[position], der[position + 1]
+    start = position + 2
+    if length & _LONG_FORM:
+        start += length - _LONG_FORM
+        length = int.from_bytes(der[position + 2 : start], "big")
+    return tag, start, start + length
+
+
+def _read(option: str, path: Path, kind: str) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:
         raise SettingsError(f"{option} {path}: cannot be read: {error.strerror}") from None
     if f"{kind}-----".encode() not in content:
         raise SettingsError(f"{option} {path}: expected {kind} in PEM format")
+    return content
+
+
+def _reason(error: ssl.SSLError) -> str:
+    return (error.reason or "unknown format").lower().replace("_", " ")
 
 
 def _refuse_password() -> NoReturn:

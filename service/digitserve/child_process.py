@@ -153,7 +153,12 @@ class AsyncChild:
 
     @classmethod
     async def start(
-        cls, module: str, *, environment: Mapping[str, str] | None = None, pass_fds: Iterable[int] = ()
+        cls,
+        module: str,
+        *,
+        environment: Mapping[str, str] | None = None,
+        pass_fds: Iterable[int] = (),
+        output: int = _STDERR,
     ) -> Self:
         """Start ``python -P -m MODULE``. If that fails, no process and no descriptor is left open.
 
@@ -161,6 +166,7 @@ class AsyncChild:
             module: the module to run, such as ``digitserve.worker``.
             environment: variables added to those of this process.
             pass_fds: more file descriptors for the child to inherit, under the same numbers.
+            output: descriptor that becomes its standard output and error.
 
         Raises:
             OSError: the system has no process, memory or file descriptor left.
@@ -173,7 +179,7 @@ class AsyncChild:
                 # In a process group of its own: if this process is killed while the child is stopped, the kernel ends the child.
                 process = subprocess.Popen(  # noqa: ASYNC220 - only waits for exec, as asyncio does
                     _command(module),
-                    stdin=subprocess.DEVNULL, stdout=_STDERR, pass_fds=(theirs.fileno(), *pass_fds),
+                    stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=(theirs.fileno(), *pass_fds),
                     env=_environment(theirs, environment), process_group=0,
                 )  # fmt: skip
             on_failure.callback(process.wait)

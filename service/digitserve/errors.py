@@ -11,6 +11,7 @@
 
     BundleError, ProviderError, SettingsError: for the operator; the service does not start and names the failed check
     ImageFileError: for the user of an image file
+    CredentialsError, AccessDenied: for the user of a client; the files of TLS or the token, and what the server says of them
     ClientError and its subclasses: see ``digitserve.client.errors``
 
     DigitserveError
@@ -25,7 +26,9 @@
     │   ├── BundleError
     │   ├── ProviderError
     │   └── SettingsError
-    └── ImageFileError
+    ├── ImageFileError
+    ├── CredentialsError
+    └── AccessDenied
 
 Messages are shown to users. Messages of RequestError go to remote callers: they contain no path of the server, no module
 name and no traceback.
@@ -106,7 +109,10 @@ class BundleError(StartupError):
 
     def __init__(self, check: str, message: str) -> None:
         # One line of limited length, although the message may quote the bundle or onnxruntime.
-        super().__init__(f"check '{check}' failed: {textwrap.shorten(message, MAX_MESSAGE_LENGTH, placeholder=' ...')}")
+        text = textwrap.shorten(message, MAX_MESSAGE_LENGTH, placeholder=" ...")
+        # Without control characters, which a terminal would interpret.
+        text = "".join(character if character.isprintable() else "?" for character in text)
+        super().__init__(f"check '{check}' failed: {text}")
         self.check = check
 
 
@@ -120,3 +126,21 @@ class SettingsError(StartupError):
 
 class ImageFileError(DigitserveError):
     """An image file cannot be read; the message names the file, what it contains and what is expected."""
+
+
+class CredentialsError(DigitserveError):
+    """A certificate, key or token of a client cannot be used; the message states what was received and what is expected.
+
+    Attributes:
+        argument: field of ``credentials.Credentials`` to correct.
+        reason: the message without the argument.
+    """
+
+    def __init__(self, argument: str, message: str) -> None:
+        super().__init__(f"{argument}: {message}")
+        self.argument = argument
+        self.reason = message
+
+
+class AccessDenied(DigitserveError):
+    """The TLS handshake failed, or the server did not accept the token; a retry with the same credentials fails again."""

@@ -1,9 +1,12 @@
 """Log lines on standard error: text on a terminal, JSON elsewhere. Each process calls ``configure`` once at its start.
 
-    our modules ──structlog──▶ processors ──▶ LineWriter ──▶ standard error
-    libraries   ──logging────▶ _LibraryHandler ─▲
+    our modules ──structlog──────────────────────▶ _Renderer ──▶ _Output ──▶ LineWriter ──▶ standard error
+    libraries ──logging, warnings──▶ _LibraryHandler ──▲
+    uncaught exceptions ──hooks of Python──────────────┘
 
-Logging never decides over the service: it neither raises nor waits. Lines that cannot be written are lost, and counted.
+Logging never decides over the service: it neither raises nor waits. Lines that cannot be written are lost, and counted. Each
+kind of line has a bounded rate. What C++ libraries of a worker write to its standard error is logged by the supervisor
+(``supervision.worker_output``).
 """
 
 import atexit
@@ -16,21 +19,27 @@ import stat
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
-from typing import TextIO, cast
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any
 
 import structlog
-from structlog.typing import EventDict, Processor, WrappedLogger
+from structlog.typing import EventDict
 
-MAX_LIBRARY_LINES = 20
-"""Most lines of one library logger in ``LIBRARY_PERIOD_S``: clients cause some of them, such as those about invalid HTTP."""
+from digitserve.log_format import EXCEPTION, Fields, json_line, text_line
 
-LIBRARY_PERIOD_S = 10.0
+MAX_LINES = 20
+"""Most lines of one kind in ``PERIOD_S``: clients cause some of them, such as those about invalid HTTP. A kind is one message of
+one of our modules, or one logger of a library."""
 
-_STDERR = 2
+PERIOD_S = 10.0
 
-# Without the values of local variables: they contain images of callers, and writing them takes milliseconds.
-_tracebacks = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
+STDERR = 2
+
+LIMITED_BY = "_limited_by"
+"""Field that is not written: the kind of a line for its limit. None for lines whose rate their module bounds."""
 
 
 class LineWriter:
@@ -112,88 +121,171 @@ def _open_nonblocking(fd: int) -> tuple[Callable[[memoryview], int], contextlib.
     return lambda left: os.write(fd, left), opened
 
 
-class _LibraryHandler(logging.Handler):
-    """Forwards log lines of libraries, at a limited rate."""
+class _RateLimit:
+    """Bounds the rate of each kind of line."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__(logging.WARNING)
+    def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._periods: dict[str, tuple[float, int]] = {}
+        self._periods: dict[object, tuple[float, int]] = {}
+
+    def admit(self, kind: object) -> Fields | None:
+        """Count a line; return the fields to add to it, or None if it exceeds the limit."""
+        now = self._clock()
+        start, count = self._periods.get(kind, (now, 0))
+        if now - start >= PERIOD_S:
+            start, count = now, 0
+        self._periods[kind] = start, count + 1
+        if count >= MAX_LINES:
+            return None
+        last = count == MAX_LINES - 1
+        return {"drops_more_for_s": round(start + PERIOD_S - now, 1)} if last else {}
+
+
+class _Renderer:
+    """The processor of structlog: renders an event as a line, or drops it."""
+
+    def __init__(
+        self, line: Callable[[Fields], str], context: Fields, limit: _RateLimit, lose: Callable[[], None]
+    ) -> None:
+        self._line = line
+        self._context = context
+        self._limit = limit
+        self._lose = lose
+
+    def __call__(self, output: "_Output", level: str, event: EventDict) -> str:
+        """Return the line.
+
+        Raises:
+            DropEvent: the rate of such lines exceeds the limit, or the line cannot be rendered and was counted as lost.
+        """
+        try:
+            line = self._render(output.name, level, event)
+        except Exception:
+            self._lose()
+            raise structlog.DropEvent from None
+        if line is None:
+            raise structlog.DropEvent
+        return line
+
+    def _render(self, logger: str, level: str, event: EventDict) -> str | None:
+        fields: Fields = dict(event)
+        message = str(fields.pop("event"))
+        exception = _traceback(fields.pop("exc_info", None))
+        kind = fields.pop(LIMITED_BY, (logger, message))
+        added = {} if kind is None else self._limit.admit(kind)
+        return (
+            None
+            if added is None
+            else self._line(fixed(level, logger, message) | self._context | fields | added | {EXCEPTION: exception})
+        )
+
+
+def fixed(level: str, logger: str, message: str) -> Fields:
+    """Return the first fields of every line."""
+    now = datetime.now(UTC).isoformat(timespec="microseconds").removesuffix("+00:00")
+    return {"time": f"{now}Z", "level": level, "logger": logger, "message": message}
+
+
+def _traceback(exc_info: Any) -> str | None:
+    """Return a traceback, without values of local variables: they contain images of callers."""
+    error: BaseException | None
+    if isinstance(exc_info, BaseException):
+        error = exc_info
+    elif isinstance(exc_info, tuple):
+        error = exc_info[1]
+    else:
+        error = sys.exc_info()[1] if exc_info else None
+    return None if error is None else "".join(traceback.format_exception(error)).rstrip()
+
+
+class _Output:
+    """The end of structlog's chain for one logger: writes what ``_Renderer`` returned."""
+
+    def __init__(self, writer: LineWriter, name: str = "digitserve") -> None:
+        self._writer = writer
+        self.name = name
+
+    def msg(self, line: str) -> None:
+        """Write a line."""
+        self._writer.write(line + "\n")
+
+    debug = info = warning = error = critical = msg
+
+
+class _LibraryHandler(logging.Handler):
+    """Passes log lines of libraries to structlog."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Log a record of the standard library's ``logging``."""
         try:
-            self._pass_on(record)
+            structlog.get_logger(record.name).log(
+                record.levelno, record.getMessage(), exc_info=record.exc_info or None, **{LIMITED_BY: record.name}
+            )
         except Exception:
             self.handleError(record)
 
-    def _pass_on(self, record: logging.LogRecord) -> None:
-        now = self._clock()
-        start, count = self._periods.get(record.name, (now, 0))
-        if now - start >= LIBRARY_PERIOD_S:
-            start, count = now, 0
-        self._periods[record.name] = (start, count + 1)
-        if count >= MAX_LIBRARY_LINES:
-            return
-        last = count == MAX_LIBRARY_LINES - 1
-        fields = {"drops_more_for_s": round(start + LIBRARY_PERIOD_S - now, 1)} if last else {}
-        structlog.get_logger(record.name).log(
-            record.levelno, record.getMessage(), logger=record.name, exc_info=record.exc_info or None, **fields
-        )
 
-
-def configure(log_format: str, **context: object) -> None:
-    """Configure the logging of this process, also for libraries that use the standard library's ``logging``.
+def configure(
+    log_format: str, fd: int = STDERR, clock: Callable[[], float] = time.monotonic, **context: object
+) -> None:
+    """Configure the logging of this process, also for libraries, warnings and uncaught exceptions.
 
     Args:
         log_format: ``text``, ``json``, or ``auto``, which writes text to a terminal and JSON elsewhere.
+        fd: the descriptor to write to.
+        clock: for the limit of the rate.
         context: fields that are added to each line.
     """
-    as_text = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
-    renderer: Processor = (
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if as_text else structlog.processors.JSONRenderer()
-    )
-    exceptions: list[Processor] = [] if as_text else [_tracebacks]
-    processors: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        *exceptions,
-        renderer,
-    ]
-
-    def render(logger: WrappedLogger, name: str, event: EventDict) -> str:
-        for processor in processors:
-            event = processor(logger, name, event)  # type: ignore[assignment] # the last one returns a string
-        return str(event)
-
+    line = text_line if log_format == "text" or (log_format == "auto" and os.isatty(fd)) else json_line
     writer = LineWriter(
-        _STDERR, lambda count: render(None, "error", {"event": "log lines were lost", "num_lines": count}) + "\n"
+        fd,
+        lambda count: line(fixed("error", __name__, "log lines were lost") | context | {"num_lines": count}) + "\n",
     )
-
-    def render_if_possible(logger: WrappedLogger, name: str, event: EventDict) -> str:
-        """Render a line; count it as lost if that fails, whatever the reason."""
-        try:
-            return render(logger, name, event)
-        except Exception:
-            writer.lose()
-            raise structlog.DropEvent from None
-
     structlog.configure(
-        processors=[render_if_possible],
-        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", writer)),
+        processors=[_Renderer(line, context, _RateLimit(clock), writer.lose)],
+        logger_factory=lambda *name: _Output(writer, *name),
         cache_logger_on_first_use=True,
     )
-    structlog.contextvars.clear_contextvars()
-    structlog.contextvars.bind_contextvars(**context)
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if isinstance(handler, _LibraryHandler)]:
         root.removeHandler(handler)
     root.addHandler(_LibraryHandler())
+    logging.captureWarnings(capture=True)
     # A line of a library that cannot be formatted is lost; by default a traceback is printed.
     logging.raiseExceptions = False
+    sys.excepthook = _on_uncaught
+    threading.excepthook = _on_thread_failed
+    sys.unraisablehook = _on_unraisable
     atexit.unregister(_discard_unwritten_lines)
     atexit.register(_discard_unwritten_lines)
+
+
+def _logger() -> Any:
+    # Not one for the whole process: it would keep the first configuration, and tests have several.
+    return structlog.get_logger(__name__)
+
+
+def _on_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Log the exception with which the process ends."""
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+    else:
+        _logger().critical("uncaught exception", exc_info=error)
+
+
+def _on_thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """Log the exception with which a thread ends."""
+    if failure.exc_type is not SystemExit:
+        _logger().error("a thread failed", thread=failure.thread and failure.thread.name, exc_info=failure.exc_value)
+
+
+def _on_unraisable(failure: "sys.UnraisableHookArgs") -> None:
+    """Log an exception that cannot be raised, such as one of a finalizer."""
+    # Without the object: its representation may contain anything.
+    _logger().error("ignored an exception", kind=type(failure.object).__name__, exc_info=failure.exc_value)
 
 
 def _discard_unwritten_lines() -> None:

@@ -49,6 +49,10 @@ _CONNECTION_LIMITS = (4096, 2048)
 """Default of ``max_connections`` in clear text, and with TLS, which takes up to 31 KiB for each."""
 
 
+_PATHS = ("models", "active_file", "tls_certificate", "tls_key", "tls_client_ca", "token_file")
+"""Settings that are paths."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """The settings that an operator can choose, with their defaults."""
@@ -68,7 +72,8 @@ class Settings:
     tls_certificate: Path | None = _setting(
         None,
         _NETWORK,
-        "PEM file with the certificate of the gRPC port, followed by its chain. Clients must use TLS 1.2 or 1.3.",
+        "PEM file with the certificate of the gRPC and HTTP ports, followed by its chain. Clients must use TLS 1.2 or 1.3. This "
+        "file, --tls-key, --tls-client-ca and --token-file are read again when they change.",
         shown="none: clear text",
     )
     tls_key: Path | None = _setting(
@@ -76,6 +81,26 @@ class Settings:
         _NETWORK,
         "PEM file with the private key of the certificate, without a password.",
         shown="none: clear text",
+    )
+    tls_client_ca: Path | None = _setting(
+        None,
+        _NETWORK,
+        "PEM file with certificates of authorities. Clients of the gRPC port must then have a certificate that one of them "
+        "signed; /metrics needs such a certificate or a token.",
+        shown="none: clients need no certificate",
+    )
+    token_file: Path | None = _setting(
+        None,
+        _NETWORK,
+        "File with the tokens that clients may use, one per line, of at least 16 characters. Clients must then send "
+        "'authorization: Bearer TOKEN', except for health checks.",
+        shown="none: clients need no token",
+    )
+    reflection: str = _setting(
+        "on",
+        _NETWORK,
+        "Whether clients may list services and messages (gRPC server reflection).",
+        Bounds(choices=("on", "off")),
     )
     max_connections: int | None = _setting(
         None,
@@ -252,6 +277,15 @@ class Settings:
         "Log lines as text or as JSON; auto writes text to a terminal and JSON elsewhere.",
         Bounds(choices=("auto", "text", "json")),
     )
+    log_requests_per_s: float = _setting(
+        10.0,
+        _LOGGING,
+        "Maximum log lines per second and worker about single requests: those that failed, were refused or were slow. 0: none.",
+        Bounds(0, 10_000),
+    )
+    log_slow_s: float = _setting(
+        1.0, _LOGGING, "Seconds from which an answered call is logged as slow. 0: none is.", Bounds(0, 86400)
+    )
 
     def resolve(self, device: str, cpu_budget: float) -> "Settings":
         """Return the settings with ``device`` and ``workers`` decided.
@@ -281,9 +315,7 @@ class Settings:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Return the settings from the values that ``to_dict`` returned."""
-        paths = {
-            name: Path(values[name]) for name in ("models", "active_file", "tls_certificate", "tls_key") if values[name]
-        }
+        paths = {name: Path(values[name]) for name in _PATHS if values[name]}
         return cls(**{**values, **paths})
 
 

@@ -61,6 +61,23 @@ def default_ink(framing: Framing) -> Ink:
     return Ink.LIGHT_ON_DARK if framing is Framing.AS_IS else Ink.AUTO
 
 
+class Source:
+    """Where requests come from: a connection. Sources share the queue of a worker fairly.
+
+    Owned by the connection; the batcher counts.
+
+    Attributes:
+        small_images: pending images of its small requests.
+        large_images: pending images of its large requests.
+    """
+
+    __slots__ = ("large_images", "small_images")
+
+    def __init__(self) -> None:
+        self.small_images = 0
+        self.large_images = 0
+
+
 class Box(NamedTuple):
     """A rectangle in pixels of an image or a mask.
 

@@ -6,7 +6,7 @@
 One thread receives requests, forms batches, runs them and sends the answers. The supervisor starts the process as
 ``python -P -m digitserve.worker`` and exchanges messages with it on a ``Channel``:
 
-    supervisor ──{"settings", "bundle_fd", "block_fd", "num_threads", "listener_fd", "shadow_fd"}──▶ worker
+    supervisor ──{"settings", "number", "bundle_fd", "block_fd", "num_threads", "listener_fd", "shadow_fd", "log_fd"}──▶ worker
     supervisor ◀── {"event": "ready", "provider": ...} or {"event": "refused", "message": ...} ── worker
     supervisor ◀── {"event": "draining"} ── worker
     supervisor ──"drain" or "hand over"──▶ worker
@@ -20,6 +20,7 @@ With ``--workers 0`` the same ``Worker`` runs on a thread of the supervisor proc
 """
 
 import contextlib
+import faulthandler
 import gc
 import math
 import os
@@ -56,6 +57,7 @@ from digitserve.protocol.names import (
 from digitserve.settings import Settings
 from digitserve.telemetry.block import Block
 from digitserve.telemetry.recorder import Recorder
+from digitserve.telemetry.request_log import RequestLog
 from digitserve.transport.classify import ClassifyHandler
 from digitserve.transport.classify_stream import ClassifyStreamHandler
 from digitserve.transport.handlers import Respond, Server, StreamHandler, UnaryHandler
@@ -126,7 +128,9 @@ class Worker:
             StartupError: a bundle or the execution provider failed a check.
         """
         self._settings = settings
-        self._recorder = Recorder(block, bundle.manifest.labels)
+        model = f"{bundle.manifest.name}/{bundle.manifest.version}"
+        requests = RequestLog(settings.log_requests_per_s, settings.log_slow_s or math.inf, model)
+        self._recorder = Recorder(block, bundle.manifest.labels, requests)
         session = Session(bundle, device=settings.device, num_threads=num_threads)
         self.provider = session.provider
         self._shadow = self._new_shadow(shadow, bundle.manifest, num_threads)
@@ -148,10 +152,11 @@ class Worker:
         self._pipeline = Pipeline(self._batcher, session, bundle, self._recorder, shadow=self._shadow)
         self._streams = ClassifyStreamHandler(self._pipeline, limits, settings.batch_limit, self._recorder)
         self._health = Health(self._recorder, settings.connection_limit)
-        schema = Schema()
-        self._reflections = {
-            method: ReflectionHandler(method, schema, self._recorder) for method in (REFLECTION, REFLECTION_V1)
-        }
+        self._reflections: dict[Method, ReflectionHandler] = {}
+        if settings.reflection == "on":
+            schema = Schema()
+            for method in (REFLECTION, REFLECTION_V1):
+                self._reflections[method] = ReflectionHandler(method, schema, self._recorder)
         respond: dict[Method, Respond] = {
             GET_MODEL: ModelHandler(bundle, session.provider, limits, settings.batch_limit),
             HEALTH_CHECK: self._health.check,
@@ -257,6 +262,7 @@ class Worker:
         while not self._stopped:
             self._run_once()
         self._server.close()
+        self._recorder.requests.report()
         return num_unanswered
 
     def _run_once(self) -> bool:
@@ -330,7 +336,9 @@ def main() -> int:
     except ChannelClosed:
         return EXIT_ORPHANED
     settings = Settings.from_dict(start["settings"])
-    log.configure(settings.log_format, pid=os.getpid())
+    log.configure(settings.log_format, start.get("log_fd", log.STDERR), pid=os.getpid(), worker=start.get("number"))
+    # A crash of a library then shows where in Python it happened.
+    faulthandler.enable()
     follower = _SupervisorFollower(channel)
     threading.Thread(target=follower.run, daemon=True).start()
     try:

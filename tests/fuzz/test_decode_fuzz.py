@@ -32,7 +32,7 @@ def requests(draw: st.DrawFn) -> bytes:
 
 
 @given(requests())
-@settings(max_examples=2500)
+@settings(max_examples=800)
 def test_any_fields_give_a_consistent_request_or_a_helpful_error(body: bytes) -> None:
     """For any values of the fields, the outcome is a request that agrees with the proto, or what was got and expected."""
     check_decode(body)
@@ -46,7 +46,7 @@ def test_any_bytes_give_a_request_or_a_helpful_error(body: bytes) -> None:
 
 
 @given(requests(), st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), max_size=6), st.integers(0, 64))
-@settings(max_examples=1500)
+@settings(max_examples=500)
 def test_damaged_messages_give_a_request_or_a_helpful_error(
     body: bytes, damages: list[tuple[int, int]], cut: int
 ) -> None:

@@ -42,6 +42,30 @@ def make_certificate(folder: Path, *arguments: str, kind: str = "ec") -> Certifi
     return made
 
 
+def make_expired_certificate(folder: Path) -> Certificate:
+    """Make a certificate for localhost and 127.0.0.1 that has expired."""
+    made = make_certificate(folder)
+    again = ["openssl", "x509", "-in", made.certificate, "-signkey", made.key, "-days", "-1", "-out", made.certificate]
+    subprocess.run(again, check=True, capture_output=True)
+    return made
+
+
+def sign_client(folder: Path, authority: Certificate) -> Certificate:
+    """Make a certificate of a client that ``authority`` has signed."""
+    openssl = shutil.which("openssl") or pytest.skip("openssl is not installed")
+    folder.mkdir(exist_ok=True)
+    made = Certificate(folder / "client.pem", folder / "client.key")
+    subprocess.run(
+        [
+            openssl, "req", "-x509", *KEYS["ec"], "-days", "2", "-subj", "/CN=client", "-nodes",
+            "-CA", authority.certificate, "-CAkey", authority.key, "-addext", "basicConstraints=critical,CA:FALSE",
+            "-addext", "extendedKeyUsage=clientAuth", "-keyout", made.key, "-out", made.certificate,
+        ],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return made
+
+
 class TlsClient:
     """A client without a socket."""
 

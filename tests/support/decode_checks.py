@@ -1,10 +1,13 @@
 """Checks of what ``protocol.codec.decode`` returns for any bytes, independently of its code."""
 
+from google.protobuf.message import DecodeError
+
 from digitserve.batching.prepare import prepare
 from digitserve.errors import InvalidRequest, NotServed
-from digitserve.protocol.codec import Limits, Request, decode
+from digitserve.protocol.codec import Limits, Request, decode, decode_stream_request
 from digitserve.types import Framing, Ink
 from digitserve.v1 import digits_pb2 as pb
+from support.protobuf import field
 
 LIMITS = Limits(model_version="7", max_side=40, max_images=6, max_request_bytes=1 << 20)
 EXPECTATIONS = ("expected", "split it", "use FRAMING_MNIST")
@@ -16,6 +19,7 @@ def assert_helpful(error: Exception) -> None:
     assert "got" in text
     assert any(word in text for word in EXPECTATIONS)
     assert len(text) < 1000
+    assert text.isprintable()
 
 
 def assert_consistent(request: Request, message: pb.ClassifyRequest) -> None:
@@ -44,11 +48,37 @@ def assert_consistent(request: Request, message: pb.ClassifyRequest) -> None:
         assert prepared.images.tobytes() == request.pixels
 
 
+def is_valid(message: pb.ClassifyRequest) -> bool:
+    """Return whether the comments of the proto allow a message, independently of ``decode``."""
+    known = message.pixel_format in range(4) and message.ink in range(4) and message.framing in range(3)
+    if not known or message.model_version not in {"", "7"} or (message.height == 0) != (message.width == 0):
+        return False
+    height, width = message.height or 28, message.width or 28
+    image_bytes = height * width * (1, 1, 3, 4)[message.pixel_format]
+    num_images, rest = divmod(len(message.pixels), image_bytes)
+    return (
+        max(height, width) <= LIMITS.max_side and rest == 0 and 1 <= num_images <= LIMITS.max_images
+        and message.num_images in {0, num_images}
+        and (message.framing != pb.FRAMING_AS_IS or (height, width) == (28, 28))
+    )  # fmt: skip
+
+
 def check_decode(body: bytes) -> None:
-    """Decode, and check either outcome."""
+    """Decode as a unary request and as a message of a stream, and compare both with protobuf's parser."""
     try:
-        request = decode(body, LIMITS)
-    except (InvalidRequest, NotServed) as error:
-        assert_helpful(error)
-    else:
-        assert_consistent(request, pb.ClassifyRequest.FromString(body))
+        message = pb.ClassifyRequest.FromString(body)
+    except DecodeError:
+        message = None
+    outcomes = []
+    for decode_body, sent in ((decode, body), (decode_stream_request, field(1, body))):
+        try:
+            request = decode_body(sent, LIMITS)
+        except (InvalidRequest, NotServed) as error:
+            assert_helpful(error)
+            assert message is None or not is_valid(message)
+            outcomes.append(type(error))
+        else:
+            assert message is not None and is_valid(message)
+            assert_consistent(request, message)
+            outcomes.append(request)
+    assert outcomes[0] == outcomes[1]

@@ -12,7 +12,9 @@ from hyperframe.frame import Frame
 from digitserve.protocol.names import Code
 from digitserve.protocol.status import Status
 from digitserve.telemetry.block import CloseReason, RefusalReason
+from digitserve.telemetry.request_log import RequestLog
 from digitserve.transport.native.connection import Connection, Method
+from digitserve.transport.native.guard import Guard, GuardedConnection
 from digitserve.transport.native.limits import Limits, ReceiveBudget
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -174,9 +176,11 @@ class RecordedCounts:
         num_accepted: connections accepted.
         closed: number of connections by the reason for which they were closed.
         refused: number of requests by the reason for which they were refused or ended.
+        requests: logs nothing.
     """
 
     def __init__(self) -> None:
+        self.requests = RequestLog()
         self.num_accepted = 0
         self.closed: Counter[CloseReason] = Counter()
         self.refused: Counter[RefusalReason] = Counter()
@@ -221,14 +225,22 @@ class Answer:
 class Peer:
     """A client with one connection; tests set ``now`` and ``wall``."""
 
-    def __init__(self, limits: Limits = LIMITS, *, budget: ReceiveBudget | None = None, handshake: bool = True) -> None:
+    def __init__(
+        self,
+        limits: Limits = LIMITS,
+        *,
+        budget: ReceiveBudget | None = None,
+        handshake: bool = True,
+        guard: Guard | None = None,
+    ) -> None:
         self.now, self.wall = 1000.0, 5_000.0
         self.unary, self.stream, self.unknown = UnaryRecorder(), StreamRecorder(), UnaryRecorder()
         self.unknown.accept = lambda unary: unary.fail(NOT_FOUND)
         self.budget = budget or ReceiveBudget(1 << 24)
         self.counts = RecordedCounts()
         methods = {UNARY: Method(unary=self.unary), STREAM: Method(stream=self.stream)}
-        self.connection = Connection(methods, self.unknown, limits, self.budget, self.counts, self.now, lambda: None)
+        arguments = methods, self.unknown, limits, self.budget, self.counts, self.now, lambda: None
+        self.connection = Connection(*arguments) if guard is None else GuardedConnection(guard, *arguments)
         self.answers: dict[int, Answer] = {}
         self.seen: list[Frame] = []
         self.output = b""

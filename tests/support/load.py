@@ -14,11 +14,13 @@ from support.serving import PATIENCE_S, Service
 CLASSIFY = "/digitserve.v1.DigitService/Classify"
 
 
-def classify(channel: grpc.Channel, number: int, *, wait_for_ready: bool = True) -> int:
+def classify(channel: grpc.Channel, number: int, *, wait_for_ready: bool = True, token: str = "") -> int:
     """Classify one image and return the number that the answer encodes."""
+    metadata = (("authorization", f"Bearer {token}"),) if token else ()
     call = channel.unary_unary(CLASSIFY, pb.ClassifyRequest.SerializeToString, pb.ClassifyResponse.FromString)
     request = pb.ClassifyRequest(pixels=echo_image(number).tobytes())
-    (prediction,) = call(request, timeout=PATIENCE_S, wait_for_ready=wait_for_ready).predictions
+    answer = call(request, timeout=PATIENCE_S, wait_for_ready=wait_for_ready, metadata=metadata)
+    (prediction,) = answer.predictions
     return int(prediction.ood_score)
 
 

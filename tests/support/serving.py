@@ -4,13 +4,14 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,6 +150,7 @@ class Service:
         grpc_address: host:port.
         http_url: of the HTTP port.
         log: path of its standard error.
+        context: for HTTPS.
     """
 
     process: subprocess.Popen[str]
@@ -156,11 +158,13 @@ class Service:
     http_url: str
     log: Path
     banner: str
+    context: ssl.SSLContext | None = None
 
-    def get(self, path: str) -> tuple[int, str]:
+    def get(self, path: str, **headers: str) -> tuple[int, str]:
         """Fetch a page of the HTTP port; return status and text."""
+        request = urllib.request.Request(self.http_url + path, headers=headers)
         try:
-            with urllib.request.urlopen(self.http_url + path, timeout=PATIENCE_S) as response:
+            with urllib.request.urlopen(request, timeout=PATIENCE_S, context=self.context) as response:
                 return response.status, response.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -235,11 +239,24 @@ def command(*arguments: str) -> list[str]:
 
 
 @contextmanager
-def run_service(models: Path, log: Path, *arguments: str, **environment: str) -> Iterator[Service]:
-    """Run ``digitserve serve`` on free ports after waiting for its banner; stop it at the end of the ``with`` block."""
+def run_service(
+    models: Path, log: Path, *arguments: str, wrapper: Sequence[str] = (), **environment: str
+) -> Iterator[Service]:
+    """Run ``digitserve serve`` on free ports after waiting for its banner; stop it at the end of the ``with`` block.
+
+    Args:
+        models: folder of the models.
+        log: gets standard error.
+        arguments: further ones of the command.
+        wrapper: a command that runs the command of its arguments.
+        environment: further variables.
+    """
     with log.open("w") as errors:
         process = subprocess.Popen(
-            command("serve", "--models", str(models), "--grpc-port", "0", "--http-port", "0", *arguments),
+            [
+                *wrapper,
+                *command("serve", "--models", str(models), "--grpc-port", "0", "--http-port", "0", *arguments),
+            ],
             stdout=subprocess.PIPE, stderr=errors, text=True, env=os.environ | environment,
         )  # fmt: skip
     try:

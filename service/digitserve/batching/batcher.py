@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from digitserve.batching.refusals import Refusals
 from digitserve.errors import DeadlineUnmeetable, Draining, Overloaded, RequestError
+from digitserve.types import Source
 
 LARGE_SHARE = 4
 """If the last batch took nothing from the queue of large requests, they get 1/4 of the next batch: they never starve."""
@@ -27,6 +28,11 @@ MIXED_SHARE = 2
 DEADLINE_MARGIN = 1.15
 """The estimate is multiplied by this factor before it is compared with a deadline. An answer that is too late costs as much
 as one in time. So under overload requests are rejected that could be late because iterations vary."""
+
+OWN_SHARE = 4
+"""A request is admitted while its source has fewer pending images than this multiple of the room that is left. So one source
+alone gets 4/5 of the queue, and n sources that send too much get 4/(4n + 1) each. The rest is always free: a source that sends
+less than its share is never rejected because of others."""
 
 _SMOOTHING = 0.1
 """Weight of the newest batch in the running estimates: they cover about ten batches."""
@@ -42,6 +48,7 @@ class Entry:
         num_images: images in the request.
         framing_work: work of framing one of its images, in units of ``prepare.framing_work``; 0 if none is framed.
         num_bytes: memory that it holds while it waits.
+        source: of the request.
         arrived: monotonic time in seconds.
         deadline: monotonic time in seconds, infinite if there is none.
         large: whether it waits in the queue of large requests.
@@ -55,15 +62,24 @@ class Entry:
 
     __slots__ = (
         "answers", "arrived", "cancelled", "deadline", "first_batch", "framing_work", "inference_s", "large",
-        "num_batched", "num_bytes", "num_images", "preprocess_s",
+        "num_batched", "num_bytes", "num_images", "preprocess_s", "source",
     )  # fmt: skip
 
-    def __init__(self, num_images: int, framing_work: int, num_bytes: int, arrived: float, deadline: float) -> None:
+    def __init__(
+        self,
+        num_images: int,
+        framing_work: int,
+        num_bytes: int,
+        arrived: float,
+        deadline: float,
+        source: Source | None = None,
+    ) -> None:
         self.num_images = num_images
         self.framing_work = framing_work
         self.num_bytes = num_bytes
         self.arrived = arrived
         self.deadline = deadline
+        self.source = source or Source()
         self.large = False
         self.num_batched = 0
         self.answers: list[Any] = []
@@ -171,16 +187,21 @@ class Batcher(Generic[E]):
         """Return whether ``form`` would return a batch."""
         return bool(self._small or self._large)
 
-    def is_half_full(self) -> bool:
-        """Return whether half of the limit on pending requests is used, in images of small requests or in bytes."""
-        return 2 * self._small_images >= self._max_pending_images or 2 * self._pending_bytes >= self._max_pending_bytes
+    def is_half_full(self, source: Source) -> bool:
+        """Return whether a source uses half of the room of the queue, or all sources use half of the limit in bytes.
+
+        Alone, a source uses half of the room if its small requests have half of all images that may wait; if others use a part
+        of the limit, half of the rest.
+        """
+        used_images = self._small_images + source.small_images
+        return used_images >= self._max_pending_images or 2 * self._pending_bytes >= self._max_pending_bytes
 
     def is_large(self, num_images: int, framing_work: int) -> bool:
         """Return whether a request would wait in the queue of large requests; arguments as in ``Entry``."""
         own_s = self._seconds(num_images, num_images * framing_work)
         return num_images > self._max_batch_size or own_s > self._max_batch_s
 
-    def refusal(self, left_s: float) -> RequestError | None:
+    def refusal(self, left_s: float, source: Source) -> RequestError | None:
         """Return why a call is rejected before its message is read; ``None`` if a request with one image would be admitted.
 
         The size of the request is not known yet. A large request might have room in its queue, or be in time because large
@@ -188,13 +209,15 @@ class Batcher(Generic[E]):
 
         Args:
             left_s: seconds until its deadline.
+            source: of the call.
 
         Returns:
             The error for the caller; it must not be raised.
         """
         if self.draining:
             return self._refusals.draining
-        image_s, num_images, size = self.iteration_image_s.seconds, self._small_images, self._max_batch_size
+        image_s, size = self.iteration_image_s.seconds, self._max_batch_size
+        num_images = self._small_images + source.small_images // OWN_SHARE
         wait_s = num_images * image_s + self._small_work * self.work_s.seconds
         if num_images >= self._max_pending_images:
             return self._refusals.too_many_images(wait_s)
@@ -224,8 +247,10 @@ class Batcher(Generic[E]):
         if self.draining:
             raise self.draining_error()
         entry.large = self.is_large(entry.num_images, entry.framing_work)
-        waiting = self.pending_images - self._small_images if entry.large else self._small_images
-        num_images, num_bytes = (1, 1) if patient else (entry.num_images, entry.num_bytes)
+        waiting, own_images = self._small_images, entry.source.small_images
+        if entry.large:
+            waiting, own_images = self.pending_images - waiting, entry.source.large_images
+        num_images, num_bytes = (1, 1) if patient else (entry.num_images + own_images // OWN_SHARE, entry.num_bytes)
         if waiting + num_images > self._max_pending_images:
             raise _fresh(self._refusals.too_many_images(self._wait_s(large=entry.large)))
         # One request is always admitted; otherwise a large one could never be.
@@ -324,7 +349,8 @@ class Batcher(Generic[E]):
     def _check_deadline(self, entry: E, now: float) -> None:
         # Small requests overtake large ones, so only other small ones are served before it; a large request also gets its share
         # of every second batch.
-        image_s, small_images, num_images = self.iteration_image_s.seconds, self._small_images, entry.num_images
+        image_s, num_images = self.iteration_image_s.seconds, entry.num_images
+        small_images = self._small_images + entry.source.small_images // OWN_SHARE
         needed_s = small_images * image_s + self._small_work * self.work_s.seconds
         own_s = num_images * (image_s + entry.framing_work * self.work_s.seconds)
         if entry.large:
@@ -405,7 +431,10 @@ class Batcher(Generic[E]):
         work = images * entry.framing_work
         self.pending_images += images
         self._pending_work += work
-        if not entry.large:
+        if entry.large:
+            entry.source.large_images += images
+        else:
+            entry.source.small_images += images
             self._small_images += images
             self._small_work += work
 

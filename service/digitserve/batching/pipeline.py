@@ -21,9 +21,10 @@ from digitserve.errors import DeadlineUnmeetable, RequestError
 from digitserve.inference.bundle import Bundle
 from digitserve.inference.session import Session
 from digitserve.protocol.codec import Encoder, Preparation, Request
-from digitserve.protocol.names import Method
+from digitserve.protocol.names import Code, Method
 from digitserve.telemetry.recorder import Recorder
-from digitserve.types import Framing
+from digitserve.telemetry.request_log import Caller
+from digitserve.types import Framing, Source
 
 _MAX_DEADLINE = 1e18
 """Unix time in seconds. Where a call has no deadline, gRPC gives about 9.2e18."""
@@ -42,10 +43,12 @@ class Responder(Protocol):
     Attributes:
         accepted: monotonic time in seconds when the request arrived.
         deadline: Unix time in seconds, more than 1e18 when the caller set none.
+        source: of the request.
     """
 
     accepted: float
     deadline: float
+    source: Source
 
     @property
     def completes(self) -> Method | None:
@@ -58,6 +61,10 @@ class Responder(Protocol):
     @property
     def open(self) -> bool:
         """Whether it still waits for an answer."""
+
+    @property
+    def caller(self) -> Caller:
+        """Its call or stream, for log lines."""
 
     def reply(self, body: bytes) -> None:
         """Send the answer, a serialized ``ClassifyResponse``."""
@@ -84,10 +91,19 @@ class PendingRequest(Entry):
         """Wait from ``now``, monotonic time in seconds."""
         work = _framing_work(request)
         deadline = _monotonic(responder.deadline, now)
-        super().__init__(request.num_images, work, len(request.pixels), now, deadline)
+        super().__init__(request.num_images, work, len(request.pixels), now, deadline, responder.source)
         self.responder = responder
         self.request = request
         self.preparations: tuple[Preparation, ...] = ()
+
+    def log_fields(self, now: float) -> dict[str, object]:
+        """Return what log lines state about it; ``now`` is monotonic time in seconds."""
+        return {
+            "images": self.num_images,
+            "request_bytes": self.num_bytes,
+            "queue_ms": round(((self.first_batch or now) - self.arrived) * 1e3, 3),
+            "compute_ms": round((self.preprocess_s + self.inference_s) * 1e3, 3),
+        }
 
 
 class Pipeline:
@@ -114,6 +130,7 @@ class Pipeline:
         self._recorder = recorder
         self._clock = clock
         self._shadow = shadow
+        self._slow_s = recorder.requests.slow_s
         self._encoder = Encoder(manifest.name, str(manifest.version), manifest.labels)
         self._ood_threshold = manifest.ood_threshold
         self._completed = 0.0  # monotonic time in seconds at which the last batch was complete
@@ -154,9 +171,9 @@ class Pipeline:
         """Drop a request whose caller no longer waits."""
         self._batcher.cancel(pending)
 
-    def is_half_full(self) -> bool:
-        """Return whether half of the limit on pending requests is used, in images of small requests or in bytes."""
-        return self._batcher.is_half_full()
+    def is_half_full(self, source: Source) -> bool:
+        """Return whether a source uses half of the room of the queue; see ``Batcher.is_half_full``."""
+        return self._batcher.is_half_full(source)
 
     @staticmethod
     def log_failure(num_requests: int) -> None:
@@ -228,8 +245,24 @@ class Pipeline:
                 seconds.setdefault(method, []).append(now - responder.accepted)
         for method, durations in seconds.items():
             self._recorder.calls_answered(method, durations)
+            if max(durations) >= self._slow_s:
+                self._log_slow(finished, answered, now)
         for responder, body in answered:
             responder.reply(body)
+
+    def _log_slow(self, finished: list[PendingRequest], answered: list[tuple[Responder, bytes]], now: float) -> None:
+        """Log the slow calls among those that are about to be answered."""
+        sizes = {id(responder): len(body) for responder, body in answered}
+        requests = self._recorder.requests
+        for pending in finished:
+            responder = pending.responder
+            method, response_bytes = responder.completes, sizes.get(id(responder))
+            slow = now - responder.accepted >= self._slow_s
+            if slow and method is not None and response_bytes is not None and requests.admits_slow(now):
+                requests.write(
+                    "slow call", method, responder.caller, Code.OK, "slow", now, "", **pending.log_fields(now),
+                    response_bytes=response_bytes,
+                )  # fmt: skip
 
     def _encode(self, pending: PendingRequest, queue_s: float, batch_size: int) -> bytes | None:
         """Return the answer to a request; ``None`` when encoding failed, which affects no other request."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from digitserve.bench import metrics_page
 from digitserve.bench.counts import Counts
-from digitserve.bench.load import Unreachable
+from digitserve.bench.load import HandshakeFailed, Unreachable
 from digitserve.bench.metrics_page import NotAvailable, ServiceCounters
 from digitserve.bench.plan import Plan
 from digitserve.child_process import AsyncChild, ChannelClosed
@@ -84,7 +84,7 @@ class Coordinator:
         """Run the plan.
 
         Raises:
-            Unreachable: a process could not connect.
+            Unreachable: a process could not connect; HandshakeFailed: because of TLS.
             LoadFailed: a process exited unexpectedly, or hangs.
         """
         try:
@@ -127,6 +127,8 @@ class Coordinator:
         message = await self._receive(child, self._plan.timeout_s + self._patience_s)
         if message["event"] == "unreachable":
             raise Unreachable(message["message"])
+        if message["event"] == "denied":
+            raise HandshakeFailed(message["message"])
 
     async def _measure(self) -> None:
         start_s = time.monotonic() + LEAD_S
@@ -166,9 +168,9 @@ class Coordinator:
     async def _read_service(self) -> ServiceCounters | NotAvailable:
         try:
             await self._wait_until(self._start_s)
-            before = await asyncio.to_thread(metrics_page.read, self._metrics_url)
+            before = await asyncio.to_thread(metrics_page.read, self._metrics_url, self._plan.credentials)
             await self._wait_until(self._end_s)
-            after = await asyncio.to_thread(metrics_page.read, self._metrics_url)
+            after = await asyncio.to_thread(metrics_page.read, self._metrics_url, self._plan.credentials)
             return after.since(before)
         except NotAvailable as error:
             return error

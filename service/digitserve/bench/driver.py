@@ -11,6 +11,7 @@ service asks to close, is replaced by a new one.
 import errno
 import select
 import socket
+import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,8 +19,10 @@ from typing import Any
 
 from digitserve.bench import frames, http2, wire
 from digitserve.bench.counts import Recorder
+from digitserve.bench.tls import HandshakePending, TlsSocket
 from digitserve.bench.traffic import EncodedRequest
 from digitserve.bench.wire import Status
+from digitserve.credentials import explain_handshake
 from digitserve.protocol.names import Code
 from digitserve.v1 import digits_pb2 as pb
 
@@ -48,6 +51,7 @@ class Context:
         epoll: notifies ``load`` of ready sockets.
         clock: the monotonic clock, in seconds.
         deadline_s: deadline per request, or None.
+        tls: TLS configuration and host name of the server; None for clear text.
     """
 
     family: socket.AddressFamily
@@ -58,6 +62,7 @@ class Context:
     epoll: select.epoll
     clock: Callable[[], float]
     deadline_s: float | None = None
+    tls: tuple[ssl.SSLContext, str] | None = None
 
 
 class ConnectionDriver(ABC):
@@ -67,16 +72,17 @@ class ConnectionDriver(ABC):
         num_parked_slots: slots for which no request could be sent; they are returned as soon as one can be sent.
         retry_s: when to connect again; valid while there is no connection.
         failure: why the last connection failed, as text.
+        refusal: why the TLS handshake failed, and what to do; "" if it has not.
     """
 
     def __init__(self, context: Context, release_slot: Callable[["ConnectionDriver"], None]) -> None:
         self.num_parked_slots = 0
         self.retry_s = 0.0
-        self.failure = ""
+        self.failure = self.refusal = ""
         self._context = context
         self._recorder = context.recorder
         self._release_slot = release_slot
-        self._socket: socket.socket | None = None
+        self._socket: socket.socket | TlsSocket | None = None
         self._connection = http2.Connection(context.headers, wire.read_status)
         self._unsent = b""
         self._waits_for_write = False
@@ -103,9 +109,10 @@ class ConnectionDriver(ABC):
         """Start to connect."""
         self._connection = http2.Connection(self._context.headers, wire.read_status)
         self._unsent = b""
-        self._socket = socket.socket(self._context.family, socket.SOCK_STREAM)
-        self._socket.setblocking(False)  # noqa: FBT003 - positional only
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        plain = socket.socket(self._context.family, socket.SOCK_STREAM)
+        plain.setblocking(False)  # noqa: FBT003 - positional only
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket = plain if self._context.tls is None else TlsSocket(plain, *self._context.tls)
         self._waits_for_write = True
         self._context.epoll.register(self._socket, select.EPOLLIN | select.EPOLLOUT)
         error = self._socket.connect_ex(self._context.address)
@@ -123,18 +130,22 @@ class ConnectionDriver(ABC):
             return
         # While the connection is being opened, send raises BlockingIOError.
         out = self._unsent + self._connection.take_output()
+        writable = False
         if out:
             try:
                 out = out[self._socket.send(out) :]
+            except HandshakePending:
+                writable = True
             except BlockingIOError:
                 pass
             except OSError as error:
                 self._on_connection_lost(error)
                 return
         self._unsent = out
-        if bool(out) != self._waits_for_write:
-            self._waits_for_write = bool(out)
-            self._context.epoll.modify(self._socket, select.EPOLLIN | (select.EPOLLOUT if out else 0))
+        waits_for_write = bool(out) and not writable
+        if waits_for_write != self._waits_for_write:
+            self._waits_for_write = waits_for_write
+            self._context.epoll.modify(self._socket, select.EPOLLIN | (select.EPOLLOUT if waits_for_write else 0))
 
     @abstractmethod
     def prepare_to_send(self) -> bool:
@@ -205,6 +216,8 @@ class ConnectionDriver(ABC):
     def _on_connection_lost(self, error: Exception) -> None:
         # After GOAWAY, with nothing in flight, a service may simply close the connection.
         expected = self._connection.going_away and self.finished
+        if not self._connection.ready and self._context.tls is not None:
+            self.refusal = explain_handshake(str(error))
         self.close()
         self.failure = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
         self._recorder.counts.going_away += expected

@@ -20,7 +20,7 @@ from digitserve.bench.schedule import Schedule
 from digitserve.bench.streaming import StreamDriver
 from digitserve.bench.traffic import requests
 from digitserve.bench.unary import UnaryDriver
-from digitserve.errors import DigitserveError
+from digitserve.errors import AccessDenied, DigitserveError
 
 TICK_S = 0.01
 """Interval between checks for expired deadlines and broken connections."""
@@ -31,6 +31,10 @@ REPORT_S = 0.25
 
 class Unreachable(DigitserveError, ConnectionError):
     """No server answers at the address, or it does not speak HTTP/2."""
+
+
+class HandshakeFailed(Unreachable, AccessDenied):
+    """There is no TLS connection, because the server or this process does not accept the other; the message says what to do."""
 
 
 def resolve(address: str) -> tuple[socket.AddressFamily, tuple[str, int]]:
@@ -66,8 +70,11 @@ class Load:
 
         Raises:
             Unreachable: the address is malformed, or its host cannot be resolved.
+            CredentialsError: a file of the credentials cannot be used.
         """
         family, socket_address = resolve(plan.address)
+        authorization = plan.credentials.authorization()
+        host = plan.address.rpartition(":")[0].strip("[]")
         self._plan = plan
         self._index = index
         self._report = report
@@ -78,8 +85,12 @@ class Load:
         deadline_s = plan.deadline_s
         self._context = Context(
             family, socket_address,
-            wire.request_headers(PATHS[plan.method], plan.address, f"digitserve-bench/{version('digitserve')}", deadline_s),
+            wire.request_headers(
+                PATHS[plan.method], plan.address, f"digitserve-bench/{version('digitserve')}", deadline_s,
+                scheme="https" if plan.tls else "http", authorization=authorization() if authorization else "",
+            ),
             requests(plan, index), self.recorder, self._epoll, clock, deadline_s,
+            (plan.credentials.ssl_context("h2"), host) if plan.tls else None,
         )  # fmt: skip
         driver = StreamDriver if plan.method == STREAM else UnaryDriver
         self._drivers: list[ConnectionDriver] = [
@@ -100,15 +111,24 @@ class Load:
         """Open all connections and wait for the service's HTTP/2 settings on each.
 
         Raises:
+            HandshakeFailed: TLS does not accept the server or this process.
             Unreachable: a connection could not be opened in time.
         """
         end_s = self._clock() + self._plan.timeout_s
         while not all(driver.ready for driver in self._drivers):
+            for driver in self._drivers:
+                if driver.refusal:
+                    raise HandshakeFailed(f"no TLS connection: {driver.refusal} ({driver.failure})")
             if self._clock() >= end_s:
                 failures = [driver.failure for driver in self._drivers if driver.failure] or ["no HTTP/2 settings"]
+                hint = (
+                    "It may require a certificate of the client: pass certificate and key"
+                    if self._plan.tls
+                    else "If it uses TLS, use https:// in the address, or pass ca"
+                )
                 raise Unreachable(
                     f"no answer within {self._plan.timeout_s:g} s ({failures[0]}); "
-                    "is 'digitserve serve' running at the address?"
+                    f"is 'digitserve serve' running at the address? {hint}"
                 )
             self._poll()
         # Failures while connecting are not failures under load.

@@ -4,15 +4,21 @@ Called by ``coordinator`` on a separate thread. A page without these counters is
 """
 
 import urllib.error
+import urllib.parse
 import urllib.request
 from dataclasses import dataclass, field
+from http import HTTPStatus
+from http.client import HTTPException
 from typing import Self
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from digitserve.errors import DigitserveError
+from digitserve.credentials import Credentials, explain_handshake, is_local_host
+from digitserve.errors import CredentialsError, DigitserveError
 
 TIMEOUT_S = 2.0
+
+_NONE = Credentials()
 
 
 class NotAvailable(DigitserveError):
@@ -59,19 +65,39 @@ class ServiceCounters:
         return None if self.cpu_s is None or not self.images else self.cpu_s / self.images
 
 
-def read(url: str) -> ServiceCounters:
-    """Fetch and parse a page.
+def read(url: str, credentials: Credentials = _NONE) -> ServiceCounters:
+    """Fetch and parse a page, not through a proxy, because the load is not sent through one either.
+
+    Args:
+        url: of the page.
+        credentials: for ``https://``, and the token if the page needs one.
 
     Raises:
         NotAvailable: it cannot be fetched, or it is not a page of digitserve.
     """
-    if not url.startswith(("http://", "https://")):
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in {"http", "https"}:
         raise NotAvailable(f"{url}: expected a URL that begins with http:// or https://")
+    request = urllib.request.Request(url)  # noqa: S310 - checked above
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as page:  # noqa: S310 - checked above
+        tls = parts.scheme == "https"
+        if tls:
+            handlers.append(urllib.request.HTTPSHandler(context=credentials.ssl_context("http/1.1")))
+        authorization = credentials.authorization()
+        if authorization is not None and (tls or credentials.clear_text_token or is_local_host(parts.hostname or "")):
+            # Not sent to where the page may redirect.
+            request.add_unredirected_header("Authorization", authorization())
+        with urllib.request.build_opener(*handlers).open(request, timeout=TIMEOUT_S) as page:
             text = page.read().decode()
-    except (OSError, ValueError) as error:
-        raise NotAvailable(f"{url}: {getattr(error, 'reason', error)}") from None
+    except CredentialsError as error:
+        raise NotAvailable(f"{url}: {error}") from None
+    except urllib.error.HTTPError as error:
+        advice = "; it needs a token: pass token_file or token" if error.code == HTTPStatus.UNAUTHORIZED else ""
+        raise NotAvailable(f"{url}: HTTP status {error.code}{advice}") from None
+    except (OSError, ValueError, HTTPException) as error:
+        reason = str(getattr(error, "reason", error))
+        raise NotAvailable(f"{url}: {explain_handshake(reason) or reason}") from None
     return parse(text, url)
 
 

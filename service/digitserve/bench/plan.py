@@ -1,9 +1,10 @@
 """The load to send and how long to measure it: made by ``command`` from flags, sent by ``coordinator`` to each process."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
+from digitserve.credentials import Credentials
 from digitserve.protocol.names import CLASSIFY, CLASSIFY_STREAM
 
 UNARY, STREAM = "unary", "stream"
@@ -31,6 +32,8 @@ class Plan:
 
     Attributes:
         address: host:port as the user gave it; also sent as ``:authority``.
+        tls: whether to use TLS.
+        credentials: for TLS, and the file of the token.
         connections: number of open connections, over all processes.
         in_flight: maximum number of concurrent requests per connection.
         processes: number of load generator processes.
@@ -47,6 +50,8 @@ class Plan:
     """
 
     address: str
+    tls: bool = False
+    credentials: Credentials = field(default_factory=Credentials)
     connections: int = 64
     in_flight: int = 4
     processes: int = 1
@@ -72,4 +77,5 @@ class Plan:
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Self:
         """Read what ``to_json`` returned."""
-        return cls(**{**stored, "sizes": tuple(Size(**size) for size in stored["sizes"])})
+        sizes, credentials = tuple(Size(**size) for size in stored["sizes"]), Credentials(**stored["credentials"])
+        return cls(**{**stored, "sizes": sizes, "credentials": credentials})

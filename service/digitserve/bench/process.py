@@ -1,7 +1,7 @@
 """One load generator process: ``python -P -m digitserve.bench.process``, started by ``coordinator``.
 
     from the parent: the process's index and the plan; the start time; then anything, or the channel's end, means "stop"
-    to the parent:   ``connected`` or ``unreachable``; ``running``; ``counts`` repeatedly; ``done``
+    to the parent:   ``connected``, ``unreachable`` or ``denied``; ``running``; ``counts`` repeatedly; ``done``
 
 The parent sends "stop" only after ``running``. Otherwise the channel could read both messages into its buffer, and a
 message in the buffer does not make the file descriptor readable.
@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from digitserve.bench.counts import Counts
-from digitserve.bench.load import Load, Unreachable
+from digitserve.bench.load import HandshakeFailed, Load, Unreachable
 from digitserve.bench.plan import Plan
 from digitserve.child_process import Channel, ChannelClosed
 
@@ -37,7 +37,9 @@ def _run(channel: Channel) -> None:
         load = Load(Plan.from_json(first["plan"]), first["index"], report)
         load.connect()
     except Unreachable as error:
-        channel.send({"event": "unreachable", "message": str(error)})
+        channel.send(
+            {"event": "denied" if isinstance(error, HandshakeFailed) else "unreachable", "message": str(error)}
+        )
         return
     channel.send({"event": "connected"})
     start_s = channel.receive()

@@ -43,13 +43,25 @@ class Status(NamedTuple):
 OK = Status(Code.OK, "")
 
 
-def request_headers(path: str, authority: str, user_agent: str, deadline_s: float | None) -> list[tuple[str, str]]:
+def request_headers(
+    path: str,
+    authority: str,
+    user_agent: str,
+    deadline_s: float | None,
+    *,
+    scheme: str = "http",
+    authorization: str = "",
+) -> list[tuple[str, str]]:
     """Return the headers of a call, pseudo-headers first."""
     headers = [
-        (":method", "POST"), (":scheme", "http"), (":path", path), (":authority", authority), ("te", "trailers"),
+        (":method", "POST"), (":scheme", scheme), (":path", path), (":authority", authority), ("te", "trailers"),
         ("content-type", "application/grpc"), ("user-agent", user_agent),
     ]  # fmt: skip
-    return headers if deadline_s is None else [*headers, ("grpc-timeout", timeout(deadline_s))]
+    if authorization:
+        headers.append(("authorization", authorization))
+    if deadline_s is not None:
+        headers.append(("grpc-timeout", timeout(deadline_s)))
+    return headers
 
 
 def timeout(seconds: float) -> str:

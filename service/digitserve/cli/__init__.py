@@ -24,6 +24,7 @@ def main() -> None:
       2    wrong usage
       3    no service answers at the address
       4    the service did not answer in time
+      5    access denied: TLS handshake failed, or token not accepted
       70   internal fault of serve; the log has it
       130  stopped by Ctrl-C
       141  the reader of standard output, such as head, has ended

@@ -9,7 +9,16 @@ from typing import Any
 import click
 
 from digitserve.cli.exit_codes import ExitCode
-from digitserve.cli.options import POSITIVE, Command, FiniteRange, Option, address_option, parse_size, require_extra
+from digitserve.cli.options import (
+    POSITIVE,
+    Command,
+    FiniteRange,
+    Option,
+    Target,
+    parse_size,
+    require_extra,
+    target_options,
+)
 from digitserve.cli.output import print_line
 
 
@@ -27,7 +36,7 @@ def _option(name: str, section: str, /, **arguments: Any) -> Callable[[Any], Any
 
 
 @click.command(cls=Command)
-@address_option()
+@target_options
 @_option(
     "--timeout-s",
     "Connection",
@@ -40,7 +49,7 @@ def _option(name: str, section: str, /, **arguments: Any) -> Callable[[Any], Any
     "--metrics",
     "Connection",
     metavar="URL",
-    help="URL of the /metrics page of the service.  [default: http://HOST:8080/metrics]",
+    help="URL of the /metrics page of the service.  [default: http://HOST:8080/metrics, with TLS https://]",
 )
 @_option(
     "--connections",
@@ -136,14 +145,15 @@ def _option(name: str, section: str, /, **arguments: Any) -> Callable[[Any], Any
     help="Write latencies and rate as a PNG image; needs 'digitserve[plot]'.",
 )
 @click.pass_context
-def bench(context: click.Context, /, **values: Any) -> None:
+def bench(context: click.Context, /, target: Target, **values: Any) -> None:
     """Measure throughput and latency of a service.
 
     The report also has errors, batch sizes and CPU time.
 
     \b
     Exit codes: 0 measured; 1 no request was answered with OK, or an answer was wrong,
-    or the service ended during it, or no rate met --slo-ms; 2 wrong usage; 3 no service answers; 130 stopped by Ctrl-C.
+    or the service ended during it, or no rate met --slo-ms; 2 wrong usage; 3 no service answers;
+    5 access denied: TLS handshake failed; 130 stopped by Ctrl-C.
     """
     require_extra("bench")
     from digitserve.bench import command
@@ -151,11 +161,13 @@ def bench(context: click.Context, /, **values: Any) -> None:
 
     _check(values)
     slo_ms = values.pop("slo_ms")
-    url = values.pop("metrics") or f"http://{values['address'].rpartition(':')[0]}:8080/metrics"
+    address, tls, credentials = target.resolve()
+    url = values.pop("metrics") or f"{'https' if tls else 'http'}://{address.rpartition(':')[0]}:8080/metrics"
     options = command.Options(url, slo_ms and slo_ms / 1e3, values.pop("json"), values.pop("plot"))
     values["processes"] = values["processes"] or min(values["connections"], len(os.sched_getaffinity(0)))
     values["sizes"] = tuple(Size(*size) for size in values["sizes"])
-    outcome = command.run(Plan(**values), options, print_line, sys.stderr)
+    plan = Plan(address, tls=tls, credentials=credentials, **values)
+    outcome = command.run(plan, options, print_line, sys.stderr)
     context.exit(ExitCode.INTERRUPTED if outcome.stopped else ExitCode.OK if outcome.good else ExitCode.NEGATIVE)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from digitserve.cli.exit_codes import ExitCode
-from digitserve.cli.options import Command, Option, address_option, parse_size, timeout_option
+from digitserve.cli.options import Command, Option, Target, parse_size, target_options, timeout_option
 from digitserve.cli.output import print_error, print_line
 
 if TYPE_CHECKING:
@@ -69,12 +69,12 @@ def _size(_context: click.Context, _parameter: click.Parameter, text: str | None
     help="Also print how each image was prepared. With --json: as 'preparation', with the pixels that the network saw as 28 "
     "rows of 28 numbers, and boxes in pixels of the image in the file.",
 )
-@address_option()
+@target_options
 @timeout_option(5.0, "Maximum time to classify a file, in seconds.")
 @click.pass_context
 def classify(  # noqa: PLR0913 - one per option
     context: click.Context, /, *, files: tuple[str, ...], size: tuple[int, int] | None, ink: str | None, max_side: int,
-    top_k: int, as_json: bool, explain: bool, address: str, timeout_s: float,
+    top_k: int, as_json: bool, explain: bool, target: Target, timeout_s: float,
 ) -> None:  # fmt: skip
     """Classify the images in FILES; - is standard input.
 
@@ -82,14 +82,15 @@ def classify(  # noqa: PLR0913 - one per option
 
     \b
     Exit codes: 0 all images were classified; 1 a file or image was rejected;
-    2 wrong usage; 3 no service answers; 4 no answer in time; 130 stopped by Ctrl-C.
+    2 wrong usage; 3 no service answers; 4 no answer in time; 5 access denied: TLS handshake failed, or token not accepted;
+    130 stopped by Ctrl-C.
     """
-    from digitserve.client import Client, Ink, RequestRejected
+    from digitserve.client import Ink, RequestRejected, Unauthenticated
     from digitserve.errors import ImageFileError
     from digitserve.vision.image_files import read_images
 
     code = ExitCode.OK
-    with Client(address, num_connections=1, timeout_s=timeout_s, max_side=max_side or None) as client:
+    with target.open_client(num_connections=1, timeout_s=timeout_s, max_side=max_side or None) as client:
         model = _model_name(client) if as_json else ""
         for name in files:
             try:
@@ -98,6 +99,8 @@ def classify(  # noqa: PLR0913 - one per option
             except ImageFileError as error:
                 print_error(str(error))
                 code = ExitCode.NEGATIVE
+            except Unauthenticated:
+                raise
             except RequestRejected as error:
                 print_error(f"{name}: {error}")
                 code = ExitCode.NEGATIVE

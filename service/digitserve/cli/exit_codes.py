@@ -2,7 +2,7 @@
 
 from enum import IntEnum
 
-from digitserve.errors import DigitserveError
+from digitserve.errors import AccessDenied, CredentialsError, DigitserveError
 
 
 class ExitCode(IntEnum):
@@ -13,6 +13,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     UNREACHABLE = 3
     TIMEOUT = 4
+    DENIED = 5
     FAULT = 70
     """An internal fault of ``serve``: ``supervision.supervisor.EXIT_FAULT``."""
     INTERRUPTED = 130
@@ -22,6 +23,10 @@ class ExitCode(IntEnum):
 
 def exit_code(error: DigitserveError) -> ExitCode:
     """Return the exit code for an error."""
+    if isinstance(error, CredentialsError):
+        return ExitCode.USAGE
+    if isinstance(error, AccessDenied):
+        return ExitCode.DENIED
     # ``client.Unreachable`` and ``client.DeadlineExceeded`` derive from these; commands without a client do not import it.
     if isinstance(error, ConnectionError):
         return ExitCode.UNREACHABLE

@@ -1,21 +1,27 @@
 """Parts that the commands share: the group, help in sections, common options and their types."""
 
+import functools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from digitserve.cli.exit_codes import ExitCode, exit_code
-from digitserve.cli.output import open_standard_streams, print_error
-from digitserve.errors import DigitserveError
+from digitserve.cli.output import CREDENTIALS, open_standard_streams, print_error, with_flags
+from digitserve.errors import CredentialsError, DigitserveError
 from digitserve.interrupt import exit_when_interrupted, raise_when_interrupted
 from digitserve.settings import Settings, endpoint, environment_value, setting_named
 
 if TYPE_CHECKING:
     from click.formatting import HelpFormatter
+
+    from digitserve.client import Client
+    from digitserve.credentials import Credentials
 
 DEFAULT_SECTION = "Options"
 
@@ -121,33 +127,115 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _default_address() -> str:
-    """Return the address of a service with the same environment: in a container, commands need no further variable."""
-    host = environment_value(setting_named("host"), os.environ) or Settings.host
-    port = environment_value(setting_named("grpc_port"), os.environ) or Settings.grpc_port
-    # A service that listens on all addresses is reached by the loopback address of the same kind.
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not bound
-    return endpoint(host, port)
+@dataclass(frozen=True)
+class Target:
+    """The service that a command calls.
+
+    Attributes:
+        address: as the user wrote it; None for that of a service with the same environment.
+        credentials: TLS files and token; ``{}`` for none.
+    """
+
+    address: str | None
+    credentials: dict[str, Any]
+
+    def open_client(self, **options: Any) -> "Client":
+        """Return a client of the service; ``options`` are other arguments of ``client.Client``.
+
+        Raises:
+            click.BadParameter: the address or the credentials cannot be used.
+        """
+        from digitserve.client import Client
+
+        with _bad_parameters():
+            return Client(self.address or _local_address(), **self.credentials, **options)
+
+    def resolve(self) -> tuple[str, bool, "Credentials"]:
+        """Return ``host:port``, whether to use TLS, and the credentials, for another client.
+
+        Raises:
+            click.BadParameter: the address or the credentials cannot be used.
+        """
+        from digitserve.client.address import is_local, parse_address
+        from digitserve.credentials import Credentials
+
+        credentials = Credentials(**self.credentials)
+        with _bad_parameters():
+            host_port, tls = parse_address(self.address or _local_address())
+            return host_port, credentials.check(tls=tls, local=is_local(host_port)), credentials
 
 
-def _parse_address(_context: click.Context, _parameter: click.Parameter, text: str) -> str:
-    from digitserve.client.address import normalize_address
+@contextmanager
+def _bad_parameters() -> Iterator[None]:
+    """Convert errors of the client library about addresses and credentials."""
     from digitserve.client.errors import InvalidAddress
 
     try:
-        return normalize_address(text)
+        yield
     except InvalidAddress as error:
-        raise click.BadParameter(str(error).removeprefix("address: ")) from None
+        raise click.BadParameter(str(error).removeprefix("address: "), param_hint="--address") from None
+    except CredentialsError as error:
+        raise click.BadParameter(with_flags(error.reason), param_hint=f"--{CREDENTIALS[error.argument]}") from None
 
 
-def address_option() -> Callable[[Any], Any]:
-    """Return the option ``--address``."""
+def local_host() -> str:
+    """Return the host of a service with the same environment: in a container, commands need no further variable."""
+    host = environment_value(setting_named("host"), os.environ) or Settings.host
+    # A service that listens on all addresses is reached by the loopback address of the same kind.
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not bound
+
+
+def _local_address() -> str:
+    port = environment_value(setting_named("grpc_port"), os.environ) or Settings.grpc_port
+    return endpoint(local_host(), port)
+
+
+def _target_option(name: str, variable: str, text: str, **arguments: Any) -> Callable[[Any], Any]:
+    arguments = {"type": click.Path(path_type=str), "metavar": "FILE", **arguments}
     return click.option(
-        "--address", cls=Option, section="Connection", default=_default_address, callback=_parse_address,
-        envvar="DIGITSERVE_ADDRESS", show_envvar=True, metavar="HOST:PORT",
+        f"--{name}",
+        cls=Option,
+        section="Connection",
+        envvar=f"DIGITSERVE_{variable}",
+        show_envvar=True,
+        help=text,
+        **arguments,
+    )
+
+
+_TARGET_OPTIONS = (
+    _target_option(
+        "address", "ADDRESS", "Address of the service; https://HOST:PORT for TLS.", type=str, metavar="HOST:PORT",
         show_default="$DIGITSERVE_HOST:$DIGITSERVE_GRPC_PORT, by default 127.0.0.1:50051",
-        help="Address of the service.",
-    )  # fmt: skip
+    ),
+    _target_option(
+        "ca", "CA", "PEM file with the authorities that sign the certificate of the service. Implies TLS.",
+        show_default="with https://, those of the system",
+    ),
+    _target_option("client-certificate", "CLIENT_CERTIFICATE", "PEM file with the certificate of this client. Implies TLS."),
+    _target_option("client-key", "CLIENT_KEY", "PEM file with the private key of that certificate."),
+    _target_option("token-file", "CLIENT_TOKEN_FILE", "File with the bearer token for the service."),
+    _target_option(
+        "clear-text-token", "CLIENT_CLEAR_TEXT_TOKEN", "Send the token to another machine without TLS, so that others may read it.",
+        type=bool, metavar=None, is_flag=True,
+    ),
+)  # fmt: skip
+
+
+def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that select a service and the credentials for it; the command gets them as ``target``."""
+
+    @functools.wraps(function)
+    def with_target(*arguments: Any, **values: Any) -> Any:
+        # gRPC core, which is imported later, would print lines for each failed handshake.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+        given = {name: values.pop(flag.replace("-", "_")) for name, flag in CREDENTIALS.items()}
+        target = Target(values.pop("address"), {name: value for name, value in given.items() if value})
+        return function(*arguments, target=target, **values)
+
+    for option in reversed(_TARGET_OPTIONS):
+        with_target = option(with_target)
+    return with_target
 
 
 def timeout_option(default_s: float, text: str) -> Callable[[Any], Any]:

@@ -1,7 +1,6 @@
 """Lines for standard output and standard error."""
 
 import os
-import re
 import sys
 
 import click
@@ -10,8 +9,21 @@ from digitserve.cli.exit_codes import ExitCode
 
 _STDERR = 2
 
-_ARGUMENTS = re.compile("(?<=longer )timeout_s|(?<=see )max_side")
-"""Arguments of the client library in its advice: "set a longer timeout_s", "see max_side"."""
+CREDENTIALS = {
+    "ca": "ca", "certificate": "client-certificate", "key": "client-key", "token_file": "token-file",
+    "clear_text_token": "clear-text-token",
+}  # fmt: skip
+"""By argument of the client library: the flag of the commands. Commands have no ``token``: others could read it in ``ps``."""
+
+_ADVICE = {
+    "longer timeout_s": "longer --timeout-s",
+    "see max_side": "see --max-side",
+    "pass ca": "pass --ca",
+    "pass certificate and key": "pass --client-certificate and --client-key",
+    "pass token_file or token": "pass --token-file",
+    "pass clear_text_token": "pass --clear-text-token",
+}
+"""Arguments in the advice of the client library, and the flags of the commands for them."""
 
 
 def open_standard_streams() -> None:
@@ -45,8 +57,14 @@ def print_line(text: str) -> None:
 
 def print_error(message: str) -> None:
     """Print an error as one line on standard error; names of arguments in the client library's advice become flags."""
-    message = _ARGUMENTS.sub(lambda found: "--" + found[0].replace("_", "-"), message)
-    click.echo(f"digitserve: {message}", err=True)
+    click.echo(f"digitserve: {with_flags(message)}", err=True)
+
+
+def with_flags(message: str) -> str:
+    """Return a message of the client library with flags in place of the arguments in its advice."""
+    for pattern, flags in _ADVICE.items():
+        message = message.replace(pattern, flags)
+    return message
 
 
 def _discard_output() -> None:

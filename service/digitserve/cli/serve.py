@@ -60,7 +60,7 @@ def _serve(context: click.Context, /, *, tune: bool, **values: Any) -> None:
     from digitserve import log
 
     settings = Settings(**values)
-    log.configure(settings.log_format)
+    log.configure(settings.log_format, pid=os.getpid())
     try:
         context.exit(_propose(settings) if tune else _run(settings))
     except StartupError as error:

@@ -2,8 +2,10 @@
 
 import ipaddress
 import re
+from typing import NamedTuple
 
 from digitserve.client.errors import InvalidAddress
+from digitserve.credentials import is_local_host
 
 DEFAULT_PORT = 50051
 
@@ -11,26 +13,41 @@ _GRPC_SCHEME = re.compile(r"(dns|unix|unix-abstract|ipv4|ipv6|vsock|xds):", re.I
 """Schemes of gRPC's name resolvers. Source: github.com/grpc/grpc, doc/naming.md."""
 
 _URL_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.IGNORECASE)
+_TLS = {"https": True, "grpcs": True, "http": False, "grpc": False}
 _HOST_PORT = re.compile(r"(\[[^\]]*\]|[^:]*)(?::([^:]*))?")
 _HOST = re.compile(r"[a-z0-9_.-]+", re.IGNORECASE)
 
 
-def normalize_address(text: str) -> str:
-    """Return ``host:port`` for an address as a user wrote it.
+class Address(NamedTuple):
+    """An address in gRPC's form.
 
-    ``http://``, ``grpc://`` and a slash at the end are removed. A missing port is 50051. Addresses with a scheme of gRPC,
-    such as ``dns:`` and ``unix:``, are returned unchanged.
+    Attributes:
+        target: ``host:port``, or an address in a scheme of gRPC.
+        tls: what its scheme demands: True for ``https`` and ``grpcs``, False for ``http`` and ``grpc``, None without one.
+    """
+
+    target: str
+    tls: bool | None = None
+
+
+def parse_address(text: str) -> Address:
+    """Parse an address as a user wrote it.
+
+    ``https://``, ``http://``, ``grpcs://``, ``grpc://`` and a slash at the end are removed. A missing port is 50051. Addresses
+    with a scheme of gRPC, such as ``dns:`` and ``unix:``, are returned unchanged.
 
     Raises:
-        InvalidAddress: the address has a path, a user name, another scheme such as ``https``, no host, or a wrong port.
+        InvalidAddress: the address has a path, a user name, an unknown scheme, no host, or a wrong port.
     """
     address = text.strip()
     if _GRPC_SCHEME.match(address) and not re.fullmatch(r"[^:]*:\d+", address):
-        return address
+        return Address(address)
+    tls = None
     if url := _URL_SCHEME.fullmatch(address):
         scheme, address = url[1].lower(), url[2]
-        if scheme not in {"http", "grpc"}:
-            raise _invalid(text, "TLS is not supported" if scheme == "https" else f"unknown scheme '{scheme}'")
+        if scheme not in _TLS:
+            raise _invalid(text, f"unknown scheme '{scheme}'")
+        tls = _TLS[scheme]
     address = address.removesuffix("/")
     if "/" in address or "?" in address:
         raise _invalid(text, "a gRPC address has no path")
@@ -42,20 +59,15 @@ def normalize_address(text: str) -> str:
         raise _invalid(text, f"the port '{port}' is not a number from 1 to 65535")
     if not (_is_ipv6(host[1:-1]) if host.startswith("[") else _HOST.fullmatch(host)):
         raise _invalid(text, f"'{host}' is not a host name or IP address" if host else "it has no host")
-    return f"{host}:{int(port)}"
+    return Address(f"{host}:{int(port)}", tls)
 
 
-def is_loopback(address: str) -> bool:
-    """Return whether a normalized address is one of this machine's own loopback interface."""
-    host = _GRPC_SCHEME.sub("", address).rpartition(":")[0].rpartition("/")[2].strip("[]").lower()
-    if host == "localhost" or host.endswith(".localhost"):
+def is_local(target: str) -> bool:
+    """Return whether a target is on this machine: an address of the loopback interface, or a Unix socket."""
+    if target.lower().startswith(("unix:", "unix-abstract:")):
         return True
-    try:
-        ip = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return False
-    # A client that connects to the unspecified address, 0.0.0.0 or ::, reaches this machine.
-    return ip.is_loopback or ip.is_unspecified
+    host = _GRPC_SCHEME.sub("", target).rpartition(":")[0].rpartition("/")[2].strip("[]")
+    return is_local_host(host)
 
 
 def _is_ipv6(host: str) -> bool:

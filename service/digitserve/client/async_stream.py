@@ -20,7 +20,7 @@ from digitserve.client.stream_window import (
     StreamItem,
     StreamWindow,
     failed_outcome,
-    overdue,
+    overdue_outcome,
     resume_delay_s,
     to_item,
     to_outcome,
@@ -116,10 +116,11 @@ class AsyncStream:
                 message = await self._open_call().read()
         except TimeoutError:
             with self._pool.borrow() as one:
-                raise overdue(item, self._timeout_s, await find_disconnection_async(one)) from None
+                disconnected = await find_disconnection_async(one)
+                raise overdue_outcome(item, self._timeout_s, disconnected, tls=one.tls) from None
         except asyncio.CancelledError:
             # Closing a channel cancels its calls although no task was cancelled.
-            if not is_cancelled():
+            if not num_cancellations():
                 self._pool.check_open()
             raise
         except (grpc.RpcError, grpc.aio.UsageError) as error:
@@ -144,7 +145,9 @@ class AsyncStream:
         if self._call is None:
             connection = self._borrowed.enter_context(self._pool.borrow())
             self._call_number += 1
-            self._call = connection.service.ClassifyStream(self._messages(self._call_number), wait_for_ready=True)
+            self._call = connection.service.ClassifyStream(
+                self._messages(self._call_number), metadata=connection.metadata(), wait_for_ready=True
+            )
         return self._call
 
     def _abandon_call(self) -> None:
@@ -170,10 +173,10 @@ class AsyncStream:
             yield item.message
 
 
-def is_cancelled() -> bool:
-    """Return whether the current task was cancelled itself."""
+def num_cancellations() -> int:
+    """Return how often the current task was cancelled itself."""
     task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+    return 0 if task is None else task.cancelling()
 
 
 async def _iterate(images: AsyncIterable[object] | Iterable[object]) -> AsyncIterator[object]:

@@ -8,15 +8,13 @@ from typing import Any, Literal, Self, overload
 
 import grpc.aio
 
-from digitserve.client.address import normalize_address
-from digitserve.client.async_stream import AsyncStream, is_cancelled
+from digitserve.client.async_stream import AsyncStream, num_cancellations
 from digitserve.client.channel import (
     Connection,
     find_disconnection_async,
     health_name,
     health_request,
-    make_connection,
-    pool_options,
+    open_connections,
 )
 from digitserve.client.errors import ClientError, Closed, RequestRejected
 from digitserve.client.pool import (
@@ -31,6 +29,7 @@ from digitserve.client.predictions import ModelInfo, Prediction
 from digitserve.client.reduction import MAX_SIDE
 from digitserve.client.requests import ClassifyCall, Group, Image, Images, group, request_options, split
 from digitserve.client.stream_window import STREAM_IN_FLIGHT, StreamWindow
+from digitserve.credentials import Credentials, FilePath
 from digitserve.protocol.names import SERVICE
 from digitserve.types import Framing, Ink
 from digitserve.v1 import digits_pb2 as pb
@@ -42,19 +41,19 @@ class AsyncClient:
     Create, use and close it in one running event loop; any number of tasks may call it.
     """
 
-    def __init__(
-        self, address: str, *, num_connections: int = NUM_CONNECTIONS, timeout_s: float = 10.0,
-        images_per_request: int = 64, max_in_flight: int = MAX_IN_FLIGHT, max_side: int | None = MAX_SIDE,
+    def __init__(  # noqa: PLR0913 - all but the address are keywords with defaults
+        self, address: str, *, ca: FilePath | None = None, certificate: FilePath | None = None, key: FilePath | None = None,
+        token: str | None = None, token_file: FilePath | None = None, clear_text_token: bool = False,
+        num_connections: int = NUM_CONNECTIONS, timeout_s: float = 10.0, images_per_request: int = 64,
+        max_in_flight: int = MAX_IN_FLIGHT, max_side: int | None = MAX_SIDE,
     ) -> None:  # fmt: skip
         """Create the connections, as ``Client`` does; nothing is sent yet."""
         require_positive(
             num_connections=num_connections, timeout_s=timeout_s, images_per_request=images_per_request,
             max_in_flight=max_in_flight, max_side=max_side,
         )  # fmt: skip
-        address = normalize_address(address)
-        self._pool = Pool(
-            [make_connection(grpc.aio.insecure_channel(address, pool_options(address))) for _ in range(num_connections)]
-        )
+        credentials = Credentials(ca, certificate, key, token, token_file, clear_text_token)
+        self._pool = Pool(open_connections(grpc.aio, address, credentials, num_connections))
         self._timeout_s = timeout_s
         self._images_per_request = images_per_request
         self._max_in_flight = max_in_flight
@@ -180,13 +179,24 @@ class AsyncClient:
         self, groups: list[Group], options: pb.ClassifyRequest, limits: ModelInfo, deadline: Deadline
     ) -> list[Prediction]:
         call = ClassifyCall(split(groups, self._images_per_request, limits), options)
+        cancellations = num_cancellations()
+        # Not a TaskGroup: in Python 3.11 the task that uses it counts as cancelled when one of its tasks has failed.
+        tasks = [
+            asyncio.create_task(self._send_chunks(call, deadline))
+            for _ in range(min(self._max_in_flight, call.num_chunks))
+        ]
         try:
-            async with asyncio.TaskGroup() as tasks:
-                for _ in range(min(self._max_in_flight, call.num_chunks)):
-                    tasks.create_task(self._send_chunks(call, deadline))
-        except ExceptionGroup as errors:
-            # The first failure cancelled the others.
-            raise errors.exceptions[0] from None
+            await asyncio.gather(*tasks)
+        except ClientError:
+            # ``gather`` loses a cancellation that follows a failure in the same iteration of the event loop.
+            if num_cancellations() > cancellations:
+                raise asyncio.CancelledError from None
+            raise
+        finally:
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.wait(tasks)
         return call.predictions()
 
     async def _send_chunks(self, call: ClassifyCall, deadline: Deadline) -> None:
@@ -220,10 +230,12 @@ class AsyncClient:
         while True:
             with self._pool.borrow() as one:
                 try:
-                    return await method(one)(request, timeout=deadline.remaining_s(), wait_for_ready=wait_for_ready)
+                    return await method(one)(
+                        request, timeout=deadline.remaining_s(), metadata=one.metadata(), wait_for_ready=wait_for_ready
+                    )
                 except asyncio.CancelledError:
                     # Closing a channel cancels its calls although no task was cancelled.
-                    if self._pool.closed and not is_cancelled():
+                    if self._pool.closed and not num_cancellations():
                         raise Closed from None
                     raise
                 except (grpc.RpcError, grpc.aio.UsageError) as error:
@@ -233,5 +245,5 @@ class AsyncClient:
                         raise
                     unanswered = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
                     disconnected = await find_disconnection_async(one) if unanswered else ""
-                    delay_s = retry_delay_s(error, deadline, prefix, disconnected)
+                    delay_s = retry_delay_s(error, deadline, prefix, disconnected, tls=one.tls)
             await asyncio.sleep(delay_s)

@@ -12,15 +12,13 @@ from typing import Any, Literal, Self, overload
 
 import grpc
 
-from digitserve.client.address import normalize_address
 from digitserve.client.blocking_stream import BlockingStream
 from digitserve.client.channel import (
     Connection,
     find_disconnection,
     health_name,
     health_request,
-    make_connection,
-    pool_options,
+    open_connections,
 )
 from digitserve.client.errors import ClientError, Closed, RequestRejected
 from digitserve.client.pool import (
@@ -35,6 +33,7 @@ from digitserve.client.predictions import ModelInfo, Prediction
 from digitserve.client.reduction import MAX_SIDE
 from digitserve.client.requests import ClassifyCall, Group, Image, Images, group, request_options, split
 from digitserve.client.stream_window import STREAM_IN_FLIGHT, StreamWindow
+from digitserve.credentials import Credentials, FilePath
 from digitserve.protocol.names import SERVICE
 from digitserve.types import Framing, Ink
 from digitserve.v1 import digits_pb2 as pb
@@ -50,14 +49,23 @@ class Client:
     for the call as a whole; the default is that of the client.
     """
 
-    def __init__(
-        self, address: str, *, num_connections: int = NUM_CONNECTIONS, timeout_s: float = 10.0,
-        images_per_request: int = 64, max_in_flight: int = MAX_IN_FLIGHT, max_side: int | None = MAX_SIDE,
+    def __init__(  # noqa: PLR0913 - all but the address are keywords with defaults
+        self, address: str, *, ca: FilePath | None = None, certificate: FilePath | None = None, key: FilePath | None = None,
+        token: str | None = None, token_file: FilePath | None = None, clear_text_token: bool = False,
+        num_connections: int = NUM_CONNECTIONS, timeout_s: float = 10.0, images_per_request: int = 64,
+        max_in_flight: int = MAX_IN_FLIGHT, max_side: int | None = MAX_SIDE,
     ) -> None:  # fmt: skip
         """Create the connections; nothing is sent yet.
 
         Args:
-            address: ``host:port``; without a port, 50051.
+            address: ``host:port``; without a port, 50051. ``https://host:port`` means TLS.
+            ca: PEM file with the certificates of the authorities that sign the service's; by default those of the system. This
+                file and ``certificate`` also mean TLS.
+            certificate: PEM file with the client's certificate, for services that require one.
+            key: PEM file with the private key of ``certificate``, without a password.
+            token: bearer token, sent with every call.
+            token_file: file with the token instead; it is read again when it has changed.
+            clear_text_token: whether to send the token without TLS to another machine, where others may read it.
             num_connections: each is served by one worker of the service, which the kernel chooses at random.
             timeout_s: default for each call as a whole, however many requests it needs.
             images_per_request: most images in one request.
@@ -66,16 +74,15 @@ class Client:
 
         Raises:
             InvalidAddress: the address cannot be that of a gRPC service.
+            InvalidCredentials: a certificate, key or token cannot be used, or the token would be sent in clear text.
             InvalidRequest: a number is not above 0.
         """
         require_positive(
             num_connections=num_connections, timeout_s=timeout_s, images_per_request=images_per_request,
             max_in_flight=max_in_flight, max_side=max_side,
         )  # fmt: skip
-        address = normalize_address(address)
-        self._pool = Pool(
-            [make_connection(grpc.insecure_channel(address, pool_options(address))) for _ in range(num_connections)]
-        )
+        credentials = Credentials(ca, certificate, key, token, token_file, clear_text_token)
+        self._pool = Pool(open_connections(grpc, address, credentials, num_connections))
         self._timeout_s = timeout_s
         self._images_per_request = images_per_request
         self._max_in_flight = max_in_flight
@@ -123,7 +130,8 @@ class Client:
             InvalidRequest: an image has another shape or type, or ``top_k`` is negative.
             RequestRejected: the service rejected a request; the message names the images if there were several requests.
             DeadlineExceeded: not all images were answered in time.
-            Unreachable: no service answers at the address.
+            Unreachable: no service answers at the address; HandshakeFailed: there is no TLS connection.
+            Unauthenticated: the service did not accept the token, or requires one.
             Closed: the client was closed, before or during the call.
         """
         self._pool.check_open()
@@ -282,7 +290,9 @@ class Client:
         while True:
             with self._pool.borrow() as one:
                 try:
-                    return method(one)(request, timeout=deadline.remaining_s(), wait_for_ready=wait_for_ready)
+                    return method(one)(
+                        request, timeout=deadline.remaining_s(), metadata=one.metadata(), wait_for_ready=wait_for_ready
+                    )
                 except (grpc.RpcError, ValueError) as error:
                     # A call on a channel that was closed meanwhile raises one or the other.
                     if self._pool.closed:
@@ -290,5 +300,6 @@ class Client:
                     if isinstance(error, ValueError):
                         raise
                     unanswered = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-                    delay_s = retry_delay_s(error, deadline, prefix, find_disconnection(one) if unanswered else "")
+                    disconnected = find_disconnection(one) if unanswered else ""
+                    delay_s = retry_delay_s(error, deadline, prefix, disconnected, tls=one.tls)
             time.sleep(delay_s)

@@ -23,7 +23,7 @@ from digitserve.client.stream_window import (
     StreamItem,
     StreamWindow,
     failed_outcome,
-    overdue,
+    overdue_outcome,
     resume_delay_s,
     to_item,
     to_outcome,
@@ -141,7 +141,7 @@ class BlockingStream:
                 raise
             if self._watchdog.expired is deadline:
                 with self._pool.borrow() as one:
-                    raise overdue(item, self._timeout_s, find_disconnection(one)) from None
+                    raise overdue_outcome(item, self._timeout_s, find_disconnection(one), tls=one.tls) from None
             return failed_outcome(item, error, self._timeout_s)
         finally:
             self._watchdog.watch(None)
@@ -159,7 +159,9 @@ class BlockingStream:
         if self._call is None:
             connection = self._borrowed.enter_context(self._pool.borrow())
             self._call_number += 1
-            self._call = connection.service.ClassifyStream(self._messages(self._call_number), wait_for_ready=True)
+            self._call = connection.service.ClassifyStream(
+                self._messages(self._call_number), metadata=connection.metadata(), wait_for_ready=True
+            )
         return self._call
 
     def _abandon_call(self) -> None:

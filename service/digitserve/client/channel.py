@@ -1,15 +1,27 @@
-"""Channels of the client library: their options, the stubs on them, and the conversion of gRPC errors."""
+"""Channels of the client library: their options and credentials, the stubs on them, and the conversion of gRPC errors."""
 
 import json
-from typing import Any, NamedTuple
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status  # type: ignore[import-untyped]
 
-from digitserve.client.address import is_loopback
-from digitserve.client.errors import ClientError, DeadlineExceeded, RequestRejected, Unreachable
+from digitserve.client.address import is_local, parse_address
+from digitserve.client.errors import (
+    ClientError,
+    DeadlineExceeded,
+    HandshakeFailed,
+    InvalidCredentials,
+    RequestRejected,
+    Unauthenticated,
+    Unreachable,
+)
+from digitserve.credentials import Credentials, explain_handshake
+from digitserve.errors import CredentialsError
 from digitserve.protocol.names import SERVICE
 from digitserve.v1 import digits_pb2_grpc
 
@@ -85,31 +97,80 @@ _POOL_OPTIONS: tuple[tuple[str, str | int], ...] = (
 )
 
 
-def pool_options(address: str) -> tuple[tuple[str, str | int], ...]:
+def pool_options(target: str) -> tuple[tuple[str, str | int], ...]:
     """Return the options of a channel in the pool.
 
     Args:
-        address: normalized. gRPC sends traffic through ``http_proxy`` by default; to loopback addresses, which a proxy
-            cannot reach, channels connect directly.
+        target: of ``parse_address``. gRPC sends traffic through ``http_proxy`` by default; to this machine, which a proxy
+            cannot reach by such addresses, channels connect directly.
     """
-    return (*_POOL_OPTIONS, ("grpc.enable_http_proxy", 0)) if is_loopback(address) else _POOL_OPTIONS
+    return (*_POOL_OPTIONS, ("grpc.enable_http_proxy", 0)) if is_local(target) else _POOL_OPTIONS
 
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
+Metadata: TypeAlias = tuple[tuple[str, str], ...]
+
 
 class Connection(NamedTuple):
-    """One channel and the stubs on it."""
+    """One channel and the stubs on it.
+
+    Attributes:
+        metadata: returns the metadata of a call, with the current token; None without a token.
+        tls: whether the channel uses TLS.
+    """
 
     channel: Any
     service: Any
     health: Any
+    metadata: Callable[[], Metadata | None]
+    tls: bool
 
 
-def make_connection(channel: Any) -> Connection:
-    """Create the stubs of a blocking or an asynchronous channel."""
-    service = digits_pb2_grpc.DigitServiceStub(channel)  # type: ignore[no-untyped-call] # generated
-    return Connection(channel, service, health_pb2_grpc.HealthStub(channel))
+def open_connections(transport: Any, address: str, credentials: Credentials, num_connections: int) -> list[Connection]:
+    """Create channels and the stubs on them; nothing is sent yet.
+
+    Args:
+        transport: ``grpc`` or ``grpc.aio``.
+        address: as a user wrote it.
+        credentials: TLS files and token.
+        num_connections: how many; all have the same credentials.
+
+    Raises:
+        InvalidAddress: the address cannot be that of a gRPC service.
+        InvalidCredentials: a file or the token cannot be used.
+    """
+    target, scheme_tls = parse_address(address)
+    try:
+        tls = credentials.check(tls=scheme_tls, local=is_local(target))
+        metadata = _metadata(credentials)
+        options = pool_options(target)
+        if tls:
+            # Shared, because the authorities are parsed once for each of these objects.
+            secure = grpc.ssl_channel_credentials(*credentials.pem())
+            channels = [transport.secure_channel(target, secure, options) for _ in range(num_connections)]
+        else:
+            channels = [transport.insecure_channel(target, options) for _ in range(num_connections)]
+    except CredentialsError as error:
+        raise InvalidCredentials(error.argument, error.reason) from None
+    return [
+        Connection(
+            channel,
+            digits_pb2_grpc.DigitServiceStub(channel),  # type: ignore[no-untyped-call] # generated
+            health_pb2_grpc.HealthStub(channel),
+            metadata,
+            tls,
+        )
+        for channel in channels
+    ]
+
+
+def _metadata(credentials: Credentials) -> Callable[[], Metadata | None]:
+    # Not as gRPC's call credentials: they exist for TLS only, and use another thread per call.
+    authorization = credentials.authorization()
+    if authorization is None:
+        return lambda: None
+    return lambda: (("authorization", authorization()),)
 
 
 def health_request(service: str) -> health_pb2.HealthCheckRequest:
@@ -148,7 +209,9 @@ def _disconnection(error: grpc.RpcError) -> str:
     return (error.details() or "no details") if error.code() is grpc.StatusCode.UNAVAILABLE else ""
 
 
-def to_client_error(error: grpc.RpcError, timeout_s: float, prefix: str = "", disconnected: str = "") -> ClientError:
+def to_client_error(
+    error: grpc.RpcError, timeout_s: float, prefix: str = "", disconnected: str = "", *, tls: bool = False
+) -> ClientError:
     """Convert the error of a failed call.
 
     Args:
@@ -156,27 +219,67 @@ def to_client_error(error: grpc.RpcError, timeout_s: float, prefix: str = "", di
         timeout_s: the timeout of the call as a whole.
         prefix: start of the message, such as the names of the images; "" for none.
         disconnected: why there is no connection after a call that waited for one; "" if there may be one.
+        tls: whether the channel uses TLS.
     """
-    code, details = error.code(), error.details()
+    code, details = error.code(), error.details() or ""
     prefix = f"{prefix}: " if prefix else ""
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED and disconnected:
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return overdue(prefix, timeout_s, disconnected, details, tls=tls)
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return _unreachable(prefix, details, tls=tls)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
+        # gRPC itself rejects a message over the limit, before the service can give advice.
+        details = f"{details}; reduce the image (see max_side), send it in grey, or send fewer images per request"
+    status = f"{prefix}{code.name}: {details or 'without a message'}"
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        return Unauthenticated(f"{status}; the token is missing or wrong: pass token_file or token", code)
+    return RequestRejected(status, code, _retry_after_s(rpc_status.from_call(error)))
+
+
+def overdue(prefix: str, timeout_s: float, disconnected: str, details: str = "", *, tls: bool = False) -> ClientError:
+    """Return the error of a call that was not answered in time; arguments as for ``to_client_error``."""
+    if refused := _explain(disconnected, tls=tls):
+        return HandshakeFailed(
+            f"{prefix}no answer within {timeout_s:g} s, and no TLS connection: {refused} ({_PREAMBLE.sub('', disconnected)})"
+        )
+    if disconnected:
         return DeadlineExceeded(
             f"{prefix}no answer within {timeout_s:g} s, and no connection ({disconnected}); "
             "is 'digitserve serve' still running at this address?"
         )
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return DeadlineExceeded(f"{prefix}no answer within {timeout_s:g} s ({details})")
-    if code is grpc.StatusCode.UNAVAILABLE and "Failed parsing HTTP/2" in (details or ""):
+    return DeadlineExceeded(f"{prefix}no answer within {timeout_s:g} s{f' ({details})' * bool(details)}")
+
+
+def _unreachable(prefix: str, details: str, *, tls: bool) -> Unreachable:
+    if refused := _explain(details, tls=tls):
+        return HandshakeFailed(f"{prefix}no TLS connection: {refused} ({_PREAMBLE.sub('', details)})")
+    if "Failed parsing HTTP/2" in details:
         return Unreachable(
-            f"{prefix}the server does not speak gRPC; use the gRPC port of the service, 50051 by default"
+            f"{prefix}the server does not speak gRPC; use the gRPC port of the service, 50051 by default{_HINT * (not tls)}"
         )
-    if code is grpc.StatusCode.UNAVAILABLE:
-        return Unreachable(f"{prefix}no service answers ({details}); is 'digitserve serve' running at this address?")
-    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in (details or ""):
-        # gRPC itself rejects a message over the limit, before the service can give advice.
-        details = f"{details}; reduce the image (see max_side), send it in grey, or send fewer images per request"
-    return RequestRejected(
-        f"{prefix}{code.name}: {details or 'without a message'}", code, _retry_after_s(rpc_status.from_call(error))
+    if _ENDED.match(details):
+        return Unreachable(f"{prefix}the server ended the connection before an answer ({details}){_HINT}")
+    return Unreachable(f"{prefix}no service answers ({details}); is 'digitserve serve' running at this address?")
+
+
+_ENDED = re.compile("failed to connect to all addresses.*(Socket closed|Connection reset|Unwrap failed)")
+"""Details of gRPC core if the server ended a connection before HTTP/2 began on it."""
+
+_PREAMBLE = re.compile("failed to connect to all addresses; last error: [A-Z]+: ")
+
+_HINT = "; if it uses TLS, use https:// in the address, or pass ca"
+
+
+def _explain(details: str, *, tls: bool) -> str:
+    """Return why the TLS handshake failed, and what to do; "" if it may not have failed."""
+    if not tls:
+        return ""
+    # With TLS 1.3, a server checks the certificate of a client after the client has finished its handshake.
+    return explain_handshake(details) or (
+        "the server ended the connection after the TLS handshake; it requires a certificate of the client, or does not accept "
+        "it: pass certificate and key that its authority signed"
+        if _ENDED.match(details)
+        else ""
     )
 
 

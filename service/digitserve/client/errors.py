@@ -4,15 +4,18 @@ DigitserveError
 └── ClientError
     ├── InvalidRequest      (also ValueError)       an argument is invalid; nothing was sent for it
     ├── InvalidAddress      (also ValueError)       the address cannot be that of a gRPC service
+    ├── InvalidCredentials  (also ValueError)       a certificate, key or token cannot be used; nothing was sent
     ├── Unreachable         (also ConnectionError)  no service answers at the address
+    │   └── HandshakeFailed                         TLS: the server, or this client, does not accept the other
     ├── DeadlineExceeded    (also TimeoutError)     the service did not answer within ``timeout_s``
     ├── RequestRejected                             the service answered with a gRPC status other than OK
+    │   └── Unauthenticated                         the service did not accept the token, or requires one
     └── Closed                                      the client was closed before or during the call
 """
 
 import grpc
 
-from digitserve.errors import DigitserveError
+from digitserve.errors import AccessDenied, CredentialsError, DigitserveError
 
 
 class ClientError(DigitserveError):
@@ -33,8 +36,16 @@ class InvalidAddress(ClientError, ValueError):
     """The address cannot be that of a gRPC service; the message shows the format of an address."""
 
 
+class InvalidCredentials(ClientError, CredentialsError, ValueError):
+    """A certificate, key or token cannot be used; ``argument`` names it, and the message states what is expected."""
+
+
 class Unreachable(ClientError, ConnectionError):
     """No service answers at the address."""
+
+
+class HandshakeFailed(Unreachable, AccessDenied):
+    """There is no TLS connection, because one side does not accept the other; the message states why, and what to do."""
 
 
 class DeadlineExceeded(ClientError, TimeoutError):
@@ -60,6 +71,10 @@ class RequestRejected(ClientError):
         return self.retry_after_s is None and self.code in {
             grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED,
         }  # fmt: skip
+
+
+class Unauthenticated(RequestRejected, AccessDenied):
+    """The service did not accept the token, or requires one."""
 
 
 class Closed(ClientError):

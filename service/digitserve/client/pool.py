@@ -128,7 +128,9 @@ class Deadline:
         )
 
 
-def retry_delay_s(error: grpc.RpcError, deadline: Deadline, prefix: str, disconnected: str = "") -> float:
+def retry_delay_s(
+    error: grpc.RpcError, deadline: Deadline, prefix: str, disconnected: str = "", *, tls: bool = False
+) -> float:
     """Return how long to wait before a failed call is sent again: at least as long as an overloaded service requests.
 
     Args:
@@ -136,11 +138,12 @@ def retry_delay_s(error: grpc.RpcError, deadline: Deadline, prefix: str, disconn
         deadline: of the call as a whole.
         prefix: names the request in the error's message, if there are several.
         disconnected: why there is no connection, see ``to_client_error``.
+        tls: whether the channel uses TLS.
 
     Raises:
         ClientError: a retry is of no use, or would be too late for the deadline.
     """
-    client_error = to_client_error(error, deadline.timeout_s, prefix, disconnected)
+    client_error = to_client_error(error, deadline.timeout_s, prefix, disconnected, tls=tls)
     if (
         not isinstance(client_error, RequestRejected)
         or client_error.code is not grpc.StatusCode.RESOURCE_EXHAUSTED

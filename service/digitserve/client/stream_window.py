@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import grpc
 
-from digitserve.client.channel import to_client_error, to_rejection
-from digitserve.client.errors import ClientError, DeadlineExceeded, InvalidRequest, Unreachable
+from digitserve.client.channel import overdue, to_client_error, to_rejection
+from digitserve.client.errors import ClientError, InvalidRequest, Unreachable
 from digitserve.client.pool import Deadline
 from digitserve.client.predictions import Prediction, to_predictions
 from digitserve.client.reduction import MAX_SIDE, Reduction, reduce_by_block_means
@@ -117,16 +117,16 @@ def failed_outcome(item: StreamItem, error: grpc.RpcError, timeout_s: float) -> 
     return failure
 
 
-def overdue(item: StreamItem, timeout_s: float, disconnected: str) -> ClientError:
+def overdue_outcome(item: StreamItem, timeout_s: float, disconnected: str, *, tls: bool) -> ClientError:
     """Return the error for a head that was not answered in time.
 
     Args:
         item: the head.
         timeout_s: the longest wait.
         disconnected: why there is no connection; "" if there may be one.
+        tls: whether the channel uses TLS.
     """
-    reason = f", and no connection ({disconnected})" if disconnected else ""
-    return _at(item, DeadlineExceeded(f"image {item.index}: no answer within {timeout_s:g} s{reason}"))
+    return _at(item, overdue(f"image {item.index}: ", timeout_s, disconnected, tls=tls))
 
 
 def _at(item: StreamItem, error: ClientError) -> ClientError:

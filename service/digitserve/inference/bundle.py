@@ -35,6 +35,7 @@ from digitserve.errors import BundleError
 from digitserve.inference.active_file import VERSION, active_path, read_active
 from digitserve.inference.bundle_files import BundleFiles
 from digitserve.inference.graph_check import check_graph
+from digitserve.npy import view_array
 from digitserve.settings import Settings
 from digitserve.types import IMAGE_SIZE
 
@@ -357,11 +358,10 @@ def _parse_golden(content: bytes, path: Path, num_labels: int) -> Golden:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             # zipfile reads at most this size of each file.
             num_bytes = sum(entry.file_size for entry in archive.infolist())
-        if num_bytes > MAX_GOLDEN_BYTES:
-            raise ValueError(f"it holds {num_bytes:,} bytes; expected at most {MAX_GOLDEN_BYTES:,}")  # noqa: TRY301
-        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-            golden = Golden(**{f.name: stored[f.name] for f in fields(Golden)})
-            num_images = len(golden.images)
+            if num_bytes > MAX_GOLDEN_BYTES:
+                raise ValueError(f"it holds {num_bytes:,} bytes; expected at most {MAX_GOLDEN_BYTES:,}")  # noqa: TRY301
+            golden = Golden(**{f.name: view_array(archive.read(f"{f.name}.npy")) for f in fields(Golden)})
+        num_images = len(golden.images)
     except Exception as error:
         raise BundleError("golden", f"golden.npz in {path} cannot be read: {error}") from None
     if not num_images:

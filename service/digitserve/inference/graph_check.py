@@ -2,6 +2,7 @@
 
 ``bundle`` calls it in the supervisor and in training. Only the parts of ONNX that the checks need are declared here; the
 service does not depend on the package ``onnx``. Field numbers are those of onnx.proto (github.com/onnx/onnx, IR version 10).
+Graphs are not trusted: a check takes at most about a second and memory in proportion to the file, whatever the file contains.
 What a graph allocates while it runs is limited by ``memory_limit``.
 """
 
@@ -16,6 +17,12 @@ from digitserve.errors import BundleError
 
 MAX_NODES = 10_000
 """Most nodes of a graph; that of the shipped model has 25, with int8 46."""
+
+MAX_FIELDS = 250_000
+"""Most fields of all messages in the file, and axes of its tensors. That of the shipped model has 1,000."""
+
+MAX_AXES = 8
+"""Most axes of a tensor; those of the shipped models have up to 4."""
 
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 """Operator sets that onnxruntime itself implements: ONNX, classical machine learning, onnxruntime's own operators."""
@@ -69,6 +76,18 @@ def _model_class() -> Any:
 
 _Model = _model_class()
 
+_CHILDREN = {
+    name: {number: declared.removesuffix("*") for declared, number in fields.values() if declared != "string"}
+    for name, fields in _MESSAGES.items()
+}
+"""By message: the fields that are messages or axes, with their types."""
+
+_VARINT, _LENGTH_DELIMITED = 0, 2
+_FIXED_BYTES = {1: 8, 5: 4}
+"""Wire types of protobuf, and the sizes of those of fixed size. ONNX has no groups, the types 3 and 4."""
+
+_MAX_VARINT_BYTES = 10
+
 
 def check_graph(graph: bytes, inputs: Iterable[str], outputs: Iterable[str]) -> None:
     """Check a graph before onnxruntime loads it.
@@ -80,11 +99,13 @@ def check_graph(graph: bytes, inputs: Iterable[str], outputs: Iterable[str]) -> 
 
     Raises:
         BundleError: it is no ONNX model; has other inputs or outputs; or has external data, custom operators, functions,
-            sub-graphs, sparse tensors, more than ``MAX_NODES`` nodes, or a tensor that is larger than the file.
+            sub-graphs, sparse tensors, more than ``MAX_NODES`` nodes or ``MAX_FIELDS`` fields, or a tensor that is larger
+            than the file.
     """
     try:
+        _check_num_fields(graph)
         model = _Model.FromString(graph)
-    except DecodeError:
+    except (DecodeError, IndexError):
         raise _refused("it is no ONNX model") from None
     found = model.graph
     if model.functions:
@@ -100,6 +121,52 @@ def check_graph(graph: bytes, inputs: Iterable[str], outputs: Iterable[str]) -> 
         _check_tensor(tensor, len(graph))
     for node in found.node:
         _check_node(node, len(graph))
+
+
+def _check_num_fields(graph: bytes) -> None:
+    """Count the fields before protobuf parses them: an empty message of 2 bytes takes 100 bytes of memory.
+
+    Raises:
+        BundleError: there are too many.
+        DecodeError, IndexError: the bytes are no protobuf message.
+    """
+    num_fields, unread = 0, [("Model", 0, len(graph))]
+    while unread:
+        message, position, end = unread.pop()
+        if message not in _CHILDREN:  # packed integers: each takes at least one byte
+            num_fields += end - position
+            position = end
+        while position < end and num_fields <= MAX_FIELDS:
+            num_fields += 1
+            tag, position = _read_varint(graph, position)
+            wire_type = tag & 7
+            if wire_type == _LENGTH_DELIMITED:
+                size, start = _read_varint(graph, position)
+                position = start + size
+                child = _CHILDREN[message].get(tag >> 3)
+                if size and child is not None:
+                    unread.append((child, start, position))
+            elif wire_type == _VARINT:
+                _, position = _read_varint(graph, position)
+            elif wire_type in _FIXED_BYTES:
+                position += _FIXED_BYTES[wire_type]
+            else:
+                raise DecodeError
+            if position > end:
+                raise DecodeError
+        if num_fields > MAX_FIELDS:
+            raise _refused(f"it has more than {MAX_FIELDS:,} fields")
+
+
+def _read_varint(graph: bytes, start: int) -> tuple[int, int]:
+    """Return an integer, encoded with seven bits per byte, and the position after it."""
+    number = 0
+    for position in range(start, start + _MAX_VARINT_BYTES):
+        byte = graph[position]
+        number |= (byte & 0x7F) << 7 * (position - start)
+        if byte < 0x80:  # noqa: PLR2004 - set in all bytes but the last
+            return number, position + 1
+    raise DecodeError
 
 
 def _check_node(node: Any, graph_bytes: int) -> None:
@@ -123,15 +190,18 @@ def _check_tensor(tensor: Any, graph_bytes: int) -> None:
             f"tensor '{tensor.name}' is external data, which the sha256 does not cover",
             "store all tensors in model.onnx",
         )
-    # The smallest elements are half a byte.
-    if any(dim < 0 for dim in tensor.dims) or math.prod(tensor.dims) > 2 * graph_bytes:
+    # Few axes first: the product of many large ones takes minutes. The smallest elements are half a byte.
+    dims = tensor.dims
+    if len(dims) > MAX_AXES or any(dim < 0 for dim in dims) or math.prod(dims) > 2 * graph_bytes:
         raise _refused(
-            f"tensor '{tensor.name}' has the shape {list(tensor.dims[:8])}, but the file has {graph_bytes:,} bytes"
+            f"tensor '{tensor.name}' has the shape {list(dims[:MAX_AXES])}{', ...' * (len(dims) > MAX_AXES)}; expected at most "
+            f"{MAX_AXES} axes, and no more elements than a file of {graph_bytes:,} bytes can hold"
         )
 
 
 def _check_names(what: str, got: list[str], expected: Iterable[str]) -> None:
-    expected = sorted(expected)
+    # Names that are not UTF-8 are bytes.
+    got, expected = list(map(str, got)), sorted(expected)
     if sorted(got) != expected:
         raise _refused(f"its {what} are {got[:4]}{'...' if len(got) > 4 else ''}; expected {expected}")  # noqa: PLR2004
 

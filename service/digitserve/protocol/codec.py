@@ -269,7 +269,8 @@ def not_served(model_version: str, served_version: str) -> NotServed:
     """Return the error for a request that names another model version than the one being served."""
     # Status messages travel as headers, whose size is bounded.
     quoted = model_version[:MAX_QUOTED_CHARACTERS] + "..." * (len(model_version) > MAX_QUOTED_CHARACTERS)
-    return NotServed(f"model_version: got '{quoted}'; expected '{served_version}', the version that is served")
+    # repr escapes control characters.
+    return NotServed(f"model_version: got {quoted!r}; expected '{served_version}', the version that is served")
 
 
 def _check_known(value: int, known: Collection[int], field: str, names: Sequence[str]) -> None:

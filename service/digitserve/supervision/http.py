@@ -2,14 +2,14 @@
 
 uvicorn and Starlette serve them. uvicorn has no time limit for requests, and beyond its limit of connections it refuses new
 ones, including probes of the platform. ``_BoundedConnection`` adds a time limit, and closes those that have waited longest
-instead, so that idle and slow clients do not block others.
+instead, so that idle and slow clients do not block others. ``http_access`` adds TLS and decides who may read the metrics.
 """
 
 import asyncio
 import contextlib
 import functools
 import socket
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Protocol, cast
 
 import uvicorn
@@ -20,6 +20,10 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from digitserve.supervision.http_access import HttpAccess
+from digitserve.supervision.http_log import AsgiApp
+from digitserve.supervision.http_tls import TlsTransport
 
 MAX_CONNECTIONS = 2_048
 """Beyond it, the connection that has waited longest for a response is closed. The limit is high, because clients that reconnect
@@ -33,8 +37,16 @@ MAX_HEADER_BYTES = 16_384
 MAX_ACCEPTS = 64
 """Most connections accepted at once, and at most a quarter of the limit: the excess is closed two iterations later."""
 
-BACKLOG = 1_024
+BACKLOG = 4_096
 """Connections that the kernel queues until they are accepted. Beyond it clients try again only after a second, probes too."""
+
+
+IS_VERIFIED = "is_verified"
+"""Name in the state of a request: whether the client has a valid certificate."""
+
+UNAUTHORIZED = "expected the header 'Authorization: Bearer TOKEN' with a valid token, or a client certificate\n"
+
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class ServiceStatus(Protocol):
@@ -48,13 +60,26 @@ class ServiceStatus(Protocol):
         """Return the state of the service as one line of text."""
 
 
-def make_app(status: ServiceStatus, registry: CollectorRegistry) -> Starlette:
+def make_app(status: ServiceStatus, registry: CollectorRegistry, access: HttpAccess) -> Starlette:
     """Build the application.
 
     Args:
         status: read for ``/`` and ``/readyz``.
         registry: the metrics of ``/metrics``.
+        access: decides who may read more than the state of the service.
     """
+
+    def protected(endpoint: Endpoint) -> Endpoint:
+        """Return an endpoint that answers 401 to clients that may not read it."""
+
+        async def check(request: Request) -> Response:
+            authorization = request.headers.getlist("authorization")
+            sent = authorization[0] if len(authorization) == 1 else ""
+            if access.admits(sent, is_verified=getattr(request.state, IS_VERIFIED, False)):
+                return await endpoint(request)
+            return PlainTextResponse(UNAUTHORIZED, status_code=401, headers={"www-authenticate": "Bearer"})
+
+        return check
 
     # Coroutines, although they never wait: Starlette runs plain functions on other threads, and the state that these
     # read is written on this one.
@@ -79,7 +104,7 @@ def make_app(status: ServiceStatus, registry: CollectorRegistry) -> Starlette:
             Route("/", index),
             Route("/livez", livez),
             Route("/readyz", readyz),
-            Route("/metrics", metrics),
+            Route("/metrics", protected(metrics)),
         ]
     )
 
@@ -102,12 +127,31 @@ class _BoundedConnection(H11Protocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's
-        """Start to wait for a request; close the connection that has waited longest if there are too many."""
+        """Start to wait for a request."""
         super().connection_made(transport)
-        self._wait()
+        if transport.get_extra_info("peercert"):
+            self.app_state = {**self.app_state, IS_VERIFIED: True}
+        self.wait(transport)
+
+    def wait(self, transport: asyncio.Transport) -> None:
+        """Start to wait for a request, or the TLS handshake; close the connection that has waited longest if there are too many.
+
+        Args:
+            transport: aborted then, or if the wait is too long.
+        """
+        self.stop_waiting()
+        self.transport = transport
+        self._waiting[self] = None
+        self._timer = self.loop.call_later(RESPONSE_S, transport.abort)
         while len(self._waiting) > self._limit:
             self._waiting.pop(oldest := next(iter(self._waiting)))
             oldest.transport.abort()
+
+    def stop_waiting(self) -> None:
+        """Stop waiting: the connection is closed, or has sent something."""
+        self._waiting.pop(self, None)
+        if self._timer is not None:
+            self._timer.cancel()
 
     def send_400_response(self, msg: str) -> None:
         """Answer malformed input, or only close the connection if an answer was sent, which may belong to this request."""
@@ -118,36 +162,34 @@ class _BoundedConnection(H11Protocol):
 
     def on_response_complete(self) -> None:
         """Start to wait for the next request."""
-        self._wait()
+        self.wait(self.transport)
         self.cycle.body.clear()  # of a request whose handler does not read it
         super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting: the connection is closed."""
-        self._waiting.pop(self, None)
-        if self._timer is not None:
-            self._timer.cancel()
+        self.stop_waiting()
         super().connection_lost(exc)
-
-    def _wait(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._waiting.pop(self, None)
-        self._waiting[self] = None
-        self._timer = self.loop.call_later(RESPONSE_S, self.transport.abort)
 
 
 class HttpServer(uvicorn.Server):
     """uvicorn on the supervisor's event loop; the supervisor handles the signals."""
 
-    def __init__(self, app: Starlette, max_connections: int = MAX_CONNECTIONS) -> None:
+    def __init__(self, app: AsgiApp, access: HttpAccess, max_connections: int = MAX_CONNECTIONS) -> None:
         """Prepare.
 
         Args:
             app: answers requests.
+            access: has the TLS configuration of the port; its files are watched while the server runs.
             max_connections: most open connections; up to twice as many file descriptors are used.
         """
-        connection = functools.partial(_BoundedConnection, waiting={}, limit=max_connections)
+        self._access = access
+        new_connection = functools.partial(_BoundedConnection, waiting={}, limit=max_connections)
+
+        def connection(**options: Any) -> asyncio.Protocol:
+            bounded = new_connection(**options)
+            return bounded if access.context is None else TlsTransport(bounded, access.context)
+
         super().__init__(
             uvicorn.Config(
                 app, http=cast("type[asyncio.Protocol]", connection), ws="none", log_config=None, access_log=False,
@@ -173,4 +215,8 @@ class HttpServer(uvicorn.Server):
         Args:
             listener: a listening socket. The server closes it.
         """
-        await self.serve(sockets=[listener])
+        self._access.watch.start()
+        try:
+            await self.serve(sockets=[listener])
+        finally:
+            self._access.watch.stop()

@@ -28,21 +28,22 @@ import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from digitserve.certificate import server_context
-from digitserve.errors import BundleError, SettingsError, StartupError
-from digitserve.inference.active_file import VERSION, active_path, signature
-from digitserve.inference.bundle import find_bundle, served_files
-from digitserve.inference.bundle_files import BundleFiles
-from digitserve.inference.sealed_bundle import SealedBundle
+from digitserve.errors import StartupError
+from digitserve.inference.active_file import active_path, signature
+from digitserve.inference.bundle import served_files
+from digitserve.inference.sealed_bundle import SealedBundle, shadow_bundle
 from digitserve.settings import Settings, endpoint
 from digitserve.supervision import descriptors, device
 from digitserve.supervision.cpu_budget import cpu_budget
 from digitserve.supervision.http import MAX_CONNECTIONS, HttpServer, make_app
+from digitserve.supervision.http_access import HttpAccess
+from digitserve.supervision.http_log import FailureLog
 from digitserve.supervision.ports import SlotListeners, listen, reserve
 from digitserve.supervision.reload import ActiveFileWatcher, Reloader
 from digitserve.supervision.slots import InlineSlot, WorkerSlot
 from digitserve.supervision.worker_process import WorkerPlan
 from digitserve.telemetry.collector import ServiceCollector
+from digitserve.telemetry.request_log import RequestLog
 
 KILL_MARGIN_S = 2.0
 """Seconds after the grace period before a worker that still runs is killed."""
@@ -72,8 +73,8 @@ def serve(settings: Settings, print_banner: Callable[[str], None]) -> int:
     """
     file_signature = signature(active_path(settings.models, settings.model, settings.active_file))
     bundle = SealedBundle(served_files(settings))
-    shadow = _shadow_bundle(settings)
-    server_context(settings)  # checks the certificate
+    shadow = shadow_bundle(settings)
+    access = HttpAccess(settings)  # checks certificate and tokens
     num_descriptors = descriptors.raise_limit(settings.connection_limit)
     with (
         reserve(settings.host, settings.grpc_port, "--grpc-port") as grpc_socket,
@@ -91,28 +92,9 @@ def serve(settings: Settings, print_banner: Callable[[str], None]) -> int:
             # uvicorn needs up to two per connection, while it closes those beyond the limit.
             max_http_connections = max(1, min(MAX_CONNECTIONS, left // 2))
             supervisor = Supervisor(
-                resolved, bundle, file_signature, shadow, listeners, http_socket, max_http_connections
+                resolved, bundle, file_signature, shadow, listeners, http_socket, max_http_connections, access
             )
             return asyncio.run(supervisor.run(print_banner))
-
-
-def _shadow_bundle(settings: Settings) -> SealedBundle | None:
-    """Return the bundle of ``--shadow``.
-
-    Raises:
-        StartupError: it is no version, or failed a check.
-    """
-    if settings.shadow is None:
-        return None
-    name, _, version = settings.shadow.rpartition("/")
-    if not VERSION.fullmatch(version) or "/" in name:
-        raise SettingsError(
-            f"--shadow: got '{settings.shadow}'; expected a version such as 5, or a name and a version such as digits/5"
-        )
-    try:
-        return SealedBundle(BundleFiles.read(find_bundle(settings.models, name or settings.model, int(version))))
-    except BundleError as error:
-        raise StartupError(f"--shadow: {error}") from None
 
 
 class Supervisor:
@@ -130,6 +112,7 @@ class Supervisor:
         listeners: SlotListeners | None,
         http_socket: socket.socket,
         max_http_connections: int,
+        access: HttpAccess,
     ) -> None:
         """Prepare; nothing is started.
 
@@ -141,6 +124,7 @@ class Supervisor:
             listeners: one per slot; None if workers bind the port. Closed as soon as the service drains.
             http_socket: listens on the HTTP port.
             max_http_connections: most open connections of the HTTP port.
+            access: who may read what on the HTTP port, and its TLS.
         """
         self.settings = settings
         self._provider = ""
@@ -158,7 +142,9 @@ class Supervisor:
         self._collector = collector = ServiceCollector(bundle.manifest.labels, self._service_metrics)
         registry = CollectorRegistry()
         registry.register(collector)
-        self._http = HttpServer(make_app(self, registry), max_http_connections)
+        self._access = access
+        app = FailureLog(make_app(self, registry, access), RequestLog(settings.log_requests_per_s))
+        self._http = HttpServer(app, access, max_http_connections)
         self._cpu_budget = cpu_budget()
         num_workers = settings.workers or 1
         self._num_threads = num_threads = max(1, int(self._cpu_budget) // num_workers)
@@ -358,7 +344,7 @@ class Supervisor:
         tls = settings.tls_certificate
         lines = {
             "gRPC": address if tls is None else f"{address}  TLS",
-            "HTTP": f"http://{endpoint(settings.host, settings.http_port)}  (/metrics /livez /readyz)",
+            "HTTP": f"{'http' if tls is None else 'https'}://{endpoint(settings.host, settings.http_port)}  (/metrics /livez /readyz)",
             "model": f"{active}  sha256 {active.manifest.sha256[:12]}  {self._provider}"
             + (f"  shadow {self._shadow}" if self._shadow else ""),
             "workers": f"{settings.workers} x {self._num_threads} threads, CPU budget {self._cpu_budget:g}",
@@ -391,6 +377,7 @@ class Supervisor:
         yield CounterMetricFamily(
             "digitserve_worker_restarts", "Workers started in place of one that ended.", self._num_restarts
         )
+        yield from self._access.metrics()
         reloads = CounterMetricFamily("digitserve_reloads", "Activations of another version.", labels=("result",))
         reloads.add_metric(("completed",), reloader.num_completed)
         reloads.add_metric(("failed",), reloader.num_failed)

@@ -19,6 +19,7 @@ from digitserve.child_process import AsyncChild, ChannelClosed
 from digitserve.inference.sealed_bundle import SealedBundle
 from digitserve.settings import Settings
 from digitserve.supervision.restart_policy import START_LIMIT_S, HeartbeatMonitor
+from digitserve.supervision.worker_output import WorkerOutput
 from digitserve.telemetry.block import Block
 from digitserve.telemetry.collector import ServiceCollector
 
@@ -153,11 +154,16 @@ class WorkerProcess:
             if plan.shadow is not None:
                 start["shadow_fd"] = plan.shadow.fd
             fds = [value for name, value in start.items() if name.endswith("_fd")]
-            child = await AsyncChild.start(WORKER_MODULE, environment=_WORKER_ENVIRONMENT, pass_fds=fds)
-            async with child:
-                self._child, self.pid = child, child.pid
-                await child.send(start)
-                return await self._supervise(child, block)
+            with WorkerOutput(plan.number) as output:
+                start |= {"log_fd": output.log_fd, "number": plan.number}
+                child = await AsyncChild.start(
+                    WORKER_MODULE, environment=_WORKER_ENVIRONMENT, pass_fds=[*fds, output.log_fd], output=output.fd
+                )
+                output.started()
+                async with child:
+                    self._child, self.pid = child, child.pid
+                    await child.send(start)
+                    return await self._supervise(child, block)
         finally:
             self._child = None
             self.served_s = time.monotonic() - self._ready_since if self.was_ready else 0.0

@@ -188,6 +188,9 @@ def specs(labels: Sequence[str]) -> tuple[Spec, ...]:
             "digitserve_streams_refused", "Requests that the transport refused or ended.", "counter",
             ("reason",), tuple((reason,) for reason in RefusalReason),
         ),
+        Spec(
+            "digitserve_request_lines_omitted", "Log lines of failed or slow requests over --log-requests-per-s.", "counter",
+        ),
         Spec("digitserve_predictions", "Predictions returned.", "counter", ("label", "verdict"), predictions),
         Spec("digitserve_confidence", "Confidence of accepted predictions.", "histogram", buckets=CONFIDENCE_BUCKETS),
         Spec(

@@ -23,6 +23,7 @@ from digitserve.telemetry.block import (
     RefusalReason,
     ShadowResult,
 )  # fmt: skip
+from digitserve.telemetry.request_log import RequestLog
 
 _ROWS = {method: row for row, method in enumerate(METHODS)}
 _NUM_CODES = len(Code)
@@ -71,10 +72,14 @@ class Histogram:
 
 
 class Recorder:
-    """Writes the metrics of one worker; lives as long as the worker. Called on the worker's one thread."""
+    """Writes the metrics of one worker; lives as long as the worker. Called on the worker's one thread.
 
-    def __init__(self, block: Block, labels: Sequence[str]) -> None:
-        """Record in ``block``, which was made for the same labels."""
+    Attributes:
+        requests: writes log lines of single requests.
+    """
+
+    def __init__(self, block: Block, labels: Sequence[str], requests: RequestLog | None = None) -> None:
+        """Record in ``block``, which was made for the same labels; without ``requests``, no request is logged."""
         cells = block.cells
         buckets = {spec.name: spec.buckets for spec in block.specs}
 
@@ -102,6 +107,9 @@ class Recorder:
         self._shadow = dict(zip(ShadowResult, map(_view, cells["digitserve_shadow_images"]), strict=True))
         self._shadow_skipped = _view(cells["digitserve_shadow_skipped_images"][:, 0])
         self._shadow_difference = histogram("digitserve_shadow_probability_difference")
+        self._lines_omitted = _view(cells["digitserve_request_lines_omitted"][:, 0])
+        self.requests = requests or RequestLog()
+        self.requests.count_omitted = self._count_omitted_line
         self._num_labels = len(labels)
 
     def call_started(self, method: Method) -> None:
@@ -223,3 +231,8 @@ class Recorder:
         """
         self._heartbeat[0] = now
         self._cpu_s[0] = cpu_s
+        if now >= self.requests.report_at:
+            self.requests.report()
+
+    def _count_omitted_line(self) -> None:
+        self._lines_omitted[0] += 1

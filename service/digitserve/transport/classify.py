@@ -14,7 +14,9 @@ from digitserve.protocol.codec import Limits, decode
 from digitserve.protocol.names import CLASSIFY, Code
 from digitserve.protocol.status import INTERNAL, Status
 from digitserve.telemetry.recorder import Recorder
+from digitserve.telemetry.request_log import Caller
 from digitserve.transport.handlers import UnaryCall, unanswered_code
+from digitserve.types import Source
 
 _INVALID = {Code.INVALID_ARGUMENT, Code.UNIMPLEMENTED, Code.INTERNAL}
 """Codes with which a transport fails invalid requests: without a message, or with an unknown or invalid encoding. Requests that
@@ -27,7 +29,7 @@ class CallResponder:
     Attributes: see ``Responder``.
     """
 
-    __slots__ = ("_call", "_handler", "accepted", "deadline")
+    __slots__ = ("_call", "_handler", "accepted", "deadline", "source")
 
     completes = CLASSIFY
 
@@ -36,11 +38,17 @@ class CallResponder:
         self._call = call
         self.accepted = call.accepted
         self.deadline = call.deadline
+        self.source = call.source
 
     @property
     def open(self) -> bool:
         """Whether the call still waits for an answer."""
         return self._call.open
+
+    @property
+    def caller(self) -> Caller:
+        """The call itself."""
+        return self._call
 
     def reply(self, body: bytes) -> None:
         """Send the answer."""
@@ -52,7 +60,7 @@ class CallResponder:
 
     def fail(self) -> None:
         """Record and send INTERNAL."""
-        self._handler.end(self._call, INTERNAL)
+        self._handler.fail(self._call)
 
 
 class ClassifyHandler:
@@ -70,9 +78,9 @@ class ClassifyHandler:
 
     # Called by the transport; see UnaryHandler.
 
-    def refusal(self, deadline: float) -> Status | None:
+    def refusal(self, deadline: float, source: Source) -> Status | None:
         """Return the status of a call that is rejected before its message is read; None if the call is accepted."""
-        error = self._refusal(deadline - time.time())
+        error = self._refusal(deadline - time.time(), source)
         if error is None:
             return None
         status = self._refusals.get(error)
@@ -90,16 +98,18 @@ class ClassifyHandler:
         try:
             call.context = self._pipeline.admit(CallResponder(self, call), decode(body, self._limits))
         except RequestError as error:
-            self.reject(call, error)
+            self.reject(call, error, len(body))
         except Exception:
             self._pipeline.log_failure(1)
-            self.end(call, INTERNAL)
+            self.fail(call, len(body))
 
     def on_failed(self, call: UnaryCall, status: Status) -> None:
         """Record a call whose message the transport did not get, or could not read."""
+        reason = "limit"
         if status.code in _INVALID:
-            self._recorder.rejected(InvalidRequest.reason)
-        self._record_end(call, status.code)
+            reason = InvalidRequest.reason
+            self._recorder.rejected(reason)
+        self._record_end(call, status, reason)
 
     def on_too_large(self, call: UnaryCall) -> None:
         """Reject a message over the limit."""
@@ -113,19 +123,35 @@ class ClassifyHandler:
         code = unanswered_code(call.deadline)
         if code is Code.DEADLINE_EXCEEDED:
             self._recorder.rejected(DeadlineUnmeetable.reason)
-        self._record_end(call, code)
+        self._record_end(
+            call, Status(code), DeadlineUnmeetable.reason if code is Code.DEADLINE_EXCEEDED else "cancelled"
+        )
 
     # Called by the responders.
 
-    def reject(self, call: UnaryCall, error: RequestError) -> None:
-        """Record and send the status of an error."""
-        self._recorder.rejected(error.reason)
-        self.end(call, Status.from_error(error))
+    def reject(self, call: UnaryCall, error: RequestError, num_bytes: int | None = None) -> None:
+        """Record and send the status of an error.
 
-    def end(self, call: UnaryCall, status: Status) -> None:
-        """Record and send a status other than OK."""
-        self._record_end(call, status.code)
+        Args:
+            call: to end.
+            error: why.
+            num_bytes: of the message, if it was not admitted.
+        """
+        self._recorder.rejected(error.reason)
+        status = Status.from_error(error)
+        self._record_end(call, status, error.reason, num_bytes)
         call.fail(status)
 
-    def _record_end(self, call: UnaryCall, code: Code) -> None:
-        self._recorder.call_ended(CLASSIFY, code, self._clock() - call.accepted)
+    def fail(self, call: UnaryCall, num_bytes: int | None = None) -> None:
+        """Record and send INTERNAL."""
+        self._record_end(call, INTERNAL, "internal", num_bytes)
+        call.fail(INTERNAL)
+
+    def _record_end(self, call: UnaryCall, status: Status, reason: str, num_bytes: int | None = None) -> None:
+        now = self._clock()
+        self._recorder.call_ended(CLASSIFY, status.code, now - call.accepted)
+        requests = self._recorder.requests
+        if requests.admits(reason, now):
+            pending: PendingRequest | None = call.context
+            fields = {"request_bytes": num_bytes} if pending is None else pending.log_fields(now)
+            requests.write("call failed", CLASSIFY, call, status.code, reason, now, status.message, **fields)

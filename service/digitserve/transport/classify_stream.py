@@ -13,10 +13,11 @@ are rejected only if pending and held requests together exceed the limit in byte
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from digitserve.batching.pipeline import PendingRequest, Pipeline
-from digitserve.errors import DeadlineUnmeetable, Draining, Overloaded, RequestError
+from digitserve.errors import DeadlineUnmeetable, Draining, Overloaded, RequestError, TooLarge
 from digitserve.protocol.codec import (
     Limits,
     Request,
@@ -27,10 +28,23 @@ from digitserve.protocol.codec import (
 from digitserve.protocol.names import CLASSIFY_STREAM, Code
 from digitserve.protocol.status import INTERNAL, OK, Status
 from digitserve.telemetry.recorder import Recorder
+from digitserve.telemetry.request_log import Caller
 from digitserve.transport.handlers import ServerStream, unanswered_code
 
 WINDOW_BATCHES = 4
 """Limit on the images in flight of a stream, in full batches: enough for one stream to keep all batches full."""
+
+_END_REASONS = {
+    Code.OK: "ended",
+    Code.CANCELLED: "cancelled",
+    Code.DEADLINE_EXCEEDED: DeadlineUnmeetable.reason,
+    Code.UNAVAILABLE: Draining.reason,
+    Code.RESOURCE_EXHAUSTED: TooLarge.reason,
+}
+"""Reasons in the log lines of ended streams."""
+
+MAX_KEPT = 16
+"""Paused streams that one flush tries to resume in vain: with many paused streams, others get their turn in later flushes."""
 
 _DRAINING = Status.from_error(
     Draining("this server is shutting down; open the stream again, and send what has no answer again")
@@ -43,13 +57,14 @@ class StreamMessage:
     Attributes:
         state: of its stream.
         accepted: monotonic time in seconds when it arrived.
+        source: connection of the stream.
         deadline: of the stream, Unix time in seconds.
         num_images: counted as in flight.
         pending: the request, from its admission to its answer.
         answer: the serialized ``ClassifyStreamResponse``, once there is one.
     """
 
-    __slots__ = ("_handler", "accepted", "answer", "deadline", "num_images", "pending", "state")
+    __slots__ = ("_handler", "accepted", "answer", "deadline", "num_images", "pending", "source", "state")
 
     completes = None
 
@@ -58,6 +73,7 @@ class StreamMessage:
         self.state = state
         self.accepted = accepted
         self.deadline = state.stream.deadline
+        self.source = state.stream.source
         self.num_images = 1
         self.pending: PendingRequest | None = None
         self.answer: bytes | None = None
@@ -67,6 +83,21 @@ class StreamMessage:
         """Whether it still waits for an answer."""
         return self.answer is None and self.state.stream.open
 
+    @property
+    def caller(self) -> Caller:
+        """The message itself: its time counts from its arrival."""
+        return self
+
+    @property
+    def peer(self) -> Any:
+        """Address of the client of the stream."""
+        return self.state.stream.peer
+
+    @property
+    def metadata(self) -> Iterable[Any]:
+        """Metadata of the stream."""
+        return self.state.stream.metadata
+
     def reply(self, body: bytes) -> None:
         """Answer with a serialized ``ClassifyResponse``."""
         self._set_answer(encode_stream_response(body))
@@ -74,11 +105,15 @@ class StreamMessage:
     def reject(self, error: RequestError) -> None:
         """Record an error, and answer with it."""
         self._handler.record_rejected(error)
-        self._set_answer(encode_stream_error(Status.from_error(error).to_proto()))
+        self._fail_with(Status.from_error(error), error.reason)
 
     def fail(self) -> None:
         """Answer with INTERNAL."""
-        self._set_answer(encode_stream_error(INTERNAL.to_proto()))
+        self._fail_with(INTERNAL, "internal")
+
+    def _fail_with(self, status: Status, reason: str) -> None:
+        self._handler.log_failed(self, status, reason)
+        self._set_answer(encode_stream_error(status.to_proto()))
 
     def _set_answer(self, answer: bytes) -> None:
         self.answer = answer
@@ -98,17 +133,21 @@ class StreamState:
         messages: messages whose answers are not yet written, in their order.
         unsent: number of images of each answer that is written and not yet sent.
         num_images: images in flight, of both.
+        num_messages: messages that have arrived, from the start of the stream.
+        num_failed: those of them that were answered with an error.
         reading: whether a read is outstanding.
         ending: status with which the stream ends once nothing is in flight; then nothing more is read.
     """
 
-    __slots__ = ("ending", "messages", "num_images", "reading", "stream", "unsent")
+    __slots__ = ("ending", "messages", "num_failed", "num_images", "num_messages", "reading", "stream", "unsent")
 
     def __init__(self, stream: ServerStream) -> None:
         self.stream = stream
         self.messages: deque[StreamMessage] = deque()
         self.unsent: deque[int] = deque()
         self.num_images = 0
+        self.num_messages = 0
+        self.num_failed = 0
         self.reading = False
         self.ending: Status | None = None
 
@@ -154,6 +193,7 @@ class ClassifyStreamHandler:
         """Admit or hold the request, or answer with an error."""
         state: StreamState = stream.context
         state.reading = False
+        state.num_messages += 1
         message = StreamMessage(self, state, self._clock())
         state.messages.append(message)
         try:
@@ -200,13 +240,32 @@ class ClassifyStreamHandler:
             if message.pending is not None:
                 self._pipeline.cancel(message.pending)
                 message.pending = None
-        self._recorder.call_ended(CLASSIFY_STREAM, code, self._clock() - stream.accepted)
+        now = self._clock()
+        self._recorder.call_ended(CLASSIFY_STREAM, code, now - stream.accepted)
+        requests, reason = self._recorder.requests, _END_REASONS.get(code, "failed")
+        if requests.admits(reason, now):
+            requests.write(
+                "stream ended", CLASSIFY_STREAM, stream, code, reason, now,
+                "" if cancelled or state.ending is None else state.ending.message,
+                messages=state.num_messages, failed_messages=state.num_failed,
+            )  # fmt: skip
 
     # Called by the messages.
 
     def record_rejected(self, error: RequestError) -> None:
         """Count a rejected message."""
         self._recorder.rejected(error.reason)
+
+    def log_failed(self, message: StreamMessage, status: Status, reason: str) -> None:
+        """Count a message that is answered with an error, and log it."""
+        message.state.num_failed += 1
+        now = self._clock()
+        requests = self._recorder.requests
+        if requests.admits(reason, now):
+            fields = {} if message.pending is None else message.pending.log_fields(now)
+            requests.write(
+                "message failed", CLASSIFY_STREAM, message, status.code, reason, now, status.message, **fields
+            )
 
     def write_later(self, state: StreamState) -> None:
         """Write the answers of a stream at the next ``flush``."""
@@ -219,8 +278,11 @@ class ClassifyStreamHandler:
         for held in self._held:
             while held and self._admit_if_room(*held[0]):
                 self._pipeline.release(held.popleft()[1])
-        while self._paused and not self._should_pause():
+        # Those that must stay paused go to the end, because the next ones may be of other connections.
+        num_kept = 0
+        while self._paused and num_kept < MAX_KEPT and not self._held[0]:
             state, _ = self._paused.popitem(last=False)
+            num_kept += self._pipeline.is_half_full(state.stream.source)
             self._read_if_room(state)
         if self._answered:
             answered, self._answered = self._answered, {}
@@ -264,8 +326,8 @@ class ClassifyStreamHandler:
                 message.reject(error)
         return True
 
-    def _should_pause(self) -> bool:
-        return bool(self._held[0]) or self._pipeline.is_half_full()
+    def _should_pause(self, state: StreamState) -> bool:
+        return bool(self._held[0]) or self._pipeline.is_half_full(state.stream.source)
 
     def _write(self, state: StreamState) -> None:
         stream, messages = state.stream, state.messages
@@ -282,7 +344,7 @@ class ClassifyStreamHandler:
             return
         if state.num_images >= self._window_images:
             return
-        if self._should_pause():
+        if self._should_pause(state):
             self._paused[state] = None
             return
         state.reading = True

@@ -15,23 +15,25 @@ from typing import Any, Protocol
 
 from digitserve.protocol.names import Code
 from digitserve.protocol.status import Status
+from digitserve.telemetry.request_log import Caller
+from digitserve.types import Source
 
 Respond = Callable[[bytes], bytes]
 """Handler of a unary method that never waits: request to response, both serialized; raises ``RequestError``."""
 
 
-class UnaryCall(Protocol):
+class UnaryCall(Caller, Protocol):
     """A unary call, from its start to its status; owned by the transport.
 
     Attributes:
         deadline: Unix time in seconds, more than 1e18 when the caller set none.
         accepted: monotonic time in seconds.
+        source: its connection.
         open: false once it is answered, failed or closed; then nothing more may be sent.
         context: for the handler's use while the call is open.
     """
 
-    deadline: float
-    accepted: float
+    source: Source
     open: bool
     context: Any
 
@@ -45,11 +47,12 @@ class UnaryCall(Protocol):
 class UnaryHandler(Protocol):
     """Handles the calls of a unary method."""
 
-    def refusal(self, deadline: float) -> Status | None:
+    def refusal(self, deadline: float, source: Source) -> Status | None:
         """Decide whether a call is rejected before its message is read.
 
         Args:
             deadline: of the call, Unix time in seconds.
+            source: of the call.
 
         Returns:
             The status with which the call ends now. The handler has recorded the call, and gets no other callback for it. None
@@ -72,18 +75,18 @@ class UnaryHandler(Protocol):
         """The call ended before it was answered: cancelled, disconnected, or past its deadline."""
 
 
-class ServerStream(Protocol):
+class ServerStream(Caller, Protocol):
     """A bidirectional stream, from its start to its status; owned by the transport.
 
     Attributes:
         deadline: Unix time in seconds, more than 1e18 when the caller set none.
         accepted: monotonic time in seconds.
+        source: its connection.
         open: false once its status is sent or it is closed; then nothing more may be sent.
         context: for the handler's use until the stream is closed.
     """
 
-    deadline: float
-    accepted: float
+    source: Source
     open: bool
     context: Any
 

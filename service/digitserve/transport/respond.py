@@ -10,14 +10,18 @@ from collections.abc import Callable
 
 import structlog
 
-from digitserve.errors import RequestError
-from digitserve.protocol.names import Code, Method
+from digitserve.access import UNAUTHENTICATED
+from digitserve.errors import RequestError, TooLarge
+from digitserve.protocol.names import SERVICE, Code, Method
 from digitserve.protocol.status import INTERNAL, Status
-from digitserve.telemetry.block import OTHER_METHOD
+from digitserve.telemetry.block import METHOD_OF_PATH, OTHER_METHOD
 from digitserve.telemetry.recorder import Recorder
 from digitserve.transport.handlers import Respond, UnaryCall, unanswered_code
+from digitserve.types import Source
 
-_UNKNOWN = Status(Code.UNIMPLEMENTED, "this server has no such method; server reflection lists its services")
+_UNKNOWN = Status(
+    Code.UNIMPLEMENTED, f"this server has no such method; {SERVICE} has Classify, ClassifyStream and GetModel"
+)
 _TOO_LARGE = Status(Code.RESOURCE_EXHAUSTED, "the message exceeds the limit of this server")
 
 _log = structlog.get_logger("digitserve.transport.respond")
@@ -34,7 +38,7 @@ class RespondHandler:
         self._recorder = recorder
         self._clock = clock
 
-    def refusal(self, deadline: float) -> Status | None:  # noqa: ARG002 - the interface of handlers
+    def refusal(self, deadline: float, source: Source) -> Status | None:  # noqa: ARG002 - the interface of handlers
         """Accept every call."""
         return None
 
@@ -47,43 +51,66 @@ class RespondHandler:
         try:
             response = self._respond(body)
         except RequestError as error:
-            self._end(call, Status.from_error(error))
+            self._end(call, Status.from_error(error), error.reason)
         except Exception:
             _log.exception("request failed", method=self._method.name)
-            self._end(call, INTERNAL)
+            self._end(call, INTERNAL, "internal")
         else:
             self._record_end(call, Code.OK)
             call.reply(response)
 
     def on_failed(self, call: UnaryCall, status: Status) -> None:
         """Record a call whose message the transport did not get, or could not read."""
-        self._record_end(call, status.code)
+        self._record_failure(call, status, "invalid")
 
     def on_too_large(self, call: UnaryCall) -> None:
         """Reject a message over the limit."""
-        self._end(call, _TOO_LARGE)
+        self._end(call, _TOO_LARGE, TooLarge.reason)
 
     def on_close(self, call: UnaryCall) -> None:
         """Record a call that ended before its message arrived."""
-        self._record_end(call, unanswered_code(call.deadline))
+        self._record_failure(call, Status(unanswered_code(call.deadline)), "cancelled")
 
-    def _end(self, call: UnaryCall, status: Status) -> None:
-        self._record_end(call, status.code)
+    def _end(self, call: UnaryCall, status: Status, reason: str) -> None:
+        self._record_failure(call, status, reason)
         call.fail(status)
 
-    def _record_end(self, call: UnaryCall, code: Code) -> None:
-        self._recorder.call_ended(self._method, code, self._clock() - call.accepted)
+    def _record_failure(self, call: UnaryCall, status: Status, reason: str) -> None:
+        now = self._record_end(call, status.code)
+        requests = self._recorder.requests
+        if requests.admits(reason, now):
+            requests.write("call failed", self._method, call, status.code, reason, now, status.message)
+
+    def _record_end(self, call: UnaryCall, code: Code) -> float:
+        """Record the end of a call; return its monotonic time in seconds."""
+        now = self._clock()
+        self._recorder.call_ended(self._method, code, now - call.accepted)
+        return now
 
 
-class UnknownMethodHandler(RespondHandler):
+class RefusingHandler(RespondHandler):
+    """Rejects all calls of a method with one status, before their messages are read."""
+
+    def __init__(self, method: Method, status: Status, recorder: Recorder) -> None:
+        super().__init__(method, bytes, recorder)
+        self._status = status
+
+    def refusal(self, deadline: float, source: Source) -> Status:  # noqa: ARG002 - the interface of handlers
+        """Refuse every call."""
+        self._recorder.call_started(self._method)
+        self._recorder.call_ended(self._method, self._status.code, 0.0)
+        return self._status
+
+
+class UnknownMethodHandler(RefusingHandler):
     """Rejects calls of methods that do not exist, and counts them together."""
 
     def __init__(self, recorder: Recorder) -> None:
         """Need nothing but the recorder."""
-        super().__init__(OTHER_METHOD, bytes, recorder)
+        super().__init__(OTHER_METHOD, _UNKNOWN, recorder)
 
-    def refusal(self, deadline: float) -> Status | None:  # noqa: ARG002 - the interface of handlers
-        """Refuse every call."""
-        self._recorder.call_started(OTHER_METHOD)
-        self._recorder.call_ended(OTHER_METHOD, _UNKNOWN.code, 0.0)
-        return _UNKNOWN
+
+def unauthenticated_handlers(recorder: Recorder) -> dict[str, RefusingHandler]:
+    """Return, by path, the handlers that reject calls without a valid token; the empty path stands for unknown methods."""
+    handlers = {path: RefusingHandler(method, UNAUTHENTICATED, recorder) for path, method in METHOD_OF_PATH.items()}
+    return {**handlers, "": RefusingHandler(OTHER_METHOD, UNAUTHENTICATED, recorder)}

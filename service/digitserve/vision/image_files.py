@@ -1,7 +1,8 @@
 """Reads image files into arrays, for ``digitserve classify``, the client library and the training package's folders.
 
 PNG, JPEG, BMP, GIF, WEBP and TIFF are decoded by Pillow, ``.npy`` by numpy. The service itself receives raw pixels and
-decodes no files. Imports neither protobuf nor gRPC. Any thread may call it.
+decodes no files. Files are not trusted: their size, and the size that their header declares, are checked before memory is
+allocated for their pixels. Imports neither protobuf nor gRPC. Any thread may call it.
 """
 
 import io
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from digitserve import npy
 from digitserve.errors import ImageFileError
 
 Pixels = NDArray[np.uint8]
@@ -24,10 +26,14 @@ MAX_FILE_PIXELS = 1 << 26
 them before they are sent.
 """
 
+MAX_FILE_BYTES = 8 * MAX_FILE_PIXELS
+"""Largest file: an uncompressed image of MAX_FILE_PIXELS with four channels of 16 bits."""
+
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
 """Formats that Pillow may try; of an animation or a document with several pages the first image is read."""
 
-NPY_MAGIC = b"\x93NUMPY"
+_READ_BYTES = 1 << 20
+"""Read from a file at a time."""
 
 _CHANNELS = (1, 3, 4)
 _SAMPLE_BITS = (8, 10, 12, 14, 16)
@@ -54,7 +60,7 @@ def read_images(source: Source, name: str = "", size: tuple[int, int] | None = N
     content = _read(source, name)
     if size is not None:
         return _raw_images(content, size, name)
-    if content.startswith(NPY_MAGIC):
+    if content.startswith(npy.MAGIC):
         return _npy_images(content, name)
     return _decode(content, name)[None]
 
@@ -97,9 +103,7 @@ def image_to_array(image: Image.Image, name: str = "image") -> Pixels:
     except ImageFileError:
         raise
     except Exception as error:  # a boundary: on damaged files Pillow's decoders raise exceptions of many types
-        raise ImageFileError(
-            f"{name}: cannot be decoded ({error}); expected a complete {_EXPECTED_FILE} file"
-        ) from None
+        raise _damaged(name, error) from None
     return pixels if pixels.ndim == 3 else pixels[..., None]  # noqa: PLR2004 - axes
 
 
@@ -109,7 +113,11 @@ def _name(source: Source) -> str:
 
 def _read(source: Source, name: str) -> bytes:
     try:
-        content = Path(source).read_bytes() if isinstance(source, (str, os.PathLike)) else source.read()
+        if isinstance(source, (str, os.PathLike)):
+            with Path(source).open("rb") as file:
+                content = _read_limited(file, os.fstat(file.fileno()).st_size, name)
+        else:
+            content = _read_limited(source, 0, name)
     except IsADirectoryError:
         raise ImageFileError(f"{name}: is a directory; expected a file") from None
     except OSError as error:
@@ -119,7 +127,25 @@ def _read(source: Source, name: str) -> bytes:
     return content
 
 
+def _read_limited(file: BinaryIO, num_bytes: int, name: str) -> bytes:
+    """Read to the end of a file.
+
+    Args:
+        file: regular, or a pipe or device, which may have no end.
+        num_bytes: its size, 0 if that is not known.
+        name: of the file in errors.
+    """
+    parts = []
+    while num_bytes <= MAX_FILE_BYTES and (part := file.read(_READ_BYTES)):
+        parts.append(part)
+        num_bytes = max(num_bytes, sum(map(len, parts)))
+    if num_bytes > MAX_FILE_BYTES:
+        raise ImageFileError(f"{name}: got more than {MAX_FILE_BYTES} bytes; expected at most that")
+    return b"".join(parts)
+
+
 def _decode(content: bytes, name: str) -> Pixels:
+    _check_size(*_webp_size(content), name)
     try:
         with warnings.catch_warnings(action="ignore"):
             image = Image.open(io.BytesIO(content), formats=FORMATS)
@@ -131,15 +157,40 @@ def _decode(content: bytes, name: str) -> Pixels:
     except Image.DecompressionBombError:
         raise ImageFileError(f"{name}: got too many pixels; expected at most {MAX_FILE_PIXELS}") from None
     except Exception as error:  # a boundary, as in image_to_array
-        raise ImageFileError(
-            f"{name}: cannot be decoded ({error}); expected a complete {_EXPECTED_FILE} file"
-        ) from None
+        raise _damaged(name, error) from None
     with image:
-        if image.width * image.height > MAX_FILE_PIXELS:
-            raise ImageFileError(
-                f"{name}: got {image.height}x{image.width} pixels; expected at most {MAX_FILE_PIXELS} in all"
-            )
+        _check_size(image.width, image.height, name)
         return image_to_array(image, name)
+
+
+def _check_size(width: int, height: int, name: str) -> None:
+    if width * height > MAX_FILE_PIXELS:
+        raise ImageFileError(f"{name}: got {height}x{width} pixels; expected at most {MAX_FILE_PIXELS} in all")
+
+
+def _webp_size(content: bytes) -> tuple[int, int]:
+    """Return width and height of a WEBP file, 0 and 0 for other files.
+
+    Pillow allocates memory for the whole picture when it opens such a file, for up to 2.7 times as many pixels as allowed
+    here. Of the other formats it reads only the header. Layout: RFC 9649, section 2.
+    """
+    if content[:4] != b"RIFF" or content[8:12] != b"WEBP":
+        return 0, 0
+    match content[12:16]:
+        case b"VP8X":
+            return 1 + int.from_bytes(content[24:27], "little"), 1 + int.from_bytes(content[27:30], "little")
+        case b"VP8L":
+            sides = int.from_bytes(content[21:25], "little")
+            return 1 + (sides & 0x3FFF), 1 + (sides >> 14 & 0x3FFF)
+        case b"VP8 ":
+            return int.from_bytes(content[26:28], "little") & 0x3FFF, int.from_bytes(content[28:30], "little") & 0x3FFF
+    return 0, 0
+
+
+def _damaged(name: str, error: Exception) -> ImageFileError:
+    """Return the error for a file that Pillow cannot decode. Some of its exceptions have no text, others several lines."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return ImageFileError(f"{name}: cannot be decoded ({reason}); expected a complete {_EXPECTED_FILE} file")
 
 
 def _to_uint8(image: Image.Image, name: str) -> Pixels:
@@ -165,8 +216,8 @@ def _scale_to_8_bits(samples: NDArray[np.integer], name: str) -> Pixels:
 
 def _npy_images(content: bytes, name: str) -> Pixels:
     try:
-        images: Pixels = np.load(io.BytesIO(content), allow_pickle=False)
-    except Exception as error:  # a boundary: numpy's parser of damaged headers raises exceptions of many types
+        images: Pixels = npy.view_array(content)
+    except ValueError as error:
         raise ImageFileError(f"{name}: cannot be read as .npy ({error}); expected {_EXPECTED_ARRAY}") from None
     got = f"{name}: got {images.dtype}{list(images.shape)}"
     if images.dtype != np.uint8 or images.ndim not in {2, 3, 4} or not images.size:

@@ -3,7 +3,7 @@
 import pytest
 
 from digitserve.client import AsyncClient, Client, ClientError, InvalidAddress
-from digitserve.client.address import is_loopback, normalize_address
+from digitserve.client.address import is_local, parse_address
 from digitserve.client.channel import pool_options
 
 
@@ -30,13 +30,29 @@ from digitserve.client.channel import pool_options
 )
 def test_an_address_is_corrected(text: str, address: str) -> None:
     """``http://`` is removed and a missing port added; addresses in gRPC's own schemes stay as they are."""
-    assert normalize_address(text) == address
+    assert parse_address(text).target == address
+
+
+@pytest.mark.parametrize(
+    ("text", "tls"),
+    [
+        ("https://digits.example", True),
+        ("GRPCS://digits:1/", True),
+        ("http://digits", False),
+        ("grpc://digits", False),
+        ("digits:50051", None),
+        ("dns:digits", None),
+    ],
+)
+def test_the_scheme_decides_about_tls(text: str, tls: bool | None) -> None:
+    """``https`` and ``grpcs`` demand TLS, ``http`` and ``grpc`` clear text; an address without a scheme demands neither."""
+    assert parse_address(text).tls is tls
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("https://digits.example", "TLS is not supported"),
+        ("https://digits.example/classify", "a gRPC address has no path"),
         ("tcp://10.96.0.1:50051", "unknown scheme 'tcp'"),
         ("http://127.0.0.1:8080/metrics", "a gRPC address has no path"),
         ("digits:http", "the port 'http' is not a number from 1 to 65535"),
@@ -66,11 +82,11 @@ def test_an_address_that_cannot_be_corrected_is_explained(text: str, reason: str
 def test_both_clients_check_the_address() -> None:
     """The asynchronous client raises the same error."""
     with pytest.raises(InvalidAddress):
-        AsyncClient("https://digits.example")
+        AsyncClient("tcp://digits.example")
 
 
 @pytest.mark.parametrize(
-    ("address", "loopback"),
+    ("address", "local"),
     [
         ("127.0.0.1:50051", True),
         ("127.8.8.8:1", True),
@@ -84,10 +100,11 @@ def test_both_clients_check_the_address() -> None:
         ("10.0.0.1:50051", False),
         ("localhost.example:50051", False),
         ("digits.example:50051", False),
-        ("unix:/run/digits.sock", False),
+        ("unix:/run/digits.sock", True),
+        ("unix-abstract:digits", True),
     ],
 )
-def test_only_loopback_addresses_ignore_a_proxy(address: str, loopback: bool) -> None:
+def test_only_local_addresses_ignore_a_proxy(address: str, local: bool) -> None:
     """A proxy cannot reach this machine's loopback interface; for other addresses ``http_proxy`` counts as gRPC defines."""
-    assert is_loopback(address) is loopback
-    assert (("grpc.enable_http_proxy", 0) in pool_options(address)) is loopback
+    assert is_local(address) is local
+    assert (("grpc.enable_http_proxy", 0) in pool_options(address)) is local

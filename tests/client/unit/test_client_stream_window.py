@@ -133,7 +133,10 @@ class Call:
 @pytest.mark.parametrize("num_read", [1, 5])
 def test_a_finished_stream_returns_its_connection(num_read: int) -> None:
     """Whether a stream is exhausted or left early, its connection is free for other calls again."""
-    connections = [SimpleNamespace(number=number, service=SimpleNamespace(ClassifyStream=Call)) for number in range(2)]
+    connections = [
+        SimpleNamespace(number=number, service=SimpleNamespace(ClassifyStream=Call), metadata=lambda: None)
+        for number in range(2)
+    ]
     pool: Pool[Any] = Pool(connections)
     images = [np.full((2, 2), n, np.uint8) for n in range(5)]
     outcomes = BlockingStream(images, OPTIONS, StreamWindow(2), pool, 60.0).outcomes(return_exceptions=False)

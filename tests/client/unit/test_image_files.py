@@ -176,10 +176,11 @@ def test_npy_arrays_are_read(tmp_path: Path, shape: tuple[int, ...], expected: t
     """``.npy`` files hold one image, [N,H,W] or [N,H,W,C]; the content decides, not the file's name."""
     values = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     path = tmp_path / "array.dat"
-    with path.open("wb") as file:
-        np.save(file, values)
-    assert read_images(path).shape == expected
-    assert np.array_equal(read_images(path).reshape(shape), values)
+    for array in (values, np.asfortranarray(values)):
+        with path.open("wb") as file:
+            np.save(file, array)
+        assert read_images(path).shape == expected
+        assert np.array_equal(read_images(path).reshape(shape), values)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +192,7 @@ def test_npy_arrays_are_read(tmp_path: Path, shape: tuple[int, ...], expected: t
         (np.zeros((0, 28, 28), np.uint8), "got uint8[0, 28, 28]"),
         (np.zeros((28, 28, 3), np.uint8), "expected uint8[1,H,W,C] for one image of 3 channels"),
         (np.zeros((2, 28, 28, 2), np.uint8), "2 channels"),
-        (np.array([{"a": 1}], object), "Object arrays cannot be loaded"),
+        (np.array([{"a": 1}], object), "declares object[1]"),
     ],
 )
 def test_other_npy_arrays_are_rejected(tmp_path: Path, values: np.ndarray, part: str) -> None:
@@ -208,9 +209,14 @@ def test_a_damaged_npy_file_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "array.npy"
     np.save(path, np.zeros((9, 28, 28), np.uint8))
     content = path.read_bytes()
-    for damaged in (content[:2000], content[:40], content.replace(b"(9, 28, 28)", b"(9" + b"0" * 15 + b",)")):
+    for damaged, text in (
+        (content[:2000], "declares uint8[9, 28, 28], more than the 1872 bytes of its values"),
+        (content[:40], "cannot be read as .npy"),
+        (content.replace(b"(9, 28, 28), ", b"(9" + b"0" * 9 + b",9) "), "more than the 7058 bytes of its values"),
+        (content.replace(b"(9, 28, 28)", b"(-9, 28,28)"), "declares uint8[-9, 28, 28]"),
+    ):
         path.write_bytes(damaged)
-        assert "cannot be read as .npy" in error_of(path)
+        assert text in error_of(path)
 
 
 def test_raw_pixels_are_read_with_a_size_only(tmp_path: Path) -> None:

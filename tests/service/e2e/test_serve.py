@@ -17,7 +17,6 @@ from digitserve.v1 import digits_pb2 as pb
 from digitserve.v1 import digits_pb2_grpc
 from support import serving
 from support.bundles import echo_image, echo_request, write_echo_bundle
-from support.certificates import make_certificate
 from support.load import CLASSIFY, Load, classify
 from support.serving import PATIENCE_S, TRANSPORTS, command, run_service, wait_until
 
@@ -420,20 +419,6 @@ def test_host_names_and_ipv6_addresses(models: Path, tmp_path: Path, transport: 
             assert service.get("/livez")[0] == 200
             with service.channel() as channel:
                 assert classify(channel, 6) == 6
-
-
-def test_tls(models: Path, tmp_path: Path) -> None:
-    """With a certificate the service becomes ready and serves clients that trust it; others are not served, and it drains."""
-    made = make_certificate(tmp_path)
-    arguments = ("--workers", "1", "--transport", "native", *made.flags())
-    with run_service(models, tmp_path / "log", *arguments) as service:
-        credentials = grpc.ssl_channel_credentials(made.certificate.read_bytes())
-        with grpc.secure_channel(service.grpc_address, credentials) as channel:
-            assert classify(channel, 5) == 5
-        with service.channel() as channel, pytest.raises(grpc.RpcError, match="UNAVAILABLE"):
-            classify(channel, 5, wait_for_ready=False)
-        assert service.get("/readyz")[0] == 200
-        assert service.stop() == 0
 
 
 def test_second_signal_ends_the_service_at_once(models: Path, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_callers_with_a_retry_policy_lose_nothing(models: Path, transport: str) 
 
 
 def test_callers_without_a_retry_policy_lose_almost_nothing(models: Path, record_property, transport: str) -> None:  # noqa: ANN001
-    """Without a retry policy a call may end as UNAVAILABLE when core closes its connection with bytes still unread; the
+    """Without a retry policy a call may end as UNAVAILABLE when core closes its connection while the client still sends; the
     native transport loses none. No call gets the answer of another, and every call that the worker started is recorded as
     answered.
     """

@@ -13,8 +13,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter
 
+from digitserve.settings import Settings
 from digitserve.supervision import http as service_http
 from digitserve.supervision.http import HttpServer, make_app
+from digitserve.supervision.http_access import HttpAccess
 from digitserve.supervision.ports import listen
 from support.serving import LOCAL, PATIENCE_S, wait_until
 
@@ -39,7 +41,8 @@ Connect = Callable[[], socket.socket]
 @pytest.fixture(scope="module")
 def address() -> Iterator[tuple[str, int]]:
     """Serve on a thread, with few connections."""
-    server = HttpServer(make_app(Status(), REGISTRY), MAX_CONNECTIONS)
+    access = HttpAccess(Settings())
+    server = HttpServer(make_app(Status(), REGISTRY, access), access, MAX_CONNECTIONS)
     listener = listen(LOCAL, 0, "--http-port")
     bound: tuple[str, int] = listener.getsockname()
     thread = threading.Thread(target=lambda: asyncio.run(server.run_on(listener)))

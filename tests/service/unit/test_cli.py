@@ -45,11 +45,10 @@ def run_process(*arguments: str, stdin: bytes = b"", **environment: str) -> subp
 
 
 def default_address(monkeypatch: pytest.MonkeyPatch, **environment: str) -> str:
-    """Return the address that ``healthcheck`` uses without ``--address``."""
+    """Return the address that commands use without ``--address``."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with main.commands["healthcheck"].make_context("healthcheck", []) as context:
-        return str(context.params["address"])
+    return options.Target(os.environ.get("DIGITSERVE_ADDRESS"), {}).resolve()[0]
 
 
 def test_python_m_digitserve_is_the_command() -> None:
@@ -111,7 +110,7 @@ def test_help_shows_every_option_in_a_section(name: str) -> None:
 def test_help_lists_the_exit_codes() -> None:
     """``digitserve --help`` lists the codes of all commands."""
     output = run("--help").output
-    for code in (0, 1, 2, 3, 4, 130):
+    for code in (0, 1, 2, 3, 4, 5, 130):
         assert f"\n    {code} " in output
 
 
@@ -135,7 +134,7 @@ def test_each_error_has_its_exit_code(error: Exception, code: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["classify", "healthcheck", "bench"])
-@pytest.mark.parametrize("address", ["https://localhost", "localhost:http", "localhost:8080/metrics", "::1"])
+@pytest.mark.parametrize("address", ["tcp://localhost", "localhost:http", "localhost:8080/metrics", "::1"])
 def test_a_wrong_address_is_wrong_usage(name: str, address: str) -> None:
     """An address that cannot be corrected ends with exit code 2 and states what an address looks like."""
     result = run(name, *(["x.png"] if name == "classify" else []), "--address", address)

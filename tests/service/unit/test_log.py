@@ -1,13 +1,21 @@
 """Log lines: their format, and what happens when they cannot be written."""
 
+import asyncio
 import contextlib
 import fcntl
 import json
 import logging
 import os
+import re
+import select
 import socket
+import sys
 import termios
+import threading
+import time
+import warnings
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +31,13 @@ Capture = pytest.CaptureFixture[str]
 @pytest.fixture(autouse=True)
 def _restore_logging() -> Iterator[None]:
     handlers = logging.root.handlers[:]
+    hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
     yield
     logging.root.handlers[:] = handlers
     logging.raiseExceptions = True
+    logging.captureWarnings(capture=False)
+    sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
     structlog.reset_defaults()
-    structlog.contextvars.clear_contextvars()
 
 
 def lines_of(capfd: Capture) -> list[dict[str, Any]]:
@@ -40,20 +50,23 @@ def writer_to(fd: int) -> LineWriter:
 
 
 def test_json_lines_have_the_fields_of_the_process(capfd: Capture) -> None:
-    """A line is a JSON object on standard error with the event, its fields and those given to ``configure``."""
+    """A line is a JSON object on standard error with time (RFC 3339, UTC), level, logger, message, its fields and those given to ``configure``."""
     log.configure("json", pid=7)
-    structlog.get_logger().warning("worker ended", exit_code=9)
+    structlog.get_logger("digitserve.module").warning("worker ended", exit_code=9)
     output, errors = capfd.readouterr()
     line = json.loads(errors)
     assert output == ""
-    assert (line["event"], line["level"], line["exit_code"], line["pid"]) == ("worker ended", "warning", 9, 7)
+    assert [*line] == ["time", "level", "logger", "message", "pid", "exit_code"]
+    assert [*line.values()][1:] == ["warning", "digitserve.module", "worker ended", 7, 9]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", line["time"])
+    assert abs(datetime.fromisoformat(line["time"]).timestamp() - time.time()) < 60
 
 
 def test_auto_writes_json_unless_on_a_terminal(capfd: Capture) -> None:
     """Standard error of a test is no terminal."""
     log.configure("auto")
     structlog.get_logger().info("draining")
-    assert lines_of(capfd)[0]["event"] == "draining"
+    assert lines_of(capfd)[0]["message"] == "draining"
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
@@ -166,7 +179,7 @@ def test_lines_of_libraries_have_the_same_format(capfd: Capture) -> None:
     except ValueError:
         logging.getLogger("uvicorn.error").exception("failed: %s", "reason")
     (line,) = lines_of(capfd)
-    assert (line["event"], line["level"], line["pid"], line["logger"]) == (
+    assert (line["message"], line["level"], line["pid"], line["logger"]) == (
         "failed: reason",
         "error",
         7,
@@ -175,19 +188,80 @@ def test_lines_of_libraries_have_the_same_format(capfd: Capture) -> None:
     assert "not a number" in str(line["exception"])
 
 
-def test_lines_of_libraries_have_a_bounded_rate(capfd: Capture) -> None:
-    """A library logger writes at most 20 lines in 10 seconds; the last of them states that more are dropped."""
-    log.configure("json")
-    (handler,) = [handler for handler in logging.root.handlers if isinstance(handler, log._LibraryHandler)]
+@pytest.mark.parametrize("of", ["library", "module"])
+def test_lines_have_a_bounded_rate(of: str, capfd: Capture) -> None:
+    """A logger of a library, and each message of a module, has at most 20 lines in 10 seconds; the last of them states that more
+    are dropped. Other loggers and messages are not affected.
+    """
     times = iter([0.0] * 16 + [9.0] * 16 + [10.0] * 16)
-    handler._clock = lambda: next(times)
+    log.configure("json", clock=lambda: next(times))
     for _ in range(3):
-        for _ in range(15):
-            logging.getLogger("uvicorn.error").warning("Invalid HTTP request received.")
-        logging.getLogger("asyncio").warning("another")
-    lines = [line for line in lines_of(capfd) if line["logger"] == "uvicorn.error"]
+        for number in range(15):
+            if of == "library":
+                logging.getLogger("uvicorn.error").warning("number %d", number)
+            else:
+                structlog.get_logger("digitserve.module").warning("flood")
+        structlog.get_logger("digitserve.module").warning("another")
+    lines = [line for line in lines_of(capfd) if line["message"] != "another"]
     assert len(lines) == 20 + 15
     assert [line.get("drops_more_for_s") for line in lines] == [None] * 19 + [1.0] + [None] * 15
+
+
+def test_warnings_have_the_same_format(capfd: Capture) -> None:
+    """A warning of Python is one line of the logger ``py.warnings``."""
+    log.configure("json")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logging.captureWarnings(capture=True)  # ``catch_warnings`` has its own state
+        warnings.warn("old\ninterface", UserWarning, stacklevel=1)
+    (line,) = lines_of(capfd)
+    assert (line["level"], line["logger"]) == ("warning", "py.warnings")
+    assert "UserWarning: old\ninterface" in line["message"]
+
+
+@pytest.mark.parametrize("where", ["main", "thread", "finalizer", "asyncio"])
+def test_uncaught_exceptions_have_the_same_format(where: str, capfd: Capture) -> None:
+    """An exception that ends the process, a thread or a callback, or that cannot be raised, is one line with its traceback."""
+    log.configure("json", pid=7)
+    if where == "main":
+        try:
+            fail()
+        except ValueError as error:
+            sys.excepthook(ValueError, error, error.__traceback__)
+    elif where == "thread":
+        thread = threading.Thread(target=fail)
+        thread.start()
+        thread.join()
+    elif where == "finalizer":
+        owner = type("Owner", (), {"__del__": lambda _: fail()})()
+        del owner
+    else:
+
+        async def run() -> None:
+            asyncio.get_running_loop().call_soon(fail)
+            await asyncio.sleep(0)
+
+        asyncio.run(run())
+    (line,) = lines_of(capfd)
+    assert (line["level"], line["pid"]) == ("critical" if where == "main" else "error", 7)
+    assert line["exception"].startswith("Traceback (most recent call last):\n")
+    assert line["exception"].endswith("ValueError: deliberate\nfailure")
+
+
+def fail() -> None:
+    raise ValueError("deliberate\nfailure")
+
+
+def test_a_line_is_written_at_once_to_a_pipe(capfd: Capture) -> None:
+    """A line is never longer than what the kernel writes to a pipe without mixing it with lines of other processes; the middle of
+    its longest field is left out.
+    """
+    log.configure("json")
+    structlog.get_logger().warning("long", output="start" + "x" * 100_000 + "end", more="kept")
+    errors = capfd.readouterr().err
+    (line,) = map(json.loads, errors.splitlines())
+    assert 3_000 < len(errors) <= select.PIPE_BUF
+    assert (line["output"][:5], line["output"][-3:], line["more"]) == ("start", "end", "kept")
 
 
 def test_tracebacks_have_no_local_variables(capfd: Capture) -> None:

@@ -12,14 +12,18 @@ import functools
 import math
 import queue
 import time
-from collections.abc import Callable
+import urllib.parse
+from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import grpc
 
 from digitserve.protocol.names import Code
 from digitserve.protocol.status import NO_MESSAGE, Status
+from digitserve.telemetry.block import OTHER_METHOD
+from digitserve.telemetry.request_log import RequestLog
 from digitserve.transport.handlers import StreamHandler, UnaryHandler
+from digitserve.types import Source
 
 HALF_CLOSE_DELAY_S = 0.01
 """Delay before the end of a stream's requests is reported to the handler. When a stream is cancelled, grpcio first reports an end
@@ -41,13 +45,15 @@ class Bridge:
         events: functions that the worker's thread calls, oldest first.
         unanswered: tasks of the RPCs that were passed to handlers and whose status is not sent yet; for the loop's thread.
         max_message_bytes: limit of a request message.
+        requests: logs refused calls; for the worker's thread.
     """
 
-    def __init__(self, max_message_bytes: int) -> None:
+    def __init__(self, max_message_bytes: int, requests: RequestLog) -> None:
         self.loop: asyncio.AbstractEventLoop
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.unanswered: set[asyncio.Task[Any]] = set()
         self.max_message_bytes = max_message_bytes
+        self.requests = requests
 
     def track(self) -> None:
         """Count the current RPC as unanswered until it is over: its status is sent, or it was cancelled."""
@@ -64,19 +70,34 @@ class Call:
         answer: gets the response or the status; for the thread of grpcio's loop.
     """
 
-    __slots__ = ("_bridge", "_handed_over", "_handler", "accepted", "answer", "context", "deadline", "open")
+    __slots__ = (
+        "_bridge", "_handed_over", "_handler", "_path", "_rpc", "accepted", "answer", "context", "deadline", "open", "source",
+    )  # fmt: skip
 
-    def __init__(self, bridge: Bridge, handler: UnaryHandler, context: Context) -> None:
+    def __init__(self, bridge: Bridge, handler: UnaryHandler, path: str, context: Context) -> None:
         self._bridge = bridge
         self._handler = handler
+        self._path = path
         self._handed_over = False
+        self._rpc = context
         self.answer: asyncio.Future[bytes | Status] = bridge.loop.create_future()
         self.deadline = _deadline(context)
+        self.source = Source()  # grpcio does not name the connection
         self.accepted = time.monotonic()
         self.open = True
         self.context: Any = None
 
     # Called by the handler, on the worker's thread; see UnaryCall.
+
+    @property
+    def peer(self) -> str:
+        """Address of the client."""
+        return _peer(self._rpc)
+
+    @property
+    def metadata(self) -> Iterator[tuple[bytes, bytes]]:
+        """Metadata of the caller."""
+        return _metadata(self._rpc)
 
     def reply(self, body: bytes) -> None:
         """Send the response and status OK."""
@@ -97,11 +118,14 @@ class Call:
     def on_accepted(self) -> None:
         """Report the call to the handler."""
         self._handed_over = True
-        status = self._handler.refusal(self.deadline)
+        status = self._handler.refusal(self.deadline, self.source)
         if status is None:
             self._handler.on_accept(self)
-        else:
-            self.fail(status)
+            return
+        requests, now = self._bridge.requests, time.monotonic()
+        if now >= requests.refusals_from:
+            requests.refused(self._path, self, status, now)
+        self.fail(status)
 
     def on_received(self, message: bytes | None) -> None:
         """Report the call and its message to the handler; ``None`` if the client ended the request without one."""
@@ -138,6 +162,7 @@ class Stream:
 
     __slots__ = (
         "_bridge", "_handler", "_reader", "_rpc", "_written", "accepted", "context", "deadline", "finished", "open", "outbox",
+        "source",
     )  # fmt: skip
 
     def __init__(self, bridge: Bridge, handler: StreamHandler, rpc: Context) -> None:
@@ -149,11 +174,22 @@ class Stream:
         self.outbox: asyncio.Queue[bytes | Status] = asyncio.Queue()
         self.finished = False
         self.deadline = _deadline(rpc)
+        self.source = Source()
         self.accepted = time.monotonic()
         self.open = True
         self.context: Any = None
 
     # Called by the handler, on the worker's thread; see ServerStream.
+
+    @property
+    def peer(self) -> str:
+        """Address of the client."""
+        return _peer(self._rpc)
+
+    @property
+    def metadata(self) -> Iterator[tuple[bytes, bytes]]:
+        """Metadata of the caller."""
+        return _metadata(self._rpc)
 
     def read(self) -> None:
         """Request the next message; at most one read may be outstanding."""
@@ -220,11 +256,11 @@ class Stream:
             self.outbox.put_nowait(body)
 
 
-def serve_unary(bridge: Bridge, handler: UnaryHandler) -> "grpc.RpcMethodHandler[bytes, bytes]":
+def serve_unary(bridge: Bridge, handler: UnaryHandler, path: str) -> "grpc.RpcMethodHandler[bytes, bytes]":
     """Return the grpcio handler of a unary method."""
 
     async def serve(_messages: Any, rpc: Context) -> None:
-        call = Call(bridge, handler, rpc)
+        call = Call(bridge, handler, path, rpc)
         try:
             message = _body(await rpc.read())
             if message is None:
@@ -244,11 +280,13 @@ def serve_unary(bridge: Bridge, handler: UnaryHandler) -> "grpc.RpcMethodHandler
     return grpc.stream_stream_rpc_method_handler(serve)
 
 
-def serve_unread(bridge: Bridge, handler: UnaryHandler) -> "grpc.RpcMethodHandler[bytes, bytes]":
+def serve_unread(
+    bridge: Bridge, handler: UnaryHandler, path: str = OTHER_METHOD.path
+) -> "grpc.RpcMethodHandler[bytes, bytes]":
     """Return the grpcio handler of a method whose ``UnaryHandler`` rejects all calls before their messages are read."""
 
     async def serve(_messages: Any, rpc: Context) -> None:
-        call = Call(bridge, handler, rpc)
+        call = Call(bridge, handler, path, rpc)
         bridge.events.put(call.on_accepted)
         try:
             answer = await call.answer
@@ -289,6 +327,16 @@ def _resolve(answer: asyncio.Future[bytes | Status], value: bytes | Status) -> N
 
 def _body(message: Any) -> bytes | None:
     return None if message is grpc.aio.EOF else message
+
+
+def _peer(rpc: Context) -> str:
+    """Return the address of a client; core writes ``ipv4:127.0.0.1:5`` or, with percent-encoded brackets, ``ipv6:[::1]:5``."""
+    return urllib.parse.unquote(rpc.peer()).removeprefix("ipv4:").removeprefix("ipv6:")
+
+
+def _metadata(rpc: Context) -> Iterator[tuple[bytes, bytes]]:
+    for name, value in rpc.invocation_metadata() or ():
+        yield name.encode(), value if isinstance(value, bytes) else value.encode()
 
 
 def _deadline(rpc: Context) -> float:

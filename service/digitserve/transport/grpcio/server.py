@@ -15,14 +15,16 @@ from concurrent.futures import Future
 
 import grpc
 
-from digitserve.certificate import server_context
+from digitserve.access import FREE_PREFIX, Tokens
+from digitserve.certificate import read_key_files, watched_files
 from digitserve.errors import StartupError
 from digitserve.protocol.names import Method
+from digitserve.reload import FileWatch, Reloaded
 from digitserve.settings import Settings, endpoint
 from digitserve.telemetry.recorder import Recorder
 from digitserve.transport.grpcio.rpcs import Bridge, serve_stream, serve_unary, serve_unread
 from digitserve.transport.handlers import StreamHandler, UnaryHandler
-from digitserve.transport.respond import UnknownMethodHandler
+from digitserve.transport.respond import UnknownMethodHandler, unauthenticated_handlers
 
 MAX_EVENTS_PER_POLL = 1024
 """Most events handled before the next batch runs: a flood of rejected calls must not delay admitted requests."""
@@ -55,14 +57,25 @@ class Methods(grpc.GenericRpcHandler):
         recorder: Recorder,
         unary: Mapping[Method, UnaryHandler],
         streams: Mapping[Method, StreamHandler],
+        tokens: Tokens | None,
     ) -> None:
-        self._handlers = {method.path: serve_unary(bridge, handler) for method, handler in unary.items()}
+        self._handlers = {method.path: serve_unary(bridge, handler, method.path) for method, handler in unary.items()}
         self._handlers |= {method.path: serve_stream(bridge, handler) for method, handler in streams.items()}
         self._unknown = serve_unread(bridge, UnknownMethodHandler(recorder))
+        self._tokens = tokens
+        self._refusals = {
+            path: serve_unread(bridge, handler) for path, handler in unauthenticated_handlers(recorder).items()
+        }
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[bytes, bytes]":
-        """Return the handler of a path."""
-        return self._handlers.get(handler_call_details.method, self._unknown)
+        """Return the handler of a path, or one that rejects the call."""
+        path: str = handler_call_details.method
+        if self._tokens is None or path.startswith(FREE_PREFIX):
+            return self._handlers.get(path, self._unknown)
+        sent = [value for name, value in handler_call_details.invocation_metadata if name == "authorization"]
+        if len(sent) == 1 and self._tokens.admits(str(sent[0]).encode()):
+            return self._handlers.get(path, self._unknown)
+        return self._refusals.get(path) or self._refusals[""]
 
 
 class GrpcServer:
@@ -78,12 +91,15 @@ class GrpcServer:
         """Build the server; nothing listens before ``listen``.
 
         Raises:
-            SettingsError: the certificate or its key cannot be used.
+            SettingsError: a file of the certificate or of tokens cannot be used.
         """
-        self._credentials = _credentials(settings)
+        tokens = Tokens.of(settings)
+        certificate = _certificate(settings)
+        self._credentials = None if certificate is None else _credentials(certificate, settings)
+        self._watch = FileWatch([certificate, tokens])
         self._address = endpoint(settings.host, settings.grpc_port)
-        self._bridge = Bridge(settings.max_request_bytes)
-        self._methods = Methods(self._bridge, recorder, unary, streams)
+        self._bridge = Bridge(settings.max_request_bytes, recorder.requests)
+        self._methods = Methods(self._bridge, recorder, unary, streams, tokens)
         self._options = (
             ("grpc.so_reuseport", 1),
             ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
@@ -119,9 +135,11 @@ class GrpcServer:
         self._thread = threading.Thread(target=asyncio.run, args=(self._serve(port),), daemon=True)
         self._thread.start()
         try:
-            return port.result()
+            bound = port.result()
         except RuntimeError as error:
             raise StartupError(f"cannot listen on {self._address}: {error}") from None
+        self._watch.start()
+        return bound
 
     def poll(self, timeout_s: float) -> bool | None:
         """Handle the events that have arrived, at most ``MAX_EVENTS_PER_POLL``; see ``Server``."""
@@ -150,6 +168,7 @@ class GrpcServer:
 
     def close(self) -> None:
         """End the thread of grpcio's loop; called after ``poll`` has reported that the server has stopped."""
+        self._watch.stop()
         self._bridge.loop.call_soon_threadsafe(self._closing.set)
         self._thread.join()
 
@@ -200,9 +219,29 @@ def _milliseconds(seconds: float) -> int:
     return round(seconds * 1e3) or _MAX_INT
 
 
-def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
-    """Return the credentials for gRPC core, after the checks that apply to both transports; None for clear text."""
-    certificate, key = settings.tls_certificate, settings.tls_key
-    if server_context(settings) is None or certificate is None or key is None:
-        return None
-    return grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
+def _certificate(settings: Settings) -> "Reloaded[grpc.ServerCertificateConfiguration] | None":
+    """Return the certificate for gRPC core, after the checks that apply to both transports; None for clear text."""
+
+    def read() -> grpc.ServerCertificateConfiguration:
+        files = read_key_files(settings)
+        return grpc.ssl_server_certificate_configuration([(files.key, files.certificate)], files.client_ca)
+
+    watched = watched_files(settings)
+    return Reloaded("certificate", watched, read) if watched else None
+
+
+def _credentials(
+    certificate: "Reloaded[grpc.ServerCertificateConfiguration]", settings: Settings
+) -> grpc.ServerCredentials:
+    """Return credentials for which gRPC core reads the newest certificate at each handshake, on a thread of its own."""
+    used = certificate.value
+
+    def changed() -> grpc.ServerCertificateConfiguration | None:  # None: no change
+        nonlocal used
+        newest = certificate.value
+        if newest is used:
+            return None
+        used = newest
+        return newest
+
+    return grpc.dynamic_ssl_server_credentials(used, changed, settings.tls_client_ca is not None)  # type: ignore[arg-type] # the stub has no None

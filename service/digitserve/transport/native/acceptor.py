@@ -12,6 +12,8 @@ import math
 import random
 import socket
 import ssl
+from collections.abc import Callable
+from typing import Any
 
 import structlog
 
@@ -53,13 +55,15 @@ class Acceptor:
         descriptor: of the listening socket; -1 without one.
     """
 
-    def __init__(self, peers: Peers, new_connection: NewConnection, context: ssl.SSLContext | None) -> None:
+    def __init__(
+        self, peers: Peers, new_connection: NewConnection, context: Callable[[], ssl.SSLContext] | None
+    ) -> None:
         """Start without a listening socket.
 
         Args:
             peers: gets the accepted connections.
             new_connection: creates a connection.
-            context: for TLS; None for clear text.
+            context: returns the newest configuration of TLS; None for clear text.
         """
         self._peers = peers
         self._new_connection = new_connection
@@ -101,7 +105,7 @@ class Acceptor:
             return False
         for attempt in range(MAX_ACCEPTS):
             try:
-                accepted, _address = listener.accept()
+                accepted, address = listener.accept()
             except BlockingIOError:
                 return False
             except OSError as error:
@@ -117,7 +121,7 @@ class Acceptor:
                 return False
             if len(self._peers.by_descriptor) >= self._peers.limits.max_connections:
                 self._make_room(now)
-            self._add(accepted, now)
+            self._add(accepted, address, now)
         return True
 
     def _make_room(self, now: float) -> bool:
@@ -135,12 +139,15 @@ class Acceptor:
             _log.warning("closed silent connections to accept others", num_connections=len(peers))
         return num_closed > 0
 
-    def _add(self, accepted: socket.socket, now: float) -> None:
+    def _add(self, accepted: socket.socket, address: Any, now: float) -> None:
         accepted.setblocking(False)  # noqa: FBT003 - the interface of sockets
         jitter = random.uniform(1 - AGE_JITTER, 1 + AGE_JITTER)  # noqa: S311 - not a secret
-        tls = None if self._context is None else TlsWire(accepted, self._context)
+        tls = None if self._context is None else TlsWire(accepted, self._context())
         try:
-            Peer(accepted, tls, self._peers, self._new_connection, now, now + self._peers.limits.max_age_s * jitter)
+            peer = Peer(
+                accepted, tls, self._peers, self._new_connection, now, now + self._peers.limits.max_age_s * jitter
+            )
+            peer.connection.peer = address
         except OSError as error:  # the limits of epoll itself
             _log.warning("cannot watch a connection", error=str(error))
             accepted.close()

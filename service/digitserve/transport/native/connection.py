@@ -17,6 +17,7 @@ import structlog
 from digitserve.protocol.names import Code
 from digitserve.protocol.status import Status
 from digitserve.telemetry.block import CloseReason, RefusalReason
+from digitserve.telemetry.request_log import Refused
 from digitserve.transport.handlers import StreamHandler, UnaryHandler
 from digitserve.transport.native import frames
 from digitserve.transport.native.call import Call
@@ -77,7 +78,7 @@ class Connection(TimeLimits):
 
     __slots__ = (
         "_arrived", "_block", "_block_flags", "_block_id", "_decoder", "_max_whole_bytes", "_methods", "_preface_done",
-        "_receive_window", "_rest", "_unknown",
+        "_receive_window", "_requests", "_rest", "_unknown",
     )  # fmt: skip
 
     def __init__(
@@ -105,6 +106,7 @@ class Connection(TimeLimits):
         self._max_whole_bytes = min(FRAME_BYTES, MESSAGE_PREFIX_BYTES + limits.max_message_bytes)
         self._methods = methods
         self._unknown = unknown
+        self._requests = counts.requests
         self._rest = b""
         self._decoder = Decoder(max_list_bytes=limits.max_header_list_bytes, max_fields=limits.max_header_fields)
         self._preface_done = False
@@ -320,11 +322,15 @@ class Connection(TimeLimits):
                 self._has_known_encoding(stream)
             return
         handler = self._unknown if method is None or method.unary is None else method.unary
-        status = handler.refusal(deadline)
+        status = handler.refusal(deadline, self.source)
         if status is not None:
+            self.num_rejected += 1
             self.send_answer(stream_id, *encode_answer(status))
             if not flags & END_STREAM:
                 self.answered[stream_id] = self._now, FIRST_WINDOW
+            if self._now >= self._requests.refusals_from:
+                caller = Refused(self.peer, head.fields, self._now, deadline)
+                self._requests.refused(head.path.decode("latin-1"), caller, status, self._now)
             return
         call = Call(self, stream_id, head, self._now, deadline, handler)
         self.streams[stream_id] = call

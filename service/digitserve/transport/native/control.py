@@ -113,6 +113,7 @@ class ControlFrames(Output):
 
     def drop(self) -> None:
         """Drop all calls, because the connection is lost."""
+        self.budget.streams.forget(self)
         streams, self.streams = list(self.streams.values()), {}
         self.blocked.clear()
         self.waiting.clear()
@@ -212,7 +213,8 @@ class ControlFrames(Output):
             self._change_send_windows(window)
 
     def _wanted_max_streams(self) -> int:
-        return min(self.limits.max_streams, self.budget.streams.num_streams)
+        shares = self.budget.streams
+        return 0 if shares.is_paused(self) else min(self.limits.max_streams, shares.num_streams)
 
     def _announce_max_streams(self) -> None:
         """Announce how many streams the client may open, if that has changed.

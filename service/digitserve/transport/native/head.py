@@ -106,6 +106,8 @@ class RequestHead:
         problem: why the request must not be handled; the other attributes may then be incomplete.
         message: describes the problem; empty without one.
         num_bytes: about what it takes in memory; set by the decoder.
+        judged_by: the tokens with which ``guard`` judged it; unset before, and without tokens.
+        refused: their verdict.
     """
 
     __slots__ = (
@@ -114,12 +116,16 @@ class RequestHead:
         "authority",
         "content_length",
         "encoding",
+        "judged_by",
         "message",
         "num_bytes",
         "path",
         "problem",
+        "refused",
         "timeout_s",
     )
+    judged_by: object
+    refused: bool
 
     def __init__(  # noqa: PLR0913, PLR0917 - keywords take longer, and only this module calls it
         self,
@@ -143,6 +149,10 @@ class RequestHead:
         self.message = message
         self.num_bytes = 0
         self._decoded = decoded
+
+    def values(self, name: bytes) -> list[bytes]:
+        """Return the values of a field in the order received."""
+        return [field[1] for field in self._decoded if field[0] == name]
 
     @property
     def fields(self) -> tuple[Field, ...]:

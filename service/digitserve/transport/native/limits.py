@@ -11,6 +11,7 @@ from typing import Protocol
 from digitserve.errors import SettingsError
 from digitserve.settings import Settings
 from digitserve.telemetry.block import CloseReason, RefusalReason
+from digitserve.telemetry.request_log import RequestLog
 from digitserve.transport.native.frames import INITIAL_WINDOW
 from digitserve.transport.native.shares import InflateBudget, StreamShare
 
@@ -147,7 +148,13 @@ class WorkerLimits:
 
 
 class Counts(Protocol):
-    """Counts closed connections and refused requests; implemented by the worker's ``Recorder``. Ordinary calls do not use it."""
+    """Counts closed connections and refused requests; implemented by the worker's ``Recorder``. Ordinary calls do not use it.
+
+    Attributes:
+        requests: logs refused calls.
+    """
+
+    requests: RequestLog
 
     def connection_accepted(self) -> None:
         """Count a new connection."""

@@ -10,7 +10,7 @@ rotation and for a limited time, so that a flood cannot delay the batch that fol
 import socket
 import ssl
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import structlog
 
@@ -53,10 +53,18 @@ _log = structlog.get_logger("digitserve.transport.native.loop")
 
 
 class Loop:
-    """Accepts, reads, writes and closes the connections of one worker."""
+    """Accepts, reads, writes and closes the connections of one worker.
+
+    Attributes:
+        was_cut: whether the last iteration ended before everything was read.
+    """
 
     def __init__(
-        self, new_connection: NewConnection, limits: WorkerLimits, counts: Counts, context: ssl.SSLContext | None = None
+        self,
+        new_connection: NewConnection,
+        limits: WorkerLimits,
+        counts: Counts,
+        context: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
         """Start without a listening socket.
 
@@ -64,11 +72,12 @@ class Loop:
             new_connection: creates a connection.
             limits: of the worker.
             counts: of connections.
-            context: for TLS; None for clear text.
+            context: returns the newest configuration of TLS; None for clear text.
         """
         self._limits = limits
         self._peers = Peers(limits, counts)
         self._acceptor = Acceptor(self._peers, new_connection, context)
+        self.was_cut = False
         self._polled = time.time()
         self._check_at = 0.0
         self._unchecked: list[Peer] = []
@@ -124,10 +133,12 @@ class Loop:
         while unread:
             peer = unread.popleft()
             peer.queued = False
-            if peer.open:
-                peer.receive(num_bytes, now)
+            if peer.open and peer.receive(num_bytes, now):
+                peer.queued = True
+                unread.append(peer)
             if time.monotonic() > ends:
                 break
+        self.was_cut = bool(unread)
         if handshakes:
             self._shake_hands(now)
         if accepts:

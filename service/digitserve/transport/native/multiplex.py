@@ -18,10 +18,11 @@ from digitserve.protocol.status import Status
 from digitserve.telemetry.block import CloseReason, RefusalReason
 from digitserve.transport.native import frames
 from digitserve.transport.native.frames import DATA, END_STREAM, FRAME_BYTES, INITIAL_WINDOW, pack_id
-from digitserve.transport.native.head import RequestHead
+from digitserve.transport.native.head import Field, RequestHead
 from digitserve.transport.native.hpack import TABLE_SIZE_ZERO
 from digitserve.transport.native.limits import FIRST_WINDOW, Counts, Limits, ReceiveBudget
 from digitserve.transport.native.message import encode_answer
+from digitserve.types import Source
 
 OVERLOADED = Status(
     Code.RESOURCE_EXHAUSTED, "the server holds too many unfinished messages of all its clients; retry later"
@@ -45,6 +46,7 @@ class Output:
         limits: of this connection.
         budget: of the worker.
         counts: counts closed connections and refused requests.
+        source: counts the pending images of its requests.
         streams: open streams by their ids.
         answered: streams whose status is sent and whose request has not ended: monotonic time in seconds of their start, and
             bytes that the peer may still send. The rest of the request is ignored.
@@ -54,17 +56,19 @@ class Output:
         send_window: bytes of DATA that the peer allows to send on the connection.
         first_send_window: the send window of new streams.
         may_send_fixed_blocks: whether the first header block, which is special, was sent.
+        num_rejected: calls that were rejected before their message was read, since the last ``check``.
         num_unsent_bytes: output that the socket has not taken.
         num_held_bytes: about what the connection takes in memory, at the last ``check``: unsent output, waiting answers, open
             requests, frames that are not complete, the table of header fields. Messages count in ``budget``.
         closing: nothing more is read; the socket is to be closed once the output is sent.
         close_reason: why the server ends the connection; None if it does not.
+        peer: address of the client, as the socket reports it; for log lines.
     """
 
     __slots__ = (
         "_deferred", "_final_id", "_on_output", "_output", "answered", "blocked", "budget", "close_reason", "closing",
-        "counts", "first_send_window", "limits", "may_send_fixed_blocks", "num_held_bytes", "num_unsent_bytes", "send_window",
-        "streams", "waiting",
+        "counts", "first_send_window", "limits", "may_send_fixed_blocks", "num_held_bytes", "num_rejected",
+        "num_unsent_bytes", "peer", "send_window", "source", "streams", "waiting",
     )  # fmt: skip
 
     def __init__(self, limits: Limits, budget: ReceiveBudget, counts: Counts, on_output: Callable[[], None]) -> None:
@@ -79,6 +83,7 @@ class Output:
         self.limits = limits
         self.budget = budget
         self.counts = counts
+        self.source = Source()
         self.streams: dict[int, RpcStream] = {}
         self.answered: dict[int, tuple[float, int]] = {}
         self.blocked: dict[RpcStream, None] = {}
@@ -86,10 +91,12 @@ class Output:
         self.send_window = INITIAL_WINDOW
         self.first_send_window = INITIAL_WINDOW
         self.may_send_fixed_blocks = False
+        self.num_rejected = 0
         self.num_unsent_bytes = 0
         self.num_held_bytes = 0
         self.closing = False
         self.close_reason: CloseReason | None = None
+        self.peer: Any = None
         self._on_output = on_output
         self._output: list[bytes] = []
         self._deferred: list[Callable[[], None]] = []
@@ -203,6 +210,7 @@ class RpcStream:
         stream_id: of the HTTP/2 stream.
         accepted: monotonic time in seconds.
         deadline: Unix time in seconds.
+        source: of the connection.
         open: false once its status is sent or it is closed.
         context: for the handler.
         buffer: what was received of an unfinished message; None before the first part.
@@ -214,7 +222,7 @@ class RpcStream:
 
     __slots__ = (
         "_connection", "_held_bytes", "_outbox", "_reserved", "_trailers", "accepted", "buffer", "context", "deadline", "head",
-        "num_received", "open", "receive_window", "remote_closed", "send_window", "stream_id",
+        "num_received", "open", "receive_window", "remote_closed", "send_window", "source", "stream_id",
     )  # fmt: skip
 
     def __init__(self, connection: Output, stream_id: int, head: RequestHead, accepted: float, deadline: float) -> None:
@@ -223,6 +231,7 @@ class RpcStream:
         self.head = head
         self.accepted = accepted
         self.deadline = deadline
+        self.source = connection.source
         self.open = True
         self.context: Any = None
         self.remote_closed = False
@@ -257,6 +266,16 @@ class RpcStream:
             more: encoded header fields to send with it.
         """
         raise NotImplementedError
+
+    @property
+    def peer(self) -> Any:
+        """Address of the client; see ``Caller``."""
+        return self._connection.peer
+
+    @property
+    def metadata(self) -> tuple[Field, ...]:
+        """Metadata of the caller; see ``Caller``."""
+        return self.head.fields
 
     def evict(self) -> None:
         """End the call, because newer messages need the room of its unfinished message."""

@@ -130,31 +130,40 @@ class Peer:
         self.connection = new_connection(now, functools.partial(peers.with_output.append, self))
         peers.counts.connection_accepted()
 
-    def receive(self, num_bytes: int, now: float) -> None:
-        """Read at most ``num_bytes``, and pass them to the connection."""
+    def receive(self, num_bytes: int, now: float) -> bool:
+        """Read at most ``num_bytes``, and pass them to the connection.
+
+        Returns:
+            Whether to read more in the same iteration: rejected calls are waiting. A client that sends more than the worker can
+            answer would otherwise be read too slowly, and its calls would be rejected for their age.
+        """
         try:
             received = self.wire.recv(num_bytes)
         except BlockingIOError:
             if self.tls is None or not self.tls.has_more:
                 self.arrived = 0.0
-            return
+            return False
         except OSError as error:
             self.drop(CloseReason.TLS if isinstance(error, ssl.SSLError) else None)
-            return
+            return False
         if not received:
             self.drop()
-            return
+            return False
         self.active = now
         connection = self.connection
+        num_rejected = connection.num_rejected
         if not self.lingering:
             connection.receive(received, now, self.arrived)
             if connection.waiting:
                 self._peers.starved[self] = None
         # If there are more bytes than one read takes, the time of arrival also applies to the rest.
-        if len(received) < num_bytes and (self.tls is None or not self.tls.has_more):
+        all_read = len(received) < num_bytes and (self.tls is None or not self.tls.has_more)
+        if all_read:
             self.arrived = 0.0
         if not connection.wants_read():
             self.update_interest()
+            return False
+        return not all_read and connection.num_rejected > num_rejected
 
     def send(self) -> None:
         """Send as much as the socket takes."""

@@ -7,15 +7,19 @@ of one that the supervisor keeps, so that connections which arrive while the wor
 """
 
 import socket
+import time
 from collections.abc import Callable, Mapping
 
-from digitserve.certificate import server_context
+from digitserve.access import Tokens
+from digitserve.certificate import reloaded_context
 from digitserve.protocol.names import Method
+from digitserve.reload import FileWatch
 from digitserve.settings import Settings
 from digitserve.telemetry.recorder import Recorder
 from digitserve.transport.handlers import StreamHandler, UnaryHandler
 from digitserve.transport.native.connection import Connection
 from digitserve.transport.native.connection import Method as Route
+from digitserve.transport.native.guard import Guard, GuardedConnection
 from digitserve.transport.native.limits import Limits, ReceiveBudget, WorkerLimits
 from digitserve.transport.native.loop import Loop
 from digitserve.transport.native.shares import StreamShare
@@ -43,7 +47,7 @@ class NativeServer:
             listener: listens on the address; the server closes it when it shuts down.
 
         Raises:
-            SettingsError: two settings contradict each other, or the certificate or its key cannot be used.
+            SettingsError: two settings contradict each other, or a file of the certificate or of tokens cannot be used.
         """
         self._listener = listener
         routes = {method.path.encode(): Route(unary=handler) for method, handler in unary.items()}
@@ -53,22 +57,31 @@ class NativeServer:
         budget = ReceiveBudget(worker_limits.max_receive_bytes, limits.message_s)
         budget.streams = self._stream_share = StreamShare(settings.max_pending_images)
 
+        guard = None if (tokens := Tokens.of(settings)) is None else Guard(tokens, recorder)
+
         def new_connection(now: float, on_output: Callable[[], None]) -> Connection:
+            if guard is not None:
+                return GuardedConnection(guard, routes, unknown, limits, budget, recorder, now, on_output)
             return Connection(routes, unknown, limits, budget, recorder, now, on_output)
 
-        self._loop = Loop(new_connection, worker_limits, recorder, server_context(settings))
+        certificate = reloaded_context(settings)
+        context = None if certificate is None else lambda: certificate.value
+        self._loop = Loop(new_connection, worker_limits, recorder, context)
+        self._watch = FileWatch([certificate, tokens])
         self._stopping = False
 
     def listen(self) -> int:
         """Accept connections; see ``Server``."""
         port: int = self._listener.getsockname()[1]
         self._loop.listen(self._listener)
+        self._watch.start()
         return port
 
     def poll(self, timeout_s: float) -> bool | None:
         """Send what waits, and handle what has arrived; see ``Server``."""
         self._stream_share.update(self._loop.num_connections)
         arrived = self._loop.poll(timeout_s)
+        self._stream_share.adjust(time.monotonic(), was_cut=self._loop.was_cut)
         return None if self._stopping and not self._loop.num_connections else arrived
 
     def begin_shutdown(self) -> None:
@@ -87,4 +100,5 @@ class NativeServer:
 
     def close(self) -> None:
         """Close all sockets."""
+        self._watch.stop()
         self._loop.close()

@@ -6,8 +6,10 @@
 Both belong to the ``ReceiveBudget`` of a worker; used on its one thread.
 """
 
+import math
 import time
 from collections.abc import Callable
+from itertools import islice
 
 from digitserve.transport.native.message import SMALL_BYTES, inflate
 
@@ -22,22 +24,51 @@ INFLATE_BURST_S = 0.05
 """Longest time for decompression without a pause: 18 MiB."""
 
 
-class StreamShare:
-    """Number of streams that a connection may open: the limit of pending images, divided by the number of connections.
+ADJUST_S, ROTATE_S = 0.1, 0.5
+"""Intervals at which the number of paused connections is adjusted, and at which they take turns."""
 
-    So clients do not send calls that the worker would reject. The number changes only if the number of connections has changed
-    by more than a factor of two, because each change is announced on all connections.
+LESS, MORE = 0.7, 1.1
+"""Factors of the share of connections that are not paused, while too much is sent and while it is not."""
+
+
+class StreamShare:
+    """Number of streams that a connection may open.
+
+    It is the limit of pending images, divided by the number of connections. So clients do not send calls that the worker would
+    reject. The number changes only if the number of connections has changed by more than a factor of two, because each change
+    is announced on all connections.
+
+    Even rejected calls can take more time than a worker has. Then all calls would wait until their deadlines have passed, in
+    sockets or in clients, and all would be rejected. So some of the connections whose calls are rejected are paused: they may
+    open no stream, and their clients keep their calls. Connections take turns. The number of those that are not paused is
+    adjusted until the worker has time to read all that they send.
 
     Attributes:
-        num_streams: of each connection.
+        num_streams: of each connection that is not paused.
     """
 
-    __slots__ = ("_num_connections", "_total", "num_streams")
+    __slots__ = (
+        "_adjust_at",
+        "_num_connections",
+        "_num_cut",
+        "_num_iterations",
+        "_open",
+        "_rejected",
+        "_rotate_at",
+        "_share",
+        "_total",
+        "num_streams",
+    )
 
     def __init__(self, total: int = 1 << 31) -> None:
         """Divide ``total`` streams; without it, the limits of the connections apply alone."""
         self._total = total
         self._num_connections = 1
+        self._num_iterations = self._num_cut = 0
+        self._adjust_at = self._rotate_at = 0.0
+        self._share = 1.0
+        self._rejected: dict[object, None] = {}  # connections with rejected calls, in the order of their turns
+        self._open: set[object] = set()  # of these, those that are not paused
         self.num_streams = max(MIN_STREAMS, total)
 
     def update(self, num_connections: int) -> None:
@@ -45,6 +76,48 @@ class StreamShare:
         if not self._num_connections <= 2 * num_connections <= 4 * self._num_connections:
             self._num_connections = max(1, num_connections)
             self.num_streams = max(MIN_STREAMS, self._total // self._num_connections)
+
+    def adjust(self, now: float, *, was_cut: bool) -> None:
+        """Count an iteration of the worker's loop, and adjust the share of connections that are not paused.
+
+        Args:
+            now: monotonic time in seconds.
+            was_cut: the time for reading was too short to read all that had arrived.
+        """
+        self._num_iterations += 1
+        self._num_cut += was_cut
+        if now < self._adjust_at:
+            return
+        self._adjust_at = now + ADJUST_S
+        cut = self._num_cut / self._num_iterations
+        self._num_iterations = self._num_cut = 0
+        if 2 * cut > 1 and self._rejected:
+            self._share *= LESS
+        elif self._share < 1:
+            self._share = min(1.0, self._share * MORE)
+            if self._share == 1:
+                self._rejected.clear()
+        if self._share == 1:
+            return
+        if now >= self._rotate_at:
+            self._rotate_at = now + ROTATE_S
+            for connection in [connection for connection in self._rejected if connection in self._open]:
+                self._rejected[connection] = self._rejected.pop(connection)
+        self._open = set(islice(self._rejected, math.ceil(self._share * len(self._rejected))))
+
+    def report(self, connection: object, num_rejected: int) -> None:
+        """Report how many calls of a connection were rejected since the last report."""
+        if num_rejected:
+            self._rejected.setdefault(connection)
+
+    def is_paused(self, connection: object) -> bool:
+        """Return whether a connection may open no streams."""
+        return self._share < 1 and connection in self._rejected and connection not in self._open
+
+    def forget(self, connection: object) -> None:
+        """Forget a connection that is closed."""
+        self._rejected.pop(connection, None)
+        self._open.discard(connection)
 
 
 class InflateBudget:

@@ -102,6 +102,8 @@ class TimeLimits(ControlFrames):
             self.close(ErrorCode.PROTOCOL_ERROR, text, CloseReason.TIMEOUT)
         elif self._drain_ends_at is not None and now > self._drain_ends_at:
             self._finish_drain()
+        self.budget.streams.report(self, self.num_rejected)
+        self.num_rejected = 0
         self._announce_max_streams()
         # Only calls count, not bytes: clients send PINGs on connections that they do not use.
         if self.streams or self._busy_id != self._last_id:

@@ -11,6 +11,9 @@ import h2.connection
 import h2.settings
 import pytest
 
+from digitserve.bench import wire
+from digitserve.bench.frames import DATA, GOAWAY, HEADERS, MAX_STREAM_ID
+from digitserve.bench.http2 import Connection, Event
 from digitserve.errors import StartupError
 from digitserve.settings import Settings
 from digitserve.telemetry.block import Block
@@ -51,26 +54,70 @@ def stop(server: GrpcServer) -> None:
     server.close()
 
 
-def test_calls_that_handlers_know_are_answered_after_the_shutdown_began(server: GrpcServer, calls: Echo) -> None:
-    """Calls that were accepted before the shutdown get their answers after it, on all connections; until these are sent, the
-    server reports unanswered calls. Then it stops by itself.
+class Client:
+    """A client that reads and sends only when the test calls it: a grpcio client would send window updates and PINGs.
+
+    When gRPC core has written the last answer of a connection, it closes the connection. If a frame of the client arrives after
+    that, the kernel resets the connection and discards answers that it has not transmitted yet.
     """
-    address = f"127.0.0.1:{server.listen()}"
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._socket = connected
+        self._connection = Connection(wire.request_headers(ECHO.path, "test", "test", None), wire.read_status)
+        self._events: list[Event] = []
+
+    def call(self, num_calls: int) -> None:
+        """Start calls that the server does not answer until the test does."""
+        while not self._connection.ready:
+            self._exchange()
+        for _ in range(num_calls):
+            self._connection.open(wire.add_prefix(b"wait"), end_stream=True)
+        self._socket.sendall(self._connection.take_output())
+
+    def await_goaway(self) -> None:
+        """Acknowledge what the server sends, until it has sent the GOAWAY that names the last stream."""
+        while not any(kind == GOAWAY and last < MAX_STREAM_ID for kind, last, _, _ in self._events):
+            self._exchange()
+
+    def answers(self) -> list[bytes]:
+        """Read until the server closes the connection; return the messages of the calls that ended with OK."""
+        while received := self._socket.recv(1 << 16):
+            self._events += self._connection.receive(received)
+        bodies = {stream_id: value for kind, stream_id, value, _ in self._events if kind == DATA}
+        ended = [(stream_id, value) for kind, stream_id, value, ended in self._events if kind == HEADERS and ended]
+        return [bodies[stream_id][wire.PREFIX_BYTES :] for stream_id, status in ended if status == wire.OK]
+
+    def _exchange(self) -> None:
+        self._socket.sendall(self._connection.take_output())
+        self._events += self._connection.receive(self._socket.recv(1 << 16))
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_calls_that_handlers_know_are_answered_after_the_shutdown_began(
+    server: GrpcServer, calls: Echo, cancelled: bool
+) -> None:
+    """Calls that were accepted before the shutdown are answered after it, on all connections; until their statuses are sent,
+    the server reports unanswered calls. Then it stops by itself, and ``cancel_all`` ends no call any more.
+    """
+    address = "127.0.0.1", server.listen()
     with ExitStack() as stack:
-        channels = [stack.enter_context(grpc.insecure_channel(address, options=OWN_CONNECTION)) for _ in range(4)]
-        futures = [
-            one.unary_unary(ECHO.path).future(b"wait", timeout=PATIENCE_S) for one in channels for _ in range(25)
-        ]
+        clients = [Client(stack.enter_context(socket.create_connection(address, timeout=PATIENCE_S))) for _ in range(4)]
+        for client in clients:
+            client.call(25)
         poll_until(server, lambda: len(calls.waiting) == 100, "all have arrived")
         server.begin_shutdown()
         server.poll(0.05)
+        for client in clients:
+            client.await_goaway()
         assert server.has_unanswered()
         for number, call in enumerate(calls.waiting):
             call.reply(b"%d" % number)
         poll_until(server, lambda: not server.has_unanswered(), "all answers are sent")
+        if cancelled:
+            server.cancel_all()
 
-        assert sorted(int(future.result()) for future in futures) == list(range(100))
-        wait_until(lambda: server.poll(0.01) is None, "the server has stopped")
+        assert sorted(int(answer) for client in clients for answer in client.answers()) == list(range(100))
+    wait_until(lambda: server.poll(0.01) is None, "the server has stopped")
     stop(server)
     assert calls.ends["closed"] == 0
 

@@ -15,6 +15,7 @@ from digitserve.errors import BundleError
 from digitserve.inference import graph_check
 from digitserve.inference.bundle import INPUT_NAME, OUTPUT_NAMES
 from support.bundles import echo_graph
+from support.protobuf import field
 
 ROOT = Path(__file__).parents[4]
 Change = Callable[[onnx.ModelProto], object]
@@ -74,6 +75,19 @@ def in_memory(model: onnx.ModelProto) -> None:
     model.graph.initializer[0].external_data.add(key="location", value="*/_ORT_MEM_ADDR_/*")
 
 
+def nest(model: onnx.ModelProto) -> None:
+    """Nest 30 sub-graphs, of which the innermost has a custom operator."""
+    graph = helper.make_graph([helper.make_node("Run", [], [], domain="evil.ops")], "g", [], [])
+    for _ in range(30):
+        graph = helper.make_graph([helper.make_node("If", [], [], body=graph)], "g", [], [])
+    model.graph.node.append(graph.node[0])
+
+
+def packed_axes() -> bytes:
+    """Return a model with a tensor of 300,000 axes, encoded with one byte each."""
+    return field(7, field(5, field(1, b"\1" * 300_000)))
+
+
 REFUSED: dict[str, tuple[Change, str]] = {
     "external": (lambda model: external(model.graph.initializer[0]), "external data.* store all tensors in model.onnx"),
     "address": (in_memory, "external data"),
@@ -92,6 +106,20 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "huge constant": (
         lambda model: add_node(model, "Constant", value=TensorProto(dims=[1 << 32, 1 << 32], data_type=1)), "has the shape"
     ),
+    "huge product": (
+        lambda model: add_node(model, "Constant", value=TensorProto(dims=[1 << 62] * 20_000, data_type=1)),
+        r"the shape \[4611686018427387904, .*\], \.\.\.; expected at most 8 axes",
+    ),
+    "nested": (nest, "has a sub-graph"),
+    "many tensors": (lambda model: model.graph.initializer.extend([TensorProto()] * 300_000), "more than 250,000 fields"),
+    "many attributes": (
+        lambda model: model.graph.node[0].attribute.extend([onnx.AttributeProto()] * 300_000),
+        "more than 250,000 fields",
+    ),
+    "packed axes": (lambda model: model.MergeFromString(packed_axes()), "more than 250,000 fields"),
+    "control characters": (
+        lambda model: add_node(model, "Run\x1b[31m", domain="evil.ops\0"), r"\(Run\?\[31m\) is a custom operator of 'evil.ops\?'"
+    ),
     "negative": (lambda model: model.graph.initializer[0].dims.append(-1), "has the shape"),
     "nodes": (lambda model: [add_node(model, "Identity") for _ in range(10_001)], "10,009 nodes; expected at most 10,000"),
 }  # fmt: skip
@@ -109,6 +137,24 @@ def test_a_graph_that_is_not_self_contained_is_refused(name: str) -> None:
     assert len(str(caught.value)) < 600
 
 
+@pytest.mark.parametrize(
+    ("addition", "message"),
+    [
+        (field(7, field(1, field(3, b"\xff") + field(4, b"\xfe") + field(7, b"\xfd"))), "is a custom operator of"),
+        (field(7, field(5, field(8, b"\xff") + b"\x70\1")), "external data"),
+        (field(7, field(11, field(1, b"\xff"))), "its inputs are"),
+        (field(7, field(12, field(1, b"\xff"))), "its outputs are"),
+        (field(7, field(5, b"\x08" + b"\xff" * 10)), "it is no ONNX model"),
+        (field(7, field(5, b"\x09")), "it is no ONNX model"),
+        (field(7, field(1, b"\x0b\x0c")), "it is no ONNX model"),
+    ],
+)
+def test_a_graph_that_onnx_cannot_write_is_refused(addition: bytes, message: str) -> None:
+    """Names that are not UTF-8, and damaged fields: appended bytes extend a message of protobuf."""
+    with pytest.raises(BundleError, match=message):
+        check(echo_graph() + addition)
+
+
 @pytest.mark.parametrize("path", sorted(ROOT.glob("models/*/*/model.onnx")), ids=lambda path: path.parts[-3])
 def test_the_graphs_of_the_shipped_bundles_pass(path: Path) -> None:
     """float32 and int8, as exported."""
@@ -124,15 +170,15 @@ def test_an_initializer_that_is_also_an_input_is_not_an_input() -> None:
 
 
 def test_field_numbers_are_those_of_onnx() -> None:
-    """Each declared field has its name, number and kind in onnx.proto."""
+    """Each declared member has its name, number and kind in onnx.proto."""
     for name, fields in graph_check._MESSAGES.items():
         declared = {"Entry": "StringStringEntryProto", "ValueInfo": "ValueInfoProto"}.get(name, f"{name}Proto")
         descriptor = getattr(onnx, declared).DESCRIPTOR
-        for field, (kind, number) in fields.items():
-            original = descriptor.fields_by_name[field]
-            assert (original.number, original.is_repeated) == (number, kind.endswith("*")), (name, field)
+        for member, (kind, number) in fields.items():
+            original = descriptor.fields_by_name[member]
+            assert (original.number, original.is_repeated) == (number, kind.endswith("*")), (name, member)
             message = re.sub("^(StringString)?|Proto$", "", original.message_type.name if original.message_type else "")
-            assert message == ("" if kind in {"string", "int32", "int64*"} else kind.removesuffix("*")), (name, field)
+            assert message == ("" if kind in {"string", "int32", "int64*"} else kind.removesuffix("*")), (name, member)
 
 
 @given(content=st.binary(max_size=200), place=st.integers(0, 2000), bit=st.integers(0, 7))

@@ -84,6 +84,7 @@ def test_names_and_kinds_are_those_that_dashboards_rely_on(collector: ServiceCol
         "digitserve_connections_accepted": "counter",
         "digitserve_connections_closed": "counter",
         "digitserve_streams_refused": "counter",
+        "digitserve_request_lines_omitted": "counter",
         "digitserve_predictions": "counter",
         "digitserve_confidence": "histogram",
         "digitserve_shadow_images": "counter",

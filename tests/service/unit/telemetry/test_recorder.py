@@ -24,6 +24,7 @@ from digitserve.telemetry.block import (
     specs,
 )  # fmt: skip
 from digitserve.telemetry.recorder import Histogram, Recorder
+from digitserve.telemetry.request_log import RequestLog
 
 LABELS = tuple("0123456789")
 VERDICTS = (Verdict.ACCEPTED, Verdict.UNFAMILIAR, Verdict.BLANK, Verdict.SEVERAL)
@@ -149,7 +150,8 @@ def test_an_empty_list_of_values_adds_nothing() -> None:
 def test_each_method_of_the_recorder_writes_its_own_cells() -> None:
     """Every call is found in the metric that it names, and nowhere else."""
     block = Block(LABELS)
-    recorder = Recorder(block, LABELS)
+    recorder = Recorder(block, LABELS, RequestLog(lines_per_s=1.0))
+    assert [recorder.requests.admits("invalid", now=0.0) for _ in range(3)] == [True, False, False]
     for _ in range(3):
         recorder.call_started(CLASSIFY)
     recorder.call_ended(CLASSIFY, Code.UNAVAILABLE, 0.5)
@@ -176,7 +178,7 @@ def test_each_method_of_the_recorder_writes_its_own_cells() -> None:
             "digitserve_inference_seconds": 1 + 0.3, "digitserve_preprocess_seconds": 1 + 99,
             "digitserve_pending_images": 7, "digitserve_rejected": 1, "digitserve_predictions": 2,
             "digitserve_connections": 3, "digitserve_connections_accepted": 5, "digitserve_connections_closed": 2,
-            "digitserve_streams_refused": 1,
+            "digitserve_streams_refused": 1, "digitserve_request_lines_omitted": 2,
             "digitserve_shadow_images": 2, "digitserve_shadow_skipped_images": 8,
             "digitserve_shadow_probability_difference": 1 + 0.5,
             "digitserve_confidence": 1 + 0.75, "digitserve_cpu_seconds": 4.5, "heartbeat": 1.5,

@@ -337,7 +337,7 @@ ALL_FIELDS = st.sampled_from(
 
 def attributes(head: RequestHead) -> tuple[object, ...]:
     """Return all that a head says."""
-    names = [name for name in RequestHead.__slots__ if name != "_decoded"]
+    names = [name for name in RequestHead.__slots__ if name not in {"_decoded", "judged_by", "refused"}]
     return *(getattr(head, name) for name in names), [(name, value) for name, value, _, _ in head.fields]
 
 

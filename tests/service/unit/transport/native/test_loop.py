@@ -146,7 +146,7 @@ class Bench:
         self.sockets = ExitStack()
         self.counts = RecordedCounts()
         limits = WorkerLimits(**{"max_receive_bytes": 1 << 20, "max_connections": 1000, **changes})
-        self.loop = Loop(self._new_connection, limits, self.counts, context)
+        self.loop = Loop(self._new_connection, limits, self.counts, None if context is None else lambda: context)
         listener = socket.create_server(("127.0.0.1", 0), backlog=500)
         self.address = listener.getsockname()
         self.loop.listen(listener)

@@ -1,0 +1,108 @@
+"""Bearer tokens: which callers may use the service.
+
+    native, grpcio, HTTP server ──value of "authorization"──▶ Tokens.admits
+
+Each transport creates ``Tokens`` from the file of the settings, and calls it on its one thread. Tokens are kept as hashes, and
+never appear in log lines and errors.
+"""
+
+import functools
+import hashlib
+import hmac
+import re
+from pathlib import Path
+
+from digitserve.errors import SettingsError
+from digitserve.protocol.names import HEALTH_SERVICE, Code
+from digitserve.protocol.status import Status
+from digitserve.reload import Reloaded
+from digitserve.settings import Settings, flag, setting_named
+
+MIN_TOKEN_CHARACTERS = 16
+"""A random token of 16 characters, each one of 64, cannot be guessed: it has 96 bits."""
+
+MAX_FILE_BYTES, MAX_TOKENS = 1 << 20, 1_000
+"""Limits of the file. Each call with an unknown token is compared with all of them, which takes 0.2 us each."""
+
+FREE_PREFIX = f"/{HEALTH_SERVICE}/"
+"""Start of the paths that need no token: load balancers and platforms ask for health."""
+
+UNAUTHENTICATED = Status(
+    Code.UNAUTHENTICATED,
+    "this server requires a token: send the metadata 'authorization: Bearer TOKEN' with a valid one",
+)
+
+_FLAG = flag(setting_named("token_file"))
+_TOKEN = re.compile(rb"[!-~]+")
+# RFC 9110, section 11.6.2 and 11.1: the scheme is case-insensitive.
+_CREDENTIALS = re.compile(rb"bearer +([!-~]+)", re.IGNORECASE)
+
+
+class Tokens(Reloaded[tuple[bytes, ...]]):
+    """The valid tokens of a service; owned by a transport or the HTTP server.
+
+    Attributes:
+        value: SHA-256 of each token. A new object after each change: its identity shows whether an older verdict is valid.
+    """
+
+    def __init__(self, path: Path, *, logs: bool = False) -> None:
+        """Read the file.
+
+        Args:
+            path: of the file.
+            logs: see ``Reloaded``.
+
+        Raises:
+            SettingsError: the file cannot be used.
+        """
+        super().__init__("tokens", [path], functools.partial(read_tokens, path), logs=logs)
+
+    @classmethod
+    def of(cls, settings: Settings, *, logs: bool = False) -> "Tokens | None":
+        """Return the tokens that the settings name, None if they name none; see ``__init__``."""
+        return None if settings.token_file is None else cls(settings.token_file, logs=logs)
+
+    def admits(self, authorization: bytes) -> bool:
+        """Return whether a caller may use the service.
+
+        The time does not depend on the tokens: their hashes are compared in constant time, each with every one.
+
+        Args:
+            authorization: value of the header field or metadata; empty if the caller sent none.
+        """
+        credentials = _CREDENTIALS.fullmatch(authorization)
+        if credentials is None:
+            return False
+        sent = hashlib.sha256(credentials[1]).digest()
+        return sum([hmac.compare_digest(sent, digest) for digest in self.value]) > 0
+
+
+def read_tokens(path: Path) -> tuple[bytes, ...]:
+    """Return the SHA-256 of each token in a file: one token per line; blank lines and lines that start with # are ignored.
+
+    Raises:
+        SettingsError: the file cannot be read, or has no token, an invalid one, or too many.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise SettingsError(f"{_FLAG} {path}: cannot be read: {error.strerror}") from None
+    if len(content) > MAX_FILE_BYTES:
+        raise SettingsError(f"{_FLAG} {path}: expected at most {MAX_FILE_BYTES} bytes")
+    digests = []
+    for number, line in enumerate(content.splitlines(), 1):
+        token = line.strip()
+        if not token or token.startswith(b"#"):
+            continue
+        if len(token) < MIN_TOKEN_CHARACTERS or not _TOKEN.fullmatch(token):
+            raise SettingsError(
+                f"{_FLAG} {path}: line {number}: expected a token of at least {MIN_TOKEN_CHARACTERS} visible ASCII "
+                "characters, without spaces; for example from 'openssl rand -hex 32'"
+            )
+        digests.append(hashlib.sha256(token).digest())
+    if not digests:
+        raise SettingsError(f"{_FLAG} {path}: got no token, expected one per line")
+    if len(digests) > MAX_TOKENS:
+        raise SettingsError(f"{_FLAG} {path}: got {len(digests)} tokens, expected at most {MAX_TOKENS}")
+    return tuple(digests)

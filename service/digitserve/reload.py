@@ -1,0 +1,118 @@
+"""Values that are read from files, and read again when the files change: certificates and tokens.
+
+    transports, HTTP server ──value──▶ Reloaded ◀──check, every second── FileWatch :its own thread ──▶ files
+
+Every process reads the files by itself. It does so on a thread of its own, because a file system may block for long.
+"""
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import structlog
+
+from digitserve.errors import SettingsError
+
+INTERVAL_S = 1.0
+"""Time between two checks. The files are small: reading them takes less than 0.1 ms."""
+
+Value = TypeVar("Value")
+
+_log = structlog.get_logger("digitserve.reload")
+
+
+class Reloaded(Generic[Value]):
+    """The newest valid value of some files; owned by what uses it. ``check`` is called on one thread, by ``FileWatch``.
+
+    A value is replaced as a whole, so any thread may read it. The old one stays in use while the files are invalid.
+
+    Attributes:
+        name: of the value, for log lines and metrics.
+        value: the newest valid one.
+        num_failures: how often the files were changed to something invalid.
+    """
+
+    def __init__(self, name: str, paths: Sequence[Path], read: Callable[[], Value], *, logs: bool = False) -> None:
+        """Read the files for the first time.
+
+        Args:
+            name: see above.
+            paths: of the files.
+            read: reads the value from the files.
+            logs: whether this process logs changes; one of the processes of a service does.
+
+        Raises:
+            SettingsError: the files are not valid.
+        """
+        self.name = name
+        self.num_failures = 0
+        self._paths = paths
+        self._read = read
+        self._logs = logs
+        self._known = self._digest()  # of the content that is in use, or was refused
+        self._suspect = b""  # of content that was invalid at the last check
+        self.value = read()
+
+    def check(self) -> None:
+        """Replace the value if the content of the files has changed.
+
+        Content counts as invalid only if it is the same at the next check: it may have been half-written.
+        """
+        digest = self._digest()
+        if digest == self._known:
+            return
+        try:
+            value = self._read()
+        except SettingsError as error:
+            if digest == self._suspect:
+                self._known = digest
+                self.num_failures += 1
+                if self._logs:
+                    _log.error("new files are invalid, the old ones stay in use", files=self.name, reason=str(error))
+            self._suspect = digest
+            return
+        if self._digest() != digest:
+            return  # changed while they were read: the next check reads them again
+        self._known, self._suspect, self.value = digest, b"", value
+        if self._logs:
+            _log.info("new files are in use", files=self.name)
+
+    def _digest(self) -> bytes:
+        """Return a hash of the content, because keys should not be in memory twice. Errors count as content."""
+        digest = hashlib.sha256()
+        for path in self._paths:
+            try:
+                content = path.read_bytes()
+            except OSError as error:
+                content = repr(error.errno).encode()
+            digest.update(b"%d " % len(content) + content)
+        return digest.digest()
+
+
+class FileWatch:
+    """Checks files on a thread until ``stop``; owned by the server that uses them."""
+
+    def __init__(self, reloaded: Iterable[Reloaded[Any] | None]) -> None:
+        """Prepare to check these values; those that are None have no files."""
+        self._reloaded = [each for each in reloaded if each is not None]
+        self._stop = threading.Event()
+
+    def start(self) -> None:
+        """Start the thread, unless there is nothing to check."""
+        if self._reloaded:
+            # A daemon, because a file system that blocks must not prevent the end of the process.
+            threading.Thread(target=self._run, name="file watch", daemon=True).start()
+
+    def stop(self) -> None:
+        """End the thread soon; do not wait for it."""
+        self._stop.set()
+
+    def _run(self) -> None:
+        while not self._stop.wait(INTERVAL_S):
+            for reloaded in self._reloaded:
+                try:
+                    reloaded.check()
+                except Exception:  # the thread must go on: without it the certificate would expire
+                    _log.exception("files could not be checked", files=reloaded.name)

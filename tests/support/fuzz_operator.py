@@ -1,0 +1,181 @@
+"""Fuzz targets of what reaches the supervisor: its settings, and the HTTP port."""
+
+import asyncio
+import contextlib
+import logging
+import math
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+from unittest.mock import patch
+
+import click
+from prometheus_client import CollectorRegistry, Counter
+
+from digitserve.cli import main
+from digitserve.settings import Settings, environment_variable, flag
+from digitserve.supervision.http import MAX_HEADER_BYTES, HttpServer, make_app
+from support.fuzz_source import CHOICES, Source, Target
+
+# Settings.
+
+SERVE = main.commands["serve"]
+SETTINGS = fields(Settings)
+TEXTS = (
+    "0", "1", "-1", "8080", "65536", "1e3", "1e999", "nan", "inf", "-inf", "1_0", " 7 ", "+5", "٣", "0x10", "1.5", "true", "on", "",
+    "native", "grpcio", "cpu", "auto", "json", "info", "tcp://10.0.0.1:50051", "/etc/passwd", "models", "9" * 5_000, "\udcff", "a\nb",
+)  # fmt: skip
+
+
+def settings(choices: bytes) -> None:
+    """Any flags and variables give settings within their bounds, or an error for the user that names what is wrong."""
+    source = Source(choices)
+    arguments, environment = [], {}
+    for _ in range(1 + source.byte() % 4):
+        setting = source.pick(SETTINGS)
+        text = (
+            source.pick(TEXTS)
+            if source.byte() & 3
+            else source.take(source.byte() % 20).decode("utf-8", "surrogateescape")
+        )
+        text = text.replace("\0", "")
+        if source.byte() & 1:
+            arguments += [flag(setting), text]
+        else:
+            environment[environment_variable(setting)] = text
+    try:
+        with patch.dict(os.environ, environment), SERVE.make_context("serve", arguments) as context:
+            read = Settings(**{name: value for name, value in context.params.items() if name != "tune"})
+    except click.UsageError as error:
+        assert error.exit_code == 2
+        assert error.format_message()
+        return
+    for setting in SETTINGS:
+        value, bounds = getattr(read, setting.name), setting.metadata["bounds"]
+        if value is None or value == setting.default:
+            continue
+        if isinstance(value, (int, float)):
+            assert math.isfinite(value)
+            assert (bounds.minimum is None or value >= bounds.minimum) and (
+                bounds.maximum is None or value <= bounds.maximum
+            )
+        assert not bounds.choices or value in bounds.choices
+    assert Settings.from_dict(read.to_dict()) == read
+
+
+# The HTTP port.
+
+
+class Status:
+    """A service that is ready."""
+
+    ready = True
+
+    def status_line(self) -> str:
+        return "digitserve ready"
+
+
+REGISTRY = CollectorRegistry()
+Counter("images", "Images.", ("number",), registry=REGISTRY).labels("1").inc()
+ANSWERS = {b"200", b"307", b"400", b"404", b"405"}
+"""307: a path with a slash at its end redirects to the one without."""
+
+
+class FakeTransport(asyncio.Transport):
+    """A socket that a client has connected: keeps what is written."""
+
+    def __init__(self) -> None:
+        super().__init__({"sockname": ("127.0.0.1", 8080), "peername": ("127.0.0.1", 5)})
+        self.written = bytearray()
+        self.closed = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:  # type: ignore[type-arg] # as in asyncio
+        self.written += data
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+    abort = close
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self.protocol = protocol
+
+    def pause_reading(self) -> None:
+        """Flow control is not simulated."""
+
+    resume_reading = pause_reading
+
+
+@contextlib.contextmanager
+def _no_errors() -> Iterator[None]:
+    """Fail if uvicorn logs an exception: the application or its protocol has raised it."""
+    found: list[str] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("uvicorn.error")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+    assert not found, found
+
+
+def http(choices: bytes) -> None:
+    """Any bytes get well-formed answers, none of them 5xx, and little of them is kept."""
+    with _no_errors():
+        asyncio.run(_serve(choices))
+
+
+async def _serve(choices: bytes) -> None:
+    server = HttpServer(make_app(Status(), REGISTRY))
+    server.config.load()
+    make_connection: Any = server.config.http_protocol_class
+    connection = make_connection(config=server.config, server_state=server.server_state, app_state={})
+    transport = FakeTransport()
+    connection.connection_made(transport)
+    step = 1 + choices[0] if choices else 1
+    sent = choices[1:]
+    for start in range(0, len(sent), step):
+        if transport.closed:
+            break
+        connection.data_received(sent[start : start + step])
+        await asyncio.sleep(0)
+        assert len(connection.conn._receive_buffer) <= MAX_HEADER_BYTES + step
+    for _ in range(20):
+        await asyncio.sleep(0)
+    connection.connection_lost(None)
+    await asyncio.sleep(0)
+    assert not server.server_state.connections
+    for task in list(server.server_state.tasks):
+        await task
+    _check_answers(bytes(transport.written))
+
+
+def _check_answers(written: bytes) -> None:
+    """Each answer has a known status and a Content-Length; bodies follow, but not after HEAD."""
+    statuses = re.findall(rb"^HTTP/1\.1 (\d{3}) [A-Za-z ]*\r$", written, re.MULTILINE)
+    assert set(statuses) <= ANSWERS, written
+    assert written[:9] in {b"", b"HTTP/1.1 "}
+    assert b"Traceback" not in written and b"digitserve/" not in written
+
+
+REQUESTS = (
+    b"GET /readyz HTTP/1.1\r\nHost: a\r\n\r\n", b"GET /metrics HTTP/1.1\r\nHost: a\r\nAccept: text/plain;version=0.0.4;q=x\r\n\r\n",
+    b"GET /metrics HTTP/1.1\r\nHost: a\r\nAccept: application/openmetrics-text; version=1.0.0; escaping=values\r\n\r\n",
+    b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\nGET /livez HTTP/1.1\r\nHost: a\r\n\r\n", b"GET /../../etc/passwd?%00 HTTP/1.0\r\n\r\n",
+    b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n",
+    b"POST /readyz HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\nhello", b"\x16\x03\x01\x02\x00\x01",
+    b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0",
+    b"GET http://a:b@[::1]:x/metrics HTTP/1.1\r\nHost: [\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nA: " + b"x" * 2_000,
+)  # fmt: skip
+
+TARGETS = {
+    "settings": Target(settings, CHOICES, 200),
+    "http": Target(http, (b"\0" + REQUESTS[0], *(b"\xff" + request for request in REQUESTS)), 3_000),
+}
