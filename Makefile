@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 GENERATED := docs/models.md docs/reference/settings.md docs/reference/metrics.md
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-service testimage fuzz lint format train bench soak image stubs lock docs clean
+.PHONY: help serve test test-service testimage fuzz lint format train bench soak chaos image stubs lock docs clean
 
 help: ## List the targets.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -46,11 +46,14 @@ $(VENV)/.fuzz: requirements/fuzz.txt $(VENV)/.dev
 serve: $(VENV)/.serve ## Serve the newest version of models/digits: gRPC on port 50051, HTTP on 8080. ARGS=... adds flags.
 	@exec $(BIN)/digitserve serve $(ARGS)
 
-test: $(VENV)/.dev ## Run all tests except those of the image. ARGS=... is passed to pytest (folders, -k, ...).
-	$(BIN)/python -m pytest $(ARGS)
+# One process per core, at most four: each that runs tests of training holds TensorFlow. The tests of a file run in one process,
+# because they share fixtures. With --pdb, pytest-xdist starts no processes.
+PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile
+test: $(VENV)/.dev ## Run all tests except those of the image. ARGS=... is passed to pytest (folders, -k, --numprocesses 0 for one process, ...).
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 test-service: $(VENV)/.test ## Run the tests of service, client, bench, deployment and fuzzing, without TensorFlow.
-	$(BIN)/python -m pytest tests/service tests/client tests/bench tests/deploy tests/fuzz $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) tests/service tests/client tests/bench tests/deploy tests/fuzz $(ARGS)
 
 testimage: $(VENV)/.dev ## Build the image on a base of Debian packages and test it (needs root, podman, buildah, runc, mmdebstrap).
 	$(BIN)/python -m pytest tests/image $(ARGS)
@@ -80,6 +83,9 @@ bench: $(VENV)/.dev ## Measure against targets and a grpc.aio service, and write
 
 soak: $(VENV)/.dev ## Check memory, descriptors, threads and counters of a worker over a million requests (minutes). ARGS=... adds flags.
 	$(BIN)/python -m benchmarks.soak $(ARGS)
+
+chaos: $(VENV)/.dev ## Run the service with faults and hostile clients, and check every outcome (minutes; ARGS="--seconds 3600 --write").
+	PYTHONPATH=tests $(BIN)/python tests/fuzz/chaos.py $(ARGS)
 
 image: ## Build the container image. TARGET=cuda: for GPUs (experimental). ENGINE=podman or buildah: instead of docker.
 	$(ENGINE) build $(if $(TARGET),--target $(TARGET) -t digitserve:$(TARGET),-t digitserve) .

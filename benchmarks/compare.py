@@ -8,7 +8,7 @@ environment exists, with mosec (``python -m benchmarks.mosec`` creates it). The 
 commit (``against``). All servers of a round take turns at each load, so that other activity of the machine affects all of
 them: only ratios within a round are reliable. In each run the server's own counter must agree with the load generator,
 otherwise the benchmark fails. The load generators are ``replay`` for single images, which is checked once against h2load, and
-``digitserve bench`` for all others.
+``digitserve bench`` for all others. Goodput under overload is measured by ``overload``.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from benchmarks import bundles, installation, ratios, runs, targets
+from benchmarks import bundles, installation, overload, ratios, runs, targets
 from benchmarks import load as loads
 from benchmarks.against import ROUNDS as AGAINST_ROUNDS
 from benchmarks.against import AgainstCommit
@@ -97,6 +97,7 @@ class Comparison:
 
     Attributes:
         rounds: the figures of each round, see ``targets.Figures``.
+        overloads: goodput under overload, measured once after all rounds.
         h2load_ratio: ratio of the load generator's rate to that of h2load, in the first round.
     """
 
@@ -106,6 +107,7 @@ class Comparison:
         self._bundle = bundle
         self._expected: dict[str, runs.Answer] = {}
         self.rounds: list[dict[str, float]] = []
+        self.overloads: list[overload.Cell] = []
         self.h2load_ratio: float | None = None
 
     def run(self) -> None:
@@ -120,6 +122,11 @@ class Comparison:
                 cores = ",".join(map(str, all_cores[:workers]))
                 with Native(self._options.models, cores) as server:
                     self._measure(number, server, f"{workers} workers", "large")
+        if self._options.overload_seconds:
+            options = self._options
+            self.overloads = overload.measure(
+                options.models, options.cores, options.load_cores, options.overload_seconds
+            )
 
     def document(self) -> str:
         """Return the result as Markdown."""
@@ -133,6 +140,7 @@ class Comparison:
             f"{setup} The network has {multiply_adds:,.0f} multiply-adds.{left_out}",
             "## Targets",
             targets.table(targets.targets(multiply_adds, options.scale), self.rounds),
+            *([overload.describe(self.overloads)] if self.overloads else []),
             *self._describe_transports(),
             "## Figures: median of all rounds",
             targets.rates(self.rounds),
@@ -289,6 +297,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--scale", type=int, nargs="*", default=list(range(2, len(os.sched_getaffinity(0)) // 2 + 1)),
         help="numbers of workers to compare with one (default: 2 to half the cores)",
     )  # fmt: skip
+    parser.add_argument(
+        "--overload-seconds", type=float, default=3.0, help="per load of the table of overload; 0 omits it (default 3)"
+    )
     parser.add_argument("--json", action="store_true", help="print the figures of each round as JSON instead")
     parser.add_argument("--write", type=Path, help="also write the document to this file")
     options = parser.parse_args(arguments)

@@ -30,7 +30,7 @@ from digitserve.telemetry.recorder import Recorder
 from digitserve.transport.grpcio.server import GrpcServer
 from digitserve.transport.handlers import Server, ServerStream, UnaryCall
 from digitserve.transport.native.server import NativeServer
-from digitserve.types import IMAGE_SIZE
+from digitserve.types import IMAGE_SIZE, Source
 from digitserve.v1 import digits_pb2 as pb
 from digitserve.worker import GC_THRESHOLD
 
@@ -52,7 +52,7 @@ class EmptyHandler:
         """Count in the cells of ``stats``."""
         self._ok = stats[STATS.index("ok") :]
 
-    def refusal(self, deadline: float) -> Status | None:
+    def refusal(self, deadline: float, source: Source) -> Status | None:
         """Accept every call."""
         return None
 

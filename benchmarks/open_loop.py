@@ -98,7 +98,7 @@ def _data_frames(stream_id: int, body: bytes) -> list[bytes]:
 
 
 class Outcomes:
-    """Outcomes of calls by the phase in which they started, and latencies of those answered in time."""
+    """Outcomes of calls by the phase in which they started, and the time from sending to the answer of those in time."""
 
     def __init__(self) -> None:
         self.counts: Counter[tuple[int, str]] = Counter()
@@ -127,7 +127,7 @@ class Client:
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.max_streams = 100
         self.waiting: deque[list[float]] = deque()  # time of start, phase, number of calls
-        self.open: dict[int, tuple[float, int]] = {}  # time of start, phase
+        self.open: dict[int, tuple[float, float, int]] = {}  # time of start, time of sending, phase
         self.lost = False
         self._template, self._outcomes, self._deadline_s = template, outcomes, deadline_s
         self._expired = expired
@@ -160,7 +160,7 @@ class Client:
             _, first, count = self._ends.popleft()
             for stream_id in range(first, first + 2 * count, 2):
                 if (call := self.open.pop(stream_id, None)) is not None:
-                    counts[call[1], EXPIRED] += 1
+                    counts[call[2], EXPIRED] += 1
                     self._output.append(frames.frame(RST_STREAM, 0, stream_id, frames.U32.pack(frames.CANCEL)))
         while self.waiting and self.waiting[0][0] + deadline_s <= now_s:
             _, phase, count = self.waiting.popleft()
@@ -179,7 +179,7 @@ class Client:
     def _open(self, start_s: float, phase: int, count: int, now_s: float) -> None:
         first = self._next_id
         self._next_id += 2 * count
-        self.open.update(dict.fromkeys(range(first, self._next_id, 2), (start_s, phase)))
+        self.open.update(dict.fromkeys(range(first, self._next_id, 2), (start_s, now_s, phase)))
         timeout_ms = 0 if self._expired else 10**_DIGITS - 1
         if self._deadline_s < float("inf"):
             ends_s = start_s + self._deadline_s
@@ -232,20 +232,20 @@ class Client:
                 self._on_control(kind, flags, stream_id, received[start:end])
         self._unparsed = received[position:]
 
-    def _record(self, start_s: float, phase: int, block: bytes, now_s: float) -> None:
+    def _record(self, start_s: float, sent_s: float, phase: int, block: bytes, now_s: float) -> None:
         outcomes = self._outcomes
         outcome = outcomes.outcome(block)
         if outcome == OK:
             if now_s - start_s > self._deadline_s:
                 outcome = LATE
             else:
-                outcomes.latencies_s[phase].append(now_s - start_s)
+                outcomes.latencies_s[phase].append(now_s - sent_s)
         outcomes.counts[phase, outcome] += 1
 
     def _on_control(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         if kind == RST_STREAM:
             if (call := self.open.pop(stream_id, None)) is not None:
-                self._outcomes.counts[call[1], LOST] += 1
+                self._outcomes.counts[call[2], LOST] += 1
         elif kind == GOAWAY:
             if frames.read_u32(payload[4:]):
                 sys.stderr.write(f"open_loop: the server sent GOAWAY {payload!r}\n")
@@ -260,7 +260,7 @@ class Client:
 
     def _lose(self) -> None:
         self.lost = True
-        for _, phase in self.open.values():
+        for _, _, phase in self.open.values():
             self._outcomes.counts[phase, LOST] += 1
         self.open.clear()
 
@@ -305,7 +305,7 @@ class OpenLoop:
         while any(client.open or client.waiting for client in self._clients) and time.monotonic() < end_s:
             self._wait(time.monotonic() + TICK_S)
         for client in self._clients:
-            for _, phase in client.open.values():
+            for _, _, phase in client.open.values():
                 self.outcomes.counts[phase, LOST] += 1
             for _, phase, count in client.waiting:
                 self.outcomes.counts[int(phase), UNSENT] += int(count)
@@ -378,7 +378,7 @@ def main() -> int:
             "seconds": elapsed_s, "cpu": cpu_s / elapsed_s, "p50_s": p50_s, "p99_s": p99_s,
             "outcomes": {name: count for (phase, name), count in sorted(counts.items()) if phase == 1},
             "after": {name: count for (phase, name), count in sorted(counts.items()) if phase == 2},
-            "sent_before": {name: count for (phase, name), count in sorted(counts.items()) if not phase},
+            "warm_up": {name: count for (phase, name), count in sorted(counts.items()) if not phase},
         })
         + "\n"
     )  # fmt: skip

@@ -30,7 +30,7 @@ from digitserve.settings import Settings
 from digitserve.telemetry.block import Block
 from digitserve.telemetry.recorder import Recorder
 from digitserve.transport.classify import ClassifyHandler
-from digitserve.types import IMAGE_SIZE, native_framing
+from digitserve.types import IMAGE_SIZE, Source, native_framing
 from digitserve.v1 import digits_pb2 as pb
 from digitserve.worker import GC_THRESHOLD
 
@@ -49,11 +49,12 @@ KINDS: dict[str, dict[str, Any]] = {
 class Call:
     """A ``UnaryCall`` that drops its answer."""
 
-    __slots__ = ("accepted", "context", "deadline", "open")
+    __slots__ = ("accepted", "context", "deadline", "open", "source")
 
-    def __init__(self, now: float, deadline: float) -> None:
+    def __init__(self, now: float, deadline: float, source: Source) -> None:
         self.accepted = now
         self.deadline = deadline
+        self.source = source
         self.open = True
         self.context: Any = None
 
@@ -97,14 +98,16 @@ class Requests:
         limits = Limits("", settings.max_side, BATCH_SIZE, settings.max_request_bytes, native_framing(labels))
         self._handler = ClassifyHandler(self._pipeline, limits, recorder)
         self._deadline = deadline
+        self._source = Source()
         self._bodies = [pb.ClassifyRequest(pixels=image.tobytes(), **fields).SerializeToString() for image in images]
 
     def answer(self) -> None:
         """Answer a batch."""
         handler, deadline, now = self._handler, self._deadline, time.monotonic()
+        source = self._source
         for body in self._bodies:
-            call: Any = Call(now, deadline)
-            handler.refusal(deadline)
+            call: Any = Call(now, deadline, source)
+            handler.refusal(deadline, source)
             handler.on_accept(call)
             handler.on_message(call, body)
         self._pipeline.run_batch()

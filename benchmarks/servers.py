@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -39,6 +40,10 @@ STOP_S = 10.0
 """Longest wait for a server to stop after SIGTERM; then it is killed."""
 
 POLL_S = 0.05
+
+UNVERIFIED = ssl.create_default_context()
+"""For pages of servers with a certificate of ``make_certificate``, which names no address."""
+UNVERIFIED.check_hostname, UNVERIFIED.verify_mode = False, ssl.CERT_NONE
 
 
 class Server:
@@ -166,7 +171,7 @@ class Digitserve(Server):
     def is_ready(self) -> bool:
         """Return whether all workers are ready: ``/readyz`` is OK and the banner is printed."""
         try:
-            return bool(self._get("/readyz")) and "digitserve is ready" in self._log()
+            return "digitserve is ready" in self._log() and bool(self._get("/readyz"))
         except (urllib.error.URLError, ConnectionError):
             return False
 
@@ -211,7 +216,9 @@ class Digitserve(Server):
         return WorkerState(pages * os.sysconf("SC_PAGE_SIZE"), descriptors, threads)
 
     def _get(self, path: str) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=5) as response:
+        # With a certificate the banner shows https; older versions have no TLS on this port.
+        url = f"{'https' if 'https://' in self._log() else 'http'}://127.0.0.1:{self.http_port}{path}"
+        with urllib.request.urlopen(url, timeout=5, context=UNVERIFIED) as response:
             text: str = response.read().decode()
         return text
 

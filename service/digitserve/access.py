@@ -10,12 +10,15 @@ import functools
 import hashlib
 import hmac
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple, Self
 
+from digitserve.certificate import KeyFiles
 from digitserve.errors import SettingsError
+from digitserve.file_watch import WatchedValue
 from digitserve.protocol.names import HEALTH_SERVICE, Code
 from digitserve.protocol.status import Status
-from digitserve.reload import Reloaded
 from digitserve.settings import Settings, flag, setting_named
 
 MIN_TOKEN_CHARACTERS = 16
@@ -38,29 +41,33 @@ _TOKEN = re.compile(rb"[!-~]+")
 _CREDENTIALS = re.compile(rb"bearer +([!-~]+)", re.IGNORECASE)
 
 
-class Tokens(Reloaded[tuple[bytes, ...]]):
+class Tokens(WatchedValue[tuple[bytes, ...]]):
     """The valid tokens of a service; owned by a transport or the HTTP server.
 
     Attributes:
         value: SHA-256 of each token. A new object after each change: its identity shows whether an older verdict is valid.
     """
 
-    def __init__(self, path: Path, *, logs: bool = False) -> None:
+    def __init__(self, path: Path, last_valid: tuple[bytes, ...] | None = None, *, logs: bool = False) -> None:
         """Read the file.
 
         Args:
             path: of the file.
-            logs: see ``Reloaded``.
+            last_valid: used if the file is not valid now.
+            logs: see ``WatchedValue``.
 
         Raises:
             SettingsError: the file cannot be used.
         """
-        super().__init__("tokens", [path], functools.partial(read_tokens, path), logs=logs)
+        last = None if last_valid is None else lambda: last_valid
+        super().__init__("tokens", [path], functools.partial(read_tokens, path), last, logs=logs)
 
     @classmethod
-    def of(cls, settings: Settings, *, logs: bool = False) -> "Tokens | None":
+    def of(
+        cls, settings: Settings, last_valid: tuple[bytes, ...] | None = None, *, logs: bool = False
+    ) -> "Tokens | None":
         """Return the tokens that the settings name, None if they name none; see ``__init__``."""
-        return None if settings.token_file is None else cls(settings.token_file, logs=logs)
+        return None if settings.token_file is None else cls(settings.token_file, last_valid, logs=logs)
 
     def admits(self, authorization: bytes) -> bool:
         """Return whether a caller may use the service.
@@ -75,6 +82,35 @@ class Tokens(Reloaded[tuple[bytes, ...]]):
             return False
         sent = hashlib.sha256(credentials[1]).digest()
         return sum([hmac.compare_digest(sent, digest) for digest in self.value]) > 0
+
+
+class LastValid(NamedTuple):
+    """What the supervisor has last read from valid files, for workers that start while the files are not valid.
+
+    Attributes:
+        key_files: of the certificate; None without TLS.
+        digests: of the tokens; None without tokens.
+    """
+
+    key_files: KeyFiles | None = None
+    digests: tuple[bytes, ...] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content as values that JSON can represent, for ``from_dict`` in another process."""
+        files = self.key_files and [content and content.decode("latin-1") for content in self.key_files]
+        return {"key_files": files, "digests": self.digests and [digest.hex() for digest in self.digests]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Return the content from the values that ``to_dict`` returned."""
+        files, digests = values.get("key_files"), values.get("digests")
+        return cls(
+            files and KeyFiles(*(content and content.encode("latin-1") for content in files)),
+            digests and tuple(map(bytes.fromhex, digests)),
+        )
+
+
+NOTHING_VALID = LastValid()
 
 
 def read_tokens(path: Path) -> tuple[bytes, ...]:

@@ -1,21 +1,25 @@
 """The certificate of the service, and the TLS versions, cipher suites and client certificates that it accepts.
 
-    settings ──▶ server_context ──▶ native transport, HTTP server
-             ──▶ key_files ───────▶ grpcio
+    files ──▶ read_key_files ──KeyFiles──▶ new_context ──▶ native transport, HTTP server
+                                      ──▶ grpcio
 
 The supervisor checks the files before it starts workers, so the service does not start with invalid ones. Each worker reads
-them again when it builds its server, and both read them again when they change (``reload``).
+them again when it builds its server, and both read them again when they change (``file_watch``).
 """
 
 import base64
+import contextlib
+import functools
+import os
 import re
 import ssl
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn, TypeVar
 
 from digitserve.errors import SettingsError
-from digitserve.reload import Reloaded
+from digitserve.file_watch import WatchedValue
 from digitserve.settings import Settings, flag, setting_named
 
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
@@ -23,6 +27,8 @@ CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 TLS 1.3 are allowed."""
 
 _CERTIFICATE, _KEY, _CLIENT_CA = (flag(setting_named(name)) for name in ("tls_certificate", "tls_key", "tls_client_ca"))
+
+Value = TypeVar("Value")
 
 _PEM_CERTIFICATE = re.compile(rb"-----BEGIN [A-Z0-9 ]*CERTIFICATE-----([^-]+)")
 
@@ -38,18 +44,11 @@ class KeyFiles(NamedTuple):
     client_ca: bytes | None
 
 
-def server_context(
-    settings: Settings, protocol: str = "h2", verify_mode: ssl.VerifyMode = ssl.CERT_REQUIRED
-) -> ssl.SSLContext | None:
-    """Return the TLS configuration of a server, or None if the settings name no certificate.
-
-    Args:
-        settings: of the service.
-        protocol: that clients must offer by ALPN.
-        verify_mode: whether clients must have a certificate, if the settings name authorities for it.
+def read_key_files(settings: Settings) -> KeyFiles | None:
+    """Return the content of the files that the settings name, or None if they name none.
 
     Raises:
-        SettingsError: a file is missing, cannot be read or used, or does not belong to the other.
+        SettingsError: one is missing, cannot be read, or has another kind of content.
     """
     certificate, key, client_ca = settings.tls_certificate, settings.tls_key, settings.tls_client_ca
     if certificate is None and key is None:
@@ -59,8 +58,27 @@ def server_context(
     if certificate is None or key is None:
         given, missing = (_CERTIFICATE, _KEY) if key is None else (_KEY, _CERTIFICATE)
         raise SettingsError(f"got {given} without {missing}; TLS needs both, clear text needs neither")
-    _read(_CERTIFICATE, certificate, "CERTIFICATE")
-    _read(_KEY, key, "PRIVATE KEY")
+    return KeyFiles(
+        _read(_CERTIFICATE, certificate, "CERTIFICATE"),
+        _read(_KEY, key, "PRIVATE KEY"),
+        None if client_ca is None else _read(_CLIENT_CA, client_ca, "CERTIFICATE"),
+    )
+
+
+def new_context(
+    files: KeyFiles, settings: Settings, protocol: str = "h2", verify_mode: ssl.VerifyMode = ssl.CERT_REQUIRED
+) -> ssl.SSLContext:
+    """Return the TLS configuration of a server.
+
+    Args:
+        files: content of the files.
+        settings: with their paths, for errors.
+        protocol: that clients must offer by ALPN.
+        verify_mode: whether clients must have a certificate, if there are authorities for it.
+
+    Raises:
+        SettingsError: a file cannot be used, or does not belong to the other.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(CIPHERS)
@@ -69,57 +87,50 @@ def server_context(
     # gRPC clients do not resume sessions by default, and a worker cannot decrypt the tickets of another one.
     context.num_tickets = 0
     try:
-        context.load_cert_chain(certificate, key, password=_refuse_password)
+        with _in_memory(files.certificate) as certificate, _in_memory(files.key) as key:
+            context.load_cert_chain(certificate, key, password=_refuse_password)
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
-            raise SettingsError(f"{_KEY} {key}: is not the key of the certificate in {certificate}") from None
+            raise SettingsError(
+                f"{_KEY} {settings.tls_key}: is not the key of the certificate in {settings.tls_certificate}"
+            ) from None
         raise SettingsError(
-            f"{_CERTIFICATE} {certificate} and {_KEY} {key}: cannot be used: {_reason(error)}"
+            f"{_CERTIFICATE} {settings.tls_certificate} and {_KEY} {settings.tls_key}: cannot be used: {_reason(error)}"
         ) from None
-    except OSError as error:  # removed since it was read above
-        raise SettingsError(f"{_CERTIFICATE} {certificate} and {_KEY} {key}: cannot be read: {error}") from None
-    if client_ca is not None:
-        authorities = _read(_CLIENT_CA, client_ca, "CERTIFICATE")
+    if files.client_ca is not None:
         try:
-            context.load_verify_locations(cadata=authorities.decode("ascii", "ignore"))
+            context.load_verify_locations(cadata=files.client_ca.decode("ascii", "ignore"))
         except ssl.SSLError as error:
-            raise SettingsError(f"{_CLIENT_CA} {client_ca}: cannot be used: {_reason(error)}") from None
+            raise SettingsError(f"{_CLIENT_CA} {settings.tls_client_ca}: cannot be used: {_reason(error)}") from None
         context.verify_mode = verify_mode
     return context
 
 
-def watched_files(settings: Settings) -> list[Path]:
-    """Return the paths of the files that ``server_context`` reads."""
-    return [path for path in (settings.tls_certificate, settings.tls_key, settings.tls_client_ca) if path is not None]
+def watched_certificate(
+    settings: Settings, convert: Callable[[KeyFiles], Value], last_valid: KeyFiles | None = None, *, logs: bool = False
+) -> WatchedValue[Value] | None:
+    """Return what a server makes of the files, to be read again when they change; None if the settings name none.
 
-
-def reloaded_context(settings: Settings) -> Reloaded[ssl.SSLContext] | None:
-    """Return the TLS configuration of the gRPC port, to be reloaded; None without a certificate. See ``server_context``."""
-    files = watched_files(settings)
-
-    def read() -> ssl.SSLContext:
-        context = server_context(settings)
-        assert context is not None
-        return context
-
-    return Reloaded("certificate", files, read) if files else None
-
-
-def read_key_files(settings: Settings) -> KeyFiles:
-    """Return the content of the files after the checks of ``server_context``, for another implementation of TLS.
+    Args:
+        settings: of the service.
+        convert: makes the value; raises ``SettingsError`` if it cannot.
+        last_valid: used if the files are not valid now.
+        logs: see ``WatchedValue``.
 
     Raises:
-        SettingsError: as ``server_context``.
+        SettingsError: the files cannot be used.
     """
-    server_context(settings)
-    assert settings.tls_certificate is not None
-    assert settings.tls_key is not None
-    client_ca = settings.tls_client_ca
-    return KeyFiles(
-        _read(_CERTIFICATE, settings.tls_certificate, "CERTIFICATE"),
-        _read(_KEY, settings.tls_key, "PRIVATE KEY"),
-        None if client_ca is None else _read(_CLIENT_CA, client_ca, "CERTIFICATE"),
-    )
+    paths = [path for path in (settings.tls_certificate, settings.tls_key, settings.tls_client_ca) if path is not None]
+    if not paths:
+        return None
+
+    def read() -> Value:
+        files = read_key_files(settings)
+        assert files is not None
+        return convert(files)
+
+    last = None if last_valid is None else functools.partial(convert, last_valid)
+    return WatchedValue("certificate", paths, read, last, logs=logs)
 
 
 def expiry(certificate: bytes) -> float:
@@ -128,7 +139,7 @@ def expiry(certificate: bytes) -> float:
     ``ssl`` shows the dates of a certificate only after a handshake that has verified it, so its ASN.1 is read here.
 
     Args:
-        certificate: content of a file that ``server_context`` has accepted.
+        certificate: content of a file that ``new_context`` has accepted.
 
     Source: RFC 5280, section 4.1.
     """
@@ -167,6 +178,18 @@ def _read(option: str, path: Path, kind: str) -> bytes:
     if f"{kind}-----".encode() not in content:
         raise SettingsError(f"{option} {path}: expected {kind} in PEM format")
     return content
+
+
+@contextlib.contextmanager
+def _in_memory(content: bytes) -> Iterator[str]:
+    """Give content a path: ``ssl`` loads a key from a path only, and a file may change between two reads."""
+    fd = os.memfd_create("digitserve-tls")
+    try:
+        with open(fd, "wb", closefd=False) as file:
+            file.write(content)
+        yield f"/proc/self/fd/{fd}"
+    finally:
+        os.close(fd)
 
 
 def _reason(error: ssl.SSLError) -> str:

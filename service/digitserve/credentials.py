@@ -115,12 +115,16 @@ class Credentials:
 
         Without ``ca``, the first is the file of the system's authorities. gRPC has a list of its own, which lacks those that an
         administrator has added; it is used if the system has none, or if the environment variable of gRPC names a file.
+
+        Raises:
+            CredentialsError: a file cannot be read.
         """
         ca = self.ca
         if ca is None and not os.environ.get("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"):
             ca = ssl.get_default_verify_paths().cafile
-        ca_pem, key, certificate = (path and Path(path).read_bytes() for path in (ca, self.key, self.certificate))
-        return ca_pem or None, key or None, certificate or None
+        files = {"ca": ca, "key": self.key, "certificate": self.certificate}
+        ca_pem, key, certificate = (None if path is None else _read(name, path) for name, path in files.items())
+        return ca_pem, key, certificate
 
     def authorization(self) -> Callable[[], str] | None:
         """Return a function that returns the current value of the field ``authorization``; None without a token.

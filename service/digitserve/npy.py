@@ -13,6 +13,12 @@ from numpy.typing import NDArray
 
 MAGIC = b"\x93NUMPY"
 
+MAX_AXIS = 1 << 31
+"""Longest axis, also of an array without values."""
+
+_MAX_QUOTED = 64
+"""Most characters of a type or shape in an error."""
+
 _READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 """By version of the format. Version 3 is for arrays with named fields."""
 
@@ -32,11 +38,12 @@ def view_array(content: bytes) -> NDArray[Any]:
             shape, columns_first, dtype = _READ_HEADER[np.lib.format.read_magic(stream)](stream)
     except Exception as error:  # a boundary: numpy's parser of damaged headers raises exceptions of many types
         raise ValueError(f"damaged header: {type(error).__name__}") from None
-    start, declared = stream.tell(), f"its header declares {dtype}{list(shape)}"
+    start = stream.tell()
     num_values, available_bytes = math.prod(shape), len(content) - start
-    if dtype.hasobject or not dtype.itemsize or any(axis < 0 for axis in shape):
+    declared = f"its header declares {str(dtype)[:_MAX_QUOTED]}{str(list(shape))[:_MAX_QUOTED]}"
+    if dtype.hasobject or not dtype.itemsize or any(not 0 <= axis <= MAX_AXIS for axis in shape):
         raise ValueError(f"{declared}; expected numbers")
-    if max(num_values * dtype.itemsize, *shape, 0) > available_bytes:
+    if num_values * dtype.itemsize > available_bytes:
         raise ValueError(f"{declared}, more than the {available_bytes} bytes of its values")
     values: NDArray[Any] = np.frombuffer(content, dtype, num_values, start)
     return values.reshape(shape, order="F" if columns_first else "C")

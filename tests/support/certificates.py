@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from digitserve.certificate import new_context, read_key_files
+from digitserve.settings import Settings
+
 KEYS = {"ec": ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"), "rsa": ("-newkey", "rsa:2048")}
 
 
@@ -24,6 +27,12 @@ class Certificate(NamedTuple):
     def flags(self) -> tuple[str, ...]:
         """Return the flags of a service that uses it."""
         return "--tls-certificate", str(self.certificate), "--tls-key", str(self.key)
+
+
+def server_context(settings: Settings) -> ssl.SSLContext | None:
+    """Return the TLS configuration of the gRPC port; None for clear text."""
+    files = read_key_files(settings)
+    return None if files is None else new_context(files, settings)
 
 
 def make_certificate(folder: Path, *arguments: str, kind: str = "ec") -> Certificate:

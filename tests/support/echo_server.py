@@ -16,6 +16,7 @@ from digitserve.telemetry.recorder import Recorder
 from digitserve.transport.grpcio.server import GrpcServer
 from digitserve.transport.handlers import Server, ServerStream, UnaryCall
 from digitserve.transport.native.server import NativeServer
+from digitserve.types import Source
 from support.bundles import LABELS
 from support.serving import PATIENCE_S
 
@@ -39,7 +40,7 @@ class Echo:
         self.waiting: list[UnaryCall] = []
         self._num_flaky = 0
 
-    def refusal(self, deadline: float) -> Status | None:
+    def refusal(self, deadline: float, source: Source) -> Status | None:
         return None
 
     def on_accept(self, call: UnaryCall) -> None:

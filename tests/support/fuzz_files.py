@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,7 @@ def _valid_images() -> Iterator[bytes]:
     yield npy((100,), ">i4")
 
 
+@cache
 def hostile_images() -> dict[str, bytes]:
     """Return small files that declare huge images, or expand to much more than their size."""
     side = 1 << 14
@@ -160,7 +162,7 @@ def hostile_images() -> dict[str, bytes]:
     lossless, lossy = save(rgba, "WEBP", lossless=True), save(gray, "WEBP")
     tiff = save(gray, "TIFF")
     first_tag = struct.unpack("<I", tiff[4:8])[0] + 2
-    bomb = zlib.compress(bytes(1 << 26), 9)
+    bomb = zlib.compress(bytes(1 << 26))
     return {
         "png": png(2**31 - 1, 2**31 - 1),
         "png, one bit": png(side, side, 1, 0, zlib.compress(bytes(side * (side // 8 + 1)), 9)),

@@ -16,6 +16,7 @@ from digitserve.telemetry.request_log import RequestLog
 from digitserve.transport.native.connection import Connection, Method
 from digitserve.transport.native.guard import Guard, GuardedConnection
 from digitserve.transport.native.limits import Limits, ReceiveBudget
+from digitserve.types import Source
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
@@ -102,7 +103,7 @@ class UnaryRecorder:
         self.calls: list[Any] = []
         self.events: list[tuple[Any, ...]] = []
 
-    def refusal(self, deadline: float) -> Status | None:
+    def refusal(self, deadline: float, source: Source) -> Status | None:
         return self.refused
 
     def on_accept(self, unary: Any) -> None:

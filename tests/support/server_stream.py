@@ -5,6 +5,7 @@ from typing import Any
 from digitserve.protocol.names import Code, Method
 from digitserve.protocol.status import Status
 from digitserve.telemetry.block import METHODS, Block
+from digitserve.types import Source
 
 NO_DEADLINE = 1e19
 
@@ -14,6 +15,7 @@ class FakeStream:
 
     def __init__(self, deadline: float = NO_DEADLINE) -> None:
         self.deadline, self.accepted, self.open = deadline, 0.0, True
+        self.source = Source()
         self.context: Any = None
         self.reads = 0
         self.written: list[bytes] = []

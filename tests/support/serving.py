@@ -244,6 +244,8 @@ def run_service(
 ) -> Iterator[Service]:
     """Run ``digitserve serve`` on free ports after waiting for its banner; stop it at the end of the ``with`` block.
 
+    Without ``--lame-duck-s`` it drains at once, because no test waits for a load balancer.
+
     Args:
         models: folder of the models.
         log: gets standard error.
@@ -257,7 +259,8 @@ def run_service(
                 *wrapper,
                 *command("serve", "--models", str(models), "--grpc-port", "0", "--http-port", "0", *arguments),
             ],
-            stdout=subprocess.PIPE, stderr=errors, text=True, env=os.environ | environment,
+            stdout=subprocess.PIPE, stderr=errors, text=True,
+            env=os.environ | {"DIGITSERVE_LAME_DUCK_S": "0"} | environment,
         )  # fmt: skip
     try:
         banner = ""
@@ -265,7 +268,7 @@ def run_service(
             banner += line
             if line.strip().startswith("try"):
                 break
-        assert "digitserve is ready" in banner, f"no banner: {banner}{log.read_text()}"
+        assert "digitserve is ready" in banner, f"no banner: {banner}{log.read_text() if log.is_file() else log}"
         grpc_address = re.search(r"gRPC +(\S+)", banner)[1]  # type: ignore[index]
         http_url = re.search(r"HTTP +(\S+)", banner)[1]  # type: ignore[index]
         yield Service(process, grpc_address, http_url, log, banner)

@@ -26,8 +26,21 @@ MIXED_SHARE = 2
 """Large requests fill a batch that holds small ones up to 1/2 of its maximal size."""
 
 DEADLINE_MARGIN = 1.15
-"""The estimate is multiplied by this factor before it is compared with a deadline. An answer that is too late costs as much
-as one in time. So under overload requests are rejected that could be late because iterations vary."""
+"""The estimated time of a request itself is multiplied by this factor before it is compared with a deadline: iterations vary."""
+
+WAIT_MARGIN = 1.5
+"""The same for the time that it waits for small requests. An answer that is too late costs as much as one in time. So under
+overload requests wait for at most 2/3 of the time to their deadlines, and one slow iteration does not make all of them late."""
+
+BACKLOG_BATCHES = 4
+"""Full batches of pending small requests from which on there is a backlog."""
+
+OVERLOAD_SHARE = 4
+"""While requests are rejected continuously, only 1/4 of the images may wait. A longer queue would not answer more requests: it
+would only add latency, and memory that no longer fits into CPU caches."""
+
+OVERLOAD_AFTER_S, OVERLOAD_ENDS_S = 0.1, 0.5
+"""Time of continuous rejections after which only ``OVERLOAD_SHARE`` may wait, and time without rejections after which more may."""
 
 OWN_SHARE = 4
 """A request is admitted while its source has fewer pending images than this multiple of the room that is left. So one source
@@ -137,6 +150,8 @@ class Batcher(Generic[E]):
 
     Attributes:
         pending_images: images admitted and not yet in a batch.
+        limit_images: most pending images of small requests; a part of ``max_pending_images`` while requests are rejected
+            continuously.
         image_s: estimated seconds of the network per image, in a full batch.
         iteration_image_s: estimated seconds of a whole iteration of the worker's loop per image, without framing: receiving,
             rejecting, running a batch, answering. It is used to decide whether a deadline can be met.
@@ -176,6 +191,10 @@ class Batcher(Generic[E]):
         self._pending_work = 0
         self._small_images = 0
         self._small_work = 0
+        self.limit_images = max_pending_images
+        self._rejects = False
+        self._rejects_since = math.inf
+        self._rejected_at = -math.inf
         self._refusals = Refusals(max_pending_images, max_pending_bytes)
         self.pending_images = 0
         self.image_s = Estimate(image_s)
@@ -186,6 +205,10 @@ class Batcher(Generic[E]):
     def has_pending(self) -> bool:
         """Return whether ``form`` would return a batch."""
         return bool(self._small or self._large)
+
+    def has_backlog(self) -> bool:
+        """Return whether several full batches of small requests are pending."""
+        return self._small_images >= BACKLOG_BATCHES * self._max_batch_size
 
     def is_half_full(self, source: Source) -> bool:
         """Return whether a source uses half of the room of the queue, or all sources use half of the limit in bytes.
@@ -219,11 +242,12 @@ class Batcher(Generic[E]):
         image_s, size = self.iteration_image_s.seconds, self._max_batch_size
         num_images = self._small_images + source.small_images // OWN_SHARE
         wait_s = num_images * image_s + self._small_work * self.work_s.seconds
-        if num_images >= self._max_pending_images:
+        if num_images >= self.limit_images:
+            self._rejects = True
             return self._refusals.too_many_images(wait_s)
         # If a full batch is pending already, the batch of this request will be full too.
         own_images = size - num_images % size if num_images >= size else 1
-        needed_s = DEADLINE_MARGIN * (wait_s + own_images * image_s)
+        needed_s = WAIT_MARGIN * wait_s + DEADLINE_MARGIN * own_images * image_s
         return self._late(needed_s) if left_s < needed_s else None
 
     def draining_error(self) -> Draining:
@@ -247,11 +271,13 @@ class Batcher(Generic[E]):
         if self.draining:
             raise self.draining_error()
         entry.large = self.is_large(entry.num_images, entry.framing_work)
-        waiting, own_images = self._small_images, entry.source.small_images
+        waiting, own_images, limit = self._small_images, entry.source.small_images, self.limit_images
         if entry.large:
             waiting, own_images = self.pending_images - waiting, entry.source.large_images
+            limit = self._max_pending_images
         num_images, num_bytes = (1, 1) if patient else (entry.num_images + own_images // OWN_SHARE, entry.num_bytes)
-        if waiting + num_images > self._max_pending_images:
+        if waiting + num_images > limit:
+            self._rejects = True
             raise _fresh(self._refusals.too_many_images(self._wait_s(large=entry.large)))
         # One request is always admitted; otherwise a large one could never be.
         used_bytes = self._pending_bytes if patient else self._pending_bytes + self._held_bytes
@@ -289,6 +315,7 @@ class Batcher(Generic[E]):
 
     def form(self, now: float) -> Batch[E] | None:
         """Take the next batch from the queues; ``None`` if they are empty."""
+        self._limit(now)
         if not self.has_pending():
             return None
         batch: Batch[E] = Batch()
@@ -351,18 +378,31 @@ class Batcher(Generic[E]):
         # of every second batch.
         image_s, num_images = self.iteration_image_s.seconds, entry.num_images
         small_images = self._small_images + entry.source.small_images // OWN_SHARE
-        needed_s = small_images * image_s + self._small_work * self.work_s.seconds
+        wait_s = WAIT_MARGIN * (small_images * image_s + self._small_work * self.work_s.seconds)
         own_s = num_images * (image_s + entry.framing_work * self.work_s.seconds)
         if entry.large:
-            needed_s = min(needed_s, (2 * LARGE_SHARE - 1) * own_s)
+            wait_s = min(wait_s, DEADLINE_MARGIN * (2 * LARGE_SHARE - 1) * own_s)
         elif small_images >= self._max_batch_size:
             own_s += -(small_images + num_images) % self._max_batch_size * image_s
-        needed_s = DEADLINE_MARGIN * (needed_s + own_s)
+        needed_s = wait_s + DEADLINE_MARGIN * own_s
         if now + needed_s > entry.deadline:
             raise DeadlineUnmeetable(str(self._late(needed_s)))
 
+    def _limit(self, now: float) -> None:
+        """Set the limit on small requests: lower while requests are rejected continuously."""
+        if self._rejects:
+            self._rejects, self._rejected_at = False, now
+            self._rejects_since = min(self._rejects_since, now)
+        elif now >= self._rejected_at + OVERLOAD_ENDS_S:
+            self._rejects_since = math.inf
+        overloaded = now >= self._rejects_since + OVERLOAD_AFTER_S
+        self.limit_images = (
+            max(1, self._max_pending_images // OVERLOAD_SHARE) if overloaded else self._max_pending_images
+        )
+
     def _late(self, needed_s: float) -> DeadlineUnmeetable:
         """Return the error for a request whose answer needs ``needed_s``."""
+        self._rejects = True
         if not self.pending_images:
             self.image_s.decay()
             self.iteration_image_s.decay()

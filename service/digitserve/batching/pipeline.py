@@ -129,8 +129,8 @@ class Pipeline:
         self._session = session
         self._recorder = recorder
         self._clock = clock
-        self._shadow = shadow
         self._slow_s = recorder.requests.slow_s
+        self._shadow = shadow
         self._encoder = Encoder(manifest.name, str(manifest.version), manifest.labels)
         self._ood_threshold = manifest.ood_threshold
         self._completed = 0.0  # monotonic time in seconds at which the last batch was complete

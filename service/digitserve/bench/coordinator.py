@@ -17,7 +17,7 @@ from digitserve.bench.load import HandshakeFailed, Unreachable
 from digitserve.bench.metrics_page import NotAvailable, ServiceCounters
 from digitserve.bench.plan import Plan
 from digitserve.child_process import AsyncChild, ChannelClosed
-from digitserve.errors import DigitserveError
+from digitserve.errors import CredentialsError, DigitserveError
 
 LEAD_S = 0.05
 """From sending the start time until the start: enough for the message to reach every process."""
@@ -85,6 +85,7 @@ class Coordinator:
 
         Raises:
             Unreachable: a process could not connect; HandshakeFailed: because of TLS.
+            CredentialsError: a process could not use a file of the credentials.
             LoadFailed: a process exited unexpectedly, or hangs.
         """
         try:
@@ -129,6 +130,8 @@ class Coordinator:
             raise Unreachable(message["message"])
         if message["event"] == "denied":
             raise HandshakeFailed(message["message"])
+        if message["event"] == "unusable":
+            raise CredentialsError(message["argument"], message["reason"])
 
     async def _measure(self) -> None:
         start_s = time.monotonic() + LEAD_S

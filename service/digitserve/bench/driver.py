@@ -130,19 +130,19 @@ class ConnectionDriver(ABC):
             return
         # While the connection is being opened, send raises BlockingIOError.
         out = self._unsent + self._connection.take_output()
-        writable = False
+        handshaking = False
         if out:
             try:
                 out = out[self._socket.send(out) :]
             except HandshakePending:
-                writable = True
+                handshaking = True
             except BlockingIOError:
                 pass
             except OSError as error:
                 self._on_connection_lost(error)
                 return
         self._unsent = out
-        waits_for_write = bool(out) and not writable
+        waits_for_write = bool(out) and not handshaking
         if waits_for_write != self._waits_for_write:
             self._waits_for_write = waits_for_write
             self._context.epoll.modify(self._socket, select.EPOLLIN | (select.EPOLLOUT if waits_for_write else 0))

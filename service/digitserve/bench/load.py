@@ -4,7 +4,9 @@ Created by ``process``. Each connection has a fixed number of slots for concurre
 sends the next request immediately; in the open loop, it sends the oldest request that is due.
 """
 
+import errno
 import math
+import os
 import select
 import socket
 import time
@@ -120,19 +122,23 @@ class Load:
                 if driver.refusal:
                     raise HandshakeFailed(f"no TLS connection: {driver.refusal} ({driver.failure})")
             if self._clock() >= end_s:
-                failures = [driver.failure for driver in self._drivers if driver.failure] or ["no HTTP/2 settings"]
-                hint = (
-                    "It may require a certificate of the client: pass certificate and key"
-                    if self._plan.tls
-                    else "If it uses TLS, use https:// in the address, or pass ca"
-                )
-                raise Unreachable(
-                    f"no answer within {self._plan.timeout_s:g} s ({failures[0]}); "
-                    f"is 'digitserve serve' running at the address? {hint}"
-                )
+                raise self._unreachable()
             self._poll()
         # Failures while connecting are not failures under load.
         self.recorder.take()
+
+    def _unreachable(self) -> Unreachable:
+        failures = [driver.failure for driver in self._drivers if driver.failure] or ["no HTTP/2 settings"]
+        hint = ""
+        if failures[0] != os.strerror(errno.ECONNREFUSED):
+            hint = (
+                "; it may require a certificate of the client: pass certificate and key"
+                if self._plan.tls
+                else "; if it uses TLS, use https:// in the address, or pass ca"
+            )
+        return Unreachable(
+            f"no answer within {self._plan.timeout_s:g} s ({failures[0]}); is 'digitserve serve' running at the address?{hint}"
+        )
 
     def stop_when_readable(self, control_fd: int) -> None:
         """End the measured time as soon as this descriptor is readable or its other end is closed."""

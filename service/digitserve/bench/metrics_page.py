@@ -79,13 +79,18 @@ def read(url: str, credentials: Credentials = _NONE) -> ServiceCounters:
     if parts.scheme not in {"http", "https"}:
         raise NotAvailable(f"{url}: expected a URL that begins with http:// or https://")
     request = urllib.request.Request(url)  # noqa: S310 - checked above
+    advice = "pass token_file or token"
     handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
     try:
         tls = parts.scheme == "https"
         if tls:
             handlers.append(urllib.request.HTTPSHandler(context=credentials.ssl_context("http/1.1")))
         authorization = credentials.authorization()
-        if authorization is not None and (tls or credentials.clear_text_token or is_local_host(parts.hostname or "")):
+        if authorization is not None and not (
+            tls or credentials.clear_text_token or is_local_host(parts.hostname or "")
+        ):
+            authorization, advice = None, "it is not sent without TLS: use https://, or pass clear_text_token"
+        if authorization is not None:
             # Not sent to where the page may redirect.
             request.add_unredirected_header("Authorization", authorization())
         with urllib.request.build_opener(*handlers).open(request, timeout=TIMEOUT_S) as page:
@@ -93,7 +98,7 @@ def read(url: str, credentials: Credentials = _NONE) -> ServiceCounters:
     except CredentialsError as error:
         raise NotAvailable(f"{url}: {error}") from None
     except urllib.error.HTTPError as error:
-        advice = "; it needs a token: pass token_file or token" if error.code == HTTPStatus.UNAUTHORIZED else ""
+        advice = f"; it needs a token: {advice}" if error.code == HTTPStatus.UNAUTHORIZED else ""
         raise NotAvailable(f"{url}: HTTP status {error.code}{advice}") from None
     except (OSError, ValueError, HTTPException) as error:
         reason = str(getattr(error, "reason", error))

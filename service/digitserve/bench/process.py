@@ -1,7 +1,8 @@
 """One load generator process: ``python -P -m digitserve.bench.process``, started by ``coordinator``.
 
     from the parent: the process's index and the plan; the start time; then anything, or the channel's end, means "stop"
-    to the parent:   ``connected``, ``unreachable`` or ``denied``; ``running``; ``counts`` repeatedly; ``done``
+    to the parent:   ``connected``, or ``unreachable``, ``denied`` (TLS) or ``unusable`` (credentials); ``running``;
+                     ``counts`` repeatedly; ``done``
 
 The parent sends "stop" only after ``running``. Otherwise the channel could read both messages into its buffer, and a
 message in the buffer does not make the file descriptor readable.
@@ -15,6 +16,7 @@ from digitserve.bench.counts import Counts
 from digitserve.bench.load import HandshakeFailed, Load, Unreachable
 from digitserve.bench.plan import Plan
 from digitserve.child_process import Channel, ChannelClosed
+from digitserve.errors import CredentialsError
 
 _TIMER_SLACK = Path("/proc/self/timerslack_ns")
 """How late Linux may wake this process from a timed wait; 50 us by default."""
@@ -36,10 +38,12 @@ def _run(channel: Channel) -> None:
     try:
         load = Load(Plan.from_json(first["plan"]), first["index"], report)
         load.connect()
+    except CredentialsError as error:
+        channel.send({"event": "unusable", "argument": error.argument, "reason": error.reason})
+        return
     except Unreachable as error:
-        channel.send(
-            {"event": "denied" if isinstance(error, HandshakeFailed) else "unreachable", "message": str(error)}
-        )
+        event = "denied" if isinstance(error, HandshakeFailed) else "unreachable"
+        channel.send({"event": event, "message": str(error)})
         return
     channel.send({"event": "connected"})
     start_s = channel.receive()

@@ -19,7 +19,7 @@ from digitserve.cli.options import (
     require_extra,
     target_options,
 )
-from digitserve.cli.output import print_line
+from digitserve.cli.output import print_line, with_flags
 
 
 def _sizes(_context: click.Context, _parameter: click.Parameter, text: str) -> tuple[tuple[int, int, float], ...]:
@@ -167,7 +167,7 @@ def bench(context: click.Context, /, target: Target, **values: Any) -> None:
     values["processes"] = values["processes"] or min(values["connections"], len(os.sched_getaffinity(0)))
     values["sizes"] = tuple(Size(*size) for size in values["sizes"])
     plan = Plan(address, tls=tls, credentials=credentials, **values)
-    outcome = command.run(plan, options, print_line, sys.stderr)
+    outcome = command.run(plan, options, lambda text: print_line(with_flags(text)), sys.stderr)
     context.exit(ExitCode.INTERRUPTED if outcome.stopped else ExitCode.OK if outcome.good else ExitCode.NEGATIVE)
 
 

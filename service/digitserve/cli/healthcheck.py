@@ -44,7 +44,7 @@ def healthcheck(context: click.Context, /, *, target: Target, timeout_s: float, 
     Exit codes: 0 ready, SERVING; 1 any other status, or an unknown service; 2 wrong usage; 3 no service answers;
     4 no answer in time; 5 access denied: TLS handshake failed; 130 stopped by Ctrl-C.
     """
-    if target.address is None and service is None and not {"ca", "certificate"} & {*target.credentials}:
+    if target.address is None and service is None and not {"ca", "certificate", "key"} & {*target.credentials}:
         context.exit(_check_readiness(timeout_s))
     context.exit(_check_health(target, timeout_s, service or ""))
 

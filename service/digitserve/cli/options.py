@@ -76,6 +76,9 @@ class CommandGroup(click.Group):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             ctx.exit(ExitCode.INTERRUPTED)
+        except CredentialsError as error:
+            print_error(f"--{CREDENTIALS[error.argument]}: {error.reason}")
+            ctx.exit(exit_code(error))
         except DigitserveError as error:
             print_error(str(error))
             ctx.exit(exit_code(error))
@@ -162,7 +165,9 @@ class Target:
         credentials = Credentials(**self.credentials)
         with _bad_parameters():
             host_port, tls = parse_address(self.address or _local_address())
-            return host_port, credentials.check(tls=tls, local=is_local(host_port)), credentials
+            tls = credentials.check(tls=tls, local=is_local(host_port))
+            credentials.authorization()
+        return host_port, tls, credentials
 
 
 @contextmanager
@@ -173,9 +178,16 @@ def _bad_parameters() -> Iterator[None]:
     try:
         yield
     except InvalidAddress as error:
-        raise click.BadParameter(str(error).removeprefix("address: "), param_hint="--address") from None
+        raise _bad_parameter("address", str(error).removeprefix("address: ")) from None
     except CredentialsError as error:
-        raise click.BadParameter(with_flags(error.reason), param_hint=f"--{CREDENTIALS[error.argument]}") from None
+        raise _bad_parameter(CREDENTIALS[error.argument], with_flags(error.reason)) from None
+
+
+def _bad_parameter(flag: str, reason: str) -> click.BadParameter:
+    """Return the error of an option of the current command; it shows the flag and its environment variable."""
+    context = click.get_current_context()
+    parameters = {parameter.name: parameter for parameter in context.command.params}
+    return click.BadParameter(reason, context, parameters[flag.replace("-", "_")])
 
 
 def local_host() -> str:

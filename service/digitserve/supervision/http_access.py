@@ -7,6 +7,7 @@
 Owned by the supervisor, and used on its event loop; only the thread of ``watch`` reads changed files.
 """
 
+import functools
 import math
 import ssl
 from collections.abc import Iterable
@@ -14,9 +15,9 @@ from typing import Any, NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from digitserve.access import Tokens
-from digitserve.certificate import expiry, read_key_files, server_context, watched_files
-from digitserve.reload import FileWatch, Reloaded
+from digitserve.access import LastValid, Tokens
+from digitserve.certificate import KeyFiles, expiry, new_context, watched_certificate
+from digitserve.file_watch import FileWatch, WatchedValue
 from digitserve.settings import Settings
 
 
@@ -24,10 +25,12 @@ class HttpCertificate(NamedTuple):
     """What the supervisor needs of the certificate.
 
     Attributes:
+        files: content of its files.
         context: TLS configuration of the HTTP port.
         expires: Unix time in seconds; NaN if the certificate has no date in the usual form.
     """
 
+    files: KeyFiles
     context: ssl.SSLContext
     expires: float
 
@@ -44,12 +47,11 @@ class HttpAccess:
         Raises:
             SettingsError: one of them cannot be used.
         """
-        files = watched_files(settings)
-        self._certificate = Reloaded("certificate", files, lambda: _read(settings), logs=True) if files else None
+        self._certificate = watched_certificate(settings, functools.partial(_convert, settings), logs=True)
         self._tokens = Tokens.of(settings, logs=True)
         self._is_open = settings.tls_client_ca is None and self._tokens is None
         self._num_rejected = 0
-        self._reloaded: list[Reloaded[Any]] = [
+        self._reloaded: list[WatchedValue[Any]] = [
             reloaded for reloaded in (self._certificate, self._tokens) if reloaded is not None
         ]
         self.watch = FileWatch(self._reloaded)
@@ -72,6 +74,13 @@ class HttpAccess:
             return True
         self._num_rejected += 1
         return False
+
+    def last_valid(self) -> LastValid:
+        """Return the newest valid certificate and tokens, for a new worker."""
+        return LastValid(
+            None if self._certificate is None else self._certificate.value.files,
+            None if self._tokens is None else self._tokens.value,
+        )
 
     def metrics(self) -> Iterable[Metric]:
         """Yield the metrics of certificate, reloads and rejected requests."""
@@ -96,13 +105,13 @@ class HttpAccess:
         )
 
 
-def _read(settings: Settings) -> HttpCertificate:
-    """Return the certificate; see ``server_context`` for errors."""
-    # Probes and browsers have no certificates, so clients may have one or not.
-    context = server_context(settings, "http/1.1", ssl.CERT_OPTIONAL)
-    assert context is not None
+def _convert(settings: Settings, files: KeyFiles) -> HttpCertificate:
+    """Return the certificate of the HTTP port; see ``new_context`` for errors."""
+    # The configuration of the workers must be valid too. It differs only in the protocol and in who needs a certificate.
+    # Probes and browsers have none, so clients of this port may have one or not.
+    context = new_context(files, settings, "http/1.1", ssl.CERT_OPTIONAL)
     try:
-        expires = expiry(read_key_files(settings).certificate)
+        expires = expiry(files.certificate)
     except ValueError:
         expires = math.nan
-    return HttpCertificate(context, expires)
+    return HttpCertificate(files, context, expires)

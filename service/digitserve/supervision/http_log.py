@@ -18,10 +18,12 @@ _Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 AsgiApp = Callable[[_Scope, _Receive, _Send], Awaitable[None]]
 
 _FIRST_FAILURE = 400
+_NOT_READY = 503
+"""The answer to a probe while no worker is ready: the reason has lines of its own."""
 
 
 class FailureLog:
-    """An ASGI application around another one, which logs its answers with a status of 400 or more."""
+    """An ASGI application around another one, which logs its answers with a status of 400 or more, except 503."""
 
     def __init__(self, app: AsgiApp, requests: RequestLog) -> None:
         """Wrap ``app``, and log with ``requests``."""
@@ -42,5 +44,5 @@ class FailureLog:
         try:
             await self._app(scope, receive, watch)
         finally:
-            if status >= _FIRST_FAILURE:
+            if status >= _FIRST_FAILURE and status != _NOT_READY:
                 self._requests.http_failed(scope, status, started, time.monotonic())

@@ -212,7 +212,7 @@ class WorkerSlot:
         """Log and report the failure of a worker that drained after a replacement, or that served on trial."""
         failed = worker.task.exception() is not None or worker.task.result() != 0
         if failed and worker.was_ready and not self._killed:
-            _log.error("worker failed during a replacement", worker=self._plan.number, pid=worker.pid,
+            _log.error("worker failed during a replacement", worker=self._plan.number, worker_pid=worker.pid,
                        reason=_failure(worker))  # fmt: skip
             if self._stopping:
                 self._events.drain_failed()
@@ -262,14 +262,14 @@ class WorkerSlot:
         number = self._plan.number
         if self._stopping:
             if exit_code and not self._killed:
-                _log.error("worker failed while it drained", worker=number, pid=worker.pid, exit_code=exit_code)
+                _log.error("worker failed while it drained", worker=number, worker_pid=worker.pid, exit_code=exit_code)
                 self._events.drain_failed()
             return
         if not self.was_ready:
             raise StartupError(_failure(worker))
         if exit_code or not worker.draining:
             _log.error(
-                "worker ended unexpectedly", worker=number, pid=worker.pid, exit_code=exit_code,
+                "worker ended unexpectedly", worker=number, worker_pid=worker.pid, exit_code=exit_code,
                 served_s=round(worker.served_s, 1), refusal=self.refusal,
             )  # fmt: skip
 
@@ -334,7 +334,9 @@ class InlineSlot:
         try:
             bundle = parse_bundle(BundleFiles.unseal(self.bundle.fd))
             shadow = None if plan.shadow is None else parse_bundle(BundleFiles.unseal(plan.shadow.fd))
-            worker = await asyncio.to_thread(Worker, plan.settings, bundle, block, plan.num_threads, listener, shadow)
+            worker = await asyncio.to_thread(
+                Worker, plan.settings, bundle, block, plan.num_threads, listener, plan.last_valid(), shadow
+            )
             self._worker = worker
             worker.listen()
             if self._draining:

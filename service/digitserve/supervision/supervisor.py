@@ -149,7 +149,15 @@ class Supervisor:
         num_workers = settings.workers or 1
         self._num_threads = num_threads = max(1, int(self._cpu_budget) // num_workers)
         plans = [
-            WorkerPlan(number, settings, num_threads, listeners[number] if listeners else None, shadow, collector)
+            WorkerPlan(
+                number,
+                settings,
+                num_threads,
+                listeners[number] if listeners else None,
+                shadow,
+                collector,
+                access.last_valid,
+            )
             for number in range(num_workers)
         ]
         slot_type = WorkerSlot if settings.workers else InlineSlot

@@ -10,11 +10,13 @@ Used by ``slots``, on the supervisor's event loop.
 import asyncio
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import structlog
 
+from digitserve.access import LastValid
 from digitserve.child_process import AsyncChild, ChannelClosed
 from digitserve.inference.sealed_bundle import SealedBundle
 from digitserve.settings import Settings
@@ -53,6 +55,7 @@ class WorkerPlan:
         listener: listening socket that each worker inherits and that the slot does not close. None if workers bind the port.
         shadow: second version that each worker compares with, or None.
         collector: makes the shared memory for a worker's metrics and keeps its counts after the worker's end.
+        last_valid: returns certificate and tokens for a worker that starts while their files are not valid.
     """
 
     number: int
@@ -61,6 +64,7 @@ class WorkerPlan:
     listener: socket.socket | None
     shadow: SealedBundle | None
     collector: ServiceCollector
+    last_valid: Callable[[], LastValid] = LastValid
 
 
 class WorkerEvents(Protocol):
@@ -148,6 +152,7 @@ class WorkerProcess:
                 "bundle_fd": self.bundle.fd,
                 "block_fd": block.fd,
                 "num_threads": plan.num_threads,
+                "last_valid": plan.last_valid().to_dict(),
             }
             if plan.listener is not None:
                 start["listener_fd"] = plan.listener.fileno()

@@ -104,12 +104,12 @@ class Recorder:
         self._closed = dict(zip(CloseReason, map(_view, cells["digitserve_connections_closed"]), strict=True))
         self._refused = dict(zip(RefusalReason, map(_view, cells["digitserve_streams_refused"]), strict=True))
         self._predictions = _view(cells["digitserve_predictions"][:, 0])
-        self._shadow = dict(zip(ShadowResult, map(_view, cells["digitserve_shadow_images"]), strict=True))
-        self._shadow_skipped = _view(cells["digitserve_shadow_skipped_images"][:, 0])
-        self._shadow_difference = histogram("digitserve_shadow_probability_difference")
         self._lines_omitted = _view(cells["digitserve_request_lines_omitted"][:, 0])
         self.requests = requests or RequestLog()
         self.requests.count_omitted = self._count_omitted_line
+        self._shadow = dict(zip(ShadowResult, map(_view, cells["digitserve_shadow_images"]), strict=True))
+        self._shadow_skipped = _view(cells["digitserve_shadow_skipped_images"][:, 0])
+        self._shadow_difference = histogram("digitserve_shadow_probability_difference")
         self._num_labels = len(labels)
 
     def call_started(self, method: Method) -> None:

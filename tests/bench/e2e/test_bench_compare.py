@@ -23,7 +23,7 @@ def compare(models: Path, document: Path, *arguments: str) -> list[dict[str, flo
     """Run the benchmark for a short time on all cores, since no time is asserted; return the figures of each round."""
     cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
     command = [
-        sys.executable, "-m", "benchmarks.compare", "--models", str(models), "--seconds", "0.5", "--rounds", "1",
+        sys.executable, "-m", "benchmarks.compare", "--models", str(models), "--seconds", "0.5", "--rounds", "1", "--overload-seconds", "0",
         "--cores", cores, "--load-cores", cores, "--json", "--write", str(document), *arguments,
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=LIMIT_S)

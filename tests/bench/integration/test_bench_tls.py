@@ -1,19 +1,26 @@
 """The load generator with TLS, a client certificate and a token, and its metrics page."""
 
+import select
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import repeat
 from pathlib import Path
 
 import pytest
 
 from digitserve.bench import metrics_page
-from digitserve.bench.counts import Counts
+from digitserve.bench.counts import Counts, Recorder
+from digitserve.bench.driver import Context
 from digitserve.bench.load import HandshakeFailed, Load, Unreachable, resolve
 from digitserve.bench.metrics_page import NotAvailable
 from digitserve.bench.plan import Plan, Size
+from digitserve.bench.traffic import EncodedRequest
+from digitserve.bench.unary import UnaryDriver
 from digitserve.credentials import Credentials
 from support.bundles import write_echo_bundle
 from support.certificates import Certificate, make_certificate, sign_client
@@ -114,8 +121,26 @@ def test_a_failed_handshake_ends_the_load_at_once(
 
 def test_clear_text_to_a_port_with_tls_has_a_hint(worker: RunningWorker) -> None:
     """The message says how to use TLS."""
-    with pytest.raises(Unreachable, match="If it uses TLS, use https:// in the address, or pass ca"):
+    with pytest.raises(Unreachable, match="if it uses TLS, use https:// in the address, or pass ca"):
         run_load(Plan(worker.address, connections=1, duration_s=0.1, timeout_s=0.3))
+
+
+def test_a_pending_handshake_takes_no_cpu_time(credentials: Credentials) -> None:
+    """While the server has not answered, the connection waits to be readable, although it is writable and has output."""
+    with socket.create_server(("127.0.0.1", 0)) as silent, select.epoll() as epoll:
+        context = Context(
+            socket.AF_INET, silent.getsockname(), [(":path", "/x")], repeat(EncodedRequest(b"x", 1)), Recorder(), epoll,
+            time.monotonic, tls=(credentials.ssl_context("h2"), "localhost"),
+        )  # fmt: skip
+        driver = UnaryDriver(context, lambda _driver: None)
+        driver.connect()
+        ((_, mask),) = epoll.poll(PATIENCE_S)
+        driver.on_event(mask)
+        driver.flush()
+
+        assert epoll.poll(0) == []
+        assert driver.connected
+        driver.close()
 
 
 class _Page(BaseHTTPRequestHandler):
@@ -170,7 +195,7 @@ def test_the_metrics_page_does_not_get_the_token_in_clear_text(folder: Path, mon
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Page, seen)) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/metrics"
-        with pytest.raises(NotAvailable, match="HTTP status 401"):
+        with pytest.raises(NotAvailable, match="HTTP status 401; it needs a token: it is not sent without TLS"):
             metrics_page.read(url, Credentials(token_file=folder / "token"))
         metrics_page.read(url, Credentials(token_file=folder / "token", clear_text_token=True))
         server.shutdown()

@@ -321,9 +321,10 @@ def test_threads_get_closed_when_another_thread_closes_the_client(worker: Runnin
             assert [type(one.exception()) for one in calls] == [Closed] * 3
 
 
-def test_tasks_get_closed_when_another_task_closes_the_client(worker: RunningWorker) -> None:
+@pytest.mark.parametrize("num_iterations", range(6))
+def test_tasks_get_closed_when_another_task_closes_the_client(worker: RunningWorker, num_iterations: int) -> None:
     """Calls in progress when another task closes the client raise Closed; none returns fewer answers, and a task that was
-    cancelled itself raises CancelledError.
+    cancelled itself raises CancelledError, before, during and after the close.
     """
 
     async def classify_repeatedly(client: AsyncClient) -> None:
@@ -336,12 +337,28 @@ def test_tasks_get_closed_when_another_task_closes_the_client(worker: RunningWor
         calls = [asyncio.create_task(classify_repeatedly(client)) for _ in range(4)]
         while worker.started() < before + 10:  # noqa: ASYNC110 - the worker is a thread
             await asyncio.sleep(0.001)
+        close = asyncio.create_task(client.close())
+        for _ in range(num_iterations):
+            await asyncio.sleep(0)
+        ended = calls[0].done()
         calls[0].cancel()
-        # The cancellation arrives first: of two at the same moment, either may win.
-        await asyncio.sleep(0)
-        await client.close()
+        await close
         ends = await asyncio.gather(*calls, return_exceptions=True)
-        assert [type(end) for end in ends] == [asyncio.CancelledError, Closed, Closed, Closed]
+        assert [type(end) for end in ends] == [Closed if ended else asyncio.CancelledError, Closed, Closed, Closed]
 
-    for _ in range(5):
+    for _ in range(3):
         asyncio.run(run())
+
+
+def test_a_task_does_not_count_as_cancelled_after_a_failed_call(worker: RunningWorker) -> None:
+    """A task whose call has failed can go on with ``asyncio.timeout`` and task groups, which look at that count."""
+
+    async def run() -> None:
+        async with AsyncClient(worker.address, max_side=None) as client:
+            with pytest.raises(RequestRejected):
+                await client.classify([np.zeros((5000, 1), np.uint8), np.zeros((1, 5000), np.uint8)])
+            task = asyncio.current_task()
+            assert task is not None
+            assert task.cancelling() == 0
+
+    asyncio.run(run())

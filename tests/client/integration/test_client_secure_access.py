@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from digitserve import reload
+from digitserve import file_watch
 from digitserve.client import (
     AsyncClient,
     Client,
@@ -123,7 +123,7 @@ def test_tokens_are_rotated_without_a_restart(
     """After the service has dropped the old token, clients whose file has the new one go on, open clients and new streams
     alike; with the old one they get ``Unauthenticated``.
     """
-    monkeypatch.setattr(reload, "INTERVAL_S", 0.02)
+    monkeypatch.setattr(file_watch, "INTERVAL_S", 0.02)
     tokens, token = tmp_path / "tokens", tmp_path / "token"
     tokens.write_text(FIRST)
     token.write_text(FIRST)

@@ -1,6 +1,8 @@
 """Image files into arrays: every kind of file that people have, and errors for files that are no images."""
 
 import io
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from digitserve.errors import ImageFileError
+from digitserve.vision import image_files
 from digitserve.vision.image_files import MAX_FILE_PIXELS, image_to_array, read_image_file, read_images
+from support.fuzz_files import hostile_images
+from support.memory import limited_to
 
 GRADIENT = np.linspace(0, 255, 12 * 20).astype(np.uint8).reshape(12, 20)
 ORIENTATION = 0x0112
@@ -212,7 +217,7 @@ def test_a_damaged_npy_file_is_rejected(tmp_path: Path) -> None:
     for damaged, text in (
         (content[:2000], "declares uint8[9, 28, 28], more than the 1872 bytes of its values"),
         (content[:40], "cannot be read as .npy"),
-        (content.replace(b"(9, 28, 28), ", b"(9" + b"0" * 9 + b",9) "), "more than the 7058 bytes of its values"),
+        (content.replace(b"(9, 28, 28), ", b"(9" + b"0" * 8 + b",9)  "), "more than the 7058 bytes of its values"),
         (content.replace(b"(9, 28, 28)", b"(-9, 28,28)"), "declares uint8[-9, 28, 28]"),
     ):
         path.write_bytes(damaged)
@@ -269,6 +274,49 @@ def test_a_picture_over_the_limit_is_rejected_before_it_is_decoded(tmp_path: Pat
     path = save(tmp_path, Image.new("1", (20_000, 20_000)))
     assert f"expected at most {MAX_FILE_PIXELS}" in error_of(path)
     assert read_image_file(save(tmp_path, Image.new("1", (8192, 8192)))).shape[0] == 8192
+
+
+@pytest.mark.parametrize("name", hostile_images())
+def test_a_small_file_that_declares_a_huge_picture_takes_little_memory(name: str) -> None:
+    """Dimensions, text, profiles, metadata and tags are limited before memory is allocated for them."""
+    with limited_to(1 << 25):
+        try:
+            images = read_images(io.BytesIO(hostile_images()[name]), "input")
+        except ImageFileError as error:
+            assert re.search(
+                r"got \d+x\d+ pixels|too many pixels|read as .npy|too large|too much memory|truncated|unknown",
+                str(error),
+                re.IGNORECASE,
+            )
+        else:  # only its metadata was hostile
+            assert images.shape == (1, 4, 4, 1)
+
+
+def test_a_file_without_end_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device is read up to the limit."""
+    monkeypatch.setattr(image_files, "MAX_FILE_BYTES", 1 << 21)
+    assert "/dev/zero: got more than 2097152 bytes; expected at most that" in error_of(Path("/dev/zero"))
+
+
+def test_a_huge_file_is_rejected_without_reading_it(tmp_path: Path) -> None:
+    """A sparse file of a terabyte costs no memory."""
+    path = tmp_path / "image"
+    path.touch()
+    os.truncate(path, 1 << 40)
+    with limited_to(1 << 25):
+        assert "got more than" in error_of(path)
+
+
+def test_a_pipe_is_read(tmp_path: Path) -> None:
+    """Shells pass pipes as paths: ``digitserve classify <(command)``."""
+    content = save(tmp_path, Image.fromarray(GRADIENT)).read_bytes()
+    reader, writer = os.pipe()
+    try:
+        with open(writer, "wb") as file:  # noqa: PTH123 - a descriptor has no path
+            file.write(content)
+        assert np.array_equal(read_images(f"/dev/fd/{reader}")[0, ..., 0], GRADIENT)
+    finally:
+        os.close(reader)
 
 
 def test_other_formats_are_not_opened(tmp_path: Path) -> None:

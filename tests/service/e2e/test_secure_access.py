@@ -1,5 +1,7 @@
 """The whole service with certificates of server and clients, tokens, and HTTPS."""
 
+import os
+import signal
 import ssl
 import time
 import urllib.error
@@ -23,8 +25,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_secure_access(models: Path, tmp_path: Path) -> None:
     """With a certificate, an authority of clients and tokens, only clients that have all of them are served. The HTTP port shows
-    its state to everyone, and its metrics to clients with a token or a certificate. New files are used without a restart, and
-    invalid ones are reported once. No log line has a token.
+    its state to everyone, and its metrics to clients with a token or a certificate. New files are used without a restart. Invalid
+    ones are reported once, and the old ones stay in use, also by a worker that starts then. No log line has a token.
     """
     made, authority = make_certificate(tmp_path / "tls"), make_certificate(tmp_path / "clients")
     client, token, tokens = sign_client(tmp_path / "client", authority), "a-secret-0123456789", tmp_path / "tokens"
@@ -56,6 +58,12 @@ def test_secure_access(models: Path, tmp_path: Path) -> None:
         assert service.get("/metrics", Authorization=f"Bearer {token}")[0] == 200
         log = service.log.read_text()
         assert log.count("new files are invalid") == 2 and token not in log
+
+        (worker,) = service.workers()
+        os.kill(worker, signal.SIGKILL)
+        wait_until(lambda: service.workers() not in ([], [worker]), "the worker is replaced")
+        with grpc.secure_channel(service.grpc_address, credentials) as channel:
+            assert classify(channel, 6, token=token) == 6
 
         newer = make_certificate(tmp_path / "newer")
         newer.certificate.replace(made.certificate)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -18,7 +19,7 @@ from digitserve.v1 import digits_pb2_grpc
 from support import serving
 from support.bundles import echo_image, echo_request, write_echo_bundle
 from support.load import CLASSIFY, Load, classify
-from support.serving import PATIENCE_S, TRANSPORTS, command, run_service, wait_until
+from support.serving import PATIENCE_S, TRANSPORTS, Service, command, run_service, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +27,21 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models")
     write_echo_bundle(path)
     return path
+
+
+@pytest.fixture(scope="module")
+def service(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Run a service of one worker for the tests that only call it."""
+    with run_service(models, tmp_path_factory.mktemp("service") / "log", "--workers", "1") as running:
+        yield running
+
+
+@pytest.fixture
+def unused() -> Iterator[str]:
+    """Return an address that refuses connections: a socket is bound to it, and does not listen."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{bound.getsockname()[1]}"
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -48,27 +64,25 @@ def test_banner(models: Path, tmp_path: Path) -> None:
         assert (result.returncode, result.stdout.split()[1]) == (0, "7")
 
 
-def test_http_endpoints(models: Path, tmp_path: Path) -> None:
+def test_http_endpoints(service: Service) -> None:
     """/ and /readyz show what is served, /livez that the process runs, /metrics the counts."""
-    with run_service(models, tmp_path / "log", "--workers", "1") as service:
-        assert service.get("/")[1].startswith("digitserve ready: digits/1")
-        assert service.get("/livez") == (200, "alive\n")
-        assert service.get("/readyz")[0] == 200
-        assert service.total("digitserve_ready_workers") == 1
-        assert service.total("digitserve_model_info", name="digits", version="1", provider="CPUExecutionProvider") == 1
-        assert service.get("/nonesuch")[0] == 404
+    assert service.get("/")[1].startswith("digitserve ready: digits/1")
+    assert service.get("/livez") == (200, "alive\n")
+    assert service.get("/readyz")[0] == 200
+    assert service.total("digitserve_ready_workers") == 1
+    assert service.total("digitserve_model_info", name="digits", version="1", provider="CPUExecutionProvider") == 1
+    assert service.get("/nonesuch")[0] == 404
 
 
-def test_worker_threads_do_not_preempt_each_other(models: Path, tmp_path: Path) -> None:
+def test_worker_threads_do_not_preempt_each_other(service: Service) -> None:
     """All threads of a worker, including those of gRPC core, run with SCHED_BATCH; the supervisor does not."""
-    with run_service(models, tmp_path / "log", "--workers", "1") as service:
-        with service.channel() as channel:
-            assert classify(channel, 3) == 3
-        (worker,) = service.workers()
-        threads = [int(thread.name) for thread in Path(f"/proc/{worker}/task").iterdir()]
-        assert len(threads) > 1
-        assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_BATCH}
-        assert os.sched_getscheduler(service.process.pid) == os.SCHED_OTHER
+    with service.channel() as channel:
+        assert classify(channel, 3) == 3
+    (worker,) = service.workers()
+    threads = [int(thread.name) for thread in Path(f"/proc/{worker}/task").iterdir()]
+    assert len(threads) > 1
+    assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_BATCH}
+    assert os.sched_getscheduler(service.process.pid) == os.SCHED_OTHER
 
 
 def test_counters_equal_the_clients_counts(models: Path, tmp_path: Path) -> None:
@@ -100,7 +114,7 @@ def test_output_of_a_sitecustomize_does_not_disturb_the_service(models: Path, tm
     """
     (tmp_path / "sitecustomize.py").write_text("print('sitecustomize prints', flush=True)\n")
     paths = os.pathsep.join([str(tmp_path), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
-    with run_service(models, tmp_path / "log", "--workers", "1", "--lame-duck-s", "0", PYTHONPATH=paths) as service:
+    with run_service(models, tmp_path / "log", "--workers", "1", PYTHONPATH=paths) as service:
         with service.channel() as channel:
             assert classify(channel, 12) == 12
         assert service.stop() == 0
@@ -120,7 +134,7 @@ def test_a_log_that_cannot_be_written_does_not_end_the_service(models: Path, tmp
             while True:
                 os.write(write_end, bytes(4096))
     # Buffered, as Python's standard error is by default: lines that cannot be written are still there at the exit.
-    with run_service(models, log, "--workers", "1", "--lame-duck-s", "0", PYTHONUNBUFFERED="") as service:
+    with run_service(models, log, "--workers", "1", PYTHONUNBUFFERED="") as service:
         os.close(write_end)
         if reader == "has ended":
             os.close(read_end)
@@ -180,55 +194,69 @@ def test_a_replacement_worker_serves_the_bundle_that_was_verified(tmp_path: Path
             assert "".join(stub.GetModel(pb.GetModelRequest(), timeout=PATIENCE_S).model.labels) == "0123456789"
 
 
-def test_a_killed_worker_is_replaced(models: Path, tmp_path: Path) -> None:
-    """A worker is killed under load: the other one continues, callers get their own answers or UNAVAILABLE, readiness and
-    metrics are correct, a new worker replaces the killed one, and no count is lost.
+def test_killed_and_stopped_workers_lose_only_their_calls(models: Path, tmp_path: Path) -> None:
+    """One worker is killed and another one stopped under load. The other one continues: the service stays ready, and callers get
+    their own answers, or UNAVAILABLE for calls in flight on the worker that failed. A stopped worker is detected by its heartbeat.
+    Both are replaced, then all callers get answers again. No count is lost, and each started call is counted as ended.
     """
-    with run_service(models, tmp_path / "log", "--workers", "2") as service:
-        with Load(service, 8) as load:
-            wait_until(lambda: load.outcomes["OK"] >= 200, "200 answers")
-            before = service.total("grpc_server_handled_total", grpc_method="Classify", grpc_code="OK")
-            killed = service.workers()[0]
-            os.kill(killed, signal.SIGKILL)
-            wait_until(lambda: killed not in service.workers(), "the killed worker is gone")
-            assert service.get("/readyz")[0] == 200
-            assert service.total("grpc_server_handled_total", grpc_method="Classify", grpc_code="OK") >= before
-            wait_until(lambda: service.total("digitserve_ready_workers") == 2, "the worker is replaced")
-            answered = load.outcomes["OK"]
-            wait_until(lambda: load.outcomes["OK"] >= answered + 200, "200 more answers")
+    with run_service(models, tmp_path / "log", "--workers", "2", "--stall-s", "1") as service:
+        with Load(service, 8) as keeping, Load(service, 2, reconnect=True) as reconnecting:
+            for number in (signal.SIGKILL, signal.SIGSTOP):
+                kept = keeping.outcomes["OK"]
+                wait_until(lambda count=kept: keeping.outcomes["OK"] >= count + 100, "100 answers")
+                before = service.total("grpc_server_handled_total", grpc_method="Classify", grpc_code="OK")
+                failing = service.workers()[0]
+                os.kill(failing, number)
+                wait_until(lambda pid=failing: pid not in service.workers(), "the worker has ended")
+                assert service.get("/readyz")[0] == 200
+                assert service.total("grpc_server_handled_total", grpc_method="Classify", grpc_code="OK") >= before
+                wait_until(lambda: service.total("digitserve_ready_workers") == 2, "it is replaced")
+            kept, opened = keeping.outcomes["OK"], reconnecting.outcomes["OK"]
+            wait_until(lambda: keeping.outcomes["OK"] >= kept + 100, "callers with a connection get answers")
+            wait_until(lambda: reconnecting.outcomes["OK"] >= opened + 20, "callers with a new one get answers")
 
-        assert set(load.outcomes) <= {"OK", "UNAVAILABLE"}
-        assert service.total("digitserve_worker_restarts_total") == 1
+        assert set(keeping.outcomes | reconnecting.outcomes) <= {"OK", "UNAVAILABLE"}
+        # Each caller has one call at a time: of a worker's calls, one per caller can fail, and those of its next connection.
+        assert keeping.outcomes["UNAVAILABLE"] <= 2 * 2 * 8
+        answered = keeping.outcomes["OK"] + reconnecting.outcomes["OK"]
+        assert service.total("grpc_server_handled_total", grpc_method="Classify", grpc_code="OK") >= answered
         started = service.total("grpc_server_started_total", grpc_method="Classify")
         assert service.total("grpc_server_handled_total", grpc_method="Classify") == started
-        assert service.total("grpc_server_handled_total", grpc_method="Classify", grpc_code="OK") >= load.outcomes["OK"]
-
-
-def test_a_hung_worker_is_replaced(models: Path, tmp_path: Path) -> None:
-    """A worker whose event loop makes no progress is detected by its heartbeat, killed and replaced."""
-    with run_service(models, tmp_path / "log", "--workers", "1", "--stall-s", "1") as service:
-        (stopped,) = service.workers()
-        os.kill(stopped, signal.SIGSTOP)
-        wait_until(lambda: service.workers() not in ([], [stopped]), "another worker is started")
-        wait_until(lambda: service.get("/readyz")[0] == 200, "it is ready")
-        with service.channel() as channel:
-            assert classify(channel, 5) == 5
+        assert service.total("digitserve_worker_restarts_total") == 2
         assert "heartbeat stopped" in service.log.read_text()
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_sigterm_answers_admitted_requests(models: Path, tmp_path: Path, transport: str) -> None:
-    """After SIGTERM under load no answer is lost or wrong: each call gets its answer or UNAVAILABLE; the exit code is 0."""
+    """After SIGTERM under load no answer is lost or wrong: each call gets its answer or UNAVAILABLE, also those on connections that
+    no worker accepted; the exit code is 0. Idle connections are closed, and new ones are refused.
+    """
     arguments = ("--workers", "2", "--lame-duck-s", "0.3", "--transport", transport)
     with run_service(models, tmp_path / "log", *arguments) as service:
-        with Load(service, 8, wait_for_ready=False) as load:
-            wait_until(lambda: load.outcomes["OK"] >= 200, "200 answers")
+        host, _, port = service.grpc_address.rpartition(":")
+        idle = socket.create_connection((host, int(port)), timeout=PATIENCE_S)
+        with (
+            Load(service, 8, wait_for_ready=False) as keeping,
+            Load(service, 4, wait_for_ready=False, reconnect=True) as reconnecting,
+        ):
+            wait_until(lambda: keeping.outcomes["OK"] >= 200, "200 answers")
+            wait_until(lambda: reconnecting.outcomes["OK"] >= 50, "50 answers to new connections")
             service.process.send_signal(signal.SIGTERM)
             wait_until(lambda: service.process.poll() is not None or service.get("/readyz")[0] == 503, "not ready")
             assert service.process.wait(PATIENCE_S) == 0
+            refused = reconnecting.outcomes["UNAVAILABLE"]
+            wait_until(
+                lambda: reconnecting.outcomes["UNAVAILABLE"] >= refused + 20, "callers are refused and do not wait"
+            )
 
         # gRPC core ends calls with CANCELLED that arrive after it sent GOAWAY and before the client has read it.
-        assert set(load.outcomes) <= {"OK", "UNAVAILABLE"} | ({"CANCELLED"} if transport == "grpcio" else set())
+        expected = {"OK", "UNAVAILABLE"} | ({"CANCELLED"} if transport == "grpcio" else set())
+        assert set(keeping.outcomes | reconnecting.outcomes) <= expected
+        with idle:
+            while idle.recv(1 << 16):
+                pass
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((host, int(port)))
         assert '"drained"' in service.log.read_text()
         assert "crashed" not in service.log.read_text()
 
@@ -252,14 +280,14 @@ def test_no_call_is_lost_when_one_worker_drains(models: Path, tmp_path: Path, tr
     calls in the backlog of the closing listener.
     """
     native = transport == "native"
-    arguments = ("--workers", "2", "--lame-duck-s", "0", "--transport", transport)
+    arguments = ("--workers", "2", "--transport", transport)
     with run_service(models, tmp_path / "log", *arguments) as service:
         with (
             Load(service, 4, wait_for_ready=not native, retries=not native) as keeping,
             Load(service, 4, wait_for_ready=not native, retries=not native, reconnect=True) as reconnecting,
         ):
             wait_until(lambda: reconnecting.outcomes["OK"] >= 100, "100 answers")
-            for _ in range(8 if native else 3):
+            for _ in range(4 if native else 3):
                 drained = service.workers()[0]
                 os.kill(drained, signal.SIGTERM)
                 wait_until(lambda pid=drained: pid not in service.workers(), "the worker has drained")
@@ -277,7 +305,7 @@ def test_connections_wait_for_the_next_worker(models: Path, tmp_path: Path) -> N
     """With the native transport, a service of one worker loses no call while that drains and is replaced again and again:
     clients with default channels, whose connections arrive meanwhile, are neither reset nor refused.
     """
-    arguments = ("--workers", "1", "--lame-duck-s", "0", "--transport", "native")
+    arguments = ("--workers", "1", "--transport", "native")
     with run_service(models, tmp_path / "log", *arguments) as service:
         with (
             Load(service, 4, wait_for_ready=False) as keeping,
@@ -325,18 +353,17 @@ def runs(pid: int) -> bool:
     return False
 
 
-def test_a_second_service_on_the_same_port_is_refused(models: Path, tmp_path: Path) -> None:
+def test_a_second_service_on_the_same_port_is_refused(models: Path, service: Service) -> None:
     """A second service on the same port reports it and exits with 1; the first one is not affected."""
-    with run_service(models, tmp_path / "log", "--workers", "1") as service:
-        for flag, address in (("--grpc-port", service.grpc_address), ("--http-port", service.http_url)):
-            port = address.rpartition(":")[2]
-            other = "--http-port" if flag == "--grpc-port" else "--grpc-port"
-            second = run("serve", "--models", str(models), other, "0", flag, port)
-            assert second.returncode == 1
-            assert f"cannot use port {port}" in second.stderr
-            assert flag in second.stderr
-        with service.channel() as channel:
-            assert classify(channel, 3) == 3
+    for flag, address in (("--grpc-port", service.grpc_address), ("--http-port", service.http_url)):
+        port = address.rpartition(":")[2]
+        other = "--http-port" if flag == "--grpc-port" else "--grpc-port"
+        second = run("serve", "--models", str(models), other, "0", flag, port)
+        assert second.returncode == 1
+        assert f"cannot use port {port}" in second.stderr
+        assert flag in second.stderr
+    with service.channel() as channel:
+        assert classify(channel, 3) == 3
 
 
 def _flip_a_byte(bundle: Path) -> None:
@@ -377,7 +404,7 @@ def test_a_damaged_bundle_is_not_served(models: Path, tmp_path: Path, damage, ch
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_zero_workers_serve_in_one_process(models: Path, tmp_path: Path, transport: str) -> None:
     """``--workers 0`` serves without any child process, and drains like worker processes."""
-    arguments = ("--workers", "0", "--lame-duck-s", "0", "--transport", transport)
+    arguments = ("--workers", "0", "--transport", transport)
     with run_service(models, tmp_path / "log", *arguments) as service:
         assert service.workers() == []
         with service.channel() as channel:
@@ -397,6 +424,7 @@ def test_zero_workers_serve_in_one_process(models: Path, tmp_path: Path, transpo
         (("--device", "cuda"), "CUDAExecutionProvider"),
         (("--host", "nonesuch.invalid"), "not an address of this machine"),
         (("--tls-key", "nonesuch.key"), "--tls-key without --tls-certificate"),
+        (("--token-file", "nonesuch"), "--token-file nonesuch: cannot be read: No such file"),
     ],
 )
 def test_a_bad_setting_refuses_to_start(models: Path, arguments: tuple[str, ...], part: str) -> None:
@@ -444,45 +472,42 @@ def test_settings_from_the_environment(models: Path, tmp_path: Path) -> None:
     assert "DIGITSERVE_GRPC_PORT" in result.stderr
 
 
-def test_healthcheck_exit_codes(models: Path, tmp_path: Path) -> None:
+def test_healthcheck_exit_codes(service: Service, unused: str) -> None:
     """``healthcheck`` exits with 0 for SERVING, 1 for an unknown service and 3 if there is no service."""
-    with run_service(models, tmp_path / "log", "--workers", "1") as service:
-        healthy = run("healthcheck", "--address", service.grpc_address)
-        assert (healthy.returncode, healthy.stdout) == (0, "SERVING\n")
-        unknown = run("healthcheck", "--address", service.grpc_address, "--service", "nonesuch")
-        assert unknown.returncode == 1
-        assert "no service 'nonesuch'; expected digitserve.v1.DigitService" in unknown.stderr
-        address = service.grpc_address
-    gone = run("healthcheck", "--address", address)
+    healthy = run("healthcheck", "--address", service.grpc_address)
+    assert (healthy.returncode, healthy.stdout) == (0, "SERVING\n")
+    unknown = run("healthcheck", "--address", service.grpc_address, "--service", "nonesuch")
+    assert unknown.returncode == 1
+    assert "no service 'nonesuch'; expected digitserve.v1.DigitService" in unknown.stderr
+    gone = run("healthcheck", "--address", unused)
     assert gone.returncode == 3
     assert "digitserve serve" in gone.stderr
 
 
-def test_classify_prints_text_or_json(models: Path, tmp_path: Path) -> None:
+def test_classify_prints_text_or_json(service: Service, unused: str, tmp_path: Path) -> None:
     """``classify`` prints one line or JSON object per image. A bad file is named and the exit code is 1; the others are
     still classified.
     """
     image = tmp_path / "four.png"
     Image.fromarray(echo_image(4)).save(image)
     (tmp_path / "two.raw").write_bytes(echo_image(1).tobytes() + echo_image(2).tobytes())
-    with run_service(models, tmp_path / "log", "--workers", "1") as service:
-        address = ("--address", service.grpc_address)
-        options = (*address, "--json", "--top-k", "2")
-        results = (
-            run("classify", *options, str(image)),
-            run("classify", *options, "--size", "28x28", str(tmp_path / "two.raw")),
-        )
-        lines = [json.loads(line) for result in results for line in result.stdout.splitlines()]
-        assert [result.returncode for result in results] == [0, 0]
-        assert [(line["label"], line["image"], line["model"]) for line in lines] == [
-            ("4", 0, "digits/1"), ("1", 0, "digits/1"), ("2", 1, "digits/1"),
-        ]  # fmt: skip
-        assert lines[0]["verdict"] == "VERDICT_ACCEPTED"
-        assert [score["label"] for score in lines[0]["top"]][0] == "4"
+    address = ("--address", service.grpc_address)
+    options = (*address, "--json", "--top-k", "2")
+    results = (
+        run("classify", *options, str(image)),
+        run("classify", *options, "--size", "28x28", str(tmp_path / "two.raw")),
+    )
+    lines = [json.loads(line) for result in results for line in result.stdout.splitlines()]
+    assert [result.returncode for result in results] == [0, 0]
+    assert [(line["label"], line["image"], line["model"]) for line in lines] == [
+        ("4", 0, "digits/1"), ("1", 0, "digits/1"), ("2", 1, "digits/1"),
+    ]  # fmt: skip
+    assert lines[0]["verdict"] == "VERDICT_ACCEPTED"
+    assert [score["label"] for score in lines[0]["top"]][0] == "4"
 
-        mixed = run("classify", *address, str(tmp_path / "none.png"), str(image))
-        assert mixed.returncode == 1
-        assert "none.png" in mixed.stderr
-        assert "four.png: 4" in mixed.stdout
-    assert run("classify", *address, str(image)).returncode == 3
+    mixed = run("classify", *address, str(tmp_path / "none.png"), str(image))
+    assert mixed.returncode == 1
+    assert "none.png" in mixed.stderr
+    assert "four.png: 4" in mixed.stdout
+    assert run("classify", "--address", unused, str(image)).returncode == 3
     assert run("classify").returncode == 2

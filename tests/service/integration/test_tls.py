@@ -6,7 +6,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from digitserve import reload
+from digitserve import file_watch
 from digitserve.protocol.names import GET_MODEL
 from support.certificates import Certificate, make_certificate, sign_client
 from support.serving import PATIENCE_S, RunningWorker, run_worker, wait_until
@@ -25,7 +25,7 @@ def code(worker: RunningWorker, authority: Path, client: Certificate | None = No
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Check files all the time."""
-    monkeypatch.setattr(reload, "INTERVAL_S", 0.01)
+    monkeypatch.setattr(file_watch, "INTERVAL_S", 0.01)
 
 
 @pytest.mark.usefixtures("quick")

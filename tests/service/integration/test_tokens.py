@@ -6,7 +6,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from digitserve import reload
+from digitserve import file_watch
 from digitserve.access import UNAUTHENTICATED
 from digitserve.protocol.names import (
     CLASSIFY,
@@ -114,7 +114,7 @@ def test_reflection_off(models: Path, transport: str) -> None:
 
 def test_rotation(models: Path, tmp_path: Path, transport: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new file takes effect for the next calls of open connections; one without a valid token does not."""
-    monkeypatch.setattr(reload, "INTERVAL_S", 0.01)
+    monkeypatch.setattr(file_watch, "INTERVAL_S", 0.01)
     path = tmp_path / "tokens"
     path.write_text(FIRST)
     with run_worker(models, transport=transport, token_file=path) as worker:

@@ -1,13 +1,23 @@
 """Tokens: what a file may contain, and which values of ``authorization`` are admitted."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from digitserve.access import MAX_FILE_BYTES, MAX_TOKENS, MIN_TOKEN_CHARACTERS, Tokens, read_tokens
+from digitserve.access import (
+    MAX_FILE_BYTES,
+    MAX_TOKENS,
+    MIN_TOKEN_CHARACTERS,
+    NOTHING_VALID,
+    LastValid,
+    Tokens,
+    read_tokens,
+)  # fmt: skip
+from digitserve.certificate import KeyFiles
 from digitserve.errors import SettingsError
 from digitserve.settings import Settings
 
@@ -27,6 +37,7 @@ def test_no_file_no_tokens() -> None:
     assert Tokens.of(Settings()) is None
 
 
+@settings(max_examples=30)
 @given(tokens=st.lists(VALID, min_size=1, max_size=5), other=VALID)
 def test_each_token_of_the_file_is_valid_and_no_other(
     tmp_path_factory: pytest.TempPathFactory, tokens: list[str], other: str
@@ -44,12 +55,16 @@ def test_each_token_of_the_file_is_valid_and_no_other(
     assert read.admits(f"Bearer {other}".encode()) == (other in tokens)
 
 
-@given(st.binary(max_size=100))
-def test_any_bytes_are_judged(tmp_path_factory: pytest.TempPathFactory, sent: bytes) -> None:
+def test_any_bytes_are_judged(path: Path) -> None:
     """No value of the header field fails with an exception."""
-    path = tmp_path_factory.mktemp("tokens") / "tokens"
     path.write_text(TOKEN)
-    assert not Tokens(path).admits(sent)
+    tokens = Tokens(path)
+
+    @given(st.binary(max_size=100))
+    def check(sent: bytes) -> None:
+        assert not tokens.admits(sent)
+
+    check()
 
 
 @pytest.mark.parametrize(
@@ -73,6 +88,30 @@ def test_invalid_files(path: Path, content: bytes, expected: str) -> None:
         read_tokens(path)
     assert expected in str(raised.value)
     assert TOKEN not in str(raised.value) and "x" * 8 not in str(raised.value).replace(str(path), "")
+
+
+@settings(max_examples=30)
+@given(
+    st.none() | st.builds(KeyFiles, st.binary(), st.binary(), st.none() | st.binary()),
+    st.none() | st.lists(st.binary(min_size=32, max_size=32), min_size=1).map(tuple),
+)
+def test_workers_get_the_last_valid_content(key_files: KeyFiles | None, digests: tuple[bytes, ...] | None) -> None:
+    """Certificate and tokens are the same after their way through JSON; nothing in it means that there are none."""
+    sent = LastValid(key_files, digests)
+    assert LastValid.from_dict(json.loads(json.dumps(sent.to_dict()))) == sent
+    assert LastValid.from_dict({}) == NOTHING_VALID
+
+
+def test_a_worker_starts_with_the_last_valid_tokens(path: Path) -> None:
+    """While the file is not valid, tokens that were valid before can be used; as soon as it is valid, those of the file are."""
+    path.write_text(TOKEN)
+    digests = read_tokens(path)
+    path.write_text("")
+    tokens = Tokens(path, digests)
+    assert tokens.admits(f"Bearer {TOKEN}".encode())
+    path.write_text(TOKEN[::-1])
+    tokens.check()
+    assert tokens.admits(f"Bearer {TOKEN[::-1]}".encode()) and not tokens.admits(f"Bearer {TOKEN}".encode())
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

@@ -27,18 +27,6 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_success_prints_nothing_to_standard_error(tmp_path: Path, noise_path: Path) -> None:
-    """Training, evaluation and export print no log messages of TensorFlow, absl or oneDNN."""
-    run_dir = tmp_path / "run"
-
-    trained = run("train", "--data", noise_path, "--run-dir", run_dir, "--preset", "lenet5", "--epochs", 1)
-    evaluated = run("evaluate", run_dir, "--data", noise_path)
-    exported = run("export", run_dir, "--data", noise_path, "--models", tmp_path / "models")
-
-    ended = (trained, evaluated, exported)
-    assert [(process.returncode, process.stderr) for process in ended] == [(0, "")] * 3
-
-
 def test_errors_are_visible(tmp_path: Path) -> None:
     """An error that occurs after TensorFlow was imported is the only line on standard error."""
     failed = run("train", "--data", tmp_path / "missing.npz", "--run-dir", tmp_path / "run")

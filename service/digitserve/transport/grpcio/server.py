@@ -15,11 +15,11 @@ from concurrent.futures import Future
 
 import grpc
 
-from digitserve.access import FREE_PREFIX, Tokens
-from digitserve.certificate import read_key_files, watched_files
+from digitserve.access import FREE_PREFIX, NOTHING_VALID, LastValid, Tokens
+from digitserve.certificate import KeyFiles, new_context, watched_certificate
 from digitserve.errors import StartupError
+from digitserve.file_watch import FileWatch, WatchedValue
 from digitserve.protocol.names import Method
-from digitserve.reload import FileWatch, Reloaded
 from digitserve.settings import Settings, endpoint
 from digitserve.telemetry.recorder import Recorder
 from digitserve.transport.grpcio.rpcs import Bridge, serve_stream, serve_unary, serve_unread
@@ -87,14 +87,22 @@ class GrpcServer:
         recorder: Recorder,
         unary: Mapping[Method, UnaryHandler],
         streams: Mapping[Method, StreamHandler],
+        last_valid: LastValid = NOTHING_VALID,
     ) -> None:
         """Build the server; nothing listens before ``listen``.
+
+        Args:
+            settings: of the service.
+            recorder: of the worker.
+            unary: handlers of unary RPCs.
+            streams: handlers of streaming RPCs.
+            last_valid: certificate and tokens to start with if their files are not valid now.
 
         Raises:
             SettingsError: a file of the certificate or of tokens cannot be used.
         """
-        tokens = Tokens.of(settings)
-        certificate = _certificate(settings)
+        tokens = Tokens.of(settings, last_valid.digests)
+        certificate = watched_certificate(settings, functools.partial(_configuration, settings), last_valid.key_files)
         self._credentials = None if certificate is None else _credentials(certificate, settings)
         self._watch = FileWatch([certificate, tokens])
         self._address = endpoint(settings.host, settings.grpc_port)
@@ -219,19 +227,14 @@ def _milliseconds(seconds: float) -> int:
     return round(seconds * 1e3) or _MAX_INT
 
 
-def _certificate(settings: Settings) -> "Reloaded[grpc.ServerCertificateConfiguration] | None":
-    """Return the certificate for gRPC core, after the checks that apply to both transports; None for clear text."""
-
-    def read() -> grpc.ServerCertificateConfiguration:
-        files = read_key_files(settings)
-        return grpc.ssl_server_certificate_configuration([(files.key, files.certificate)], files.client_ca)
-
-    watched = watched_files(settings)
-    return Reloaded("certificate", watched, read) if watched else None
+def _configuration(settings: Settings, files: KeyFiles) -> grpc.ServerCertificateConfiguration:
+    """Return a certificate for gRPC core, after the checks that apply to both transports."""
+    new_context(files, settings)
+    return grpc.ssl_server_certificate_configuration([(files.key, files.certificate)], files.client_ca)
 
 
 def _credentials(
-    certificate: "Reloaded[grpc.ServerCertificateConfiguration]", settings: Settings
+    certificate: "WatchedValue[grpc.ServerCertificateConfiguration]", settings: Settings
 ) -> grpc.ServerCredentials:
     """Return credentials for which gRPC core reads the newest certificate at each handshake, on a thread of its own."""
     used = certificate.value

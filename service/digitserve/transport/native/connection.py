@@ -151,7 +151,8 @@ class Connection(TimeLimits):
     def drop(self) -> None:
         """Drop all calls and free the input: after an error the socket stays open until its last output is sent."""
         super().drop()
-        self._rest, self._block = b"", None
+        # A deferred call refers to its stream, and that to the connection: a reference cycle.
+        self._rest, self._block, self._deferred = b"", None, []
 
     def trim(self) -> int:
         """Give up memory that only saves time; return about how many of ``num_held_bytes`` it took."""
@@ -324,13 +325,7 @@ class Connection(TimeLimits):
         handler = self._unknown if method is None or method.unary is None else method.unary
         status = handler.refusal(deadline, self.source)
         if status is not None:
-            self.num_rejected += 1
-            self.send_answer(stream_id, *encode_answer(status))
-            if not flags & END_STREAM:
-                self.answered[stream_id] = self._now, FIRST_WINDOW
-            if self._now >= self._requests.refusals_from:
-                caller = Refused(self.peer, head.fields, self._now, deadline)
-                self._requests.refused(head.path.decode("latin-1"), caller, status, self._now)
+            self._reject(stream_id, flags, head, status)
             return
         call = Call(self, stream_id, head, self._now, deadline, handler)
         self.streams[stream_id] = call
@@ -338,6 +333,16 @@ class Connection(TimeLimits):
         handler.on_accept(call)
         if call.open and self._has_known_encoding(call) and flags & END_STREAM:
             call.on_data(b"", ended=True)
+
+    def _reject(self, stream_id: int, flags: int, head: RequestHead, status: Status) -> None:
+        """Answer an RPC before its message is read; the message is ignored."""
+        self.num_rejected += 1
+        self.send_answer(stream_id, *encode_answer(status))
+        if not flags & END_STREAM:
+            self.answered[stream_id] = self._now, FIRST_WINDOW
+        if self._now >= self._requests.refusals_from:
+            caller = Refused(self.peer, head.fields, self._now, self._arrived + head.timeout_s)
+            self._requests.refused(head.path.decode("latin-1"), caller, status, self._now)
 
     def _has_known_encoding(self, stream: RpcStream) -> bool:
         """Return whether the messages of a request can be decompressed; otherwise fail it."""

@@ -16,10 +16,8 @@ from digitserve.protocol.status import Status
 from digitserve.telemetry.recorder import Recorder
 from digitserve.transport.handlers import UnaryHandler
 from digitserve.transport.native.connection import Connection, Method
-from digitserve.transport.native.frames import END_STREAM
 from digitserve.transport.native.head import RequestHead
-from digitserve.transport.native.limits import FIRST_WINDOW, Counts, Limits, ReceiveBudget
-from digitserve.transport.native.message import encode_answer
+from digitserve.transport.native.limits import Counts, Limits, ReceiveBudget
 from digitserve.transport.respond import unauthenticated_handlers
 from digitserve.types import Source
 
@@ -72,9 +70,7 @@ class GuardedConnection(Connection):
         if not head.refused:
             super()._start(stream_id, flags, head)
             return
-        self.send_answer(stream_id, *encode_answer(self._guard.reject(head.path, self.source)))
-        if not flags & END_STREAM:
-            self.answered[stream_id] = self._now, FIRST_WINDOW
+        self._reject(stream_id, flags, head, self._guard.reject(head.path, self.source))
 
     def _judge(self, head: RequestHead) -> None:
         """Decide whether a call is rejected, and keep that with its header fields."""

@@ -10,10 +10,10 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 
-from digitserve.access import Tokens
-from digitserve.certificate import reloaded_context
+from digitserve.access import NOTHING_VALID, LastValid, Tokens
+from digitserve.certificate import new_context, watched_certificate
+from digitserve.file_watch import FileWatch
 from digitserve.protocol.names import Method
-from digitserve.reload import FileWatch
 from digitserve.settings import Settings
 from digitserve.telemetry.recorder import Recorder
 from digitserve.transport.handlers import StreamHandler, UnaryHandler
@@ -36,6 +36,7 @@ class NativeServer:
         unary: Mapping[Method, UnaryHandler],
         streams: Mapping[Method, StreamHandler],
         listener: socket.socket,
+        last_valid: LastValid = NOTHING_VALID,
     ) -> None:
         """Build the server; nothing is accepted before ``listen``.
 
@@ -45,6 +46,7 @@ class NativeServer:
             unary: handlers of unary RPCs.
             streams: handlers of streaming RPCs.
             listener: listens on the address; the server closes it when it shuts down.
+            last_valid: certificate and tokens to start with if their files are not valid now.
 
         Raises:
             SettingsError: two settings contradict each other, or a file of the certificate or of tokens cannot be used.
@@ -57,14 +59,14 @@ class NativeServer:
         budget = ReceiveBudget(worker_limits.max_receive_bytes, limits.message_s)
         budget.streams = self._stream_share = StreamShare(settings.max_pending_images)
 
-        guard = None if (tokens := Tokens.of(settings)) is None else Guard(tokens, recorder)
+        guard = None if (tokens := Tokens.of(settings, last_valid.digests)) is None else Guard(tokens, recorder)
 
         def new_connection(now: float, on_output: Callable[[], None]) -> Connection:
             if guard is not None:
                 return GuardedConnection(guard, routes, unknown, limits, budget, recorder, now, on_output)
             return Connection(routes, unknown, limits, budget, recorder, now, on_output)
 
-        certificate = reloaded_context(settings)
+        certificate = watched_certificate(settings, lambda files: new_context(files, settings), last_valid.key_files)
         context = None if certificate is None else lambda: certificate.value
         self._loop = Loop(new_connection, worker_limits, recorder, context)
         self._watch = FileWatch([certificate, tokens])
@@ -81,7 +83,7 @@ class NativeServer:
         """Send what waits, and handle what has arrived; see ``Server``."""
         self._stream_share.update(self._loop.num_connections)
         arrived = self._loop.poll(timeout_s)
-        self._stream_share.adjust(time.monotonic(), was_cut=self._loop.was_cut)
+        self._stream_share.adjust(time.monotonic(), self._loop.read_s, was_cut=self._loop.was_cut)
         return None if self._stopping and not self._loop.num_connections else arrived
 
     def begin_shutdown(self) -> None:

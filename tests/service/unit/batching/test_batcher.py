@@ -10,10 +10,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from digitserve.batching.batcher import DEADLINE_MARGIN, LARGE_SHARE, Batch, Batcher, Entry, Estimate
+from digitserve.batching.batcher import (
+    DEADLINE_MARGIN,
+    LARGE_SHARE,
+    OVERLOAD_AFTER_S,
+    OVERLOAD_ENDS_S,
+    OVERLOAD_SHARE,
+    OWN_SHARE,
+    WAIT_MARGIN,
+    Batch,
+    Batcher,
+    Entry,
+    Estimate,
+)  # fmt: skip
 from digitserve.batching.prepare import framing_work
 from digitserve.batching.refusals import STEPS_MS
 from digitserve.errors import DeadlineUnmeetable, Draining, Overloaded
+from digitserve.types import Source
 
 IMAGE_S = 0.001
 WORK_S = 1e-7
@@ -26,9 +39,16 @@ class NamedEntry(Entry):
     """An entry whose answers carry its name, which proves whose they are."""
 
     def __init__(
-        self, name: object, num_images: int, work: int, num_bytes: int, arrived: float, deadline: float
+        self,
+        name: object,
+        num_images: int,
+        work: int,
+        num_bytes: int,
+        arrived: float,
+        deadline: float,
+        source: Source | None,
     ) -> None:
-        super().__init__(num_images, work, num_bytes, arrived, deadline)
+        super().__init__(num_images, work, num_bytes, arrived, deadline, source)
         self.name = name
 
 
@@ -43,10 +63,10 @@ def make_batcher(**changes: float) -> Batcher[NamedEntry]:
 
 def make_entry(
     name: object = "entry", num_images: int = 1, *, framing_work: int = 0, num_bytes: int = 784, arrived: float = 0.0,
-    deadline: float = math.inf,
+    deadline: float = math.inf, source: Source | None = None,
 ) -> NamedEntry:  # fmt: skip
-    """Make an entry with a name."""
-    return NamedEntry(name, num_images, framing_work, num_bytes, arrived, deadline)
+    """Make an entry with a name; without a source, it has one of its own."""
+    return NamedEntry(name, num_images, framing_work, num_bytes, arrived, deadline, source)
 
 
 def admit(batcher: Batcher[NamedEntry], *entries: NamedEntry, now: float = 0.0) -> None:
@@ -210,18 +230,19 @@ def test_images_over_the_limit_are_rejected_with_the_time_to_retry() -> None:
     assert rejection.value.retry_after_s == 0.010  # the 8 ms of those that wait, rounded up
     assert batcher.pending_images == 8
     admit(batcher, make_entry("just fits", 2))
-    assert isinstance(batcher.refusal(math.inf), Overloaded)
+    assert isinstance(batcher.refusal(math.inf, Source()), Overloaded)
 
 
 def test_half_full_is_reported_before_requests_are_rejected() -> None:
-    """From half of the limit on, streams are to be paused; no request is rejected yet."""
+    """From half of the room on, streams of a source are to be paused; no request of it, or of others, is rejected yet."""
     batcher = make_batcher(max_pending_images=10)
-    admit(batcher, make_entry(num_images=4))
-    assert not batcher.is_half_full()
-    admit(batcher, make_entry(num_images=1))
+    one, other = Source(), Source()
+    admit(batcher, make_entry(num_images=4, source=one))
+    assert not batcher.is_half_full(one)
+    admit(batcher, make_entry(num_images=1, source=one))
 
-    assert batcher.is_half_full()
-    assert batcher.refusal(math.inf) is None
+    assert batcher.is_half_full(one) and batcher.refusal(math.inf, one) is None
+    assert not batcher.is_half_full(other) and batcher.refusal(math.inf, other) is None
 
 
 def test_similar_refusals_are_the_same_error() -> None:
@@ -231,7 +252,7 @@ def test_similar_refusals_are_the_same_error() -> None:
     errors = set()
     for microseconds in range(100, 20_000_000, 10_007):
         batcher.iteration_image_s.seconds = microseconds / 1e6
-        error = batcher.refusal(math.inf)
+        error = batcher.refusal(math.inf, Source())
         assert isinstance(error, Overloaded) and "at most 10 images" in str(error)
         wait_s = min(STEPS_MS[-1] / 1e3, 10 * batcher.iteration_image_s.seconds)
         assert wait_s <= error.retry_after_s <= max(0.001, 2.5 * wait_s)
@@ -255,7 +276,7 @@ def test_a_call_is_refused_exactly_if_a_single_image_would_not_be_admitted(
             batcher.admit(make_entry(num_images=num_images), 0.0)
     if closed:
         batcher.close()
-    refusal = batcher.refusal(left_s)
+    refusal = batcher.refusal(left_s, Source())
     try:
         batcher.admit(make_entry("single", deadline=left_s), 0.0)
     except (Overloaded, DeadlineUnmeetable, Draining) as error:
@@ -369,8 +390,8 @@ def test_earlier_small_requests_count_against_a_deadline() -> None:
     batcher = make_batcher()
     admit(batcher, *(make_entry(deadline=math.inf) for _ in range(50)))
     with pytest.raises(DeadlineUnmeetable):
-        batcher.admit(make_entry("behind", deadline=56 * IMAGE_S), 0.0)
-    admit(batcher, make_entry("patient", deadline=56.1 * DEADLINE_MARGIN * IMAGE_S))
+        batcher.admit(make_entry("behind", deadline=(50 * WAIT_MARGIN + 6 * DEADLINE_MARGIN - 0.1) * IMAGE_S), 0.0)
+    admit(batcher, make_entry("patient", deadline=(50 * WAIT_MARGIN + 6 * DEADLINE_MARGIN + 0.1) * IMAGE_S))
 
 
 def test_large_requests_do_not_count_against_the_deadline_of_a_small_one() -> None:
@@ -446,8 +467,8 @@ def test_the_estimate_for_deadlines_covers_whole_iterations() -> None:
     assert batcher.image_s.seconds == pytest.approx(IMAGE_S)
     assert batcher.iteration_image_s.seconds == pytest.approx(3 * IMAGE_S, rel=0.01)
     admit(batcher, *(make_entry() for _ in range(16)))
-    assert batcher.refusal(24 * 3 * IMAGE_S) is not None
-    assert batcher.refusal(24.1 * 3 * DEADLINE_MARGIN * IMAGE_S) is None
+    assert batcher.refusal(24 * 3 * IMAGE_S, Source()) is not None
+    assert batcher.refusal((16.1 * WAIT_MARGIN + 8 * DEADLINE_MARGIN) * 3 * IMAGE_S, Source()) is None
     assert not batcher.is_large(8, 0)
 
 
@@ -539,7 +560,7 @@ def test_close_returns_what_waits_and_stops_admission() -> None:
     assert batcher.pending_images == 0
     assert batcher.close() == []
     assert finish(batcher, batch) == ["whole"]
-    assert isinstance(batcher.refusal(math.inf), Draining)
+    assert isinstance(batcher.refusal(math.inf, Source()), Draining)
     with pytest.raises(Draining, match="shutting down"):
         batcher.admit(make_entry("late"), 0.0)
 
@@ -597,18 +618,88 @@ def test_large_requests_keep_no_small_ones_out() -> None:
     """Each queue has its own limit: neither kind of request takes the room of the other or pauses streams of the other."""
     batcher = make_batcher(max_pending_images=80)
     admit(batcher, make_entry("large", 80))
-    assert not batcher.is_half_full() and batcher.pending_images == 80
+    assert not batcher.is_half_full(Source()) and batcher.pending_images == 80
     with pytest.raises(Overloaded):
         batcher.admit(make_entry("second large", 9), 0.0)
     with pytest.raises(Overloaded):
         batcher.admit(make_entry("second large", 9), 0.0, patient=True)
     admit(batcher, *(make_entry() for _ in range(80)))
-    assert isinstance(batcher.refusal(math.inf), Overloaded)
+    assert isinstance(batcher.refusal(math.inf, Source()), Overloaded)
     batch = batcher.form(0.0)
     assert batch is not None
     finish(batcher, batch)
     finish(batcher, batcher.form(0.0) or batch)
     batcher.admit(make_entry("second large", 80), 0.0, patient=True)
+
+
+def rejected(batcher: Batcher[NamedEntry], source: Source, count: int, left_s: float = math.inf) -> int:
+    """Offer calls of a source, and return how many are rejected."""
+    num_rejected = 0
+    for _ in range(count):
+        if batcher.refusal(left_s, source) is None:
+            admit(batcher, make_entry(deadline=left_s, source=source))
+        else:
+            num_rejected += 1
+    return num_rejected
+
+
+@pytest.mark.parametrize("left_s", [math.inf, 0.100])
+@pytest.mark.parametrize("num_floods", [1, 3, 10])
+def test_floods_leave_room_for_other_sources(num_floods: int, left_s: float) -> None:
+    """Sources that send too much get equal parts of the queue. A source with less than such a part is not rejected."""
+    batcher = make_batcher(max_pending_images=1000 if left_s == math.inf else 100_000)
+    floods = [Source() for _ in range(num_floods)]
+    for _ in range(1000):
+        for flood in floods:
+            rejected(batcher, flood, 1, left_s)
+    parts = [flood.small_images for flood in floods]
+    assert max(parts) - min(parts) <= 1
+    room = batcher.pending_images * (1 + 1 / OWN_SHARE / num_floods)
+    assert parts[0] == pytest.approx(room * OWN_SHARE / (OWN_SHARE * num_floods + 1), abs=2)
+    light = Source()
+    assert rejected(batcher, light, int(room / (num_floods + 1) / (OWN_SHARE + 1)) - 1, left_s) == 0
+    assert rejected(batcher, floods[0], 1, left_s) == 1
+
+
+def test_a_flood_of_large_requests_leaves_room_for_other_sources() -> None:
+    """The queue of large requests is shared in the same way."""
+    batcher = make_batcher(max_pending_images=100)
+    flood, light = Source(), Source()
+    for _ in range(5):
+        admit(batcher, make_entry(num_images=16, source=flood))
+    with pytest.raises(Overloaded):
+        batcher.admit(make_entry(num_images=16, source=flood), 0.0)
+    admit(batcher, make_entry(num_images=16, source=light))
+
+
+def test_patient_callers_get_room_during_a_flood() -> None:
+    """A stream of another connection is neither paused nor held while single calls of one connection flood the queue."""
+    batcher = make_batcher(max_pending_images=100)
+    flood, light = Source(), Source()
+    assert rejected(batcher, flood, 1000) > 0
+    assert batcher.is_half_full(flood) and not batcher.is_half_full(light)
+    batcher.admit(make_entry(source=light), 0.0, patient=True)
+
+
+def test_continuous_rejections_shorten_the_queue() -> None:
+    """While requests are rejected all the time, fewer may wait: no more are answered with a longer queue. A burst may use all of
+    it, and so may requests after a time without rejections.
+    """
+    batcher = make_batcher(max_pending_images=100)
+    assert rejected(batcher, Source(), 200) > 0
+    now = 0.0
+    while now <= OVERLOAD_AFTER_S:
+        assert batcher.limit_images == 100
+        assert batcher.form(now) is not None
+        now += 0.01
+        rejected(batcher, Source(), 200)
+    batcher.form(now)
+    assert batcher.limit_images == 100 // OVERLOAD_SHARE
+    drain(batcher, now)
+    batcher.form(now + OVERLOAD_ENDS_S - 0.01)
+    assert batcher.limit_images == 100 // OVERLOAD_SHARE
+    batcher.form(now + OVERLOAD_ENDS_S + 0.01)
+    assert batcher.limit_images == 100
 
 
 def test_an_estimate_follows_the_measurements() -> None:
@@ -652,13 +743,17 @@ class BatcherMachine(RuleBasedStateMachine):
             max_pending_bytes=max_pending_bytes,
         )  # fmt: skip
         self.now = 100.0
+        self.sources = [Source() for _ in range(3)]
         self.callers: dict[int, Caller] = {}
         self.running: Batch[NamedEntry] | None = None
         self.closed = False
 
-    def waiting_images(self, *, large: bool) -> int:
-        """Return the images that wait in one of the queues."""
-        return sum(caller.num_waiting for caller in self.callers.values() if caller.entry.large is large)
+    def waiting_images(self, *, large: bool, source: Source | None = None) -> int:
+        """Return the images that wait in one of the queues, of all sources or of one."""
+        return sum(
+            caller.num_waiting for caller in self.callers.values()
+            if caller.entry.large is large and source in {None, caller.entry.source}
+        )  # fmt: skip
 
     @rule(
         num_images=st.one_of(st.just(1), st.integers(1, MAX_IMAGES)),
@@ -666,15 +761,23 @@ class BatcherMachine(RuleBasedStateMachine):
         image_bytes=st.integers(1, 900),
         patience_s=st.sampled_from([math.inf, math.inf, -1.0, 0.0, 0.003, 0.05, 2.0]),
         patient=st.booleans(),
+        source_index=st.integers(0, 2),
     )
-    def admit(self, num_images: int, work: int, image_bytes: int, patience_s: float, *, patient: bool) -> None:
+    def admit(
+        self, num_images: int, work: int, image_bytes: int, patience_s: float, *, patient: bool, source_index: int
+    ) -> None:
         """Admit a request, or reject it for a valid reason."""
         name = len(self.callers)
         num_bytes = num_images * image_bytes
-        entry = make_entry(name, num_images, framing_work=work, num_bytes=num_bytes, deadline=self.now + patience_s)
+        source = self.sources[source_index]
+        entry = make_entry(
+            name, num_images, framing_work=work, num_bytes=num_bytes, deadline=self.now + patience_s, source=source
+        )
         held_bytes = sum(caller.entry.num_bytes for caller in self.callers.values() if caller.num_waiting)
-        waiting = self.waiting_images(large=self.batcher.is_large(num_images, work))
-        too_many = waiting + (1 if patient else num_images) > self.max_pending_images
+        large = self.batcher.is_large(num_images, work)
+        limit = self.max_pending_images if large else self.batcher.limit_images
+        needed = 1 if patient else num_images + self.waiting_images(large=large, source=source) // OWN_SHARE
+        too_many = self.waiting_images(large=large) + needed > limit
         too_heavy = bool(held_bytes) and held_bytes + (1 if patient else num_bytes) > self.max_pending_bytes
         try:
             self.batcher.admit(entry, self.now, patient=patient)
@@ -781,7 +884,10 @@ class BatcherMachine(RuleBasedStateMachine):
         assert self.batcher.pending_images == waiting
         assert small < self.max_pending_images + self.max_batch_size
         assert large < self.max_pending_images + MAX_IMAGES
-        assert self.batcher.is_half_full() >= (2 * small >= self.max_pending_images)
+        for source in self.sources:
+            own = self.waiting_images(large=False, source=source)
+            assert (source.small_images, source.large_images) == (own, self.waiting_images(large=True, source=source))
+            assert self.batcher.is_half_full(source) >= (small + own >= self.max_pending_images)
         assert self.batcher.has_pending() or not waiting
 
     @invariant()

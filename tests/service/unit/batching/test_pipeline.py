@@ -12,7 +12,7 @@ from digitserve.inference.session import Outputs
 from digitserve.protocol.codec import Limits, Request, decode
 from digitserve.telemetry.block import Block
 from digitserve.telemetry.recorder import Recorder
-from digitserve.types import native_framing
+from digitserve.types import Source, native_framing
 from digitserve.v1 import digits_pb2 as pb
 
 LABELS = tuple("0123456789")
@@ -29,6 +29,7 @@ class Responder:
     deadline = 1e19
 
     def __init__(self) -> None:
+        self.source = Source()
         self.num_answers = 0
 
     def reply(self, body: bytes) -> None:

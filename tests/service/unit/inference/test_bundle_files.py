@@ -9,8 +9,9 @@ import pytest
 
 from digitserve.errors import BundleError
 from digitserve.inference import bundle_files
+from digitserve.inference.bundle import parse_bundle
 from digitserve.inference.bundle_files import BundleFiles
-from support.bundles import write_echo_bundle
+from support.bundles import echo_graph, write_echo_bundle
 
 NAMES = ("manifest.json", "model.onnx", "golden.npz")
 
@@ -48,6 +49,62 @@ def test_anything_but_a_regular_file_is_refused(path: Path, name: str, kind: str
         BundleFiles.read(path)
     assert caught.value.check == "files"
     assert name in str(caught.value)
+
+
+def test_a_device_is_refused() -> None:
+    """/dev/zero is opened, but not read."""
+    with pytest.raises(BundleError, match="zero in /dev is not a regular file"):
+        bundle_files._read_file(Path("/dev"), "zero")
+
+
+@pytest.fixture
+def while_reading(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
+    """Return a function that makes something happen once, between opening a file and reading it."""
+
+    def arrange(happen: Callable[[], object]) -> None:
+        fstat, events = os.fstat, [happen]
+
+        def fstat_then_happen(fd: int) -> os.stat_result:
+            status = fstat(fd)
+            while events:
+                events.pop()()
+            return status
+
+        monkeypatch.setattr(bundle_files.os, "fstat", fstat_then_happen)
+
+    return arrange
+
+
+@pytest.mark.parametrize("kind", REPLACEMENTS)
+def test_a_file_that_is_replaced_while_it_is_read_is_read_as_it_was(
+    path: Path, while_reading: Callable[[Callable[[], object]], None], kind: str
+) -> None:
+    """The bytes are those of the file that was opened and checked."""
+    create, _ = REPLACEMENTS[kind]
+    expected = BundleFiles.read(path)
+
+    def replace() -> None:
+        (path / "manifest.json").rename(path / "original")
+        create(path / "manifest.json")
+
+    while_reading(replace)
+    assert BundleFiles.read(path) == expected
+
+
+def test_a_file_that_grows_while_it_is_read_is_refused(
+    path: Path, while_reading: Callable[[Callable[[], object]], None]
+) -> None:
+    """At most one byte over the limit is read."""
+    while_reading(lambda: os.truncate(path / "manifest.json", 1 << 40))
+    with pytest.raises(BundleError, match="manifest.json in .* is too large"):
+        BundleFiles.read(path)
+
+
+def test_files_of_two_versions_are_refused(path: Path, while_reading: Callable[[Callable[[], object]], None]) -> None:
+    """A folder that is replaced while it is read gives a manifest and a graph that do not agree."""
+    while_reading(lambda: (path / "model.onnx").write_bytes(echo_graph(7)))
+    with pytest.raises(BundleError, match="check 'sha256' failed"):
+        parse_bundle(BundleFiles.read(path))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -12,6 +12,7 @@ from digitserve.protocol.status import INTERNAL, NO_MESSAGE, Status
 from digitserve.telemetry.block import METHODS, Block
 from digitserve.telemetry.recorder import Recorder
 from digitserve.transport.classify import ClassifyHandler
+from digitserve.types import Source
 from digitserve.v1 import digits_pb2 as pb
 
 LABELS = tuple("0123456789")
@@ -24,6 +25,7 @@ class FakeCall:
 
     def __init__(self, deadline: float = 1e19) -> None:
         self.deadline, self.accepted, self.open = deadline, 0.0, True
+        self.source = Source()
         self.context: Any = None
         self.sent: list[bytes | Status] = []
 
@@ -45,7 +47,7 @@ class FakePipeline:
         self.cancelled: list[Any] = []
         self.failures = 0
 
-    def refusal(self, left_s: float) -> Exception | None:
+    def refusal(self, left_s: float, source: Source) -> Exception | None:
         return self.error
 
     def admit(self, responder: Any, request: Any) -> object:
@@ -86,7 +88,7 @@ class Server:
 def test_a_call_is_admitted_and_answered() -> None:
     """The responder that the pipeline gets sends the answer to its call; the pipeline records the end of the call."""
     server, call = Server(), FakeCall(deadline=5.0)
-    assert server.handler.refusal(call.deadline) is None
+    assert server.handler.refusal(call.deadline, call.source) is None
     server.handler.on_accept(call)
     server.handler.on_message(call, BODY)
     assert server.started() == 1
@@ -115,9 +117,9 @@ def test_a_call_is_refused_before_its_message_is_read(error: RequestError, recor
     server = Server()
     server.pipeline.error = error
 
-    status = server.handler.refusal(5.0)
+    status = server.handler.refusal(5.0, Source())
 
-    assert status == Status.from_error(error) and server.handler.refusal(5.0) is status
+    assert status == Status.from_error(error) and server.handler.refusal(5.0, Source()) is status
     assert server.recorded() == {name: 2 * count for name, count in recorded.items()}
     assert server.started() == 2
 

@@ -14,6 +14,7 @@ from digitserve.protocol.names import CLASSIFY_STREAM, Code
 from digitserve.telemetry.block import METHODS, REASONS, Block
 from digitserve.telemetry.recorder import Recorder
 from digitserve.transport.classify_stream import WINDOW_BATCHES, ClassifyStreamHandler, StreamState
+from digitserve.types import Source
 from digitserve.v1 import digits_pb2 as pb
 from support.server_stream import FakeStream
 
@@ -54,7 +55,7 @@ class FakePipeline:
     def cancel(self, pending: object) -> None:
         self.cancelled.append(pending)
 
-    def is_half_full(self) -> bool:
+    def is_half_full(self, source: Source) -> bool:
         return self.half_full
 
 

@@ -1,6 +1,18 @@
 """A connection that has ended because of an error holds nothing but its last output, until its socket is closed."""
 
-from support.http2_peer import CONTINUATION, DATA, END_HEADERS, HEADERS, Peer, data, headers, message, raw
+from support.http2_peer import (
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    HEADERS,
+    STREAM,
+    Peer,
+    data,
+    headers,
+    message,
+    raw,
+    request,
+)
 
 
 def test_input_is_freed() -> None:
@@ -28,3 +40,17 @@ def test_input_after_the_end_is_ignored() -> None:
     peer.send(headers(1), data(1, message(b"hello"), ended=True), bytes(1000))
     peer.check()
     assert peer.output == output and not peer.unary.calls
+
+
+def test_reports_to_streams_are_dropped() -> None:
+    """A report to a stream refers to the connection: kept, both would be freed by the garbage collector only."""
+    peer = Peer()
+    peer.stream.accept = lambda stream: (stream.write(b"1"), stream.flush())
+    connection = peer.connection
+    connection.receive(headers(1, request(STREAM)), peer.now, peer.wall)
+    assert connection.take_output()
+    assert connection.has_output()  # the report that the message is sent
+
+    connection.drop()
+
+    assert not connection.has_output()

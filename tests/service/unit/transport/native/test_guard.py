@@ -9,15 +9,16 @@ from digitserve.protocol.names import CLASSIFY, HEALTH_SERVICE, Code
 from digitserve.telemetry.block import METHODS, OTHER_METHOD, Block
 from digitserve.telemetry.recorder import Recorder
 from digitserve.transport.native.guard import Guard
+from digitserve.transport.native.hpack import encode_fields
 from support.bundles import LABELS
 from support.http2_peer import (
     DATA,
     END_HEADERS,
     END_STREAM,
+    HEADERS,
     STREAM,
     UNARY,
     Peer,
-    call,
     headers,
     message,
     raw,
@@ -57,9 +58,11 @@ class Service:
         self.tokens.check()
 
     def call(self, *fields: Field, path: bytes = UNARY) -> int | None:
-        """Make a call; return its status."""
+        """Make a call whose header block does not use the dynamic table, so it is remembered; return its status."""
         self.stream_id += 2
-        self.peer.send(call(self.stream_id, b"hello", path, *fields))
+        block = encode_fields(request(path, *fields))
+        body = raw(DATA, END_STREAM, self.stream_id, message(b"hello"))
+        self.peer.send(raw(HEADERS, END_HEADERS, self.stream_id, block), body)
         return self.peer.answer(self.stream_id).status
 
     def num_refused(self) -> dict[str, float]:
@@ -123,6 +126,8 @@ def test_a_change_of_the_tokens_ends_what_is_remembered(service: Service) -> Non
     assert (service.call(bearer(FIRST)), service.call(bearer(SECOND))) == (Code.OK, Code.OK)
     service.change(SECOND)
     assert (service.call(bearer(FIRST)), service.call(bearer(SECOND))) == (Code.UNAUTHENTICATED, Code.OK)
+    service.change(FIRST)
+    assert service.call(bearer(SECOND), (b"x-request", b"other")) == Code.UNAUTHENTICATED
 
 
 def test_refusals_obey_the_limit_of_streams(service: Service) -> None:

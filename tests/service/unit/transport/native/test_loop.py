@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from digitserve.certificate import server_context
 from digitserve.settings import Settings
 from digitserve.telemetry.block import Block, CloseReason
 from digitserve.telemetry.recorder import Recorder
@@ -40,7 +39,7 @@ from digitserve.transport.native.loop import (
 from digitserve.transport.native.peer import LINGER_S, Peer
 from digitserve.transport.native.shares import InflateBudget
 from digitserve.transport.respond import UnknownMethodHandler
-from support.certificates import TlsClient, make_certificate
+from support.certificates import TlsClient, make_certificate, server_context
 from support.http2_peer import LIMITS, STREAM, UNARY, RecordedCounts, data, headers, message, request
 from support.http2_peer import Peer as Client
 
@@ -78,6 +77,7 @@ class Recorded:
         self.closing = False
         self.close_reason: CloseReason | None = None
         self.reads = True
+        self.num_rejected = 0
         self.has_room = True
         self.delivers = False
         self.num_unsent_bytes = self.num_held_bytes = self.num_trimmable_bytes = 0

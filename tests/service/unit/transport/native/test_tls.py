@@ -11,11 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from digitserve.certificate import server_context
 from digitserve.errors import SettingsError
 from digitserve.settings import Settings
 from digitserve.transport.native.tls import MAX_EMPTY_BYTES, SEND_BYTES, TlsWire
-from support.certificates import TlsClient, make_certificate
+from support.certificates import TlsClient, make_certificate, server_context
 
 V12, V13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
 

@@ -4,11 +4,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from digitserve.errors import SettingsError
-from digitserve.reload import FileWatch, Reloaded
+from digitserve.file_watch import FileWatch, WatchedValue
 from support.serving import wait_until
 
 
@@ -18,7 +18,7 @@ class Files:
     def __init__(self, folder: Path, *, logs: bool = True) -> None:
         self.paths = [folder / "first", folder / "second"]
         self.write("a", "a")
-        self.reloaded = Reloaded("things", self.paths, self.read, logs=logs)
+        self.reloaded = WatchedValue("things", self.paths, self.read, logs=logs)
 
     def write(self, *contents: str) -> None:
         for path, content in zip(self.paths, contents, strict=True):
@@ -82,13 +82,14 @@ def test_symbolic_links_are_followed(tmp_path: Path) -> None:
         (tmp_path / name / "file").write_text(name)
     link = tmp_path / "link"
     link.symlink_to("old")
-    reloaded = Reloaded("things", [link / "file"], (link / "file").read_text)
+    reloaded = WatchedValue("things", [link / "file"], (link / "file").read_text)
     (tmp_path / "next").symlink_to("new")
     (tmp_path / "next").rename(link)
     reloaded.check()
     assert reloaded.value == "new"
 
 
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), max_size=12))
 def test_the_value_is_always_the_newest_valid_one(history: list[tuple[str, str]]) -> None:
     """Whatever the history of the files, the value is that of the newest valid content that a check has seen."""
@@ -106,7 +107,7 @@ def test_a_fault_does_not_end_the_thread(
     files: Files, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """After an exception of any kind the thread checks the files again."""
-    monkeypatch.setattr("digitserve.reload.INTERVAL_S", 0.001)
+    monkeypatch.setattr("digitserve.file_watch.INTERVAL_S", 0.001)
     faults = [RuntimeError("fault")]
     read = files.read
 

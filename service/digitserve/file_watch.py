@@ -1,6 +1,6 @@
 """Values that are read from files, and read again when the files change: certificates and tokens.
 
-    transports, HTTP server ──value──▶ Reloaded ◀──check, every second── FileWatch :its own thread ──▶ files
+    transports, HTTP server ──value──▶ WatchedValue ◀──check, every second── FileWatch :its own thread ──▶ files
 
 Every process reads the files by itself. It does so on a thread of its own, because a file system may block for long.
 """
@@ -20,10 +20,10 @@ INTERVAL_S = 1.0
 
 Value = TypeVar("Value")
 
-_log = structlog.get_logger("digitserve.reload")
+_log = structlog.get_logger("digitserve.file_watch")
 
 
-class Reloaded(Generic[Value]):
+class WatchedValue(Generic[Value]):
     """The newest valid value of some files; owned by what uses it. ``check`` is called on one thread, by ``FileWatch``.
 
     A value is replaced as a whole, so any thread may read it. The old one stays in use while the files are invalid.
@@ -34,17 +34,26 @@ class Reloaded(Generic[Value]):
         num_failures: how often the files were changed to something invalid.
     """
 
-    def __init__(self, name: str, paths: Sequence[Path], read: Callable[[], Value], *, logs: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        paths: Sequence[Path],
+        read: Callable[[], Value],
+        last_valid: Callable[[], Value] | None = None,
+        *,
+        logs: bool = False,
+    ) -> None:
         """Read the files for the first time.
 
         Args:
             name: see above.
             paths: of the files.
             read: reads the value from the files.
+            last_valid: returns the value to start with if the files are not valid.
             logs: whether this process logs changes; one of the processes of a service does.
 
         Raises:
-            SettingsError: the files are not valid.
+            SettingsError: the files are not valid, and there is no other value.
         """
         self.name = name
         self.num_failures = 0
@@ -53,7 +62,12 @@ class Reloaded(Generic[Value]):
         self._logs = logs
         self._known = self._digest()  # of the content that is in use, or was refused
         self._suspect = b""  # of content that was invalid at the last check
-        self.value = read()
+        try:
+            self.value = read()
+        except SettingsError:
+            if last_valid is None:
+                raise
+            self.value = last_valid()
 
     def check(self) -> None:
         """Replace the value if the content of the files has changed.
@@ -73,8 +87,6 @@ class Reloaded(Generic[Value]):
                     _log.error("new files are invalid, the old ones stay in use", files=self.name, reason=str(error))
             self._suspect = digest
             return
-        if self._digest() != digest:
-            return  # changed while they were read: the next check reads them again
         self._known, self._suspect, self.value = digest, b"", value
         if self._logs:
             _log.info("new files are in use", files=self.name)
@@ -94,7 +106,7 @@ class Reloaded(Generic[Value]):
 class FileWatch:
     """Checks files on a thread until ``stop``; owned by the server that uses them."""
 
-    def __init__(self, reloaded: Iterable[Reloaded[Any] | None]) -> None:
+    def __init__(self, reloaded: Iterable[WatchedValue[Any] | None]) -> None:
         """Prepare to check these values; those that are None have no files."""
         self._reloaded = [each for each in reloaded if each is not None]
         self._stop = threading.Event()
