@@ -157,7 +157,7 @@ def test_requests_that_the_grace_period_cuts_are_counted(settings: Settings) -> 
                 assert await call.code() is grpc.StatusCode.UNAVAILABLE
         return await child.wait()
 
-    assert run(replace(settings, grace_s=0.0, max_batch_size=1, max_pending_images=8192), interact) == 0
+    assert run(replace(settings, grace_s=0.0, max_batch_size=1, max_pending_images=1 << 15), interact) == 0
 
 
 class Exited(Exception):
