@@ -28,11 +28,10 @@ import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from digitserve.errors import BundleError, SettingsError, StartupError
-from digitserve.inference.active_file import VERSION, active_path, signature
-from digitserve.inference.bundle import find_bundle, served_files
-from digitserve.inference.bundle_files import BundleFiles
-from digitserve.inference.sealed_bundle import SealedBundle
+from digitserve.errors import StartupError
+from digitserve.inference.active_file import active_path, signature
+from digitserve.inference.bundle import served_files
+from digitserve.inference.sealed_bundle import SealedBundle, shadow_bundle
 from digitserve.settings import Settings, endpoint
 from digitserve.supervision import descriptors, device
 from digitserve.supervision.cpu_budget import cpu_budget
@@ -74,7 +73,7 @@ def serve(settings: Settings, print_banner: Callable[[str], None]) -> int:
     """
     file_signature = signature(active_path(settings.models, settings.model, settings.active_file))
     bundle = SealedBundle(served_files(settings))
-    shadow = _shadow_bundle(settings)
+    shadow = shadow_bundle(settings)
     access = HttpAccess(settings)  # checks certificate and tokens
     num_descriptors = descriptors.raise_limit(settings.connection_limit)
     with (
@@ -96,25 +95,6 @@ def serve(settings: Settings, print_banner: Callable[[str], None]) -> int:
                 resolved, bundle, file_signature, shadow, listeners, http_socket, max_http_connections, access
             )
             return asyncio.run(supervisor.run(print_banner))
-
-
-def _shadow_bundle(settings: Settings) -> SealedBundle | None:
-    """Return the bundle of ``--shadow``.
-
-    Raises:
-        StartupError: it is no version, or failed a check.
-    """
-    if settings.shadow is None:
-        return None
-    name, _, version = settings.shadow.rpartition("/")
-    if not VERSION.fullmatch(version) or "/" in name:
-        raise SettingsError(
-            f"--shadow: got '{settings.shadow}'; expected a version such as 5, or a name and a version such as digits/5"
-        )
-    try:
-        return SealedBundle(BundleFiles.read(find_bundle(settings.models, name or settings.model, int(version))))
-    except BundleError as error:
-        raise StartupError(f"--shadow: {error}") from None
 
 
 class Supervisor:
