@@ -107,6 +107,22 @@ def test_a_refused_call_is_a_line(
     assert line["detail"].startswith("the queue has no room")
 
 
+def test_a_call_without_a_token_is_a_line_of_its_method(tmp_path: Path, transport: str, lines: Lines) -> None:
+    """The line states the method of a call that is rejected because it has no valid token, and not the wrong token."""
+    (tmp_path / "tokens").write_text("secret-of-16-characters")
+    write_echo_bundle(tmp_path)
+    with (
+        run_worker(tmp_path, transport=transport, token_file=tmp_path / "tokens") as worker,
+        pytest.raises(grpc.RpcError),
+    ):
+        worker.channel.unary_unary(CLASSIFY.path)(
+            b"", timeout=PATIENCE_S, metadata=(("authorization", "Bearer wrong"),)
+        )
+    line = line_of(lines, "call refused")
+    assert (line["method"], line["reason"]) == ("digitserve.v1.DigitService/Classify", "unauthenticated")
+    assert "wrong" not in repr(lines)
+
+
 def test_a_slow_call_is_a_line(tmp_path: Path, transport: str, lines: Lines) -> None:
     """A call that was answered after ``log_slow_s`` has a line with the time in the queue and of computing."""
     write_echo_bundle(tmp_path)
