@@ -99,8 +99,8 @@ class StreamShare:
         self._read_s = 0.0
         self._most, self._next_most = self._next_most, 0
         if is_cut and self._rejected:
-            # One connection is never paused, and a share below that would only take longer to grow again.
-            self._share = max(self._share * LESS, 1 / len(self._rejected))
+            # One connection is never paused, so a smaller share would only take longer to grow again.
+            self._share = LESS * max(self._share, 1 / len(self._rejected))
         elif self._share < 1:
             self._share = min(1.0, self._share * (RECOVER if read_share < LOW_READ_SHARE else MORE))
             if self._share == 1:
