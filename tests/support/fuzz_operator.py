@@ -181,7 +181,7 @@ def http(choices: bytes) -> None:
 
 
 async def _serve(choices: bytes, access: HttpAccess) -> None:
-    server = HttpServer(make_app(Status(), REGISTRY, access), access)
+    server = HttpServer(make_app(Status(), REGISTRY, access), access, Settings.max_http_connections)
     server.config.load()
     make_connection: Any = server.config.http_protocol_class
     connection = make_connection(config=server.config, server_state=server.server_state, app_state={})
