@@ -110,6 +110,13 @@ class Settings:
         Bounds(1, 1 << 20),
         shown="4096; with TLS 2048",
     )
+    max_http_connections: int = _setting(
+        2048,
+        _CONNECTIONS,
+        "Maximum number of connections of the HTTP port, fewer if there are few file descriptors. Beyond it, the one that has "
+        "waited longest for an answer is closed.",
+        Bounds(1, 1 << 20),
+    )
     max_concurrent_streams: int = _setting(
         1024,
         _CONNECTIONS,

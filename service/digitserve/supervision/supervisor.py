@@ -35,7 +35,7 @@ from digitserve.inference.sealed_bundle import SealedBundle, shadow_bundle
 from digitserve.settings import Settings, endpoint
 from digitserve.supervision import descriptors, device
 from digitserve.supervision.cpu_budget import cpu_budget
-from digitserve.supervision.http import MAX_CONNECTIONS, HttpServer, make_app
+from digitserve.supervision.http import HttpServer, make_app
 from digitserve.supervision.http_access import HttpAccess
 from digitserve.supervision.http_log import FailureLog
 from digitserve.supervision.ports import SlotListeners, listen, reserve
@@ -90,7 +90,7 @@ def serve(settings: Settings, print_banner: Callable[[str], None]) -> int:
         with SlotListeners(grpc_socket, resolved.workers or 1) if native else contextlib.nullcontext() as listeners:
             left = descriptors.num_left(num_descriptors, resolved.workers or 1)
             # uvicorn needs up to two per connection, while it closes those beyond the limit.
-            max_http_connections = max(1, min(MAX_CONNECTIONS, left // 2))
+            max_http_connections = max(1, min(settings.max_http_connections, left // 2))
             supervisor = Supervisor(
                 resolved, bundle, file_signature, shadow, listeners, http_socket, max_http_connections, access
             )
@@ -386,6 +386,7 @@ class Supervisor:
             "digitserve_worker_restarts", "Workers started in place of one that ended.", self._num_restarts
         )
         yield from self._access.metrics()
+        yield from self._http.connections.metrics()
         reloads = CounterMetricFamily("digitserve_reloads", "Activations of another version.", labels=("result",))
         reloads.add_metric(("completed",), reloader.num_completed)
         reloads.add_metric(("failed",), reloader.num_failed)
