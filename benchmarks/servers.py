@@ -1,6 +1,6 @@
 """Servers to measure: each is started on given cores, reports its own counters, and is always stopped.
 
-Each server runs in its own process group, so that its CPU time includes all its processes, and all of them are stopped.
+Each server runs in its own session, so that its CPU time includes all its processes: workers have process groups of their own.
 """
 
 import contextlib
@@ -361,11 +361,11 @@ def free_port() -> int:
     return port
 
 
-def _cpu_s(group: int) -> Iterator[int]:
-    """Yield the clock ticks of each process of a group, including its children that have ended."""
+def _cpu_s(session: int) -> Iterator[int]:
+    """Yield the clock ticks of each process of a session, including its children that have ended."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             # The process name in parentheses may contain anything; only numbers follow it.
             fields = stat.read_text().rpartition(")")[2].split()
-            if int(fields[2]) == group:
+            if int(fields[3]) == session:
                 yield sum(map(int, fields[11:15]))

@@ -116,8 +116,7 @@ class AsyncStream:
                 message = await self._open_call().read()
         except TimeoutError:
             with self._pool.borrow() as one:
-                disconnected = await find_disconnection_async(one)
-                raise overdue_outcome(item, self._timeout_s, disconnected, tls=one.tls) from None
+                raise overdue_outcome(item, self._timeout_s, await find_disconnection_async(one)) from None
         except asyncio.CancelledError:
             # Closing a channel cancels its calls although no task was cancelled.
             if not num_cancellations():

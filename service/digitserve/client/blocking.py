@@ -15,7 +15,7 @@ import grpc
 from digitserve.client.blocking_stream import BlockingStream
 from digitserve.client.channel import (
     Connection,
-    find_disconnection,
+    find_cause,
     health_name,
     health_request,
     open_connections,
@@ -299,7 +299,5 @@ class Client:
                         raise Closed from None
                     if isinstance(error, ValueError):
                         raise
-                    unanswered = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-                    disconnected = find_disconnection(one) if unanswered else ""
-                    delay_s = retry_delay_s(error, deadline, prefix, disconnected, tls=one.tls)
+                    delay_s = retry_delay_s(error, deadline, prefix, find_cause(one, error))
             time.sleep(delay_s)

@@ -141,7 +141,7 @@ class BlockingStream:
                 raise
             if self._watchdog.expired is deadline:
                 with self._pool.borrow() as one:
-                    raise overdue_outcome(item, self._timeout_s, find_disconnection(one), tls=one.tls) from None
+                    raise overdue_outcome(item, self._timeout_s, find_disconnection(one)) from None
             return failed_outcome(item, error, self._timeout_s)
         finally:
             self._watchdog.watch(None)
