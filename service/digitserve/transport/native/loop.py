@@ -188,7 +188,8 @@ class Loop:
         for peer in peers:
             peer.queued = True
         unread += peers
-        ends = min(now, time.monotonic() - MAX_OVERLOAD_READ_S * (1 - len(peers) / num_peers)) + MAX_OVERLOAD_READ_S
+        part_s = MAX_OVERLOAD_READ_S * len(peers) / num_peers
+        ends = min(now + MAX_OVERLOAD_READ_S, time.monotonic() + part_s)
         while unread and time.monotonic() < ends:
             peer = unread.popleft()
             peer.queued = False
