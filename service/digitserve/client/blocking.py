@@ -130,7 +130,7 @@ class Client:
             InvalidRequest: an image has another shape or type, or ``top_k`` is negative.
             RequestRejected: the service rejected a request; the message names the images if there were several requests.
             DeadlineExceeded: not all images were answered in time.
-            Unreachable: no service answers at the address; HandshakeFailed: there is no TLS connection.
+            Unreachable: no service answers at the address; HandshakeFailed: because of TLS.
             Unauthenticated: the service did not accept the token, or requires one.
             Closed: the client was closed, before or during the call.
         """
