@@ -221,7 +221,7 @@ class Settings:
     shadow_share: float = _setting(
         0.1,
         _MODEL,
-        "Share of a worker's time that the shadow version may use while requests are pending. 0: it runs only while none are.",
+        "Share of a worker's time that the shadow version may use while requests arrive. 0: it runs only if none has arrived for 2 ms.",
         Bounds(0, 1),
     )
     workers: int | None = _setting(
