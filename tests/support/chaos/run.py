@@ -245,7 +245,7 @@ class ChaosRun:
             findings.rates.append(len(requests) / seconds)
         sys.stdout.write(f"{title}: {len(requests)} requests in {seconds:.1f} s: {dict(codes.most_common())}\n")
         for violation in found:
-            self._add(*violation[:1], [violation.text])
+            self._add(violation.promise, [violation.text])
         sys.stdout.flush()
         site.windows = []
 
@@ -262,6 +262,8 @@ class ChaosRun:
             wait_until(site.is_ready, "all workers are ready")
             wait_until(lambda: not service.total("digitserve_pending_images"), "no image waits")
             wait_until(lambda: service.get("/readyz")[0] == 200, "/readyz is 200")
+            with Client(service.grpc_address, num_connections=NUM_WORKERS) as client:
+                wait_until(client.healthy, "health is SERVING")
         except AssertionError as error:
             self._add("recovery", [str(error)])
         restarts = int(service.total("digitserve_worker_restarts_total"))
