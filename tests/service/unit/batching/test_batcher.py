@@ -18,11 +18,10 @@ from digitserve.batching.batcher import (
     OVERLOAD_SHARE,
     OWN_SHARE,
     WAIT_MARGIN,
-    Batch,
     Batcher,
-    Entry,
-    Estimate,
 )  # fmt: skip
+from digitserve.batching.entries import Batch, Entry
+from digitserve.batching.estimate import Estimate
 from digitserve.batching.prepare import framing_work
 from digitserve.batching.refusals import STEPS_MS
 from digitserve.errors import DeadlineUnmeetable, Draining, Overloaded

@@ -8,14 +8,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from digitserve.batching.batcher import Batcher, Entry
+from digitserve.batching.batcher import Batcher
+from digitserve.batching.entries import Entry
 from digitserve.protocol.names import Code
 from digitserve.protocol.status import Status
 from digitserve.transport.native.loop import MAX_OVERLOAD_READ_S, MAX_READ_S
 from digitserve.transport.native.shares import ADJUST_S, LOW_READ_SHARE, ROTATE_S, StreamShare
 from digitserve.types import Source
 from digitserve.worker import MAX_RUN_S
-from tests.support.http2_peer import ACK, LIMITS, SETTINGS, Peer, call, raw
+from support.http2_peer import ACK, LIMITS, SETTINGS, Peer, call, raw
 
 BATCH = 8
 READ_S, BATCH_IMAGE_S = 0.0001, 0.0003
