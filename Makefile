@@ -58,7 +58,7 @@ test-service: $(VENV)/.test ## Run the tests of service, client, bench, deployme
 testimage: $(VENV)/.dev ## Build the image on a base of Debian packages and test it (needs root, podman, buildah, runc, mmdebstrap).
 	$(BIN)/python -m pytest tests/image $(ARGS)
 
-fuzz: $(VENV)/.fuzz ## Fuzz the native transport with coverage-guided fuzzing (10 minutes; ARGS="--seconds 36000" for hours).
+fuzz: $(VENV)/.fuzz ## Fuzz all hostile input with coverage guidance (10 minutes per target; ARGS="images --seconds 3600" for one).
 	PYTHONPATH=tests $(BIN)/python tests/fuzz/guided.py $(ARGS)
 
 lint: $(VENV)/.dev ## Check style, types, import layers, the proto, generated stubs and generated tables.

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Self
 
 from digitserve.certificate import KeyFiles
 from digitserve.errors import SettingsError
-from digitserve.file_watch import WatchedValue
+from digitserve.file_watch import WatchedValue, read_file
 from digitserve.protocol.names import HEALTH_SERVICE, Code
 from digitserve.protocol.status import Status
 from digitserve.settings import Settings, flag, setting_named
@@ -24,8 +24,8 @@ from digitserve.settings import Settings, flag, setting_named
 MIN_TOKEN_CHARACTERS = 16
 """A random token of 16 characters, each one of 64, cannot be guessed: it has 96 bits."""
 
-MAX_FILE_BYTES, MAX_TOKENS = 1 << 20, 1_000
-"""Limits of the file. Each call with an unknown token is compared with all of them, which takes 0.2 us each."""
+MAX_TOKENS = 1_000
+"""Most tokens of a file. Each call with an unknown token is compared with all of them, which takes 0.2 us each."""
 
 FREE_PREFIX = f"/{HEALTH_SERVICE}/"
 """Start of the paths that need no token: load balancers and platforms ask for health."""
@@ -97,17 +97,17 @@ class LastValid(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content as values that JSON can represent, for ``from_dict`` in another process."""
-        files = self.key_files and [content and content.decode("latin-1") for content in self.key_files]
+        files = self.key_files and [None if text is None else text.decode("latin-1") for text in self.key_files]
         return {"key_files": files, "digests": self.digests and [digest.hex() for digest in self.digests]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Return the content from the values that ``to_dict`` returned."""
         files, digests = values.get("key_files"), values.get("digests")
-        return cls(
-            files and KeyFiles(*(content and content.encode("latin-1") for content in files)),
-            digests and tuple(map(bytes.fromhex, digests)),
-        )
+        if files is not None:
+            certificate, key, client_ca = (None if text is None else text.encode("latin-1") for text in files)
+            files = KeyFiles(certificate or b"", key or b"", client_ca)
+        return cls(files, digests and tuple(map(bytes.fromhex, digests)))
 
 
 NOTHING_VALID = LastValid()
@@ -120,12 +120,9 @@ def read_tokens(path: Path) -> tuple[bytes, ...]:
         SettingsError: the file cannot be read, or has no token, an invalid one, or too many.
     """
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
+        content = read_file(path)
     except OSError as error:
         raise SettingsError(f"{_FLAG} {path}: cannot be read: {error.strerror}") from None
-    if len(content) > MAX_FILE_BYTES:
-        raise SettingsError(f"{_FLAG} {path}: expected at most {MAX_FILE_BYTES} bytes")
     digests = []
     for number, line in enumerate(content.splitlines(), 1):
         token = line.strip()

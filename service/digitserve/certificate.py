@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn, TypeVar
 
 from digitserve.errors import SettingsError
-from digitserve.file_watch import WatchedValue
+from digitserve.file_watch import WatchedValue, read_file
 from digitserve.settings import Settings, flag, setting_named
 
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
@@ -172,7 +172,7 @@ def _element(der: bytes, position: int) -> tuple[int, int, int]:
 
 def _read(option: str, path: Path, kind: str) -> bytes:
     try:
-        content = path.read_bytes()
+        content = read_file(path)
     except OSError as error:
         raise SettingsError(f"{option} {path}: cannot be read: {error.strerror}") from None
     if f"{kind}-----".encode() not in content:

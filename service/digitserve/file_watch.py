@@ -5,7 +5,9 @@
 Every process reads the files by itself. It does so on a thread of its own, because a file system may block for long.
 """
 
+import errno
 import hashlib
+import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -17,6 +19,9 @@ from digitserve.errors import SettingsError
 
 INTERVAL_S = 1.0
 """Time between two checks. The files are small: reading them takes less than 0.1 ms."""
+
+MAX_FILE_BYTES = 1 << 20
+"""Largest file that is read."""
 
 Value = TypeVar("Value")
 
@@ -96,11 +101,28 @@ class WatchedValue(Generic[Value]):
         digest = hashlib.sha256()
         for path in self._paths:
             try:
-                content = path.read_bytes()
+                content = read_file(path)
             except OSError as error:
                 content = repr(error.errno).encode()
             digest.update(b"%d " % len(content) + content)
         return digest.digest()
+
+
+def read_file(path: Path) -> bytes:
+    """Return the content of a file; a pipe that nobody writes is empty.
+
+    Raises:
+        OSError: it cannot be read, or has more than ``MAX_FILE_BYTES``.
+    """
+    with open(path, "rb", opener=_open) as file:
+        content = file.read(MAX_FILE_BYTES + 1) or b""
+    if len(content) > MAX_FILE_BYTES:
+        raise OSError(errno.EFBIG, f"More than {MAX_FILE_BYTES} bytes")
+    return content
+
+
+def _open(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 class FileWatch:

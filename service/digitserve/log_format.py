@@ -68,8 +68,7 @@ def _plain_value(value: object) -> object:
 
 
 def _dump(value: object) -> str:
-    # DEL is the only control character that JSON does not escape.
-    return json.dumps(value, allow_nan=False).replace("\x7f", "\\u007f")
+    return json.dumps(value, allow_nan=False)
 
 
 def _text(fields: Fields) -> str:

@@ -110,6 +110,13 @@ class Settings:
         Bounds(1, 1 << 20),
         shown="4096; with TLS 2048",
     )
+    max_http_connections: int = _setting(
+        2048,
+        _CONNECTIONS,
+        "Maximum number of connections of the HTTP port, fewer if there are few file descriptors. Beyond it, the one that has "
+        "waited longest for an answer is closed.",
+        Bounds(1, 1 << 20),
+    )
     max_concurrent_streams: int = _setting(
         1024,
         _CONNECTIONS,
@@ -214,7 +221,7 @@ class Settings:
     shadow_share: float = _setting(
         0.1,
         _MODEL,
-        "Share of a worker's time that the shadow version may use while requests are pending. 0: it runs only while none are.",
+        "Share of a worker's time that the shadow version may use while requests arrive. 0: it runs only if none has arrived for 2 ms.",
         Bounds(0, 1),
     )
     workers: int | None = _setting(

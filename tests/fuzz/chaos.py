@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the plan (default 1)")
     parser.add_argument("--write", action="store_true", help="write docs/reliability.md")
     options = parser.parse_args()
-    findings = run_chaos(ROOT / "models", options.seconds, options.seed)
+    findings = run_chaos(options.seconds, options.seed)
     print(f"{findings.num_requests:,} requests, {len(findings.violations)} violations")
     if options.write:
         PAGE.write_text(report.write(findings))

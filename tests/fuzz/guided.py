@@ -21,7 +21,7 @@ with HookManager({"digitserve"}, set(), enable_loader_override=False, trace_data
     import digitserve.batching.prepare
     import digitserve.vision.image_files  # noqa: F401
 
-with atheris.instrument_imports(include=["digitserve", "PIL", "uvicorn", "h11", "starlette"]):
+with atheris.instrument_imports(include=["digitserve", "PIL", "click", "h11", "starlette", "uvicorn"]):
     from support.fuzz_targets import TARGETS
 
 INPUT_TIMEOUT_S = 10

@@ -35,15 +35,17 @@ def server_context(settings: Settings) -> ssl.SSLContext | None:
     return None if files is None else new_context(files, settings)
 
 
-def make_certificate(folder: Path, *arguments: str, kind: str = "ec") -> Certificate:
-    """Make a certificate for localhost and 127.0.0.1; further arguments are for ``openssl req``."""
+def make_certificate(
+    folder: Path, *arguments: str, kind: str = "ec", names: str = "DNS:localhost,IP:127.0.0.1"
+) -> Certificate:
+    """Make a certificate for these names; further arguments are for ``openssl req``."""
     openssl = shutil.which("openssl") or pytest.skip("openssl is not installed")
     folder.mkdir(exist_ok=True)
     made = Certificate(folder / "server.pem", folder / "server.key")
     subprocess.run(
         [
             openssl, "req", "-x509", *KEYS[kind], "-days", "2", "-subj", "/CN=localhost",
-            "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", made.key, "-out", made.certificate,
+            "-addext", f"subjectAltName={names}", "-keyout", made.key, "-out", made.certificate,
             *(arguments or ("-nodes",)),
         ],
         check=True, capture_output=True,

@@ -1,4 +1,4 @@
-"""Fuzz targets of what reaches the supervisor: its settings, and the HTTP port."""
+"""Fuzz targets of what reaches the supervisor: its settings, the file of tokens, and the HTTP port."""
 
 import asyncio
 import contextlib
@@ -8,15 +8,20 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import fields
+from functools import cache
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import click
 from prometheus_client import CollectorRegistry, Counter
 
+from digitserve.access import Tokens
 from digitserve.cli import main
+from digitserve.errors import SettingsError
 from digitserve.settings import Settings, environment_variable, flag
 from digitserve.supervision.http import MAX_HEADER_BYTES, HttpServer, make_app
+from digitserve.supervision.http_access import HttpAccess
 from support.fuzz_source import CHOICES, Source, Target
 
 # Settings.
@@ -65,6 +70,39 @@ def settings(choices: bytes) -> None:
     assert Settings.from_dict(read.to_dict()) == read
 
 
+# Tokens.
+
+
+@contextlib.contextmanager
+def _memory_file(content: bytes) -> Iterator[Path]:
+    fd = os.memfd_create("input")
+    try:
+        os.write(fd, content)
+        yield Path(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)
+
+
+def tokens(choices: bytes) -> None:
+    """A file gives the tokens in its lines, or an error without any of them; only a caller with one of them is admitted."""
+    authorization, _, content = choices.partition(b"\0")
+    lines = [line.strip() for line in content.splitlines()]
+    expected = [line for line in lines if line and not line.startswith(b"#")]
+    with _memory_file(content) as path:
+        try:
+            read = Tokens(path)
+        except SettingsError as error:
+            assert not expected or any(len(token) < 16 or not re.fullmatch(rb"[!-~]+", token) for token in expected)
+            assert str(error).isprintable()
+            assert not any(token.decode("latin-1") in str(error) for token in expected if len(token) >= 16)
+            return
+    assert len(read.value) == len(expected) > 0
+    scheme, _, sent = authorization.partition(b" ")
+    assert read.admits(authorization) is (scheme.lower() == b"bearer" and sent.lstrip(b" ") in expected)
+    for token in expected:
+        assert read.admits(b"Bearer " + token)
+
+
 # The HTTP port.
 
 
@@ -79,7 +117,7 @@ class Status:
 
 REGISTRY = CollectorRegistry()
 Counter("images", "Images.", ("number",), registry=REGISTRY).labels("1").inc()
-ANSWERS = {b"200", b"307", b"400", b"404", b"405"}
+ANSWERS = {b"200", b"307", b"400", b"401", b"404", b"405"}
 """307: a path with a slash at its end redirects to the one without."""
 
 
@@ -126,14 +164,24 @@ def _no_errors() -> Iterator[None]:
     assert not found, found
 
 
+TOKEN = b"c0ffee" * 6
+
+
+@cache
+def _access() -> tuple[HttpAccess, HttpAccess]:
+    """Return access without and with a token."""
+    with _memory_file(TOKEN) as path:
+        return HttpAccess(Settings()), HttpAccess(Settings(token_file=path))
+
+
 def http(choices: bytes) -> None:
-    """Any bytes get well-formed answers, none of them 5xx, and little of them is kept."""
+    """Any bytes get well-formed answers, none of them 5xx, and little of them is kept; metrics need the token."""
     with _no_errors():
-        asyncio.run(_serve(choices))
+        asyncio.run(_serve(choices[1:], _access()[choices[:1] >= b"\x80"]))
 
 
-async def _serve(choices: bytes) -> None:
-    server = HttpServer(make_app(Status(), REGISTRY))
+async def _serve(choices: bytes, access: HttpAccess) -> None:
+    server = HttpServer(make_app(Status(), REGISTRY, access), access, Settings.max_http_connections)
     server.config.load()
     make_connection: Any = server.config.http_protocol_class
     connection = make_connection(config=server.config, server_state=server.server_state, app_state={})
@@ -154,7 +202,10 @@ async def _serve(choices: bytes) -> None:
     assert not server.server_state.connections
     for task in list(server.server_state.tasks):
         await task
-    _check_answers(bytes(transport.written))
+    written = bytes(transport.written)
+    _check_answers(written)
+    if access is _access()[1] and TOKEN not in sent:
+        assert b"images_total" not in written
 
 
 def _check_answers(written: bytes) -> None:
@@ -166,6 +217,8 @@ def _check_answers(written: bytes) -> None:
 
 
 REQUESTS = (
+    b"GET /metrics HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer " + TOKEN + b"\r\n\r\n",
+    b"GET /metrics HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer x\r\nAuthorization: Bearer " + bytes(reversed(TOKEN)) + b"\r\n\r\n",
     b"GET /readyz HTTP/1.1\r\nHost: a\r\n\r\n", b"GET /metrics HTTP/1.1\r\nHost: a\r\nAccept: text/plain;version=0.0.4;q=x\r\n\r\n",
     b"GET /metrics HTTP/1.1\r\nHost: a\r\nAccept: application/openmetrics-text; version=1.0.0; escaping=values\r\n\r\n",
     b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\nGET /livez HTTP/1.1\r\nHost: a\r\n\r\n", b"GET /../../etc/passwd?%00 HTTP/1.0\r\n\r\n",
@@ -177,5 +230,21 @@ REQUESTS = (
 
 TARGETS = {
     "settings": Target(settings, CHOICES, 200),
-    "http": Target(http, (b"\0" + REQUESTS[0], *(b"\xff" + request for request in REQUESTS)), 3_000),
+    "tokens": Target(
+        tokens,
+        (
+            b"Bearer " + TOKEN + b"\0# comment\n\n" + TOKEN + b"\r\n another-token-of-16 ",
+            b"bearer  " + TOKEN + b"\0" + TOKEN,
+            b"Basic " + TOKEN + b"\0" + TOKEN,
+            b"\0",
+            b"Bearer x\0short",
+            b"Bearer " + TOKEN + b"\0" + TOKEN + b" with spaces",
+        ),
+        500,
+    ),
+    "http": Target(
+        http,
+        (b"\0\0" + REQUESTS[0], *(access + request for request in REQUESTS for access in (b"\0\xff", b"\xff\xff"))),
+        3_000,
+    ),
 }

@@ -136,7 +136,7 @@ class Target:
 
     Attributes:
         address: as the user wrote it; None for that of a service with the same environment.
-        credentials: TLS files and token; ``{}`` for none.
+        credentials: the arguments of ``credentials.Credentials`` that the user gave.
     """
 
     address: str | None

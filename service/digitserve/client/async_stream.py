@@ -116,8 +116,7 @@ class AsyncStream:
                 message = await self._open_call().read()
         except TimeoutError:
             with self._pool.borrow() as one:
-                disconnected = await find_disconnection_async(one)
-                raise overdue_outcome(item, self._timeout_s, disconnected, tls=one.tls) from None
+                raise overdue_outcome(item, self._timeout_s, await find_disconnection_async(one)) from None
         except asyncio.CancelledError:
             # Closing a channel cancels its calls although no task was cancelled.
             if not num_cancellations():
@@ -145,7 +144,7 @@ class AsyncStream:
         if self._call is None:
             connection = self._borrowed.enter_context(self._pool.borrow())
             self._call_number += 1
-            self._call = connection.service.ClassifyStream(
+            self._call = connection.streams.ClassifyStream(
                 self._messages(self._call_number), metadata=connection.metadata(), wait_for_ready=True
             )
         return self._call

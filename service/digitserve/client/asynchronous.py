@@ -11,7 +11,7 @@ import grpc.aio
 from digitserve.client.async_stream import AsyncStream, num_cancellations
 from digitserve.client.channel import (
     Connection,
-    find_disconnection_async,
+    find_cause_async,
     health_name,
     health_request,
     open_connections,
@@ -74,7 +74,8 @@ class AsyncClient:
         for stream in list(self._streams):
             await stream.interrupt()
         for connection in connections:
-            await connection.channel.close()
+            for channel in connection.channels:
+                await channel.close()
 
     async def classify(
         self, images: Images, *, top_k: int = 0, ink: Ink | None = None, framing: Framing | None = None,
@@ -243,7 +244,5 @@ class AsyncClient:
                         raise Closed from None
                     if isinstance(error, grpc.aio.UsageError):
                         raise
-                    unanswered = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-                    disconnected = await find_disconnection_async(one) if unanswered else ""
-                    delay_s = retry_delay_s(error, deadline, prefix, disconnected, tls=one.tls)
+                    delay_s = retry_delay_s(error, deadline, prefix, await find_cause_async(one, error))
             await asyncio.sleep(delay_s)

@@ -15,7 +15,7 @@ import grpc
 from digitserve.client.blocking_stream import BlockingStream
 from digitserve.client.channel import (
     Connection,
-    find_disconnection,
+    find_cause,
     health_name,
     health_request,
     open_connections,
@@ -103,7 +103,8 @@ class Client:
         for stream in list(self._streams):
             stream.close()
         for connection in connections:
-            connection.channel.close()
+            for channel in connection.channels:
+                channel.close()
         self._threads.shutdown()
 
     def classify(
@@ -130,7 +131,7 @@ class Client:
             InvalidRequest: an image has another shape or type, or ``top_k`` is negative.
             RequestRejected: the service rejected a request; the message names the images if there were several requests.
             DeadlineExceeded: not all images were answered in time.
-            Unreachable: no service answers at the address; HandshakeFailed: there is no TLS connection.
+            Unreachable: no service answers at the address; HandshakeFailed: because of TLS.
             Unauthenticated: the service did not accept the token, or requires one.
             Closed: the client was closed, before or during the call.
         """
@@ -299,7 +300,5 @@ class Client:
                         raise Closed from None
                     if isinstance(error, ValueError):
                         raise
-                    unanswered = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-                    disconnected = find_disconnection(one) if unanswered else ""
-                    delay_s = retry_delay_s(error, deadline, prefix, disconnected, tls=one.tls)
+                    delay_s = retry_delay_s(error, deadline, prefix, find_cause(one, error))
             time.sleep(delay_s)

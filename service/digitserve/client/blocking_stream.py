@@ -141,7 +141,7 @@ class BlockingStream:
                 raise
             if self._watchdog.expired is deadline:
                 with self._pool.borrow() as one:
-                    raise overdue_outcome(item, self._timeout_s, find_disconnection(one), tls=one.tls) from None
+                    raise overdue_outcome(item, self._timeout_s, find_disconnection(one)) from None
             return failed_outcome(item, error, self._timeout_s)
         finally:
             self._watchdog.watch(None)
@@ -159,7 +159,7 @@ class BlockingStream:
         if self._call is None:
             connection = self._borrowed.enter_context(self._pool.borrow())
             self._call_number += 1
-            self._call = connection.service.ClassifyStream(
+            self._call = connection.streams.ClassifyStream(
                 self._messages(self._call_number), metadata=connection.metadata(), wait_for_ready=True
             )
         return self._call

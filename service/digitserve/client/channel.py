@@ -1,8 +1,10 @@
 """Channels of the client library: their options and credentials, the stubs on them, and the conversion of gRPC errors."""
 
+import asyncio
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import grpc
@@ -20,16 +22,18 @@ from digitserve.client.errors import (
     Unauthenticated,
     Unreachable,
 )
-from digitserve.credentials import Credentials, explain_handshake
+from digitserve.client.handshake import NOT_CONNECTED, Security
+from digitserve.credentials import Credentials
 from digitserve.errors import CredentialsError
-from digitserve.protocol.names import SERVICE
+from digitserve.protocol.names import CLASSIFY, GET_MODEL, SERVICE
 from digitserve.v1 import digits_pb2_grpc
 
 RETRY_POLICY = json.dumps(
     {
         "methodConfig": [
             {
-                "name": [{"service": SERVICE}],
+                # Not streams: see ``STREAM_OPTIONS``.
+                "name": [{"service": SERVICE, "method": method.name} for method in (CLASSIFY, GET_MODEL)],
                 "retryPolicy": {
                     "maxAttempts": 4,
                     "initialBackoff": "0.01s",
@@ -43,7 +47,13 @@ RETRY_POLICY = json.dumps(
         ]
     }
 )
-"""Service config that makes worker replacement transparent to callers; works with any gRPC client."""
+"""Service config that makes worker replacement transparent to callers of unary methods; works with any gRPC client."""
+
+STREAM_OPTIONS: tuple[tuple[str, str | int], ...] = (("grpc.enable_retries", 0),)
+"""More options of a channel for streams. If gRPC core (grpcio 1.85.1) sends a stream again while messages are added, by policy or
+because the server has not processed it, it can lose one message: answers then belong to other requests. ``classify_stream``
+sends unanswered images again by itself.
+"""
 
 KEEPALIVE_S = 10.0
 """Time without any byte from the service after which a client sends a PING; gRPC recommends no shorter one."""
@@ -113,18 +123,22 @@ Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
 
 class Connection(NamedTuple):
-    """One channel and the stubs on it.
+    """A channel for unary calls, one for streams, and the stubs on them.
 
     Attributes:
+        channels: both, to close them.
+        service: stub for unary calls.
+        streams: stub for streams.
         metadata: returns the metadata of a call, with the current token; None without a token.
-        tls: whether the channel uses TLS.
+        security: how it connects.
     """
 
-    channel: Any
+    channels: tuple[Any, Any]
     service: Any
+    streams: Any
     health: Any
     metadata: Callable[[], Metadata | None]
-    tls: bool
+    security: Security
 
 
 def open_connections(transport: Any, address: str, credentials: Credentials, num_connections: int) -> list[Connection]:
@@ -148,21 +162,26 @@ def open_connections(transport: Any, address: str, credentials: Credentials, num
         if tls:
             # Shared, because the authorities are parsed once for each of these objects.
             secure = grpc.ssl_channel_credentials(*credentials.pem())
-            channels = [transport.secure_channel(target, secure, options) for _ in range(num_connections)]
+            open_channel = partial(transport.secure_channel, target, secure)
         else:
-            channels = [transport.insecure_channel(target, options) for _ in range(num_connections)]
+            open_channel = partial(transport.insecure_channel, target)
     except CredentialsError as error:
         raise InvalidCredentials(error.argument, error.reason) from None
-    return [
-        Connection(
-            channel,
-            digits_pb2_grpc.DigitServiceStub(channel),  # type: ignore[no-untyped-call] # generated
-            health_pb2_grpc.HealthStub(channel),
-            metadata,
-            tls,
+    security = Security(target, tls, credentials)
+    connections = []
+    for _ in range(num_connections):
+        unary, streams = open_channel(options), open_channel((*options, *STREAM_OPTIONS))
+        connections.append(
+            Connection(
+                (unary, streams),
+                digits_pb2_grpc.DigitServiceStub(unary),  # type: ignore[no-untyped-call] # generated
+                digits_pb2_grpc.DigitServiceStub(streams),  # type: ignore[no-untyped-call] # generated
+                health_pb2_grpc.HealthStub(unary),
+                metadata,
+                security,
+            )
         )
-        for channel in channels
-    ]
+    return connections
 
 
 def _metadata(credentials: Credentials) -> Callable[[], Metadata | None]:
@@ -183,50 +202,83 @@ def health_name(response: health_pb2.HealthCheckResponse) -> str:
     return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
 
 
-def find_disconnection(one: Connection) -> str:
-    """Return why a blocking channel has no connection, after a call that waited for one until its deadline.
+class Cause(NamedTuple):
+    """Why a call failed, as far as its error does not state it.
 
-    The error of that call does not contain the reason. The method that is called here has no retry policy. The result is "" if
-    the channel may have a connection.
+    Attributes:
+        disconnected: why there is no connection after a call that waited for one until its deadline; "" if there may be one.
+        refused: why the TLS handshake failed, and what to do; "" if it did not fail.
+    """
+
+    disconnected: str = ""
+    refused: str = ""
+
+
+_UNKNOWN = Cause()
+
+
+def find_cause(one: Connection, error: grpc.RpcError) -> Cause:
+    """Find out why a call on a blocking channel failed."""
+    if error.code() is grpc.StatusCode.UNAVAILABLE:
+        return Cause(refused=one.security.investigate(error.details() or ""))
+    return find_disconnection(one) if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED else _UNKNOWN
+
+
+async def find_cause_async(one: Connection, error: grpc.RpcError) -> Cause:
+    """Do the same for an asynchronous channel."""
+    if error.code() is grpc.StatusCode.UNAVAILABLE:
+        details = error.details() or ""
+        return (
+            Cause(refused=await asyncio.to_thread(one.security.investigate, details))
+            if details.startswith(NOT_CONNECTED)
+            else _UNKNOWN
+        )
+    return await find_disconnection_async(one) if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED else _UNKNOWN
+
+
+def find_disconnection(one: Connection) -> Cause:
+    """Find out why a blocking channel has no connection, after a call that waited for one until its deadline.
+
+    The error of that call does not contain the reason. The method that is called here has no retry policy.
     """
     try:
         one.health.Check(health_request(""), timeout=MAX_PROBE_S)
     except grpc.RpcError as error:
-        return _disconnection(error)
-    return ""
+        return _disconnection(one, error)
+    return _UNKNOWN
 
 
-async def find_disconnection_async(one: Connection) -> str:
+async def find_disconnection_async(one: Connection) -> Cause:
     """Do the same for an asynchronous channel."""
     try:
         await one.health.Check(health_request(""), timeout=MAX_PROBE_S)
     except grpc.RpcError as error:
-        return _disconnection(error)
-    return ""
+        return _disconnection(one, error)
+    return _UNKNOWN
 
 
-def _disconnection(error: grpc.RpcError) -> str:
-    return (error.details() or "no details") if error.code() is grpc.StatusCode.UNAVAILABLE else ""
+def _disconnection(one: Connection, error: grpc.RpcError) -> Cause:
+    if error.code() is not grpc.StatusCode.UNAVAILABLE:
+        return _UNKNOWN
+    details = error.details() or "no details"
+    return Cause(details, one.security.explain(details))
 
 
-def to_client_error(
-    error: grpc.RpcError, timeout_s: float, prefix: str = "", disconnected: str = "", *, tls: bool = False
-) -> ClientError:
+def to_client_error(error: grpc.RpcError, timeout_s: float, prefix: str = "", cause: Cause = _UNKNOWN) -> ClientError:
     """Convert the error of a failed call.
 
     Args:
         error: of a blocking or an asynchronous call.
         timeout_s: the timeout of the call as a whole.
         prefix: start of the message, such as the names of the images; "" for none.
-        disconnected: why there is no connection after a call that waited for one; "" if there may be one.
-        tls: whether the channel uses TLS.
+        cause: of ``find_cause``.
     """
     code, details = error.code(), error.details() or ""
     prefix = f"{prefix}: " if prefix else ""
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return overdue(prefix, timeout_s, disconnected, details, tls=tls)
+        return overdue(prefix, timeout_s, cause, details)
     if code is grpc.StatusCode.UNAVAILABLE:
-        return _unreachable(prefix, details, tls=tls)
+        return _unreachable(prefix, details, cause.refused)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
         # gRPC itself rejects a message over the limit, before the service can give advice.
         details = f"{details}; reduce the image (see max_side), send it in grey, or send fewer images per request"
@@ -236,51 +288,29 @@ def to_client_error(
     return RequestRejected(status, code, _retry_after_s(rpc_status.from_call(error)))
 
 
-def overdue(prefix: str, timeout_s: float, disconnected: str, details: str = "", *, tls: bool = False) -> ClientError:
+def overdue(prefix: str, timeout_s: float, cause: Cause, details: str = "") -> ClientError:
     """Return the error of a call that was not answered in time; arguments as for ``to_client_error``."""
-    if refused := _explain(disconnected, tls=tls):
-        return HandshakeFailed(
-            f"{prefix}no answer within {timeout_s:g} s, and no TLS connection: {refused} ({_PREAMBLE.sub('', disconnected)})"
-        )
-    if disconnected:
+    start = f"{prefix}no answer within {timeout_s:g} s"
+    if cause.refused:
+        return HandshakeFailed(f"{start}, and no connection: {cause.refused} ({_PREAMBLE.sub('', cause.disconnected)})")
+    if cause.disconnected:
         return DeadlineExceeded(
-            f"{prefix}no answer within {timeout_s:g} s, and no connection ({disconnected}); "
-            "is 'digitserve serve' still running at this address?"
+            f"{start}, and no connection ({cause.disconnected}); is 'digitserve serve' still running at this address?"
         )
-    return DeadlineExceeded(f"{prefix}no answer within {timeout_s:g} s{f' ({details})' * bool(details)}")
+    return DeadlineExceeded(f"{start}{f' ({details})' * bool(details)}")
 
 
-def _unreachable(prefix: str, details: str, *, tls: bool) -> Unreachable:
-    if refused := _explain(details, tls=tls):
-        return HandshakeFailed(f"{prefix}no TLS connection: {refused} ({_PREAMBLE.sub('', details)})")
+def _unreachable(prefix: str, details: str, refused: str) -> Unreachable:
+    if refused:
+        return HandshakeFailed(f"{prefix}no connection: {refused} ({_PREAMBLE.sub('', details)})")
     if "Failed parsing HTTP/2" in details:
         return Unreachable(
-            f"{prefix}the server does not speak gRPC; use the gRPC port of the service, 50051 by default{_HINT * (not tls)}"
+            f"{prefix}the server does not speak gRPC; use the gRPC port of the service, 50051 by default"
         )
-    if _ENDED.match(details):
-        return Unreachable(f"{prefix}the server ended the connection before an answer ({details}){_HINT}")
     return Unreachable(f"{prefix}no service answers ({details}); is 'digitserve serve' running at this address?")
 
 
-_ENDED = re.compile("failed to connect to all addresses.*(Socket closed|Connection reset|Unwrap failed)")
-"""Details of gRPC core if the server ended a connection before HTTP/2 began on it."""
-
 _PREAMBLE = re.compile("failed to connect to all addresses; last error: [A-Z]+: ")
-
-_HINT = "; if it uses TLS, use https:// in the address, or pass ca"
-
-
-def _explain(details: str, *, tls: bool) -> str:
-    """Return why the TLS handshake failed, and what to do; "" if it may not have failed."""
-    if not tls:
-        return ""
-    # With TLS 1.3, a server checks the certificate of a client after the client has finished its handshake.
-    return explain_handshake(details) or (
-        "the server ended the connection after the TLS handshake; it requires a certificate of the client, or does not accept "
-        "it: pass certificate and key that its authority signed"
-        if _ENDED.match(details)
-        else ""
-    )
 
 
 def to_rejection(status: status_pb2.Status, prefix: str) -> RequestRejected:

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 import grpc
 
-from digitserve.client.channel import to_client_error
+from digitserve.client.channel import Cause, to_client_error
 from digitserve.client.errors import Closed, DeadlineExceeded, InvalidRequest, RequestRejected
 
 NUM_CONNECTIONS = 32
@@ -128,22 +128,19 @@ class Deadline:
         )
 
 
-def retry_delay_s(
-    error: grpc.RpcError, deadline: Deadline, prefix: str, disconnected: str = "", *, tls: bool = False
-) -> float:
+def retry_delay_s(error: grpc.RpcError, deadline: Deadline, prefix: str, cause: Cause) -> float:
     """Return how long to wait before a failed call is sent again: at least as long as an overloaded service requests.
 
     Args:
         error: of a blocking or an asynchronous call.
         deadline: of the call as a whole.
         prefix: names the request in the error's message, if there are several.
-        disconnected: why there is no connection, see ``to_client_error``.
-        tls: whether the channel uses TLS.
+        cause: see ``to_client_error``.
 
     Raises:
         ClientError: a retry is of no use, or would be too late for the deadline.
     """
-    client_error = to_client_error(error, deadline.timeout_s, prefix, disconnected, tls=tls)
+    client_error = to_client_error(error, deadline.timeout_s, prefix, cause)
     if (
         not isinstance(client_error, RequestRejected)
         or client_error.code is not grpc.StatusCode.RESOURCE_EXHAUSTED

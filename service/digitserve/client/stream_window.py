@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import grpc
 
-from digitserve.client.channel import overdue, to_client_error, to_rejection
+from digitserve.client.channel import Cause, overdue, to_client_error, to_rejection
 from digitserve.client.errors import ClientError, InvalidRequest, Unreachable
 from digitserve.client.pool import Deadline
 from digitserve.client.predictions import Prediction, to_predictions
@@ -117,16 +117,15 @@ def failed_outcome(item: StreamItem, error: grpc.RpcError, timeout_s: float) -> 
     return failure
 
 
-def overdue_outcome(item: StreamItem, timeout_s: float, disconnected: str, *, tls: bool) -> ClientError:
+def overdue_outcome(item: StreamItem, timeout_s: float, cause: Cause) -> ClientError:
     """Return the error for a head that was not answered in time.
 
     Args:
         item: the head.
         timeout_s: the longest wait.
-        disconnected: why there is no connection; "" if there may be one.
-        tls: whether the channel uses TLS.
+        cause: of ``find_disconnection``.
     """
-    return _at(item, overdue(f"image {item.index}: ", timeout_s, disconnected, tls=tls))
+    return _at(item, overdue(f"image {item.index}: ", timeout_s, cause))
 
 
 def _at(item: StreamItem, error: ClientError) -> ClientError:

@@ -10,8 +10,11 @@ import hashlib
 import os
 import weakref
 
-from digitserve.inference.bundle import parse_bundle
+from digitserve.errors import BundleError, SettingsError, StartupError
+from digitserve.inference.active_file import VERSION
+from digitserve.inference.bundle import find_bundle, parse_bundle
 from digitserve.inference.bundle_files import BundleFiles
+from digitserve.settings import Settings
 
 
 class SealedBundle:
@@ -37,3 +40,22 @@ class SealedBundle:
     def __str__(self) -> str:
         """Return name and version, as in ``digits/4``."""
         return f"{self.manifest.name}/{self.manifest.version}"
+
+
+def shadow_bundle(settings: Settings) -> SealedBundle | None:
+    """Read and verify the bundle of ``--shadow``; None without this setting.
+
+    Raises:
+        StartupError: it is no version, or failed a check.
+    """
+    if settings.shadow is None:
+        return None
+    name, _, version = settings.shadow.rpartition("/")
+    if not VERSION.fullmatch(version) or "/" in name:
+        raise SettingsError(
+            f"--shadow: got '{settings.shadow}'; expected a version such as 5, or a name and a version such as digits/5"
+        )
+    try:
+        return SealedBundle(BundleFiles.read(find_bundle(settings.models, name or settings.model, int(version))))
+    except BundleError as error:
+        raise StartupError(f"--shadow: {error}") from None

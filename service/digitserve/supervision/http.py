@@ -7,13 +7,13 @@ instead, so that idle and slow clients do not block others. ``http_access`` adds
 
 import asyncio
 import contextlib
-import functools
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, Protocol, cast
 
 import uvicorn
 from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -25,10 +25,6 @@ from digitserve.supervision.http_access import HttpAccess
 from digitserve.supervision.http_log import AsgiApp
 from digitserve.supervision.http_tls import TlsTransport
 
-MAX_CONNECTIONS = 2_048
-"""Beyond it, the connection that has waited longest for a response is closed. The limit is high, because clients that reconnect
-immediately take more CPU time than connections that stay open: 1,000 slow clients must not cause that."""
-
 RESPONSE_S = 10.0
 """A connection on which no response was completed for this time is closed: the client sends or reads too slowly."""
 
@@ -39,7 +35,6 @@ MAX_ACCEPTS = 64
 
 BACKLOG = 4_096
 """Connections that the kernel queues until they are accepted. Beyond it clients try again only after a second, probes too."""
-
 
 IS_VERIFIED = "is_verified"
 """Name in the state of a request: whether the client has a valid certificate."""
@@ -109,21 +104,52 @@ def make_app(status: ServiceStatus, registry: CollectorRegistry, access: HttpAcc
     )
 
 
+class HttpConnections:
+    """The open connections of the HTTP port; owned by the server.
+
+    Attributes:
+        max_connections: beyond it, the connection that has waited longest for a response is closed.
+        waiting: all of them, in the order of their last response.
+        num_closed: how many the server has closed, by reason: ``too_many`` or ``timeout``.
+    """
+
+    def __init__(self, max_connections: int) -> None:
+        self.max_connections = max_connections
+        self.waiting: dict[_BoundedConnection, None] = {}
+        self.num_closed = {"too_many": 0, "timeout": 0}
+
+    def close(self, connection: "_BoundedConnection", reason: str) -> None:
+        """Close a connection."""
+        self.waiting.pop(connection, None)
+        self.num_closed[reason] += 1
+        connection.transport.abort()
+
+    def metrics(self) -> Iterable[Metric]:
+        """Yield the metrics of the connections."""
+        yield GaugeMetricFamily("digitserve_http_connections", "Open connections of the HTTP port.", len(self.waiting))
+        closed = CounterMetricFamily(
+            "digitserve_http_connections_closed",
+            "Connections of the HTTP port that the service closed.",
+            labels=("reason",),
+        )
+        for reason, number in self.num_closed.items():
+            closed.add_metric((reason,), number)
+        yield closed
+
+
 class _BoundedConnection(H11Protocol):
     """A connection of the HTTP port, closed unless a response is completed every ``RESPONSE_S``; owned by uvicorn."""
 
-    def __init__(self, *arguments: Any, waiting: "dict[_BoundedConnection, None]", limit: int, **options: Any) -> None:
+    def __init__(self, *arguments: Any, connections: HttpConnections, **options: Any) -> None:
         """Prepare.
 
         Args:
             arguments: of uvicorn.
-            waiting: open connections, in the order of their last response; shared by all.
-            limit: most of them.
+            connections: all that are open.
             options: of uvicorn.
         """
         super().__init__(*arguments, **options)
-        self._waiting = waiting
-        self._limit = limit
+        self._connections = connections
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's
@@ -141,15 +167,17 @@ class _BoundedConnection(H11Protocol):
         """
         self.stop_waiting()
         self.transport = transport
-        self._waiting[self] = None
-        self._timer = self.loop.call_later(RESPONSE_S, transport.abort)
-        while len(self._waiting) > self._limit:
-            self._waiting.pop(oldest := next(iter(self._waiting)))
-            oldest.transport.abort()
+        connections = self._connections
+        connections.waiting[self] = None
+        self._timer = self.loop.call_later(RESPONSE_S, connections.close, self, "timeout")
+        while len(connections.waiting) > connections.max_connections:
+            oldest = next(iter(connections.waiting))
+            oldest.stop_waiting()
+            connections.close(oldest, "too_many")
 
     def stop_waiting(self) -> None:
         """Stop waiting: the connection is closed, or has sent something."""
-        self._waiting.pop(self, None)
+        self._connections.waiting.pop(self, None)
         if self._timer is not None:
             self._timer.cancel()
 
@@ -173,9 +201,13 @@ class _BoundedConnection(H11Protocol):
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn on the supervisor's event loop; the supervisor handles the signals."""
+    """uvicorn on the supervisor's event loop; the supervisor handles the signals.
 
-    def __init__(self, app: AsgiApp, access: HttpAccess, max_connections: int = MAX_CONNECTIONS) -> None:
+    Attributes:
+        connections: that are open.
+    """
+
+    def __init__(self, app: AsgiApp, access: HttpAccess, max_connections: int) -> None:
         """Prepare.
 
         Args:
@@ -184,10 +216,10 @@ class HttpServer(uvicorn.Server):
             max_connections: most open connections; up to twice as many file descriptors are used.
         """
         self._access = access
-        new_connection = functools.partial(_BoundedConnection, waiting={}, limit=max_connections)
+        self.connections = HttpConnections(max_connections)
 
         def connection(**options: Any) -> asyncio.Protocol:
-            bounded = new_connection(**options)
+            bounded = _BoundedConnection(connections=self.connections, **options)
             return bounded if access.context is None else TlsTransport(bounded, access.context)
 
         super().__init__(

@@ -28,15 +28,14 @@ import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from digitserve.errors import BundleError, SettingsError, StartupError
-from digitserve.inference.active_file import VERSION, active_path, signature
-from digitserve.inference.bundle import find_bundle, served_files
-from digitserve.inference.bundle_files import BundleFiles
-from digitserve.inference.sealed_bundle import SealedBundle
+from digitserve.errors import StartupError
+from digitserve.inference.active_file import active_path, signature
+from digitserve.inference.bundle import served_files
+from digitserve.inference.sealed_bundle import SealedBundle, shadow_bundle
 from digitserve.settings import Settings, endpoint
 from digitserve.supervision import descriptors, device
 from digitserve.supervision.cpu_budget import cpu_budget
-from digitserve.supervision.http import MAX_CONNECTIONS, HttpServer, make_app
+from digitserve.supervision.http import HttpServer, make_app
 from digitserve.supervision.http_access import HttpAccess
 from digitserve.supervision.http_log import FailureLog
 from digitserve.supervision.ports import SlotListeners, listen, reserve
@@ -74,7 +73,7 @@ def serve(settings: Settings, print_banner: Callable[[str], None]) -> int:
     """
     file_signature = signature(active_path(settings.models, settings.model, settings.active_file))
     bundle = SealedBundle(served_files(settings))
-    shadow = _shadow_bundle(settings)
+    shadow = shadow_bundle(settings)
     access = HttpAccess(settings)  # checks certificate and tokens
     num_descriptors = descriptors.raise_limit(settings.connection_limit)
     with (
@@ -91,30 +90,11 @@ def serve(settings: Settings, print_banner: Callable[[str], None]) -> int:
         with SlotListeners(grpc_socket, resolved.workers or 1) if native else contextlib.nullcontext() as listeners:
             left = descriptors.num_left(num_descriptors, resolved.workers or 1)
             # uvicorn needs up to two per connection, while it closes those beyond the limit.
-            max_http_connections = max(1, min(MAX_CONNECTIONS, left // 2))
+            max_http_connections = max(1, min(settings.max_http_connections, left // 2))
             supervisor = Supervisor(
                 resolved, bundle, file_signature, shadow, listeners, http_socket, max_http_connections, access
             )
             return asyncio.run(supervisor.run(print_banner))
-
-
-def _shadow_bundle(settings: Settings) -> SealedBundle | None:
-    """Return the bundle of ``--shadow``.
-
-    Raises:
-        StartupError: it is no version, or failed a check.
-    """
-    if settings.shadow is None:
-        return None
-    name, _, version = settings.shadow.rpartition("/")
-    if not VERSION.fullmatch(version) or "/" in name:
-        raise SettingsError(
-            f"--shadow: got '{settings.shadow}'; expected a version such as 5, or a name and a version such as digits/5"
-        )
-    try:
-        return SealedBundle(BundleFiles.read(find_bundle(settings.models, name or settings.model, int(version))))
-    except BundleError as error:
-        raise StartupError(f"--shadow: {error}") from None
 
 
 class Supervisor:
@@ -406,6 +386,7 @@ class Supervisor:
             "digitserve_worker_restarts", "Workers started in place of one that ended.", self._num_restarts
         )
         yield from self._access.metrics()
+        yield from self._http.connections.metrics()
         reloads = CounterMetricFamily("digitserve_reloads", "Activations of another version.", labels=("result",))
         reloads.add_metric(("completed",), reloader.num_completed)
         reloads.add_metric(("failed",), reloader.num_failed)

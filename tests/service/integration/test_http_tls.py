@@ -36,6 +36,7 @@ class Status:
 class Server(NamedTuple):
     """A running server, and certificates of clients: one that it accepts and one of another authority."""
 
+    http: HttpServer
     address: tuple[str, int]
     certificate: Certificate
     client: Certificate
@@ -80,7 +81,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     thread.start()
     wait_until(lambda: server.started, "the server has started")
     try:
-        yield Server(address, made, sign_client(folder / "client", authority), sign_client(folder / "stranger", other))
+        yield Server(
+            server, address, made, sign_client(folder / "client", authority), sign_client(folder / "stranger", other)
+        )
     finally:
         server.should_exit = True
         thread.join(PATIENCE_S)
@@ -132,6 +135,7 @@ def hello() -> bytes:
 @pytest.mark.parametrize("part", [0, 20, 1000], ids=["silent", "half a hello", "half a handshake"])
 def test_handshakes_that_do_not_end_keep_no_probe_out(server: Server, connect: Connect, part: int) -> None:
     """With many times the allowed connections in their handshake, a probe is answered; the oldest ones are closed."""
+    closed_before = server.http.connections.num_closed["too_many"]
     slow = [connect() for _ in range(5 * MAX_CONNECTIONS)]
     for connection in slow:
         with contextlib.suppress(ConnectionError):
@@ -141,16 +145,21 @@ def test_handshakes_that_do_not_end_keep_no_probe_out(server: Server, connect: C
     for connection in slow:
         connection.setblocking(False)
     wait_until(lambda: sum(map(is_closed, slow)) >= 4 * MAX_CONNECTIONS, "the oldest connections are closed")
+    assert server.http.connections.num_closed["too_many"] >= closed_before + 4 * MAX_CONNECTIONS
 
 
 @pytest.mark.parametrize("part", [0, 20, 1000], ids=["silent", "half a hello", "half a handshake"])
-def test_a_handshake_that_does_not_end(connect: Connect, monkeypatch: pytest.MonkeyPatch, part: int) -> None:
-    """A client that does not finish its handshake in time is disconnected."""
+def test_a_handshake_that_does_not_end(
+    server: Server, connect: Connect, monkeypatch: pytest.MonkeyPatch, part: int
+) -> None:
+    """A client that does not finish its handshake in time is disconnected, and counted."""
+    closed_before = server.http.connections.num_closed["timeout"]
     monkeypatch.setattr(service_http, "RESPONSE_S", 0.05)
     connection = connect()
     with contextlib.suppress(ConnectionError):
         connection.sendall(hello()[:part])
     assert is_closed(connection)
+    assert server.http.connections.num_closed["timeout"] > closed_before
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,26 @@ def test_a_refused_call_is_a_line(
     assert line["detail"].startswith("the queue has no room")
 
 
+def test_a_call_without_a_valid_token_is_a_line(tmp_path: Path, transport: str, lines: Lines) -> None:
+    """The line states that the token was not valid; no token is in it."""
+    write_echo_bundle(tmp_path)
+    tokens = tmp_path / "tokens"
+    tokens.write_text("the-only-valid-token\n")
+    metadata = (*METADATA, ("authorization", "Bearer some-other-token"))
+    with run_worker(tmp_path, transport=transport, token_file=tokens) as worker:
+        classify = worker.channel.unary_unary(CLASSIFY.path)
+        with pytest.raises(grpc.RpcError):
+            classify(b"", timeout=PATIENCE_S, metadata=metadata)
+    line = line_of(lines, "call refused")
+    assert (line["method"], line["code"], line["reason"]) == (
+        "digitserve.v1.DigitService/Classify",
+        "Unauthenticated",
+        "unauthenticated",
+    )
+    assert line["trace_id"] == TRACE
+    assert "token" not in repr({**line, "detail": ""})
+
+
 def test_a_slow_call_is_a_line(tmp_path: Path, transport: str, lines: Lines) -> None:
     """A call that was answered after ``log_slow_s`` has a line with the time in the queue and of computing."""
     write_echo_bundle(tmp_path)

@@ -116,7 +116,7 @@ def test_a_worker_that_hands_over_is_no_lame_duck(settings: Settings) -> None:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{settings.grpc_port}") as channel:
             watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
             statuses = []
-            with pytest.raises(grpc.aio.AioRpcError, match="UNAVAILABLE"):
+            with pytest.raises(grpc.aio.AioRpcError, match="UNAVAILABLE"):  # noqa: PT012 - the loop raises
                 async for message in watch:
                     statuses.append(message.status)
                     child.send_last("hand over")
@@ -157,7 +157,7 @@ def test_requests_that_the_grace_period_cuts_are_counted(settings: Settings) -> 
                 assert await call.code() is grpc.StatusCode.UNAVAILABLE
         return await child.wait()
 
-    assert run(replace(settings, grace_s=0.0, max_batch_size=1, max_pending_images=8192), interact) == 0
+    assert run(replace(settings, grace_s=0.0, max_batch_size=1, max_pending_images=1 << 15), interact) == 0
 
 
 class Exited(Exception):

@@ -1,6 +1,7 @@
 """Tokens: what a file may contain, and which values of ``authorization`` are admitted."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -9,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from digitserve.access import (
-    MAX_FILE_BYTES,
     MAX_TOKENS,
     MIN_TOKEN_CHARACTERS,
     NOTHING_VALID,
@@ -19,6 +19,7 @@ from digitserve.access import (
 )  # fmt: skip
 from digitserve.certificate import KeyFiles
 from digitserve.errors import SettingsError
+from digitserve.file_watch import MAX_FILE_BYTES
 from digitserve.settings import Settings
 
 TOKEN = "secret-of-16-characters"  # noqa: S105 - of the test
@@ -76,7 +77,7 @@ def test_any_bytes_are_judged(path: Path) -> None:
         (f"{TOKEN}\n# more\n{TOKEN} {TOKEN}\n".encode(), "line 3: expected a token"),
         (f"{TOKEN}ü".encode(), "line 1: expected a token"),
         (TOKEN.encode() + b"\0", "line 1: expected a token"),
-        (b"#" * (MAX_FILE_BYTES + 1), f"expected at most {MAX_FILE_BYTES} bytes"),
+        (b"#" * (MAX_FILE_BYTES + 1), f"cannot be read: More than {MAX_FILE_BYTES} bytes"),
         (b"".join(b"%016d\n" % number for number in range(MAX_TOKENS + 1)), f"expected at most {MAX_TOKENS}"),
     ],
     ids=["empty", "comments", "short", "two in a line", "not ASCII", "control character", "too long", "too many"],
@@ -115,7 +116,11 @@ def test_a_worker_starts_with_the_last_valid_tokens(path: Path) -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    """The error has the reason."""
-    for path, reason in ((tmp_path, "Is a directory"), (tmp_path / "missing", "No such file")):
+    """The error has the reason; a pipe without a writer does not block."""
+    os.mkfifo(tmp_path / "pipe")
+    for path, reason in (
+        (tmp_path, "Is a directory"), (tmp_path / "missing", "No such file"), (tmp_path / "pipe", "got no token"),
+        (Path("/dev/zero"), "More than"),
+    ):  # fmt: skip
         with pytest.raises(SettingsError, match=reason):
             read_tokens(path)

@@ -21,7 +21,7 @@ of faults and requests is determined by a seed; the schedule of the system is no
 
 A run consists of episodes. First each fault is injected alone, then combinations are drawn. In an episode all clients send
 requests, faults are injected, the service recovers, the clients finish, and the checker reads the history: every request with
-its time and every outcome. CI runs two minutes of it.
+its time and every outcome. CI injects each fault once.
 """
 
 ORACLE = f"""\

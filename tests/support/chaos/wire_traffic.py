@@ -157,14 +157,12 @@ class WireCalls:
         kinds = rng.choices(list(ENCODERS), [weight for weight, _ in ENCODERS.values()], k=rng.randrange(1, 9))
         sent: list[tuple[int, Request]] = []
         rest = b""
-        ends_s = time.monotonic() + TIMEOUT_S
         for kind in kinds:
             if kind == "good" and slow:
                 kind = "slow reader"  # noqa: PLW2901
             chosen = draw_images(rng, traffic.images, max_images=3)[:3]
             body = traffic.images.request(chosen).SerializeToString()
-            connection.reserve(2 * len(body) + 100, ends_s)
-            if connection.going_away:
+            if not connection.reserve([stream_id for stream_id, _ in sent], 2 * len(body) + 100):
                 break
             stream_id, self._next_stream = self._next_stream, self._next_stream + 2
             encoded = ENCODERS[kind][1](stream_id, body)

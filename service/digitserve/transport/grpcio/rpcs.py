@@ -63,7 +63,31 @@ class Bridge:
         task.add_done_callback(self.unanswered.discard)
 
 
-class Call:
+class _Client:
+    """What log lines state about the client of an RPC; the base class of calls and streams.
+
+    It is read when the RPC starts: core frees it at the end, and then ``peer`` would crash the process.
+    """
+
+    __slots__ = ("_metadata", "_peer")
+
+    def __init__(self, rpc: Context) -> None:
+        self._peer = rpc.peer()
+        self._metadata = rpc.invocation_metadata() or ()
+
+    @property
+    def peer(self) -> str:
+        """Address of the client. Core writes ``ipv4:127.0.0.1:5`` or, with percent-encoded brackets, ``ipv6:[::1]:5``."""
+        return urllib.parse.unquote(self._peer).removeprefix("ipv4:").removeprefix("ipv6:")
+
+    @property
+    def metadata(self) -> Iterator[tuple[bytes, bytes]]:
+        """Metadata of the caller."""
+        for name, value in self._metadata:
+            yield name.encode(), value if isinstance(value, bytes) else value.encode()
+
+
+class Call(_Client):
     """A ``UnaryCall``; grpcio's task of the RPC holds it until its status is sent.
 
     Attributes: see ``UnaryCall``.
@@ -71,15 +95,15 @@ class Call:
     """
 
     __slots__ = (
-        "_bridge", "_handed_over", "_handler", "_path", "_rpc", "accepted", "answer", "context", "deadline", "open", "source",
+        "_bridge", "_handed_over", "_handler", "_path", "accepted", "answer", "context", "deadline", "open", "source",
     )  # fmt: skip
 
     def __init__(self, bridge: Bridge, handler: UnaryHandler, path: str, context: Context) -> None:
+        super().__init__(context)
         self._bridge = bridge
         self._handler = handler
         self._path = path
         self._handed_over = False
-        self._rpc = context
         self.answer: asyncio.Future[bytes | Status] = bridge.loop.create_future()
         self.deadline = _deadline(context)
         self.source = Source()  # grpcio does not name the connection
@@ -88,16 +112,6 @@ class Call:
         self.context: Any = None
 
     # Called by the handler, on the worker's thread; see UnaryCall.
-
-    @property
-    def peer(self) -> str:
-        """Address of the client."""
-        return _peer(self._rpc)
-
-    @property
-    def metadata(self) -> Iterator[tuple[bytes, bytes]]:
-        """Metadata of the caller."""
-        return _metadata(self._rpc)
 
     def reply(self, body: bytes) -> None:
         """Send the response and status OK."""
@@ -152,7 +166,7 @@ class Call:
             self.context = None
 
 
-class Stream:
+class Stream(_Client):
     """A ``ServerStream``; grpcio's task of the RPC holds it until its status is sent.
 
     Attributes: see ``ServerStream``.
@@ -166,6 +180,7 @@ class Stream:
     )  # fmt: skip
 
     def __init__(self, bridge: Bridge, handler: StreamHandler, rpc: Context) -> None:
+        super().__init__(rpc)
         self._bridge = bridge
         self._handler = handler
         self._rpc = rpc
@@ -180,16 +195,6 @@ class Stream:
         self.context: Any = None
 
     # Called by the handler, on the worker's thread; see ServerStream.
-
-    @property
-    def peer(self) -> str:
-        """Address of the client."""
-        return _peer(self._rpc)
-
-    @property
-    def metadata(self) -> Iterator[tuple[bytes, bytes]]:
-        """Metadata of the caller."""
-        return _metadata(self._rpc)
 
     def read(self) -> None:
         """Request the next message; at most one read may be outstanding."""
@@ -327,16 +332,6 @@ def _resolve(answer: asyncio.Future[bytes | Status], value: bytes | Status) -> N
 
 def _body(message: Any) -> bytes | None:
     return None if message is grpc.aio.EOF else message
-
-
-def _peer(rpc: Context) -> str:
-    """Return the address of a client; core writes ``ipv4:127.0.0.1:5`` or, with percent-encoded brackets, ``ipv6:[::1]:5``."""
-    return urllib.parse.unquote(rpc.peer()).removeprefix("ipv4:").removeprefix("ipv6:")
-
-
-def _metadata(rpc: Context) -> Iterator[tuple[bytes, bytes]]:
-    for name, value in rpc.invocation_metadata() or ():
-        yield name.encode(), value if isinstance(value, bytes) else value.encode()
 
 
 def _deadline(rpc: Context) -> float:

@@ -21,6 +21,7 @@ from digitserve.errors import StartupError
 from digitserve.file_watch import FileWatch, WatchedValue
 from digitserve.protocol.names import Method
 from digitserve.settings import Settings, endpoint
+from digitserve.telemetry.block import OTHER_METHOD
 from digitserve.telemetry.recorder import Recorder
 from digitserve.transport.grpcio.rpcs import Bridge, serve_stream, serve_unary, serve_unread
 from digitserve.transport.handlers import StreamHandler, UnaryHandler
@@ -64,7 +65,8 @@ class Methods(grpc.GenericRpcHandler):
         self._unknown = serve_unread(bridge, UnknownMethodHandler(recorder))
         self._tokens = tokens
         self._refusals = {
-            path: serve_unread(bridge, handler) for path, handler in unauthenticated_handlers(recorder).items()
+            path: serve_unread(bridge, handler, path or OTHER_METHOD.path)
+            for path, handler in unauthenticated_handlers(recorder).items()
         }
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[bytes, bytes]":

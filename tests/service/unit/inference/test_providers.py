@@ -84,4 +84,4 @@ def test_the_check_for_auto_sends_the_device(capfd: pytest.CaptureFixture[str]) 
     output, errors = capfd.readouterr()
     assert output == ""
     (line,) = errors.splitlines()
-    assert '"event": "no CUDA, running on the CPU"' in line
+    assert '"message": "no CUDA, running on the CPU"' in line
