@@ -680,6 +680,15 @@ def test_patient_callers_get_room_during_a_flood() -> None:
     batcher.admit(make_entry(source=light), 0.0, patient=True)
 
 
+def test_a_backlog_is_several_full_batches_of_small_requests() -> None:
+    """Only from four full batches on is there a backlog; large requests do not count, because they get a share of each batch."""
+    batcher = make_batcher()
+    admit(batcher, make_entry("large", 90), *(make_entry() for _ in range(31)))
+    assert not batcher.has_backlog()
+    admit(batcher, make_entry())
+    assert batcher.has_backlog()
+
+
 def test_continuous_rejections_shorten_the_queue() -> None:
     """While requests are rejected all the time, fewer may wait: no more are answered with a longer queue. A burst may use all of
     it, and so may requests after a time without rejections.
