@@ -710,6 +710,17 @@ def test_continuous_rejections_shorten_the_queue() -> None:
     assert batcher.limit_images == 100
 
 
+def test_a_small_request_is_never_rejected_by_an_empty_queue() -> None:
+    """Small requests of any size get room once the queue is empty, even while rejections continue and few images may wait."""
+    batcher = make_batcher(max_batch_size=16, max_pending_images=32)
+    now = 0.0
+    while now < 2 * OVERLOAD_AFTER_S:
+        rejected(batcher, Source(), 200)
+        now += 0.01
+        drain(batcher, now)
+    admit(batcher, make_entry(num_images=16))
+
+
 def test_an_estimate_follows_the_measurements() -> None:
     """When the service becomes three times slower, the estimate is correct after some tens of batches."""
     estimate = Estimate(1.0)
