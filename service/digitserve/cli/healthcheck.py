@@ -1,7 +1,7 @@
 """``digitserve healthcheck``: whether a service is ready, for container health checks and scripts.
 
-Without flags it asks the service with the same environment for ``/readyz``: that needs neither a token nor a client
-certificate, and is answered in 0.1 s of CPU time, because gRPC is not imported. Otherwise it calls grpc.health.v1.
+Without flags it requests ``/readyz`` of the service with the same environment: that needs neither a token nor a client
+certificate, and takes 0.1 s of CPU time, because gRPC is not imported. Otherwise it calls grpc.health.v1.
 """
 
 import os
