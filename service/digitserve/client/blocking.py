@@ -103,7 +103,8 @@ class Client:
         for stream in list(self._streams):
             stream.close()
         for connection in connections:
-            connection.channel.close()
+            for channel in connection.channels:
+                channel.close()
         self._threads.shutdown()
 
     def classify(

@@ -129,6 +129,8 @@ class ChaosRun:
                 # Nothing more can be checked.
                 self._add("recovery", [f"the service does not answer: {error}"])
         self._add("log", log.faults())
+        if self.findings.violations:
+            sys.stdout.writelines(f"{line}\n" for line in log.lines if '"digitserve.requests"' not in line)
         self.findings.peak_bytes, self.findings.num_frames = site.peak_bytes, site.num_frames
         return self.findings
 
@@ -246,6 +248,8 @@ class ChaosRun:
         sys.stdout.write(f"{title}: {len(requests)} requests in {seconds:.1f} s: {dict(codes.most_common())}\n")
         for violation in found:
             self._add(violation.promise, [violation.text])
+        if found:
+            sys.stdout.write(f"  faults {windows}, connections closed {counts.closed if counts else None}\n")
         sys.stdout.flush()
         site.windows = []
 
@@ -313,8 +317,13 @@ class ChaosRun:
             )
             site.use(second, None)
             site.recovery_s["killed supervisor"].append(time.monotonic() - fault_s)
+            ready_s = time.monotonic()
+            # A channel that was refused connects again after a backoff of some seconds.
+            wait_until(
+                lambda: _answered_since(traffic, ready_s) == set(checker.CLIENTS), "all clients have answers again"
+            )
             site.note("killed supervisor", fault_s)
-            time.sleep(2 * BETWEEN_S)
+            time.sleep(BETWEEN_S)
         self._check(site, traffic, start_s, None, "killed supervisor")
         return second
 
@@ -345,6 +354,15 @@ class ChaosRun:
                 self._add("end", [f"port {port} is in use: {error}"])
 
 
+def _answered_since(traffic: Traffic, start_s: float) -> set[str]:
+    """Return the clients that sent a request after this time and got an answer."""
+    return {
+        request.client
+        for request in list(traffic.history.requests)
+        if request.start_s > start_s and request.outcome and request.outcome.code == checker.OK
+    }
+
+
 def read_counts(service: Service) -> Counts:
     """Read the counters of a service."""
     metrics = service.metrics()
@@ -356,7 +374,11 @@ def read_counts(service: Service) -> Counts:
         named = dict(labels)
         handled[_method(named), _NAMES[named["grpc_code"]]] += int(value)
     refused = int(sum(metrics["digitserve_streams_refused_total"].values()))
-    return Counts(started, handled, int(sum(metrics["digitserve_images_total"].values())), refused)
+    closed: Counter[str] = Counter()
+    for labels, value in metrics["digitserve_connections_closed_total"].items():
+        closed[dict(labels)["reason"]] += int(value)
+    num_images = int(sum(metrics["digitserve_images_total"].values()))
+    return Counts(started, handled, num_images, refused, closed)
 
 
 def _method(labels: dict[str, str]) -> str:

@@ -79,6 +79,7 @@ class Recorded:
         self.close_reason: CloseReason | None = None
         self.reads = True
         self.num_rejected = 0
+        self.answered: dict[int, None] = {}
         self.has_room = True
         self.delivers = False
         self.num_unsent_bytes = self.num_held_bytes = self.num_trimmable_bytes = 0
