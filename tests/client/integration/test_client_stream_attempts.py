@@ -79,8 +79,8 @@ def refusing_server(last_words: bytes) -> Iterator[RefusingServer]:
 @pytest.mark.parametrize("last_words", [GOAWAY, b""], ids=["goaway", "reset"])
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_a_lost_stream_is_not_sent_again_by_grpc(kind: str, last_words: bytes) -> None:
-    """A stream whose connection ends fails as UNAVAILABLE after one attempt; ``classify_stream`` then opens another one with
-    all images that have no answer.
+    """A stream whose connection ends fails after one attempt; ``classify_stream`` then opens another one with all images that
+    have no answer.
     """
     messages = [pb.ClassifyStreamRequest()] * 3
 
@@ -101,4 +101,6 @@ def test_a_lost_stream_is_not_sent_again_by_grpc(kind: str, last_words: bytes) -
 
     with refusing_server(last_words) as server:
         code = asyncio.run(call_async(server.address)) if kind == "async" else call_blocking(server.address)
-        assert (code, server.num_streams) == (grpc.StatusCode.UNAVAILABLE, 1)
+        # grpc.aio sometimes reports an error of its own.
+        assert code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL}
+        assert server.num_streams == 1

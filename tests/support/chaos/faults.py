@@ -23,8 +23,8 @@ from support.serving import Service, command, wait_until
 
 ROOT = Path(__file__).parents[3]
 NUM_WORKERS = 2
-STALL_S = 4.0
-"""``--stall-s`` of the service."""
+STALL_S = 6.0
+"""``--stall-s`` of the service: a worker on a busy machine may get no time for some seconds."""
 
 PAUSE_S = 1.0
 """Time for which a worker is paused; much shorter than ``STALL_S``."""

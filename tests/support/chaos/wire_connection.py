@@ -77,6 +77,13 @@ class WireConnection:
         self.window -= num_bytes
         return True
 
+    def is_usable(self) -> bool:
+        """Read what has arrived; return whether requests can be sent."""
+        while not self.closed and select.select([self._socket], [], [], 0)[0]:
+            self._read()
+            self._flush()
+        return not self.closed and not self.going_away
+
     def read_until(self, condition: Callable[[], bool], ends_s: float) -> None:
         """Read until a condition is true, the service closes the connection, or the monotonic time ``ends_s``."""
         while not condition() and not self.closed and (left_s := ends_s - time.monotonic()) > 0:

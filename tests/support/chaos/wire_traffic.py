@@ -198,7 +198,7 @@ class WireCalls:
     def _connect(self, rng: random.Random) -> tuple[WireConnection, bool]:
         """Return a connection, and whether its flow-control windows are closed."""
         self._num_visits += 1
-        if self._connection is not None and self._num_visits < MAX_VISITS:
+        if self._connection is not None and self._num_visits < MAX_VISITS and self._connection.is_usable():
             return self._connection, False
         self.close()
         slow = rng.random() < 0.3
