@@ -1,4 +1,4 @@
-"""Shadow: runs a second version on the same batches, and counts how its answers would have differed.
+"""Shadow deployment: runs a second version on the same batches, and counts how its answers differ.
 
     Pipeline ──offer, after its answers──▶ Shadow ──one batch waits──▶ Session of the second version ──▶ Recorder
 

@@ -21,7 +21,7 @@ CLEAN = Findings(
 
 
 def test_a_worker_that_settles_has_no_faults() -> None:
-    """Some per cent of resident memory, and open connections under load, are no leak."""
+    """Growth of resident memory by a few per cent, and open connections under load, are not reported as a leak."""
     assert not CLEAN.faults()
 
 

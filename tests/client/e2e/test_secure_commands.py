@@ -80,7 +80,7 @@ def test_the_health_check_works_with_the_variables_of_the_service(secure: Secure
 
 
 def test_the_commands_work_with_the_variables_of_a_client(secure: Secure) -> None:
-    """``healthcheck`` asks grpc.health.v1, ``classify`` answers, ``bench`` measures and reads the metrics page."""
+    """``healthcheck`` calls grpc.health.v1, ``classify`` answers, ``bench`` measures and reads the metrics page."""
     health = secure.run(secure.client, "healthcheck")
     classified = secure.run(secure.client, "classify", str(secure.image))
     load = ("--connections", "4", "--processes", "1", "--duration-s", "0.3", "--warm-up-s", "0")

@@ -220,7 +220,7 @@ def test_goodput_never_collapses(
 @pytest.mark.parametrize("num_others", [1, 7])
 @pytest.mark.parametrize("asked", [0.5, 0.9])
 def test_a_flood_takes_nothing_from_other_connections(deadline_s: float, num_others: int, asked: float) -> None:
-    """While one connection sends ten times the capacity, each other one gets what it asks for, up to half of an equal part."""
+    """While one connection sends ten times the capacity, the calls of each other one are answered, up to half of an equal part."""
     part = CAPACITY / (1 + num_others)
     worker = Worker([10 * CAPACITY] + [asked * part] * num_others, deadline_s, 1, 0.15 * SERVED_S)
     others = goodputs(worker, 2.0, 1.0)[1:]
