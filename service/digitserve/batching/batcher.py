@@ -37,8 +37,9 @@ BACKLOG_BATCHES = 4
 """Full batches of pending small requests from which on there is a backlog."""
 
 OVERLOAD_SHARE = 4
-"""While requests are rejected continuously, only 1/4 of the images may wait. A longer queue would not answer more requests: it
-would only add latency, and memory that no longer fits into CPU caches."""
+"""While requests are rejected continuously, only 1/4 of the images may wait, or a full batch if that is more. A longer queue would
+not answer more requests: it would only add latency, and memory that no longer fits into CPU caches. With a shorter one,
+requests with many images would be rejected by an empty queue, and each of these rejections would continue the overload."""
 
 OVERLOAD_AFTER_S, OVERLOAD_ENDS_S = 0.1, 0.5
 """Time of continuous rejections after which only ``OVERLOAD_SHARE`` may wait, and time without rejections after which more may."""
@@ -299,10 +300,10 @@ class Batcher(Generic[E]):
             self._rejects_since = min(self._rejects_since, now)
         elif now >= self._rejected_at + OVERLOAD_ENDS_S:
             self._rejects_since = math.inf
-        overloaded = now >= self._rejects_since + OVERLOAD_AFTER_S
-        self.limit_images = (
-            max(1, self._max_pending_images // OVERLOAD_SHARE) if overloaded else self._max_pending_images
-        )
+        self.limit_images = self._max_pending_images
+        if now >= self._rejects_since + OVERLOAD_AFTER_S:
+            overload_images = max(self._max_pending_images // OVERLOAD_SHARE, self._max_batch_size)
+            self.limit_images = min(overload_images, self._max_pending_images)
 
     def _late(self, needed_s: float) -> DeadlineUnmeetable:
         """Return the error for a request whose answer needs ``needed_s``."""

@@ -23,7 +23,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from digitserve.supervision.http_access import HttpAccess
 from digitserve.supervision.http_log import AsgiApp
-from digitserve.supervision.http_tls import TlsTransport
+from digitserve.supervision.http_tls import PIECE_BYTES, TlsTransport
 
 RESPONSE_S = 10.0
 """A connection on which no response was completed for this time is closed: the client sends or reads too slowly."""
@@ -217,10 +217,11 @@ class HttpServer(uvicorn.Server):
         """
         self._access = access
         self.connections = HttpConnections(max_connections)
+        buffer = bytearray(PIECE_BYTES)
 
-        def connection(**options: Any) -> asyncio.Protocol:
+        def connection(**options: Any) -> asyncio.BaseProtocol:
             bounded = _BoundedConnection(connections=self.connections, **options)
-            return bounded if access.context is None else TlsTransport(bounded, access.context)
+            return bounded if access.context is None else TlsTransport(bounded, access.context, buffer)
 
         super().__init__(
             uvicorn.Config(

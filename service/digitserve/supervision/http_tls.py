@@ -14,7 +14,9 @@ import ssl
 from typing import Any, Protocol, cast
 
 PIECE_BYTES, READ_BYTES = 1 << 12, 1 << 14
-"""Most bytes that are written at once to OpenSSL's memory buffers, which never shrink, and read from OpenSSL: a record."""
+"""Most bytes that are written at once to OpenSSL's memory buffers, which never shrink, and read from OpenSSL: a record. An
+iteration of the event loop also reads no more than a piece from a connection: records without or with little content take
+170 ns per byte (measured), so the 256 KiB that asyncio reads by default would delay all others by 45 ms."""
 
 
 class Connection(Protocol):
@@ -42,20 +44,22 @@ class Connection(Protocol):
         """The client has read again."""
 
 
-class TlsTransport(asyncio.Transport, asyncio.Protocol):
+class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
     """A TLS session: the protocol of a socket, and the transport of a connection. Owned by the transport of the socket."""
 
-    def __init__(self, connection: Connection, context: ssl.SSLContext) -> None:
+    def __init__(self, connection: Connection, context: ssl.SSLContext, buffer: bytearray) -> None:
         """Wait for a client.
 
         Args:
             connection: gets the content.
             context: configuration of TLS.
+            buffer: of ``PIECE_BYTES``; all connections of an event loop may share it, because each read is handled immediately.
         """
         super().__init__()
         self._connection = connection
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._session = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._buffer = buffer
         self._established = False
         self._socket: asyncio.Transport
 
@@ -66,13 +70,16 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._socket = cast("asyncio.Transport", transport)
         self._connection.wait(self._socket)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002 - the interface of asyncio
+        """Return where to put what the client has sent."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         """Decrypt what the client has sent; close the connection if that is not TLS."""
         try:
-            for start in range(0, len(data), PIECE_BYTES):
-                self._incoming.write(data[start : start + PIECE_BYTES])
-                self._decrypt()
-                self._flush()
+            self._incoming.write(memoryview(self._buffer)[:nbytes])
+            self._decrypt()
+            self._flush()
         except ssl.SSLError:
             self._flush()  # an alert
             self._socket.close()

@@ -16,8 +16,9 @@ from digitserve.settings import Settings
 from digitserve.supervision import http as service_http
 from digitserve.supervision.http import HttpServer, make_app
 from digitserve.supervision.http_access import HttpAccess
+from digitserve.supervision.http_tls import PIECE_BYTES, TlsTransport
 from digitserve.supervision.ports import listen
-from support.certificates import Certificate, TlsClient, make_certificate, sign_client
+from support.certificates import Certificate, TlsClient, make_certificate, server_context, sign_client
 from support.serving import LOCAL, PATIENCE_S, wait_until
 
 MAX_CONNECTIONS = 8
@@ -189,3 +190,60 @@ def test_a_request_with_the_end_of_the_handshake(server: Server, connect: Connec
             assert part
             received += client.give(part)
         assert received.startswith(b"HTTP/1.1 200 ")
+
+
+class Content:
+    """The connection above TLS, which lists what arrives."""
+
+    def __init__(self, arrived: list[tuple[object, int]], done: asyncio.Event) -> None:
+        self._arrived, self._done = arrived, done
+
+    def data_received(self, data: bytes) -> None:
+        self._arrived.append((self, len(data)))
+        if data.endswith(b"end"):
+            self._done.set()
+
+    def wait(self, transport: asyncio.Transport) -> None: ...
+    def stop_waiting(self) -> None: ...
+    def connection_made(self, transport: asyncio.Transport) -> None: ...
+    def connection_lost(self, exc: Exception | None) -> None: ...
+    def pause_writing(self) -> None: ...
+    def resume_writing(self) -> None: ...
+
+
+def test_much_input_delays_other_connections_by_a_piece_only(server: Server) -> None:
+    """An iteration of the event loop decrypts at most a piece of each connection, however much has arrived."""
+    context = server_context(Settings(**server.certificate.settings()))
+    assert context is not None
+
+    async def serve() -> list[tuple[object, int]]:
+        loop = asyncio.get_running_loop()
+        arrived: list[tuple[object, int]] = []
+        done, buffer = [asyncio.Event(), asyncio.Event()], bytearray(PIECE_BYTES)
+        with contextlib.ExitStack() as stack:
+            clients = []
+            for event in done:
+                theirs, ours = socket.socketpair()
+                stack.enter_context(theirs)
+                theirs.setblocking(False)
+                tls = TlsTransport(Content(arrived, event), context, buffer)
+                await loop.create_connection(lambda tls=tls: tls, sock=ours)  # type: ignore[misc]
+                stack.callback(tls.abort)
+                client = TlsClient()
+                await loop.sock_sendall(theirs, client.take())
+                client.give(await loop.sock_recv(theirs, 1 << 16))
+                clients.append((theirs, client))
+            for theirs, client in clients:
+                # Small records, because they take most time.
+                theirs.send(client.take() + b"".join(client.take(b"small") for _ in range(1000)) + client.take(b"end"))
+            for event in done:
+                await event.wait()
+        await asyncio.sleep(0)  # closes the sockets
+        return arrived
+
+    arrived = asyncio.run(serve())
+    longest = before = num_bytes = 0
+    for connection, size in arrived:
+        num_bytes = num_bytes + size if connection is before else size
+        longest, before = max(longest, num_bytes), connection
+    assert longest < PIECE_BYTES

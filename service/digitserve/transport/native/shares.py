@@ -99,7 +99,8 @@ class StreamShare:
         self._read_s = 0.0
         self._most, self._next_most = self._next_most, 0
         if is_cut and self._rejected:
-            self._share *= LESS
+            # One connection is never paused, and a share below that would only take longer to grow again.
+            self._share = max(self._share * LESS, 1 / len(self._rejected))
         elif self._share < 1:
             self._share = min(1.0, self._share * (RECOVER if read_share < LOW_READ_SHARE else MORE))
             if self._share == 1:
@@ -115,11 +116,12 @@ class StreamShare:
     def report(self, connection: object, num_rejected: int) -> None:
         """Report how many calls of a connection were rejected since the last report.
 
-        Only those with many rejected calls can be paused.
+        Only those with many rejected calls can be paused. While connections are paused, one without rejected calls may be one
+        of them; otherwise it stops counting.
         """
         if num_rejected * FLOOD_SHARE > self._most:
             self._rejected.setdefault(connection)
-        elif num_rejected:
+        elif num_rejected or self._share == 1:
             self.forget(connection)
         self._next_most = max(self._next_most, num_rejected)
 

@@ -680,6 +680,15 @@ def test_patient_callers_get_room_during_a_flood() -> None:
     batcher.admit(make_entry(source=light), 0.0, patient=True)
 
 
+def test_a_backlog_is_several_full_batches_of_small_requests() -> None:
+    """Only from four full batches on is there a backlog; large requests do not count, because they get a share of each batch."""
+    batcher = make_batcher()
+    admit(batcher, make_entry("large", 90), *(make_entry() for _ in range(31)))
+    assert not batcher.has_backlog()
+    admit(batcher, make_entry())
+    assert batcher.has_backlog()
+
+
 def test_continuous_rejections_shorten_the_queue() -> None:
     """While requests are rejected all the time, fewer may wait: no more are answered with a longer queue. A burst may use all of
     it, and so may requests after a time without rejections.
@@ -699,6 +708,17 @@ def test_continuous_rejections_shorten_the_queue() -> None:
     assert batcher.limit_images == 100 // OVERLOAD_SHARE
     batcher.form(now + OVERLOAD_ENDS_S + 0.01)
     assert batcher.limit_images == 100
+
+
+def test_a_small_request_is_never_rejected_by_an_empty_queue() -> None:
+    """Small requests of any size get room once the queue is empty, even while rejections continue and few images may wait."""
+    batcher = make_batcher(max_batch_size=16, max_pending_images=32)
+    now = 0.0
+    while now < 2 * OVERLOAD_AFTER_S:
+        rejected(batcher, Source(), 200)
+        now += 0.01
+        drain(batcher, now)
+    admit(batcher, make_entry(num_images=16))
 
 
 def test_an_estimate_follows_the_measurements() -> None:

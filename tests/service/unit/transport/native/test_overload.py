@@ -264,17 +264,32 @@ def test_only_connections_with_rejected_calls_are_paused_and_they_take_turns() -
     assert open_again == set(floods)
 
 
-def test_all_connections_continue_soon_after_an_overload() -> None:
-    """Once reading takes little time, the number of connections that are not paused doubles several times per second."""
+@pytest.mark.parametrize("seconds", [1.5, 60.0])
+def test_all_connections_continue_soon_after_an_overload(seconds: float) -> None:
+    """Once reading takes little time, the number of connections that are not paused doubles several times per second, no matter
+    how long the overload was.
+    """
     share = StreamShare(1000)
     floods = [f"flood {number}" for number in range(64)]
-    now = overloaded(share, 0.0, 1.5, *floods)
+    now = overloaded(share, 0.0, seconds, *floods)
     assert any(share.is_paused(flood) for flood in floods)
     ends = now + 1.0
     while now < ends:
         now += 0.01
         share.adjust(now, 0.9 * LOW_READ_SHARE * 0.01, was_cut=False)
     assert not any(share.is_paused(flood) for flood in floods)
+
+
+def test_a_connection_is_not_paused_for_calls_that_were_rejected_long_ago() -> None:
+    """A connection whose calls were rejected before the overload, and none since, is not paused."""
+    share = StreamShare(1000)
+    share.report("formerly rejected", 5)
+    share.adjust(1.0, 0.0, was_cut=False)
+    share.report("formerly rejected", 0)
+    now = 1.0
+    for _ in range(10):
+        now = overloaded(share, now, ROTATE_S, "flood", "another")
+        assert not share.is_paused("formerly rejected")
 
 
 def test_nobody_is_paused_while_everything_is_read() -> None:
