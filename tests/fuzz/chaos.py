@@ -3,7 +3,7 @@
     PYTHONPATH=tests python tests/fuzz/chaos.py --seconds 240 --seed 1
 
 The same seed gives the same plan of faults and requests; the schedule of the system differs. ``docs/reliability.md``, which
-``--write`` generates, lists the faults and what held.
+``--write`` generates, lists the faults and the results.
 """
 
 import argparse

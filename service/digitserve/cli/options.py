@@ -228,7 +228,7 @@ _TARGET_OPTIONS = (
     _target_option("client-key", "CLIENT_KEY", "PEM file with the private key of that certificate."),
     _target_option("token-file", "CLIENT_TOKEN_FILE", "File with the bearer token for the service."),
     _target_option(
-        "clear-text-token", "CLIENT_CLEAR_TEXT_TOKEN", "Send the token to another machine without TLS, so that others may read it.",
+        "clear-text-token", "CLIENT_CLEAR_TEXT_TOKEN", "Send the token also to another machine without TLS. Others in the network can read it.",
         type=bool, metavar=None, is_flag=True,
     ),
 )  # fmt: skip

@@ -65,7 +65,7 @@ class Client:
             key: PEM file with the private key of ``certificate``, without a password.
             token: bearer token, sent with every call.
             token_file: file with the token instead; it is read again when it has changed.
-            clear_text_token: whether to send the token without TLS to another machine, where others may read it.
+            clear_text_token: whether to send the token without TLS to another machine; others in the network can read it.
             num_connections: each is served by one worker of the service, which the kernel chooses at random.
             timeout_s: default for each call as a whole, however many requests it needs.
             images_per_request: most images in one request.

@@ -149,7 +149,7 @@ def test_a_token_may_come_through_a_pipe() -> None:
 
 
 def test_there_is_no_authorization_without_a_token() -> None:
-    """Nothing is added to calls."""
+    """Without a token, calls have no header field ``authorization``."""
     assert Credentials().authorization() is None
 
 

@@ -79,7 +79,7 @@ def test_a_failed_call_is_one_line_of_its_caller(worker: RunningWorker, lines: L
 
 
 def test_a_call_of_another_method_that_fails_is_a_line(worker: RunningWorker, lines: Lines) -> None:
-    """Also methods that are answered at once, and those that do not exist."""
+    """Failed calls of methods that are answered at once, and of methods that do not exist, have a line too."""
     assert call(worker, b"\x0a\x07nothing", HEALTH_CHECK.path) is grpc.StatusCode.NOT_FOUND
     assert call(worker, b"", "/some.Service/Method") is grpc.StatusCode.UNIMPLEMENTED
     failed, refused = line_of(lines, "call failed"), line_of(lines, "call refused")

@@ -14,7 +14,7 @@ from support.child_modules import open_descriptors
 
 
 def test_a_bundle_closes_its_descriptor(tmp_path: Path) -> None:
-    """It is open as long as the object exists, and no longer."""
+    """The descriptor is open as long as the object exists, and is then closed."""
     before = open_descriptors()
     sealed = SealedBundle(BundleFiles.read(write_echo_bundle(tmp_path, 4)))
     assert (str(sealed), os.fstat(sealed.fd).st_size > 0) == ("digits/4", True)
@@ -33,7 +33,7 @@ def test_the_digest_covers_all_files(tmp_path: Path) -> None:
 
 
 def test_a_damaged_bundle_is_not_sealed(tmp_path: Path) -> None:
-    """It fails the checks of ``parse_bundle``, and leaves no descriptor open."""
+    """A damaged bundle fails the checks of ``parse_bundle``, and leaves no descriptor open."""
     path = write_echo_bundle(tmp_path)
     (path / "model.onnx").write_bytes(b"damaged")
     before = open_descriptors()
