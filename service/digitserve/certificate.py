@@ -30,7 +30,8 @@ _CERTIFICATE, _KEY, _CLIENT_CA = (flag(setting_named(name)) for name in ("tls_ce
 
 Value = TypeVar("Value")
 
-_PEM_CERTIFICATE = re.compile(rb"-----BEGIN [A-Z0-9 ]*CERTIFICATE-----([^-]+)")
+# OpenSSL ignores the same words within a line.
+_PEM_CERTIFICATE = re.compile(rb"^-----BEGIN [A-Z0-9 ]*CERTIFICATE-----([^-]+)", re.MULTILINE)
 
 # Tags of ASN.1: ITU-T X.690.
 _VERSION, _UTC_TIME, _LONG_FORM = 0xA0, 0x17, 0x80

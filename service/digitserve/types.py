@@ -64,18 +64,22 @@ def default_ink(framing: Framing) -> Ink:
 class Source:
     """Where requests come from: a connection. Sources share the queue of a worker fairly.
 
-    Owned by the connection; the batcher counts.
+    Owned by the connection; the batcher and ``transport.health`` count.
 
     Attributes:
+        is_connection: whether it stands for all RPCs of a connection; false if the transport does not know the connection.
         small_images: pending images of its small requests.
         large_images: pending images of its large requests.
+        num_watches: open health watches.
     """
 
-    __slots__ = ("large_images", "small_images")
+    __slots__ = ("is_connection", "large_images", "num_watches", "small_images")
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_connection: bool = True) -> None:
+        self.is_connection = is_connection
         self.small_images = 0
         self.large_images = 0
+        self.num_watches = 0
 
 
 class Box(NamedTuple):

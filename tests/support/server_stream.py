@@ -13,9 +13,9 @@ NO_DEADLINE = 1e19
 class FakeStream:
     """A ``ServerStream`` that sends into a list; the test confirms each write."""
 
-    def __init__(self, deadline: float = NO_DEADLINE) -> None:
+    def __init__(self, deadline: float = NO_DEADLINE, source: Source | None = None) -> None:
         self.deadline, self.accepted, self.open = deadline, 0.0, True
-        self.source = Source()
+        self.source = source or Source()
         self.context: Any = None
         self.reads = 0
         self.written: list[bytes] = []
@@ -42,8 +42,8 @@ class FakeStream:
 class ScriptedStream(FakeStream):
     """A stream of a handler, driven as a transport drives it: a message only for a read, nothing after the end."""
 
-    def __init__(self, handler: Any, deadline: float = NO_DEADLINE) -> None:
-        super().__init__(deadline)
+    def __init__(self, handler: Any, deadline: float = NO_DEADLINE, source: Source | None = None) -> None:
+        super().__init__(deadline, source)
         self._handler = handler
         self.num_received = 0
         self.closed = False

@@ -91,7 +91,8 @@ class Health:
         Args:
             recorder: of the worker.
             max_watches: not less than the limit of connections: clients that check health open one watch per connection, and
-                do not use a connection whose watch was refused.
+                do not use a connection whose watch was refused. Beyond it, the first watch of a connection is accepted, so
+                that clients with many watches cannot prevent those of others.
             clock: monotonic time in seconds.
         """
         self._recorder = recorder
@@ -159,11 +160,12 @@ class Health:
         stream.context = _Watch()
         if self._closed:
             self._end(stream, _CLOSED)
-        elif len(self._watches) >= self._max_watches:
-            self._end(stream, self._too_many)
-        else:
+        elif len(self._watches) < self._max_watches or (stream.source.is_connection and not stream.source.num_watches):
             self._watches.add(stream)
+            stream.source.num_watches += 1
             stream.read()
+        else:
+            self._end(stream, self._too_many)
 
     def on_message(self, stream: ServerStream, body: bytes) -> None:
         """Write the current status, or SERVICE_UNKNOWN; end a watch that sends a second message."""
@@ -198,7 +200,9 @@ class Health:
 
     def on_close(self, stream: ServerStream, *, cancelled: bool) -> None:
         """Record a watch that is over; nothing is kept of it."""
-        self._watches.discard(stream)
+        if stream in self._watches:
+            self._watches.remove(stream)
+            stream.source.num_watches -= 1
         watch: _Watch = stream.context
         code = unanswered_code(stream.deadline) if cancelled else (watch.ending or OK).code
         self._recorder.call_ended(HEALTH_WATCH, code, self._clock() - stream.accepted)

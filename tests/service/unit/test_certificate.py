@@ -31,6 +31,12 @@ def test_expiry(tmp_path: Path, kind: str, num_days: int) -> None:
     assert expiry(certificate.read_bytes()) == ssl.cert_time_to_seconds(shown.stdout.strip().partition("=")[2])
 
 
+def test_expiry_ignores_comments(made: Certificate) -> None:
+    """Text before a certificate, which OpenSSL ignores, is ignored too, even if it contains the words of PEM."""
+    content = made.certificate.read_bytes()
+    assert expiry(b"# -----BEGIN CERTIFICATE----- follows\n" + content) == expiry(content)
+
+
 def test_expiry_is_that_of_the_first_certificate(tmp_path: Path, made: Certificate) -> None:
     """Text before the certificate, and the chain after it, do not matter."""
     other = make_certificate(tmp_path, "-nodes", "-days", "9").certificate

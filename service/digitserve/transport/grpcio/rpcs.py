@@ -106,7 +106,7 @@ class Call(_Client):
         self._handed_over = False
         self.answer: asyncio.Future[bytes | Status] = bridge.loop.create_future()
         self.deadline = _deadline(context)
-        self.source = Source()  # grpcio does not name the connection
+        self.source = Source(is_connection=False)  # grpcio does not name the connection
         self.accepted = time.monotonic()
         self.open = True
         self.context: Any = None
@@ -189,7 +189,7 @@ class Stream(_Client):
         self.outbox: asyncio.Queue[bytes | Status] = asyncio.Queue()
         self.finished = False
         self.deadline = _deadline(rpc)
-        self.source = Source()
+        self.source = Source(is_connection=False)
         self.accepted = time.monotonic()
         self.open = True
         self.context: Any = None

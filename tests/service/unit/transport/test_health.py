@@ -20,6 +20,7 @@ from digitserve.protocol.status import NO_MESSAGE
 from digitserve.telemetry.block import Block
 from digitserve.telemetry.recorder import Recorder
 from digitserve.transport.health import Health
+from digitserve.types import Source
 from support.server_stream import NO_DEADLINE, ScriptedStream, codes_of_ended, num_started
 
 LABELS = tuple("0123456789")
@@ -45,9 +46,11 @@ class Server:
         self.block = Block(LABELS)
         self.health = Health(Recorder(self.block, LABELS), max_watches, clock=lambda: 1.0)
 
-    def watch(self, service: str | None = "", deadline: float = NO_DEADLINE) -> ScriptedStream:
-        """Open a watch, and send its request if there is one."""
-        stream = ScriptedStream(self.health, deadline)
+    def watch(
+        self, service: str | None = "", deadline: float = NO_DEADLINE, source: Source | None = None
+    ) -> ScriptedStream:
+        """Open a watch on a connection, by default its own, and send its request if there is one."""
+        stream = ScriptedStream(self.health, deadline, source)
         if service is not None:
             stream.receive(request(service))
         return stream
@@ -251,15 +254,27 @@ def test_a_message_over_the_limit_ends_a_watch(service: str | None) -> None:
 
 def test_watches_beyond_the_limit_are_refused_until_one_is_closed() -> None:
     """The limit holds for open watches, whether or not their requests arrived; those that exist are not affected."""
-    server = Server(max_watches=3)
-    streams = [server.watch(None), server.watch(SERVICE), server.watch("nonesuch")]
-    refused = server.watch(None)
+    server, source = Server(max_watches=3), Source()
+    streams = [server.watch(service, source=source) for service in (None, SERVICE, "nonesuch")]
+    refused = server.watch(None, source=source)
     assert (refused.code, refused.reads) == (Code.RESOURCE_EXHAUSTED, 0)
     refused.close()
     streams.pop().close()
-    assert server.watch().open
+    assert server.watch(source=source).open
     assert all(stream.open for stream in streams)
     assert server.ended() == [Code.CANCELLED, Code.RESOURCE_EXHAUSTED]
+
+
+def test_many_watches_of_a_client_do_not_prevent_those_of_others() -> None:
+    """Beyond the limit, the first watch of each connection is accepted; none where the transport does not know connections."""
+    server, source, other = Server(max_watches=3), Source(), Source()
+    for _ in range(3):
+        assert server.watch(source=source).open
+    first = server.watch(source=other)
+    assert first.open and not server.watch(None, source=other).open
+    first.close()
+    assert server.watch(source=other).open
+    assert not server.watch(None, source=Source(is_connection=False)).open
 
 
 def test_the_limit_allows_a_watch_on_each_of_a_thousand_connections() -> None:
