@@ -20,6 +20,7 @@ from digitserve.protocol.names import CLASSIFY
 
 DEBIAN_PACKAGES = {"h2load": "nghttp2-client", "openssl": "openssl", "taskset": "util-linux"}
 WARM_UP_S = 1.0
+"""Longest load before the measurement; a shorter measurement, as in tests, has a warm-up of its own length."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Load:
             "--address", f"127.0.0.1:{port}", "--metrics", metrics, "--processes", str(processes),
             "--connections", str(self.connections), "--in-flight", str(self.in_flight), "--images", str(self.images),
             "--sizes", f"{self.side}x{self.side}", "--method", self.method,
-            "--duration-s", str(seconds), "--warm-up-s", str(WARM_UP_S), "--json",
+            "--duration-s", str(seconds), "--warm-up-s", str(warm_up_s(seconds)), "--json",
         ]  # fmt: skip
 
 
@@ -165,7 +166,7 @@ def run_h2load(
         command = [
             "taskset", "-c", cores, "h2load", *["--h1"] * http1, f"-c{connections}", f"-m{in_flight}",
             f"-t{min(len(parse_cores(cores)), load.connections)}", f"-D{seconds * 1e3:.0f}ms",
-            f"--warm-up-time={WARM_UP_S * 1e3:.0f}ms",
+            f"--warm-up-time={warm_up_s(seconds) * 1e3:.0f}ms",
             "-d", body.name, "-H", "content-type: application/grpc", "-H", "te: trailers",
             f"{scheme}://127.0.0.1:{port}{'/inference' if http1 else CLASSIFY.path}",
         ]  # fmt: skip
@@ -174,6 +175,11 @@ def run_h2load(
     if done.returncode or rate is None or not re.search(r"\b0 failed, 0 errored, 0 timeout", done.stdout):
         raise BenchError(f"h2load reported failures or no answers:\n{done.stdout}{done.stderr}")
     return float(rate[1])
+
+
+def warm_up_s(seconds: float) -> float:
+    """Return the seconds of load before a measurement of this length."""
+    return min(WARM_UP_S, seconds)
 
 
 def parse_cores(cores: str) -> list[int]:

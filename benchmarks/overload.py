@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -52,20 +53,26 @@ class Kind:
     Attributes:
         name: for the table.
         images: per request.
-        multiples: offered loads.
+        loads: offered, in multiples of the capacity, with deadlines in milliseconds.
         closed: flags of the closed loop that measures S.
         rejected_in_flight: calls of a connection in the loop that measures R.
     """
 
     name: str
     images: int
-    multiples: tuple[float, ...]
+    loads: tuple[tuple[float, int | None], ...]
     closed: tuple[str, ...]
     rejected_in_flight: int
 
 
-SINGLE = Kind("single", 1, (1.2, 2, 3, 5, 10), ("--connections", "64", "--in-flight", "4"), 64)
-LARGE = Kind("64 images", 64, (2, 5), ("--connections", "16", "--in-flight", "2"), 4)
+SINGLE = Kind(
+    "single",
+    1,
+    (*product((1.2, 2, 3), DEADLINES_MS), (5, 50), (10, 50)),
+    ("--connections", "64", "--in-flight", "4"),
+    64,
+)
+LARGE = Kind("64 images", 64, tuple(product((2, 5), DEADLINES_MS)), ("--connections", "16", "--in-flight", "2"), 4)
 
 
 @dataclass(frozen=True)
@@ -183,7 +190,7 @@ def measure(models: Path, cores: str, load_cores: str, seconds: float) -> list[C
         with server_kind(models, cores) as server:
             for kind in request_kinds:
                 overload = Overload(server, kind, load_cores, seconds)
-                cells += [overload.cell(multiple, ms) for multiple in kind.multiples for ms in DEADLINES_MS]
+                cells += [overload.cell(multiple, deadline_ms) for multiple, deadline_ms in kind.loads]
     return cells
 
 

@@ -61,11 +61,13 @@ class Overload:
         self._stream_id = -1
         recorder = Recorder(Block(labels), labels)
         session = Session(bundle, num_threads=1)
+        # One connection alone may fill 4/5 of the queue.
         self.batcher = Batcher[PendingRequest](
-            max_batch_size=CALLS, max_pending_images=CALLS,
+            max_batch_size=CALLS, max_pending_images=CALLS * 5 // 4,
             max_pending_bytes=settings.max_request_bytes, max_batch_s=1.0, image_s=session.warm_up(CALLS), work_s=1e-9,
         )  # fmt: skip
-        self.pipeline = Pipeline(self.batcher, session, bundle, recorder)
+        # The clock stands still, because after 0.1 s of rejections fewer requests may wait.
+        self.pipeline = Pipeline(self.batcher, session, bundle, recorder, lambda: 0.0)
         limits = codec.Limits("", settings.max_side, CALLS, settings.max_request_bytes, native_framing(labels))
         handler = ClassifyHandler(self.pipeline, limits, recorder)
         self.connection = Connection(

@@ -19,7 +19,7 @@ from itertools import cycle
 import numpy as np
 
 from benchmarks.client_styles import STYLES, header_blocks
-from benchmarks.load import WARM_UP_S
+from benchmarks.load import warm_up_s
 from digitserve.bench import frames
 from digitserve.bench.frames import ACK, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RST_STREAM, SETTINGS
 from digitserve.bench.plan import PATHS, STREAM, Plan
@@ -164,7 +164,7 @@ def run(connections: list[Replay], in_flight: int, seconds: float) -> dict[str, 
     start_s = time.monotonic()
     for connection in connections:
         connection.send(in_flight, start_s)
-    _exchange(epoll, by_descriptor, start_s + WARM_UP_S)
+    _exchange(epoll, by_descriptor, start_s + warm_up_s(seconds))
     for connection in connections:
         connection.latencies_s.clear()
     start_s, cpu_s = time.monotonic(), time.process_time()

@@ -28,7 +28,7 @@ MAX_TOKENS = 1_000
 """Most tokens of a file. Each call with an unknown token is compared with all of them, which takes 0.2 us each."""
 
 FREE_PREFIX = f"/{HEALTH_SERVICE}/"
-"""Start of the paths that need no token: load balancers and platforms ask for health."""
+"""Start of the paths that need no token: load balancers and platforms query health."""
 
 UNAUTHENTICATED = Status(
     Code.UNAUTHENTICATED,
@@ -45,7 +45,7 @@ class Tokens(WatchedValue[tuple[bytes, ...]]):
     """The valid tokens of a service; owned by a transport or the HTTP server.
 
     Attributes:
-        value: SHA-256 of each token. A new object after each change: its identity shows whether an older verdict is valid.
+        value: SHA-256 of each token. A new object after each change: its identity shows whether an older check is still valid.
     """
 
     def __init__(self, path: Path, last_valid: tuple[bytes, ...] | None = None, *, logs: bool = False) -> None:

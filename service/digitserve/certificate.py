@@ -110,7 +110,7 @@ def new_context(
 def watched_certificate(
     settings: Settings, convert: Callable[[KeyFiles], Value], last_valid: KeyFiles | None = None, *, logs: bool = False
 ) -> WatchedValue[Value] | None:
-    """Return what a server makes of the files, to be read again when they change; None if the settings name none.
+    """Return the value that a server builds from the files, read again when they change; None if the settings name none.
 
     Args:
         settings: of the service.

@@ -11,7 +11,7 @@
 
     BundleError, ProviderError, SettingsError: for the operator; the service does not start and names the failed check
     ImageFileError: for the user of an image file
-    CredentialsError, AccessDenied: for the user of a client; the files of TLS or the token, and what the server says of them
+    CredentialsError, AccessDenied: for the user of a client; TLS files or a token that cannot be used, or is rejected
     ClientError and its subclasses: see ``digitserve.client.errors``
 
     DigitserveError

@@ -2,7 +2,7 @@
 
     transports, HTTP server ──value──▶ WatchedValue ◀──check, every second── FileWatch :its own thread ──▶ files
 
-Every process reads the files by itself. It does so on a thread of its own, because a file system may block for long.
+Each process reads the files itself, on a separate thread, because a file system may block for long.
 """
 
 import errno
@@ -148,5 +148,5 @@ class FileWatch:
             for reloaded in self._reloaded:
                 try:
                     reloaded.check()
-                except Exception:  # the thread must go on: without it the certificate would expire
+                except Exception:  # the thread must continue: it alone loads renewed certificates
                     _log.exception("files could not be checked", files=reloaded.name)

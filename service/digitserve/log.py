@@ -4,7 +4,7 @@
     libraries ──logging, warnings──▶ _LibraryHandler ──▲
     uncaught exceptions ──hooks of Python──────────────┘
 
-Logging never decides over the service: it neither raises nor waits. Lines that cannot be written are lost, and counted. Each
+Logging never affects the service: it neither raises nor waits. Lines that cannot be written are lost, and counted. Each
 kind of line has a bounded rate. What C++ libraries of a worker write to its standard error is logged by the supervisor
 (``supervision.worker_output``).
 """

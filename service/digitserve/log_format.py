@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 MAX_LINE_BYTES = 4_096
 """Maximum size of a line with its line break. The processes of a service share one pipe, and only writes of up to this size
-(PIPE_BUF) are not mixed with those of others. Longer values lose their middle."""
+(PIPE_BUF) are not mixed with those of others. The middle of longer values is left out."""
 
 EXCEPTION, OUTPUT = "exception", "output"
 """Names of the fields with a traceback, and with the output of a process. In text, their lines follow the event, each with an
@@ -68,8 +68,7 @@ def _plain_value(value: object) -> object:
 
 
 def _dump(value: object) -> str:
-    # DEL is the only control character that JSON does not escape.
-    return json.dumps(value, allow_nan=False).replace("\x7f", "\\u007f")
+    return json.dumps(value, allow_nan=False)
 
 
 def _text(fields: Fields) -> str:
@@ -89,7 +88,7 @@ def _quoted(value: object, bare: re.Pattern[str]) -> str:
 
 
 def _fit(fields: Fields, dump: Callable[[Fields], str]) -> str:
-    """Return a line of at most ``MAX_LINE_BYTES``; cut the longest text if necessary, again and again."""
+    """Return a line of at most ``MAX_LINE_BYTES``; cut the longest text as often as necessary."""
     while len(line := dump(fields)) >= MAX_LINE_BYTES:
         longest = max(
             (name for name, value in fields.items() if isinstance(value, str)), key=lambda n: len(str(fields[n]))

@@ -215,13 +215,13 @@ class Settings:
     shadow: str | None = _setting(
         None,
         _MODEL,
-        "Version (VERSION or NAME/VERSION) that runs on the same images without answering; metrics count how its answers differ.",
+        "Shadow version (VERSION or NAME/VERSION): runs on the same images without answering; metrics count how its answers differ.",
         shown="none",
     )
     shadow_share: float = _setting(
         0.1,
         _MODEL,
-        "Share of a worker's time that the shadow version may use while requests are pending. 0: it runs only while none are.",
+        "Share of a worker's time that the shadow version may use while requests arrive. 0: it runs only if none has arrived for 2 ms.",
         Bounds(0, 1),
     )
     workers: int | None = _setting(
@@ -291,7 +291,7 @@ class Settings:
         Bounds(0, 10_000),
     )
     log_slow_s: float = _setting(
-        1.0, _LOGGING, "Seconds from which an answered call is logged as slow. 0: none is.", Bounds(0, 86400)
+        1.0, _LOGGING, "Seconds from which an answered call is logged as slow. 0: never.", Bounds(0, 86400)
     )
 
     def resolve(self, device: str, cpu_budget: float) -> "Settings":

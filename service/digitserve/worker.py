@@ -71,6 +71,10 @@ from digitserve.types import native_framing
 IDLE_POLL_S = 0.1
 """Longest wait for an event: the delay until ``drain`` is noticed, and the interval of heartbeats while idle."""
 
+SHADOW_IDLE_S = 0.002
+"""The worker counts as idle for the shadow version if nothing arrives for this time after an answer: longer than clients of the
+same machine need for their next request."""
+
 MAX_BATCH_S = 0.05
 """Longest estimated batch: the longest time that a small request waits for a batch of large ones."""
 
@@ -279,11 +283,12 @@ class Worker:
         self._recorder.heartbeat(time.monotonic(), time.process_time())
         shadow = self._shadow
         shadow_waits = shadow is not None and shadow.waits
-        handled = self._server.poll(0.0 if shadow_waits or self._batcher.has_pending() else IDLE_POLL_S)
+        timeout_s = SHADOW_IDLE_S if shadow_waits else IDLE_POLL_S
+        handled = self._server.poll(0.0 if self._batcher.has_pending() else timeout_s)
         self._stopped = handled is None
         if shadow is not None and shadow_waits:
             # The server has sent the answers of its batch.
-            shadow.run(busy=self._batcher.has_pending())
+            shadow.run(busy=bool(handled) or self._batcher.has_pending())
         ran = self._pipeline.run_batch()
         if self._batcher.has_backlog():
             ends = time.monotonic() + MAX_RUN_S

@@ -3,7 +3,7 @@
     PYTHONPATH=tests python tests/fuzz/chaos.py --seconds 240 --seed 1
 
 The same seed gives the same plan of faults and requests; the schedule of the system differs. ``docs/reliability.md``, which
-``--write`` generates, lists the faults and what held.
+``--write`` generates, lists the faults and the results.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the plan (default 1)")
     parser.add_argument("--write", action="store_true", help="write docs/reliability.md")
     options = parser.parse_args()
-    findings = run_chaos(ROOT / "models", options.seconds, options.seed)
+    findings = run_chaos(options.seconds, options.seed)
     print(f"{findings.num_requests:,} requests, {len(findings.violations)} violations")
     if options.write:
         PAGE.write_text(report.write(findings))

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from digitserve.inference.bundle import served_bundle
-from digitserve.settings import Settings
+from digitserve.inference.bundle import read_bundle
 from support.chaos import plan
 from support.chaos.checker import CLIENT, CLIENTS, GRPCIO, KINDS, PROMISES, STREAM, WIRE, Counts, Episode, check
 from support.chaos.faults import ACTIONS, CONDITIONS, FAULTS
@@ -28,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def oracle() -> Oracle:
-    return Oracle(Images(1), [served_bundle(Settings(models=MODELS, model_version=int(VERSION)))])
+    return Oracle(Images(1), [read_bundle(MODELS / "digits" / VERSION)])
 
 
 @dataclass

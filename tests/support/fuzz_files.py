@@ -1,6 +1,6 @@
 """Fuzz targets of files: images, and the files of a bundle. Each is checked under a limit of memory.
 
-Files that are refused must be refused by a check, not because memory ran out.
+Invalid files must be refused by a check, not because memory ran out.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ def _assert_readable(error: Exception) -> None:
 
 
 def images(content: bytes) -> None:
-    """A file gives images of limited size, or an error that names it; a header does not decide about memory."""
+    """A file gives images of limited size, or an error that names it; memory is not allocated by what its header declares."""
     with limited_to(MAX_NEW_BYTES), _smaller_images():
         try:
             pixels = image_files.read_images(io.BytesIO(content), "input")

@@ -1,4 +1,4 @@
-"""Fuzz targets of what reaches the supervisor: its settings, the file of tokens, and the HTTP port."""
+"""Fuzz targets of the supervisor's input: its settings, the file of tokens, and the HTTP port."""
 
 import asyncio
 import contextlib

@@ -16,10 +16,11 @@ from digitserve.vision.framing import MAX_LOOKS, Framed, frame, frame_colors
 from support.decode_checks import check_decode
 from support.fuzz_source import CHOICES, Source, Target
 
-MAX_OPERATIONS = 12_000
-"""Most function calls, into numpy too, for one image: a digit takes 100 to 400, the worst patterns found a third of this.
+MAX_OPERATIONS = 40_000
+"""Most function calls, into numpy too, for one image. A digit takes 100 to 400; the worst pattern found, 10,891.
 
-Beside them, framing only does numpy operations on arrays of the image's size, whose number this limits too.
+An image and up to three parts of parts of it are framed, each with up to three segmentations of at most 3,500 calls. Besides,
+framing only does numpy operations on arrays of the image's size, whose number this limits too.
 """
 
 INKS = tuple(Ink)

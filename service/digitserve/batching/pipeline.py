@@ -13,7 +13,8 @@ from typing import Protocol
 
 import structlog
 
-from digitserve.batching.batcher import Batch, Batcher, Entry
+from digitserve.batching.batcher import Batcher
+from digitserve.batching.entries import Batch, Entry
 from digitserve.batching.explain import explain
 from digitserve.batching.prepare import Prepared, decide_verdicts, framing_work, prepare
 from digitserve.batching.shadow import Shadow

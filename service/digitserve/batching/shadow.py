@@ -1,9 +1,9 @@
-"""Shadow: runs a second version on the same batches, and counts how its answers would have differed.
+"""Shadow deployment: runs a second version on the same batches, and counts how its answers differ.
 
     Pipeline ──offer, after its answers──▶ Shadow ──one batch waits──▶ Session of the second version ──▶ Recorder
 
 Owned by the worker, which calls ``run`` on its one thread after the answers of the offered batch were sent. At most one batch
-waits; others that are offered meanwhile are skipped and counted. While requests are pending, the shadow uses at most its share of
+waits; others that are offered meanwhile are skipped and counted. While requests arrive, the shadow uses at most its share of
 the time, and never runs two batches in a row: an answer is delayed by at most one batch.
 """
 
@@ -66,7 +66,7 @@ class Shadow:
             session: runs the second version.
             manifest: of the second version.
             served: of the version that answers.
-            share: 0 to 1, share of the time that the shadow may use while requests are pending.
+            share: 0 to 1, share of the time that the shadow may use while requests arrive.
             recorder: counts the results.
             clock: monotonic time in seconds.
         """
@@ -106,7 +106,7 @@ class Shadow:
         """Run the batch that waits.
 
         Args:
-            busy: whether requests are pending; then it may stay for later.
+            busy: whether requests arrive or are pending; then it may stay for later.
         """
         offered = self._offered
         started = self._clock()

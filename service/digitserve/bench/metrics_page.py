@@ -91,7 +91,7 @@ def read(url: str, credentials: Credentials = _NONE) -> ServiceCounters:
         ):
             authorization, advice = None, "it is not sent without TLS: use https://, or pass clear_text_token"
         if authorization is not None:
-            # Not sent to where the page may redirect.
+            # Not sent to the target of a redirect.
             request.add_unredirected_header("Authorization", authorization())
         with urllib.request.build_opener(*handlers).open(request, timeout=TIMEOUT_S) as page:
             text = page.read().decode()

@@ -151,9 +151,10 @@ def bench(context: click.Context, /, target: Target, **values: Any) -> None:
     The report also has errors, batch sizes and CPU time.
 
     \b
-    Exit codes: 0 measured; 1 no request was answered with OK, or an answer was wrong,
-    or the service ended during it, or no rate met --slo-ms; 2 wrong usage; 3 no service answers;
-    5 access denied: TLS handshake failed; 130 stopped by Ctrl-C.
+    Exit codes: 0 measured; 1 no request was answered with OK, an answer was
+    wrong, the service ended during it, or no rate met --slo-ms; 2 wrong usage;
+    3 no service answers; 5 access denied: TLS handshake failed; 130 stopped by
+    Ctrl-C.
     """
     require_extra("bench")
     from digitserve.bench import command

@@ -82,8 +82,8 @@ def classify(  # noqa: PLR0913 - one per option
 
     \b
     Exit codes: 0 all images were classified; 1 a file or image was rejected;
-    2 wrong usage; 3 no service answers; 4 no answer in time; 5 access denied: TLS handshake failed, or token not accepted;
-    130 stopped by Ctrl-C.
+    2 wrong usage; 3 no service answers; 4 no answer in time; 5 access denied: TLS
+    handshake failed, or token not accepted; 130 stopped by Ctrl-C.
     """
     from digitserve.client import Ink, RequestRejected, Unauthenticated
     from digitserve.errors import ImageFileError

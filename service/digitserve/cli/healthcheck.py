@@ -1,7 +1,7 @@
 """``digitserve healthcheck``: whether a service is ready, for container health checks and scripts.
 
-Without flags it asks the service with the same environment for ``/readyz``: that needs neither a token nor a client
-certificate, and is answered in 0.1 s of CPU time, because gRPC is not imported. Otherwise it calls grpc.health.v1.
+Without flags it requests ``/readyz`` of the service with the same environment: that needs neither a token nor a client
+certificate, and takes 0.1 s of CPU time, because gRPC is not imported. Otherwise it calls grpc.health.v1.
 """
 
 import os
@@ -41,8 +41,9 @@ def healthcheck(context: click.Context, /, *, target: Target, timeout_s: float, 
     grpc.health.v1 on the gRPC port. Neither needs a token.
 
     \b
-    Exit codes: 0 ready, SERVING; 1 any other status, or an unknown service; 2 wrong usage; 3 no service answers;
-    4 no answer in time; 5 access denied: TLS handshake failed; 130 stopped by Ctrl-C.
+    Exit codes: 0 ready, SERVING; 1 any other status, or an unknown service;
+    2 wrong usage; 3 no service answers; 4 no answer in time; 5 access denied: TLS
+    handshake failed; 130 stopped by Ctrl-C.
     """
     if target.address is None and service is None and not {"ca", "certificate", "key"} & {*target.credentials}:
         context.exit(_check_readiness(timeout_s))

@@ -58,12 +58,14 @@ class _Version(click.ParamType[tuple[str, int]]):
     help="File to write, as in digitserve serve.",
 )  # fmt: skip
 def activate(model: tuple[str, int], folder: Path, active_file: Path | None) -> None:
-    """Verify a version and activate it: running services of this model replace their workers without downtime.
+    """Verify and activate a version.
 
-    To roll back, activate the previous version.
+    Running services of this model replace their workers without downtime (rolling update). To roll back, activate the previous
+    version.
 
     \b
-    Exit codes: 0 activated; 1 the version failed a check, or the folder cannot be written; 2 wrong usage.
+    Exit codes: 0 activated; 1 the version failed a check, or the folder cannot be
+    written; 2 wrong usage.
     """
     require_extra("serve")
     from digitserve.supervision.activation import activate as write
@@ -75,7 +77,10 @@ def activate(model: tuple[str, int], folder: Path, active_file: Path | None) -> 
 @models.command("list", cls=Command)
 @_folder
 def list_versions(folder: Path) -> None:
-    """List all versions with their precision and accuracy on test images; an asterisk marks those that services serve."""
+    """List all versions.
+
+    Each line has the precision and the accuracy on test images. An asterisk marks the versions that services serve.
+    """
     require_extra("serve")
     from digitserve.supervision.activation import list_models
 

@@ -136,7 +136,7 @@ class Target:
 
     Attributes:
         address: as the user wrote it; None for that of a service with the same environment.
-        credentials: TLS files and token; ``{}`` for none.
+        credentials: the arguments of ``credentials.Credentials`` that the user gave.
     """
 
     address: str | None
@@ -228,7 +228,7 @@ _TARGET_OPTIONS = (
     _target_option("client-key", "CLIENT_KEY", "PEM file with the private key of that certificate."),
     _target_option("token-file", "CLIENT_TOKEN_FILE", "File with the bearer token for the service."),
     _target_option(
-        "clear-text-token", "CLIENT_CLEAR_TEXT_TOKEN", "Send the token to another machine without TLS, so that others may read it.",
+        "clear-text-token", "CLIENT_CLEAR_TEXT_TOKEN", "Send the token also to another machine without TLS. Others in the network can read it.",
         type=bool, metavar=None, is_flag=True,
     ),
 )  # fmt: skip

@@ -74,7 +74,8 @@ class AsyncClient:
         for stream in list(self._streams):
             await stream.interrupt()
         for connection in connections:
-            await connection.channel.close()
+            for channel in connection.channels:
+                await channel.close()
 
     async def classify(
         self, images: Images, *, top_k: int = 0, ink: Ink | None = None, framing: Framing | None = None,

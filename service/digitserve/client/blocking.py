@@ -65,7 +65,7 @@ class Client:
             key: PEM file with the private key of ``certificate``, without a password.
             token: bearer token, sent with every call.
             token_file: file with the token instead; it is read again when it has changed.
-            clear_text_token: whether to send the token without TLS to another machine, where others may read it.
+            clear_text_token: whether to send the token without TLS to another machine; others in the network can read it.
             num_connections: each is served by one worker of the service, which the kernel chooses at random.
             timeout_s: default for each call as a whole, however many requests it needs.
             images_per_request: most images in one request.
@@ -103,7 +103,8 @@ class Client:
         for stream in list(self._streams):
             stream.close()
         for connection in connections:
-            connection.channel.close()
+            for channel in connection.channels:
+                channel.close()
         self._threads.shutdown()
 
     def classify(
@@ -130,7 +131,7 @@ class Client:
             InvalidRequest: an image has another shape or type, or ``top_k`` is negative.
             RequestRejected: the service rejected a request; the message names the images if there were several requests.
             DeadlineExceeded: not all images were answered in time.
-            Unreachable: no service answers at the address; HandshakeFailed: there is no TLS connection.
+            Unreachable: no service answers at the address; HandshakeFailed: because of TLS.
             Unauthenticated: the service did not accept the token, or requires one.
             Closed: the client was closed, before or during the call.
         """

@@ -159,7 +159,7 @@ class BlockingStream:
         if self._call is None:
             connection = self._borrowed.enter_context(self._pool.borrow())
             self._call_number += 1
-            self._call = connection.service.ClassifyStream(
+            self._call = connection.streams.ClassifyStream(
                 self._messages(self._call_number), metadata=connection.metadata(), wait_for_ready=True
             )
         return self._call

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import grpc
@@ -24,14 +25,15 @@ from digitserve.client.errors import (
 from digitserve.client.handshake import NOT_CONNECTED, Security
 from digitserve.credentials import Credentials
 from digitserve.errors import CredentialsError
-from digitserve.protocol.names import SERVICE
+from digitserve.protocol.names import CLASSIFY, GET_MODEL, SERVICE
 from digitserve.v1 import digits_pb2_grpc
 
 RETRY_POLICY = json.dumps(
     {
         "methodConfig": [
             {
-                "name": [{"service": SERVICE}],
+                # Not streams: see ``STREAM_OPTIONS``.
+                "name": [{"service": SERVICE, "method": method.name} for method in (CLASSIFY, GET_MODEL)],
                 "retryPolicy": {
                     "maxAttempts": 4,
                     "initialBackoff": "0.01s",
@@ -45,7 +47,13 @@ RETRY_POLICY = json.dumps(
         ]
     }
 )
-"""Service config that makes worker replacement transparent to callers; works with any gRPC client."""
+"""Service config that makes worker replacement transparent to callers of unary methods; works with any gRPC client."""
+
+STREAM_OPTIONS: tuple[tuple[str, str | int], ...] = (("grpc.enable_retries", 0),)
+"""More options of a channel for streams. If gRPC core (grpcio 1.85.1) sends a stream again while messages are added, by policy or
+because the server has not processed it, it can lose one message: answers then belong to other requests. ``classify_stream``
+sends unanswered images again by itself.
+"""
 
 KEEPALIVE_S = 10.0
 """Time without any byte from the service after which a client sends a PING; gRPC recommends no shorter one."""
@@ -115,15 +123,19 @@ Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
 
 class Connection(NamedTuple):
-    """One channel and the stubs on it.
+    """A channel for unary calls, one for streams, and the stubs on them.
 
     Attributes:
+        channels: both, to close them.
+        service: stub for unary calls.
+        streams: stub for streams.
         metadata: returns the metadata of a call, with the current token; None without a token.
         security: how it connects.
     """
 
-    channel: Any
+    channels: tuple[Any, Any]
     service: Any
+    streams: Any
     health: Any
     metadata: Callable[[], Metadata | None]
     security: Security
@@ -150,22 +162,26 @@ def open_connections(transport: Any, address: str, credentials: Credentials, num
         if tls:
             # Shared, because the authorities are parsed once for each of these objects.
             secure = grpc.ssl_channel_credentials(*credentials.pem())
-            channels = [transport.secure_channel(target, secure, options) for _ in range(num_connections)]
+            open_channel = partial(transport.secure_channel, target, secure)
         else:
-            channels = [transport.insecure_channel(target, options) for _ in range(num_connections)]
+            open_channel = partial(transport.insecure_channel, target)
     except CredentialsError as error:
         raise InvalidCredentials(error.argument, error.reason) from None
     security = Security(target, tls, credentials)
-    return [
-        Connection(
-            channel,
-            digits_pb2_grpc.DigitServiceStub(channel),  # type: ignore[no-untyped-call] # generated
-            health_pb2_grpc.HealthStub(channel),
-            metadata,
-            security,
+    connections = []
+    for _ in range(num_connections):
+        unary, streams = open_channel(options), open_channel((*options, *STREAM_OPTIONS))
+        connections.append(
+            Connection(
+                (unary, streams),
+                digits_pb2_grpc.DigitServiceStub(unary),  # type: ignore[no-untyped-call] # generated
+                digits_pb2_grpc.DigitServiceStub(streams),  # type: ignore[no-untyped-call] # generated
+                health_pb2_grpc.HealthStub(unary),
+                metadata,
+                security,
+            )
         )
-        for channel in channels
-    ]
+    return connections
 
 
 def _metadata(credentials: Credentials) -> Callable[[], Metadata | None]:

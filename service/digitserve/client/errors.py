@@ -6,7 +6,7 @@ DigitserveError
     ├── InvalidAddress      (also ValueError)       the address cannot be that of a gRPC service
     ├── InvalidCredentials  (also ValueError)       a certificate, key or token cannot be used; nothing was sent
     ├── Unreachable         (also ConnectionError)  no service answers at the address
-    │   └── HandshakeFailed                         TLS: the server, or this client, does not accept the other
+    │   └── HandshakeFailed                         one side does not accept the other, or only one uses TLS
     ├── DeadlineExceeded    (also TimeoutError)     the service did not answer within ``timeout_s``
     ├── RequestRejected                             the service answered with a gRPC status other than OK
     │   └── Unauthenticated                         the service did not accept the token, or requires one
@@ -45,7 +45,7 @@ class Unreachable(ClientError, ConnectionError):
 
 
 class HandshakeFailed(Unreachable, AccessDenied):
-    """There is no TLS connection, because one side does not accept the other; the message states why, and what to do."""
+    """TLS prevents a connection: one side does not accept the other, or only one uses TLS. The message states what to do."""
 
 
 class DeadlineExceeded(ClientError, TimeoutError):

@@ -52,7 +52,7 @@ class Security(NamedTuple):
         return explain_handshake(details) or (_REJECTED if _ENDED.search(details) else "")
 
     def investigate(self, details: str) -> str:
-        """Do the same, with a handshake if the text is not sufficient; blocks for at most two seconds, usually for a millisecond."""
+        """Do the same, with a handshake if the text is not sufficient: usually milliseconds, at most ``PROBE_S`` per step."""
         if not details.startswith(NOT_CONNECTED):
             return ""
         if self.tls:

@@ -2,8 +2,8 @@
 
     folder ──verify──▶ SealedBundle ──descriptor, inherited──▶ parse_bundle(BundleFiles.unseal(fd)) in a worker
 
-The supervisor makes one per version that it serves. The files are read once: whatever happens to the folder later, each worker
-gets the bytes that were verified.
+The supervisor creates one per version that it serves. The files are read once, so each worker gets the bytes that were verified,
+even if the folder changes later.
 """
 
 import hashlib

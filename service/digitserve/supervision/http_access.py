@@ -100,7 +100,7 @@ class HttpAccess:
         yield failures
         yield CounterMetricFamily(
             "digitserve_http_unauthorized",
-            "Requests for the HTTP port without a valid token or client certificate.",
+            "Requests to the HTTP port without a valid token or client certificate.",
             self._num_rejected,
         )
 

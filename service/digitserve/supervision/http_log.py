@@ -19,7 +19,7 @@ AsgiApp = Callable[[_Scope, _Receive, _Send], Awaitable[None]]
 
 _FIRST_FAILURE = 400
 _NOT_READY = 503
-"""The answer to a probe while no worker is ready: the reason has lines of its own."""
+"""The answer to a probe while no worker is ready: the log has the reason already."""
 
 
 class FailureLog:

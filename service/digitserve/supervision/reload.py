@@ -1,4 +1,4 @@
-"""Reload: replaces the workers one by one when another version is activated.
+"""Rolling update: replaces the workers one by one when another version is activated.
 
     active file ──every second──▶ ActiveFileWatcher, a thread ──SealedBundle or reason──▶ Reloader ──replace──▶ slots
 
@@ -23,11 +23,11 @@ from digitserve.settings import Settings
 from digitserve.supervision.slots import GIVEN_UP, InlineSlot, WorkerSlot
 
 LOOK_INTERVAL_S = 1.0
-"""Seconds between two looks at the active file."""
+"""Seconds between two checks of the active file."""
 
 PROVE_S = 1.0
-"""Seconds for which the first new worker serves beside the old one before that one drains: long enough under load for requests
-that crash it. If it ends in this time, the version is refused."""
+"""Seconds for which the first new worker serves beside the old one before that one drains. Under load that is long enough to
+find a version that crashes on requests. If it ends in this time, the version is refused."""
 
 RETRY_S = 1.0
 """Seconds before another try to give a slot the old version back, if its worker could not be started."""
@@ -36,7 +36,7 @@ _log = structlog.get_logger("digitserve.supervision.reload")
 
 
 class ActiveFileWatcher:
-    """Looks at the active file every second, on a daemon thread: a file system that hangs does not delay anything else."""
+    """Checks the active file every second, on a daemon thread: a file system that hangs does not delay anything else."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class ActiveFileWatcher:
         self._stop = threading.Event()
 
     def start(self) -> None:
-        """Start to look at the file."""
+        """Start to check the file."""
         threading.Thread(target=self._run, name="active file", daemon=True).start()
 
     def stop(self) -> None:
@@ -73,7 +73,7 @@ class ActiveFileWatcher:
 
     def look(self) -> None:
         """Report a change of the file."""
-        # Before reading: a later change has another signature, so it is seen by the next look.
+        # Before reading: a later change has another signature, so the next check sees it.
         seen = signature(self._path)
         if seen == self._last_signature:
             return
@@ -95,7 +95,7 @@ class ActiveFileWatcher:
             try:
                 self.look()
             except Exception:
-                _log.exception("looking at the active file failed", path=str(self._path))
+                _log.exception("checking the active file failed", path=str(self._path))
 
 
 class Reloader:
@@ -124,7 +124,7 @@ class Reloader:
         return self._target
 
     def activate(self, bundle: SealedBundle) -> None:
-        """Serve a version as soon as possible; a reload in progress is given up."""
+        """Serve a version as soon as possible; a reload in progress is cancelled."""
         if bundle.manifest.version == self.active.manifest.version:
             if bundle.digest != self.active.digest:
                 self.refuse(f"{bundle} has other files than the {bundle} that is served; export it as another version")

@@ -115,7 +115,7 @@ class WorkerSlot:
         await asyncio.gather(*(worker.task for worker in self._workers), return_exceptions=True)
 
     async def replace(self, bundle: SealedBundle, prove_s: float) -> str | None:
-        """Start a worker for another bundle, and drain the present one as soon as the new one has proven itself.
+        """Start a worker for another bundle, and drain the present one once the new one has served for ``prove_s``.
 
         Args:
             bundle: to serve from now on.

@@ -11,7 +11,7 @@ handles a request.
     SIGTERM ──▶ not ready ──▶ workers drain, each closes the last copy of its socket ──▶ all workers ended ──▶ HTTP closes ──▶ exit
 
 A slot replaces its worker whatever fails. If another task of the supervisor ends, or a slot's, the service drains and ends with
-``EXIT_FAULT``: the platform then starts it again with a clean state, which is safer than to go on with half of it.
+``EXIT_FAULT``: the platform then starts it again with a clean state, which is safer than to continue with half of it.
 """
 
 import asyncio

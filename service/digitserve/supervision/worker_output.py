@@ -21,7 +21,7 @@ BURST_S = 0.05
 """What arrives within this time is one event: a traceback, or the message of a crash, is written in several parts."""
 
 MAX_BURST_BYTES = 1 << 16
-"""More is logged at once; one read takes at most as much."""
+"""Maximum size of one read. Output that has reached this size is logged at once."""
 
 _log = structlog.get_logger("digitserve.supervision.worker_output")
 

@@ -81,7 +81,7 @@ class WorkerEvents(Protocol):
 
 
 class WorkerProcess:
-    """A worker process of a slot, which makes it.
+    """A worker process of a slot, which creates it.
 
     Attributes:
         task: starts the process, monitors it until it ends, and returns its exit code; or it fails with OSError or MemoryError if

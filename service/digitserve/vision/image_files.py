@@ -23,7 +23,7 @@ Source = str | os.PathLike[str] | BinaryIO
 
 MAX_FILE_PIXELS = 1 << 26
 """Largest image in pixels, checked before anything is decoded: photos of phones have up to 50 million. The client reduces
-them before they are sent.
+them before they are sent. Decoding takes up to 16 bytes of memory per pixel, 1 GB in all.
 """
 
 MAX_FILE_BYTES = 8 * MAX_FILE_PIXELS

@@ -120,7 +120,7 @@ def test_a_failed_handshake_ends_the_load_at_once(
 
 
 def test_clear_text_to_a_port_with_tls_has_a_hint(worker: RunningWorker) -> None:
-    """The message says how to use TLS."""
+    """Clear text to a port with TLS is an error whose message says how to use TLS."""
     with pytest.raises(Unreachable, match="if it uses TLS, use https:// in the address, or pass ca"):
         run_load(Plan(worker.address, connections=1, duration_s=0.1, timeout_s=0.3))
 

@@ -351,7 +351,7 @@ def test_tasks_get_closed_when_another_task_closes_the_client(worker: RunningWor
 
 
 def test_a_task_does_not_count_as_cancelled_after_a_failed_call(worker: RunningWorker) -> None:
-    """A task whose call has failed can go on with ``asyncio.timeout`` and task groups, which look at that count."""
+    """A task whose call has failed can continue with ``asyncio.timeout`` and task groups, which look at that count."""
 
     async def run() -> None:
         async with AsyncClient(worker.address, max_side=None) as client:

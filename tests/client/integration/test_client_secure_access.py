@@ -120,7 +120,7 @@ def test_a_missing_or_wrong_token_is_one_error(plain: RunningWorker, kind: str, 
 def test_tokens_are_rotated_without_a_restart(
     files: Files, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After the service has dropped the old token, clients whose file has the new one go on, open clients and new streams
+    """After the service has dropped the old token, clients whose file has the new one continue, open clients and new streams
     alike; with the old one they get ``Unauthenticated``.
     """
     monkeypatch.setattr(file_watch, "INTERVAL_S", 0.02)

@@ -1,4 +1,4 @@
-"""``digitserve healthcheck`` without flags: it asks the HTTP port of a service with the same environment."""
+"""``digitserve healthcheck`` without flags: it calls the HTTP port of a service with the same environment."""
 
 import os
 import socket
@@ -81,7 +81,7 @@ def test_the_answer_is_printed(status: int, code: int) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.2", "0.0.0.0", "::1", "::", "localhost"])  # noqa: S104 - not bound
 def test_the_host_is_that_of_the_service(host: str) -> None:
-    """A service that listens on one address is asked there; one that listens on all is asked on loopback. No proxy is used."""
+    """A service that listens on one address is called there; one that listens on all is called on loopback. No proxy is used."""
     bound = {"0.0.0.0": "127.0.0.1", "::": "::1", "localhost": "127.0.0.1"}.get(host, host)  # noqa: S104 - not bound
     if ":" in host and not Path("/proc/net/if_inet6").exists():
         pytest.skip("no IPv6")
@@ -150,7 +150,7 @@ def test_a_port_that_cannot_be_asked_is_wrong_usage(port: str) -> None:
 
 
 def test_a_port_that_kubernetes_injects_is_ignored() -> None:
-    """DIGITSERVE_HTTP_PORT=tcp://... is that of a Service named digitserve-http: the default port is asked."""
+    """DIGITSERVE_HTTP_PORT=tcp://... is that of a Service named digitserve-http: the default port is called."""
     result = run(DIGITSERVE_HTTP_PORT="tcp://10.96.0.1:80", DIGITSERVE_HOST="127.0.0.9")
 
     assert "http://127.0.0.9:8080/readyz" in result.stderr

@@ -134,7 +134,7 @@ class Call:
 def test_a_finished_stream_returns_its_connection(num_read: int) -> None:
     """Whether a stream is exhausted or left early, its connection is free for other calls again."""
     connections = [
-        SimpleNamespace(number=number, service=SimpleNamespace(ClassifyStream=Call), metadata=lambda: None)
+        SimpleNamespace(number=number, streams=SimpleNamespace(ClassifyStream=Call), metadata=lambda: None)
         for number in range(2)
     ]
     pool: Pool[Any] = Pool(connections)

@@ -83,7 +83,7 @@ def test_both_clients_check_the_credentials() -> None:
     [(None, False, False), (None, True, True), (True, False, True), (True, True, True), (False, False, False)],
 )
 def test_tls_is_used_for_https_and_with_files(folder: Path, tls: bool | None, files: bool, expected: bool) -> None:
-    """A file for TLS turns it on, so no address can forget it."""
+    """A file for TLS turns it on, also if the address has no ``https://``."""
     credentials = Credentials(ca=folder / "one" / "server.pem" if files else None)
 
     assert credentials.check(tls=tls, local=True) is expected
@@ -149,7 +149,7 @@ def test_a_token_may_come_through_a_pipe() -> None:
 
 
 def test_there_is_no_authorization_without_a_token() -> None:
-    """Nothing is added to calls."""
+    """Without a token, calls have no header field ``authorization``."""
     assert Credentials().authorization() is None
 
 

@@ -112,7 +112,7 @@ def is_closed(connection: socket.socket) -> bool:
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_metrics_need_a_token_or_a_certificate(server: Server, version: ssl.TLSVersion) -> None:
-    """The state of the service is free; /metrics needs a valid token or a certificate of the authority, else it answers 401."""
+    """State needs no credentials; /metrics needs a valid token or a certificate of the authority, else it answers 401."""
     for path in ("/", "/livez", "/readyz"):
         assert server.get(path, version=version).status == 200
     refused = server.get("/metrics", version=version)

@@ -147,7 +147,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_version_whose_first_worker_fails_is_refused(script: Script, fault: str) -> None:
-    """The version is refused with one log line; the old workers go on, and all slots were ready all the time."""
+    """The version is refused with one log line; the old workers continue, and all slots were ready all the time."""
     fails = "\n".join(f"    {line}" for line in FAULTS[fault].splitlines())
     script(f"if version == 2:\n{fails}\nelse:\n    ready()\n    wait_for_drain()")
 

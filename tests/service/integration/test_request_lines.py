@@ -79,7 +79,7 @@ def test_a_failed_call_is_one_line_of_its_caller(worker: RunningWorker, lines: L
 
 
 def test_a_call_of_another_method_that_fails_is_a_line(worker: RunningWorker, lines: Lines) -> None:
-    """Also methods that are answered at once, and those that do not exist."""
+    """Failed calls of methods that are answered at once, and of methods that do not exist, have a line too."""
     assert call(worker, b"\x0a\x07nothing", HEALTH_CHECK.path) is grpc.StatusCode.NOT_FOUND
     assert call(worker, b"", "/some.Service/Method") is grpc.StatusCode.UNIMPLEMENTED
     failed, refused = line_of(lines, "call failed"), line_of(lines, "call refused")
@@ -107,20 +107,24 @@ def test_a_refused_call_is_a_line(
     assert line["detail"].startswith("the queue has no room")
 
 
-def test_a_call_without_a_token_is_a_line_of_its_method(tmp_path: Path, transport: str, lines: Lines) -> None:
-    """The line states the method of a call that is rejected because it has no valid token, and not the wrong token."""
-    (tmp_path / "tokens").write_text("secret-of-16-characters")
+def test_a_call_without_a_valid_token_is_a_line(tmp_path: Path, transport: str, lines: Lines) -> None:
+    """The line states that the token was not valid; no token is in it."""
     write_echo_bundle(tmp_path)
-    with (
-        run_worker(tmp_path, transport=transport, token_file=tmp_path / "tokens") as worker,
-        pytest.raises(grpc.RpcError),
-    ):
-        worker.channel.unary_unary(CLASSIFY.path)(
-            b"", timeout=PATIENCE_S, metadata=(("authorization", "Bearer wrong"),)
-        )
+    tokens = tmp_path / "tokens"
+    tokens.write_text("the-only-valid-token\n")
+    metadata = (*METADATA, ("authorization", "Bearer some-other-token"))
+    with run_worker(tmp_path, transport=transport, token_file=tokens) as worker:
+        classify = worker.channel.unary_unary(CLASSIFY.path)
+        with pytest.raises(grpc.RpcError):
+            classify(b"", timeout=PATIENCE_S, metadata=metadata)
     line = line_of(lines, "call refused")
-    assert (line["method"], line["reason"]) == ("digitserve.v1.DigitService/Classify", "unauthenticated")
-    assert "wrong" not in repr(lines)
+    assert (line["method"], line["code"], line["reason"]) == (
+        "digitserve.v1.DigitService/Classify",
+        "Unauthenticated",
+        "unauthenticated",
+    )
+    assert line["trace_id"] == TRACE
+    assert "token" not in repr({**line, "detail": ""})
 
 
 def test_a_slow_call_is_a_line(tmp_path: Path, transport: str, lines: Lines) -> None:

@@ -14,8 +14,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from digitserve.errors import StartupError
+from digitserve.inference.active_file import write_active
 from digitserve.settings import Settings
-from digitserve.supervision import ports, supervisor, worker_process
+from digitserve.supervision import ports, reload, supervisor, worker_process
 from digitserve.supervision.slots import WorkerSlot
 from digitserve.supervision.supervisor import EXIT_FAULT, EXIT_INCOMPLETE
 from digitserve.supervision.worker_process import WorkerPlan
@@ -430,6 +431,21 @@ def test_the_banner_waits_for_a_worker_that_serves(models: Path, monkeypatch: py
     monkeypatch.setattr(supervisor.Supervisor, "run", run_and_count)
     code, _, _ = serve(models, lambda: os.kill(os.getpid(), signal.SIGTERM), workers=1)
     assert (code, num_ready) == (0, [1])
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_a_fixed_version_ignores_the_active_file(
+    models: Path, script: Script, monkeypatch: pytest.MonkeyPatch, *, fixed: bool
+) -> None:
+    """With ``--model-version`` nothing watches the active file, and the log says so once. Without it, the file is watched."""
+    script("ready()\nwait_for_drain()")
+    write_active(models / "digits" / "active", 1)
+    started: list[bool] = []
+    monkeypatch.setattr(reload.ActiveFileWatcher, "start", lambda _: started.append(True))
+    version = 1 if fixed else None
+    code, _, lines = serve(models, lambda: os.kill(os.getpid(), signal.SIGTERM), workers=1, model_version=version)
+    ignored = [line for line in lines if line["event"].startswith("the active file is ignored")]
+    assert (code, len(ignored), started) == (0, *((1, []) if fixed else (0, [True])))
 
 
 def test_a_failure_of_the_http_server_ends_the_service(

@@ -14,7 +14,8 @@ from click.testing import CliRunner, Result
 import digitserve
 from digitserve.cli import classify, main, options
 from digitserve.cli.exit_codes import ExitCode, exit_code
-from digitserve.client import Client, ClientError, DeadlineExceeded, Unreachable
+from digitserve.client import Client, ClientError, DeadlineExceeded, HandshakeFailed, Unreachable
+from digitserve.errors import CredentialsError
 from support.bundles import echo_image
 
 SUBCOMMANDS = {name: command for name, command in main.commands.items() if isinstance(command, click.Group)}
@@ -126,7 +127,14 @@ def test_shell_completion_works() -> None:
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(Unreachable("x"), 3), (DeadlineExceeded("x"), 4), (ClientError("x"), 1), (options.MissingExtraError("x"), 1)],
+    [
+        (Unreachable("x"), 3),
+        (HandshakeFailed("x"), 5),
+        (CredentialsError("ca", "x"), 2),
+        (DeadlineExceeded("x"), 4),
+        (ClientError("x"), 1),
+        (options.MissingExtraError("x"), 1),
+    ],
 )
 def test_each_error_has_its_exit_code(error: Exception, code: int) -> None:
     """The same error has the same exit code in every command."""
@@ -142,6 +150,30 @@ def test_a_wrong_address_is_wrong_usage(name: str, address: str) -> None:
     assert result.exit_code == ExitCode.USAGE
     assert "--address" in result.output
     assert "expected host:port" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("name", ["classify", "healthcheck", "bench"])
+@pytest.mark.parametrize(
+    ("arguments", "flag", "reason"),
+    [
+        (("--ca", "missing"), "--ca", "missing cannot be read: No such file or directory"),
+        (("--client-certificate", "missing"), "--client-certificate", "got no key; a client certificate needs both"),
+        (("--client-key", "missing"), "--client-key", "got no certificate; a client certificate needs both"),
+        (("--address", "127.0.0.1:1", "--token-file", "missing"), "--token-file", "missing cannot be read"),
+        (("--address", "digits", "--token-file", "missing"), "--token-file", "or pass --clear-text-token to send it"),
+        (("--address", "http://digits", "--ca", "missing"), "--ca", "expected https:// or no scheme"),
+    ],
+)
+def test_credentials_that_cannot_be_used_are_wrong_usage(
+    name: str, arguments: tuple[str, ...], flag: str, reason: str
+) -> None:
+    """Exit code 2; the message names the flag and its environment variable, and the advice names flags."""
+    result = run(name, *(["x.png"] if name == "classify" else []), *arguments)
+
+    assert result.exit_code == ExitCode.USAGE
+    text = " ".join(result.stderr.split())
+    assert f"Invalid value for '{flag}' (env var: 'DIGITSERVE_" in text
+    assert reason in text
 
 
 @pytest.mark.parametrize(

@@ -120,12 +120,14 @@ class Counts(NamedTuple):
         handled: RPCs by method and name of the status code.
         images: images that were classified.
         refused: requests that the transport refused or ended.
+        closed: connections by the reason for which they were closed.
     """
 
     started: Counter[str]
     handled: Counter[tuple[str, str]]
     images: int
     refused: int = 0
+    closed: Counter[str] = Counter()  # noqa: RUF012 - replaced, never changed
 
     def since(self, earlier: "Counts") -> "Counts":
         """Return the differences."""
@@ -134,6 +136,7 @@ class Counts(NamedTuple):
             Counter({key: count - earlier.handled[key] for key, count in self.handled.items()}),
             self.images - earlier.images,
             self.refused - earlier.refused,
+            self.closed - earlier.closed,
         )
 
 

@@ -17,13 +17,14 @@ from pathlib import Path
 
 from support.chaos.checker import BUSY, CANCELLED, LATE, LOST, STREAM, Fault
 from support.chaos.history import FaultWindow, VersionWindow
+from support.chaos.models import DAMAGED, NAME, NETWORK
 from support.chaos.state import LogPipe, ProcessState, client_ports, is_stopped, process_state
-from support.serving import Service, wait_until
+from support.serving import Service, command, wait_until
 
 ROOT = Path(__file__).parents[3]
 NUM_WORKERS = 2
-STALL_S = 4.0
-"""``--stall-s`` of the service."""
+STALL_S = 6.0
+"""``--stall-s`` of the service: a worker on a busy machine may get no time for some seconds."""
 
 PAUSE_S = 1.0
 """Time for which a worker is paused; much shorter than ``STALL_S``."""
@@ -57,6 +58,19 @@ FAULTS: dict[str, Fault] = {
     ),
     "rolling": Fault(
         "each worker is terminated in turn", "SIGTERM to one worker after another", "the same", _DRAIN,
+    ),
+    "reload": Fault(
+        "another version of the model is activated", "`digitserve models activate`",
+        "the same; answers state the old version or the new one, and only the new one once all workers are replaced", _DRAIN,
+    ),
+    "damaged version": Fault(
+        "a version with a damaged network is activated", "its number is written to the active file",
+        "it is refused, the old one continues, and no call fails",
+    ),
+    "changed files": Fault(
+        "the files of the active version are overwritten, and a worker is killed", "write, SIGKILL",
+        "the next worker serves the bytes that were verified; calls fail as with a killed worker", {"": _LOST},
+        counts_differ=True,
     ),
     "faulty clients": Fault(
         "clients send random faulty requests and disconnect at random points", "`benchmarks/faulty_clients.py`, 12 threads",
@@ -102,6 +116,7 @@ class Site:
     """The service that faults act on, and what is known of them. Used by the thread of the run.
 
     Attributes:
+        models: folder of the models.
         service: that runs now.
         log: its standard error; None if that is not a pipe.
         windows: of the faults of this episode.
@@ -114,7 +129,8 @@ class Site:
         peak_bytes: largest memory of a worker.
     """
 
-    def __init__(self, service: Service, log: LogPipe | None, version: str) -> None:
+    def __init__(self, models: Path, service: Service, log: LogPipe | None, version: str) -> None:
+        self.models = models
         self.windows: list[FaultWindow] = []
         self.versions = [VersionWindow(version, 0.0, float("inf"))]
         self.recovery_s: dict[str, list[float]] = defaultdict(list)
@@ -142,6 +158,20 @@ class Site:
         wait_until(self.is_ready, f"all workers are ready after '{name}'")
         self.recovery_s[name].append(time.monotonic() - start_s)
 
+    @property
+    def active_version(self) -> str:
+        """The version that was activated last."""
+        return self.versions[-1].version
+
+    def activate(self, version: str) -> None:
+        """Activate a version with the command."""
+        arguments = command("models", "activate", f"{NAME}/{version}", "--models", str(self.models))
+        subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
+
+    def num_reloads(self, result: str) -> float:
+        """Return how many reloads were completed, or failed."""
+        return self.service.total("digitserve_reloads_total", result=result)
+
     def choose_worker(self, rng: random.Random) -> int:
         """Return the process id of the worker with most connections, mostly, after reading its peak memory."""
         pids = self.service.workers()
@@ -155,7 +185,7 @@ class Site:
         self.peak_bytes = max(self.peak_bytes, state.peak_bytes)
 
 
-def _end_worker(site: Site, name: str, rng: random.Random, number: signal.Signals) -> None:
+def _end_worker(site: Site, name: str, rng: random.Random, number: signal.Signals = signal.SIGKILL) -> None:
     pid = site.choose_worker(rng)
     start_s = time.monotonic()
     # While it is stopped, it does not accept connections.
@@ -172,7 +202,7 @@ def _end_worker(site: Site, name: str, rng: random.Random, number: signal.Signal
 
 def kill(site: Site, rng: random.Random) -> None:
     """Kill a worker."""
-    _end_worker(site, "kill", rng, signal.SIGKILL)
+    _end_worker(site, "kill", rng)
 
 
 def stall(site: Site, rng: random.Random) -> None:
@@ -207,8 +237,43 @@ def rolling(site: Site, rng: random.Random) -> None:
         terminate(site, rng, "rolling", pid)
 
 
+def reload(site: Site, rng: random.Random) -> None:
+    """Activate the other version."""
+    start_s, old = time.monotonic(), site.versions[-1]
+    completed = site.num_reloads("completed")
+    site.versions.append(VersionWindow("5" if old.version == "4" else "4", start_s, float("inf")))
+    site.activate(site.active_version)
+    wait_until(lambda: site.num_reloads("completed") > completed, "the reload is complete")
+    site.await_recovery("reload", start_s)
+    # The processes of the old version have ended.
+    site.versions[-2] = old._replace(end_s=time.monotonic())
+    site.note("reload", start_s)
+
+
+def damaged_version(site: Site, rng: random.Random) -> None:
+    """Activate a damaged version, and then the one that is served."""
+    start_s, failed = time.monotonic(), site.num_reloads("failed")
+    (site.models / NAME / "active").write_text(f"{DAMAGED}\n")
+    wait_until(lambda: site.num_reloads("failed") > failed, "the damaged version is refused")
+    site.activate(site.active_version)
+    site.note("damaged version", start_s)
+    site.await_recovery("damaged version", start_s)
+
+
+def changed_files(site: Site, rng: random.Random) -> None:
+    """Overwrite the network that is served, and kill a worker."""
+    path = site.models / NAME / site.active_version / NETWORK
+    content = path.read_bytes()
+    path.write_bytes(rng.randbytes(len(content)))
+    try:
+        _end_worker(site, "changed files", rng)
+    finally:
+        path.write_bytes(content)
+
+
 ACTIONS: dict[str, Callable[[Site, random.Random], None]] = {
     "kill": kill, "stall": stall, "pause": pause, "terminate": terminate, "rolling": rolling,
+    "reload": reload, "damaged version": damaged_version, "changed files": changed_files,
 }  # fmt: skip
 
 

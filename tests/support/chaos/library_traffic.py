@@ -16,6 +16,8 @@ from support.chaos.images import Images
 from support.chaos.traffic import (
     CALLS_PER_S,
     MAX_STREAM_MESSAGES,
+    PLAIN,
+    SEPARATE,
     TIMEOUT_S,
     Traffic,
     draw_call,
@@ -123,9 +125,8 @@ class AsyncCalls:
         self._loop.run_until_complete(self._open(service))
 
     async def _open(self, service: Service) -> None:
-        for client, options in ((checker.AIO, CHANNEL_OPTIONS[1:]), (checker.AIO_RETRIES, CHANNEL_OPTIONS)):
-            local = (("grpc.use_local_subchannel_pool", 1), *options)
-            self._channels.append((client, grpc.aio.insecure_channel(service.grpc_address, local)))
+        for client, options in ((checker.AIO, PLAIN), (checker.AIO_RETRIES, (*CHANNEL_OPTIONS, *SEPARATE))):
+            self._channels.append((client, grpc.aio.insecure_channel(service.grpc_address, options)))
         self._client = AsyncClient(service.grpc_address, num_connections=2, timeout_s=TIMEOUT_S)
 
     def run(self, traffic: Traffic, rng: random.Random) -> None:

@@ -54,6 +54,6 @@ def episodes(seed: int) -> Iterator[EpisodePlan]:
 def disk_episodes(seed: int) -> list[EpisodePlan]:
     """Return the episodes of a service whose log is on a full disk: conditions that need a log that is a pipe are absent."""
     rng = random.Random(f"disk {seed}")
-    names = [("kill",), ("terminate",)]
+    names = [("kill",), ("terminate",), ("reload",)]
     rng.shuffle(names)
     return [EpisodePlan(rng.getrandbits(32), QUIET, actions) for actions in names]

@@ -12,8 +12,8 @@ from support.chaos.run import Findings
 
 INTRODUCTION = f"""\
 `make chaos` runs `digitserve serve` with {NUM_WORKERS} workers and the native transport, sends it requests of all kinds
-with all clients, injects faults, and compares every outcome with an oracle. This page is generated from such a run. The plan
-of faults and requests is determined by a seed; the schedule of the system is not.
+with all clients, injects faults, and compares every outcome with an oracle. This page is generated from such a run. A seed
+determines the plan of faults and requests, but not the schedule of the system.
 
     make chaos                                      # about four minutes
     make chaos ARGS="--seconds 3600 --seed 7"       # an hour of random combinations, another plan
@@ -21,7 +21,7 @@ of faults and requests is determined by a seed; the schedule of the system is no
 
 A run consists of episodes. First each fault is injected alone, then combinations are drawn. In an episode all clients send
 requests, faults are injected, the service recovers, the clients finish, and the checker reads the history: every request with
-its time and every outcome. CI runs two minutes of it.
+its time and every outcome. CI injects each fault once.
 """
 
 ORACLE = f"""\
@@ -112,16 +112,16 @@ def _figures(findings: Findings) -> Iterator[str]:
         ["figure", "value"],
         [
             ["seed, time with traffic", f"{findings.seed}, {findings.seconds:,.0f} s in {findings.num_episodes} episodes"],
-            ["load held", f"{statistics.median(rates):,.0f} requests/s without a fault, clients and service on {findings.num_cpus} cores"],
+            ["throughput", f"{statistics.median(rates):,.0f} requests/s without a fault, clients and service on {findings.num_cpus} cores"],
             ["requests in the history", f"{findings.num_requests:,}"],
-            ["inputs tried: requests, with those of floods", f"{findings.num_inputs:,}"],
-            ["inputs tried: frames of floods", f"{findings.num_frames:,}"],
+            ["requests sent, including floods", f"{findings.num_inputs:,}"],
+            ["frames sent by floods", f"{findings.num_frames:,}"],
             ["images compared with the oracle", f"{findings.num_images:,}"],
-            ["faults survived", f"{sum(one.count for one in findings.faults.values()):,}"],
+            ["faults injected", f"{sum(one.count for one in findings.faults.values()):,}"],
             ["workers replaced", f"{findings.num_restarts:,}"],
             ["requests lost (without an outcome)", f"{num_lost:,}"],
             ["wrong answers", f"{num_wrong:,}"],
-            ["requests that a fault let fail", f"{failed:,}"],
+            ["requests that failed because of a fault", f"{failed:,}"],
             ["failures without an explanation", f"{sum(one.promise == 'code' for one in findings.violations):,}"],
             ["largest memory of a worker", f"{findings.peak_bytes / 1e6:.0f} MB"],
         ],

@@ -14,14 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from digitserve.client import Client
-from digitserve.inference.bundle import read_bundle
 from digitserve.protocol.names import Code
+from digitserve.supervision.activation import activate
 from support.chaos import checker, plan
 from support.chaos.checker import Counts, Episode, Violation
 from support.chaos.faults import ACTIONS, CONDITIONS, FAULTS, NUM_WORKERS, STALL_S, Site
 from support.chaos.history import FaultWindow, History
 from support.chaos.images import Images
 from support.chaos.library_traffic import AsyncCalls, LibraryCalls
+from support.chaos.models import NAME, write_models
 from support.chaos.oracle import Oracle
 from support.chaos.state import MAX_WORKER_BYTES, LogPipe, process_state
 from support.chaos.traffic import TIMEOUT_S, BlockingCalls, BlockingStreams, Driver, Pages, Traffic
@@ -31,6 +32,7 @@ from support.serving import PATIENCE_S, Service, run_service, wait_until
 MAX_CONNECTION_AGE_S = 20.0
 """``--max-connection-age-s`` of the service: connections end by age several times in a run."""
 
+FIRST_VERSION = 4
 BETWEEN_S = 1.5
 """Time with traffic before and after each action."""
 
@@ -104,44 +106,52 @@ class Findings:
 class ChaosRun:
     """The state of a run; used by one thread."""
 
-    def __init__(self, models: Path, seed: int, folder: Path) -> None:
-        """Prepare a run that serves ``models`` and keeps its files in ``folder``."""
-        self._models = models
+    def __init__(self, seed: int, folder: Path) -> None:
+        """Prepare a run that keeps its files in ``folder``."""
+        self._models = folder / "models"
         self._folder = folder
         self._seed = seed
         self._images = Images(seed)
-        bundle = read_bundle(max((models / "digits").iterdir(), key=lambda path: path.name))
-        self._version = str(bundle.manifest.version)
-        self._oracle = Oracle(self._images, [bundle])
+        self._oracle = Oracle(self._images, write_models(self._models))
         self.findings = Findings(seed)
 
     def run(self, seconds: float) -> Findings:
         """Run episodes for about this time, but each fault at least once."""
-        ends = time.monotonic() + seconds
         log = LogPipe(self._folder / "log")
+        activate(self._models, NAME, FIRST_VERSION)
         with contextlib.ExitStack() as stack:
             stack.callback(log.end)
             first = stack.enter_context(run_service(self._models, log.path, *SETTINGS))
-            site = Site(first, log, self._version)
-            with self._drivers(site) as drivers:
-                for number, episode in enumerate(plan.episodes(self._seed)):
-                    if number >= plan.NUM_FIRST and time.monotonic() > ends:
-                        break
-                    self._run_episode(site, drivers, episode)
-            self._check_settled(site)
-            self.findings.num_restarts += site.num_restarts
-            with self._drivers(site) as drivers:
-                second = self._replace_killed_supervisor(site, drivers, stack)
-                for episode in plan.disk_episodes(self._seed):
-                    self._run_episode(site, drivers, episode, "full disk")
-            self._check_settled(site)
-            self.findings.num_restarts += site.num_restarts
-            with self._drivers(site) as drivers:
-                self._stop_under_load(site, drivers)
-            self._check_end(second)
+            site = Site(self._models, first, log, str(FIRST_VERSION))
+            try:
+                self._run_all(site, time.monotonic() + seconds, stack)
+            except (AssertionError, OSError) as error:
+                # Nothing more can be checked.
+                self._add("recovery", [f"the service does not answer: {error}"])
         self._add("log", log.faults())
+        if self.findings.violations:
+            sys.stdout.writelines(f"{line}\n" for line in log.lines if '"digitserve.requests"' not in line)
         self.findings.peak_bytes, self.findings.num_frames = site.peak_bytes, site.num_frames
         return self.findings
+
+    def _run_all(self, site: Site, ends: float, stack: contextlib.ExitStack) -> None:
+        """Run all episodes; replace the service by one on a full disk, and stop that at the end."""
+        with self._drivers(site) as drivers:
+            for number, episode in enumerate(plan.episodes(self._seed)):
+                if number >= plan.NUM_FIRST and time.monotonic() > ends:
+                    break
+                self._run_episode(site, drivers, episode)
+        self._check_settled(site)
+        self.findings.num_restarts += site.num_restarts
+        with self._drivers(site) as drivers:
+            second = self._replace_killed_supervisor(site, drivers, stack)
+            for episode in plan.disk_episodes(self._seed):
+                self._run_episode(site, drivers, episode, "full disk")
+        self._check_settled(site)
+        self.findings.num_restarts += site.num_restarts
+        with self._drivers(site) as drivers:
+            self._stop_under_load(site, drivers)
+        self._check_end(second)
 
     def _add(self, promise: str, texts: list[str]) -> None:
         for text in texts:
@@ -237,7 +247,9 @@ class ChaosRun:
             findings.rates.append(len(requests) / seconds)
         sys.stdout.write(f"{title}: {len(requests)} requests in {seconds:.1f} s: {dict(codes.most_common())}\n")
         for violation in found:
-            self._add(*violation[:1], [violation.text])
+            self._add(violation.promise, [violation.text])
+        if found:
+            sys.stdout.write(f"  faults {windows}, connections closed {counts.closed if counts else None}\n")
         sys.stdout.flush()
         site.windows = []
 
@@ -254,6 +266,8 @@ class ChaosRun:
             wait_until(site.is_ready, "all workers are ready")
             wait_until(lambda: not service.total("digitserve_pending_images"), "no image waits")
             wait_until(lambda: service.get("/readyz")[0] == 200, "/readyz is 200")
+            with Client(service.grpc_address, num_connections=NUM_WORKERS) as client:
+                wait_until(client.healthy, "health is SERVING")
         except AssertionError as error:
             self._add("recovery", [str(error)])
         restarts = int(service.total("digitserve_worker_restarts_total"))
@@ -270,10 +284,15 @@ class ChaosRun:
         """Check that nothing is left of all clients, after they have closed their connections."""
 
         def excess() -> list[str]:
-            processes = [(f"worker {pid}", process_state(pid), site.idle_workers[0]) for pid in site.service.workers()]
+            found = [
+                f"worker {pid}: {text}"
+                for pid in site.service.workers()
+                for text in process_state(pid).excess(site.idle_workers[0])
+            ]
             supervisor = process_state(site.service.process.pid)
-            processes.append(("supervisor", supervisor, site.idle_supervisor))
-            return [f"{name}: {text}" for name, state, idle in processes for text in state.excess(idle)]
+            # After a reload the files of the first version stay open.
+            left = supervisor.excess(site.idle_supervisor, num_descriptors=1)
+            return found + [f"supervisor: {text}" for text in left]
 
         with contextlib.suppress(AssertionError):
             wait_until(lambda: not excess(), "all processes are idle")
@@ -298,8 +317,13 @@ class ChaosRun:
             )
             site.use(second, None)
             site.recovery_s["killed supervisor"].append(time.monotonic() - fault_s)
+            ready_s = time.monotonic()
+            # A channel that was refused connects again after a backoff of some seconds.
+            wait_until(
+                lambda: _answered_since(traffic, ready_s) == set(checker.CLIENTS), "all clients have answers again"
+            )
             site.note("killed supervisor", fault_s)
-            time.sleep(BETWEEN_S + TIMEOUT_S / 10)
+            time.sleep(BETWEEN_S)
         self._check(site, traffic, start_s, None, "killed supervisor")
         return second
 
@@ -330,6 +354,15 @@ class ChaosRun:
                 self._add("end", [f"port {port} is in use: {error}"])
 
 
+def _answered_since(traffic: Traffic, start_s: float) -> set[str]:
+    """Return the clients that sent a request after this time and got an answer."""
+    return {
+        request.client
+        for request in list(traffic.history.requests)
+        if request.start_s > start_s and request.outcome and request.outcome.code == checker.OK
+    }
+
+
 def read_counts(service: Service) -> Counts:
     """Read the counters of a service."""
     metrics = service.metrics()
@@ -341,7 +374,11 @@ def read_counts(service: Service) -> Counts:
         named = dict(labels)
         handled[_method(named), _NAMES[named["grpc_code"]]] += int(value)
     refused = int(sum(metrics["digitserve_streams_refused_total"].values()))
-    return Counts(started, handled, int(sum(metrics["digitserve_images_total"].values())), refused)
+    closed: Counter[str] = Counter()
+    for labels, value in metrics["digitserve_connections_closed_total"].items():
+        closed[dict(labels)["reason"]] += int(value)
+    num_images = int(sum(metrics["digitserve_images_total"].values()))
+    return Counts(started, handled, num_images, refused, closed)
 
 
 def _method(labels: dict[str, str]) -> str:
@@ -353,7 +390,7 @@ def _all_handled(counts: Counts) -> bool:
     return sum(counts.started.values()) == sum(counts.handled.values())
 
 
-def run_chaos(models: Path, seconds: float, seed: int) -> Findings:
+def run_chaos(seconds: float, seed: int) -> Findings:
     """Run in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
-        return ChaosRun(models, seed, Path(folder)).run(seconds)
+        return ChaosRun(seed, Path(folder)).run(seconds)

@@ -38,8 +38,9 @@ class ProcessState(NamedTuple):
     num_descriptors: int
     num_threads: int
 
-    def excess(self, idle: "ProcessState") -> list[str]:
-        """Return what this idle process uses in excess of an earlier one."""
+    def excess(self, idle: "ProcessState", *, num_descriptors: int = 0) -> list[str]:
+        """Return what this idle process uses in excess of an earlier one, apart from so many descriptors."""
+        idle = idle._replace(num_descriptors=idle.num_descriptors + num_descriptors)
         found = [
             f"{what}: {getattr(idle, what)} at the start, {getattr(self, what)} at the end"
             for what in ("num_descriptors", "num_threads")

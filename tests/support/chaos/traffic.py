@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import grpc
 from grpc_health.v1 import health_pb2
 
+from digitserve.client import CHANNEL_OPTIONS
 from digitserve.client.errors import Closed, DeadlineExceeded, RequestRejected, Unreachable
 from digitserve.protocol.names import CLASSIFY, CLASSIFY_STREAM, GET_MODEL, HEALTH_CHECK, SERVICE
 from digitserve.v1 import digits_pb2 as pb
@@ -23,8 +24,14 @@ from support.chaos.history import OK, Answer, History, Request, StreamRequests
 from support.chaos.images import Images
 from support.serving import Service
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 30.0
 """Deadline of calls that should succeed: longer than a worker's replacement on a busy machine."""
+
+SEPARATE: tuple[tuple[str, str | int], ...] = (("grpc.use_local_subchannel_pool", 1),)
+"""Options of a channel that does not share its connection."""
+
+PLAIN: tuple[tuple[str, str | int], ...] = (("grpc.max_send_message_length", -1), *SEPARATE)
+"""Options of a channel with the defaults of gRPC: no service config, no keepalive."""
 
 CALLS_PER_S = 100.0
 """Mean rate of a driver whose calls take no time."""
@@ -178,7 +185,8 @@ class BlockingCalls:
     """Unary calls with grpcio, on one channel."""
 
     def __init__(self, service: Service, *, retries: bool) -> None:
-        self._channel = service.channel(retries=retries)
+        options = (*CHANNEL_OPTIONS, *SEPARATE) if retries else PLAIN
+        self._channel = grpc.insecure_channel(service.grpc_address, options)
         self._client = checker.GRPCIO_RETRIES if retries else checker.GRPCIO
 
     def run(self, traffic: Traffic, rng: random.Random) -> None:
@@ -215,7 +223,7 @@ class BlockingStreams:
     """Streams of ``ClassifyStream`` with grpcio, one after another on one channel."""
 
     def __init__(self, service: Service) -> None:
-        self._channel = service.channel()
+        self._channel = grpc.insecure_channel(service.grpc_address, PLAIN)
 
     def run(self, traffic: Traffic, rng: random.Random) -> None:
         """Send requests until the traffic ends."""

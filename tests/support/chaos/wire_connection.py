@@ -12,6 +12,12 @@ from digitserve.protocol.names import Code
 from support import http2_peer as h2
 from support.chaos.traffic import TIMEOUT_S
 
+MAX_CONCURRENT_STREAMS = 3
+"""Identifier of the setting: RFC 9113, section 6.5.2."""
+
+RESERVE_S = 2.0
+"""Longest wait for permission to open a stream: an overloaded service pauses connections, in turns of half a second."""
+
 
 class WireConnection:
     """A connection whose frames the caller writes, and whose answers this class reads.
@@ -21,6 +27,7 @@ class WireConnection:
         closed: whether the service has closed it.
         failure: what the last GOAWAY said.
         window: bytes that may be sent in DATA frames.
+        max_streams: number of streams that may be open; 0 while the service is overloaded.
         going_away: whether the service has sent GOAWAY.
         answers: by stream.
         late: streams for which frames arrived after their end.
@@ -37,6 +44,7 @@ class WireConnection:
         self._replies = b""
         self.failure = ""
         self.window = 65_535  # RFC 9113, section 6.9.2
+        self.max_streams = h2.MAX_STREAM_ID
         self.closed = self.going_away = False
         self.answers: dict[int, h2.Answer] = {}
         self.late: set[int] = set()
@@ -56,10 +64,25 @@ class WireConnection:
                 left = left[self._write(left[: 1 << 16]) :]
         self._flush()
 
-    def reserve(self, num_bytes: int, ends_s: float) -> None:
-        """Wait until the flow-control window of the connection has room."""
-        self.read_until(lambda: self.window >= num_bytes, ends_s)
+    def reserve(self, stream_ids: list[int], num_bytes: int) -> bool:
+        """Wait until the service allows another stream beside these, and DATA frames of this size; return whether it does."""
+
+        def is_free() -> bool:
+            num_open = sum(not self.ended(stream_id) for stream_id in stream_ids)
+            return num_open < self.max_streams and self.window >= num_bytes
+
+        self.read_until(lambda: self.going_away or is_free(), time.monotonic() + RESERVE_S)
+        if self.going_away or self.closed or not is_free():
+            return False
         self.window -= num_bytes
+        return True
+
+    def is_usable(self) -> bool:
+        """Read what has arrived; return whether requests can be sent."""
+        while not self.closed and select.select([self._socket], [], [], 0)[0]:
+            self._read()
+            self._flush()
+        return not self.closed and not self.going_away
 
     def read_until(self, condition: Callable[[], bool], ends_s: float) -> None:
         """Read until a condition is true, the service closes the connection, or the monotonic time ``ends_s``."""
@@ -133,6 +156,7 @@ class WireConnection:
 
     def _on_frame(self, frame: Frame) -> None:
         if frame.type == h2.SETTINGS and "ACK" not in frame.flags:
+            self.max_streams = frame.settings.get(MAX_CONCURRENT_STREAMS, self.max_streams)
             self._replies += h2.raw(h2.SETTINGS, h2.ACK)
         elif frame.type == h2.PING and "ACK" not in frame.flags:
             self._replies += h2.raw(h2.PING, h2.ACK, 0, frame.opaque_data)

@@ -157,14 +157,12 @@ class WireCalls:
         kinds = rng.choices(list(ENCODERS), [weight for weight, _ in ENCODERS.values()], k=rng.randrange(1, 9))
         sent: list[tuple[int, Request]] = []
         rest = b""
-        ends_s = time.monotonic() + TIMEOUT_S
         for kind in kinds:
             if kind == "good" and slow:
                 kind = "slow reader"  # noqa: PLW2901
             chosen = draw_images(rng, traffic.images, max_images=3)[:3]
             body = traffic.images.request(chosen).SerializeToString()
-            connection.reserve(2 * len(body) + 100, ends_s)
-            if connection.going_away:
+            if not connection.reserve([stream_id for stream_id, _ in sent], 2 * len(body) + 100):
                 break
             stream_id, self._next_stream = self._next_stream, self._next_stream + 2
             encoded = ENCODERS[kind][1](stream_id, body)
@@ -200,7 +198,7 @@ class WireCalls:
     def _connect(self, rng: random.Random) -> tuple[WireConnection, bool]:
         """Return a connection, and whether its flow-control windows are closed."""
         self._num_visits += 1
-        if self._connection is not None and self._num_visits < MAX_VISITS:
+        if self._connection is not None and self._num_visits < MAX_VISITS and self._connection.is_usable():
             return self._connection, False
         self.close()
         slow = rng.random() < 0.3

@@ -4,8 +4,8 @@
                     │
                   Guard ──▶ Tokens
 
-Used on the worker's one thread. Without tokens the service uses ``Connection``, so that tokens then cost nothing. With them,
-the verdict is kept with the remembered header block: most calls cost a comparison of two references.
+Used on the worker's one thread. Without tokens the service uses ``Connection``, so tokens then cost nothing. With them,
+the result of the check is kept with the remembered header block: most calls cost a comparison of two references.
 """
 
 import hmac
@@ -25,7 +25,7 @@ _FREE_PREFIX = FREE_PREFIX.encode()
 
 
 class Guard:
-    """Judges calls, and records those that it rejects; owned by the server.
+    """Authenticates calls, and records those that it rejects; owned by the server.
 
     Attributes:
         tokens: of the service.
@@ -73,7 +73,7 @@ class GuardedConnection(Connection):
         self._reject(stream_id, flags, head, self._guard.reject(head.path, self.source))
 
     def _judge(self, head: RequestHead) -> None:
-        """Decide whether a call is rejected, and keep that with its header fields."""
+        """Decide whether a call is rejected, and keep the result with its header fields."""
         digests = self._guard.tokens.value
         head.judged_by = digests
         head.refused = not head.path.startswith(_FREE_PREFIX) and not self._admits(head, digests)

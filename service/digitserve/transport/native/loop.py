@@ -176,9 +176,9 @@ class Loop:
             if time.monotonic() > ends:
                 break
         if again:
-            self._read_again(again, num_peers, num_bytes, now)
+            self._read_again(again, num_peers, now)
 
-    def _read_again(self, peers: list[Peer], num_peers: int, num_bytes: int, now: float) -> None:
+    def _read_again(self, peers: list[Peer], num_peers: int, now: float) -> None:
         """Read more from those whose calls are rejected, in turn.
 
         Their part of ``MAX_OVERLOAD_READ_S`` is that of all ``num_peers`` that had something to read: so a client that sends too
@@ -188,11 +188,12 @@ class Loop:
         for peer in peers:
             peer.queued = True
         unread += peers
-        ends = min(now, time.monotonic() - MAX_OVERLOAD_READ_S * (1 - len(peers) / num_peers)) + MAX_OVERLOAD_READ_S
+        part_s = MAX_OVERLOAD_READ_S * len(peers) / num_peers
+        ends = min(now + MAX_OVERLOAD_READ_S, time.monotonic() + part_s)
         while unread and time.monotonic() < ends:
             peer = unread.popleft()
             peer.queued = False
-            if peer.open and peer.receive(num_bytes, now):
+            if peer.open and peer.receive(READ_BYTES, now):
                 peer.queued = True
                 unread.append(peer)
 

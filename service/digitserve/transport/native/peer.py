@@ -134,8 +134,9 @@ class Peer:
         """Read at most ``num_bytes``, and pass them to the connection.
 
         Returns:
-            Whether to read more in the same iteration: rejected calls are waiting. A client that sends more than the worker can
-            answer would otherwise be read too slowly, and its calls would be rejected for their age.
+            Whether to read more in the same iteration: there is more, and calls of the connection were rejected lately. A client
+            that sends more than the worker can answer would otherwise be read too slowly, and its calls would be too late when
+            they are read.
         """
         try:
             received = self.wire.recv(num_bytes)
@@ -151,7 +152,6 @@ class Peer:
             return False
         self.active = now
         connection = self.connection
-        num_rejected = connection.num_rejected
         if not self.lingering:
             connection.receive(received, now, self.arrived)
             if connection.waiting:
@@ -163,7 +163,7 @@ class Peer:
         if not connection.wants_read():
             self.update_interest()
             return False
-        return not all_read and connection.num_rejected > num_rejected
+        return not all_read and bool(connection.num_rejected or connection.answered)
 
     def send(self) -> None:
         """Send as much as the socket takes."""

@@ -18,11 +18,10 @@ from digitserve.batching.batcher import (
     OVERLOAD_SHARE,
     OWN_SHARE,
     WAIT_MARGIN,
-    Batch,
     Batcher,
-    Entry,
-    Estimate,
 )  # fmt: skip
+from digitserve.batching.entries import Batch, Entry
+from digitserve.batching.estimate import Estimate
 from digitserve.batching.prepare import framing_work
 from digitserve.batching.refusals import STEPS_MS
 from digitserve.errors import DeadlineUnmeetable, Draining, Overloaded
@@ -679,6 +678,15 @@ def test_patient_callers_get_room_during_a_flood() -> None:
     assert rejected(batcher, flood, 1000) > 0
     assert batcher.is_half_full(flood) and not batcher.is_half_full(light)
     batcher.admit(make_entry(source=light), 0.0, patient=True)
+
+
+def test_a_backlog_is_several_full_batches_of_small_requests() -> None:
+    """Only from four full batches on is there a backlog; large requests do not count, because they get a share of each batch."""
+    batcher = make_batcher()
+    admit(batcher, make_entry("large", 90), *(make_entry() for _ in range(31)))
+    assert not batcher.has_backlog()
+    admit(batcher, make_entry())
+    assert batcher.has_backlog()
 
 
 def test_continuous_rejections_shorten_the_queue() -> None:

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from digitserve.batching.batcher import Batch, Batcher
+from digitserve.batching.batcher import Batcher
+from digitserve.batching.entries import Batch
 from digitserve.batching.pipeline import PendingRequest, Pipeline
 from digitserve.inference.session import Outputs
 from digitserve.protocol.codec import Limits, Request, decode

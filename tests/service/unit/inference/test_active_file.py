@@ -1,4 +1,4 @@
-"""The active file: whatever it is, reading it gives a version or an error, at once."""
+"""The active file: reading any kind of file gives a version or an error, without blocking."""
 
 import contextlib
 import os

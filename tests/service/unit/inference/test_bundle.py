@@ -89,7 +89,7 @@ def test_a_failed_write_leaves_no_files(tmp_path: Path) -> None:
 
 
 def test_a_manifest_that_is_not_json_serializable_leaves_no_files(tmp_path: Path) -> None:
-    """Nothing is written then."""
+    """A manifest that JSON cannot represent is an error, and no file is written."""
     with pytest.raises(TypeError):
         write_echo_bundle(tmp_path, training={"preset": object()})
     assert not list(tmp_path.iterdir())

@@ -42,7 +42,7 @@ def reports(tmp_path: Path) -> Reports:
 
 
 def test_each_activation_is_reported_once(reports: Reports) -> None:
-    """Also the same version again, and a change back; at first nothing has changed."""
+    """Each write is reported, also of the same version and of the previous one. The file at the start is not reported."""
     assert reports.look() == []
     for version in (2, 2, 1):
         write_active(reports.path, version)

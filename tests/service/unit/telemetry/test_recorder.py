@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from digitserve.protocol.names import CLASSIFY, HEALTH_WATCH, Code, Verdict
 from digitserve.telemetry.block import (
@@ -24,7 +25,7 @@ from digitserve.telemetry.block import (
     specs,
 )  # fmt: skip
 from digitserve.telemetry.recorder import Histogram, Recorder
-from digitserve.telemetry.request_log import RequestLog
+from digitserve.telemetry.request_log import REPORT_S, RequestLog
 
 LABELS = tuple("0123456789")
 VERDICTS = (Verdict.ACCEPTED, Verdict.UNFAMILIAR, Verdict.BLANK, Verdict.SEVERAL)
@@ -213,3 +214,13 @@ def test_predictions_are_counted_by_label_and_verdict(predictions: list[tuple[in
     assert counted == expected
     assert block.cells["digitserve_confidence"][0, :-1].sum() == verdicts.count(Verdict.ACCEPTED)
     block.close()
+
+
+def test_the_loop_reports_omitted_lines() -> None:
+    """The number of omitted lines is logged once in an iteration of the worker's loop, a minute after the first of them."""
+    recorder = Recorder(Block(LABELS), LABELS, RequestLog(lines_per_s=1.0))
+    assert [recorder.requests.admits("invalid", now=5.0) for _ in range(4)] == [True, False, False, False]
+    with capture_logs() as lines:
+        for now in (5.0, 5.0 + REPORT_S - 0.1, 5.0 + REPORT_S, 5.1 + REPORT_S):
+            recorder.heartbeat(now, 0.0)
+    assert [(line["event"], line["num_lines"]) for line in lines] == [("request lines omitted", 3)]

@@ -63,7 +63,7 @@ def test_traceparent_has_only_lower_case_digits_and_dashes(position: int, byte: 
     ],
 )  # fmt: skip
 def test_an_invalid_traceparent_is_ignored(value: bytes) -> None:
-    """The line then has no trace context, as if the caller had sent none."""
+    """With an invalid ``traceparent`` the line has no trace context, as if the caller had sent none."""
     assert parse_traceparent(value) is None
     assert "trace_id" not in line([(b"traceparent", value)])
 

@@ -13,7 +13,7 @@ from digitserve.protocol.codec import Limits
 from digitserve.protocol.names import CLASSIFY_STREAM, Code
 from digitserve.telemetry.block import METHODS, REASONS, Block
 from digitserve.telemetry.recorder import Recorder
-from digitserve.transport.classify_stream import WINDOW_BATCHES, ClassifyStreamHandler, StreamState
+from digitserve.transport.classify_stream import MAX_KEPT, WINDOW_BATCHES, ClassifyStreamHandler, StreamState
 from digitserve.types import Source
 from digitserve.v1 import digits_pb2 as pb
 from support.server_stream import FakeStream
@@ -31,6 +31,7 @@ class FakePipeline:
         self.admitted: list[tuple[Any, Any]] = []
         self.cancelled: list[Any] = []
         self.half_full = False
+        self.half_full_for: list[Source] = []
         self.full = self.full_for_large = False
         self.held_bytes, self.max_held_bytes = 0, 1 << 30
 
@@ -56,7 +57,7 @@ class FakePipeline:
         self.cancelled.append(pending)
 
     def is_half_full(self, source: Source) -> bool:
-        return self.half_full
+        return self.half_full or source in self.half_full_for
 
 
 class Connection:
@@ -151,6 +152,29 @@ def test_nothing_is_read_while_the_queue_is_half_full() -> None:
     connection.handler.flush()
 
     assert connection.stream.reads == 2
+
+
+def test_paused_streams_of_a_flood_do_not_hold_up_others() -> None:
+    """Streams of a connection that uses its part of the queue stay paused; those of others behind them are read."""
+    connection = Connection()
+    pipeline, handler = connection.pipeline, connection.handler
+    pipeline.half_full = True
+    flood = Source()
+    streams = [FakeStream() for _ in range(MAX_KEPT + 1)]
+    for stream in streams:
+        stream.source = flood
+        handler.on_accept(stream)
+    other = FakeStream()
+    handler.on_accept(other)
+    pipeline.half_full, pipeline.half_full_for = False, [flood]
+    for _ in range(2):
+        handler.flush()
+
+    assert other.reads == 1
+    assert not any(stream.reads for stream in streams)
+    pipeline.half_full_for = []
+    handler.flush()
+    assert all(stream.reads == 1 for stream in streams)
 
 
 def test_a_message_that_finds_no_room_is_held_until_there_is_room() -> None:

@@ -30,6 +30,7 @@ from digitserve.transport.native.loop import (
     MANY_UNREAD,
     MAX_CHECK_S,
     MAX_HANDSHAKES_S,
+    MAX_OVERLOAD_READ_S,
     MAX_READ_S,
     READ_BYTES,
     SHORT_READ_BYTES,
@@ -78,6 +79,7 @@ class Recorded:
         self.close_reason: CloseReason | None = None
         self.reads = True
         self.num_rejected = 0
+        self.answered: dict[int, None] = {}
         self.has_room = True
         self.delivers = False
         self.num_unsent_bytes = self.num_held_bytes = self.num_trimmable_bytes = 0
@@ -321,6 +323,33 @@ def test_with_many_unread_connections_reads_are_shorter(bench: Bench) -> None:
         assert all(len(connection.received) == 1 for _, connection in accepted)
         while any(len(b"".join(connection.received)) < READ_BYTES for _, connection in accepted):
             bench.loop.poll(0.01)
+
+
+@pytest.mark.parametrize(("num_others", "more"), [(0, 7), (1, 4), (3, 2)])
+def test_only_rejected_calls_are_read_again_in_an_iteration(bench: Bench, num_others: int, more: int) -> None:
+    """While the calls of a connection are rejected, all that has arrived is read, so that they are rejected in time. If other
+    connections send too, it gets its part of the time for that.
+    """
+    client, connection = bench.accept()
+    others = [bench.accept() for _ in range(num_others)]
+
+    def reject() -> None:
+        connection.num_rejected += 1
+        bench.clock.now += MAX_OVERLOAD_READ_S / 8
+
+    client.sendall(bytes(SHORT_READ_BYTES))
+    connection.on_receive = reject
+    for each, _ in others:
+        each.sendall(b"calls")
+    # A socket that always has more than one read takes.
+    first, *_ = peers = bench.peers()
+    bench.await_input(*peers)
+    first.wire = SimpleNamespace(recv=bytes, fileno=first.wire.fileno, close=first.wire.close)
+    bench.loop.poll(0)
+
+    assert 1 + more <= len(connection.received) <= 2 + more
+    assert bench.loop.was_cut
+    assert all(other.received == [b"calls"] for _, other in others)
 
 
 def test_handshakes_wait_behind_calls(tls_bench: Bench) -> None:

@@ -8,14 +8,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from digitserve.batching.batcher import Batcher, Entry
+from digitserve.batching.batcher import Batcher
+from digitserve.batching.entries import Entry
 from digitserve.protocol.names import Code
 from digitserve.protocol.status import Status
 from digitserve.transport.native.loop import MAX_OVERLOAD_READ_S, MAX_READ_S
 from digitserve.transport.native.shares import ADJUST_S, LOW_READ_SHARE, ROTATE_S, StreamShare
 from digitserve.types import Source
 from digitserve.worker import MAX_RUN_S
-from tests.support.http2_peer import ACK, LIMITS, SETTINGS, Peer, call, raw
+from support.http2_peer import ACK, LIMITS, SETTINGS, Peer, call, raw
 
 BATCH = 8
 READ_S, BATCH_IMAGE_S = 0.0001, 0.0003
@@ -219,7 +220,7 @@ def test_goodput_never_collapses(
 @pytest.mark.parametrize("num_others", [1, 7])
 @pytest.mark.parametrize("asked", [0.5, 0.9])
 def test_a_flood_takes_nothing_from_other_connections(deadline_s: float, num_others: int, asked: float) -> None:
-    """While one connection sends ten times the capacity, each other one gets what it asks for, up to half of an equal part."""
+    """While one connection sends ten times the capacity, the calls of each other one are answered, up to half of an equal part."""
     part = CAPACITY / (1 + num_others)
     worker = Worker([10 * CAPACITY] + [asked * part] * num_others, deadline_s, 1, 0.15 * SERVED_S)
     others = goodputs(worker, 2.0, 1.0)[1:]

@@ -1,0 +1,70 @@
+"""Verified bundles in memory, and the choice of the shadow version."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from digitserve.errors import BundleError, StartupError
+from digitserve.inference.bundle_files import BundleFiles
+from digitserve.inference.sealed_bundle import SealedBundle, shadow_bundle
+from digitserve.settings import Settings
+from support.bundles import write_echo_bundle
+from support.child_modules import open_descriptors
+
+
+def test_a_bundle_closes_its_descriptor(tmp_path: Path) -> None:
+    """The descriptor is open as long as the object exists, and is then closed."""
+    before = open_descriptors()
+    sealed = SealedBundle(BundleFiles.read(write_echo_bundle(tmp_path, 4)))
+    assert (str(sealed), os.fstat(sealed.fd).st_size > 0) == ("digits/4", True)
+    del sealed
+    assert open_descriptors() == before
+
+
+def test_the_digest_covers_all_files(tmp_path: Path) -> None:
+    """Two bundles with the same graph and different thresholds have different digests, although their sha256 is the same."""
+    sealed = [
+        SealedBundle(BundleFiles.read(write_echo_bundle(tmp_path / name, ood_threshold=threshold)))
+        for name, threshold in (("a", 1.0), ("b", 2.0), ("c", 1.0))
+    ]
+    assert sealed[0].digest == sealed[2].digest != sealed[1].digest
+    assert len({bundle.manifest.sha256 for bundle in sealed}) == 1
+
+
+def test_a_damaged_bundle_is_not_sealed(tmp_path: Path) -> None:
+    """A damaged bundle fails the checks of ``parse_bundle``, and leaves no descriptor open."""
+    path = write_echo_bundle(tmp_path)
+    (path / "model.onnx").write_bytes(b"damaged")
+    before = open_descriptors()
+    with pytest.raises(BundleError, match="check 'sha256' failed"):
+        SealedBundle(BundleFiles.read(path))
+    assert open_descriptors() == before
+
+
+def test_the_shadow_version_of_a_setting(tmp_path: Path) -> None:
+    """A version belongs to the model that is served, unless a name precedes it; without the setting there is none."""
+    write_echo_bundle(tmp_path, 3)
+    write_echo_bundle(tmp_path, 2, name="letters")
+    assert shadow_bundle(Settings(models=tmp_path)) is None
+    assert str(shadow_bundle(Settings(models=tmp_path, shadow="3"))) == "digits/3"
+    assert str(shadow_bundle(Settings(models=tmp_path, shadow="letters/2"))) == "letters/2"
+
+
+@pytest.mark.parametrize(
+    ("shadow", "message"),
+    [
+        ("5", "--shadow: check 'files' failed: model 'digits' has no version 5; available: 3"),
+        ("letters/3", "--shadow: check 'files' failed: no version of model 'letters'"),
+        ("letters", "--shadow: got 'letters'; expected a version such as 5, or a name and a version such as digits/5"),
+        ("../digits/3", "--shadow: got"),
+        ("", "--shadow: got"),
+    ],
+)
+def test_a_shadow_version_that_cannot_be_served_is_a_refusal_to_start(
+    tmp_path: Path, shadow: str, message: str
+) -> None:
+    """The message names the flag, and says what is expected or available."""
+    write_echo_bundle(tmp_path, 3)
+    with pytest.raises(StartupError, match=message):
+        shadow_bundle(Settings(models=tmp_path, shadow=shadow))
