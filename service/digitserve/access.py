@@ -25,7 +25,7 @@ MIN_TOKEN_CHARACTERS = 16
 """A random token of 16 characters, each one of 64, cannot be guessed: it has 96 bits."""
 
 MAX_TOKENS = 1_000
-"""Most tokens of a file. Each call with an unknown token is compared with all of them, which takes 0.2 us each."""
+"""Most tokens of a file. Each call with an unknown token is compared with all of them, which takes 0.04 us each (measured)."""
 
 FREE_PREFIX = f"/{HEALTH_SERVICE}/"
 """Start of the paths that need no token: load balancers and platforms query health."""
