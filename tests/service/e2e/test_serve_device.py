@@ -43,7 +43,7 @@ def test_auto_falls_back_to_the_cpu_and_logs_the_reason_once(models: Path, tmp_p
         assert service.total("digitserve_model_info", provider="CPUExecutionProvider") == 1
         assert service.stop() == 0
     lines = [json.loads(line) for line in service.log.read_text().splitlines()]
-    (reason,) = [line for line in lines if line["event"] == "no CUDA, running on the CPU"]
+    (reason,) = [line for line in lines if line["message"] == "no CUDA, running on the CPU"]
     assert "CUDAExecutionProvider" in reason["reason"]
 
 
