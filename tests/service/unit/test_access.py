@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,21 @@ def test_each_token_of_the_file_is_valid_and_no_other(
     assert read.admits(f"Bearer {other}".encode()) == (other in tokens)
 
 
+class Unlisted(frozenset[bytes]):
+    """Hashes that can be looked up, but not compared one by one."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        raise AssertionError
+
+
+def test_the_time_does_not_depend_on_the_number_of_tokens(path: Path) -> None:
+    """No token is compared with all valid ones, so calls with unknown tokens cost the same however many are valid."""
+    path.write_text(TOKEN)
+    tokens = Tokens(path)
+    tokens.value = Unlisted(tokens.value)
+    assert tokens.admits(f"Bearer {TOKEN}".encode()) and not tokens.admits(b"Bearer unknown")
+
+
 def test_any_bytes_are_judged(path: Path) -> None:
     """No value of the header field fails with an exception."""
     path.write_text(TOKEN)
@@ -94,9 +110,9 @@ def test_invalid_files(path: Path, content: bytes, expected: str) -> None:
 @settings(max_examples=30)
 @given(
     st.none() | st.builds(KeyFiles, st.binary(), st.binary(), st.none() | st.binary()),
-    st.none() | st.lists(st.binary(min_size=32, max_size=32), min_size=1).map(tuple),
+    st.none() | st.lists(st.binary(min_size=32, max_size=32), min_size=1).map(frozenset),
 )
-def test_workers_get_the_last_valid_content(key_files: KeyFiles | None, digests: tuple[bytes, ...] | None) -> None:
+def test_workers_get_the_last_valid_content(key_files: KeyFiles | None, digests: frozenset[bytes] | None) -> None:
     """Certificate and tokens are the same after their way through JSON; nothing in it means that there are none."""
     sent = LastValid(key_files, digests)
     assert LastValid.from_dict(json.loads(json.dumps(sent.to_dict()))) == sent
