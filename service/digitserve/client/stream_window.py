@@ -31,6 +31,9 @@ MAX_STREAM_BYTES = 64 << 20
 RESUMABLE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
 """Codes with which a stream ends when its worker is replaced. CANCELLED: see ``channel.RETRY_POLICY``."""
 
+LOST_WHILE_OPENED = "Internal error from Core"
+"""Details, with INTERNAL, of a stream whose connection is lost while grpc.aio opens it; services send other details."""
+
 
 @dataclass(frozen=True, slots=True)
 class StreamItem:
@@ -110,7 +113,7 @@ def failed_outcome(item: StreamItem, error: grpc.RpcError, timeout_s: float) -> 
         ClientError: the stream failed for another reason.
     """
     failure = _at(item, to_client_error(error, timeout_s, f"image {item.index}"))
-    if error.code() in RESUMABLE:
+    if error.code() in RESUMABLE or error.details() == LOST_WHILE_OPENED:
         raise StreamInterrupted(failure) from None
     if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
         raise failure from None

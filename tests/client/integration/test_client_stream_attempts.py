@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import grpc
+import numpy as np
 import pytest
 
 from digitserve.client.channel import open_connections
+from digitserve.client.requests import request_options
+from digitserve.client.stream_window import StreamInterrupted, failed_outcome, to_item
 from digitserve.credentials import Credentials
 from digitserve.v1 import digits_pb2 as pb
 from support import http2_peer as h2
@@ -18,6 +21,8 @@ from support.serving import PATIENCE_S
 
 GOAWAY = h2.raw(h2.GOAWAY, 0, 0, bytes(8))
 """No stream was processed, so gRPC sends each again by default, without any policy."""
+
+IMAGE = to_item(0, np.zeros((2, 2), np.uint8), request_options(0, None, None))
 
 
 class RefusingServer:
@@ -84,23 +89,26 @@ def test_a_lost_stream_is_not_sent_again_by_grpc(kind: str, last_words: bytes) -
     """
     messages = [pb.ClassifyStreamRequest()] * 3
 
-    async def call_async(address: str) -> grpc.StatusCode:
+    async def fail_async(address: str) -> None:
         (connection,) = open_connections(grpc.aio, address, Credentials(), 1)
-        call = connection.streams.ClassifyStream(iter(messages), timeout=PATIENCE_S)
-        code = await call.code()
-        for channel in connection.channels:
-            await channel.close()
-        return code
+        try:
+            async for _ in connection.streams.ClassifyStream(iter(messages), timeout=PATIENCE_S):
+                """There is no answer."""
+        finally:
+            for channel in connection.channels:
+                await channel.close()
 
-    def call_blocking(address: str) -> grpc.StatusCode:
+    def fail(address: str) -> None:
         (connection,) = open_connections(grpc, address, Credentials(), 1)
-        code = connection.streams.ClassifyStream(iter(messages), timeout=PATIENCE_S).code()
-        for channel in connection.channels:
-            channel.close()
-        return code
+        try:
+            next(connection.streams.ClassifyStream(iter(messages), timeout=PATIENCE_S))
+        finally:
+            for channel in connection.channels:
+                channel.close()
 
     with refusing_server(last_words) as server:
-        code = asyncio.run(call_async(server.address)) if kind == "async" else call_blocking(server.address)
-        # grpc.aio sometimes reports an error of its own.
-        assert code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL}
+        with pytest.raises(grpc.RpcError) as failure:
+            asyncio.run(fail_async(server.address)) if kind == "async" else fail(server.address)
+        with pytest.raises(StreamInterrupted):
+            failed_outcome(IMAGE, failure.value, PATIENCE_S)
         assert server.num_streams == 1
