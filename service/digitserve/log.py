@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import select
 import socket
 import stat
 import sys
@@ -114,11 +115,32 @@ def _open_nonblocking(fd: int) -> tuple[Callable[[memoryview], int], contextlib.
         end = opened.enter_context(socket.socket(fileno=fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)))
         return lambda left: end.send(left, socket.MSG_DONTWAIT), opened
     if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
-        # It may belong to another user. Then writing blocks if its reader does not read.
-        with contextlib.suppress(OSError):
+        try:
             fd = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-            opened.callback(os.close, fd)
+        except OSError:  # it belongs to another user, or the pipe has no reader now
+            return lambda left: _write_unless_full(fd, left), opened
+        opened.callback(os.close, fd)
     return lambda left: os.write(fd, left), opened
+
+
+def _write_unless_full(fd: int, left: memoryview) -> int:
+    """Write to a pipe or terminal whose descriptor may block; return how much was written.
+
+    Raises:
+        BlockingIOError: it is full.
+    """
+    try:
+        return os.pwritev(fd, [left], -1, os.RWF_NOWAIT)
+    except (BlockingIOError, BrokenPipeError):
+        raise
+    except OSError:
+        """Terminals, and pipes before Linux 6.4, do not support this flag."""
+    poller = select.poll()
+    poller.register(fd, select.POLLOUT)
+    if not poller.poll(0):
+        raise BlockingIOError
+    # A pipe that is writable has room for this. Another process may take the room meanwhile; then this waits.
+    return os.write(fd, left[: select.PIPE_BUF])
 
 
 class _RateLimit:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import structlog
@@ -116,14 +118,22 @@ def test_a_pipe_whose_reader_has_ended_loses_lines() -> None:
     os.close(writer)
 
 
-@pytest.mark.parametrize("kind", ["pipe", "socket", "terminal"])
-def test_a_reader_that_does_not_read_is_not_waited_for(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["pipe", "named pipe", "named pipe, old kernel", "socket", "terminal"])
+def test_a_reader_that_does_not_read_is_not_waited_for(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """When a pipe, a socket or a terminal takes no more, lines are lost and counted. Once it is read again, the next line
     follows one with that number; each is on a line of its own, also after one that was cut. The descriptor itself still waits, as
-    its other users expect.
+    its other users expect. This also holds for a named pipe that has no reader when the process starts, and gets one later.
     """
+    path = tmp_path / "pipe"
     if kind == "pipe":
         reader, writer = os.pipe()
+    elif kind.startswith("named"):
+        os.mkfifo(path)
+        reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        writer = os.open(path, os.O_WRONLY)
+        os.close(reader)
     elif kind == "socket":
         reader, writer = (end.detach() for end in socket.socketpair())
     else:
@@ -131,7 +141,11 @@ def test_a_reader_that_does_not_read_is_not_waited_for(kind: str) -> None:
         attributes = termios.tcgetattr(writer)
         attributes[1] &= ~termios.OPOST
         termios.tcsetattr(writer, termios.TCSANOW, attributes)
+    if kind == "named pipe, old kernel":
+        monkeypatch.setattr(os, "pwritev", Mock(side_effect=OSError(errno.EOPNOTSUPP, "not supported")))
     with contextlib.closing(writer_to(writer)) as lines:
+        if kind.startswith("named"):
+            reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         while not lines.num_lost:
             lines.write("x" * 10_000 + "\n")
         while lines.num_lost < 5:
