@@ -3,8 +3,9 @@
     python -m benchmarks.overload --models models
 
 Let S be the CPU time of an answered request and R that of a rejected one, and m the load in multiples of the capacity. Answering g
-of the capacity and rejecting the rest takes g S + (m - g) R, so g is at most (1 - m R/S) / (1 - R/S). S, R and the capacity are
-measured with the same server just before: closed loops of calls that are all answered, and of calls that are all too late.
+of the capacity and rejecting the rest takes g S + (m - g) R, so g is at most (1 - m R/S) / (1 - R/S). S and R are
+measured with the same server: closed loops of calls that are all answered, and of calls that are all too late. The capacity is
+measured right before each load.
 ``open_loop`` on another core offers the load. Called by ``compare``.
 """
 
@@ -139,27 +140,27 @@ class Overload:
     """Measures a server, which runs while this object is used."""
 
     def __init__(self, server: Digitserve, kind: Kind, load_cores: str, seconds: float) -> None:
-        """Measure its capacity, S and R."""
+        """Measure S and R."""
         self._server, self._kind, self._load_cores, self._seconds = server, kind, load_cores, seconds
-        print_progress(f"overload: {server.name}, {kind.name}, capacity")
-        report, self._served_us = self._measure(*kind.closed)
-        self._capacity = report["outcomes"][Code.OK.label] / report["seconds"]
+        print_progress(f"overload: {server.name}, {kind.name}, S and R")
+        _, self._served_us = self._measure(*kind.closed)
         _, self._rejected_us = self._measure(
             "--expired", "--connections", "64", "--in-flight", str(kind.rejected_in_flight)
         )
 
     def cell(self, multiple: float, deadline_ms: int | None) -> Cell:
-        """Measure one load."""
+        """Measure one load; before it the capacity, because the speed of the machine changes within minutes."""
         print_progress(
             f"overload: {self._server.name}, {self._kind.name}, {multiple} times, deadline {deadline_ms or 'none'}"
         )
+        closed, _ = self._measure(*self._kind.closed)
+        capacity = closed["outcomes"][Code.OK.label] / closed["seconds"]
         deadline = ["--deadline-ms", str(deadline_ms)] if deadline_ms else []
         report, _ = self._measure(
-            "--connections", "64", "--rate", str(multiple * self._capacity), "--after-rate", str(AFTER * self._capacity),
-            *deadline,
-        )  # fmt: skip
+            "--connections", "64", "--rate", str(multiple * capacity), "--after-rate", str(AFTER * capacity), *deadline
+        )
         return Cell(
-            self._server.name, self._kind, multiple, deadline_ms, self._capacity, self._served_us, self._rejected_us,
+            self._server.name, self._kind, multiple, deadline_ms, capacity, self._served_us, self._rejected_us,
             report, self._server.worker_bytes(),
         )  # fmt: skip
 
@@ -218,15 +219,18 @@ def table(cells: Sequence[Cell]) -> str:
 
 def describe(cells: Sequence[Cell]) -> str:
     """Return the section of ``docs/benchmarks.md``."""
-    sizes = {(cell.server, cell.kind.name): cell for cell in cells}
+    sizes: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        sizes.setdefault((cell.server, cell.kind.name), []).append(cell)
     measured = "; ".join(
-        f"{server}, {kind}: capacity {cell.capacity:,.0f} requests/s, S {cell.served_us:.1f} us, R {cell.rejected_us:.1f} us"
-        for (server, kind), cell in sizes.items()
+        f"{server}, {kind}: capacity {min(cell.capacity for cell in same):,.0f} to {max(cell.capacity for cell in same):,.0f} "
+        f"requests/s, S {same[0].served_us:.1f} us, R {same[0].rejected_us:.1f} us"
+        for (server, kind), same in sizes.items()
     )
     return "\n\n".join((
         "## Overload",
         (
-            "All columns from goodput to unsent are shares of the capacity. Offered: calls that an open loop starts on 64 "
+            "All columns from goodput to unsent are shares of the capacity, which is measured right before each load. Offered: calls that an open loop starts on 64 "
             "connections, in multiples of the capacity. Goodput: answered with OK before the deadline. Bound: "
             "(1 - m R/S) / (1 - R/S) of the capacity, where S is the CPU time of an answered call, R that of a rejected one, and m "
             f"the offered load; the target is {GOAL:.0%} of it. If m R exceeds {MAX_REFUSING} S, the target is {FLOOR:.0%} of "

@@ -23,7 +23,6 @@ INFLATE_SHARE = 1 / 4
 INFLATE_BURST_S = 0.05
 """Longest time for decompression without a pause: 18 MiB."""
 
-
 FLOOD_SHARE = 4
 """A connection can be paused if it has more than 1/4 as many rejected calls as the one with most."""
 
@@ -64,9 +63,8 @@ class StreamShare:
         self._total = total
         self._num_connections = 1
         self._num_iterations = self._num_cut = 0
-        self._most = self._next_most = (
-            0  # rejected calls that a connection has reported, in the last interval and in this one
-        )
+        # Most rejected calls that a connection has reported, in the last interval and in this one.
+        self._most = self._next_most = 0
         self._adjust_at = self._rotate_at = self._read_s = 0.0
         self._share = 1.0
         self._rejected: dict[object, None] = {}  # connections with rejected calls, in the order of their turns
