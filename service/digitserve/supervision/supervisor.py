@@ -350,17 +350,18 @@ class Supervisor:
         program = sys.argv[0] if sys.argv[0].endswith("/digitserve") else "digitserve"
         address = endpoint(settings.host, settings.grpc_port)
         tls = settings.tls_certificate
+        access = (
+            " --ca CA.pem" * bool(tls)
+            + " --client-certificate CERTIFICATE.pem --client-key KEY.pem" * bool(settings.tls_client_ca)
+            + " --token-file TOKEN" * bool(settings.token_file)
+        )
         lines = {
             "gRPC": address if tls is None else f"{address}  TLS",
             "HTTP": f"{'http' if tls is None else 'https'}://{endpoint(settings.host, settings.http_port)}  (/metrics /livez /readyz)",
             "model": f"{active}  sha256 {active.manifest.sha256[:12]}  {self._provider}"
             + (f"  shadow {self._shadow}" if self._shadow else ""),
             "workers": f"{settings.workers} x {self._num_threads} threads, CPU budget {self._cpu_budget:g}",
-            "try": (
-                f"{program} classify --address {address} FILE.png"
-                if tls is None
-                else f"grpcurl -cacert {tls} {address} list"
-            ),
+            "try": f"{program} classify --address {address}{access} FILE.png",
         }
         return "\n".join(["digitserve is ready", *(f"  {name:<8} {text}" for name, text in lines.items())])
 

@@ -25,14 +25,17 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_secure_access(models: Path, tmp_path: Path) -> None:
     """With a certificate, an authority of clients and tokens, only clients that have all of them are served. The HTTP port shows
-    its state to everyone, and its metrics to clients with a token or a certificate. New files are used without a restart. Invalid
-    ones are reported once, and the old ones stay in use, also by a worker that starts then. No log line has a token.
+    its state to everyone, and its metrics to clients with a token or a certificate. The banner names the files that the command
+    needs. New files are used without a restart. Invalid ones are reported once, and the old ones stay in use, also by a worker that
+    starts then. No log line has a token.
     """
     made, authority = make_certificate(tmp_path / "tls"), make_certificate(tmp_path / "clients")
     client, token, tokens = sign_client(tmp_path / "client", authority), "a-secret-0123456789", tmp_path / "tokens"
     tokens.write_text(f"{token}\n")
     arguments = ("--tls-client-ca", str(authority.certificate), "--token-file", str(tokens), "--workers", "1")
     with run_service(models, tmp_path / "log", *made.flags(), *arguments) as service:
+        files = "--ca CA.pem --client-certificate CERTIFICATE.pem --client-key KEY.pem --token-file TOKEN FILE.png"
+        assert f"--address {service.grpc_address} {files}" in service.banner
         credentials = grpc.ssl_channel_credentials(
             made.certificate.read_bytes(), client.key.read_bytes(), client.certificate.read_bytes()
         )
