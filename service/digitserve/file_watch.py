@@ -2,6 +2,8 @@
 
     transports, HTTP server ──value──▶ WatchedValue ◀──check, every second── FileWatch :its own thread ──▶ files
 
+The supervisor also checks the active file with a ``FileWatch`` (``supervision.reload``).
+
 Each process reads the files itself, on a separate thread, because a file system may block for long.
 """
 
@@ -11,14 +13,14 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import structlog
 
 from digitserve.errors import SettingsError
 
 INTERVAL_S = 1.0
-"""Time between two checks. The files are small: reading them takes less than 0.1 ms."""
+"""Time between two checks. Reading certificates and tokens takes less than 0.1 ms."""
 
 MAX_FILE_BYTES = 1 << 20
 """Largest file that is read."""
@@ -125,17 +127,30 @@ def _open(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-class FileWatch:
-    """Checks files on a thread until ``stop``; owned by the server that uses them."""
+class Watched(Protocol):
+    """What ``FileWatch`` checks.
 
-    def __init__(self, reloaded: Iterable[WatchedValue[Any] | None]) -> None:
-        """Prepare to check these values; those that are None have no files."""
-        self._reloaded = [each for each in reloaded if each is not None]
+    Attributes:
+        name: for log lines.
+    """
+
+    name: str
+
+    def check(self) -> None:
+        """Handle a change of the files; called on the thread of ``FileWatch``."""
+
+
+class FileWatch:
+    """Checks files on a thread until ``stop``; owned by what uses them."""
+
+    def __init__(self, watched: Iterable[Watched | None]) -> None:
+        """Prepare to check these; those that are None have no files."""
+        self._watched = [each for each in watched if each is not None]
         self._stop = threading.Event()
 
     def start(self) -> None:
         """Start the thread, unless there is nothing to check."""
-        if self._reloaded:
+        if self._watched:
             # A daemon, because a file system that blocks must not prevent the end of the process.
             threading.Thread(target=self._run, name="file watch", daemon=True).start()
 
@@ -145,8 +160,8 @@ class FileWatch:
 
     def _run(self) -> None:
         while not self._stop.wait(INTERVAL_S):
-            for reloaded in self._reloaded:
+            for watched in self._watched:
                 try:
-                    reloaded.check()
-                except Exception:  # the thread must continue: it alone loads renewed certificates
-                    _log.exception("files could not be checked", files=reloaded.name)
+                    watched.check()
+                except Exception:  # the thread must continue: it alone sees later changes
+                    _log.exception("files could not be checked", files=watched.name)

@@ -1,6 +1,6 @@
 """Rolling update: replaces the workers one by one when another version is activated.
 
-    active file ──every second──▶ ActiveFileWatcher, a thread ──SealedBundle or reason──▶ Reloader ──replace──▶ slots
+    active file ──every second──▶ ActiveFileWatcher, on a FileWatch ──SealedBundle or reason──▶ Reloader ──replace──▶ slots
 
 The watcher reads and verifies files, which may take long, on its thread. The reloader runs on the supervisor's event loop. It
 compares the version that was activated last with that of each slot, and replaces the worker of the first slot that differs. The
@@ -9,7 +9,6 @@ version is refused, and the slots that have it already get the old one back in t
 """
 
 import asyncio
-import threading
 from collections.abc import Callable, Sequence
 
 import structlog
@@ -22,9 +21,6 @@ from digitserve.inference.sealed_bundle import SealedBundle
 from digitserve.settings import Settings
 from digitserve.supervision.slots import GIVEN_UP, InlineSlot, WorkerSlot
 
-LOOK_INTERVAL_S = 1.0
-"""Seconds between two checks of the active file."""
-
 PROVE_S = 1.0
 """Seconds for which the first new worker serves beside the old one before that one drains. Under load that is long enough to
 find a version that crashes on requests. If it ends in this time, the version is refused."""
@@ -36,7 +32,12 @@ _log = structlog.get_logger("digitserve.supervision.reload")
 
 
 class ActiveFileWatcher:
-    """Checks the active file every second, on a daemon thread: a file system that hangs does not delay anything else."""
+    """Reports changes of the active file; owned by the supervisor.
+
+    ``check`` is called on the thread of a ``FileWatch`` of its own, because verifying a bundle takes long.
+    """
+
+    name = "active file"
 
     def __init__(
         self,
@@ -61,17 +62,8 @@ class ActiveFileWatcher:
         self._on_activated = on_activated
         self._on_refused = on_refused
         self._on_removed = on_removed
-        self._stop = threading.Event()
 
-    def start(self) -> None:
-        """Start to check the file."""
-        threading.Thread(target=self._run, name="active file", daemon=True).start()
-
-    def stop(self) -> None:
-        """Stop soon, without waiting for it."""
-        self._stop.set()
-
-    def look(self) -> None:
+    def check(self) -> None:
         """Report a change of the file."""
         # Before reading: a later change has another signature, so the next check sees it.
         seen = signature(self._path)
@@ -89,13 +81,6 @@ class ActiveFileWatcher:
             self._on_refused(str(error) or type(error).__name__)
         else:
             self._on_activated(bundle)
-
-    def _run(self) -> None:
-        while not self._stop.wait(LOOK_INTERVAL_S):
-            try:
-                self.look()
-            except Exception:
-                _log.exception("checking the active file failed", path=str(self._path))
 
 
 class Reloader:

@@ -29,6 +29,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from digitserve.errors import StartupError
+from digitserve.file_watch import FileWatch
 from digitserve.inference.active_file import active_path, signature
 from digitserve.inference.bundle import served_files
 from digitserve.inference.sealed_bundle import SealedBundle, shadow_bundle
@@ -204,13 +205,12 @@ class Supervisor:
         http = self._start_task("HTTP server", self._http.run_on(self._http_socket))
         slots = [self._start_task(f"slot {number}", slot.run()) for number, slot in enumerate(self._slots)]
         reload = self._start_task("reload", self._reloader.run())
-        watcher = self._watcher(loop)
+        watch = FileWatch([self._watcher(loop)])
         try:
             await self._wait_until_ready()
             if not self._stop.is_set():
                 print_banner(self._banner())
-                if watcher is not None:
-                    watcher.start()
+                watch.start()
             await self._stop.wait()
             reload.cancel()
             if self._refusal is not None:
@@ -219,8 +219,7 @@ class Supervisor:
         finally:
             self._stop.set()
             reload.cancel()
-            if watcher is not None:
-                watcher.stop()
+            watch.stop()
             for slot in self._slots:
                 slot.kill()
             self._close_listeners()

@@ -14,9 +14,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from digitserve.errors import StartupError
+from digitserve.file_watch import FileWatch
 from digitserve.inference.active_file import write_active
 from digitserve.settings import Settings
-from digitserve.supervision import ports, reload, supervisor, worker_process
+from digitserve.supervision import ports, supervisor, worker_process
 from digitserve.supervision.slots import WorkerSlot
 from digitserve.supervision.supervisor import EXIT_FAULT, EXIT_INCOMPLETE
 from digitserve.supervision.worker_process import WorkerPlan
@@ -441,7 +442,12 @@ def test_a_fixed_version_ignores_the_active_file(
     script("ready()\nwait_for_drain()")
     write_active(models / "digits" / "active", 1)
     started: list[bool] = []
-    monkeypatch.setattr(reload.ActiveFileWatcher, "start", lambda _: started.append(True))
+
+    class Watch(FileWatch):
+        def start(self) -> None:
+            started.extend(True for _ in self._watched)
+
+    monkeypatch.setattr("digitserve.supervision.supervisor.FileWatch", Watch)
     version = 1 if fixed else None
     code, _, lines = serve(models, lambda: os.kill(os.getpid(), signal.SIGTERM), workers=1, model_version=version)
     ignored = [line for line in lines if line["event"].startswith("the active file is ignored")]

@@ -28,7 +28,7 @@ class Reports:
         """Look several times, and return the new reports."""
         self.reports.clear()
         for _ in range(3):
-            self.watcher.look()
+            self.watcher.check()
         return self.reports
 
 
