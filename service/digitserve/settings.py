@@ -6,6 +6,7 @@ workers. This module imports nothing heavy, because every command and every work
 """
 
 import contextlib
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import Any, Self
 
 KIB, MIB = 1 << 10, 1 << 20
+
+VERSION = re.compile("[1-9][0-9]{0,8}")
+"""The only spelling of the version of a model: no sign, no leading zero, no digits of other scripts."""
 
 
 @dataclass(frozen=True)

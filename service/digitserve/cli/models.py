@@ -1,17 +1,13 @@
 """``digitserve models``: choose the version that services serve, and list the versions."""
 
 import os
-import re
 from pathlib import Path
 
 import click
 
 from digitserve.cli.options import Command, Option, require_extra
 from digitserve.cli.output import print_line
-from digitserve.settings import Settings, environment_value, environment_variable, setting_named
-
-_VERSION = re.compile("[1-9][0-9]{0,8}")
-"""As ``inference.active_file.VERSION``, which is not imported for ``--help``."""
+from digitserve.settings import VERSION, Settings, environment_value, environment_variable, setting_named
 
 _MODELS, _ACTIVE_FILE = setting_named("models"), setting_named("active_file")
 
@@ -44,7 +40,7 @@ class _Version(click.ParamType[tuple[str, int]]):
         if isinstance(value, tuple):
             return value
         name, _, version = value.partition("/")
-        if not name or name.startswith(".") or not _VERSION.fullmatch(version):
+        if not name or name.startswith(".") or not VERSION.fullmatch(version):
             self.fail(f"got '{value}'; expected a name and a version, such as digits/4", param, ctx)
         return name, int(version)
 

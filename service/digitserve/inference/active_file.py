@@ -7,18 +7,15 @@ link, which is replaced as a whole.
 """
 
 import os
-import re
 import stat
 import tempfile
 from contextlib import suppress
 from pathlib import Path
 
 from digitserve.errors import BundleError
+from digitserve.settings import VERSION
 
 FILE_NAME = "active"
-
-VERSION = re.compile("[1-9][0-9]{0,8}")
-"""The only spelling of a version: no sign, no leading zero, no digits of other scripts."""
 
 _MAX_BYTES = 64
 """More than a version and its line end need."""

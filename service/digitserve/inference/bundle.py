@@ -32,11 +32,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digitserve.errors import BundleError
-from digitserve.inference.active_file import VERSION, active_path, read_active
+from digitserve.inference.active_file import active_path, read_active
 from digitserve.inference.bundle_files import BundleFiles
 from digitserve.inference.graph_check import check_graph
 from digitserve.npy import view_array
-from digitserve.settings import Settings
+from digitserve.settings import VERSION, Settings
 from digitserve.types import IMAGE_SIZE
 
 FORMAT = 1

@@ -11,10 +11,9 @@ import os
 import weakref
 
 from digitserve.errors import BundleError, SettingsError, StartupError
-from digitserve.inference.active_file import VERSION
 from digitserve.inference.bundle import find_bundle, parse_bundle
 from digitserve.inference.bundle_files import BundleFiles
-from digitserve.settings import Settings
+from digitserve.settings import VERSION, Settings
 
 
 class SealedBundle:
@@ -23,7 +22,7 @@ class SealedBundle:
     Attributes:
         manifest: its manifest.
         fd: sealed memory file with its files.
-        digest: sha256 of all files, while ``manifest.sha256`` is that of the graph only.
+        digest: sha256 over all files: the manifest has that of the graph.
     """
 
     def __init__(self, files: BundleFiles) -> None:
@@ -33,7 +32,7 @@ class SealedBundle:
             BundleError: they failed a check.
         """
         self.manifest = parse_bundle(files).manifest
-        self.digest = hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in files[1:])).digest()
+        self.digest = hashlib.sha256(hashlib.sha256(files.manifest).digest() + files.golden).digest()
         self.fd = files.seal()
         weakref.finalize(self, os.close, self.fd)
 
