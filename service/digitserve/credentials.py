@@ -70,11 +70,15 @@ class Credentials:
             self._check_token(tls=tls, local=local)
         return tls
 
+    def may_send_token(self, *, tls: bool, local: bool) -> bool:
+        """Return whether nobody else can read the token, or the user accepts that; arguments as for ``check``."""
+        return tls or local or self.clear_text_token
+
     def _check_token(self, *, tls: bool, local: bool) -> None:
         argument = "token" if self.token is not None else "token_file"
         if self.token is not None and self.token_file is not None:
             raise CredentialsError("token_file", "got also a token; expected one of them")
-        if not (tls or local or self.clear_text_token):
+        if not self.may_send_token(tls=tls, local=local):
             raise CredentialsError(
                 argument,
                 "without TLS, others in the network can read the token; use https:// in the address or pass ca, or pass "

@@ -86,8 +86,8 @@ def read(url: str, credentials: Credentials = _NONE) -> ServiceCounters:
         if tls:
             handlers.append(urllib.request.HTTPSHandler(context=credentials.ssl_context("http/1.1")))
         authorization = credentials.authorization()
-        if authorization is not None and not (
-            tls or credentials.clear_text_token or is_local_host(parts.hostname or "")
+        if authorization is not None and not credentials.may_send_token(
+            tls=tls, local=is_local_host(parts.hostname or "")
         ):
             authorization, advice = None, "it is not sent without TLS: use https://, or pass clear_text_token"
         if authorization is not None:
