@@ -6,6 +6,7 @@ Built and owned by the worker, whose thread calls every method. Every RPC runs o
 of one that the supervisor keeps, so that connections which arrive while the worker is replaced wait for the next one.
 """
 
+import functools
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -59,12 +60,11 @@ class NativeServer:
         budget = ReceiveBudget(worker_limits.max_receive_bytes, limits.message_s)
         budget.streams = self._stream_share = StreamShare(settings.max_pending_images)
 
-        guard = None if (tokens := Tokens.of(settings, last_valid.digests)) is None else Guard(tokens, recorder)
+        tokens = Tokens.of(settings, last_valid.digests)
+        kind = Connection if tokens is None else functools.partial(GuardedConnection, Guard(tokens, recorder))
 
         def new_connection(now: float, on_output: Callable[[], None]) -> Connection:
-            if guard is not None:
-                return GuardedConnection(guard, routes, unknown, limits, budget, recorder, now, on_output)
-            return Connection(routes, unknown, limits, budget, recorder, now, on_output)
+            return kind(routes, unknown, limits, budget, recorder, now, on_output)
 
         certificate = watched_certificate(settings, lambda files: new_context(files, settings), last_valid.key_files)
         context = None if certificate is None else lambda: certificate.value
