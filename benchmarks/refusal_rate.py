@@ -66,7 +66,7 @@ class Overload:
             max_batch_size=CALLS, max_pending_images=CALLS * 5 // 4,
             max_pending_bytes=settings.max_request_bytes, max_batch_s=1.0, image_s=session.warm_up(CALLS), work_s=1e-9,
         )  # fmt: skip
-        # The clock stands still, because after 0.1 s of rejections fewer requests may wait.
+        # This clock does not advance: after 0.1 s of rejections the batcher would accept fewer requests.
         self.pipeline = Pipeline(self.batcher, session, bundle, recorder, lambda: 0.0)
         limits = codec.Limits("", settings.max_side, CALLS, settings.max_request_bytes, native_framing(labels))
         handler = ClassifyHandler(self.pipeline, limits, recorder)

@@ -24,8 +24,30 @@ def classify(channel: grpc.Channel, number: int, *, wait_for_ready: bool = True,
     return int(prediction.ood_score)
 
 
-class Load:
-    """Threads that call the service repeatedly, each on its own connection, and record how each call ended.
+class Callers:
+    """Threads that call a service repeatedly, from the start to the end of a ``with`` block; ``call`` is what each of them does."""
+
+    def __init__(self, num_callers: int) -> None:
+        self.stopping = threading.Event()
+        self._threads = [threading.Thread(target=self.call, args=(number,)) for number in range(num_callers)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stopping.set()
+        for thread in self._threads:
+            thread.join(PATIENCE_S)
+
+    def call(self, caller: int) -> None:
+        """Call the service until ``stopping`` is set; the callers are numbered."""
+        raise NotImplementedError
+
+
+class Load(Callers):
+    """Calls the service, each caller on its own connection, and records how each call ended.
 
     Attributes:
         outcomes: number of calls by status code; ``WRONG`` for an answer that belongs to another call.
@@ -50,31 +72,23 @@ class Load:
             retries: whether to use the client library's service config, which retries.
             reconnect: whether each call opens a connection.
         """
+        super().__init__(num_callers)
+        self._service = service
         self._wait_for_ready = wait_for_ready
         self._retries = retries
         self._reconnect = reconnect
         self.outcomes: Counter[str] = Counter()
         self.failures: list[str] = []
-        self._stop = threading.Event()
         self._lock = threading.Lock()
-        self._threads = [threading.Thread(target=self._call, args=(service, n)) for n in range(num_callers)]
 
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(PATIENCE_S)
-
-    def _call(self, service: Service, caller: int) -> None:
+    def call(self, caller: int) -> None:
+        """Call until the end; see ``Callers``."""
+        service = self._service
         number = caller * 100_000
         channel = service.channel(retries=self._retries)
         with contextlib.ExitStack() as stack:
             stack.callback(lambda: channel.close())  # noqa: PLW0108 - the last channel, not the first
-            while not self._stop.is_set():
+            while not self.stopping.is_set():
                 number += 1
                 if self._reconnect:
                     channel.close()

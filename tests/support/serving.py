@@ -225,6 +225,18 @@ def sockets(address: str) -> list[Socket]:
     ]
 
 
+def is_closed(connection: socket.socket) -> bool:
+    """Read to the end, or to what has arrived if the socket does not wait; return whether the server has closed it."""
+    try:
+        while connection.recv(1 << 16):
+            pass
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        pass
+    return True
+
+
 def wait_until(condition, what: str) -> None:  # noqa: ANN001
     """Wait until a condition is true."""
     ends = time.monotonic() + PATIENCE_S

@@ -6,13 +6,13 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import pytest
 from hpack import Encoder
 
 from digitserve.v1 import digits_pb2 as pb
 from support.bundles import echo_image, write_echo_bundle
+from support.chaos.state import process_state
 from support.serving import PATIENCE_S, Service, run_service, wait_until
 
 CLASSIFY, CLASSIFY_STREAM, GET_MODEL = (
@@ -149,13 +149,7 @@ def test_attacks_hold_bounded_memory_and_nobody_else(attack: str, service: Servi
         answered = caller.outcomes["OK"]
         wait_until(lambda: caller.outcomes["OK"] > answered + 50, "calls are answered beside the attack")
 
-    peak_kib = int(_status(worker)["VmHWM"].removesuffix(" kB"))
-    assert peak_kib < MAX_WORKER_KIB
+    assert process_state(worker).peak_bytes < 1024 * MAX_WORKER_KIB
     assert caller.outcomes["OK"] >= 0.95 * caller.outcomes.total(), caller.outcomes
     assert service.workers() == [worker]
     wait_until(lambda: not service.total("digitserve_pending_images"), "no image waits")
-
-
-def _status(pid: int) -> dict[str, str]:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}

@@ -1,4 +1,4 @@
-"""The log of the whole service: each event is one line in the same format, whoever reports it."""
+"""The log of the whole service: each event is one line. All processes and libraries use the same format."""
 
 import json
 import os

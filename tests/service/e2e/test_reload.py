@@ -1,22 +1,20 @@
 """``digitserve models activate`` and ``serve --shadow`` with the real commands, under load."""
 
 import subprocess
-import threading
 from collections import Counter
 from pathlib import Path
-from typing import Self
 
 import grpc
 
 from digitserve.v1 import digits_pb2 as pb
 from support.bundles import echo_request, write_echo_bundle
-from support.load import CLASSIFY
+from support.load import CLASSIFY, Callers
 from support.serving import PATIENCE_S, command, run_service, wait_until
 
 LETTERS = tuple("abcdefghij")
 
 
-class DefaultLoad:
+class DefaultLoad(Callers):
     """Callers with default channels: no service config, no retries, no ``wait_for_ready``.
 
     Attributes:
@@ -24,28 +22,20 @@ class DefaultLoad:
     """
 
     def __init__(self, address: str, num_callers: int) -> None:
+        super().__init__(num_callers)
+        self._address = address
         self.outcomes: Counter[tuple[str, str]] = Counter()
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._call, args=(address, n % 2 == 0)) for n in range(num_callers)]
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(PATIENCE_S)
 
     def num_answers(self, version: str) -> int:
         return sum(count for (answered, _), count in self.outcomes.items() if answered == version)
 
-    def _call(self, address: str, pipelined: bool) -> None:
-        with grpc.insecure_channel(address, options=(("grpc.use_local_subchannel_pool", 1),)) as channel:
+    def call(self, caller: int) -> None:
+        """Call until the end; half of the callers have eight calls in flight."""
+        num_calls = 1 if caller % 2 else 8
+        with grpc.insecure_channel(self._address, options=(("grpc.use_local_subchannel_pool", 1),)) as channel:
             call = channel.unary_unary(CLASSIFY, pb.ClassifyRequest.SerializeToString, pb.ClassifyResponse.FromString)
-            while not self._stop.is_set():
-                futures = [call.future(echo_request(3), timeout=PATIENCE_S) for _ in range(8 if pipelined else 1)]
+            while not self.stopping.is_set():
+                futures = [call.future(echo_request(3), timeout=PATIENCE_S) for _ in range(num_calls)]
                 for future in futures:
                     if (error := future.exception()) is not None:
                         self.outcomes["error", f"{error.code().name}: {error.details()}"] += 1

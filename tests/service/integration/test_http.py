@@ -18,7 +18,7 @@ from digitserve.supervision import http as service_http
 from digitserve.supervision.http import HttpServer, make_app
 from digitserve.supervision.http_access import HttpAccess
 from digitserve.supervision.ports import listen
-from support.serving import LOCAL, PATIENCE_S, wait_until
+from support.serving import LOCAL, PATIENCE_S, is_closed, wait_until
 
 MAX_CONNECTIONS = 8
 
@@ -69,18 +69,6 @@ def probe(address: tuple[str, int], path: str = "/readyz", method: str = "GET", 
         connection.request(method, path, headers=headers)
         response = connection.getresponse()
         return response.status, response.read().decode()
-
-
-def is_closed(connection: socket.socket) -> bool:
-    """Read to the end, or to what has arrived if the socket does not wait; return whether the server has closed it."""
-    try:
-        while connection.recv(1 << 16):
-            pass
-    except BlockingIOError:
-        return False
-    except ConnectionError:
-        pass
-    return True
 
 
 START = b"GET /readyz HTTP/1.1\r\nHost: x\r\n"

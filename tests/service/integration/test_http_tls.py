@@ -19,7 +19,7 @@ from digitserve.supervision.http_access import HttpAccess
 from digitserve.supervision.http_tls import PIECE_BYTES, TlsTransport
 from digitserve.supervision.ports import listen
 from support.certificates import Certificate, TlsClient, make_certificate, server_context, sign_client
-from support.serving import LOCAL, PATIENCE_S, wait_until
+from support.serving import LOCAL, PATIENCE_S, is_closed, wait_until
 
 MAX_CONNECTIONS = 8
 TOKEN = "secret-of-16-characters"  # noqa: S105 - of the test
@@ -96,18 +96,6 @@ def connect(server: Server) -> Iterator[Connect]:
     """Return a function that opens a connection; all are closed at the end."""
     with contextlib.ExitStack() as stack:
         yield lambda: stack.enter_context(socket.create_connection(server.address, PATIENCE_S))
-
-
-def is_closed(connection: socket.socket) -> bool:
-    """Read to the end, or to what has arrived if the socket does not wait; return whether the server has closed it."""
-    try:
-        while connection.recv(1 << 16):
-            pass
-    except BlockingIOError:
-        return False
-    except ConnectionError:
-        pass
-    return True
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])

@@ -19,6 +19,7 @@ from support.scripted_workers import Script, echo_bundle
 from support.serving import PATIENCE_S
 
 SERVE = "ready()\nwait_for_drain()\n"
+SECOND_NEVER_READY = "if version == 2: wait_for_drain()\nelse:\n    ready()\n    wait_for_drain()"
 
 
 @pytest.fixture(autouse=True)
@@ -182,7 +183,7 @@ def test_a_version_that_fails_later_is_taken_back(script: Script, fault: str) ->
 
 def test_the_last_activation_wins(script: Script) -> None:
     """If another version is activated while a worker of the first one starts, that worker is ended."""
-    script("if version == 2: wait_for_drain()\nelse:\n    ready()\n    wait_for_drain()")
+    script(SECOND_NEVER_READY)
 
     async def interact(service: Service) -> None:
         service.reloader.activate(echo_bundle(2))
@@ -197,7 +198,7 @@ def test_the_last_activation_wins(script: Script) -> None:
 
 def test_the_version_that_is_served_ends_a_reload(script: Script) -> None:
     """If the version that is served is activated again during a reload, nothing changes, and nothing has failed."""
-    script("if version == 2: wait_for_drain()\nelse:\n    ready()\n    wait_for_drain()")
+    script(SECOND_NEVER_READY)
 
     async def interact(service: Service) -> None:
         service.reloader.activate(echo_bundle(2))
@@ -211,7 +212,7 @@ def test_the_version_that_is_served_ends_a_reload(script: Script) -> None:
 
 def test_a_service_that_stops_during_a_reload_ends(script: Script) -> None:
     """Workers that start are ended with the others; nothing counts as a failure."""
-    script("if version == 2: wait_for_drain()\nelse:\n    ready()\n    wait_for_drain()")
+    script(SECOND_NEVER_READY)
 
     async def interact(service: Service) -> None:
         service.reloader.activate(echo_bundle(2))

@@ -304,25 +304,16 @@ def process(site: Site, name: str, *arguments: str) -> Iterator[None]:
 
 
 @contextmanager
-def full_log(site: Site, seed: int) -> Iterator[None]:
-    """Let nobody read the log."""
+def log_fault(
+    site: Site, name: str, begin: Callable[[LogPipe], None], end: Callable[[LogPipe], None]
+) -> Iterator[None]:
+    """Impair the reader of the log, and repair it at the end."""
     assert site.log is not None
     start_s = time.monotonic()
-    site.log.fill()
+    begin(site.log)
     yield
-    site.log.resume()
-    site.note("full log", start_s)
-
-
-@contextmanager
-def closed_log(site: Site, seed: int) -> Iterator[None]:
-    """Close the reading end of the log."""
-    assert site.log is not None
-    start_s = time.monotonic()
-    site.log.close()
-    yield
-    site.log.open()
-    site.note("closed log", start_s)
+    end(site.log)
+    site.note(name, start_s)
 
 
 def _flood(name: str, kind: str) -> Callable[[Site, int], contextlib.AbstractContextManager[None]]:
@@ -330,8 +321,8 @@ def _flood(name: str, kind: str) -> Callable[[Site, int], contextlib.AbstractCon
 
 
 CONDITIONS: dict[str, Callable[[Site, int], contextlib.AbstractContextManager[None]]] = {
-    "full log": full_log,
-    "closed log": closed_log,
+    "full log": lambda site, _: log_fault(site, "full log", LogPipe.fill, LogPipe.resume),
+    "closed log": lambda site, _: log_fault(site, "closed log", LogPipe.close, LogPipe.open),
     "faulty clients": lambda site, seed: process(
         site, "faulty clients", "benchmarks.faulty_clients", "--seed", str(seed)
     ),
