@@ -68,6 +68,11 @@ class Service:
     def num_ready(self) -> int:
         return sum(slot.is_ready for slot in self.slots)
 
+    @property
+    def num_workers(self) -> int:
+        """Number of workers whose end the slots have not handled yet: that comes after the end of the process."""
+        return sum(len(slot._workers) for slot in self.slots)
+
     def _observe(self) -> None:
         if self._started:
             self.least_ready = min(self.least_ready, self.num_ready)
@@ -174,7 +179,8 @@ def test_a_version_that_fails_later_is_taken_back(script: Script, fault: str) ->
     async def interact(service: Service) -> None:
         service.reloader.activate(echo_bundle(2))
         await until(lambda: service.reloader.refusal)
-        await until(lambda: service.versions == [1, 1] and service.num_ready == len(child_processes()) == 2)
+        await until(lambda: service.versions == [1, 1] and service.num_ready == service.num_workers == 2)
+        await until(lambda: len(child_processes()) == 2)
 
     service = run(interact)
     assert service.reloader.active is echo_bundle(1)
