@@ -6,7 +6,9 @@
 number of images and on the outputs only is serialized once. Called on the worker's one thread.
 """
 
+from array import array
 from collections.abc import Callable, Sequence
+from math import prod
 from struct import pack
 from typing import Any, NamedTuple, TypeAlias
 
@@ -21,6 +23,7 @@ NO_LABEL = -1
 """Value of the output ``label`` for a blank image, which has no label."""
 
 BYTES, FP32, INT64 = "BYTES", "FP32", "INT64"
+_ELEMENT_BYTES = {FP32: 4, INT64: 8}
 
 Columns: TypeAlias = tuple[
     tuple[int, ...], tuple[float, ...], tuple[Verdict, ...], tuple[float, ...], tuple[NDArray[np.float32], ...]
@@ -63,12 +66,12 @@ def _probabilities(columns: Columns) -> bytes:
 
 
 def _ood_score(columns: Columns) -> bytes:
-    return pack(f"<{len(columns[3])}f", *columns[3])
+    return array("f", columns[3]).tobytes()
 
 
 def _label(columns: Columns) -> bytes:
     labels = [NO_LABEL if verdict is _BLANK else label for label, verdict in zip(columns[0], columns[2], strict=True)]
-    return pack(f"<{len(labels)}q", *labels)
+    return array("q", labels).tobytes()
 
 
 def _verdict(columns: Columns) -> bytes:
@@ -131,7 +134,7 @@ class TensorForm:
                 described.outputs.add(name=output.name, datatype=output.datatype, shape=shape)
         # Two concatenated messages are one message with the fields of both.
         self._head = model_head + described.SerializeToString()
-        self._encoders = [output.encode for output in outputs]
+        self._encoders = [(output.encode, _fixed_prefix(output, num_images)) for output in outputs]
 
     def encode(self, answers: Sequence[Answer], id_field: bytes = b"") -> bytes:
         """Return the response.
@@ -144,9 +147,9 @@ class TensorForm:
         if not self._raw:
             return self._head + id_field + self._typed(columns)
         parts = [self._head, id_field]
-        for encode in self._encoders:
+        for encode, prefix in self._encoders:
             content = encode(columns)
-            parts += (_RAW_TAG, varint(len(content)), content)
+            parts += (prefix or _prefix(len(content)), content)
         return b"".join(parts)
 
     def _typed(self, columns: Columns) -> bytes:
@@ -173,6 +176,18 @@ class IdForm:
 
 _RAW_TAG = bytes([pb.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER << 3 | 2])
 """Tag of a length-delimited field."""
+
+
+def _prefix(num_bytes: int) -> bytes:
+    """Return the tag and the length of a raw content."""
+    return _RAW_TAG + varint(num_bytes)
+
+
+def _fixed_prefix(output: Output, num_images: int) -> bytes:
+    """Return the prefix of an output; empty if its length depends on the answers."""
+    if output.datatype == BYTES:
+        return b""
+    return _prefix(num_images * prod(output.row) * _ELEMENT_BYTES[output.datatype])
 
 
 def _contents(datatype: str, raw: bytes) -> pb.InferTensorContents:
