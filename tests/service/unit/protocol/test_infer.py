@@ -9,12 +9,12 @@ from digitserve.errors import InvalidRequest, NotServed
 from digitserve.open_inference import open_inference_pb2 as oip
 from digitserve.protocol import infer
 from digitserve.protocol.codec import Request, decode
-from digitserve.protocol.infer import MAX_HEAD_BYTES, MAX_ID_BYTES, MAX_PLANS
+from digitserve.protocol.infer import MAX_FIELDS, MAX_HEAD_BYTES, MAX_ID_BYTES, MAX_KNOWN_HEAD_BYTES, MAX_PLANS
 from digitserve.types import Framing, Ink
 from digitserve.v1 import digits_pb2 as pb
 from support.decode_checks import LIMITS
 from support.infer_checks import answers_of, infer_request, new_decoder, set_parameter
-from support.protobuf import field
+from support.protobuf import field, number_field
 
 IMAGE = bytes(range(256)) * 3 + bytes(16)
 FORMATS = {1: pb.PIXEL_FORMAT_GRAY8, 3: pb.PIXEL_FORMAT_RGB8, 4: pb.PIXEL_FORMAT_RGBA8}
@@ -265,11 +265,74 @@ def test_the_memory_for_known_requests_is_bounded() -> None:
         decoder.decode(infer_request(IMAGE, (1, 28, 28, 1), parameters=parameters).SerializeToString(), LIMITS)
         assert len(decoder._plans) <= MAX_PLANS
     known = len(decoder._plans)
-    long = infer_request(IMAGE, (1, 28, 28, 1), parameters=[("note", "x" * MAX_HEAD_BYTES)])
+    long = infer_request(IMAGE, (1, 28, 28, 1), parameters=[("note", "x" * MAX_KNOWN_HEAD_BYTES)])
     typed = infer_request(IMAGE[:15], (1, 3, 5), raw=False)
     for message in (long, typed):
         decoder.decode(message.SerializeToString(), LIMITS)
     assert len(decoder._plans) == known
+
+
+@pytest.mark.parametrize(
+    "unknown",
+    [
+        number_field(8, 1), number_field(200, 2**63), field(8, b"new"), field(2000, b"new"), b"\x41" + bytes(8),
+        b"\x45" + bytes(4),
+    ],
+)  # fmt: skip
+def test_unknown_fields_are_ignored(unknown: bytes) -> None:
+    """Fields of later versions of the protocol, of any kind and in any place, are skipped, as protobuf does."""
+    message = infer_request(IMAGE, (1, 28, 28, 1), id="a")
+    decoder = new_decoder()
+    expected = decoder.decode(message.SerializeToString(), LIMITS)._replace(form=None)
+    for body in (unknown + message.SerializeToString(), message.SerializeToString() + unknown):
+        for _ in range(2):
+            assert decoder.decode(body, LIMITS)._replace(form=None) == expected
+
+
+NOT_MESSAGES = {
+    "cut": infer_request(IMAGE, (1, 28, 28, 1)).SerializeToString()[:-1],
+    "a length without end": b"\x3a" + b"\xff" * 11,
+    "a group": b"\x43\x44",
+    "a long tag of the id": b"\x9a\x00\x01a",
+    "a long tag of raw contents": b"\xba\x00\x01a",
+    "an inner message": field(5, b"\xff"),
+}
+
+
+@pytest.mark.parametrize("case", NOT_MESSAGES)
+def test_bytes_that_are_not_a_message_are_rejected(case: str) -> None:
+    """Bytes that no library writes are rejected as such."""
+    with pytest.raises(InvalidRequest, match="not a ModelInferRequest; expected protobuf"):
+        new_decoder().decode(NOT_MESSAGES[case], LIMITS)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_an_id_must_be_text(known: bool) -> None:
+    """An id that is not UTF-8 is rejected, also when it is not parsed: clients could not read the response."""
+    decoder, body = new_decoder(), infer_request(IMAGE, (1, 28, 28, 1)).SerializeToString()
+    if known:
+        decoder.decode(body, LIMITS)
+    with pytest.raises(InvalidRequest, match="id: got bytes that are not UTF-8; expected text"):
+        decoder.decode(field(3, b"\xff") + body, LIMITS)
+
+
+def test_typed_contents_are_limited() -> None:
+    """Typed contents take 60 times as long to decode as raw ones, so those of large requests are not parsed."""
+    message = infer_request(bytes(2 * MAX_HEAD_BYTES), (1, 1, 1), raw=False)
+    with pytest.raises(
+        InvalidRequest, match=f"expected at most {MAX_HEAD_BYTES}: send the pixels as raw_input_contents"
+    ):
+        decode_message(message)
+
+
+def test_the_number_of_fields_is_limited() -> None:
+    """A message of millions of fields is rejected after the first ones; the largest that a client sends has a tenth of them."""
+    parameters = [(f"name {number}", number) for number in range(MAX_FIELDS - 3)]
+    most = infer_request(IMAGE, (1, 28, 28, 1), parameters=parameters).SerializeToString()
+    assert new_decoder().decode(most, LIMITS).num_images == 1
+    for more in (most + field(1, b"digits"), field(1, b"") * 4_000_000):
+        with pytest.raises(InvalidRequest, match=f"got a message of more than {MAX_FIELDS} fields"):
+            new_decoder().decode(more, LIMITS)
 
 
 def test_hostile_lengths_take_no_longer_than_parsing() -> None:
