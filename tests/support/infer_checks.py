@@ -10,7 +10,8 @@ from google.protobuf.message import DecodeError
 from digitserve.errors import InvalidRequest, NotServed
 from digitserve.open_inference import open_inference_pb2 as oip
 from digitserve.protocol.codec import Answer, Request
-from digitserve.protocol.infer import MAX_ID_BYTES, InferDecoder
+from digitserve.protocol.infer import InferDecoder
+from digitserve.protocol.infer_parts import MAX_ID_BYTES
 from digitserve.protocol.names import Verdict
 from digitserve.types import Framing, Ink
 from support.decode_checks import LIMITS, assert_helpful

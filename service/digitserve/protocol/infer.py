@@ -14,17 +14,17 @@ from collections.abc import Collection, Mapping, Sequence
 from enum import Enum
 from typing import Any, NamedTuple, TypeVar
 
+from google.protobuf.message import DecodeError
+
 from digitserve.errors import InvalidRequest, NotServed
 from digitserve.open_inference import open_inference_pb2 as pb
-from digitserve.protocol.codec import Form, Limits, Request, not_served, parse, quoted, resolve_treatment
+from digitserve.protocol.codec import Form, Limits, Request, not_served, quoted, resolve_treatment
+from digitserve.protocol.infer_parts import Parts, not_a_request, split
 from digitserve.protocol.tensors import IdForm, Output, TensorForm, classification, outputs_of
 from digitserve.types import Framing, Ink
 
 INPUT = "images"
 DATATYPE = "UINT8"
-
-MAX_ID_BYTES = 1024
-"""Longest id of a request. It is held until the answer and is part of it; clients send UUIDs of 36 characters."""
 
 MAX_PLANS = 256
 """Most heads that are remembered. A client uses a few; when there are more, all are forgotten."""
@@ -40,42 +40,10 @@ _CHANNELS = (1, 3, 4)
 _FRAMINGS = (Framing.AS_IS, Framing.MNIST)
 _PIXELS = 256
 
-_CONTINUED = 0x80
-"""Set in each byte of a varint that is not the last."""
-
-_MAX_VARINT_BYTES = 10
-
-MAX_FIELDS = 256
-"""Most fields of a message, where each parameter and each tensor is one. Splitting more would delay all other requests."""
-
-_LENGTH_DELIMITED = 2
-_WIRE_TYPES = 8
-"""The lowest bits of a tag state how the field is encoded; all fields of the message are length-delimited."""
-
-_FIXED_BYTES = {1: 8, 5: 4}
-"""Lengths of fixed64 and fixed32 by wire type; groups are not accepted."""
-
-_ID_TAG = pb.ModelInferRequest.ID_FIELD_NUMBER * _WIRE_TYPES | _LENGTH_DELIMITED
-_RAW_TAG = pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER * _WIRE_TYPES | _LENGTH_DELIMITED
-
 _SHARED_MEMORY = "shared_memory_"
 """Prefix of the parameters with which tensors are in shared memory."""
 
 E = TypeVar("E", bound=Enum)
-
-
-class _Parts(NamedTuple):
-    """A message, split by its fields.
-
-    Attributes:
-        head: all fields but id and raw contents.
-        id_field: the serialized field of the id; empty without an id.
-        raw: start and end of each raw content in the message.
-    """
-
-    head: bytes
-    id_field: bytes
-    raw: list[tuple[int, int]]
 
 
 class _Plan(NamedTuple):
@@ -119,7 +87,7 @@ class InferDecoder:
             InvalidRequest: the message states what was received, and what is expected.
             NotServed: the request names another model or version.
         """
-        parts = _split(body)
+        parts = split(body)
         plan = self._plans.get(parts.head)
         if plan is not None and len(parts.raw) == 1:
             start, stop = parts.raw[0]
@@ -127,15 +95,13 @@ class InferDecoder:
                 return plan.request(body[start:stop], parts.id_field)
         return self._decode_new(body, limits, parts)
 
-    def _decode_new(self, body: bytes, limits: Limits, parts: _Parts) -> Request:
+    def _decode_new(self, body: bytes, limits: Limits, parts: Parts) -> Request:
         if len(parts.head) > MAX_HEAD_BYTES:
             raise InvalidRequest(
                 f"got {len(parts.head)} bytes beside raw_input_contents; expected at most {MAX_HEAD_BYTES}: "
                 "send the pixels as raw_input_contents"
             )
-        message: pb.ModelInferRequest = parse(pb.ModelInferRequest, parts.head)
-        if message.id or message.raw_input_contents:
-            raise _not_a_request(body)  # their tags are encoded with more bytes than needed
+        message = _parse(body, parts.head)
         check_model(self._name, limits.model_version, message.model_name, message.model_version)
         tensor = _only_input(message.inputs)
         num_images, height, width, channels = shape = _shape(tensor, limits)
@@ -173,6 +139,16 @@ class InferDecoder:
         return [*found.values()]
 
 
+def _parse(body: bytes, head: bytes) -> pb.ModelInferRequest:
+    try:
+        message = pb.ModelInferRequest.FromString(head)
+    except DecodeError:
+        raise not_a_request(body) from None
+    if message.id or message.raw_input_contents:
+        raise not_a_request(body)  # their tags are encoded with more bytes than needed
+    return message
+
+
 def check_model(served_name: str, served_version: str, name: str, version: str) -> None:
     """Check which model a request names.
 
@@ -189,83 +165,6 @@ def check_model(served_name: str, served_version: str, name: str, version: str) 
         raise NotServed(f"model name: got {quoted(name)}; expected '{served_name}', the model that is served")
     if version not in {"", served_version}:
         raise not_served(version, served_version)
-
-
-def _split(body: bytes) -> _Parts:
-    """Split a message by its fields, of which the head gets those that are unknown.
-
-    Raises:
-        InvalidRequest: it is not a message, or not encoded as by any known library; or its id is invalid.
-    """
-    position = head_start = 0
-    head = id_field = b""
-    raw: list[tuple[int, int]] = []
-    try:
-        for _ in range(MAX_FIELDS):
-            if position >= len(body):
-                break
-            tag, size, start = body[position], body[position + 1], position + 2
-            if tag >= _CONTINUED or tag % _WIRE_TYPES != _LENGTH_DELIMITED:
-                position = _end_of_unknown(body, position)
-                continue
-            if size >= _CONTINUED:
-                size, start = _read_varint(body, position + 1)
-            stop = start + size
-            if tag == _RAW_TAG or tag == _ID_TAG:  # noqa: PLR1714, SIM109 - a tuple would be built for each field
-                head += body[head_start:position]
-                head_start = stop
-                if tag == _RAW_TAG:
-                    raw.append((start, stop))
-                else:
-                    _check_id(body[start:stop])
-                    id_field = body[position:stop] if size else b""
-            position = stop
-    except (IndexError, KeyError):
-        raise _not_a_request(body) from None
-    if position < len(body):
-        raise InvalidRequest(f"got a message of more than {MAX_FIELDS} fields; expected at most that")
-    if position > len(body):
-        raise _not_a_request(body)
-    return _Parts(head + body[head_start:], id_field, raw)
-
-
-def _read_varint(body: bytes, position: int) -> tuple[int, int]:
-    """Return a number and the position after it; raise IndexError if it is none."""
-    number = 0
-    for shift in range(0, 7 * _MAX_VARINT_BYTES, 7):
-        byte = body[position]
-        number |= (byte & ~_CONTINUED) << shift
-        position += 1
-        if byte < _CONTINUED:
-            return number, position
-    raise IndexError
-
-
-def _end_of_unknown(body: bytes, position: int) -> int:
-    """Return the position after a field that is not length-delimited or has a long tag; raise IndexError or KeyError if it is none."""
-    tag, start = _read_varint(body, position)
-    wire_type = tag % _WIRE_TYPES
-    if wire_type == _LENGTH_DELIMITED:
-        size, start = _read_varint(body, start)
-        return start + size
-    if wire_type == 0:
-        return _read_varint(body, start)[1]
-    return start + _FIXED_BYTES[wire_type]
-
-
-def _not_a_request(body: bytes) -> InvalidRequest:
-    return InvalidRequest(f"got {len(body)} bytes that are not a ModelInferRequest; expected protobuf")
-
-
-def _check_id(content: bytes) -> None:
-    """Check an id, which is returned without being parsed."""
-    if len(content) > MAX_ID_BYTES:
-        raise InvalidRequest(f"id: got {len(content)} bytes; expected at most {MAX_ID_BYTES}")
-    if not content.isascii():
-        try:
-            content.decode()
-        except UnicodeDecodeError:
-            raise InvalidRequest("id: got bytes that are not UTF-8; expected text") from None
 
 
 def _only_input(inputs: Sequence[Any]) -> Any:

@@ -9,7 +9,8 @@ from digitserve.errors import InvalidRequest, NotServed
 from digitserve.open_inference import open_inference_pb2 as oip
 from digitserve.protocol import infer
 from digitserve.protocol.codec import Request, decode
-from digitserve.protocol.infer import MAX_FIELDS, MAX_HEAD_BYTES, MAX_ID_BYTES, MAX_KNOWN_HEAD_BYTES, MAX_PLANS
+from digitserve.protocol.infer import MAX_HEAD_BYTES, MAX_KNOWN_HEAD_BYTES, MAX_PLANS
+from digitserve.protocol.infer_parts import MAX_FIELDS, MAX_ID_BYTES
 from digitserve.types import Framing, Ink
 from digitserve.v1 import digits_pb2 as pb
 from support.decode_checks import LIMITS
