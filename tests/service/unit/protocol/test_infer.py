@@ -231,7 +231,7 @@ def test_known_requests_are_decoded_without_protobuf(monkeypatch: pytest.MonkeyP
     first = [infer_request(b"a" * size, shape, outputs=outputs) for (shape, outputs), size in zip(kinds, (784, 1568, 60), strict=True)]  # fmt: skip
     for message in first:
         decoder.decode(message.SerializeToString(), LIMITS)
-    monkeypatch.setattr(infer, "parse", None)
+    monkeypatch.setattr(infer, "_parse", None)
 
     for message in first:
         size = len(message.raw_input_contents[0])
