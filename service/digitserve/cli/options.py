@@ -152,7 +152,7 @@ class Target:
 
         if self.address is None:
             # That service is on this machine, whatever its host is called. gRPC core reads this variable before no_proxy.
-            os.environ["no_grpc_proxy"] = local_host()
+            os.environ["no_grpc_proxy"] = local_host()  # noqa: SIM112 - gRPC core reads lower case only
         with _bad_parameters():
             return Client(self.address or _local_address(), **self.credentials, **options)
 
