@@ -30,8 +30,8 @@ class Fleet:
         instances: those that run.
     """
 
-    def __init__(self, folder: Path, arguments: Sequence[str], stack: ExitStack) -> None:
-        self._folder, self._arguments, self._stack = folder, arguments, stack
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self._folder, self._stack = folder, stack
         self._hosts = folder / "hosts"
         self._num_started = 0
         self.instances: dict[str, Service] = {}
@@ -40,14 +40,26 @@ class Fleet:
         self._hosts.touch()
         self._name_server = stack.enter_context(_run_name_server(folder, self._hosts, self.resolver))
 
-    def start(self, number: int) -> list[str]:
-        """Start so many instances at other addresses than all before, publish all that run, and return the new addresses."""
+    def start(self, number: int, *arguments: str) -> list[str]:
+        """Start so many instances at other addresses than all before, publish all that run, and return the new addresses.
+
+        Args:
+            number: of instances.
+            arguments: further ones of ``digitserve serve``.
+        """
         hosts = [f"127.9.0.{self._num_started + 1 + index}" for index in range(number)]
         self._num_started += number
         with ThreadPoolExecutor(number) as threads:
-            self.instances.update(zip(hosts, threads.map(self._start, hosts), strict=True))
+            self.instances.update(
+                zip(hosts, threads.map(lambda host: self._start(host, arguments), hosts), strict=True)
+            )
         self.publish()
         return hosts
+
+    def start_until(self, number: int) -> None:
+        """Start instances until at least so many run."""
+        if (missing := number - len(self.instances)) > 0:
+            self.start(missing)
 
     def kill(self, host: str) -> None:
         """End all processes of an instance with SIGKILL, as a machine that fails. The name keeps its address."""
@@ -66,35 +78,35 @@ class Fleet:
 
     def publish(self) -> None:
         """Make the name server answer with the addresses of the instances that run."""
+        log = self._folder / "dnsmasq.log"
+        num_read = log.read_text().count(str(self._hosts))
         self._hosts.write_text("".join(f"{host} {NAME}\n" for host in self.instances))
         self._name_server.send_signal(signal.SIGHUP)
+        wait_until(lambda: log.read_text().count(str(self._hosts)) > num_read, "the name server has read the file")
 
     def num_images(self) -> dict[str, int]:
         """Return how many images each instance has classified."""
         return {host: int(each.total("digitserve_images_total")) for host, each in self.instances.items()}
 
-    def _start(self, host: str) -> Service:
+    def _start(self, host: str, arguments: Sequence[str]) -> Service:
         service = run_service(
             self._folder, self._folder / f"{host}.log", "--workers", "1", "--host", host, "--grpc-port", str(self.port),
-            *self._arguments,
+            "--lame-duck-s", "1", *arguments,
         )  # fmt: skip
         return self._stack.enter_context(service)
 
 
 @contextmanager
-def run_fleet(folder: Path, number: int, *arguments: str) -> Iterator[Fleet]:
-    """Run instances and the name server until the end of the ``with`` block.
+def run_fleet(folder: Path) -> Iterator[Fleet]:
+    """Run the name server, and stop it and the instances at the end of the ``with`` block.
 
     Args:
         folder: has the models; gets logs.
-        number: of instances at the start.
-        arguments: further ones of ``digitserve serve``.
     """
     if shutil.which("dnsmasq") is None:
         pytest.skip("needs dnsmasq")
     with ExitStack() as stack:
-        fleet = Fleet(folder, arguments, stack)
-        fleet.start(number)
+        fleet = Fleet(folder, stack)
         yield fleet
         for instance in fleet.instances.values():
             # All at once; ``run_service`` waits for each.
