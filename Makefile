@@ -61,13 +61,14 @@ testimage: $(VENV)/.dev ## Build the image on a base of Debian packages and test
 fuzz: $(VENV)/.fuzz ## Fuzz all hostile input with coverage guidance (10 minutes per target; ARGS="images --seconds 3600" for one).
 	PYTHONPATH=tests $(BIN)/python tests/fuzz/guided.py $(ARGS)
 
-lint: $(VENV)/.dev ## Check style, types, import layers, the proto, generated stubs and generated tables.
+lint: $(VENV)/.dev ## Check style, types, import layers, the proto, generated stubs, tables, dashboard and rules.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python scripts/check_generated.py
 	$(BIN)/python -m cogapp --check --diff $(GENERATED)
+	$(BIN)/python scripts/generate_monitoring.py
 
 format: $(VENV)/.dev ## Apply the automatic fixes of ruff and format the code.
 	$(BIN)/ruff check --fix .
@@ -93,8 +94,9 @@ image: ## Build the container image. TARGET=cuda: for GPUs (experimental). ENGIN
 stubs: $(VENV)/.dev ## Regenerate the Python modules of the protocol.
 	$(BIN)/python scripts/check_generated.py --write
 
-docs: $(VENV)/.dev ## Update the generated tables in docs/.
+docs: $(VENV)/.dev ## Update the generated tables in docs/, the dashboard and the PrometheusRule in deploy/.
 	$(BIN)/python -m cogapp -r $(GENERATED)
+	$(BIN)/python scripts/generate_monitoring.py --write
 
 # All locks agree with serve.txt, so one environment can hold serve, test and dev. No lock contains an index address.
 # onnxruntime and onnxruntime-gpu install the same files, so an environment can hold only one: cuda.txt omits onnxruntime.
