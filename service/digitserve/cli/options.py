@@ -111,11 +111,10 @@ def require_extra(extra: str) -> None:
     Raises:
         MissingExtraError: one is not; the message states how to install it.
     """
-    for module in _REQUIRED_MODULES[extra]:
-        if find_spec(module) is None:
-            raise MissingExtraError(
-                f"'digitserve {extra}' needs the package '{module}': pip install 'digitserve[{extra}]'"
-            )
+    if missing := [module for module in _REQUIRED_MODULES[extra] if find_spec(module) is None]:
+        raise MissingExtraError(
+            f"'{click.get_current_context().command_path}' needs {', '.join(missing)}: pip install 'digitserve[{extra}]'"
+        )
 
 
 def parse_size(text: str) -> tuple[int, int]:
