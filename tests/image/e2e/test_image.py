@@ -1,8 +1,6 @@
 """The container image, built from the Dockerfile on a base of Debian packages and run with restricted permissions."""
 
 import json
-import socket
-import subprocess
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,41 +13,10 @@ from digitserve.inference.bundle import find_bundle
 from support.bundles import echo_image
 from support.certificates import make_certificate
 from support.digits import MODELS
+from support.image import free_port, run
 from support.serving import PATIENCE_S, command, wait_until
 
-ROOT = Path(__file__).parents[3]
-BASE, IMAGE, CONTAINER = "localhost/python:3.11", "localhost/digitserve-test", "digitserve-test"
-HOST_PIP_SETTINGS = [Path("/etc/ssl/certs"), Path("/etc/pip.conf")]
-"""Mounted into the build where they exist, so that pip uses the host's package index."""
-
-
-def run(*arguments: str, check: bool = True) -> str:
-    """Run a command and return its standard output and standard error."""
-    completed = subprocess.run(arguments, capture_output=True, text=True, timeout=900, check=False, cwd=ROOT)
-    assert completed.returncode == 0 or not check, (
-        f"{' '.join(arguments)}: {completed.stdout[-2000:]}{completed.stderr[-2000:]}"
-    )
-    return completed.stdout + completed.stderr
-
-
-@pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> str:
-    base = tmp_path_factory.mktemp("base") / "base.tar"
-    packages = "python3,python3-venv,ca-certificates"
-    run("mmdebstrap", "--quiet", "--variant=minbase", f"--include={packages}", "bookworm", str(base))
-    run("podman", "import", str(base), BASE)
-    mounts = [option for path in HOST_PIP_SETTINGS if path.exists() for option in ("-v", f"{path}:{path}:ro")]
-    run(
-        "buildah", "bud", "--isolation", "chroot", "--network", "host", "--format", "docker", *mounts,
-        "--build-arg", f"BASE_IMAGE={BASE}", "-t", IMAGE, ".",
-    )  # fmt: skip
-    return IMAGE
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+CONTAINER = "digitserve-test"
 
 
 @contextmanager
