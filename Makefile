@@ -99,18 +99,18 @@ docs: $(VENV)/.dev ## Update the generated tables in docs/, the dashboard and th
 	$(BIN)/python scripts/generate_monitoring.py --write
 
 # All locks agree with serve.txt, so one environment can hold serve, test and dev. No lock contains an index address.
-# onnxruntime and onnxruntime-gpu install the same files, so an environment can hold only one: cuda.txt omits onnxruntime.
 LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml
 lock: $(VENV)/.dev ## Resolve the dependencies of pyproject.toml and write requirements/*.txt.
 	$(LOCK) --extra serve --extra bench --group build --output-file requirements/serve.txt $(ARGS)
 	$(LOCK) --extra training --extra bench --group build --group dev --group bench -c requirements/serve.txt --output-file requirements/dev.txt $(ARGS)
 	$(LOCK) --extra serve --extra bench --extra plot --group build --group test --group bench -c requirements/dev.txt --output-file requirements/test.txt $(ARGS)
 	$(subst pyproject.toml,,$(LOCK)) --group stubs --output-file requirements/stubs.txt $(ARGS)
-	$(LOCK) --resolution lowest-direct --extra serve --output-file requirements/oldest.txt $(ARGS)
+	$(LOCK) --resolution lowest-direct --output-file requirements/oldest.txt $(ARGS)
+	$(LOCK) --resolution lowest-direct --extra serve --output-file requirements/oldest-serve.txt $(ARGS)
 	$(LOCK) --output-file requirements/newest.txt $(ARGS)
 	$(LOCK) --group tritonclient --output-file requirements/tritonclient.txt $(ARGS)
 	$(subst pyproject.toml,,$(LOCK)) --group fuzz -c requirements/dev.txt --output-file requirements/fuzz.txt $(ARGS)
-	$(LOCK) --extra cuda --extra bench --group build -c requirements/serve.txt --no-emit-package onnxruntime --output-file requirements/cuda.txt $(ARGS)
+	$(LOCK) --extra cuda --extra bench --group build -c requirements/serve.txt --output-file requirements/cuda.txt $(ARGS)
 
 clean: ## Remove the virtual environment and caches; keep models/ and runs/.
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
