@@ -109,6 +109,10 @@ lock: $(VENV)/.dev ## Resolve the dependencies of pyproject.toml and write requi
 	$(LOCK) --extra serve --extra bench --group build --output-file requirements/serve.txt $(ARGS)
 	$(LOCK) --extra training --extra bench --group build --group dev --group bench -c requirements/serve.txt --output-file requirements/dev.txt $(ARGS)
 	$(LOCK) --extra serve --extra bench --extra plot --group build --group test --group bench -c requirements/dev.txt --output-file requirements/test.txt $(ARGS)
+	$(subst pyproject.toml,,$(LOCK)) --group stubs --output-file requirements/stubs.txt $(ARGS)
+	$(LOCK) --resolution lowest-direct --extra serve --output-file requirements/oldest.txt $(ARGS)
+	$(LOCK) --output-file requirements/newest.txt $(ARGS)
+	$(LOCK) --group tritonclient --output-file requirements/tritonclient.txt $(ARGS)
 	$(subst pyproject.toml,,$(LOCK)) --group fuzz -c requirements/dev.txt --output-file requirements/fuzz.txt $(ARGS)
 	$(LOCK) --extra cuda --extra bench --group build -c requirements/serve.txt --no-emit-package onnxruntime --output-file requirements/cuda.txt $(ARGS)
 

@@ -155,6 +155,8 @@ def is_local_host(host: str) -> bool:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         return False
+    # ::ffff:127.0.0.1 is an address of IPv4 in a socket of IPv6.
+    address = getattr(address, "ipv4_mapped", None) or address
     # A client that connects to the unspecified address, 0.0.0.0 or ::, reaches this machine.
     return address.is_loopback or address.is_unspecified
 

@@ -1,4 +1,4 @@
-"""A gRPC server of either transport on a thread of the test, whose handlers send back what they get."""
+"""A gRPC server of either transport on a thread of the test, whose handlers send back what they get; it is healthy."""
 
 import socket
 import threading
@@ -8,14 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from digitserve.protocol.names import Code, Method
+from digitserve.protocol.names import HEALTH_CHECK, Code, Method
 from digitserve.protocol.status import OK, Status
 from digitserve.settings import Settings
 from digitserve.telemetry.block import Block
 from digitserve.telemetry.recorder import Recorder
 from digitserve.transport.grpcio.server import GrpcServer
 from digitserve.transport.handlers import Server, ServerStream, UnaryCall
+from digitserve.transport.health import Health
 from digitserve.transport.native.server import NativeServer
+from digitserve.transport.respond import RespondHandler
 from digitserve.types import Source
 from support.bundles import LABELS
 from support.serving import PATIENCE_S
@@ -148,7 +150,11 @@ def run_echo_server(grace_s: float = 1.0, transport: str = "native", **changes: 
     """Run a server on a thread, and stop it at the end of the ``with`` block."""
     settings = Settings(**{"grpc_port": 0, **changes})  # type: ignore[arg-type]
     calls, streams, block = Echo(), EchoStream(), Block(LABELS)
-    parts = settings, Recorder(block, LABELS), {ECHO: calls}, {ECHO_STREAM: streams}
+    recorder = Recorder(block, LABELS)
+    health = Health(recorder, max_watches=1)
+    health.set_serving()
+    unary = {ECHO: calls, HEALTH_CHECK: RespondHandler(HEALTH_CHECK, health.check, recorder)}
+    parts = settings, recorder, unary, {ECHO_STREAM: streams}
     if transport == "native":
         # With SO_REUSEPORT, because a second server may take over the port while this one drains.
         listener = socket.create_server(("127.0.0.1", settings.grpc_port), reuse_port=True)

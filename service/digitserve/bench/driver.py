@@ -15,7 +15,7 @@ import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 from digitserve.bench import frames, http2, wire
 from digitserve.bench.counts import Recorder
@@ -25,6 +25,8 @@ from digitserve.bench.wire import Status
 from digitserve.credentials import explain_handshake
 from digitserve.protocol.names import Code
 from digitserve.v1 import digits_pb2 as pb
+
+SocketAddress: TypeAlias = tuple[socket.AddressFamily, tuple[str, int]]
 
 RETRY_S = 0.1
 """Wait after a connection failed before the next attempt."""
@@ -43,8 +45,8 @@ class Context:
     """What all connection drivers of a process share.
 
     Attributes:
-        family: of the sockets.
-        address: the service's socket address.
+        addresses: the addresses of the service, repeated without end: each connection takes the next one. So connections are
+            spread over all of them, and one that fails is opened again to another address.
         headers: of every request.
         requests: an endless random mix of requests.
         recorder: records results.
@@ -54,8 +56,7 @@ class Context:
         tls: TLS configuration and host name of the server; None for clear text.
     """
 
-    family: socket.AddressFamily
-    address: Any
+    addresses: Iterator[SocketAddress]
     headers: Sequence[tuple[str, str]]
     requests: Iterator[EncodedRequest]
     recorder: Recorder
@@ -109,13 +110,14 @@ class ConnectionDriver(ABC):
         """Start to connect."""
         self._connection = http2.Connection(self._context.headers, wire.read_status)
         self._unsent = b""
-        plain = socket.socket(self._context.family, socket.SOCK_STREAM)
+        family, address = next(self._context.addresses)
+        plain = socket.socket(family, socket.SOCK_STREAM)
         plain.setblocking(False)  # noqa: FBT003 - positional only
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = plain if self._context.tls is None else TlsSocket(plain, *self._context.tls)
         self._waits_for_write = True
         self._context.epoll.register(self._socket, select.EPOLLIN | select.EPOLLOUT)
-        error = self._socket.connect_ex(self._context.address)
+        error = self._socket.connect_ex(address)
         if error not in {0, errno.EINPROGRESS}:
             self._on_connection_lost(OSError(error, errno.errorcode[error]))
 

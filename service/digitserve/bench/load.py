@@ -13,10 +13,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 from importlib.metadata import version
+from itertools import cycle
 
 from digitserve.bench import wire
 from digitserve.bench.counts import Counts, Recorder
-from digitserve.bench.driver import ConnectionDriver, Context
+from digitserve.bench.driver import ConnectionDriver, Context, SocketAddress
 from digitserve.bench.plan import PATHS, STREAM, Plan
 from digitserve.bench.schedule import Schedule
 from digitserve.bench.streaming import StreamDriver
@@ -39,8 +40,8 @@ class HandshakeFailed(Unreachable, AccessDenied):
     """There is no TLS connection, because the server or this process does not accept the other; the message says what to do."""
 
 
-def resolve(address: str) -> tuple[socket.AddressFamily, tuple[str, int]]:
-    """Resolve ``host:port``; IPv6 addresses are in brackets.
+def resolve(address: str) -> list[SocketAddress]:
+    """Resolve ``host:port`` to all its addresses, in a fixed order; IPv6 addresses are in brackets.
 
     Raises:
         Unreachable: the address is malformed, or its host cannot be resolved.
@@ -52,8 +53,8 @@ def resolve(address: str) -> tuple[socket.AddressFamily, tuple[str, int]]:
         found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
     except (OSError, OverflowError) as error:
         raise Unreachable(f"cannot resolve '{host}': {error}") from None
-    family, _, _, _, socket_address = found[0]
-    return family, (str(socket_address[0]), int(socket_address[1]))
+    # Name servers change the order of their answers. Processes must agree on it.
+    return sorted({(family, (str(name), int(number))) for family, _, _, _, (name, number, *_) in found})
 
 
 class Load:
@@ -74,9 +75,11 @@ class Load:
             Unreachable: the address is malformed, or its host cannot be resolved.
             CredentialsError: a file of the credentials cannot be used.
         """
-        family, socket_address = resolve(plan.address)
+        addresses = resolve(plan.address)
         authorization = plan.credentials.authorization()
         host = plan.address.rpartition(":")[0].strip("[]")
+        # Connections are spread over the addresses by their number in all processes.
+        first = sum(plan.num_connections_of(other) for other in range(index)) % len(addresses)
         self._plan = plan
         self._index = index
         self._report = report
@@ -86,7 +89,7 @@ class Load:
         self.recorder = Recorder()
         deadline_s = plan.deadline_s
         self._context = Context(
-            family, socket_address,
+            cycle(addresses[first:] + addresses[:first]),
             wire.request_headers(
                 PATHS[plan.method], plan.address, f"digitserve-bench/{version('digitserve')}", deadline_s,
                 scheme="https" if plan.tls else "http", authorization=authorization() if authorization else "",

@@ -150,6 +150,9 @@ class Target:
         """
         from digitserve.client import Client
 
+        if self.address is None:
+            # That service is on this machine, whatever its host is called. gRPC core reads this variable before no_proxy.
+            os.environ["no_grpc_proxy"] = local_host()
         with _bad_parameters():
             return Client(self.address or _local_address(), **self.credentials, **options)
 

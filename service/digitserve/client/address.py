@@ -66,8 +66,18 @@ def is_local(target: str) -> bool:
     """Return whether a target is on this machine: an address of the loopback interface, or a Unix socket."""
     if target.lower().startswith(("unix:", "unix-abstract:")):
         return True
-    host = _GRPC_SCHEME.sub("", target).rpartition(":")[0].rpartition("/")[2].strip("[]")
-    return is_local_host(host)
+    return all(is_local_host(host) for host in _hosts(target))
+
+
+def is_localhost(target: str) -> bool:
+    """Return whether a target is the name ``localhost`` or one below it."""
+    return all(host.lower() == "localhost" or host.lower().endswith(".localhost") for host in _hosts(target))
+
+
+def _hosts(target: str) -> list[str]:
+    """Return the hosts of a target: several for a list of addresses, ``ipv4:10.0.0.1:50051,10.0.0.2:50051``."""
+    addresses = _GRPC_SCHEME.sub("", target).rpartition("/")[2].split(",")
+    return [(_HOST_PORT.fullmatch(address) or [address, address])[1].strip("[]") for address in addresses]
 
 
 def _is_ipv6(host: str) -> bool:

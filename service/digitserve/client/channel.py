@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +13,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status  # type: ignore[import-untyped]
 
-from digitserve.client.address import is_local, parse_address
+from digitserve.client.address import is_local, is_localhost, parse_address
 from digitserve.client.errors import (
     ClientError,
     DeadlineExceeded,
@@ -87,8 +88,12 @@ def keepalive_options(
     )
 
 
+_ROUND_ROBIN = ("grpc.lb_policy_name", "round_robin")
+"""Calls take turns among all addresses of a name. By default all calls of a channel go to one of them."""
+
 CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.service_config", RETRY_POLICY),
+    _ROUND_ROBIN,
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     # gRPC core keeps at most 256 KiB of a call for retries by default; larger requests would be sent only once.
@@ -104,7 +109,12 @@ _POOL_OPTIONS: tuple[tuple[str, str | int], ...] = (
     # gRPC core would wait 1 s after the first failed connection attempt, and up to 120 s later.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # gRPC core would resolve a name again only 30 s after the last time, although none of its addresses may answer any more.
+    ("grpc.dns_min_time_between_resolutions_ms", 10_000),
 )
+
+_PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
+"""Environment variables with a proxy that gRPC core uses. Source: github.com/grpc/grpc, doc/environment_variables.md."""
 
 
 def pool_options(target: str) -> tuple[tuple[str, str | int], ...]:
@@ -112,9 +122,11 @@ def pool_options(target: str) -> tuple[tuple[str, str | int], ...]:
 
     Args:
         target: of ``parse_address``. gRPC sends traffic through ``http_proxy`` by default; to this machine, which a proxy
-            cannot reach by such addresses, channels connect directly.
+            cannot reach by such addresses, channels connect directly. ``localhost`` is one service with an address of IPv4 and
+            one of IPv6. If the service listens on one of them, ``round_robin`` would try the other every second.
     """
-    return (*_POOL_OPTIONS, ("grpc.enable_http_proxy", 0)) if is_local(target) else _POOL_OPTIONS
+    options = (*_POOL_OPTIONS, ("grpc.enable_http_proxy", 0)) if is_local(target) else _POOL_OPTIONS
+    return tuple(one for one in options if one != _ROUND_ROBIN) if is_localhost(target) else options
 
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -208,10 +220,12 @@ class Cause(NamedTuple):
     Attributes:
         disconnected: why there is no connection after a call that waited for one until its deadline; "" if there may be one.
         refused: why the TLS handshake failed, and what to do; "" if it did not fail.
+        proxy: that the call used a proxy, and how to avoid it; "" if it did not.
     """
 
     disconnected: str = ""
     refused: str = ""
+    proxy: str = ""
 
 
 _UNKNOWN = Cause()
@@ -220,7 +234,7 @@ _UNKNOWN = Cause()
 def find_cause(one: Connection, error: grpc.RpcError) -> Cause:
     """Find out why a call on a blocking channel failed."""
     if error.code() is grpc.StatusCode.UNAVAILABLE:
-        return Cause(refused=one.security.investigate(error.details() or ""))
+        return Cause(refused=one.security.investigate(error.details() or ""), proxy=_proxy(one.security.target))
     return find_disconnection(one) if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED else _UNKNOWN
 
 
@@ -228,11 +242,10 @@ async def find_cause_async(one: Connection, error: grpc.RpcError) -> Cause:
     """Do the same for an asynchronous channel."""
     if error.code() is grpc.StatusCode.UNAVAILABLE:
         details = error.details() or ""
-        return (
-            Cause(refused=await asyncio.to_thread(one.security.investigate, details))
-            if details.startswith(NOT_CONNECTED)
-            else _UNKNOWN
+        refused = (
+            await asyncio.to_thread(one.security.investigate, details) if details.startswith(NOT_CONNECTED) else ""
         )
+        return Cause(refused=refused, proxy=_proxy(one.security.target))
     return await find_disconnection_async(one) if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED else _UNKNOWN
 
 
@@ -261,7 +274,15 @@ def _disconnection(one: Connection, error: grpc.RpcError) -> Cause:
     if error.code() is not grpc.StatusCode.UNAVAILABLE:
         return _UNKNOWN
     details = error.details() or "no details"
-    return Cause(details, one.security.explain(details))
+    return Cause(details, one.security.explain(details), _proxy(one.security.target))
+
+
+def _proxy(target: str) -> str:
+    """Return which proxy a call to a target that is not on this machine uses, and how to avoid it; "" for none."""
+    variable = next((name for name in _PROXY_VARIABLES if os.environ.get(name)), None)
+    if variable is None or is_local(target):
+        return ""
+    return f"; connections use the proxy in {variable}, except to hosts in no_proxy"
 
 
 def to_client_error(error: grpc.RpcError, timeout_s: float, prefix: str = "", cause: Cause = _UNKNOWN) -> ClientError:
@@ -278,7 +299,7 @@ def to_client_error(error: grpc.RpcError, timeout_s: float, prefix: str = "", ca
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return overdue(prefix, timeout_s, cause, details)
     if code is grpc.StatusCode.UNAVAILABLE:
-        return _unreachable(prefix, details, cause.refused)
+        return _unreachable(prefix, details, cause)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
         # gRPC itself rejects a message over the limit, before the service can give advice.
         details = f"{details}; reduce the image (see max_side), send it in grey, or send fewer images per request"
@@ -295,22 +316,25 @@ def overdue(prefix: str, timeout_s: float, cause: Cause, details: str = "") -> C
         return HandshakeFailed(f"{start}, and no connection: {cause.refused} ({_PREAMBLE.sub('', cause.disconnected)})")
     if cause.disconnected:
         return DeadlineExceeded(
-            f"{start}, and no connection ({cause.disconnected}); is 'digitserve serve' still running at this address?"
+            f"{start}, and no connection ({cause.disconnected}); "
+            f"is 'digitserve serve' still running at this address?{cause.proxy}"
         )
     return DeadlineExceeded(f"{start}{f' ({details})' * bool(details)}")
 
 
-def _unreachable(prefix: str, details: str, refused: str) -> Unreachable:
-    if refused:
-        return HandshakeFailed(f"{prefix}no connection: {refused} ({_PREAMBLE.sub('', details)})")
+def _unreachable(prefix: str, details: str, cause: Cause) -> Unreachable:
+    if cause.refused:
+        return HandshakeFailed(f"{prefix}no connection: {cause.refused} ({_PREAMBLE.sub('', details)})")
     if "Failed parsing HTTP/2" in details:
         return Unreachable(
             f"{prefix}the server does not speak gRPC; use the gRPC port of the service, 50051 by default"
         )
-    return Unreachable(f"{prefix}no service answers ({details}); is 'digitserve serve' running at this address?")
+    return Unreachable(
+        f"{prefix}no service answers ({details}); is 'digitserve serve' running at this address?{cause.proxy}"
+    )
 
 
-_PREAMBLE = re.compile("failed to connect to all addresses; last error: [A-Z]+: ")
+_PREAMBLE = re.compile(f"(?:{'|'.join(NOT_CONNECTED)}); last error: [A-Z]+: ")
 
 
 def to_rejection(status: status_pb2.Status, prefix: str) -> RequestRejected:

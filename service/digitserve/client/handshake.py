@@ -20,8 +20,8 @@ ALERT_S = 0.1
 """Longest wait for an alert after the handshake: with TLS 1.3, a server checks the client's certificate last."""
 
 _HOST_PORT = re.compile(r"(\[[^\]]+\]|[^:/]+):(\d+)")
-NOT_CONNECTED = "failed to connect to all addresses"
-"""Start of gRPC core's text if no connection could be opened."""
+NOT_CONNECTED = ("connections to all backends failing", "failed to connect to all addresses")
+"""Starts of gRPC core's text if no connection could be opened: of ``round_robin``, and of ``pick_first``."""
 
 _ENDED = re.compile("Socket closed|Connection reset|Unwrap failed")
 

@@ -39,8 +39,8 @@ class StreamConnection:
         self.recorder.set_window(0.0, 1.0)
         self.released: list[ConnectionDriver] = []
         context = Context(
-            socket.AF_INET, listener.getsockname(), [(":path", "/x")], repeat(EncodedRequest(wire.add_prefix(b"x"), 1)), self.recorder, epoll,
-            time.monotonic,
+            repeat((socket.AF_INET, listener.getsockname())), [(":path", "/x")], repeat(EncodedRequest(wire.add_prefix(b"x"), 1)),
+            self.recorder, epoll, time.monotonic,
         )  # fmt: skip
         self._epoll = epoll
         self.driver = StreamDriver(context, self.released.append)
