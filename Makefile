@@ -88,8 +88,14 @@ soak: $(VENV)/.dev ## Check memory, descriptors, threads and counters of a worke
 chaos: $(VENV)/.dev ## Run the service with faults and hostile clients, and check every outcome (minutes; ARGS="--seconds 3600 --write").
 	PYTHONPATH=tests $(BIN)/python tests/fuzz/chaos.py $(ARGS)
 
-image: ## Build the container image. TARGET=cuda: for GPUs (experimental). ENGINE=podman or buildah: instead of docker.
-	$(ENGINE) build $(if $(TARGET),--target $(TARGET) -t digitserve:$(TARGET),-t digitserve) .
+# Podman and buildah keep the health check only in the format of docker.
+TAG ?= digitserve$(if $(TARGET),:$(TARGET))
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+REVISION = $(shell git describe --always --abbrev=40 --dirty --exclude='*' 2>/dev/null || echo unknown)
+image: export BUILDAH_FORMAT = docker
+image: ## Build the container image. TARGET=cuda: for GPUs (experimental). ENGINE=podman or buildah: instead of docker. ARGS=... adds flags.
+	$(ENGINE) build $(if $(TARGET),--target $(TARGET) )-t $(TAG) --label org.opencontainers.image.version=$(VERSION) \
+	  --label org.opencontainers.image.revision=$(REVISION) $(ARGS) .
 
 stubs: $(VENV)/.dev ## Regenerate the Python modules of the protocol.
 	$(BIN)/python scripts/check_generated.py --write
