@@ -28,10 +28,10 @@ import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 
-from digitserve.errors import StartupError
+from digitserve.errors import SettingsError, StartupError
 from digitserve.file_watch import FileWatch
 from digitserve.inference.active_file import active_path, signature
-from digitserve.inference.bundle import served_files
+from digitserve.inference.bundle import NAME_RULE, is_name, served_files
 from digitserve.inference.sealed_bundle import SealedBundle, shadow_bundle
 from digitserve.settings import Settings, endpoint
 from digitserve.supervision import descriptors, device
@@ -73,6 +73,8 @@ def serve(settings: Settings, print_banner: Callable[[str], None]) -> int:
     Raises:
         StartupError: a setting cannot be used; the message states which one, and which values are accepted.
     """
+    if settings.served_name is not None and not is_name(settings.served_name):
+        raise SettingsError(f"--served-name: got {settings.served_name!r}; expected {NAME_RULE}")
     file_signature = signature(active_path(settings.models, settings.model, settings.active_file))
     bundle = SealedBundle(served_files(settings))
     shadow = shadow_bundle(settings)

@@ -28,8 +28,14 @@ from digitserve.protocol.names import (
     HEALTH_CHECK,
     HEALTH_LIST,
     HEALTH_WATCH,
+    MODEL_INFER,
+    MODEL_METADATA,
+    MODEL_READY,
     REFLECTION,
     REFLECTION_V1,
+    SERVER_LIVE,
+    SERVER_METADATA,
+    SERVER_READY,
     Code,
     Method,
     Verdict,
@@ -48,8 +54,8 @@ OTHER_METHOD = Method("unary", "other", "other")
 """All unknown methods. Clients choose their names, so one series for each of them could fill the memory."""
 
 METHODS = (
-    CLASSIFY, GET_MODEL, CLASSIFY_STREAM, HEALTH_CHECK, HEALTH_WATCH, HEALTH_LIST, REFLECTION, REFLECTION_V1,
-    OTHER_METHOD,
+    CLASSIFY, GET_MODEL, CLASSIFY_STREAM, MODEL_INFER, MODEL_METADATA, MODEL_READY, SERVER_LIVE, SERVER_METADATA,
+    SERVER_READY, HEALTH_CHECK, HEALTH_WATCH, HEALTH_LIST, REFLECTION, REFLECTION_V1, OTHER_METHOD,
 )  # fmt: skip
 METHOD_OF_PATH = {method.path: method for method in METHODS if method is not OTHER_METHOD}
 
