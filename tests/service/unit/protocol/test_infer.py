@@ -318,7 +318,7 @@ def test_an_id_must_be_text(known: bool) -> None:
 
 
 def test_typed_contents_are_limited() -> None:
-    """Typed contents take 60 times as long to decode as raw ones, so those of large requests are not parsed."""
+    """Typed contents take 50 times as long to decode as raw ones, so those of large requests are not parsed."""
     message = infer_request(bytes(2 * MAX_HEAD_BYTES), (1, 1, 1), raw=False)
     with pytest.raises(
         InvalidRequest, match=f"expected at most {MAX_HEAD_BYTES}: send the pixels as raw_input_contents"
