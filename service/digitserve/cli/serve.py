@@ -10,7 +10,7 @@ import click
 
 from digitserve.cli.exit_codes import ExitCode
 from digitserve.cli.options import Command, FiniteRange, Option, require_extra
-from digitserve.cli.output import print_error, print_line
+from digitserve.cli.output import print_line, report
 from digitserve.errors import StartupError
 from digitserve.settings import Settings, environment_value, environment_variable, flag
 
@@ -74,7 +74,7 @@ def _serve(context: click.Context, /, *, tune: bool, **values: Any) -> None:
     try:
         context.exit(_propose(settings) if tune else _run(settings))
     except StartupError as error:
-        print_error(f"refusing to start: {error}")
+        report(error, "refusing to start: ")
         context.exit(ExitCode.NEGATIVE)
 
 

@@ -33,7 +33,7 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from digitserve.errors import BundleError
+from digitserve.errors import BundleError, NoModelError
 from digitserve.inference.active_file import active_path, read_active
 from digitserve.inference.bundle_files import BundleFiles
 from digitserve.inference.graph_check import check_graph
@@ -197,10 +197,10 @@ def find_bundle(models: Path, name: str, version: int | None = None) -> Path:
         return models
     available = list_versions(models, name)
     if not available:
-        raise BundleError(
-            "files",
-            f"no version of model '{name}' in {models}; expected {models / name}/<integer>/ "
-            "(--models names the folder of all models, --model one of them)",
+        missing = "" if models.is_dir() else " (no such folder)"
+        raise NoModelError(
+            f"no version of model '{name}' in {models.absolute()}{missing}; expected {models / name}/<integer>/ "
+            "(--models names the folder of all models, --model one of them)"
         )
     wanted = available[-1] if version is None else version
     if wanted not in available:
