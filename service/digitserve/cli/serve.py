@@ -14,7 +14,6 @@ from digitserve.cli.output import print_line, report
 from digitserve.errors import StartupError
 from digitserve.settings import Settings, environment_value, environment_variable, flag
 
-
 _INJECTED = "digitserve.injected"
 """Key of the context: variables that Kubernetes injected, and their values. They are logged once the log is configured."""
 
