@@ -172,7 +172,7 @@ class Worker:
             schema = Schema()
             for method in (REFLECTION, REFLECTION_V1):
                 self._reflections[method] = ReflectionHandler(method, schema, self._recorder)
-        manifest = bundle.manifest
+        manifest = served.manifest
         decoder = InferDecoder(manifest.name, str(manifest.version), manifest.labels)
         respond: dict[Method, Respond] = {
             GET_MODEL: ModelHandler(served, session.provider, limits, settings.batch_limit),

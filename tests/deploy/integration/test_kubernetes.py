@@ -3,12 +3,12 @@
 import copy
 import importlib.metadata
 import re
+from pathlib import Path
 
 import kubernetes_validate
 import pytest
-import yaml
 
-from support.manifests import FOLDERS, KUBERNETES, ROOT, container, find, load, render
+from support.manifests import FOLDERS, KUBERNETES, ROOT, container, find, load, render, render_example
 from support.policies import violations
 
 VERSIONS = ("1.31", "1.37")
@@ -75,20 +75,15 @@ def test_the_autoscaler_uses_a_metric_that_is_recorded_and_made_available() -> N
     assert {*re.findall("<<(.+?)>>", rule["metricsQuery"])} == {".Series", ".LabelMatchers", ".GroupBy"}
 
 
-def test_all_components_can_be_combined(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The example of the documentation, which combines components and changes the image, renders and passes all policies."""
-    text = (ROOT / "docs/how-to/kubernetes.md").read_text()
-    (example,) = re.findall(r"    # my-cluster/kustomization.yaml\n((?:    .*\n|\n)+)", text)
-    parsed = yaml.safe_load("\n".join(line[4:] for line in example.splitlines()))
-    # kustomize accepts relative paths only, and the example is for a folder beside deploy/.
-    folder = tmp_path_factory.mktemp("my-cluster")
-    (folder / "deploy").mkdir()
-    (folder / "deploy/kubernetes").symlink_to(KUBERNETES)
-    (folder / "my-cluster").mkdir()
-    (folder / "my-cluster/kustomization.yaml").write_text(yaml.safe_dump(parsed))
-    objects = render(folder / "my-cluster")
+def test_all_components_can_be_combined(tmp_path: Path) -> None:
+    """The example of the documentation, which combines components and sets the name of the image, renders, has the schema of
+    Kubernetes, and passes all policies.
+    """
+    objects = render_example(tmp_path)
     assert violations(objects) == []
     assert container(objects)["image"].startswith("registry.example.com/")
+    variables = {each["name"] for each in container(objects)["env"]}
+    assert variables >= {"DIGITSERVE_TLS_CERTIFICATE", "DIGITSERVE_TLS_CLIENT_CA", "DIGITSERVE_TOKEN_FILE"}
     for each in objects:
         if each["kind"] not in CUSTOM:
             kubernetes_validate.validate(each, VERSIONS[1], strict=True)
