@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 REQUIREMENTS = Path(__file__).parents[3] / "requirements"
-LOCKS = ["serve.txt", "test.txt", "dev.txt", "cuda.txt"]
+LOCKS = sorted(path.name for path in REQUIREMENTS.glob("*.txt"))
 
 
 def pins(lock: str) -> dict[str, set[str]]:
@@ -25,6 +25,14 @@ def test_a_lock_has_a_hash_for_each_package_and_no_index_address(lock: str) -> N
     assert "--index-url" not in text
     for entry in re.split(r"^(?=[a-z0-9._-]+==)", text, flags=re.MULTILINE)[1:]:
         assert "--hash=sha256:" in entry, entry
+
+
+def test_the_locks_of_clients_cover_both_majors_of_protobuf() -> None:
+    """The stubs are generated for protobuf 6; the oldest client has it, the newest has protobuf 7."""
+    assert pins("oldest.txt")["protobuf"] == {"6.33.5"}
+    assert pins("oldest.txt")["grpcio"] == pins("oldest.txt")["grpcio-status"] == pins("stubs.txt")["grpcio-tools"]
+    assert [version.split(".")[0] for version in pins("newest.txt")["protobuf"]] == ["7"]
+    assert [version.split(".")[0] for version in pins("tritonclient.txt")["protobuf"]] == ["6"]
 
 
 def test_the_cuda_lock_contains_only_one_onnxruntime() -> None:
