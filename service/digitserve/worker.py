@@ -142,7 +142,8 @@ class Worker:
             StartupError: a bundle or the execution provider failed a check.
         """
         self._settings = settings
-        model = f"{bundle.manifest.name}/{bundle.manifest.version}"
+        served = bundle.served_as(settings.served_name)
+        model = f"{served.manifest.name}/{served.manifest.version}"
         requests = RequestLog(settings.log_requests_per_s, settings.log_slow_s or math.inf, model)
         self._recorder = Recorder(block, bundle.manifest.labels, requests)
         session = Session(bundle, device=settings.device, num_threads=num_threads)
@@ -163,7 +164,7 @@ class Worker:
             image_s=session.warm_up(settings.batch_limit),
             work_s=FRAMING_UNIT_S,
         )
-        self._pipeline = Pipeline(self._batcher, session, bundle, self._recorder, shadow=self._shadow)
+        self._pipeline = Pipeline(self._batcher, session, served, self._recorder, shadow=self._shadow)
         self._streams = ClassifyStreamHandler(self._pipeline, limits, settings.batch_limit, self._recorder)
         self._health = Health(self._recorder, settings.connection_limit)
         self._reflections: dict[Method, ReflectionHandler] = {}
@@ -171,10 +172,10 @@ class Worker:
             schema = Schema()
             for method in (REFLECTION, REFLECTION_V1):
                 self._reflections[method] = ReflectionHandler(method, schema, self._recorder)
-        manifest = bundle.manifest
+        manifest = served.manifest
         decoder = InferDecoder(manifest.name, str(manifest.version), manifest.labels)
         respond: dict[Method, Respond] = {
-            GET_MODEL: ModelHandler(bundle, session.provider, limits, settings.batch_limit),
+            GET_MODEL: ModelHandler(served, session.provider, limits, settings.batch_limit),
             HEALTH_CHECK: self._health.check,
             HEALTH_LIST: self._health.list_services,
             **OpenInference(manifest, lambda: self._health.serving).handlers,

@@ -252,6 +252,8 @@ class Pipeline:
             self._recorder.calls_answered(method, durations)
             if max(durations) >= self._slow_s:
                 self._log_slow(finished, answered, now)
+        if num_messages := len(answered) - sum(map(len, seconds.values())):
+            self._recorder.stream_messages_ended(num_messages, Code.OK)
         for responder, body in answered:
             responder.reply(body)
 

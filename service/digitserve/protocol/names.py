@@ -81,6 +81,12 @@ class Code(IntEnum):
         return "Canceled" if self is Code.CANCELLED else self.name.title().replace("_", "")
 
 
+SERVICE_FAULTS = (
+    Code.UNKNOWN, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED, Code.INTERNAL, Code.UNAVAILABLE, Code.DATA_LOSS,
+)  # fmt: skip
+"""Codes of requests that count against the availability of the service; the others are OK, or faults of clients."""
+
+
 class Verdict(IntEnum):
     """Whether a prediction can be used; the numbers are those of ``digitserve.v1.Verdict``."""
 

@@ -174,6 +174,10 @@ def specs(labels: Sequence[str]) -> tuple[Spec, ...]:
             "grpc_server_handling_seconds", "From the start of an RPC to its status.", "histogram",
             method, METHODS, latency,
         ),
+        Spec(
+            "digitserve_stream_messages", "Messages of ClassifyStream answered, by the status code of the answer.", "counter",
+            ("grpc_code",), tuple((code.label,) for code in Code),
+        ),
         Spec("digitserve_images", "Images classified.", "counter"),
         Spec("digitserve_batch_size", "Images in a batch.", "histogram", buckets=BATCH_BUCKETS),
         Spec("digitserve_queue_seconds", "From admission of a request to its first batch.", "histogram", buckets=latency),
