@@ -15,6 +15,7 @@ from support.bundles import echo_image, write_echo_bundle
 from support.infer_checks import infer_request, tensors
 from support.load import classify
 from support.manifests import ROOT, Object, load, render
+from support.policies import graceful, images, probes, resources, restricted_containers
 from support.serving import PATIENCE_S, run_service
 
 FOLDER = ROOT / "deploy/kserve"
@@ -58,6 +59,18 @@ def test_the_service_selects_the_runtime(runtime: Object, service: Object) -> No
     assert model["modelFormat"]["name"] == supported["name"]
     assert supported["version"] == str(bundle.FORMAT)
     assert model["protocolVersion"] in runtime["spec"]["protocolVersions"]
+
+
+def test_the_runtime_follows_the_policies(runtime: Object, service: Object) -> None:
+    """The pod that KServe makes of both is restricted, sized and probed as that of the Deployment, and has time to drain: KServe adds
+    no preStop, so the service itself accepts requests for some seconds after SIGTERM.
+    """
+    pod = service["spec"]["predictor"] | {"containers": runtime["spec"]["containers"]}
+    objects = [{"kind": "Deployment", "spec": {"template": {"spec": pod}}}]
+    for check in (restricted_containers, images, resources, probes, graceful):
+        assert [fault for fault in check(objects) if fault != "preStop is missing"] == []
+    (variable,) = runtime["spec"]["containers"][0]["env"]
+    assert variable["name"] == "DIGITSERVE_LAME_DUCK_S" and float(variable["value"]) >= 5
 
 
 @pytest.fixture(params=["bundle", "models"])
