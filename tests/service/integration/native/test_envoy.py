@@ -172,7 +172,10 @@ def test_health_checks_follow_the_worker(tmp_path: Path) -> None:
             caller.start()
         wait_until(lambda: drains.num_images() > 20 and stays.num_images() > 20, "both workers are called")
         drains.worker.drain()
-        wait_until(lambda: envoy.healthy() == {stays.address: True, drains.address: False}, "the worker that drains is unhealthy")
+        wait_until(
+            lambda: envoy.healthy() == {stays.address: True, drains.address: False},
+            "the worker that drains is unhealthy",
+        )
         answered = stays.num_images()
         wait_until(lambda: stays.num_images() > answered + 20, "the other worker answers")
         stop.set()
