@@ -31,7 +31,7 @@ from digitserve.cli import main
 
 for command in ("", "serve", "classify", "bench", "healthcheck", "models list", "models verify", "models activate"):
     try:
-        main([*command.split(), "--help"])
+        main([*command.split(), "--help"], prog_name="digitserve")
     except SystemExit as ended:
         assert not ended.code
 """
