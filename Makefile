@@ -76,13 +76,14 @@ testimage: $(VENV)/.dev ## Build the image on a base of Debian packages and test
 fuzz: $(VENV)/.fuzz ## Fuzz all hostile input with coverage guidance (10 minutes per target; ARGS="images --seconds 3600" for one).
 	PYTHONPATH=tests $(BIN)/python tests/fuzz/guided.py $(ARGS)
 
-lint: $(VENV)/.dev ## Check style, types, import layers, the proto, generated stubs and generated tables.
+lint: $(VENV)/.dev ## Check style, types, import layers, the proto, generated stubs, tables, dashboard and rules.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python scripts/check_generated.py
 	$(BIN)/python -m cogapp --check --diff $(GENERATED)
+	$(BIN)/python scripts/generate_monitoring.py
 
 format: $(VENV)/.dev ## Apply the automatic fixes of ruff and format the code.
 	$(BIN)/ruff check --fix .
@@ -102,14 +103,21 @@ soak: $(VENV)/.dev ## Check memory, descriptors, threads and counters of a worke
 chaos: $(VENV)/.dev ## Run the service with faults and hostile clients, and check every outcome (minutes; ARGS="--seconds 3600 --write").
 	PYTHONPATH=tests $(BIN)/python tests/fuzz/chaos.py $(ARGS)
 
-image: ## Build the container image. TARGET=cuda: for GPUs (experimental). ENGINE=podman or buildah: instead of docker.
-	$(ENGINE) build $(if $(TARGET),--target $(TARGET) -t digitserve:$(TARGET),-t digitserve) .
+# Podman and buildah keep the health check only in the format of docker.
+TAG ?= digitserve$(if $(TARGET),:$(TARGET))
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+REVISION = $(shell git describe --always --abbrev=40 --dirty --exclude='*' 2>/dev/null || echo unknown)
+image: export BUILDAH_FORMAT = docker
+image: ## Build the container image. TARGET=cuda: for GPUs (experimental). ENGINE=podman or buildah: instead of docker. ARGS=... adds flags.
+	$(ENGINE) build $(if $(TARGET),--target $(TARGET) )-t $(TAG) --label org.opencontainers.image.version=$(VERSION) \
+	  --label org.opencontainers.image.revision=$(REVISION) $(ARGS) .
 
 stubs: $(VENV)/.dev ## Regenerate the Python modules of the protocol.
 	$(BIN)/python scripts/check_generated.py --write
 
-docs: $(VENV)/.dev ## Update the generated tables in docs/.
+docs: $(VENV)/.dev ## Update the generated tables in docs/, the dashboard and the PrometheusRule in deploy/.
 	$(BIN)/python -m cogapp -r $(GENERATED)
+	$(BIN)/python scripts/generate_monitoring.py --write
 
 # All locks agree with serve.txt, so one environment can hold serve, test and dev. No lock contains an index address.
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml

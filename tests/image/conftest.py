@@ -16,9 +16,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> str:
     packages = "python3,python3-venv,ca-certificates"
     run("mmdebstrap", "--quiet", "--variant=minbase", f"--include={packages}", "bookworm", str(base))
     run("podman", "import", str(base), BASE)
-    mounts = [option for path in HOST_PIP_SETTINGS if path.exists() for option in ("-v", f"{path}:{path}:ro")]
-    run(
-        "buildah", "bud", "--isolation", "chroot", "--network", "host", "--format", "docker", *mounts,
-        "--build-arg", f"BASE_IMAGE={BASE}", "-t", IMAGE, ".",
-    )  # fmt: skip
+    mounts = [f"-v {path}:{path}:ro" for path in HOST_PIP_SETTINGS if path.exists()]
+    flags = ["--isolation chroot", "--network host", *mounts, f"--build-arg BASE_IMAGE={BASE}"]
+    run("make", "image", "ENGINE=buildah", f"TAG={IMAGE}", f"ARGS={' '.join(flags)}")
     return IMAGE

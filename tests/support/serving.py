@@ -82,6 +82,10 @@ class RunningWorker:
             if labels[2] == method and count
         }
 
+    def stream_messages(self) -> dict[str, int]:
+        """Return how many messages of streams ended, by code."""
+        return {code: int(count) for (code,), count in self.series("digitserve_stream_messages").items() if count}
+
     def started(self, method: str = "Classify") -> int:
         """Return how many calls of a method were started."""
         return next(int(n) for labels, n in self.series("grpc_server_started").items() if labels[2] == method)

@@ -149,11 +149,10 @@ class Target:
         """
         from digitserve.client import Client
 
-        if self.address is None:
-            # That service is on this machine, whatever its host is called. gRPC core reads this variable before no_proxy.
-            os.environ["no_grpc_proxy"] = local_host()
+        # The service with the same environment is on this machine, whatever its host is called.
+        use_proxy = self.address is not None
         with _bad_parameters():
-            return Client(self.address or _local_address(), **self.credentials, **options)
+            return Client(self.address or _local_address(), use_proxy=use_proxy, **self.credentials, **options)
 
     def resolve(self) -> tuple[str, bool, "Credentials"]:
         """Return ``host:port``, whether to use TLS, and the credentials, for another client.

@@ -1,4 +1,4 @@
-"""Handler of ``Classify``.
+"""Handler of ``Classify`` and ``ModelInfer``, which differ in the encoding of requests and answers only.
 
     transport ──on_message──▶ ClassifyHandler ──admit──▶ Pipeline ──reply──▶ CallResponder ──▶ UnaryCall
 
@@ -10,13 +10,16 @@ from collections.abc import Callable
 
 from digitserve.batching.pipeline import PendingRequest, Pipeline
 from digitserve.errors import DeadlineUnmeetable, InvalidRequest, RequestError
-from digitserve.protocol.codec import Limits, decode
-from digitserve.protocol.names import CLASSIFY, Code
+from digitserve.protocol.codec import Limits, Request, decode
+from digitserve.protocol.names import CLASSIFY, Code, Method
 from digitserve.protocol.status import INTERNAL, Status
 from digitserve.telemetry.recorder import Recorder
 from digitserve.telemetry.request_log import Caller
 from digitserve.transport.handlers import UnaryCall, unanswered_code
 from digitserve.types import Source
+
+Decode = Callable[[bytes, Limits], Request]
+"""Decodes and checks a message; raises ``InvalidRequest`` or ``NotServed``."""
 
 _INVALID = {Code.INVALID_ARGUMENT, Code.UNIMPLEMENTED, Code.INTERNAL}
 """Codes with which a transport fails invalid requests: without a message, or with an unknown or invalid encoding. Requests that
@@ -29,13 +32,12 @@ class CallResponder:
     Attributes: see ``Responder``.
     """
 
-    __slots__ = ("_call", "_handler", "accepted", "deadline", "source")
-
-    completes = CLASSIFY
+    __slots__ = ("_call", "_handler", "accepted", "completes", "deadline", "source")
 
     def __init__(self, handler: "ClassifyHandler", call: UnaryCall) -> None:
         self._handler = handler
         self._call = call
+        self.completes = handler.method
         self.accepted = call.accepted
         self.deadline = call.deadline
         self.source = call.source
@@ -64,11 +66,25 @@ class CallResponder:
 
 
 class ClassifyHandler:
-    """Decodes and admits ``Classify`` calls; owned by the worker."""
+    """Decodes and admits the calls of one method; owned by the worker.
+
+    Attributes:
+        method: whose calls it handles.
+    """
 
     def __init__(
-        self, pipeline: Pipeline, limits: Limits, recorder: Recorder, clock: Callable[[], float] = time.monotonic
+        self,
+        pipeline: Pipeline,
+        limits: Limits,
+        recorder: Recorder,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        method: Method = CLASSIFY,
+        decode: Decode = decode,
     ) -> None:
+        """Admit to a pipeline what ``decode`` makes of the messages of ``method``."""
+        self.method = method
+        self._decode = decode
         self._pipeline = pipeline
         self._limits = limits
         self._recorder = recorder
@@ -86,17 +102,17 @@ class ClassifyHandler:
         status = self._refusals.get(error)
         if status is None:
             status = self._refusals[error] = Status.from_error(error)
-        self._recorder.call_refused(CLASSIFY, status.code, error.reason)
+        self._recorder.call_refused(self.method, status.code, error.reason)
         return status
 
     def on_accept(self, call: UnaryCall) -> None:  # noqa: ARG002 - the interface of handlers
         """Record the call."""
-        self._recorder.call_started(CLASSIFY)
+        self._recorder.call_started(self.method)
 
     def on_message(self, call: UnaryCall, body: bytes) -> None:
         """Check and admit the request, or reject it."""
         try:
-            call.context = self._pipeline.admit(CallResponder(self, call), decode(body, self._limits))
+            call.context = self._pipeline.admit(CallResponder(self, call), self._decode(body, self._limits))
         except RequestError as error:
             self.reject(call, error, len(body))
         except Exception:
@@ -149,9 +165,9 @@ class ClassifyHandler:
 
     def _record_end(self, call: UnaryCall, status: Status, reason: str, num_bytes: int | None = None) -> None:
         now = self._clock()
-        self._recorder.call_ended(CLASSIFY, status.code, now - call.accepted)
+        self._recorder.call_ended(self.method, status.code, now - call.accepted)
         requests = self._recorder.requests
         if requests.admits(reason, now):
             pending: PendingRequest | None = call.context
             fields = {"request_bytes": num_bytes} if pending is None else pending.log_fields(now)
-            requests.write("call failed", CLASSIFY, call, status.code, reason, now, status.message, **fields)
+            requests.write("call failed", self.method, call, status.code, reason, now, status.message, **fields)

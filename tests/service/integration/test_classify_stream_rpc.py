@@ -235,6 +235,17 @@ def test_a_request_that_can_never_fit_is_rejected_in_its_place(models: Path, tra
     assert outcomes == [[1], -3, [2]]
 
 
+def test_each_message_is_counted_once_with_the_code_of_its_answer(models: Path, transport: str) -> None:
+    """Answered, invalid and too large messages: the availability of the service is computed from these counts."""
+    with run_worker(models, transport=transport, max_pending_images=16, max_request_bytes=100_000) as worker:
+        invalid = pb.ClassifyRequest(pixels=b"1")
+        list(worker.stream([echo_request(1), invalid, echo_request(*range(17)), echo_request(2)]))
+        with pytest.raises(grpc.RpcError):
+            list(worker.stream([echo_request(*range(200))]))
+        counts = {"OK": 2, "InvalidArgument": 2, "ResourceExhausted": 1}
+        wait_until(lambda: worker.stream_messages() == counts, "all messages are counted")
+
+
 def test_a_message_over_the_limit_ends_the_stream_after_earlier_answers(models: Path, transport: str) -> None:
     """A message over the limit is discarded: earlier messages are answered, then the stream ends with the reason."""
     with run_worker(models, transport=transport, max_request_bytes=100_000) as worker:
