@@ -10,7 +10,6 @@ import json
 import re
 import sys
 import tomllib
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
