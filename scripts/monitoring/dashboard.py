@@ -70,8 +70,7 @@ def dashboard_json() -> str:
             for panel in panels:
                 built.with_panel(panel)
     described = json.loads(JSONEncoder().encode(built.build()))
-    # The SDK writes fields that Grafana's schema does not have; they are removed.
-    # Stable numbers, so that links to panels stay valid until a panel is inserted.
+    # Numbers keep links to panels valid until a panel is inserted. Fields of the SDK that Grafana's schema lacks are removed.
     every = [one for panel in described["panels"] for one in (panel, *panel.get("panels", []))]
     for number_of_panel, panel in enumerate(every, start=1):
         panel["id"] = number_of_panel
