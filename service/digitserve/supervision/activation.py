@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from digitserve.errors import BundleError, NoModelError, StartupError
 from digitserve.inference.active_file import active_path, read_active, write_active
-from digitserve.inference.bundle import Manifest, find_bundle, list_versions, read_bundle
+from digitserve.inference.bundle import Manifest, find_bundle, is_bundle, list_versions, read_bundle
 from digitserve.supervision.verification import verify
 
 
@@ -64,7 +64,7 @@ def list_models(models: Path) -> Iterator[ListedVersion]:
     """Yield all versions of all models, in order; the networks are not run.
 
     Args:
-        models: folder of all models.
+        models: folder of all models, or of one bundle.
 
     Raises:
         BundleError: the folder cannot be read, or has no model.
@@ -74,7 +74,7 @@ def list_models(models: Path) -> Iterator[ListedVersion]:
             yield found
             continue
         try:
-            yield found._replace(manifest=read_bundle(find_bundle(models, found.name, found.version)).manifest)
+            yield found._replace(manifest=read_bundle(_folder(models, found)).manifest)
         except BundleError as error:
             yield found._replace(problem=str(error))
 
@@ -94,13 +94,28 @@ def verify_models(models: Path, chosen: Sequence[tuple[str, int]] = ()) -> Itera
             yield found
             continue
         try:
-            yield found._replace(manifest=verify(find_bundle(models, found.name, found.version)))
+            # A single bundle has no versions to choose from.
+            folder = find_bundle(models, found.name, found.version) if chosen else _folder(models, found)
+            yield found._replace(manifest=verify(folder))
         except StartupError as error:
             yield found._replace(problem=str(error))
 
 
+def _folder(models: Path, found: ListedVersion) -> Path:
+    """Return the folder of a version that ``_find_versions`` found."""
+    return models if is_bundle(models) else find_bundle(models, found.name, found.version)
+
+
 def _find_versions(models: Path) -> Iterator[ListedVersion]:
-    """Yield all versions of all models, in order, without reading the bundles."""
+    """Yield all versions of all models, in order, without reading the bundles; of a single bundle, what its manifest states."""
+    if is_bundle(models):
+        try:
+            manifest = read_bundle(models).manifest
+        except BundleError as error:
+            yield ListedVersion(models.absolute().name, None, active=True, problem=str(error))
+        else:
+            yield ListedVersion(manifest.name, manifest.version, active=True)
+        return
     try:
         names = sorted(entry.name for entry in models.iterdir() if not entry.name.startswith("."))
     except (FileNotFoundError, NotADirectoryError):
