@@ -375,7 +375,9 @@ def _check_manifest(manifest: Manifest, path: Path) -> None:
     ):
         raise BundleError("manifest", f"it describes {described} but is in {path}")
     if type(manifest.version) is not int or not VERSION.fullmatch(str(manifest.version)):
-        raise BundleError("manifest", f"version is {manifest.version!r}; expected a positive integer of at most 9 digits")
+        raise BundleError(
+            "manifest", f"version is {manifest.version!r}; expected a positive integer of at most 9 digits"
+        )
     if not is_name(manifest.name):
         raise BundleError("manifest", f"name is {str(manifest.name)[:MAX_LABEL_LENGTH]!r}; expected {NAME_RULE}")
     if not isinstance(manifest.sha256, str) or not _SHA256.fullmatch(manifest.sha256):
