@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from digitserve.errors import BundleError, NoModelError, StartupError
 from digitserve.inference.active_file import active_path, read_active, write_active
-from digitserve.inference.bundle import Manifest, find_bundle, list_versions, read_bundle
+from digitserve.inference.bundle import Manifest, find_bundle, is_bundle, list_versions, read_bundle
 from digitserve.supervision.verification import verify
 
 
@@ -42,8 +42,9 @@ class ListedVersion(NamedTuple):
     """A version of a model, or a file of a model that cannot be used.
 
     Attributes:
-        name: of the model.
-        version: its number; None if the problem is of the whole model, such as an active file that cannot be read.
+        name: of the model; that of the folder if it is one bundle itself, and its manifest is not known.
+        version: its number; None if it is not known, or if the problem is of the whole model, such as an active file that cannot
+            be read.
         active: whether services serve it.
         manifest: None if there is a problem.
         problem: the check that failed, or None.
@@ -59,22 +60,26 @@ class ListedVersion(NamedTuple):
         """Return name and version, as in ``digits/4``."""
         return self.name if self.version is None else f"{self.name}/{self.version}"
 
+    def described(self, manifest: Manifest) -> "ListedVersion":
+        """Return it with its manifest, which also knows name and version."""
+        return self._replace(name=manifest.name, version=manifest.version, manifest=manifest)
+
 
 def list_models(models: Path) -> Iterator[ListedVersion]:
     """Yield all versions of all models, in order; the networks are not run.
 
     Args:
-        models: folder of all models.
+        models: folder of all models, or one bundle.
 
     Raises:
         BundleError: the folder cannot be read, or has no model.
     """
     for found in _find_versions(models):
-        if found.problem is not None or found.version is None:
+        if found.problem is not None:
             yield found
             continue
         try:
-            yield found._replace(manifest=read_bundle(find_bundle(models, found.name, found.version)).manifest)
+            yield found.described(read_bundle(find_bundle(models, found.name, found.version)).manifest)
         except BundleError as error:
             yield found._replace(problem=str(error))
 
@@ -83,24 +88,27 @@ def verify_models(models: Path, chosen: Sequence[tuple[str, int]] = ()) -> Itera
     """Verify versions as a worker does when it starts, on the CPU, and yield each with its problem.
 
     Args:
-        models: folder of all models.
+        models: folder of all models, or one bundle.
         chosen: names and versions; all by default.
 
     Raises:
         BundleError: the folder cannot be read, or has no model.
     """
     for found in [_find_version(models, *one) for one in chosen] or _find_versions(models):
-        if found.problem is not None or found.version is None:
+        if found.problem is not None:
             yield found
             continue
         try:
-            yield found._replace(manifest=verify(find_bundle(models, found.name, found.version)))
+            yield found.described(verify(find_bundle(models, found.name, found.version)))
         except StartupError as error:
             yield found._replace(problem=str(error))
 
 
 def _find_versions(models: Path) -> Iterator[ListedVersion]:
     """Yield all versions of all models, in order, without reading the bundles."""
+    if is_bundle(models):
+        yield ListedVersion(models.absolute().name, None, active=True)
+        return
     try:
         names = sorted(entry.name for entry in models.iterdir() if not entry.name.startswith("."))
     except (FileNotFoundError, NotADirectoryError):
