@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 GENERATED := docs/models.md docs/reference/settings.md docs/reference/metrics.md
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-service testimage fuzz lint format train bench soak chaos image stubs lock docs clean
+.PHONY: help serve test test-service test-versions testimage fuzz lint format train bench soak chaos image stubs lock docs clean
 
 help: ## List the targets.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -52,8 +52,23 @@ PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile
 test: $(VENV)/.dev ## Run all tests except those of the image. ARGS=... is passed to pytest (folders, -k, --numprocesses 0 for one process, ...).
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
+WITHOUT_TENSORFLOW := tests/service tests/client tests/bench tests/deploy tests/fuzz
 test-service: $(VENV)/.test ## Run the tests of service, client, bench, deployment and fuzzing, without TensorFlow.
-	$(BIN)/python -m pytest $(PARALLEL) tests/service tests/client tests/bench tests/deploy tests/fuzz $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(WITHOUT_TENSORFLOW) $(ARGS)
+
+# With LOCK=dev TESTS=tests/training: those of training. CI runs the tests of the client, the package and a part of the service.
+VERSIONS ?= 3.12 3.13
+LOCK     ?= test
+TESTS    ?= $(WITHOUT_TENSORFLOW)
+test-versions: $(VENV)/.dev ## Run the tests of service, client, ... on other versions of Python: VERSIONS="3.12 3.13" TESTS=...
+	@set -e; for version in $(VERSIONS); do \
+	  python=$$($(BIN)/python scripts/find_python.py $$version); folder=$(abspath $(VENV))-$$version; \
+	  echo "Testing on $$python ..."; \
+	  $(BIN)/uv venv --quiet --clear --no-project --python $$python $$folder; \
+	  $(BIN)/uv pip sync --quiet --require-hashes --python $$folder requirements/$(LOCK).txt; \
+	  $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --python $$folder -e .; \
+	  PATH=$$folder/bin:$$PATH $$folder/bin/python -m pytest $(PARALLEL) $(TESTS) $(ARGS); \
+	done
 
 testimage: $(VENV)/.dev ## Build the image on a base of Debian packages and test it (needs root, podman, buildah, runc, mmdebstrap).
 	$(BIN)/python -m pytest tests/image $(ARGS)
@@ -61,13 +76,14 @@ testimage: $(VENV)/.dev ## Build the image on a base of Debian packages and test
 fuzz: $(VENV)/.fuzz ## Fuzz all hostile input with coverage guidance (10 minutes per target; ARGS="images --seconds 3600" for one).
 	PYTHONPATH=tests $(BIN)/python tests/fuzz/guided.py $(ARGS)
 
-lint: $(VENV)/.dev ## Check style, types, import layers, the proto, generated stubs and generated tables.
+lint: $(VENV)/.dev ## Check style, types, import layers, the proto, generated stubs, tables, dashboard and rules.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python scripts/check_generated.py
 	$(BIN)/python -m cogapp --check --diff $(GENERATED)
+	$(BIN)/python scripts/generate_monitoring.py
 
 format: $(VENV)/.dev ## Apply the automatic fixes of ruff and format the code.
 	$(BIN)/ruff check --fix .
@@ -99,22 +115,23 @@ image: ## Build the container image. TARGET=cuda: for GPUs (experimental). ENGIN
 stubs: $(VENV)/.dev ## Regenerate the Python modules of the protocol.
 	$(BIN)/python scripts/check_generated.py --write
 
-docs: $(VENV)/.dev ## Update the generated tables in docs/.
+docs: $(VENV)/.dev ## Update the generated tables in docs/, the dashboard and the PrometheusRule in deploy/.
 	$(BIN)/python -m cogapp -r $(GENERATED)
+	$(BIN)/python scripts/generate_monitoring.py --write
 
 # All locks agree with serve.txt, so one environment can hold serve, test and dev. No lock contains an index address.
-# onnxruntime and onnxruntime-gpu install the same files, so an environment can hold only one: cuda.txt omits onnxruntime.
-LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml
+COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml
 lock: $(VENV)/.dev ## Resolve the dependencies of pyproject.toml and write requirements/*.txt.
-	$(LOCK) --extra serve --extra bench --group build --output-file requirements/serve.txt $(ARGS)
-	$(LOCK) --extra training --extra bench --group build --group dev --group bench -c requirements/serve.txt --output-file requirements/dev.txt $(ARGS)
-	$(LOCK) --extra serve --extra bench --extra plot --group build --group test --group bench -c requirements/dev.txt --output-file requirements/test.txt $(ARGS)
-	$(subst pyproject.toml,,$(LOCK)) --group stubs --output-file requirements/stubs.txt $(ARGS)
-	$(LOCK) --resolution lowest-direct --extra serve --output-file requirements/oldest.txt $(ARGS)
-	$(LOCK) --output-file requirements/newest.txt $(ARGS)
-	$(LOCK) --group tritonclient --output-file requirements/tritonclient.txt $(ARGS)
-	$(subst pyproject.toml,,$(LOCK)) --group fuzz -c requirements/dev.txt --output-file requirements/fuzz.txt $(ARGS)
-	$(LOCK) --extra cuda --extra bench --group build -c requirements/serve.txt --no-emit-package onnxruntime --output-file requirements/cuda.txt $(ARGS)
+	$(COMPILE) --extra serve --extra bench --group build --output-file requirements/serve.txt $(ARGS)
+	$(COMPILE) --extra training --extra bench --group build --group dev --group bench -c requirements/serve.txt --output-file requirements/dev.txt $(ARGS)
+	$(COMPILE) --extra serve --extra bench --extra plot --group build --group test --group bench -c requirements/dev.txt --output-file requirements/test.txt $(ARGS)
+	$(subst pyproject.toml,,$(COMPILE)) --group stubs --output-file requirements/stubs.txt $(ARGS)
+	$(COMPILE) --resolution lowest-direct --output-file requirements/oldest.txt $(ARGS)
+	$(COMPILE) --resolution lowest-direct --extra serve --output-file requirements/oldest-serve.txt $(ARGS)
+	$(COMPILE) --output-file requirements/newest.txt $(ARGS)
+	$(COMPILE) --group tritonclient --output-file requirements/tritonclient.txt $(ARGS)
+	$(subst pyproject.toml,,$(COMPILE)) --group fuzz -c requirements/dev.txt --output-file requirements/fuzz.txt $(ARGS)
+	$(COMPILE) --extra cuda --extra bench --group build -c requirements/serve.txt --output-file requirements/cuda.txt $(ARGS)
 
 clean: ## Remove the virtual environment and caches; keep models/ and runs/.
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -29,7 +29,7 @@ class Proto:
     Attributes:
         source: its path in ``proto/``.
         package: folder of its stubs in ``service/``; descriptors name the proto by this folder.
-        ours: whether it is our own, which follows buf's style rules.
+        ours: whether it is our own, which follows buf's style rules and has stubs for grpcio; others have messages only.
     """
 
     source: Path
@@ -37,7 +37,10 @@ class Proto:
     ours: bool = True
 
 
-PROTOS = (Proto(Path("digitserve/v1/digits.proto"), Path("digitserve/v1")),)
+PROTOS = (
+    Proto(Path("digitserve/v1/digits.proto"), Path("digitserve/v1")),
+    Proto(Path("inference/open_inference.proto"), Path("digitserve/open_inference"), ours=False),
+)
 
 
 def check_style() -> bool:
@@ -129,12 +132,13 @@ def _generate(folder: Path) -> None:
     subprocess.run([uv, "venv", "--quiet", "--no-project", f"--python={sys.executable}", environment], check=True)
     subprocess.run([uv, "pip", "sync", "--quiet", "--require-hashes", f"--python={environment}", lock], check=True)
     for proto in PROTOS:
+        kinds = ["python", "pyi", *(["grpc_python"] if proto.ours else [])]
         subprocess.run(
             [
                 environment / "bin" / "python", "-m", "grpc_tools.protoc",
                 f"-I{proto.package}={ROOT / 'proto' / proto.source.parent}",
                 f"-I{GOOGLEAPIS}",
-                *(f"--{kind}_out={stubs}" for kind in ("python", "pyi", "grpc_python")),
+                *(f"--{kind}_out={stubs}" for kind in kinds),
                 str(proto.package / proto.source.name),
             ],
             check=True,

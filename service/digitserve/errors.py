@@ -24,6 +24,7 @@
     │   └── Draining
     ├── StartupError
     │   ├── BundleError
+    │   │   └── NoModelError
     │   ├── ProviderError
     │   └── SettingsError
     ├── ImageFileError
@@ -114,6 +115,13 @@ class BundleError(StartupError):
         text = "".join(character if character.isprintable() else "?" for character in text)
         super().__init__(f"check '{check}' failed: {text}")
         self.check = check
+
+
+class NoModelError(BundleError):
+    """The folder of the models has no version of the model; commands add how to get one."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("files", message)
 
 
 class ProviderError(StartupError):

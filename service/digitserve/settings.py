@@ -8,7 +8,7 @@ workers. This module imports nothing heavy, because every command and every work
 import contextlib
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
@@ -201,8 +201,20 @@ class Settings:
         "it, at least 1000. Beyond it, the connection is closed. Native transport only.",
         Bounds(100, 1_000_000),
     )
-    models: Path = _setting(_MODELS, _MODEL, "Folder of the model bundles, <name>/<version>/.")
+    models: Path = _setting(
+        _MODELS,
+        _MODEL,
+        "Folder of the model bundles, <name>/<version>/. It may also be one bundle itself; then --model is not used, and no "
+        "version can be selected.",
+    )
     model: str = _setting("digits", _MODEL, "Name of the model to serve.")
+    served_name: str | None = _setting(
+        None,
+        _MODEL,
+        "Name of the model for clients, if it differs from that of the bundle: in answers and in requests of the Open Inference "
+        "Protocol. KServe uses the name of the InferenceService.",
+        shown="that of the bundle",
+    )
     model_version: int | None = _setting(
         None,
         _MODEL,
@@ -354,21 +366,24 @@ _INJECTED = ("tcp://", "udp://", "sctp://")
 """Start of the values that Kubernetes injects for the port of a Service."""
 
 
-def environment_value(setting: Field[Any], environ: Mapping[str, str]) -> str | None:
+def environment_value(
+    setting: Field[Any], environ: Mapping[str, str], on_injected: Callable[[str, str], object] | None = None
+) -> str | None:
     """Return the text of a setting's environment variable, or ``None`` if the setting is not set there.
 
     An empty variable counts as not set: Compose files and Helm charts pass on empty variables. A port with a value such as
-    ``tcp://ADDRESS:PORT`` also counts as not set, with a warning on standard error: Kubernetes injects
-    ``DIGITSERVE_GRPC_PORT=tcp://...`` into each container of a namespace that has a Service named ``digitserve-grpc``.
+    ``tcp://ADDRESS:PORT`` also counts as not set: Kubernetes injects ``DIGITSERVE_GRPC_PORT=tcp://...`` into each container of a
+    namespace that has a Service named ``digitserve-grpc``. The other variables that it injects are names of no setting.
 
     Args:
         setting: a field of ``Settings``.
         environ: usually ``os.environ``.
+        on_injected: called with the variable and the value that Kubernetes injected; by default, standard error gets a line.
     """
     variable = environment_variable(setting)
     value = environ.get(variable)
     if value and variable.endswith("_PORT") and value.startswith(_INJECTED):
-        _warn_ignored(variable, value)
+        (on_injected or _warn_ignored)(variable, value)
         return None
     return value or None
 

@@ -44,6 +44,7 @@ from digitserve.inference.bundle import Bundle, Manifest, parse_bundle
 from digitserve.inference.bundle_files import BundleFiles
 from digitserve.inference.session import Session
 from digitserve.protocol.codec import Limits
+from digitserve.protocol.infer import InferDecoder
 from digitserve.protocol.names import (
     CLASSIFY,
     CLASSIFY_STREAM,
@@ -51,6 +52,7 @@ from digitserve.protocol.names import (
     HEALTH_CHECK,
     HEALTH_LIST,
     HEALTH_WATCH,
+    MODEL_INFER,
     REFLECTION,
     REFLECTION_V1,
     Method,
@@ -59,11 +61,12 @@ from digitserve.settings import Settings
 from digitserve.telemetry.block import Block
 from digitserve.telemetry.recorder import Recorder
 from digitserve.telemetry.request_log import RequestLog
-from digitserve.transport.classify import ClassifyHandler
+from digitserve.transport.classify import ClassifyHandler, InferResponder
 from digitserve.transport.classify_stream import ClassifyStreamHandler
 from digitserve.transport.handlers import Respond, Server, StreamHandler, UnaryHandler
 from digitserve.transport.health import Health
 from digitserve.transport.model import ModelHandler
+from digitserve.transport.open_inference import OpenInference
 from digitserve.transport.reflection import ReflectionHandler, Schema
 from digitserve.transport.respond import RespondHandler
 from digitserve.types import native_framing
@@ -139,7 +142,8 @@ class Worker:
             StartupError: a bundle or the execution provider failed a check.
         """
         self._settings = settings
-        model = f"{bundle.manifest.name}/{bundle.manifest.version}"
+        served = bundle.served_as(settings.served_name)
+        model = f"{served.manifest.name}/{served.manifest.version}"
         requests = RequestLog(settings.log_requests_per_s, settings.log_slow_s or math.inf, model)
         self._recorder = Recorder(block, bundle.manifest.labels, requests)
         session = Session(bundle, device=settings.device, num_threads=num_threads)
@@ -160,7 +164,7 @@ class Worker:
             image_s=session.warm_up(settings.batch_limit),
             work_s=FRAMING_UNIT_S,
         )
-        self._pipeline = Pipeline(self._batcher, session, bundle, self._recorder, shadow=self._shadow)
+        self._pipeline = Pipeline(self._batcher, session, served, self._recorder, shadow=self._shadow)
         self._streams = ClassifyStreamHandler(self._pipeline, limits, settings.batch_limit, self._recorder)
         self._health = Health(self._recorder, settings.connection_limit)
         self._reflections: dict[Method, ReflectionHandler] = {}
@@ -168,16 +172,22 @@ class Worker:
             schema = Schema()
             for method in (REFLECTION, REFLECTION_V1):
                 self._reflections[method] = ReflectionHandler(method, schema, self._recorder)
+        manifest = served.manifest
+        decoder = InferDecoder(manifest.name, str(manifest.version), manifest.labels)
         respond: dict[Method, Respond] = {
-            GET_MODEL: ModelHandler(bundle, session.provider, limits, settings.batch_limit),
+            GET_MODEL: ModelHandler(served, session.provider, limits, settings.batch_limit),
             HEALTH_CHECK: self._health.check,
             HEALTH_LIST: self._health.list_services,
+            **OpenInference(manifest, lambda: self._health.serving).handlers,
         }
         self._server = _new_server(
             settings,
             self._recorder,
             unary={
                 CLASSIFY: ClassifyHandler(self._pipeline, limits, self._recorder),
+                MODEL_INFER: ClassifyHandler(
+                    self._pipeline, limits, self._recorder, responder=InferResponder, decode=decoder.decode
+                ),
                 **{method: RespondHandler(method, handler, self._recorder) for method, handler in respond.items()},
             },
             streams={CLASSIFY_STREAM: self._streams, HEALTH_WATCH: self._health, **self._reflections},

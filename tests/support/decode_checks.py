@@ -10,14 +10,13 @@ from digitserve.v1 import digits_pb2 as pb
 from support.protobuf import field
 
 LIMITS = Limits(model_version="7", max_side=40, max_images=6, max_request_bytes=1 << 20)
-EXPECTATIONS = ("expected", "split it", "use FRAMING_MNIST")
 
 
 def assert_helpful(error: Exception) -> None:
     """The message states what was got and what was expected, and is short enough for a header."""
     text = str(error)
     assert "got" in text
-    assert any(word in text for word in EXPECTATIONS)
+    assert "expected" in text
     assert len(text) < 1000
     assert text.isprintable()
 

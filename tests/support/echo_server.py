@@ -29,8 +29,8 @@ ECHO_STREAM = Method("bidi_stream", "test.Echo", "EchoStream")
 class Echo:
     """Answers with the request; some requests ask for something else.
 
-    ``wait`` is not answered, ``fail`` fails with details, ``flaky`` fails every second time, ``size N`` gets N bytes, and
-    ``unknown TEXT`` fails with status UNKNOWN and this text.
+    ``wait`` is not answered, ``fail`` fails with details, ``flaky`` and what begins with it fails every second time, ``full``
+    fails as if the queue was full, ``size N`` gets N bytes, and ``unknown TEXT`` fails with status UNKNOWN and this text.
 
     Attributes:
         ends: number of calls by how they ended.
@@ -52,12 +52,15 @@ class Echo:
         if body == b"wait":
             self.waiting.append(call)
             return
-        self._num_flaky += body == b"flaky"
+        is_flaky = body.startswith(b"flaky")
+        self._num_flaky += is_flaky
         if body == b"fail":
             self._fail(call, Status(Code.NOT_FOUND, "not found: ü %", retry_after_s=1.5))
         elif body.startswith(b"unknown "):
             self._fail(call, Status(Code.UNKNOWN, body[8:].decode()))
-        elif body == b"flaky" and self._num_flaky % 2:
+        elif body == b"full":
+            self._fail(call, Status(Code.RESOURCE_EXHAUSTED, "the queue is full", retry_after_s=0.25))
+        elif is_flaky and self._num_flaky % 2:
             self._fail(call, Status(Code.UNAVAILABLE, "once more", retry_after_s=0.001))
         else:
             self.ends["answered"] += 1

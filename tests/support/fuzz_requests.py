@@ -15,6 +15,7 @@ from digitserve.v1 import digits_pb2 as pb
 from digitserve.vision.framing import MAX_LOOKS, Framed, frame, frame_colors
 from support.decode_checks import check_decode
 from support.fuzz_source import CHOICES, Source, Target
+from support.infer_checks import check_infer, infer_request
 
 MAX_OPERATIONS = 40_000
 """Most function calls, into numpy too, for one image. A digit takes 100 to 400; the worst pattern found, 10,891.
@@ -210,7 +211,24 @@ def _message_seeds() -> Iterator[bytes]:
         yield pb.ClassifyRequest(**full | changes).SerializeToString()  # type: ignore[arg-type] # of each field
 
 
+def _infer_seeds() -> Iterator[bytes]:
+    """Return requests of ModelInfer with each field, and others that are wrong in one."""
+    full = infer_request(
+        bytes(45), (1, 3, 5, 3), id="a", model_version="7", outputs=("verdict", "probabilities:3", "label", "ood_score"),
+        parameters=(("ink", "auto"), ("framing", "mnist"), ("priority", 1)),
+    )  # fmt: skip
+    yield full.SerializeToString()
+    yield infer_request(bytes(1568), (2, 28, 28), parameters=(("framing", "as_is"),)).SerializeToString()
+    yield infer_request(bytes(15), (1, 3, 5), raw=False, outputs=("probabilities",)).SerializeToString()
+    yield infer_request(bytes(784), (1, 28, 28, 1), raw=False, id="b").SerializeToString()
+    for fields in ({"model_name": "x"}, {"model_version": "x"}, {"id": "x" * 1025}):
+        yield infer_request(bytes(784), (1, 28, 28, 1), **fields).SerializeToString()
+    for shape in ((2, 3, 5), (1, 15), (1, 3, 5, 2), (0, 3, 5), (-1, 3, 5)):
+        yield infer_request(bytes(15), shape).SerializeToString()
+
+
 TARGETS = {
+    "tensors": Target(check_infer, tuple(_infer_seeds()), 3_000),
     "messages": Target(check_decode, tuple(_message_seeds()), 3_000),
     "framing": Target(framing, (*PICTURES, *CHOICES), 300),
     "batches": Target(batches, (*(b"\3" + picture[1:] * 4 for picture in PICTURES), *CHOICES), 600),

@@ -82,6 +82,10 @@ class RunningWorker:
             if labels[2] == method and count
         }
 
+    def stream_messages(self) -> dict[str, int]:
+        """Return how many messages of streams ended, by code."""
+        return {code: int(count) for (code,), count in self.series("digitserve_stream_messages").items() if count}
+
     def started(self, method: str = "Classify") -> int:
         """Return how many calls of a method were started."""
         return next(int(n) for labels, n in self.series("grpc_server_started").items() if labels[2] == method)
@@ -252,7 +256,12 @@ def command(*arguments: str) -> list[str]:
 
 @contextmanager
 def run_service(
-    models: Path, log: Path, *arguments: str, wrapper: Sequence[str] = (), **environment: str
+    models: Path,
+    log: Path,
+    *arguments: str,
+    wrapper: Sequence[str] = (),
+    program: Sequence[str | Path] = tuple(command()),
+    **environment: str,
 ) -> Iterator[Service]:
     """Run ``digitserve serve`` on free ports after waiting for its banner; stop it at the end of the ``with`` block.
 
@@ -263,13 +272,14 @@ def run_service(
         log: gets standard error.
         arguments: further ones of the command.
         wrapper: a command that runs the command of its arguments.
+        program: ``digitserve``, by default that of this environment.
         environment: further variables.
     """
     with log.open("w") as errors:
         process = subprocess.Popen(
             [
-                *wrapper,
-                *command("serve", "--models", str(models), "--grpc-port", "0", "--http-port", "0", *arguments),
+                *wrapper, *program,
+                "serve", "--models", str(models), "--grpc-port", "0", "--http-port", "0", *arguments,
             ],
             stdout=subprocess.PIPE, stderr=errors, text=True,
             env=os.environ | {"DIGITSERVE_LAME_DUCK_S": "0"} | environment,

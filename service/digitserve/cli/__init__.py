@@ -11,7 +11,7 @@ from digitserve.cli.options import CommandGroup
 __all__ = ["main"]
 
 
-@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("digitserve", cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="digitserve", prog_name="digitserve")
 def main() -> None:
     """Classify images of handwritten digits over gRPC.

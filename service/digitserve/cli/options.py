@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from digitserve.cli.exit_codes import ExitCode, exit_code
-from digitserve.cli.output import CREDENTIALS, open_standard_streams, print_error, with_flags
+from digitserve.cli.output import CREDENTIALS, open_standard_streams, print_error, report, with_flags
 from digitserve.errors import CredentialsError, DigitserveError
 from digitserve.interrupt import exit_when_interrupted, raise_when_interrupted
 from digitserve.settings import Settings, endpoint, environment_value, setting_named
@@ -80,7 +80,7 @@ class CommandGroup(click.Group):
             print_error(f"--{CREDENTIALS[error.argument]}: {error.reason}")
             ctx.exit(exit_code(error))
         except DigitserveError as error:
-            print_error(str(error))
+            report(error)
             ctx.exit(exit_code(error))
         finally:
             if exits:
@@ -111,11 +111,10 @@ def require_extra(extra: str) -> None:
     Raises:
         MissingExtraError: one is not; the message states how to install it.
     """
-    for module in _REQUIRED_MODULES[extra]:
-        if find_spec(module) is None:
-            raise MissingExtraError(
-                f"'digitserve {extra}' needs the package '{module}': pip install 'digitserve[{extra}]'"
-            )
+    if missing := [module for module in _REQUIRED_MODULES[extra] if find_spec(module) is None]:
+        raise MissingExtraError(
+            f"'{click.get_current_context().command_path}' needs {', '.join(missing)}: pip install 'digitserve[{extra}]'"
+        )
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -150,11 +149,10 @@ class Target:
         """
         from digitserve.client import Client
 
-        if self.address is None:
-            # That service is on this machine, whatever its host is called. gRPC core reads this variable before no_proxy.
-            os.environ["no_grpc_proxy"] = local_host()
+        # The service with the same environment is on this machine, whatever its host is called.
+        use_proxy = self.address is not None
         with _bad_parameters():
-            return Client(self.address or _local_address(), **self.credentials, **options)
+            return Client(self.address or _local_address(), use_proxy=use_proxy, **self.credentials, **options)
 
     def resolve(self) -> tuple[str, bool, "Credentials"]:
         """Return ``host:port``, whether to use TLS, and the credentials, for another client.

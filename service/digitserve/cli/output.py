@@ -6,6 +6,7 @@ import sys
 import click
 
 from digitserve.cli.exit_codes import ExitCode
+from digitserve.errors import DigitserveError, NoModelError
 
 _STDERR = 2
 
@@ -24,6 +25,18 @@ _ADVICE = {
     "pass clear_text_token": "pass --clear-text-token",
 }
 """Arguments in the advice of the client library, and the flags of the commands for them."""
+
+
+HOW_TO_GET_A_MODEL = """\
+The package contains no model. To get one:
+  - use the folder 'models' of digitserve's source code, or '/models' of its container image:
+      digitserve serve --models FOLDER        (or DIGITSERVE_MODELS=FOLDER)
+  - or train one, on MNIST, in the folder 'models' here:
+      pip install 'digitserve[training]'
+      digitserve-train train --run-dir runs/first
+      digitserve-train export runs/first
+'digitserve models list --models FOLDER' shows what a folder contains."""
+"""Printed after a ``NoModelError``."""
 
 
 def open_standard_streams() -> None:
@@ -58,6 +71,13 @@ def print_line(text: str) -> None:
 def print_error(message: str) -> None:
     """Print an error as one line on standard error; names of arguments in the client library's advice become flags."""
     click.echo(f"digitserve: {with_flags(message)}", err=True)
+
+
+def report(error: DigitserveError, prefix: str = "") -> None:
+    """Print an error as ``print_error`` does; if there is no model, also how to get one."""
+    print_error(f"{prefix}{error}")
+    if isinstance(error, NoModelError):
+        click.echo(HOW_TO_GET_A_MODEL, err=True)
 
 
 def with_flags(message: str) -> str:

@@ -10,9 +10,12 @@ import click
 
 from digitserve.cli.exit_codes import ExitCode
 from digitserve.cli.options import Command, FiniteRange, Option, require_extra
-from digitserve.cli.output import print_error, print_line
+from digitserve.cli.output import print_line, report
 from digitserve.errors import StartupError
 from digitserve.settings import Settings, environment_value, environment_variable, flag
+
+_INJECTED = "digitserve.injected"
+"""Key of the context: variables that Kubernetes injected, and their values. They are logged once the log is configured."""
 
 
 def _type(setting: Field[Any]) -> "click.ParamType[Any]":
@@ -35,9 +38,9 @@ class _SettingOption(Option):
         super().__init__([flag(setting), setting.name], **arguments)
         self._setting = setting
 
-    def resolve_envvar_value(self, ctx: click.Context) -> str | None:  # noqa: ARG002 - click's signature
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
         """Return the value of the environment variable."""
-        return environment_value(self._setting, os.environ)
+        return environment_value(self._setting, os.environ, ctx.meta.setdefault(_INJECTED, {}).__setitem__)
 
 
 def _option(setting: Field[Any]) -> Option:
@@ -57,14 +60,20 @@ def _option(setting: Field[Any]) -> Option:
 @click.pass_context
 def _serve(context: click.Context, /, *, tune: bool, **values: Any) -> None:
     require_extra("serve")
+    import structlog
+
     from digitserve import log
 
     settings = Settings(**values)
     log.configure(settings.log_format, pid=os.getpid())
+    for variable, value in context.meta.get(_INJECTED, {}).items():
+        structlog.get_logger(__name__).warning(
+            "ignored a variable that Kubernetes injects for a Service", variable=variable, value=value
+        )
     try:
         context.exit(_propose(settings) if tune else _run(settings))
     except StartupError as error:
-        print_error(f"refusing to start: {error}")
+        report(error, "refusing to start: ")
         context.exit(ExitCode.NEGATIVE)
 
 

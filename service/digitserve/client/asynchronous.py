@@ -46,6 +46,7 @@ class AsyncClient:
         token: str | None = None, token_file: FilePath | None = None, clear_text_token: bool = False,
         num_connections: int = NUM_CONNECTIONS, timeout_s: float = 10.0, images_per_request: int = 64,
         max_in_flight: int = MAX_IN_FLIGHT, max_side: int | None = MAX_SIDE,
+        use_proxy: bool = True,
     ) -> None:  # fmt: skip
         """Create the connections, as ``Client`` does; nothing is sent yet."""
         require_positive(
@@ -53,7 +54,7 @@ class AsyncClient:
             max_in_flight=max_in_flight, max_side=max_side,
         )  # fmt: skip
         credentials = Credentials(ca, certificate, key, token, token_file, clear_text_token)
-        self._pool = Pool(open_connections(grpc.aio, address, credentials, num_connections))
+        self._pool = Pool(open_connections(grpc.aio, address, credentials, num_connections, use_proxy=use_proxy))
         self._timeout_s = timeout_s
         self._images_per_request = images_per_request
         self._max_in_flight = max_in_flight

@@ -54,6 +54,7 @@ class Client:
         token: str | None = None, token_file: FilePath | None = None, clear_text_token: bool = False,
         num_connections: int = NUM_CONNECTIONS, timeout_s: float = 10.0, images_per_request: int = 64,
         max_in_flight: int = MAX_IN_FLIGHT, max_side: int | None = MAX_SIDE,
+        use_proxy: bool = True,
     ) -> None:  # fmt: skip
         """Create the connections; nothing is sent yet.
 
@@ -66,11 +67,14 @@ class Client:
             token: bearer token, sent with every call.
             token_file: file with the token instead; it is read again when it has changed.
             clear_text_token: whether to send the token without TLS to another machine; others in the network can read it.
-            num_connections: each is served by one worker of the service, which the kernel chooses at random.
+            num_connections: each is served by one worker of the service, which the kernel chooses at random. If the name of the
+                host has several addresses, so many are opened to each of them.
             timeout_s: default for each call as a whole, however many requests it needs.
             images_per_request: most images in one request.
             max_in_flight: most requests in flight; each further calling thread may have one more.
             max_side: larger images are reduced by block means until no side is longer, in pixels; None sends all as they are.
+            use_proxy: whether calls to other machines use the proxy in the environment (``http_proxy``), as gRPC does. Calls to
+                this machine never do.
 
         Raises:
             InvalidAddress: the address cannot be that of a gRPC service.
@@ -82,7 +86,7 @@ class Client:
             max_in_flight=max_in_flight, max_side=max_side,
         )  # fmt: skip
         credentials = Credentials(ca, certificate, key, token, token_file, clear_text_token)
-        self._pool = Pool(open_connections(grpc, address, credentials, num_connections))
+        self._pool = Pool(open_connections(grpc, address, credentials, num_connections, use_proxy=use_proxy))
         self._timeout_s = timeout_s
         self._images_per_request = images_per_request
         self._max_in_flight = max_in_flight

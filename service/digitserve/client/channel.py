@@ -117,15 +117,15 @@ _PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
 """Environment variables with a proxy that gRPC core uses. Source: github.com/grpc/grpc, doc/environment_variables.md."""
 
 
-def pool_options(target: str) -> tuple[tuple[str, str | int], ...]:
+def pool_options(target: str, *, use_proxy: bool) -> tuple[tuple[str, str | int], ...]:
     """Return the options of a channel in the pool.
 
     Args:
-        target: of ``parse_address``. gRPC sends traffic through ``http_proxy`` by default; to this machine, which a proxy
-            cannot reach by such addresses, channels connect directly. ``localhost`` is one service with an address of IPv4 and
-            one of IPv6. If the service listens on one of them, ``round_robin`` would try the other every second.
+        target: of ``parse_address``. ``localhost`` is one service with an address of IPv4 and one of IPv6. If the service
+            listens on one of them, ``round_robin`` would try the other every second.
+        use_proxy: whether the channel uses the proxy in the environment.
     """
-    options = (*_POOL_OPTIONS, ("grpc.enable_http_proxy", 0)) if is_local(target) else _POOL_OPTIONS
+    options = _POOL_OPTIONS if use_proxy else (*_POOL_OPTIONS, ("grpc.enable_http_proxy", 0))
     return tuple(one for one in options if one != _ROUND_ROBIN) if is_localhost(target) else options
 
 
@@ -143,6 +143,7 @@ class Connection(NamedTuple):
         streams: stub for streams.
         metadata: returns the metadata of a call, with the current token; None without a token.
         security: how it connects.
+        proxy: which proxy it uses, and how to avoid it, as the end of an error message; "" if it uses none.
     """
 
     channels: tuple[Any, Any]
@@ -151,9 +152,12 @@ class Connection(NamedTuple):
     health: Any
     metadata: Callable[[], Metadata | None]
     security: Security
+    proxy: str
 
 
-def open_connections(transport: Any, address: str, credentials: Credentials, num_connections: int) -> list[Connection]:
+def open_connections(
+    transport: Any, address: str, credentials: Credentials, num_connections: int, *, use_proxy: bool = True
+) -> list[Connection]:
     """Create channels and the stubs on them; nothing is sent yet.
 
     Args:
@@ -161,6 +165,8 @@ def open_connections(transport: Any, address: str, credentials: Credentials, num
         address: as a user wrote it.
         credentials: TLS files and token.
         num_connections: how many; all have the same credentials.
+        use_proxy: whether they use the proxy in the environment. A proxy cannot reach this machine by the addresses for which
+            ``is_local`` is true, so those never do.
 
     Raises:
         InvalidAddress: the address cannot be that of a gRPC service.
@@ -170,7 +176,8 @@ def open_connections(transport: Any, address: str, credentials: Credentials, num
     try:
         tls = credentials.check(tls=scheme_tls, local=is_local(target))
         metadata = _metadata(credentials)
-        options = pool_options(target)
+        use_proxy = use_proxy and not is_local(target)
+        options = pool_options(target, use_proxy=use_proxy)
         if tls:
             # Shared, because the authorities are parsed once for each of these objects.
             secure = grpc.ssl_channel_credentials(*credentials.pem())
@@ -179,7 +186,7 @@ def open_connections(transport: Any, address: str, credentials: Credentials, num
             open_channel = partial(transport.insecure_channel, target)
     except CredentialsError as error:
         raise InvalidCredentials(error.argument, error.reason) from None
-    security = Security(target, tls, credentials)
+    security, proxy = Security(target, tls, credentials), _proxy() if use_proxy else ""
     connections = []
     for _ in range(num_connections):
         unary, streams = open_channel(options), open_channel((*options, *STREAM_OPTIONS))
@@ -191,9 +198,15 @@ def open_connections(transport: Any, address: str, credentials: Credentials, num
                 health_pb2_grpc.HealthStub(unary),
                 metadata,
                 security,
+                proxy,
             )
         )
     return connections
+
+
+def _proxy() -> str:
+    variable = next((name for name in _PROXY_VARIABLES if os.environ.get(name)), None)
+    return f"; connections use the proxy in {variable}, except to hosts in no_proxy" if variable else ""
 
 
 def _metadata(credentials: Credentials) -> Callable[[], Metadata | None]:
@@ -234,7 +247,7 @@ _UNKNOWN = Cause()
 def find_cause(one: Connection, error: grpc.RpcError) -> Cause:
     """Find out why a call on a blocking channel failed."""
     if error.code() is grpc.StatusCode.UNAVAILABLE:
-        return Cause(refused=one.security.investigate(error.details() or ""), proxy=_proxy(one.security.target))
+        return Cause(refused=one.security.investigate(error.details() or ""), proxy=one.proxy)
     return find_disconnection(one) if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED else _UNKNOWN
 
 
@@ -245,7 +258,7 @@ async def find_cause_async(one: Connection, error: grpc.RpcError) -> Cause:
         refused = (
             await asyncio.to_thread(one.security.investigate, details) if details.startswith(NOT_CONNECTED) else ""
         )
-        return Cause(refused=refused, proxy=_proxy(one.security.target))
+        return Cause(refused=refused, proxy=one.proxy)
     return await find_disconnection_async(one) if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED else _UNKNOWN
 
 
@@ -274,15 +287,7 @@ def _disconnection(one: Connection, error: grpc.RpcError) -> Cause:
     if error.code() is not grpc.StatusCode.UNAVAILABLE:
         return _UNKNOWN
     details = error.details() or "no details"
-    return Cause(details, one.security.explain(details), _proxy(one.security.target))
-
-
-def _proxy(target: str) -> str:
-    """Return which proxy a call to a target that is not on this machine uses, and how to avoid it; "" for none."""
-    variable = next((name for name in _PROXY_VARIABLES if os.environ.get(name)), None)
-    if variable is None or is_local(target):
-        return ""
-    return f"; connections use the proxy in {variable}, except to hosts in no_proxy"
+    return Cause(details, one.security.explain(details), one.proxy)
 
 
 def to_client_error(error: grpc.RpcError, timeout_s: float, prefix: str = "", cause: Cause = _UNKNOWN) -> ClientError:

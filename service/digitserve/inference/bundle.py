@@ -1,5 +1,7 @@
 """Model bundles: a folder ``<models>/<name>/<version>/`` with one trained network and its description.
 
+The folder of the models may also be one bundle itself, as the storage initializer of KServe leaves it in ``/mnt/models``.
+
     model.onnx      images uint8[N,28,28,1] -> probabilities float32[N,labels], ood_score float32[N]
     manifest.json   the graph's signature and sha256, its training, its measured quality
     golden.npz      a few inputs with the outputs that the exporter computed
@@ -31,7 +33,7 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from digitserve.errors import BundleError
+from digitserve.errors import BundleError, NoModelError
 from digitserve.inference.active_file import active_path, read_active
 from digitserve.inference.bundle_files import BundleFiles
 from digitserve.inference.graph_check import check_graph
@@ -51,6 +53,9 @@ GOLDEN_SCORE_FACTOR = 10
 
 MAX_LABELS, MAX_LABEL_LENGTH = 1000, 256
 """Each label is a value of a metric label and part of answers."""
+
+NAME_RULE = f"1 to {MAX_LABEL_LENGTH} printable characters without '/'"
+"""What ``is_name`` accepts."""
 
 MAX_GOLDEN_BYTES = 1 << 26
 """Largest decompressed size of ``golden.npz``."""
@@ -130,6 +135,10 @@ class Bundle:
     graph: bytes = field(repr=False)
     golden: Golden = field(repr=False)
 
+    def served_as(self, name: str | None) -> "Bundle":
+        """Return the bundle with the name that clients see; its own with None."""
+        return self if name is None else replace(self, manifest=replace(self.manifest, name=name))
+
 
 def graph_signature(num_labels: int) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Return the inputs and outputs that the graph of every bundle has."""
@@ -157,18 +166,41 @@ def list_versions(models: Path, name: str) -> list[int]:
         raise BundleError("files", f"{models / name} cannot be read: {error.strerror}") from None
 
 
+def is_name(name: Any) -> bool:
+    """Return whether this can be the name of a model: it is part of paths, answers and metrics."""
+    return (
+        isinstance(name, str) and name.isprintable() and "/" not in name and 0 < len(name.strip()) <= MAX_LABEL_LENGTH
+    )
+
+
+def is_bundle(folder: Path) -> bool:
+    """Return whether a folder is a bundle, and not a folder of models."""
+    try:
+        return (folder / "manifest.json").is_file()
+    except OSError:
+        return False
+
+
 def find_bundle(models: Path, name: str, version: int | None = None) -> Path:
-    """Return the folder of a version, by default the highest.
+    """Return the folder of a version, by default the highest; that of the models if it is a bundle.
 
     Raises:
         BundleError: there is no such model or version; the message lists the available versions.
     """
+    if is_bundle(models):
+        if version is not None:
+            raise BundleError(
+                "files",
+                f"got version {version} of a model, but {models} is one bundle itself, without other versions; "
+                "to select versions, use a folder with <name>/<version>/",
+            )
+        return models
     available = list_versions(models, name)
     if not available:
-        raise BundleError(
-            "files",
-            f"no version of model '{name}' in {models}; expected {models / name}/<integer>/ "
-            "(--models names the folder of all models, --model one of them)",
+        missing = "" if models.is_dir() else " (no such folder)"
+        raise NoModelError(
+            f"no version of model '{name}' in {models.absolute()}{missing}; expected {models / name}/<integer>/ "
+            "(--models names the folder of all models, --model one of them)"
         )
     wanted = available[-1] if version is None else version
     if wanted not in available:
@@ -336,10 +368,18 @@ def _specs(described: Any) -> tuple[TensorSpec, ...]:
 def _check_manifest(manifest: Manifest, path: Path) -> None:
     if manifest.format != FORMAT:
         raise BundleError("manifest", f"format is {manifest.format!r}; this version reads {FORMAT}")
-    if type(manifest.version) is not int or (str(manifest.version), manifest.name) != (path.name, path.parent.name):
-        raise BundleError("manifest", f"it describes {manifest.name}/{manifest.version} but is in {path}")
-    if not VERSION.fullmatch(str(manifest.version)):
-        raise BundleError("manifest", f"version is {manifest.version}; expected a positive integer of at most 9 digits")
+    described = f"{manifest.name}/{manifest.version}"
+    # A bundle that a tool has copied may be in a folder of any other name.
+    if VERSION.fullmatch(path.name) and (
+        type(manifest.version) is not int or described != f"{path.parent.name}/{path.name}"
+    ):
+        raise BundleError("manifest", f"it describes {described} but is in {path}")
+    if type(manifest.version) is not int or not VERSION.fullmatch(str(manifest.version)):
+        raise BundleError(
+            "manifest", f"version is {manifest.version!r}; expected a positive integer of at most 9 digits"
+        )
+    if not is_name(manifest.name):
+        raise BundleError("manifest", f"name is {str(manifest.name)[:MAX_LABEL_LENGTH]!r}; expected {NAME_RULE}")
     if not isinstance(manifest.sha256, str) or not _SHA256.fullmatch(manifest.sha256):
         raise BundleError("manifest", f"sha256 is {manifest.sha256!r}; expected 64 hexadecimal digits")
     if not 0 < manifest.golden_tolerance <= MAX_GOLDEN_TOLERANCE:

@@ -2,14 +2,14 @@
 
     body ──decode──▶ Request ──prepare, network──▶ Answer ──encode──▶ body
 
-Called on the worker's one thread, a few times per request: what can be built once is not built per request.
+``infer`` and ``tensors`` do the same for the Open Inference Protocol. Called on the worker's one thread, a few times per request: what can be built once is not built per request.
 """
 
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
@@ -40,9 +40,7 @@ _INK = {
     pb.INK_DARK_ON_LIGHT: Ink.DARK_ON_LIGHT,
     pb.INK_AUTO: Ink.AUTO,
 }
-_UNDECIDED_INK = {pb.INK_UNSPECIFIED, pb.INK_AUTO}
-"""Values with which a 28x28 image of unspecified framing is not simply used as it is."""
-
+_FRAMING = {pb.FRAMING_AS_IS: Framing.AS_IS, pb.FRAMING_MNIST: Framing.MNIST}
 _FORMAT_NAMES = {
     pb.PIXEL_FORMAT_UNSPECIFIED: "GRAY8",
     pb.PIXEL_FORMAT_GRAY8: "GRAY8",
@@ -50,7 +48,7 @@ _FORMAT_NAMES = {
     pb.PIXEL_FORMAT_RGBA8: "RGBA8",
 }
 _INK_NUMBERS = {ink: number for number, ink in _INK.items()}
-_FRAMING_NUMBERS = {Framing.AS_IS: pb.FRAMING_AS_IS, Framing.MNIST: pb.FRAMING_MNIST}
+_FRAMING_NUMBERS = {framing: number for number, framing in _FRAMING.items()}
 _BLANK = Verdict.BLANK
 
 _STATED: tuple[dict[str, Any], ...] = (
@@ -106,7 +104,7 @@ class Limits:
     @cached_property
     def fields_of_one_image(self) -> tuple[Any, ...]:
         """Fields after the pixels of the ``Request`` for one 28x28 image without any other field."""
-        return (1, IMAGE_SIZE, IMAGE_SIZE, 1, default_ink(self.native_framing), self.native_framing, 0, False)
+        return (1, IMAGE_SIZE, IMAGE_SIZE, 1, default_ink(self.native_framing), self.native_framing, 0, False, None)
 
     def too_large_error(self) -> TooLarge:
         """Return the error for a message over the limit."""
@@ -122,6 +120,27 @@ class Limits:
             f"got {height}x{width} pixels; expected at most {self.max_side} on a side: reduce the image"
         )
 
+    def too_many_error(self, num_images: int) -> InvalidRequest:
+        """Return the error for more images than a request may have."""
+        return InvalidRequest(
+            f"got {num_images} images; expected at most {self.max_images}: send them in several requests"
+        )
+
+
+Answer: TypeAlias = tuple[int, float, Verdict, float, NDArray[np.float32]]
+"""The answer for one image: index of the most probable label, its probability, the verdict, the out-of-distribution score
+(higher means less like the training data), and the probabilities of all labels, float32[labels].
+
+A plain tuple: there is one per image, and a named one takes 0.4 us more.
+"""
+
+
+class Form(Protocol):
+    """Encodes the answers of a request that does not get a ``ClassifyResponse``."""
+
+    def encode(self, answers: Sequence[Answer]) -> bytes:
+        """Return the response; there is one answer for each image, in order."""
+
 
 class Request(NamedTuple):
     """A request that has passed every check.
@@ -136,6 +155,7 @@ class Request(NamedTuple):
         framing: how images are brought to the network's size.
         top_k: classes to list for each image.
         explain: whether the answers say how the images were prepared.
+        form: of the response; None for a ``ClassifyResponse``.
     """
 
     pixels: bytes
@@ -147,6 +167,7 @@ class Request(NamedTuple):
     framing: Framing
     top_k: int
     explain: bool
+    form: Form | None = None
 
 
 class Removed(NamedTuple):
@@ -179,14 +200,6 @@ class Preparation(NamedTuple):
     removed: Sequence[Removed] = ()
 
 
-Answer: TypeAlias = tuple[int, float, Verdict, float, NDArray[np.float32]]
-"""The answer for one image: index of the most probable label, its probability, the verdict, the out-of-distribution score
-(higher means less like the training data), and the probabilities of all labels, float32[labels].
-
-A plain tuple: there is one per image, and a named one takes 0.4 us more.
-"""
-
-
 def decode(body: bytes, limits: Limits) -> Request:
     """Parse and check a ``ClassifyRequest``.
 
@@ -206,7 +219,7 @@ def decode_stream_request(body: bytes, limits: Limits) -> Request:
 
 def encode_stream_response(body: bytes) -> bytes:
     """Return a ``ClassifyStreamResponse`` that holds a serialized ``ClassifyResponse``, without parsing it."""
-    return _RESPONSE_TAG + _varint(len(body)) + body
+    return _RESPONSE_TAG + varint(len(body)) + body
 
 
 def encode_stream_error(status: Message) -> bytes:
@@ -240,7 +253,7 @@ def _decode_one_image(body: bytes, forms: _Forms, limits: Limits) -> Request | N
     return Request(body[start : start + IMAGE_BYTES], *limits.fields_of_one_image)
 
 
-def _varint(number: int) -> bytes:
+def varint(number: int) -> bytes:
     """Encode a length as protobuf does: seven bits per byte, the lowest first."""
     written = bytearray()
     while number >= _CONTINUED:
@@ -260,17 +273,50 @@ def _check(message: pb.ClassifyRequest, limits: Limits) -> Request:
     channels = _CHANNELS[message.pixel_format]
     height, width = _sides(message, limits)
     num_images = _num_images(message, len(pixels), height * width * channels, limits)
-    framing = _framing(message, height, width, limits.native_framing)
-    ink = _ink(message, framing)
+    treatment = _INK.get(message.ink), _FRAMING.get(message.framing)
+    ink, framing = resolve_treatment(*treatment, height, width, limits.native_framing)
     return Request(pixels, num_images, height, width, channels, ink, framing, message.top_k, message.explain)
 
 
 def not_served(model_version: str, served_version: str) -> NotServed:
     """Return the error for a request that names another model version than the one being served."""
-    # Status messages travel as headers, whose size is bounded.
-    quoted = model_version[:MAX_QUOTED_CHARACTERS] + "..." * (len(model_version) > MAX_QUOTED_CHARACTERS)
-    # repr escapes control characters.
-    return NotServed(f"model_version: got {quoted!r}; expected '{served_version}', the version that is served")
+    return NotServed(
+        f"model_version: got {quoted(model_version)}; expected '{served_version}', the version that is served"
+    )
+
+
+def quoted(text: str) -> str:
+    """Quote a caller's text for an error message."""
+    # Status messages travel as headers, whose size is bounded. repr escapes control characters.
+    return repr(text[:MAX_QUOTED_CHARACTERS] + "..." * (len(text) > MAX_QUOTED_CHARACTERS))
+
+
+def resolve_treatment(
+    ink: Ink | None, framing: Framing | None, height: int, width: int, native: Framing
+) -> tuple[Ink, Framing]:
+    """Return how images are treated.
+
+    Args:
+        ink: that the request states, if any.
+        framing: AS_IS or MNIST if the request states it.
+        height: of the images, in pixels.
+        width: of the images, in pixels.
+        native: default framing of 28x28 images, see ``types.native_framing``.
+
+    Raises:
+        InvalidRequest: AS_IS for images of another size.
+    """
+    default = default_framing(height, width, native)
+    if framing is None:
+        # 28x28 images of stated polarity are used as they are.
+        undecided = ink is None or ink is Ink.AUTO
+        framing = default if undecided or default is not Framing.AUTO else Framing.AS_IS
+    elif framing is Framing.AS_IS and default is Framing.MNIST:
+        raise InvalidRequest(
+            f"framing: got AS_IS for images of {height}x{width}; expected images of {IMAGE_SIZE}x{IMAGE_SIZE}: "
+            "use MNIST, or leave the framing unset"
+        )
+    return default_ink(framing) if ink is None else ink, framing
 
 
 def _check_known(value: int, known: Collection[int], field: str, names: Sequence[str]) -> None:
@@ -304,31 +350,8 @@ def _num_images(message: pb.ClassifyRequest, num_bytes: int, image_bytes: int, l
             f"num_images: got {message.num_images}; expected {num_images}, from the length of pixels ({each})"
         )
     if num_images > limits.max_images:
-        raise InvalidRequest(
-            f"got {num_images} images; expected at most {limits.max_images}: send them in several requests"
-        )
+        raise limits.too_many_error(num_images)
     return num_images
-
-
-def _framing(message: pb.ClassifyRequest, height: int, width: int, native: Framing) -> Framing:
-    default = default_framing(height, width, native)
-    if message.framing == pb.FRAMING_UNSPECIFIED:
-        # 28x28 images of stated polarity are used as they are.
-        return Framing.AS_IS if default is Framing.AUTO and message.ink not in _UNDECIDED_INK else default
-    if message.framing == pb.FRAMING_MNIST:
-        return Framing.MNIST
-    if default is Framing.MNIST:
-        raise InvalidRequest(
-            f"framing: FRAMING_AS_IS needs images of {IMAGE_SIZE}x{IMAGE_SIZE}, got {height}x{width}; "
-            "use FRAMING_MNIST, or leave the field unset"
-        )
-    return Framing.AS_IS
-
-
-def _ink(message: pb.ClassifyRequest, framing: Framing) -> Ink:
-    if message.ink == pb.INK_UNSPECIFIED:
-        return default_ink(framing)
-    return _INK[message.ink]
 
 
 class Encoder:

@@ -4,6 +4,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 SERVICE = "digitserve.v1.DigitService"
+OPEN_INFERENCE_SERVICE = "inference.GRPCInferenceService"
 HEALTH_SERVICE = "grpc.health.v1.Health"
 REFLECTION_SERVICE = "grpc.reflection.v1alpha.ServerReflection"
 REFLECTION_V1_SERVICE = "grpc.reflection.v1.ServerReflection"
@@ -31,6 +32,12 @@ class Method(NamedTuple):
 CLASSIFY = Method("unary", SERVICE, "Classify")
 CLASSIFY_STREAM = Method("bidi_stream", SERVICE, "ClassifyStream")
 GET_MODEL = Method("unary", SERVICE, "GetModel")
+SERVER_LIVE = Method("unary", OPEN_INFERENCE_SERVICE, "ServerLive")
+SERVER_READY = Method("unary", OPEN_INFERENCE_SERVICE, "ServerReady")
+MODEL_READY = Method("unary", OPEN_INFERENCE_SERVICE, "ModelReady")
+SERVER_METADATA = Method("unary", OPEN_INFERENCE_SERVICE, "ServerMetadata")
+MODEL_METADATA = Method("unary", OPEN_INFERENCE_SERVICE, "ModelMetadata")
+MODEL_INFER = Method("unary", OPEN_INFERENCE_SERVICE, "ModelInfer")
 HEALTH_CHECK = Method("unary", HEALTH_SERVICE, "Check")
 HEALTH_WATCH = Method("server_stream", HEALTH_SERVICE, "Watch")
 HEALTH_LIST = Method("unary", HEALTH_SERVICE, "List")
@@ -72,6 +79,12 @@ class Code(IntEnum):
             return "OK"
         # Go spells this one with one l.
         return "Canceled" if self is Code.CANCELLED else self.name.title().replace("_", "")
+
+
+SERVICE_FAULTS = (
+    Code.UNKNOWN, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED, Code.INTERNAL, Code.UNAVAILABLE, Code.DATA_LOSS,
+)  # fmt: skip
+"""Codes of requests that count against the availability of the service; the others are OK, or faults of clients."""
 
 
 class Verdict(IntEnum):

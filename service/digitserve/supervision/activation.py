@@ -1,19 +1,20 @@
-"""``digitserve models``: activates a version of a model, and lists the versions.
+"""``digitserve models``: activates a version of a model, lists the versions, and verifies them.
 
-    cli ──activate──▶ read and verify the bundle ──▶ write the active file ──▶ running services replace their workers
+    cli ──activate──▶ verify the bundle ──▶ write the active file ──▶ running services replace their workers
     cli ──list_models──▶ manifests of all versions
+    cli ──verify_models──▶ the checks of a worker that starts, for all or some versions
 
 Called in the process of the command, on its one thread.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from digitserve.errors import BundleError
+from digitserve.errors import BundleError, NoModelError, StartupError
 from digitserve.inference.active_file import active_path, read_active, write_active
-from digitserve.inference.bundle import Manifest, find_bundle, list_versions, read_bundle
-from digitserve.settings import Settings
+from digitserve.inference.bundle import Manifest, find_bundle, is_bundle, list_versions, read_bundle
+from digitserve.supervision.verification import verify
 
 
 def activate(models: Path, name: str, version: int, active_file: Path | None = None) -> Path:
@@ -31,59 +32,116 @@ def activate(models: Path, name: str, version: int, active_file: Path | None = N
     Raises:
         StartupError: there is no such version, it failed a check, or the active file cannot be written.
     """
-    # Imported here, because it loads onnxruntime, which the supervisor does not need.
-    from digitserve.inference.session import Session  # noqa: PLC0415
-
-    bundle = read_bundle(find_bundle(models, name, version))
-    Session(bundle).warm_up(Settings().batch_limit)
+    verify(find_bundle(models, name, version))
     path = active_path(models, name, active_file)
     write_active(path, version)
     return path
 
 
 class ListedVersion(NamedTuple):
-    """A version of a model.
+    """A version of a model, or a file of a model that cannot be used.
 
     Attributes:
         name: of the model.
-        version: its number.
+        version: its number; None if the problem is of the whole model, such as an active file that cannot be read.
         active: whether services serve it.
-        manifest: None if the bundle failed a check.
-        error: the check that failed, or None.
+        manifest: None if there is a problem.
+        problem: the check that failed, or None.
     """
 
     name: str
-    version: int
-    active: bool
-    manifest: Manifest | None
-    error: str | None
+    version: int | None
+    active: bool = False
+    manifest: Manifest | None = None
+    problem: str | None = None
+
+    def __str__(self) -> str:
+        """Return name and version, as in ``digits/4``."""
+        return self.name if self.version is None else f"{self.name}/{self.version}"
 
 
 def list_models(models: Path) -> Iterator[ListedVersion]:
-    """Yield all versions of all models, in order; the graphs are not run.
+    """Yield all versions of all models, in order; the networks are not run.
+
+    Args:
+        models: folder of all models, or of one bundle.
+
+    Raises:
+        BundleError: the folder cannot be read, or has no model.
+    """
+    for found in _find_versions(models):
+        if found.problem is not None or found.version is None:
+            yield found
+            continue
+        try:
+            yield found._replace(manifest=read_bundle(_folder(models, found)).manifest)
+        except BundleError as error:
+            yield found._replace(problem=str(error))
+
+
+def verify_models(models: Path, chosen: Sequence[tuple[str, int]] = ()) -> Iterator[ListedVersion]:
+    """Verify versions as a worker does when it starts, on the CPU, and yield each with its problem.
 
     Args:
         models: folder of all models.
+        chosen: names and versions; all by default.
 
     Raises:
-        BundleError: the folder cannot be read, or has no model; or an active file has no version.
+        BundleError: the folder cannot be read, or has no model.
     """
+    for found in [_find_version(models, *one) for one in chosen] or _find_versions(models):
+        if found.problem is not None or found.version is None:
+            yield found
+            continue
+        try:
+            # A single bundle has no versions to choose from.
+            folder = find_bundle(models, found.name, found.version) if chosen else _folder(models, found)
+            yield found._replace(manifest=verify(folder))
+        except StartupError as error:
+            yield found._replace(problem=str(error))
+
+
+def _folder(models: Path, found: ListedVersion) -> Path:
+    """Return the folder of a version that ``_find_versions`` found."""
+    return models if is_bundle(models) else find_bundle(models, found.name, found.version)
+
+
+def _find_versions(models: Path) -> Iterator[ListedVersion]:
+    """Yield all versions of all models, in order, without reading the bundles; of a single bundle, what its manifest states."""
+    if is_bundle(models):
+        try:
+            manifest = read_bundle(models).manifest
+        except BundleError as error:
+            yield ListedVersion(models.absolute().name, None, active=True, problem=str(error))
+        else:
+            yield ListedVersion(manifest.name, manifest.version, active=True)
+        return
     try:
         names = sorted(entry.name for entry in models.iterdir() if not entry.name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):
+        raise NoModelError(f"no model in {models.absolute()} (no such folder)") from None
     except OSError as error:
         raise BundleError("files", f"{models} cannot be read: {error.strerror}") from None
-    if not any(list_versions(models, name) for name in names):
-        raise BundleError("files", f"no model in {models}; expected {models}/<name>/<version>/")
-    for name in names:
-        if versions := list_versions(models, name):
-            active = read_active(active_path(models, name)) or versions[-1]
-            for version in versions:
-                yield _listed(models, name, version, active=version == active)
+    found = [version for name in names for version in _versions_of(models, name)]
+    if not found:
+        raise NoModelError(f"no model in {models.absolute()}; expected <name>/<version>/ in it")
+    yield from found
 
 
-def _listed(models: Path, name: str, version: int, *, active: bool) -> ListedVersion:
+def _find_version(models: Path, name: str, version: int) -> ListedVersion:
+    missing = ListedVersion(name, version)
+    return next((found for found in _versions_of(models, name) if found.version == version), missing)
+
+
+def _versions_of(models: Path, name: str) -> list[ListedVersion]:
+    versions: list[int] = []
     try:
-        manifest = read_bundle(find_bundle(models, name, version)).manifest
+        versions = list_versions(models, name)
+        active = read_active(active_path(models, name))
     except BundleError as error:
-        return ListedVersion(name, version, active, None, str(error))
-    return ListedVersion(name, version, active, manifest, None)
+        return [ListedVersion(name, None, problem=str(error)), *(ListedVersion(name, one) for one in versions)]
+    if not versions:
+        return []
+    # An active file may name a version that does not exist, which is listed with this problem.
+    active = active or versions[-1]
+    return [ListedVersion(name, version, active=version == active) for version in sorted({*versions, active})]

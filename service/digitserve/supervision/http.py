@@ -13,7 +13,7 @@ from typing import Any, Protocol, cast
 
 import uvicorn
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -24,6 +24,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from digitserve.supervision.http_access import HttpAccess
 from digitserve.supervision.http_log import AsgiApp
 from digitserve.supervision.http_tls import PIECE_BYTES, TlsTransport
+from digitserve.telemetry.supervisor_metrics import metric
 
 RESPONSE_S = 10.0
 """A connection on which no response was completed for this time is closed: the client sends or reads too slowly."""
@@ -126,15 +127,10 @@ class HttpConnections:
 
     def metrics(self) -> Iterable[Metric]:
         """Yield the metrics of the connections."""
-        yield GaugeMetricFamily("digitserve_http_connections", "Open connections of the HTTP port.", len(self.waiting))
-        closed = CounterMetricFamily(
-            "digitserve_http_connections_closed",
-            "Connections of the HTTP port that the service closed.",
-            labels=("reason",),
+        yield metric("digitserve_http_connections", len(self.waiting))
+        yield metric(
+            "digitserve_http_connections_closed", {(reason,): number for reason, number in self.num_closed.items()}
         )
-        for reason, number in self.num_closed.items():
-            closed.add_metric((reason,), number)
-        yield closed
 
 
 class _BoundedConnection(H11Protocol):

@@ -13,12 +13,13 @@ import ssl
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 
 from digitserve.access import LastValid, Tokens
 from digitserve.certificate import KeyFiles, expiry, new_context, watched_certificate
 from digitserve.file_watch import FileWatch, WatchedValue
 from digitserve.settings import Settings
+from digitserve.telemetry.supervisor_metrics import metric
 
 
 class HttpCertificate(NamedTuple):
@@ -85,24 +86,11 @@ class HttpAccess:
     def metrics(self) -> Iterable[Metric]:
         """Yield the metrics of certificate, reloads and rejected requests."""
         if self._certificate is not None:
-            yield GaugeMetricFamily(
-                "digitserve_certificate_expiry_timestamp_seconds",
-                "When the certificate in use expires, in seconds since 1970.",
-                self._certificate.value.expires,
-            )
-        failures = CounterMetricFamily(
-            "digitserve_reload_failures",
-            "Changes of files that were refused because they are invalid.",
-            labels=("files",),
+            yield metric("digitserve_certificate_expiry_timestamp_seconds", self._certificate.value.expires)
+        yield metric(
+            "digitserve_reload_failures", {(reloaded.name,): reloaded.num_failures for reloaded in self._reloaded}
         )
-        for reloaded in self._reloaded:
-            failures.add_metric((reloaded.name,), reloaded.num_failures)
-        yield failures
-        yield CounterMetricFamily(
-            "digitserve_http_unauthorized",
-            "Requests to the HTTP port without a valid token or client certificate.",
-            self._num_rejected,
-        )
+        yield metric("digitserve_http_unauthorized", self._num_rejected)
 
 
 def _convert(settings: Settings, files: KeyFiles) -> HttpCertificate:

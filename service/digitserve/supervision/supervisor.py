@@ -26,12 +26,12 @@ from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 
-from digitserve.errors import StartupError
+from digitserve.errors import SettingsError, StartupError
 from digitserve.file_watch import FileWatch
 from digitserve.inference.active_file import active_path, signature
-from digitserve.inference.bundle import served_files
+from digitserve.inference.bundle import NAME_RULE, is_name, served_files
 from digitserve.inference.sealed_bundle import SealedBundle, shadow_bundle
 from digitserve.settings import Settings, endpoint
 from digitserve.supervision import descriptors, device
@@ -45,6 +45,7 @@ from digitserve.supervision.slots import InlineSlot, WorkerSlot
 from digitserve.supervision.worker_process import WorkerPlan
 from digitserve.telemetry.collector import ServiceCollector
 from digitserve.telemetry.request_log import RequestLog
+from digitserve.telemetry.supervisor_metrics import metric
 
 KILL_MARGIN_S = 2.0
 """Seconds after the grace period before a worker that still runs is killed."""
@@ -72,6 +73,8 @@ def serve(settings: Settings, print_banner: Callable[[str], None]) -> int:
     Raises:
         StartupError: a setting cannot be used; the message states which one, and which values are accepted.
     """
+    if settings.served_name is not None and not is_name(settings.served_name):
+        raise SettingsError(f"--served-name: got {settings.served_name!r}; expected {NAME_RULE}")
     file_signature = signature(active_path(settings.models, settings.model, settings.active_file))
     bundle = SealedBundle(served_files(settings))
     shadow = shadow_bundle(settings)
@@ -367,27 +370,14 @@ class Supervisor:
     def _service_metrics(self) -> Iterable[Metric]:
         reloader = self._reloader
         manifest = reloader.active.manifest
-        info = GaugeMetricFamily(
-            "digitserve_model_info", "The model being served.", labels=("name", "version", "sha256", "provider")
-        )
-        info.add_metric((manifest.name, str(manifest.version), manifest.sha256, self._provider), 1)
-        yield info
+        served = (manifest.name, str(manifest.version), manifest.sha256, self._provider)
+        yield metric("digitserve_model_info", {served: 1})
         if self._shadow is not None:
-            described = self._shadow.manifest
-            info = GaugeMetricFamily(
-                "digitserve_shadow_info",
-                "The model that is compared with the one being served.",
-                labels=("name", "version", "sha256"),
-            )
-            info.add_metric((described.name, str(described.version), described.sha256), 1)
-            yield info
-        yield GaugeMetricFamily("digitserve_ready_workers", "Workers that accept requests.", self.num_ready)
-        yield CounterMetricFamily(
-            "digitserve_worker_restarts", "Workers started in place of one that ended.", self._num_restarts
-        )
+            shadow = self._shadow.manifest
+            yield metric("digitserve_shadow_info", {(shadow.name, str(shadow.version), shadow.sha256): 1})
+        yield metric("digitserve_workers", len(self._slots))
+        yield metric("digitserve_ready_workers", self.num_ready)
+        yield metric("digitserve_worker_restarts", self._num_restarts)
         yield from self._access.metrics()
         yield from self._http.connections.metrics()
-        reloads = CounterMetricFamily("digitserve_reloads", "Activations of another version.", labels=("result",))
-        reloads.add_metric(("completed",), reloader.num_completed)
-        reloads.add_metric(("failed",), reloader.num_failed)
-        yield reloads
+        yield metric("digitserve_reloads", {("completed",): reloader.num_completed, ("failed",): reloader.num_failed})

@@ -28,8 +28,14 @@ from digitserve.protocol.names import (
     HEALTH_CHECK,
     HEALTH_LIST,
     HEALTH_WATCH,
+    MODEL_INFER,
+    MODEL_METADATA,
+    MODEL_READY,
     REFLECTION,
     REFLECTION_V1,
+    SERVER_LIVE,
+    SERVER_METADATA,
+    SERVER_READY,
     Code,
     Method,
     Verdict,
@@ -48,8 +54,8 @@ OTHER_METHOD = Method("unary", "other", "other")
 """All unknown methods. Clients choose their names, so one series for each of them could fill the memory."""
 
 METHODS = (
-    CLASSIFY, GET_MODEL, CLASSIFY_STREAM, HEALTH_CHECK, HEALTH_WATCH, HEALTH_LIST, REFLECTION, REFLECTION_V1,
-    OTHER_METHOD,
+    CLASSIFY, GET_MODEL, CLASSIFY_STREAM, MODEL_INFER, MODEL_METADATA, MODEL_READY, SERVER_LIVE, SERVER_METADATA,
+    SERVER_READY, HEALTH_CHECK, HEALTH_WATCH, HEALTH_LIST, REFLECTION, REFLECTION_V1, OTHER_METHOD,
 )  # fmt: skip
 METHOD_OF_PATH = {method.path: method for method in METHODS if method is not OTHER_METHOD}
 
@@ -167,6 +173,10 @@ def specs(labels: Sequence[str]) -> tuple[Spec, ...]:
         Spec(
             "grpc_server_handling_seconds", "From the start of an RPC to its status.", "histogram",
             method, METHODS, latency,
+        ),
+        Spec(
+            "digitserve_stream_messages", "Messages of ClassifyStream answered, by the status code of the answer.", "counter",
+            ("grpc_code",), tuple((code.label,) for code in Code),
         ),
         Spec("digitserve_images", "Images classified.", "counter"),
         Spec("digitserve_batch_size", "Images in a batch.", "histogram", buckets=BATCH_BUCKETS),

@@ -10,11 +10,14 @@ import numpy as np
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from digitserve.protocol.names import Code
+from digitserve.protocol.names import SERVICE_FAULTS, Code
 from digitserve.telemetry.block import METHODS, Block, Cells, CloseReason, Spec, specs
 
 Rows = dict[tuple[str, ...], Cells]
 """The cells of each series of a metric, by its label values."""
+
+_CODES_FROM_START = {code.label for code in (Code.OK, *SERVICE_FAULTS)}
+"""Codes that are shown before they occur: alerts compute rates of them, and a rate needs the zero before the first event."""
 
 _INTERNAL = list(CloseReason).index(CloseReason.INTERNAL)
 
@@ -109,8 +112,8 @@ def _family(spec: Spec, rows: Rows) -> Metric:
     else:
         family = GaugeMetricFamily(spec.name, spec.text, labels=spec.label_names)
     for values, row in rows.items():
-        # Codes that have not occurred would add 136 lines of zeros to each scrape.
-        if row[0] or spec.name != "grpc_server_handled" or values[-1] == Code.OK.label:
+        # Other codes that have not occurred would add a hundred lines of zeros to each scrape.
+        if row[0] or "grpc_code" not in spec.label_names or values[-1] in _CODES_FROM_START:
             family.add_metric(values, float(row[0]))
     return family
 

@@ -88,6 +88,7 @@ class Recorder:
 
         self._started = _view(cells["grpc_server_started"][:, 0])
         self._handled = _view(cells["grpc_server_handled"][:, 0])
+        self._stream_messages = _view(cells["digitserve_stream_messages"][:, 0])
         self._handling_s = [histogram("grpc_server_handling_seconds", row) for row in range(len(METHODS))]
         self._batch_size = histogram("digitserve_batch_size")
         self._queue_s = histogram("digitserve_queue_seconds")
@@ -152,6 +153,10 @@ class Recorder:
         row = _ROWS[method]
         self._handled[row * _NUM_CODES + _OK] += len(seconds)
         self._handling_s[row].observe_many(seconds)
+
+    def stream_messages_ended(self, num_messages: int, code: Code) -> None:
+        """Count messages of streams that were answered with a code, or whose stream ended with it before their answers."""
+        self._stream_messages[code] += num_messages
 
     def requests_queued(self, seconds: Sequence[float]) -> None:
         """Record how long requests waited, each from its admission to its first batch."""

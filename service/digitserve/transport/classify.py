@@ -1,4 +1,4 @@
-"""Handler of ``Classify``.
+"""Handler of ``Classify`` and ``ModelInfer``, which differ in the encoding of requests and answers only.
 
     transport ──on_message──▶ ClassifyHandler ──admit──▶ Pipeline ──reply──▶ CallResponder ──▶ UnaryCall
 
@@ -10,13 +10,16 @@ from collections.abc import Callable
 
 from digitserve.batching.pipeline import PendingRequest, Pipeline
 from digitserve.errors import DeadlineUnmeetable, InvalidRequest, RequestError
-from digitserve.protocol.codec import Limits, decode
-from digitserve.protocol.names import CLASSIFY, Code
+from digitserve.protocol.codec import Limits, Request, decode
+from digitserve.protocol.names import CLASSIFY, MODEL_INFER, Code
 from digitserve.protocol.status import INTERNAL, Status
 from digitserve.telemetry.recorder import Recorder
 from digitserve.telemetry.request_log import Caller
 from digitserve.transport.handlers import UnaryCall, unanswered_code
 from digitserve.types import Source
+
+Decode = Callable[[bytes, Limits], Request]
+"""Decodes and checks a message; raises ``InvalidRequest`` or ``NotServed``."""
 
 _INVALID = {Code.INVALID_ARGUMENT, Code.UNIMPLEMENTED, Code.INTERNAL}
 """Codes with which a transport fails invalid requests: without a message, or with an unknown or invalid encoding. Requests that
@@ -24,14 +27,14 @@ it fails because of its limits are counted in ``digitserve_streams_refused`` ins
 
 
 class CallResponder:
-    """The ``Responder`` of one call; lives until the call is answered.
+    """The ``Responder`` of one call of ``Classify``; lives until the call is answered.
 
     Attributes: see ``Responder``.
     """
 
     __slots__ = ("_call", "_handler", "accepted", "deadline", "source")
 
-    completes = CLASSIFY
+    completes = CLASSIFY  # of the class, because setting it in each object takes time
 
     def __init__(self, handler: "ClassifyHandler", call: UnaryCall) -> None:
         self._handler = handler
@@ -63,12 +66,31 @@ class CallResponder:
         self._handler.fail(self._call)
 
 
+class InferResponder(CallResponder):
+    """The ``Responder`` of one call of ``ModelInfer``."""
+
+    __slots__ = ()
+
+    completes = MODEL_INFER
+
+
 class ClassifyHandler:
-    """Decodes and admits ``Classify`` calls; owned by the worker."""
+    """Decodes and admits the calls of one method; owned by the worker."""
 
     def __init__(
-        self, pipeline: Pipeline, limits: Limits, recorder: Recorder, clock: Callable[[], float] = time.monotonic
+        self,
+        pipeline: Pipeline,
+        limits: Limits,
+        recorder: Recorder,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        responder: type[CallResponder] = CallResponder,
+        decode: Decode = decode,
     ) -> None:
+        """Admit to a pipeline what ``decode`` makes of the messages of the method that ``responder`` completes."""
+        self._method = responder.completes
+        self._responder = responder
+        self._decode = decode
         self._pipeline = pipeline
         self._limits = limits
         self._recorder = recorder
@@ -86,17 +108,17 @@ class ClassifyHandler:
         status = self._refusals.get(error)
         if status is None:
             status = self._refusals[error] = Status.from_error(error)
-        self._recorder.call_refused(CLASSIFY, status.code, error.reason)
+        self._recorder.call_refused(self._method, status.code, error.reason)
         return status
 
     def on_accept(self, call: UnaryCall) -> None:  # noqa: ARG002 - the interface of handlers
         """Record the call."""
-        self._recorder.call_started(CLASSIFY)
+        self._recorder.call_started(self._method)
 
     def on_message(self, call: UnaryCall, body: bytes) -> None:
         """Check and admit the request, or reject it."""
         try:
-            call.context = self._pipeline.admit(CallResponder(self, call), decode(body, self._limits))
+            call.context = self._pipeline.admit(self._responder(self, call), self._decode(body, self._limits))
         except RequestError as error:
             self.reject(call, error, len(body))
         except Exception:
@@ -149,9 +171,9 @@ class ClassifyHandler:
 
     def _record_end(self, call: UnaryCall, status: Status, reason: str, num_bytes: int | None = None) -> None:
         now = self._clock()
-        self._recorder.call_ended(CLASSIFY, status.code, now - call.accepted)
+        self._recorder.call_ended(self._method, status.code, now - call.accepted)
         requests = self._recorder.requests
         if requests.admits(reason, now):
             pending: PendingRequest | None = call.context
             fields = {"request_bytes": num_bytes} if pending is None else pending.log_fields(now)
-            requests.write("call failed", CLASSIFY, call, status.code, reason, now, status.message, **fields)
+            requests.write("call failed", self._method, call, status.code, reason, now, status.message, **fields)

@@ -217,8 +217,10 @@ class ClassifyStreamHandler:
     def on_too_large(self, stream: ServerStream) -> None:
         """End the stream: the message is lost, and no further ones arrive."""
         error = self._limits.too_large_error()
+        status = Status.from_error(error)
         self.record_rejected(error)
-        self._end(stream.context, Status.from_error(error))
+        self._recorder.stream_messages_ended(1, status.code)
+        self._end(stream.context, status)
 
     def on_written(self, stream: ServerStream) -> None:
         """Take the images of a sent answer out of the window."""
@@ -235,8 +237,10 @@ class ClassifyStreamHandler:
         # Emptied, because messages refer to their stream's state: a reference cycle otherwise.
         while state.messages:
             message = state.messages.popleft()
-            if message.answer is None and code is Code.DEADLINE_EXCEEDED:
-                self._recorder.rejected(DeadlineUnmeetable.reason)
+            if message.answer is None:
+                self._recorder.stream_messages_ended(1, code)
+                if code is Code.DEADLINE_EXCEEDED:
+                    self._recorder.rejected(DeadlineUnmeetable.reason)
             if message.pending is not None:
                 self._pipeline.cancel(message.pending)
                 message.pending = None
@@ -259,6 +263,7 @@ class ClassifyStreamHandler:
     def log_failed(self, message: StreamMessage, status: Status, reason: str) -> None:
         """Count a message that is answered with an error, and log it."""
         message.state.num_failed += 1
+        self._recorder.stream_messages_ended(1, status.code)
         now = self._clock()
         requests = self._recorder.requests
         if requests.admits(reason, now):

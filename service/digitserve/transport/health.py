@@ -17,13 +17,13 @@ from typing import NamedTuple
 from grpc_health.v1 import health_pb2
 
 from digitserve.errors import NotServed, RequestError
-from digitserve.protocol.codec import MAX_QUOTED_CHARACTERS, parse
-from digitserve.protocol.names import HEALTH_WATCH, SERVICE, Code
+from digitserve.protocol.codec import parse, quoted
+from digitserve.protocol.names import HEALTH_WATCH, OPEN_INFERENCE_SERVICE, SERVICE, Code
 from digitserve.protocol.status import NO_MESSAGE, OK, Status
 from digitserve.telemetry.recorder import Recorder
 from digitserve.transport.handlers import ServerStream, unanswered_code
 
-SERVICE_NAMES = ("", SERVICE)
+SERVICE_NAMES = ("", SERVICE, OPEN_INFERENCE_SERVICE)
 """Services that have a status; the empty name is the whole server."""
 
 _TOO_LARGE = Status(
@@ -107,6 +107,11 @@ class Health:
             f"got more than {max_watches} open watches; expected at most one per connection: use Check, or retry later",
         )
 
+    @property
+    def serving(self) -> bool:
+        """Whether the status is SERVING."""
+        return self._answers is _SERVING
+
     # Called by the worker.
 
     def set_serving(self) -> None:
@@ -137,10 +142,8 @@ class Health:
         """
         service: str = parse(health_pb2.HealthCheckRequest, body).service
         if service not in SERVICE_NAMES:
-            # Status messages are sent as headers, whose size is bounded.
-            quoted = service[:MAX_QUOTED_CHARACTERS] + "..." * (len(service) > MAX_QUOTED_CHARACTERS)
             expected = " or ".join(f"'{name}'" for name in SERVICE_NAMES)
-            raise NotServed(f"service: got '{quoted}'; expected {expected}")
+            raise NotServed(f"service: got {quoted(service)}; expected {expected}")
         return self._answers.status
 
     def list_services(self, body: bytes) -> bytes:

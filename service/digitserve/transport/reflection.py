@@ -22,6 +22,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from digitserve.errors import RequestError, TooLarge
+from digitserve.open_inference import open_inference_pb2
 from digitserve.protocol.codec import parse
 from digitserve.protocol.names import Code, Method
 from digitserve.protocol.status import OK, Status
@@ -52,7 +53,7 @@ _TOO_LARGE = Status(
 )
 _DRAINING = Status(Code.UNAVAILABLE, "this server is shutting down; open the stream again on another connection")
 
-SERVED_FILES = (digits_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR)
+SERVED_FILES = (digits_pb2.DESCRIPTOR, open_inference_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR)
 """Files of the served services, without that of reflection v1, which no package has."""
 
 

@@ -12,7 +12,7 @@ import structlog
 
 from digitserve.access import UNAUTHENTICATED
 from digitserve.errors import RequestError, TooLarge
-from digitserve.protocol.names import SERVICE, Code, Method
+from digitserve.protocol.names import OPEN_INFERENCE_SERVICE, SERVICE, Code, Method
 from digitserve.protocol.status import INTERNAL, Status
 from digitserve.telemetry.block import METHOD_OF_PATH, OTHER_METHOD
 from digitserve.telemetry.recorder import Recorder
@@ -20,7 +20,9 @@ from digitserve.transport.handlers import Respond, UnaryCall, unanswered_code
 from digitserve.types import Source
 
 _UNKNOWN = Status(
-    Code.UNIMPLEMENTED, f"this server has no such method; {SERVICE} has Classify, ClassifyStream and GetModel"
+    Code.UNIMPLEMENTED,
+    f"this server has no such method; {SERVICE} has Classify, ClassifyStream and GetModel; {OPEN_INFERENCE_SERVICE} has "
+    "ModelInfer, ModelMetadata, ModelReady, ServerLive, ServerMetadata and ServerReady",
 )
 _TOO_LARGE = Status(Code.RESOURCE_EXHAUSTED, "the message exceeds the limit of this server")
 

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,7 +52,8 @@ def test_a_print_in_a_process_does_not_break_the_channel(
     run_at_start('import atexit; print("a library greets"); atexit.register(print, "and leaves")')
     measurement = run_plan(plan_for(worker, processes=2))
 
-    assert measurement.counts.codes == worker.handled() == {"OK": measurement.counts.sent}
+    # A busy machine may send no request in this time.
+    assert measurement.counts.codes == Counter(worker.handled()) == Counter(OK=measurement.counts.sent)
     assert len(measurement.busy) == 2
     out, errors = capfd.readouterr()
     assert "a library greets" in errors and "a library greets" not in out

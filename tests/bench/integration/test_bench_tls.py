@@ -129,7 +129,7 @@ def test_a_pending_handshake_takes_no_cpu_time(credentials: Credentials) -> None
     """While the server has not answered, the connection waits to be readable, although it is writable and has output."""
     with socket.create_server(("127.0.0.1", 0)) as silent, select.epoll() as epoll:
         context = Context(
-            socket.AF_INET, silent.getsockname(), [(":path", "/x")], repeat(EncodedRequest(b"x", 1)), Recorder(), epoll,
+            repeat((socket.AF_INET, silent.getsockname())), [(":path", "/x")], repeat(EncodedRequest(b"x", 1)), Recorder(), epoll,
             time.monotonic, tls=(credentials.ssl_context("h2"), "localhost"),
         )  # fmt: skip
         driver = UnaryDriver(context, lambda _driver: None)

@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from digitserve.cli import main
+from digitserve.supervision.ports import listen
 from support.certificates import make_certificate
 
 
@@ -46,22 +47,18 @@ class _Readiness(BaseHTTPRequestHandler):
         """Print nothing."""
 
 
-class _Server(ThreadingHTTPServer):
-    address_family = socket.AF_INET
-
-
-class _ServerOnIpv6(ThreadingHTTPServer):
-    address_family = socket.AF_INET6
-
-
 @contextmanager
 def http_server(status: int, host: str = "127.0.0.1", context: ssl.SSLContext | None = None) -> Iterator[str]:
     """Serve, and yield the port."""
-    with (_ServerOnIpv6 if ":" in host else _Server)((host, 0), partial(_Readiness, status)) as server:
+    with ThreadingHTTPServer(("", 0), partial(_Readiness, status), bind_and_activate=False) as server:
+        server.socket.close()
+        # As the service listens.
+        server.socket = listen(host, 0, "--http-port")
+        server.server_address = server.socket.getsockname()[:2]
         if context is not None:
             server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield str(server.server_port)
+        yield str(server.server_address[1])
         server.shutdown()
 
 
@@ -79,13 +76,15 @@ def test_the_answer_is_printed(status: int, code: int) -> None:
     assert (result.exit_code, result.stdout, result.stderr) == (code, "state of /readyz\n", "")
 
 
-@pytest.mark.parametrize("host", ["127.0.0.2", "0.0.0.0", "::1", "::", "localhost"])  # noqa: S104 - not bound
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.2", "0.0.0.0", "::1", "::", "::ffff:127.0.0.1", "::ffff:0.0.0.0", "localhost"],  # noqa: S104
+)
 def test_the_host_is_that_of_the_service(host: str) -> None:
     """A service that listens on one address is called there; one that listens on all is called on loopback. No proxy is used."""
-    bound = {"0.0.0.0": "127.0.0.1", "::": "::1", "localhost": "127.0.0.1"}.get(host, host)  # noqa: S104 - not bound
     if ":" in host and not Path("/proc/net/if_inet6").exists():
         pytest.skip("no IPv6")
-    with http_server(200, bound) as port:
+    with http_server(200, host) as port:
         result = run(DIGITSERVE_HOST=host, DIGITSERVE_HTTP_PORT=port)
 
     assert result.exit_code == 0, result.stderr

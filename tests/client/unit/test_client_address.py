@@ -97,14 +97,37 @@ def test_both_clients_check_the_address() -> None:
         ("[::]:50051", True),
         ("ipv4:127.0.0.1:50051", True),
         ("dns:///localhost:50051", True),
+        ("[::ffff:127.0.0.1]:50051", True),
+        ("ipv6:[::ffff:127.0.0.1]:50051", True),
+        ("ipv4:127.0.0.1:50051,127.0.0.2:50051", True),
+        ("ipv4:127.0.0.1:50051,10.0.0.1:50051", False),
+        ("dns://10.0.0.1:53/localhost:50051", True),
+        ("dns://127.0.0.1:53/digits.example:50051", False),
         ("10.0.0.1:50051", False),
+        ("[::ffff:10.0.0.1]:50051", False),
         ("localhost.example:50051", False),
         ("digits.example:50051", False),
         ("unix:/run/digits.sock", True),
         ("unix-abstract:digits", True),
     ],
 )
-def test_only_local_addresses_ignore_a_proxy(address: str, local: bool) -> None:
-    """A proxy cannot reach this machine's loopback interface; for other addresses ``http_proxy`` counts as gRPC defines."""
+def test_addresses_of_this_machine_are_recognised(address: str, local: bool) -> None:
+    """Calls to the loopback interface and to Unix sockets use no proxy, and may have a token in clear text; others not."""
     assert is_local(address) is local
-    assert (("grpc.enable_http_proxy", 0) in pool_options(address)) is local
+
+
+@pytest.mark.parametrize(
+    ("address", "spreads"),
+    [
+        ("digits.example:50051", True),
+        ("ipv4:127.0.0.1:1,127.0.0.1:2", True),
+        ("127.0.0.1:50051", True),
+        ("unix:/run/digits.sock", True),
+        ("localhost:50051", False),
+        ("dns:///LOCALHOST:50051", False),
+        ("digits.localhost:50051", False),
+    ],
+)
+def test_calls_are_spread_over_the_addresses_of_other_names(address: str, spreads: bool) -> None:
+    """All addresses of a name are used, except for ``localhost``, whose addresses of IPv4 and IPv6 are one service."""
+    assert (("grpc.lb_policy_name", "round_robin") in pool_options(address, use_proxy=True)) is spreads

@@ -10,7 +10,16 @@ import grpc
 import pytest
 from hpack import Encoder
 
-from digitserve.protocol.names import CLASSIFY, CLASSIFY_STREAM, GET_MODEL, HEALTH_CHECK, HEALTH_WATCH, REFLECTION_V1
+from digitserve.protocol.names import (
+    CLASSIFY,
+    CLASSIFY_STREAM,
+    GET_MODEL,
+    HEALTH_CHECK,
+    HEALTH_WATCH,
+    MODEL_INFER,
+    MODEL_READY,
+    REFLECTION_V1,
+)  # fmt: skip
 from digitserve.telemetry.block import METHODS, RefusalReason
 from digitserve.v1 import digits_pb2 as pb
 from support.bundles import echo_image, write_echo_bundle
@@ -65,7 +74,8 @@ def worker(tmp_path: Path, transport: str) -> Iterator[RunningWorker]:
 def make_call(channel: grpc.Channel, chance: random.Random) -> None:
     """Start a call of any method, which may be cancelled, expire, or be invalid."""
     timeout = chance.choice(TIMEOUTS_S)
-    paths = [CLASSIFY.path] * 3 + [GET_MODEL.path, HEALTH_CHECK.path, "/no.Service/Method"]
+    paths = [CLASSIFY.path] * 3 + [MODEL_INFER.path] * 2
+    paths += [GET_MODEL.path, HEALTH_CHECK.path, MODEL_READY.path, "/no.Service/Method"]
     match chance.choice(["unary", "unary", "unary", "stream", "watch", "reflection"]):
         case "unary":
             future = channel.unary_unary(chance.choice(paths)).future(chance.choice(BODIES), timeout=timeout)

@@ -212,9 +212,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         )
         result = run(name)
         assert result.exit_code == ExitCode.NEGATIVE
-        assert result.stderr == (
-            f"digitserve: 'digitserve {name}' needs the package '{missing}': pip install 'digitserve[{name}]'\n"
-        )
+        assert result.stderr == (f"digitserve: 'digitserve {name}' needs {missing}: pip install 'digitserve[{name}]'\n")
 
 
 def test_a_file_that_is_no_image_needs_no_service(tmp_path: Path) -> None:

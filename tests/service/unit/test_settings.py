@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import Field, fields
 from itertools import groupby
 from pathlib import Path
@@ -101,6 +102,7 @@ OTHER_VALUES = {
     "models": Path("elsewhere"),
     "model": "letters",
     "model_version": 12,
+    "served_name": "my-digits",
     "shadow": "digits/3",
     "shadow_share": 0.5,
     "active_file": Path("active"),
@@ -171,6 +173,46 @@ def test_a_port_that_kubernetes_injects_is_ignored_with_a_warning(
     assert "tcp://10.96.3.7:50051" in errors
 
 
+def injected(service: str, ports: Mapping[str, int], address: str = "10.96.3.7") -> dict[str, str]:
+    """Return the variables that Kubernetes injects for a Service, as the kubelet makes them."""
+    prefix, first = service.upper().replace("-", "_"), next(iter(ports.values()))
+    variables = {
+        f"{prefix}_SERVICE_HOST": address,
+        f"{prefix}_SERVICE_PORT": str(first),
+        f"{prefix}_PORT": f"tcp://{address}:{first}",
+    }
+    for name, port in ports.items():
+        variables[f"{prefix}_SERVICE_PORT_{name.upper()}"] = str(port)
+        link = f"{prefix}_PORT_{port}_TCP"
+        variables |= {link: f"tcp://{address}:{port}", f"{link}_PROTO": "tcp"}
+        variables |= {f"{link}_PORT": str(port), f"{link}_ADDR": address}
+    return variables
+
+
+@pytest.mark.parametrize("address", ["10.96.3.7", "[fd00::7]"])
+def test_services_of_kubernetes_change_no_setting(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    """Services named digitserve, and digitserve- followed by the name of any setting, leave each setting at its default."""
+    names = [flag(setting).replace("--", "digitserve-") for setting in fields(Settings)]
+    for name in ("digitserve", "digitserve-grpc", "digitserve-http", *names):
+        for variable, value in injected(name, {"grpc": 50051, "http": 8080}, address).items():
+            monkeypatch.setenv(variable, value)
+    assert os.environ["DIGITSERVE_GRPC_PORT"] == os.environ["DIGITSERVE_HTTP_PORT"] == f"tcp://{address}:50051"
+    assert parse() == Settings()
+
+
+def test_serve_logs_injected_ports_in_its_format(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The lines about ignored ports are log lines of the service, not plain text between lines of JSON."""
+    outcome = run("--models", str(tmp_path), "--log-format", "json", DIGITSERVE_GRPC_PORT="tcp://10.96.0.1:1")
+    structlog.reset_defaults()
+    assert "ignoring" not in outcome.output
+    (line,) = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert (line["level"], line["variable"], line["value"]) == (
+        "warning",
+        "DIGITSERVE_GRPC_PORT",
+        "tcp://10.96.0.1:1",
+    )
+
+
 def test_a_warning_that_cannot_be_written_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk behind standard error does not keep the service from starting."""
     with Path("/dev/full").open("w", buffering=1) as full:
@@ -229,6 +271,15 @@ def test_a_missing_model_is_a_refusal_to_start(tmp_path: Path) -> None:
     structlog.reset_defaults()
     assert outcome.exit_code == 1
     assert "refusing to start: check 'files' failed: no version of model 'digits'" in outcome.output
+
+
+@pytest.mark.parametrize("name", ["a/b", " ", "x" * 257, "a\x00b"])
+def test_a_served_name_is_checked(models: Path, name: str) -> None:
+    """The name of the model for clients is part of answers: it must be one."""
+    outcome = run("--models", str(models), "--served-name", name)
+    structlog.reset_defaults()
+    assert outcome.exit_code == 1
+    assert "--served-name: got" in outcome.output and "expected 1 to 256 printable characters" in outcome.output
 
 
 @pytest.mark.parametrize(

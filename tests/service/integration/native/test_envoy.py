@@ -105,10 +105,24 @@ def test_cancelled_and_expired_calls_are_closed(channel: grpc.Channel, server: E
     wait_until(lambda: server.calls.ends["closed"] == closed + 2, "both calls are closed")
 
 
-def test_envoy_repeats_unavailable_calls(channel: grpc.Channel, envoy: Envoy) -> None:
-    """Envoy's retry policy applies to a call that ends UNAVAILABLE."""
-    assert [echo(channel, b"flaky") for _ in range(10)] == [b"flaky"] * 10
-    assert envoy.stats("cluster.digitserve.")["upstream_rq_retry_success"] == 10
+@pytest.mark.parametrize("num_bytes", [5, 1 << 20])
+def test_envoy_repeats_unavailable_calls(channel: grpc.Channel, envoy: Envoy, num_bytes: int) -> None:
+    """A call that ends UNAVAILABLE is sent again, also with a request as large as those of the Python client."""
+    body = b"flaky".ljust(num_bytes)
+    before = envoy.stats("cluster.digitserve.")["upstream_rq_retry_success"]
+    assert all(echo(channel, body) == body for _ in range(10))
+    assert envoy.stats("cluster.digitserve.")["upstream_rq_retry_success"] == before + 10
+
+
+def test_a_full_queue_is_reported_to_the_client(channel: grpc.Channel, server: EchoServer) -> None:
+    """RESOURCE_EXHAUSTED arrives with its retry delay, and Envoy does not send the call again."""
+    failed = server.calls.ends["failed"]
+    with pytest.raises(grpc.RpcError) as full:
+        echo(channel, b"full")
+    assert full.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert ("grpc-retry-pushback-ms", "250") in full.value.trailing_metadata()
+    assert "grpc-status-details-bin" in dict(full.value.trailing_metadata())
+    assert server.calls.ends["failed"] == failed + 1
 
 
 def test_grpc_web(envoy: Envoy) -> None:
@@ -172,7 +186,10 @@ def test_health_checks_follow_the_worker(tmp_path: Path) -> None:
             caller.start()
         wait_until(lambda: drains.num_images() > 20 and stays.num_images() > 20, "both workers are called")
         drains.worker.drain()
-        wait_until(lambda: envoy.healthy() == {stays.address: True, drains.address: False}, "the worker that drains is unhealthy")
+        wait_until(
+            lambda: envoy.healthy() == {stays.address: True, drains.address: False},
+            "the worker that drains is unhealthy",
+        )
         answered = stays.num_images()
         wait_until(lambda: stays.num_images() > answered + 20, "the other worker answers")
         stop.set()

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from support.bundles import echo_request, write_echo_bundle
+from support.bundles import echo_image, echo_request, write_echo_bundle
 from support.certificates import make_certificate
 from support.echo_server import ECHO, EchoServer, run_echo_server
 from support.serving import PATIENCE_S, run_worker, wait_until
 
 GRPC_JS = Path(__file__).parents[3] / "support" / "grpc_js"
+OPEN_INFERENCE = Path(__file__).parents[4] / "proto" / "inference" / "open_inference.proto"
 HEADERS = ("content-type: application/grpc", "te: trailers")
 
 
@@ -86,6 +87,29 @@ def test_grpc_js(grpc_js: Path, tmp_path: Path, secure: bool) -> None:
     }
 
 
+def test_grpc_js_with_the_open_inference_protocol(grpc_js: Path, tmp_path: Path) -> None:
+    """grpc-js needs nothing but the .proto: raw and typed requests, requested outputs, classification, metadata and errors."""
+    write_echo_bundle(tmp_path)
+    images, numbers = tmp_path / "images", [5, 70_001]
+    images.write_bytes(b"".join(echo_image(number).tobytes() for number in numbers))
+    with run_worker(tmp_path, transport="native") as worker:
+        arguments = (str(GRPC_JS / "infer.js"), str(grpc_js), str(OPEN_INFERENCE), worker.address, str(images))
+        results = json.loads(run(tool("node"), *arguments))
+
+    metadata = results.pop("metadata")
+    assert [output["name"] for output in metadata["outputs"]] == results["names"]
+    assert results == {
+        "live": {"live": True},
+        "ready": [{"ready": True}, {"ready": True}],
+        "id": "an id",
+        "names": ["probabilities", "ood_score", "label", "verdict"],
+        "scores": numbers,
+        "typed": [0, [5, 1], ["ACCEPTED", "ACCEPTED"]],
+        "classes": ["1.000000:5:5", "1.000000:1:1"],
+        "error": {"code": 5, "details": "model name: got 'mnist'; expected 'digits', the model that is served"},
+    }
+
+
 def test_curl(server: EchoServer, body: Path, tmp_path: Path) -> None:
     """``curl --http2-prior-knowledge`` gets the message, the headers and the trailers of a call."""
     answer, headers = tmp_path / "answer", tmp_path / "headers"
@@ -139,7 +163,7 @@ def test_h2load(server: EchoServer, body: Path, num_connections: int, num_parall
 
 
 def test_buf_curl_with_reflection(tmp_path: Path) -> None:
-    """``buf curl`` finds the schema by reflection, and describes the model."""
+    """``buf curl`` finds the schemas by reflection, describes the model, and classifies with ``ModelInfer``."""
     write_echo_bundle(tmp_path)
     with run_worker(tmp_path, transport="native") as worker:
         arguments = ("curl", "--http2-prior-knowledge", "--protocol", "grpc")
@@ -150,3 +174,9 @@ def test_buf_curl_with_reflection(tmp_path: Path) -> None:
         listed = run(buf, *arguments, "--list-methods", f"http://{worker.address}")
         assert f"{url.rpartition('/')[2]}/ClassifyStream" in listed
         assert len(worker.classify(echo_request(1)).predictions) == 1
+        tensor = {"name": "images", "datatype": "UINT8", "shape": [1, 28, 28]}
+        tensor["contents"] = {"uint_contents": echo_image(70_001).ravel().tolist()}
+        request = json.dumps({"model_name": "digits", "inputs": [tensor], "outputs": [{"name": "ood_score"}]})
+        url = f"http://{worker.address}/inference.GRPCInferenceService"
+        (output,) = json.loads(run(buf, *arguments, "--data", request, f"{url}/ModelInfer"))["outputs"]
+        assert output["contents"] == {"fp32Contents": [70_001]}

@@ -239,7 +239,7 @@ def test_too_many_images_are_rejected() -> None:
 
 def test_as_is_at_another_size_is_rejected() -> None:
     """FRAMING_AS_IS is only allowed at the model's size."""
-    assert "FRAMING_AS_IS needs images of 28x28, got 10x12" in rejection(
+    assert "got AS_IS for images of 10x12; expected images of 28x28" in rejection(
         pixels=bytes(120), height=10, width=12, framing=pb.FRAMING_AS_IS
     )
 

@@ -72,6 +72,7 @@ def test_names_and_kinds_are_those_that_dashboards_rely_on(collector: ServiceCol
         "grpc_server_started": "counter",
         "grpc_server_handled": "counter",
         "grpc_server_handling_seconds": "histogram",
+        "digitserve_stream_messages": "counter",
         "digitserve_images": "counter",
         "digitserve_batch_size": "histogram",
         "digitserve_cpu_seconds": "counter",
@@ -99,6 +100,8 @@ def test_without_a_worker_every_series_that_alerts_need_is_zero(collector: Servi
     scrape = Scrape(collector)
     assert scrape.value("grpc_server_started_total", **CLASSIFY_LABELS) == 0
     assert scrape.value("grpc_server_handled_total", **CLASSIFY_LABELS, grpc_code="OK") == 0
+    assert scrape.value("grpc_server_handled_total", **CLASSIFY_LABELS, grpc_code="ResourceExhausted") == 0
+    assert scrape.value("digitserve_stream_messages_total", grpc_code="Internal") == 0
     assert scrape.value("digitserve_images_total") == 0
     assert scrape.value("digitserve_rejected_total", reason="queue_full") == 0
     assert scrape.value("digitserve_connections_closed_total", reason="flood") == 0
@@ -108,11 +111,11 @@ def test_without_a_worker_every_series_that_alerts_need_is_zero(collector: Servi
 
 
 def test_codes_that_have_not_occurred_are_omitted(collector: ServiceCollector) -> None:
-    """A code is shown once an RPC has ended with it; otherwise a scrape would have a hundred lines of zeros more."""
+    """A fault of a client is shown once an RPC has ended with it; otherwise a scrape would have a hundred lines of zeros more."""
     _, recorder = start_worker(collector)
-    series = ("grpc_server_handled_total", frozenset({**CLASSIFY_LABELS, "grpc_code": "Internal"}.items()))
+    series = ("grpc_server_handled_total", frozenset({**CLASSIFY_LABELS, "grpc_code": "NotFound"}.items()))
     assert series not in Scrape(collector).samples
-    recorder.call_ended(CLASSIFY, Code.INTERNAL, 0.1)
+    recorder.call_ended(CLASSIFY, Code.NOT_FOUND, 0.1)
     assert Scrape(collector).samples[series] == 1
 
 
@@ -220,7 +223,9 @@ def test_calls_that_broke_off_with_their_worker_are_unavailable(collector: Servi
     started = [s for s in scrape.families["grpc_server_started"].samples if s.name == "grpc_server_started_total"]
     assert sum(s.value for s in handled) == sum(s.value for s in started) == 13
     assert sum(s.value for s in handled if s.labels["grpc_code"] == "Unavailable") == 5
-    assert not [s for s in handled if s.labels["grpc_code"] == "Unavailable" and s.labels["grpc_method"] == "other"]
+    assert not [
+        s for s in handled if s.value and s.labels["grpc_code"] == "Unavailable" and s.labels["grpc_method"] == "other"
+    ]
 
 
 def test_connections_that_a_worker_left_open_are_closed_by_its_fault(collector: ServiceCollector) -> None:

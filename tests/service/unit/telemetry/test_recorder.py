@@ -158,6 +158,7 @@ def test_each_method_of_the_recorder_writes_its_own_cells() -> None:
     recorder.call_ended(CLASSIFY, Code.UNAVAILABLE, 0.5)
     recorder.call_ended(OTHER_METHOD, Code.UNIMPLEMENTED, 0.02)
     recorder.calls_answered(CLASSIFY, [0.25, 0.125])
+    recorder.stream_messages_ended(2, Code.OK)
     recorder.requests_queued([0.0001, 1.0])
     recorder.batch([7, 2], [Verdict.ACCEPTED, Verdict.SEVERAL], [0.75, 0.5], 99.0, 0.3)
     recorder.pending(7)
@@ -175,6 +176,7 @@ def test_each_method_of_the_recorder_writes_its_own_cells() -> None:
     assert sums == pytest.approx(
         {
             "grpc_server_started": 3, "grpc_server_handled": 4, "grpc_server_handling_seconds": 4 + 0.895,
+            "digitserve_stream_messages": 2,
             "digitserve_images": 2, "digitserve_batch_size": 1 + 2, "digitserve_queue_seconds": 2 + 1.0001,
             "digitserve_inference_seconds": 1 + 0.3, "digitserve_preprocess_seconds": 1 + 99,
             "digitserve_pending_images": 7, "digitserve_rejected": 1, "digitserve_predictions": 2,

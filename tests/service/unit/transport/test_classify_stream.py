@@ -298,6 +298,8 @@ def test_a_stream_is_recorded_once_with_the_status_that_its_caller_saw(ends: boo
 
     handled = connection.block.cells["grpc_server_handled"].reshape(len(METHODS), len(Code))
     assert handled[METHODS.index(CLASSIFY_STREAM)].tolist() == [float(one is code) for one in Code]
+    messages = connection.block.cells["digitserve_stream_messages"][:, 0]
+    assert messages.tolist() == [float(one is code and not ends) for one in Code]
     assert len(connection.pipeline.cancelled) == (not ends)
     assert not connection.handler.has_unsent_answers()
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from digitserve.errors import InvalidRequest, NotServed
-from digitserve.protocol.names import HEALTH_WATCH, SERVICE, Code
+from digitserve.protocol.names import HEALTH_WATCH, OPEN_INFERENCE_SERVICE, SERVICE, Code
 from digitserve.protocol.status import NO_MESSAGE
 from digitserve.telemetry.block import Block
 from digitserve.telemetry.recorder import Recorder
@@ -26,7 +26,7 @@ from support.server_stream import NO_DEADLINE, ScriptedStream, codes_of_ended, n
 LABELS = tuple("0123456789")
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
 SERVICE_UNKNOWN = HealthCheckResponse.SERVICE_UNKNOWN
-KNOWN = ("", SERVICE)
+KNOWN = ("", SERVICE, OPEN_INFERENCE_SERVICE)
 NAMES = (*KNOWN, "nonesuch", "digitserve.v1", "x" * 5000)
 
 

@@ -16,7 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from digitserve.errors import RequestError
-from digitserve.protocol.names import HEALTH_SERVICE, REFLECTION, REFLECTION_V1, SERVICE, Code, Method
+from digitserve.protocol.names import (
+    HEALTH_SERVICE,
+    OPEN_INFERENCE_SERVICE,
+    REFLECTION,
+    REFLECTION_V1,
+    SERVICE,
+    Code,
+    Method,
+)  # fmt: skip
 from digitserve.telemetry.block import METHOD_OF_PATH, Block
 from digitserve.telemetry.recorder import Recorder
 from digitserve.transport import reflection
@@ -25,9 +33,10 @@ from support.server_stream import NO_DEADLINE, ScriptedStream, codes_of_ended, n
 
 LABELS = tuple("0123456789")
 SCHEMA = Schema()
-SERVICES = sorted([SERVICE, HEALTH_SERVICE, REFLECTION.service, REFLECTION_V1.service])
+SERVICES = sorted([SERVICE, OPEN_INFERENCE_SERVICE, HEALTH_SERVICE, REFLECTION.service, REFLECTION_V1.service])
 FILES = (
     "digitserve/v1/digits.proto",
+    "digitserve/open_inference/open_inference.proto",
     "google/rpc/status.proto",
     "google/protobuf/any.proto",
     "grpc_health/v1/health.proto",
@@ -117,7 +126,7 @@ LIST = ServerReflectionRequest(list_services="*").SerializeToString()
 
 
 def test_the_served_services_are_listed() -> None:
-    """Both versions of reflection, health and the service itself are listed, as grpcio lists them."""
+    """Both versions of reflection, health and the two services that classify are listed, as grpcio lists them."""
     request = ServerReflectionRequest(list_services="*")
     assert [service.name for service in ask(request).list_services_response.service] == SERVICES
     assert ask(request) == ask_reference(request)
