@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 GENERATED := docs/models.md docs/reference/settings.md docs/reference/metrics.md
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-service test-versions testimage fuzz lint format train bench soak chaos image stubs lock docs clean
+.PHONY: help serve test test-service test-versions testimage fuzz lint format train bench soak chaos image stubs lock docs sbom dist clean
 
 help: ## List the targets.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -118,6 +118,13 @@ stubs: $(VENV)/.dev ## Regenerate the Python modules of the protocol.
 docs: $(VENV)/.dev ## Update the generated tables in docs/, the dashboard and the PrometheusRule in deploy/.
 	$(BIN)/python -m cogapp -r $(GENERATED)
 	$(BIN)/python scripts/generate_monitoring.py --write
+
+sbom: $(VENV)/.dev ## Write the bills of materials of the service (CycloneDX) to dist/.
+	$(BIN)/python scripts/write_sbom.py dist
+
+dist: $(VENV)/.dev ## Build wheel and sdist, and write the bills of materials, in dist/.
+	$(BIN)/python -m hatchling build --clean --directory dist
+	$(BIN)/python scripts/write_sbom.py dist
 
 # All locks agree with serve.txt, so one environment can hold serve, test and dev. No lock contains an index address.
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml

@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cyclonedx.exception.factory import InvalidSpdxLicenseException
-from cyclonedx.factory.license import LicenseFactory
+from cyclonedx.contrib.license.factories import LicenseFactory
 from cyclonedx.model import ExternalReference, ExternalReferenceType, HashAlgorithm, HashType, Property, XsUri
 from cyclonedx.model.bom import Bom
 from cyclonedx.model.component import Component, ComponentScope, ComponentType
@@ -155,10 +154,7 @@ def _licences(locked: Locked) -> Iterator[License]:
     ]
     for text in (metadata["License-Expression"], metadata["License"], *classifiers):
         if text and "\n" not in text:
-            try:
-                yield LicenseFactory().make_from_string(text)
-            except InvalidSpdxLicenseException:
-                continue
+            yield LicenseFactory().make_from_string(text)
             return
 
 

@@ -42,8 +42,9 @@ class ListedVersion(NamedTuple):
     """A version of a model, or a file of a model that cannot be used.
 
     Attributes:
-        name: of the model.
-        version: its number; None if the problem is of the whole model, such as an active file that cannot be read.
+        name: of the model; that of the folder if it is one bundle itself, and its manifest is not known.
+        version: its number; None if it is not known, or if the problem is of the whole model, such as an active file that cannot
+            be read.
         active: whether services serve it.
         manifest: None if there is a problem.
         problem: the check that failed, or None.
@@ -59,22 +60,26 @@ class ListedVersion(NamedTuple):
         """Return name and version, as in ``digits/4``."""
         return self.name if self.version is None else f"{self.name}/{self.version}"
 
+    def described(self, manifest: Manifest) -> "ListedVersion":
+        """Return it with its manifest, which also knows name and version."""
+        return self._replace(name=manifest.name, version=manifest.version, manifest=manifest)
+
 
 def list_models(models: Path) -> Iterator[ListedVersion]:
     """Yield all versions of all models, in order; the networks are not run.
 
     Args:
-        models: folder of all models, or of one bundle.
+        models: folder of all models, or one bundle.
 
     Raises:
         BundleError: the folder cannot be read, or has no model.
     """
     for found in _find_versions(models):
-        if found.problem is not None or found.version is None:
+        if found.problem is not None:
             yield found
             continue
         try:
-            yield found._replace(manifest=read_bundle(_folder(models, found)).manifest)
+            yield found.described(read_bundle(find_bundle(models, found.name, found.version)).manifest)
         except BundleError as error:
             yield found._replace(problem=str(error))
 
@@ -83,38 +88,26 @@ def verify_models(models: Path, chosen: Sequence[tuple[str, int]] = ()) -> Itera
     """Verify versions as a worker does when it starts, on the CPU, and yield each with its problem.
 
     Args:
-        models: folder of all models.
+        models: folder of all models, or one bundle.
         chosen: names and versions; all by default.
 
     Raises:
         BundleError: the folder cannot be read, or has no model.
     """
     for found in [_find_version(models, *one) for one in chosen] or _find_versions(models):
-        if found.problem is not None or found.version is None:
+        if found.problem is not None:
             yield found
             continue
         try:
-            # A single bundle has no versions to choose from.
-            folder = find_bundle(models, found.name, found.version) if chosen else _folder(models, found)
-            yield found._replace(manifest=verify(folder))
+            yield found.described(verify(find_bundle(models, found.name, found.version)))
         except StartupError as error:
             yield found._replace(problem=str(error))
 
 
-def _folder(models: Path, found: ListedVersion) -> Path:
-    """Return the folder of a version that ``_find_versions`` found."""
-    return models if is_bundle(models) else find_bundle(models, found.name, found.version)
-
-
 def _find_versions(models: Path) -> Iterator[ListedVersion]:
-    """Yield all versions of all models, in order, without reading the bundles; of a single bundle, what its manifest states."""
+    """Yield all versions of all models, in order, without reading the bundles."""
     if is_bundle(models):
-        try:
-            manifest = read_bundle(models).manifest
-        except BundleError as error:
-            yield ListedVersion(models.absolute().name, None, active=True, problem=str(error))
-        else:
-            yield ListedVersion(manifest.name, manifest.version, active=True)
+        yield ListedVersion(models.absolute().name, None, active=True)
         return
     try:
         names = sorted(entry.name for entry in models.iterdir() if not entry.name.startswith("."))

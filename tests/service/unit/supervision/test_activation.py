@@ -209,6 +209,20 @@ def test_hostile_bundles_are_lines_of_text(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("command", ["list", "verify"])
+def test_a_folder_that_is_one_bundle(tmp_path: Path, command: str) -> None:
+    """It is listed and verified with the name and version of its manifest, as serve serves it; a problem is in its line."""
+    folder = write_echo_bundle(tmp_path, 3)
+    result = run(folder, command, "--json")
+    described = json.loads(result.stdout)
+    assert result.exit_code == ExitCode.OK
+    assert [described[key] for key in ("name", "version", "active", "problem")] == ["digits", 3, True, None]
+    (folder / "model.onnx").write_bytes(b"damaged")
+    damaged = run(folder, command)
+    assert damaged.exit_code == (ExitCode.NEGATIVE if command == "verify" else ExitCode.OK)
+    assert "check 'sha256' failed" in damaged.stdout
+
+
+@pytest.mark.parametrize("command", ["list", "verify"])
 @pytest.mark.parametrize("kind", ["missing", "empty", "file"])
 def test_a_folder_without_models(tmp_path: Path, command: str, kind: str) -> None:
     """The message says where the command looked and how to get a model, and the exit code is 1."""
