@@ -307,21 +307,29 @@ def _workers() -> list[Panel]:
             units.Short,
             (total("digitserve_ready_workers", "instance"), "{{instance}} ready"),
             (total("digitserve_workers", "instance"), "{{instance}} configured"),
-            span=6,
+            span=8,
         ),
         graph(
             "Worker restarts",
             "Workers that were started in place of one that ended unexpectedly.",
             units.Short,
             (increase("digitserve_worker_restarts", "instance"), "{{instance}}"),
-            span=6,
+            span=8,
+        ),
+        graph(
+            "Memory",
+            "Resident memory. docs/reference/limits.md states the maximum of a worker.",
+            units.BytesIEC,
+            (total("digitserve_resident_memory_bytes", "instance", "process"), "{{instance}} {{process}}"),
+            span=8,
+            stacked=True,
         ),
         graph(
             "CPU",
             "Cores that workers use. A worker uses at most its threads.",
             "cores",
             (rate("digitserve_cpu_seconds", "instance"), "{{instance}}"),
-            span=6,
+            span=12,
             stacked=True,
         ),
         graph(
@@ -329,7 +337,7 @@ def _workers() -> list[Panel]:
             "Falls with larger batches, rises with larger images.",
             units.Seconds,
             (f"{cpu} / ({images} > 0)", "all instances"),
-            span=6,
+            span=12,
         ),
     ]
 

@@ -91,6 +91,11 @@ class WorkerSlot:
         """Whether a worker accepts requests."""
         return any(worker.is_ready for worker in self._workers)
 
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of its workers."""
+        return [worker.pid for worker in self._workers if worker.pid]
+
     async def run(self) -> None:
         """Keep a worker running until ``drain`` or ``kill``.
 
@@ -305,7 +310,10 @@ class InlineSlot:
         bundle: that the worker serves.
         was_ready: whether the worker has been ready.
         refusal: always ``None``: ``run`` raises instead.
+        pids: always empty: the worker is a thread of this process.
     """
+
+    pids = ()
 
     def __init__(self, plan: WorkerPlan, bundle: SealedBundle, events: SlotEvents) -> None:
         """Prepare; nothing is started. The arguments are those of ``WorkerSlot``."""

@@ -16,6 +16,7 @@ A slot replaces its worker whatever fails. If another task of the supervisor end
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import sys
@@ -41,6 +42,7 @@ from digitserve.supervision.http_access import HttpAccess
 from digitserve.supervision.http_log import FailureLog
 from digitserve.supervision.ports import SlotListeners, listen, reserve
 from digitserve.supervision.reload import ActiveFileWatcher, Reloader
+from digitserve.supervision.resident_memory import resident_bytes
 from digitserve.supervision.slots import InlineSlot, WorkerSlot
 from digitserve.supervision.worker_process import WorkerPlan
 from digitserve.telemetry.collector import ServiceCollector
@@ -378,6 +380,11 @@ class Supervisor:
         yield metric("digitserve_workers", len(self._slots))
         yield metric("digitserve_ready_workers", self.num_ready)
         yield metric("digitserve_worker_restarts", self._num_restarts)
+        pids = [pid for slot in self._slots for pid in slot.pids]
+        yield metric(
+            "digitserve_resident_memory_bytes",
+            {("supervisor",): resident_bytes([os.getpid()]), ("workers",): resident_bytes(pids)},
+        )
         yield from self._access.metrics()
         yield from self._http.connections.metrics()
         yield metric("digitserve_reloads", {("completed",): reloader.num_completed, ("failed",): reloader.num_failed})

@@ -24,6 +24,10 @@ SPECS = (
         "digitserve_worker_restarts", "Workers started in place of one that ended, without those of a reload.", "counter",
     ),
     Spec(
+        "digitserve_resident_memory_bytes", "Resident memory; pages that processes share count for each of them.", "gauge",
+        ("process",),
+    ),
+    Spec(
         "digitserve_certificate_expiry_timestamp_seconds",
         "When the certificate in use expires, in seconds since 1970; only with --tls-certificate.", "gauge",
     ),
