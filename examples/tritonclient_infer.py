@@ -8,10 +8,12 @@ and the three most probable digits.
 """
 
 import argparse
+import sys
 
 import numpy as np
 import tritonclient.grpc as triton
 from PIL import Image
+from tritonclient.utils import InferenceServerException
 
 
 def infer(client: triton.InferenceServerClient, path: str, **options: object) -> triton.InferResult:
@@ -23,25 +25,32 @@ def infer(client: triton.InferenceServerClient, path: str, **options: object) ->
     return client.infer("digits", [images], client_timeout=5.0, **options)
 
 
+def describe(client: triton.InferenceServerClient, path: str) -> str:
+    """Return the text for one image."""
+    answer = infer(client, path)
+    (label,), (verdict,) = answer.as_numpy("label"), answer.as_numpy("verdict")
+    if label < 0:
+        return verdict.decode()  # a blank image has no label
+    (probabilities,) = answer.as_numpy("probabilities")
+    classes = infer(client, path, outputs=[triton.InferRequestedOutput("probabilities", class_count=3)])
+    # Each class is "probability:index:label".
+    top = [element.decode().split(":") for element in classes.as_numpy("probabilities")[0]]
+    listed = ", ".join(f"{name} {float(value):.3f}" for value, _, name in top)
+    return f"{label} ({probabilities[label]:.3f}, {verdict.decode()}); {listed}"
+
+
 def main() -> None:
-    """Print a line per file."""
+    """Print a line per file; exit with 1 and a message if the service does not answer."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--address", default="127.0.0.1:50051", help="host:port of the service")
     parser.add_argument("files", nargs="+", metavar="FILE")
     arguments = parser.parse_args()
-    with triton.InferenceServerClient(arguments.address) as client:
-        if not client.is_model_ready("digits"):
-            parser.error(f"the service at {arguments.address} does not serve the model digits now")
-        for path in arguments.files:
-            answer = infer(client, path)
-            (label,), (verdict,) = answer.as_numpy("label"), answer.as_numpy("verdict")
-            (probabilities,) = answer.as_numpy("probabilities")
-            classes = infer(client, path, outputs=[triton.InferRequestedOutput("probabilities", class_count=3)])
-            # Each class is "probability:index:label".
-            (top,) = classes.as_numpy("probabilities")
-            listed = ", ".join(f"{name} {float(value):.3f}" for value, _, name in (c.decode().split(":") for c in top))
-            # A blank image has the label -1.
-            print(f"{path}: {label} ({probabilities[label]:.3f}, {verdict.decode()}); {listed}")
+    try:
+        with triton.InferenceServerClient(arguments.address) as client:
+            for path in arguments.files:
+                print(f"{path}: {describe(client, path)}")
+    except InferenceServerException as error:
+        sys.exit(f"{arguments.address}: {error}")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ const serviceConfig = {
     },
   }],
 };
+// With TLS: grpc.credentials.createSsl(readFileSync('ca.pem')).
 const client = new DigitService(address, grpc.credentials.createInsecure(), {
   'grpc.service_config': JSON.stringify(serviceConfig),
   // Detect connections that the network has lost.

@@ -3,6 +3,8 @@
 queries.py ──expressions──▶ panels.py ──builders──▶ this module ──JSON──▶ deploy/grafana/dashboards/digitserve.json
 """
 
+import json
+
 from grafana_foundation_sdk.builders import dashboard
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import dashboard as models
@@ -67,13 +69,18 @@ def dashboard_json() -> str:
         if not collapsed:
             for panel in panels:
                 built.with_panel(panel)
-    described = built.build()
-    panels_and_rows = described.panels or []
-    # Stable numbers, so that links to panels stay valid until a panel is inserted.
-    every = [one for panel in panels_and_rows for one in (panel, *(getattr(panel, "panels", None) or []))]
+    described = json.loads(JSONEncoder().encode(built.build()))
+    # Numbers keep links to panels valid until a panel is inserted. Fields of the SDK that Grafana's schema lacks are removed.
+    every = [one for panel in described["panels"] for one in (panel, *panel.get("panels", []))]
     for number_of_panel, panel in enumerate(every, start=1):
-        panel.id_val = number_of_panel
-    return JSONEncoder(sort_keys=True, indent=2).encode(described) + "\n"
+        panel["id"] = number_of_panel
+        if panel.get("options", {}) is None:
+            del panel["options"]
+    del described["style"]
+    for variable in described["templating"]["list"]:
+        for name in ("auto", "auto_count", "auto_min", "id"):
+            variable.pop(name, None)
+    return json.dumps(described, sort_keys=True, indent=2) + "\n"
 
 
 def _variable(name: str, label: str, metric: str, *, several: bool = False) -> dashboard.QueryVariable:

@@ -61,7 +61,7 @@ from digitserve.settings import Settings
 from digitserve.telemetry.block import Block
 from digitserve.telemetry.recorder import Recorder
 from digitserve.telemetry.request_log import RequestLog
-from digitserve.transport.classify import ClassifyHandler
+from digitserve.transport.classify import ClassifyHandler, InferResponder
 from digitserve.transport.classify_stream import ClassifyStreamHandler
 from digitserve.transport.handlers import Respond, Server, StreamHandler, UnaryHandler
 from digitserve.transport.health import Health
@@ -172,7 +172,7 @@ class Worker:
             schema = Schema()
             for method in (REFLECTION, REFLECTION_V1):
                 self._reflections[method] = ReflectionHandler(method, schema, self._recorder)
-        manifest = bundle.manifest
+        manifest = served.manifest
         decoder = InferDecoder(manifest.name, str(manifest.version), manifest.labels)
         respond: dict[Method, Respond] = {
             GET_MODEL: ModelHandler(served, session.provider, limits, settings.batch_limit),
@@ -186,7 +186,7 @@ class Worker:
             unary={
                 CLASSIFY: ClassifyHandler(self._pipeline, limits, self._recorder),
                 MODEL_INFER: ClassifyHandler(
-                    self._pipeline, limits, self._recorder, method=MODEL_INFER, decode=decoder.decode
+                    self._pipeline, limits, self._recorder, responder=InferResponder, decode=decoder.decode
                 ),
                 **{method: RespondHandler(method, handler, self._recorder) for method, handler in respond.items()},
             },

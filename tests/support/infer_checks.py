@@ -6,17 +6,21 @@ from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from digitserve.errors import InvalidRequest, NotServed
 from digitserve.open_inference import open_inference_pb2 as oip
 from digitserve.protocol.codec import Answer, Request
 from digitserve.protocol.infer import InferDecoder
-from digitserve.protocol.infer_parts import MAX_ID_BYTES
+from digitserve.protocol.infer_parts import MAX_FIELDS, MAX_ID_BYTES
 from digitserve.protocol.names import Verdict
 from digitserve.types import Framing, Ink
 from support.decode_checks import LIMITS, assert_helpful
 
 LABELS = tuple("0123456789")
+GROUP = 3
+"""Wire type of the start of a group."""
+
 OUTPUTS = ("probabilities", "ood_score", "label", "verdict")
 CONTENTS = {
     "FP32": "fp32_contents", "INT64": "int64_contents", "BYTES": "bytes_contents",
@@ -133,7 +137,7 @@ def answers_of(request: Request) -> list[Answer]:
 def check_infer(body: bytes) -> None:
     """Decode with a new decoder and again with one that knows the head, and compare both with protobuf's parser.
 
-    Messages that no library writes may be rejected: with groups, or with tags of more bytes than needed.
+    Messages that no library writes may be rejected: with groups, tags of more bytes than needed, or very many fields.
     """
     try:
         message = oip.ModelInferRequest.FromString(body)
@@ -144,8 +148,7 @@ def check_infer(body: bytes) -> None:
     assert outcomes[0] == outcomes[1]
     outcome = outcomes[0]
     if isinstance(outcome, type):
-        unusual = message is not None and len(message.SerializeToString()) != len(body)
-        assert message is None or not is_valid(message) or unusual
+        assert message is None or not is_valid(message) or _is_unusual(message, len(body))
         return
     assert message is not None and is_valid(message)
     request, response = outcome
@@ -160,6 +163,15 @@ def check_infer(body: bytes) -> None:
     arrays = tensors(answered)
     assert [*arrays] == [output.name for output in message.outputs] or (not message.outputs and (*arrays,) == OUTPUTS)
     assert all(len(array) == request.num_images for array in arrays.values())
+
+
+def _is_unusual(message: oip.ModelInferRequest, num_bytes: int) -> bool:
+    """Return whether no library writes this message in so many bytes."""
+    lists = (message.parameters, message.inputs, message.outputs, message.raw_input_contents)
+    unknown = [*UnknownFieldSet(message)]
+    num_fields = 3 + sum(map(len, lists)) + len(unknown)
+    groups = any(field.wire_type == GROUP for field in unknown)
+    return groups or num_fields > MAX_FIELDS or len(message.SerializeToString()) != num_bytes
 
 
 def _outcome(decoder: InferDecoder, body: bytes) -> tuple[Request, bytes] | type:

@@ -1,8 +1,10 @@
 """Kubernetes manifests as objects: rendered by kubectl, or read from files."""
 
 import functools
+import re
 import shutil
 import subprocess
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,20 @@ def _render(folder: Path) -> str:
 def render(folder: Path | str) -> list[Object]:
     """Return the objects that ``kubectl apply -k`` creates from a folder, or from one below ``KUBERNETES``."""
     return list(yaml.safe_load_all(_render(KUBERNETES / folder)))
+
+
+def render_example(folder: Path) -> list[Object]:
+    """Return the objects of the kustomization in the documentation, which combines all components for CPUs.
+
+    Args:
+        folder: an empty one, for a copy of what it refers to.
+    """
+    text = (ROOT / "docs/how-to/kubernetes.md").read_text()
+    (example,) = re.findall(r"    # my-cluster/kustomization.yaml\n((?:    .*\n)+)", text)
+    (folder / "my-cluster").mkdir()
+    (folder / "my-cluster/kustomization.yaml").write_text(textwrap.dedent(example))
+    shutil.copytree(KUBERNETES, folder / "deploy/kubernetes")
+    return render(folder / "my-cluster")
 
 
 def load(path: Path) -> list[Object]:

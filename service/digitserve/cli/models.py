@@ -34,7 +34,7 @@ def _default_models() -> str:
 _folder = click.option(
     "--models", "folder", cls=Option, type=click.Path(path_type=Path), default=_default_models, metavar="FOLDER",
     show_default=f"${environment_variable(_MODELS)}, by default {Settings.models}",
-    help="Folder of the model bundles, <name>/<version>/.",
+    help="Folder of the model bundles, <name>/<version>/, or of one bundle.",
 )  # fmt: skip
 
 

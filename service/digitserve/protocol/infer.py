@@ -33,7 +33,7 @@ MAX_KNOWN_HEAD_BYTES = 1024
 """Longest head that is remembered. One with all outputs has 150 bytes."""
 
 MAX_HEAD_BYTES = 1 << 20
-"""Longest head, and so longest typed contents: those of 1,000 images of MNIST. Parsing and converting them takes 50 ms, about 60
+"""Longest head, and so longest typed contents: those of 1,000 images of MNIST. Parsing and converting them takes 50 ms, about 50
 times as long as for raw contents, and delays all other requests."""
 
 _CHANNELS = (1, 3, 4)

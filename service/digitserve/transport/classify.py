@@ -11,7 +11,7 @@ from collections.abc import Callable
 from digitserve.batching.pipeline import PendingRequest, Pipeline
 from digitserve.errors import DeadlineUnmeetable, InvalidRequest, RequestError
 from digitserve.protocol.codec import Limits, Request, decode
-from digitserve.protocol.names import CLASSIFY, Code, Method
+from digitserve.protocol.names import CLASSIFY, MODEL_INFER, Code
 from digitserve.protocol.status import INTERNAL, Status
 from digitserve.telemetry.recorder import Recorder
 from digitserve.telemetry.request_log import Caller
@@ -27,17 +27,18 @@ it fails because of its limits are counted in ``digitserve_streams_refused`` ins
 
 
 class CallResponder:
-    """The ``Responder`` of one call; lives until the call is answered.
+    """The ``Responder`` of one call of ``Classify``; lives until the call is answered.
 
     Attributes: see ``Responder``.
     """
 
-    __slots__ = ("_call", "_handler", "accepted", "completes", "deadline", "source")
+    __slots__ = ("_call", "_handler", "accepted", "deadline", "source")
+
+    completes = CLASSIFY  # of the class, because setting it in each object takes time
 
     def __init__(self, handler: "ClassifyHandler", call: UnaryCall) -> None:
         self._handler = handler
         self._call = call
-        self.completes = handler.method
         self.accepted = call.accepted
         self.deadline = call.deadline
         self.source = call.source
@@ -65,12 +66,16 @@ class CallResponder:
         self._handler.fail(self._call)
 
 
-class ClassifyHandler:
-    """Decodes and admits the calls of one method; owned by the worker.
+class InferResponder(CallResponder):
+    """The ``Responder`` of one call of ``ModelInfer``."""
 
-    Attributes:
-        method: whose calls it handles.
-    """
+    __slots__ = ()
+
+    completes = MODEL_INFER
+
+
+class ClassifyHandler:
+    """Decodes and admits the calls of one method; owned by the worker."""
 
     def __init__(
         self,
@@ -79,11 +84,12 @@ class ClassifyHandler:
         recorder: Recorder,
         clock: Callable[[], float] = time.monotonic,
         *,
-        method: Method = CLASSIFY,
+        responder: type[CallResponder] = CallResponder,
         decode: Decode = decode,
     ) -> None:
-        """Admit to a pipeline what ``decode`` makes of the messages of ``method``."""
-        self.method = method
+        """Admit to a pipeline what ``decode`` makes of the messages of the method that ``responder`` completes."""
+        self._method = responder.completes
+        self._responder = responder
         self._decode = decode
         self._pipeline = pipeline
         self._limits = limits
@@ -102,17 +108,17 @@ class ClassifyHandler:
         status = self._refusals.get(error)
         if status is None:
             status = self._refusals[error] = Status.from_error(error)
-        self._recorder.call_refused(self.method, status.code, error.reason)
+        self._recorder.call_refused(self._method, status.code, error.reason)
         return status
 
     def on_accept(self, call: UnaryCall) -> None:  # noqa: ARG002 - the interface of handlers
         """Record the call."""
-        self._recorder.call_started(self.method)
+        self._recorder.call_started(self._method)
 
     def on_message(self, call: UnaryCall, body: bytes) -> None:
         """Check and admit the request, or reject it."""
         try:
-            call.context = self._pipeline.admit(CallResponder(self, call), self._decode(body, self._limits))
+            call.context = self._pipeline.admit(self._responder(self, call), self._decode(body, self._limits))
         except RequestError as error:
             self.reject(call, error, len(body))
         except Exception:
@@ -165,9 +171,9 @@ class ClassifyHandler:
 
     def _record_end(self, call: UnaryCall, status: Status, reason: str, num_bytes: int | None = None) -> None:
         now = self._clock()
-        self._recorder.call_ended(self.method, status.code, now - call.accepted)
+        self._recorder.call_ended(self._method, status.code, now - call.accepted)
         requests = self._recorder.requests
         if requests.admits(reason, now):
             pending: PendingRequest | None = call.context
             fields = {"request_bytes": num_bytes} if pending is None else pending.log_fields(now)
-            requests.write("call failed", self.method, call, status.code, reason, now, status.message, **fields)
+            requests.write("call failed", self._method, call, status.code, reason, now, status.message, **fields)

@@ -6,7 +6,7 @@ Called on the worker's one thread.
 """
 
 from collections.abc import Callable
-from importlib.metadata import version
+from functools import cached_property
 
 from digitserve.errors import NotServed
 from digitserve.inference.bundle import Manifest
@@ -49,9 +49,6 @@ class OpenInference:
         for output in outputs_of(manifest.labels).values():
             metadata.outputs.add(name=output.name, datatype=output.datatype, shape=[ANY, *output.row])
         self._model = metadata.SerializeToString()
-        self._server = pb.ServerMetadataResponse(
-            name="digitserve", version=version("digitserve"), extensions=EXTENSIONS
-        ).SerializeToString()
         self.handlers: dict[Method, Callable[[bytes], bytes]] = {
             SERVER_LIVE: self._server_live,
             SERVER_READY: self._server_ready,
@@ -59,6 +56,14 @@ class OpenInference:
             SERVER_METADATA: self._server_metadata,
             MODEL_METADATA: self._model_metadata,
         }
+
+    @cached_property
+    def _server(self) -> bytes:
+        from importlib.metadata import version  # noqa: PLC0415 - takes 15 ms, which the start of a worker is spared
+
+        return pb.ServerMetadataResponse(
+            name="digitserve", version=version("digitserve"), extensions=EXTENSIONS
+        ).SerializeToString()
 
     def _server_live(self, body: bytes) -> bytes:
         parse(pb.ServerLiveRequest, body)

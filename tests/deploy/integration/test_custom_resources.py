@@ -13,7 +13,7 @@ import kubernetes_validate
 import pytest
 
 from support.kserve_models import Fields, read_fields, unknown_fields
-from support.manifests import ROOT, Object, find, load, render
+from support.manifests import ROOT, Object, load, render, render_example
 
 PROMETHEUS_OPERATOR = ["cloudcoil-models-prometheus-operator==0.80.1.0", "cloudcoil==0.6.0"]
 KSERVE = ["--no-deps", "kserve==0.21.0"]
@@ -62,12 +62,16 @@ def known(operator: Path, objects: list[Object]) -> list[Object]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_custom_resources_of_the_prometheus_operator(operator: Path) -> None:
-    """The operator knows all fields and their types; a misspelled field would be noticed."""
-    objects = [find(render("overlays/monitoring"), kind) for kind in ("ServiceMonitor", "PrometheusRule")]
-    misspelled = copy.deepcopy(objects[0])
+def test_custom_resources_of_the_prometheus_operator(operator: Path, tmp_path: Path) -> None:
+    """The operator knows all fields and their types, also those in the example of the documentation; a misspelled field would be
+    noticed.
+    """
+    rendered = [*render("overlays/monitoring"), *render_example(tmp_path)]
+    objects = [each for each in rendered if each["apiVersion"].startswith("monitoring.coreos.com/")]
+    assert [each["kind"] for each in objects] == ["PrometheusRule", "ServiceMonitor"] * 2
+    misspelled = copy.deepcopy(objects[1])
     misspelled["spec"]["endpoints"][0]["intervall"] = "15s"
-    assert known(operator, [*objects, misspelled]) == [*objects, objects[0]]
+    assert known(operator, [*objects, misspelled]) == [*objects, objects[1]]
 
 
 def test_custom_resources_of_kserve(kserve: Fields) -> None:

@@ -9,10 +9,14 @@ import grpc
 import pytest
 
 from digitserve.inference import bundle
-from support.bundles import write_echo_bundle
+from digitserve.open_inference import open_inference_pb2 as oip
+from digitserve.protocol.names import MODEL_INFER
+from support.bundles import echo_image, write_echo_bundle
+from support.infer_checks import infer_request, tensors
 from support.load import classify
 from support.manifests import ROOT, Object, load, render
-from support.serving import run_service
+from support.policies import graceful, images, probes, resources, restricted_containers
+from support.serving import PATIENCE_S, run_service
 
 FOLDER = ROOT / "deploy/kserve"
 MODELS = "/mnt/models"
@@ -57,6 +61,18 @@ def test_the_service_selects_the_runtime(runtime: Object, service: Object) -> No
     assert model["protocolVersion"] in runtime["spec"]["protocolVersions"]
 
 
+def test_the_runtime_follows_the_policies(runtime: Object, service: Object) -> None:
+    """The pod that KServe makes of both is restricted, sized and probed as that of the Deployment, and has time to drain: KServe adds
+    no preStop, so the service itself accepts requests for some seconds after SIGTERM.
+    """
+    pod = service["spec"]["predictor"] | {"containers": runtime["spec"]["containers"]}
+    objects = [{"kind": "Deployment", "spec": {"template": {"spec": pod}}}]
+    for check in (restricted_containers, images, resources, probes, graceful):
+        assert [fault for fault in check(objects) if fault != "preStop is missing"] == []
+    (variable,) = runtime["spec"]["containers"][0]["env"]
+    assert variable["name"] == "DIGITSERVE_LAME_DUCK_S" and float(variable["value"]) >= 5
+
+
 @pytest.fixture(params=["bundle", "models"])
 def mounted(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     """Return a folder as the storage initializer leaves it: the content of a bundle, or a folder of models."""
@@ -76,8 +92,8 @@ def mounted(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 def test_the_runtime_serves_a_bundle_by_the_name_of_the_service(
     runtime: Object, service: Object, mounted: Path, tmp_path: Path
 ) -> None:
-    """With the arguments and the environment of the runtime, the service loads a bundle or a folder of models. Answers have the
-    name of the InferenceService, which clients send as the name of the model.
+    """With the arguments and the environment of the runtime, the service loads a bundle or a folder of models. Clients call
+    ModelInfer with the name of the InferenceService, which is also in the answers; Classify works, too.
     """
     (container,) = runtime["spec"]["containers"]
     name = "my-" + service["metadata"]["name"]
@@ -89,4 +105,14 @@ def test_the_runtime_serves_a_bundle_by_the_name_of_the_service(
     with run_service(mounted, tmp_path / "log", *arguments[1:], *ports, **environment) as running:
         with grpc.insecure_channel(running.grpc_address) as channel:
             assert classify(channel, 5) == 5
+            infer = channel.unary_unary(
+                MODEL_INFER.path, oip.ModelInferRequest.SerializeToString, oip.ModelInferResponse.FromString
+            )
+            request = infer_request(echo_image(7).tobytes(), (1, 28, 28, 1), model_name=name)
+            answer = infer(request, timeout=PATIENCE_S)
+            assert (answer.model_name, answer.model_version) == (name, "1")
+            assert tensors(answer)["ood_score"].tolist() == [7]
+            request.model_name = "digits"
+            with pytest.raises(grpc.RpcError, match=f"NOT_FOUND.*{name}"):
+                infer(request, timeout=PATIENCE_S)
         assert running.stop() == 0

@@ -3,12 +3,15 @@
 import copy
 import importlib.metadata
 import re
+import shutil
+import subprocess
+from pathlib import Path
 
 import kubernetes_validate
 import pytest
 import yaml
 
-from support.manifests import FOLDERS, KUBERNETES, ROOT, container, find, load, render
+from support.manifests import FOLDERS, KUBERNETES, ROOT, container, find, load, render, render_example
 from support.policies import violations
 
 VERSIONS = ("1.31", "1.37")
@@ -59,9 +62,9 @@ def test_the_tag_of_the_image_is_the_version_of_the_package() -> None:
         assert find(objects, "Deployment")["metadata"]["labels"]["app.kubernetes.io/version"] == version
 
 
-def test_the_autoscaler_uses_a_metric_that_is_recorded_and_made_available() -> None:
-    """The rule of prometheus-adapter turns a series of the rules into the metric of the autoscaler, and its query is PromQL with
-    the placeholders of the adapter.
+def test_the_autoscaler_uses_a_metric_that_is_recorded_and_made_available(tmp_path: Path) -> None:
+    """The rule of prometheus-adapter turns a series of the rules into the metric of the autoscaler. With the placeholders of the
+    adapter filled in, its query is PromQL.
     """
     objects = render("overlays/monitoring")
     (rule,) = load(KUBERNETES / "components/monitoring/prometheus-adapter.yaml")[0]["rules"]["custom"]
@@ -72,23 +75,26 @@ def test_the_autoscaler_uses_a_metric_that_is_recorded_and_made_available() -> N
     records = {each["record"]: each["expr"] for group in groups for each in group["rules"] if "record" in each}
     assert series is not None and series[1] in records
     assert {"namespace", "pod"} <= {*re.findall(r"\w+", records[series[1]])}
-    assert {*re.findall("<<(.+?)>>", rule["metricsQuery"])} == {".Series", ".LabelMatchers", ".GroupBy"}
+    filled = {".Series": series[1], ".LabelMatchers": 'namespace="digits",pod=~"a|b"', ".GroupBy": "pod"}
+    query = re.sub("<<(.+?)>>", lambda found: filled[found[1]], rule["metricsQuery"])
+    promtool = shutil.which("promtool") or pytest.skip("promtool is not installed")
+    written = {"groups": [{"name": "adapter", "rules": [{"record": "filled", "expr": query}]}]}
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(written))
+    checked = subprocess.run(
+        [promtool, "check", "rules", str(tmp_path / "rules.yaml")], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_all_components_can_be_combined(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The example of the documentation, which combines components and changes the image, renders and passes all policies."""
-    text = (ROOT / "docs/how-to/kubernetes.md").read_text()
-    (example,) = re.findall(r"    # my-cluster/kustomization.yaml\n((?:    .*\n|\n)+)", text)
-    parsed = yaml.safe_load("\n".join(line[4:] for line in example.splitlines()))
-    # kustomize accepts relative paths only, and the example is for a folder beside deploy/.
-    folder = tmp_path_factory.mktemp("my-cluster")
-    (folder / "deploy").mkdir()
-    (folder / "deploy/kubernetes").symlink_to(KUBERNETES)
-    (folder / "my-cluster").mkdir()
-    (folder / "my-cluster/kustomization.yaml").write_text(yaml.safe_dump(parsed))
-    objects = render(folder / "my-cluster")
+def test_all_components_can_be_combined(tmp_path: Path) -> None:
+    """The example of the documentation, which combines components and sets the name of the image, renders, has the schema of
+    Kubernetes, and passes all policies.
+    """
+    objects = render_example(tmp_path)
     assert violations(objects) == []
     assert container(objects)["image"].startswith("registry.example.com/")
+    variables = {each["name"] for each in container(objects)["env"]}
+    assert variables >= {"DIGITSERVE_TLS_CERTIFICATE", "DIGITSERVE_TLS_CLIENT_CA", "DIGITSERVE_TOKEN_FILE"}
     for each in objects:
         if each["kind"] not in CUSTOM:
             kubernetes_validate.validate(each, VERSIONS[1], strict=True)

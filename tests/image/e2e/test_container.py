@@ -14,9 +14,9 @@ from support.bundles import write_echo_bundle
 from support.certificates import make_certificate
 from support.containers import RESTRICTED, Container, container
 from support.digits import MODELS
-from support.image import ROOT, free_port
+from support.image import ROOT, free_port, run
 from support.load import Load
-from support.serving import wait_until
+from support.serving import command, wait_until
 
 THREE = ("-v", f"{ROOT / 'examples' / 'three.png'}:/three.png:ro")
 """A picture of a 3."""
@@ -67,14 +67,15 @@ def test_a_restricted_container_of_any_user(image: str, tmp_path: Path) -> None:
         assert "Traceback" not in running.log()
 
 
-def test_stop_under_load_loses_nothing(image: str, tmp_path: Path) -> None:
-    """With the operator's own models, 512 MiB and one CPU, ``docker stop`` under load ends within its grace: each call gets its own
-    answer, or UNAVAILABLE if it comes too late. The memory limit is not reached.
+def test_update_and_stop_under_load_lose_nothing(image: str, tmp_path: Path) -> None:
+    """With the operator's own models, 512 MiB, one CPU and load, the container is healthy and changes to a version that is
+    activated on the host. ``docker stop`` ends within its grace: each call gets its own answer, or UNAVAILABLE if it comes too late.
     """
-    write_echo_bundle(tmp_path / "models")
+    models = tmp_path / "models"
+    write_echo_bundle(models)
     grpc_port, http_port = free_port(), free_port()
     ports = ("-e", f"DIGITSERVE_GRPC_PORT={grpc_port}", "-e", f"DIGITSERVE_HTTP_PORT={http_port}")
-    mount = ("-v", f"{tmp_path / 'models'}:/models:ro")
+    mount = ("-v", f"{models}:/models:ro")
     limits = ("--memory", "512m", "--cpus", "1", "-e", "DIGITSERVE_HOST=127.0.0.1")
     with container(image, "--network", "host", *RESTRICTED, *limits, *ports, *mount) as running:
         service = SimpleNamespace(channel=lambda retries: insecure_channel(f"127.0.0.1:{grpc_port}", OWN_CONNECTION))
@@ -84,6 +85,11 @@ def test_stop_under_load_loses_nothing(image: str, tmp_path: Path) -> None:
         ):
             wait_until(lambda: keeping.outcomes["OK"] >= 500, "500 answers")
             wait_until(lambda: reconnecting.outcomes["OK"] >= 50, "50 answers to new connections")
+            write_echo_bundle(models, 2)
+            run(*command("models", "activate", "digits/2", "--models", str(models)))
+            wait_until(lambda: "digits/2" in running.execute("digitserve", "healthcheck"), "version 2 serves")
+            wait_until(running.is_healthy, "its health check succeeds")
+            assert set(keeping.outcomes | reconnecting.outcomes) == {"OK"}
             assert running.stop() == 0
         assert set(keeping.outcomes | reconnecting.outcomes) == {"OK", "UNAVAILABLE"}
         assert '"drained"' in running.log()

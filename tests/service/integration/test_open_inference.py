@@ -87,6 +87,17 @@ def test_server_and_model_are_ready_and_described(worker: RunningWorker) -> None
     ]
 
 
+def test_the_model_has_the_name_of_the_setting(models: Path, transport: str) -> None:
+    """With ``--served-name`` clients send and get this name; the name of the bundle is not found."""
+    with run_worker(models, transport=transport, served_name="my-model") as worker:
+        assert call(worker, MODEL_READY, oip.ModelReadyRequest(name="my-model")).ready
+        assert call(worker, MODEL_METADATA, oip.ModelMetadataRequest(name="my-model")).name == "my-model"
+        assert call(worker, MODEL_INFER, echo_infer(1, model_name="my-model")).model_name == "my-model"
+        with pytest.raises(grpc.RpcError) as rejected:
+            call(worker, MODEL_INFER, echo_infer(1))
+    assert rejected.value.details() == "model name: got 'digits'; expected 'my-model', the model that is served"
+
+
 FAILURES = {
     "another model": (MODEL_INFER, echo_infer(1, model_name="x"), "NOT_FOUND", "expected 'digits'"),
     "another version": (MODEL_INFER, echo_infer(1, model_version="9"), "NOT_FOUND", "expected '1'"),

@@ -9,14 +9,16 @@ import grpc
 import pytest
 
 from digitserve.batching.pipeline import PendingRequest
-from digitserve.protocol.names import CLASSIFY
+from digitserve.protocol.names import CLASSIFY, MODEL_INFER
+from digitserve.protocol.tensors import IdForm
 from digitserve.transport.classify import CallResponder
 from digitserve.transport.classify_stream import StreamMessage, StreamState
 from digitserve.transport.grpcio import rpcs
 from digitserve.transport.native.call import Call
 from digitserve.transport.native.stream import Stream
 from digitserve.v1 import digits_pb2 as pb
-from support.bundles import echo_request
+from support.bundles import echo_image, echo_request
+from support.infer_checks import infer_request
 from support.serving import RunningWorker, wait_until
 
 PER_REQUEST = (
@@ -26,6 +28,7 @@ PER_REQUEST = (
     Stream,
     PendingRequest,
     CallResponder,
+    IdForm,
     StreamState,
     StreamMessage,
 )
@@ -49,10 +52,12 @@ def objects_in_cycles() -> Iterator[Counter[str]]:
 
 
 def test_calls_leave_no_reference_cycles(worker: RunningWorker) -> None:
-    """Answered, rejected, cancelled and expired calls are freed as soon as they are over."""
+    """Answered (by either method), rejected, cancelled and expired calls are freed as soon as they are over."""
+    infer = worker.channel.unary_unary(MODEL_INFER.path)
     with objects_in_cycles() as found:
         for number in range(50):
             worker.classify(echo_request(number))
+            infer(infer_request(echo_image(number).tobytes(), (1, 28, 28), id="an id").SerializeToString())
             with pytest.raises(grpc.RpcError):
                 worker.classify(pb.ClassifyRequest(pixels=b"no"))
         call = worker.channel.unary_unary(CLASSIFY.path)

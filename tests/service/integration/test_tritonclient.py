@@ -171,11 +171,18 @@ def test_our_client_works_beside_tritonclient(address: str, python: Path, images
 
 
 def test_the_example(python: Path, tmp_path: Path) -> None:
-    """``examples/tritonclient_infer.py`` classifies a digit in a file of any size."""
+    """``examples/tritonclient_infer.py`` classifies files of any size, and ends with a message if the service does not answer."""
     path = tmp_path / "seven.png"
     Image.fromarray(255 - draw(7, Size(90, 90), np.random.default_rng(1))).save(path)
+    blank = tmp_path / "blank.png"
+    Image.new("L", (50, 40), 255).save(blank)
+    example = (python, "-P", ROOT / "examples" / "tritonclient_infer.py", "--address")
     with run_worker(MODELS) as worker:
-        printed = run(python, "-P", ROOT / "examples" / "tritonclient_infer.py", "--address", worker.address, path)
+        printed = run(*example, worker.address, path, blank)
+    failed = subprocess.run([*example, worker.address, path], capture_output=True, text=True, check=False)
 
     assert printed.startswith(f"{path}: 7 (0.")
     assert "ACCEPTED); 7 0." in printed
+    assert printed.endswith(f"{blank}: BLANK\n")
+    assert failed.returncode == 1
+    assert failed.stderr.startswith(f"{worker.address}: [StatusCode.UNAVAILABLE]")

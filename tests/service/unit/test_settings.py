@@ -273,6 +273,15 @@ def test_a_missing_model_is_a_refusal_to_start(tmp_path: Path) -> None:
     assert "refusing to start: check 'files' failed: no version of model 'digits'" in outcome.output
 
 
+@pytest.mark.parametrize("name", ["a/b", " ", "x" * 257, "a\x00b"])
+def test_a_served_name_is_checked(models: Path, name: str) -> None:
+    """The name of the model for clients is part of answers: it must be one."""
+    outcome = run("--models", str(models), "--served-name", name)
+    structlog.reset_defaults()
+    assert outcome.exit_code == 1
+    assert "--served-name: got" in outcome.output and "expected 1 to 256 printable characters" in outcome.output
+
+
 @pytest.mark.parametrize(
     "settings", [Settings(), Settings(**{setting.name: other_value(setting) for setting in fields(Settings)})]
 )

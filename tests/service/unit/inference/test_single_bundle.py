@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 
+from digitserve.cli import main
 from digitserve.errors import BundleError, StartupError
 from digitserve.inference import bundle
 from digitserve.inference.sealed_bundle import shadow_bundle
@@ -56,6 +58,24 @@ def test_one_bundle_has_no_versions_to_select(path: Path, tmp_path: Path) -> Non
         bundle.served_files(Settings(models=folder, active_file=tmp_path / "active"))
     with pytest.raises(StartupError, match=r"--shadow: .* one bundle itself"):
         shadow_bundle(Settings(models=folder, shadow="3"))
+
+
+def run(folder: Path, *arguments: str) -> Result:
+    """Run ``digitserve models``."""
+    return CliRunner().invoke(main, ["models", *arguments, "--models", str(folder)])
+
+
+def test_one_bundle_is_listed_and_verified(path: Path, tmp_path: Path) -> None:
+    """``digitserve models`` shows the only version, which is served, or its problem; activating a version is refused."""
+    folder = copied(path, tmp_path / "bundle")
+    assert " * digits/1 " in run(folder, "list").stdout
+    assert run(folder, "verify").stdout.split() == ["digits/1", "ok"]
+    for arguments in (("activate", "digits/1"), ("verify", "digits/1")):
+        refused = run(folder, *arguments)
+        assert refused.exit_code == 1 and "one bundle itself" in refused.output
+    (folder / "model.onnx").write_bytes(b"damaged")
+    assert "check 'sha256' failed" in run(folder, "list").stdout
+    assert run(folder, "verify").exit_code == 1
 
 
 @pytest.mark.parametrize("name", ["", " ", "a/b", "a\nb", "x" * 257, 5, None])

@@ -110,6 +110,10 @@ INVALID: dict[str, tuple[Change, str]] = {
         lambda m: change(m, shape=[2, 28, 28, 1]),
         "images: got 784 elements in raw_input_contents; expected 1568 for shape [2, 28, 28, 1], one byte each",
     ),
+    "raw contents of another length": (
+        lambda m: m.raw_input_contents.__setitem__(0, IMAGE[:-1]),
+        "images: got 783 elements in raw_input_contents; expected 784 for shape [1, 28, 28, 1], one byte each",
+    ),
     "no contents": (
         lambda m: m.ClearField("raw_input_contents"),
         "images: got no contents; expected raw_input_contents, or uint_contents for UINT8",
@@ -318,7 +322,7 @@ def test_an_id_must_be_text(known: bool) -> None:
 
 
 def test_typed_contents_are_limited() -> None:
-    """Typed contents take 60 times as long to decode as raw ones, so those of large requests are not parsed."""
+    """Typed contents take 50 times as long to decode as raw ones, so those of large requests are not parsed."""
     message = infer_request(bytes(2 * MAX_HEAD_BYTES), (1, 1, 1), raw=False)
     with pytest.raises(
         InvalidRequest, match=f"expected at most {MAX_HEAD_BYTES}: send the pixels as raw_input_contents"
