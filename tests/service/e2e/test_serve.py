@@ -16,7 +16,6 @@ from PIL import Image
 
 from digitserve.v1 import digits_pb2 as pb
 from digitserve.v1 import digits_pb2_grpc
-from support import serving
 from support.bundles import echo_image, echo_request, write_echo_bundle
 from support.load import CLASSIFY, Load, classify
 from support.serving import PATIENCE_S, TRANSPORTS, Service, command, run_service, wait_until
@@ -147,15 +146,13 @@ def test_a_log_that_cannot_be_written_does_not_end_the_service(models: Path, tmp
         os.close(read_end)
 
 
-def test_idle_http_connections_leave_descriptors_for_workers(
-    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_idle_http_connections_leave_descriptors_for_workers(models: Path, tmp_path: Path) -> None:
     """With few file descriptors, and more idle connections of the HTTP port than those, a worker that ends is replaced, probes are
     answered, and the log stays short; it says at the start that there are few.
     """
     limited = ["sh", "-c", 'ulimit -n 64; exec "$@"', "sh"]
-    monkeypatch.setattr(serving, "command", lambda *arguments: [*limited, *command(*arguments)])
-    with contextlib.ExitStack() as stack, run_service(models, tmp_path / "log", "--workers", "1") as service:
+    running = run_service(models, tmp_path / "log", "--workers", "1", wrapper=limited)
+    with contextlib.ExitStack() as stack, running as service:
         host, _, port = service.http_url.removeprefix("http://").rpartition(":")
         for _ in range(70):
             stack.enter_context(socket.create_connection((host, int(port)))).sendall(b"GET / HTTP/1.1\r\n")

@@ -21,6 +21,7 @@ from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy import NullPool
 from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
 
@@ -200,7 +201,8 @@ def _open_study(folder: Path) -> Iterator[optuna.Study]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     path = folder / STUDY_NAME
     try:
-        storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
+        # Without a pool no connection stays open if the file is not a database: then there is no storage to dispose.
+        storage = optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"poolclass": NullPool})
         try:
             pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS)
             yield optuna.create_study(storage=storage, study_name="tune", pruner=pruner, load_if_exists=True)
