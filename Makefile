@@ -4,10 +4,11 @@ VENV   ?= .venv
 ENGINE ?= docker
 BIN    := $(VENV)/bin
 # Pages with generated tables.
-GENERATED := docs/models.md docs/reference/settings.md docs/reference/metrics.md
+GENERATED := docs/models.md $(addprefix docs/reference/,settings.md metrics.md commands.md messages.md bundle.md)
+COG = $(BIN)/python -m cogapp -I scripts
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-service test-versions testimage fuzz lint format train bench soak chaos image stubs lock docs sbom dist clean
+.PHONY: help serve test test-service test-versions testimage fuzz lint format train bench soak chaos image stubs lock docs site sbom dist clean
 
 help: ## List the targets.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -82,7 +83,7 @@ lint: $(VENV)/.dev ## Check style, types, import layers, the proto, generated st
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python scripts/check_generated.py
-	$(BIN)/python -m cogapp --check --diff $(GENERATED)
+	$(COG) --check --diff $(GENERATED)
 	$(BIN)/python scripts/generate_monitoring.py
 
 format: $(VENV)/.dev ## Apply the automatic fixes of ruff and format the code.
@@ -115,8 +116,17 @@ image: ## Build the container image. TARGET=cuda: for GPUs (experimental). ENGIN
 stubs: $(VENV)/.dev ## Regenerate the Python modules of the protocol.
 	$(BIN)/python scripts/check_generated.py --write
 
-docs: $(VENV)/.dev ## Update the generated tables in docs/, the dashboard and the PrometheusRule in deploy/.
-	$(BIN)/python -m cogapp -r $(GENERATED)
+# In an environment of its own, which needs neither the service nor TensorFlow.
+$(VENV)-site/.site: requirements/site.txt
+	$(MAKE) --no-print-directory VENV=$(VENV)-site $(VENV)-site/bin/python
+	$(VENV)-site/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+site: $(VENV)-site/.site ## Build the documentation site in site/, which works without a server.
+	$(VENV)-site/bin/python scripts/build_site.py $(ARGS)
+
+docs: $(VENV)/.dev ## Update the generated pages and tables in docs/, the dashboard and the PrometheusRule in deploy/.
+	$(COG) -r $(GENERATED)
 	$(BIN)/python scripts/generate_monitoring.py --write
 
 sbom: $(VENV)/.dev ## Write the bills of materials of the service (CycloneDX) to dist/.
@@ -133,6 +143,7 @@ lock: $(VENV)/.dev ## Resolve the dependencies of pyproject.toml and write requi
 	$(COMPILE) --extra training --extra bench --group build --group dev --group bench -c requirements/serve.txt --output-file requirements/dev.txt $(ARGS)
 	$(COMPILE) --extra serve --extra bench --extra plot --group build --group test --group bench -c requirements/dev.txt --output-file requirements/test.txt $(ARGS)
 	$(subst pyproject.toml,,$(COMPILE)) --group stubs --output-file requirements/stubs.txt $(ARGS)
+	$(subst pyproject.toml,,$(COMPILE)) --group site --output-file requirements/site.txt $(ARGS)
 	$(COMPILE) --resolution lowest-direct --output-file requirements/oldest.txt $(ARGS)
 	$(COMPILE) --resolution lowest-direct --extra serve --output-file requirements/oldest-serve.txt $(ARGS)
 	$(COMPILE) --output-file requirements/newest.txt $(ARGS)
@@ -141,4 +152,4 @@ lock: $(VENV)/.dev ## Resolve the dependencies of pyproject.toml and write requi
 	$(COMPILE) --extra cuda --extra bench --group build -c requirements/serve.txt --output-file requirements/cuda.txt $(ARGS)
 
 clean: ## Remove the virtual environment and caches; keep models/ and runs/.
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-site site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -46,7 +46,7 @@ PROTOS = (
 def check_style() -> bool:
     """Run ``buf lint`` on our own protos."""
     sources = {proto.source: (ROOT / "proto" / proto.source).read_bytes() for proto in PROTOS if proto.ours}
-    with _buf_module(sources) as module:
+    with buf_module(sources) as module:
         return _run_buf("lint", *(f"--path={source}" for source in sources), module=module)
 
 
@@ -84,12 +84,12 @@ def _git(repository: Path, *arguments: str) -> bytes:
 
 def is_compatible(current: dict[Path, bytes], released: dict[Path, bytes]) -> bool:
     """Return whether clients of the released protos can call a service with the current ones; ``buf`` prints what differs."""
-    with _buf_module(released) as before, _buf_module(current) as after:
+    with buf_module(released) as before, buf_module(current) as after:
         return _run_buf("breaking", f"--against={before}", module=after)
 
 
 @contextmanager
-def _buf_module(protos: dict[Path, bytes]) -> Iterator[Path]:
+def buf_module(protos: dict[Path, bytes]) -> Iterator[Path]:
     """Yield a folder with protos and their imports: buf needs the imports inside its module."""
     with tempfile.TemporaryDirectory() as folder:
         module = Path(folder)

@@ -400,4 +400,5 @@ def table() -> str:
         f"| `{flag(f)}` | `{environment_variable(f)}` | {f.metadata['shown'] or f'`{f.default}`'} | {f.metadata['help']} |"
         for f in fields(Settings)
     ]
-    return "\n".join(["| flag | environment | default | what it does |", "|---|---|---|---|", *rows])
+    lines = ["| flag | environment | default | what it does |", "|---|---|---|---|", *rows]
+    return "\n".join(lines).replace("<", r"\<")  # <name> is not an HTML element

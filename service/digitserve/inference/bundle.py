@@ -68,7 +68,13 @@ OUTPUT_NAMES = ("probabilities", "ood_score")
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output of the graph; ``None`` in ``shape`` is a free axis."""
+    """One input or output of the graph.
+
+    Attributes:
+        name: in the graph.
+        dtype: of its values, as numpy names it.
+        shape: length of each axis; None is a free axis, that of the images.
+    """
 
     name: str
     dtype: str
