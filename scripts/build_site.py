@@ -19,11 +19,11 @@ ROOT = Path(__file__).parent.parent
 ASSETS = Path(__file__).parent / "documentation" / "assets"
 
 
-def build(output: Path) -> int:
-    """Build the site in a folder, whose content is replaced, and return the exit code of MkDocs."""
+def build(root: Path, output: Path) -> int:
+    """Build the site of a repository in a folder, whose content is replaced, and return the exit code of MkDocs."""
     with tempfile.TemporaryDirectory() as folder:
         pages = Path(folder, "pages")
-        navigation = Stage(ROOT, pages).run()
+        navigation = Stage(root, pages).run()
         shutil.copytree(ASSETS, pages / "assets")
         # JSON is YAML.
         config = {
@@ -44,9 +44,11 @@ def main() -> int:
     """Build the site."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=ROOT / "site", help="folder of the site (default: %(default)s)")
-    output = parser.parse_args().output.resolve()
+    parser.add_argument("--root", type=Path, default=ROOT, help="repository with the pages (default: this one)")
+    arguments = parser.parse_args()
+    output = arguments.output.resolve()
     try:
-        exit_code = build(output)
+        exit_code = build(arguments.root, output)
     except StageError as error:
         print(error, file=sys.stderr)
         return 1
