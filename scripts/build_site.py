@@ -30,10 +30,11 @@ def build(root: Path, output: Path) -> int:
             "INHERIT": str(ROOT / "mkdocs.yml"), "docs_dir": str(pages), "site_dir": str(output), "nav": navigation,
         }  # fmt: skip
         Path(folder, "mkdocs.yml").write_text(json.dumps(config))
+        environment = os.environ | {"PYTHONPATH": str(ROOT / "service"), "NO_MKDOCS_2_WARNING": "true"}
         # Not with --quiet, which also hides warnings from --strict.
         built = subprocess.run(
             [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", Path(folder, "mkdocs.yml")],
-            cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "true"}, capture_output=True, text=True, check=False,
+            cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
         if built.returncode:
             sys.stderr.write(built.stderr)

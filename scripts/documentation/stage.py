@@ -19,6 +19,9 @@ from pathlib import Path, PurePosixPath
 from documentation.notebook import notebook_page
 
 LINK = re.compile(r"(\]\()([^)\s]+)(\))")
+CODE = re.compile(r"(^```.*?^```|^    .*?$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
+NESTED = re.compile(r"^  - ", re.MULTILINE)
+"""An entry of a nested list: Python-Markdown needs 4 spaces, GitHub 2."""
 COMMENT = re.compile(r"^<!--.*?-->\n?", re.MULTILINE | re.DOTALL)
 ENTRY = re.compile(r"^- \[([^\]]+)\]\(([^)#]+\.(?:md|ipynb|html))\)", re.MULTILINE)
 LANGUAGES = {".mjs": "js", ".py": "python", ".yaml": "yaml", ".json": "json", ".proto": "protobuf", ".toml": "toml"}
@@ -97,14 +100,10 @@ class Stage:
                 self._waiting.append(linked)
             return f"{match[1]}{posixpath.relpath(target, here or '.')}{'#' + anchor if anchor else ''}{match[3]}"
 
-        code = re.compile(r"^(?:```.*?^```|    .*?$)|`[^`\n]+`", re.MULTILINE | re.DOTALL)
-        parts: list[str] = []
-        end = 0
-        text = COMMENT.sub("", text)
-        for match in code.finditer(text):
-            parts += [LINK.sub(replace, text[end : match.start()]), match[0]]
-            end = match.end()
-        return "".join([*parts, LINK.sub(replace, text[end:])])
+        # Odd parts are code.
+        parts = CODE.split(COMMENT.sub("", text))
+        parts[::2] = [NESTED.sub("    - ", LINK.sub(replace, part)) for part in parts[::2]]
+        return "".join(parts)
 
     def _target(self, source: str, page: str) -> str:
         """Return where a file of the repository is in the site.
