@@ -30,7 +30,9 @@ def reference() -> str:
     with buf_module({proto.source: (ROOT / "proto" / proto.source).read_bytes()}) as module:
         buf = Path(sys.executable).with_name("buf")
         built = subprocess.run([buf, "build", "--output", "-"], cwd=module, check=True, capture_output=True).stdout
-    (file,) = (file for file in FileDescriptorSet.FromString(built).file if file.name == str(proto.source))
+    described = FileDescriptorSet()
+    described.ParseFromString(built)
+    (file,) = (file for file in described.file if file.name == str(proto.source))
     return "\n\n".join(_Reference(file).parts())
 
 

@@ -24,7 +24,15 @@ NESTED = re.compile(r"^  - ", re.MULTILINE)
 """An entry of a nested list: Python-Markdown needs 4 spaces, GitHub 2."""
 COMMENT = re.compile(r"^<!--.*?-->\n?", re.MULTILINE | re.DOTALL)
 ENTRY = re.compile(r"^- \[([^\]]+)\]\(([^)#]+\.(?:md|ipynb|html))\)", re.MULTILINE)
-LANGUAGES = {".mjs": "js", ".py": "python", ".yaml": "yaml", ".json": "json", ".proto": "protobuf", ".toml": "toml"}
+LANGUAGES = {
+    ".go": "go",
+    ".mjs": "js",
+    ".py": "python",
+    ".yaml": "yaml",
+    ".json": "json",
+    ".proto": "protobuf",
+    ".toml": "toml",
+}
 """By suffix: the language of a text file, for its colours."""
 
 HOME = "docs/index.md"

@@ -1,6 +1,7 @@
 """The programs in ``examples/``, as users run them, against the real service with the shipped model."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -46,11 +47,35 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["node", str(folder / "classify.mjs")]
 
 
-def run(command: list[str], printed: str = "", cwd: Path = EXAMPLES) -> subprocess.CompletedProcess[str]:
-    """Run a command; ``printed`` is its standard input."""
-    return subprocess.run(
-        command, input=printed, cwd=cwd, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+@pytest.fixture(scope="module")
+def go(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Build the example for Go with Debian's packages, from the commands in its comment; return its command."""
+    if missing := [tool for tool in ("go", "protoc", "protoc-gen-go", "protoc-gen-go-grpc") if not shutil.which(tool)]:
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    path = tmp_path_factory.mktemp("go")
+    folder = path / "src" / "digits"
+    shutil.copytree(EXAMPLES / "go", folder)
+    comment = re.sub(r"^//", "", (folder / "classify.go").read_text(), flags=re.MULTILINE)
+    generate = re.search(r"protoc (?:.*\\\n)*.*", comment)[0]  # type: ignore[index]
+    # Debian has grpc-go as source code instead of modules.
+    search = f"{path}:{os.environ.get('GOPATH', '/usr/share/gocode')}"
+    settings = {"GO111MODULE": "off", "GOPATH": search, "GOCACHE": str(path / "cache"), "GOFLAGS": "-p=2"}
+    script = (
+        f"set -e; {generate.replace('../../proto', str(PROTO)).replace('../node', str(EXAMPLES / 'node'))}\ngo build"
     )
+    built = run(["bash", "-c", script], cwd=folder, **settings)
+    assert built.returncode == 0, built.stderr
+    return [str(folder / "digits")]
+
+
+def run(
+    command: list[str], printed: str = "", cwd: Path = EXAMPLES, **settings: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command; ``printed`` is its standard input, ``settings`` are environment variables."""
+    return subprocess.run(
+        command, input=printed, cwd=cwd, env=os.environ | settings, capture_output=True, text=True,
+        timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
 
 
 def python(name: str, address: str) -> list[str]:
@@ -92,6 +117,22 @@ def test_node(service: Service, files: list[str], node: list[str]) -> None:
     failed = run([*node, "--address", service.grpc_address, "missing.png"])
     assert (failed.returncode, failed.stdout) == (1, "")
     assert "missing.png" in failed.stderr
+
+
+def test_go(service: Service, files: list[str], go: list[str]) -> None:
+    """The client for Go prints digit and verdict; a wrong file is named, and so is the address without a service."""
+    done = run([*go, "--address", service.grpc_address, *files])
+    assert done.returncode == 0, done.stderr
+    three, blank = done.stdout.splitlines()
+    assert re.fullmatch(r".*three\.png: 3 \d\.\d+ VERDICT_ACCEPTED", three)
+    assert re.fullmatch(r".*blank\.png:  \d\.\d+ VERDICT_BLANK", blank)
+
+    failed = run([*go, "--address", service.grpc_address, "missing.png"])
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert "missing.png" in failed.stderr
+    unreachable = run([*go, "--address", f"{LOCAL}:1", *files])
+    assert unreachable.returncode == 1
+    assert f"{LOCAL}:1" in unreachable.stderr
 
 
 def test_buf_curl(service: Service) -> None:
