@@ -146,6 +146,17 @@ def test_the_shipped_configuration_is_valid() -> None:
     assert done.stdout + done.stderr == f"configuration '{SHIPPED}' OK\n"
 
 
+def test_the_health_check_of_compose_works(envoy: Envoy) -> None:
+    """The command that ``deploy/compose.yaml`` runs in the container succeeds with this Envoy, and fails without one."""
+    compose = yaml.safe_load((SHIPPED.parents[1] / "compose.yaml").read_text())
+    kind, *words = compose["services"]["envoy"]["healthcheck"]["test"]
+    assert kind == "CMD" and "127.0.0.1/9901" in words[-1]
+    for port, healthy in ((envoy.admin.rpartition(":")[2], True), ("1", False)):
+        check = [*words[:-1], words[-1].replace("9901", port)]
+        done = subprocess.run(check, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+        assert (done.returncode == 0) is healthy, done.stderr
+
+
 def test_the_documented_tls_is_valid(tmp_path: Path) -> None:
     """Envoy accepts the shipped file with both additions for TLS in ``docs/how-to/scale.md``."""
     made = make_certificate(tmp_path)
