@@ -46,8 +46,8 @@ def test_the_runtime_is_what_the_controller_expects(runtime: Object) -> None:
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert container[probe]["grpc"] == {"port": port["containerPort"]}
     metrics = runtime["spec"]["annotations"]
-    assert f"--http-port={metrics['prometheus.kserve.io/port']}" in container["args"]
-    assert metrics["prometheus.kserve.io/path"] == "/metrics"
+    assert f"--http-port={metrics['prometheus.io/port']}" in container["args"]
+    assert (metrics["prometheus.io/scrape"], metrics["prometheus.io/path"]) == ("true", "/metrics")
     assert container["image"] == f"digitserve:{importlib.metadata.version('digitserve')}"
 
 
