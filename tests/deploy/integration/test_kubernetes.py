@@ -62,6 +62,11 @@ def test_the_tag_of_the_image_is_the_version_of_the_package() -> None:
         assert find(objects, "Deployment")["metadata"]["labels"]["app.kubernetes.io/version"] == version
 
 
+def test_a_gpu_is_used_or_the_service_does_not_start() -> None:
+    """The overlay for GPUs sets the device, so that the image for CPUs cannot occupy a GPU without using it."""
+    assert {"name": "DIGITSERVE_DEVICE", "value": "cuda"} in container(render("overlays/cuda"))["env"]
+
+
 def test_the_autoscaler_uses_a_metric_that_is_recorded_and_made_available(tmp_path: Path) -> None:
     """The rule of prometheus-adapter turns a series of the rules into the metric of the autoscaler. With the placeholders of the
     adapter filled in, its query is PromQL.
