@@ -195,19 +195,20 @@ def selectors(objects: list[Object]) -> Iterator[str]:
 
 
 def ports(objects: list[Object]) -> Iterator[str]:
-    """Ports have names, and whatever refers to a port uses one of them."""
+    """Ports have names, whatever refers to a port uses one of them, and clients can reach those of the Service."""
     container_ports = {port.get("name") for each in _containers(objects) for port in each["ports"]}
     service_ports = {port.get("name") for each in _of(objects, "Service") for port in each["spec"]["ports"]}
     if None in container_ports | service_ports:
         yield "a port has no name"
-    used = {port.get("targetPort") for each in _of(objects, "Service") for port in each["spec"]["ports"]}
-    used |= {
+    offered = {port.get("targetPort") for each in _of(objects, "Service") for port in each["spec"]["ports"]}
+    admitted = {
         port["port"]
         for each in _of(objects, "NetworkPolicy")
         for rule in each["spec"]["ingress"]
         for port in rule.get("ports", [])
     }
-    yield from (f"port {port} is not a port of the container" for port in used - container_ports)
+    yield from (f"port {port} is not a port of the container" for port in (offered | admitted) - container_ports)
+    yield from (f"the NetworkPolicy admits nobody to port {port} of the Service" for port in offered - admitted)
     scraped = {endpoint["port"] for each in _of(objects, "ServiceMonitor") for endpoint in each["spec"]["endpoints"]}
     yield from (f"port {port} is not a port of the Service" for port in scraped - service_ports)
 

@@ -66,6 +66,7 @@ FAULTS: list[tuple[str, Callable[[list[Object]], object], str]] = [
     ("ports", lambda o: container(o)["ports"][0].pop("name"), "no name"),
     ("ports", lambda o: _spec("Service")(o)["ports"][0].update(targetPort="rpc"), "port rpc"),
     ("ports", lambda o: _spec("NetworkPolicy")(o)["ingress"][0]["ports"][0].update(port="rpc"), "port rpc"),
+    ("ports", lambda o: _spec("NetworkPolicy")(o)["ingress"].pop(), "nobody to port http"),
     ("ports", lambda o: _spec("ServiceMonitor")(o)["endpoints"][0].update(port="metrics"), "of the Service"),
     ("available", lambda o: _spec("PodDisruptionBudget")(o).update(maxUnavailable=2), "exactly one"),
     ("available", lambda o: _spec("PodDisruptionBudget")(o).pop("unhealthyPodEvictionPolicy"), "drain of a node"),
