@@ -83,7 +83,7 @@ FAULTS: list[tuple[str, Callable[[list[Object]], object], str]] = [
 
 @pytest.mark.parametrize(("check", "damage", "message"), FAULTS, ids=map(str, range(len(FAULTS))))
 def test_each_policy_finds_its_faults(check: str, damage: Callable[[list[Object]], object], message: str) -> None:
-    """A policy that accepted everything would be useless: each rejects manifests with one fault, and says which."""
+    """Each policy rejects manifests with one fault, and names it."""
     objects = copy.deepcopy(render("overlays/monitoring"))
     damage(objects)
     (policy,) = [each for each in CHECKS if each.__name__ == check]  # type: ignore[attr-defined]
