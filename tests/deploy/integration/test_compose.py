@@ -101,3 +101,10 @@ def test_the_service_gets_time_to_stop(compose: dict[str, Any]) -> None:
     digitserve = compose["services"]["digitserve"]
     grace_s = float(digitserve["environment"]["DIGITSERVE_GRACE_S"])
     assert float(digitserve["stop_grace_period"].removesuffix("s")) > grace_s + 2
+
+
+def test_envoy_has_a_thread_per_cpu_of_its_limit(compose: dict[str, Any]) -> None:
+    """Not one per CPU of the host, whose threads would compete for the quota and may exceed the limit of processes."""
+    envoy = compose["services"]["envoy"]
+    flags = envoy["command"]
+    assert flags[flags.index("--concurrency") + 1] == envoy["deploy"]["resources"]["limits"]["cpus"]
