@@ -213,6 +213,17 @@ def ports(objects: list[Object]) -> Iterator[str]:
     yield from (f"port {port} is not a port of the Service" for port in scraped - service_ports)
 
 
+def scraping(objects: list[Object]) -> Iterator[str]:
+    """Prometheus uses TLS and a token where the service needs them."""
+    variables = {name for container in _containers(objects) for name in _environment(container)}
+    for monitor in _of(objects, "ServiceMonitor"):
+        for endpoint in monitor["spec"]["endpoints"]:
+            if (endpoint.get("scheme", "http") == "https") != ("DIGITSERVE_TLS_CERTIFICATE" in variables):
+                yield "only one of the service and Prometheus uses TLS"
+            if "DIGITSERVE_TOKEN_FILE" in variables and "authorization" not in endpoint:
+                yield "Prometheus has no token"
+
+
 def available(objects: list[Object]) -> Iterator[str]:
     """Nodes and zones may fail, nodes may be drained, and rollouts have no downtime."""
     for budget in _of(objects, "PodDisruptionBudget"):
@@ -261,6 +272,6 @@ def labels(objects: list[Object]) -> Iterator[str]:
 
 
 CHECKS: tuple[Check, ...] = (
-    restricted_pods, restricted_containers, isolated, no_egress, probes, graceful, resources, selectors, ports, available,
-    autoscaling, images, labels,
+    restricted_pods, restricted_containers, isolated, no_egress, probes, graceful, resources, selectors, ports, scraping,
+    available, autoscaling, images, labels,
 )  # fmt: skip
