@@ -27,6 +27,7 @@ from PIL import Image
 
 from digitserve.client import AsyncClient, Client, channel
 from digitserve.protocol.names import CLASSIFY, Code
+from digitserve.settings import Settings
 from digitserve.v1 import digits_pb2 as pb
 from support.bundles import echo_image, echo_request, write_echo_bundle
 from support.certificates import make_certificate
@@ -144,6 +145,14 @@ def test_the_shipped_configuration_is_valid() -> None:
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout + done.stderr == f"configuration '{SHIPPED}' OK\n"
+
+
+def test_a_late_answer_removes_no_instance() -> None:
+    """Health checks wait longer than instances need under overload, and a stopping instance is noticed while it accepts calls."""
+    (cluster,) = yaml.safe_load(SHIPPED.read_text())["static_resources"]["clusters"]
+    (check,) = cluster["health_checks"]
+    assert float(check["timeout"].removesuffix("s")) >= 3 and check["unhealthy_threshold"] >= 3
+    assert float(check["interval"].removesuffix("s")) < Settings.lame_duck_s
 
 
 def test_the_health_check_of_compose_works(envoy: Envoy) -> None:
