@@ -250,8 +250,8 @@ class Pipeline:
                 durations.append(now - responder.accepted)
         for method, durations in seconds.items():
             self._recorder.calls_answered(method, durations)
-            if max(durations) >= self._slow_s:
-                self._log_slow(finished, answered, now)
+        if any(max(durations) >= self._slow_s for durations in seconds.values()):
+            self._log_slow(finished, answered, now)
         if num_messages := len(answered) - sum(map(len, seconds.values())):
             self._recorder.stream_messages_ended(num_messages, Code.OK)
         for responder, body in answered:
