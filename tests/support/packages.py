@@ -53,11 +53,11 @@ class Environment:
         """Install a lock file of ``requirements/``, checked by hash, and the wheel, which must need nothing else."""
         made, home, uv = folder / "environment", folder / "home", TOOLS / "uv"
         home.mkdir(parents=True)
-        run([uv, "venv", "--quiet", "--no-project", f"--python={sys.executable}", made], home)
+        run([uv, "venv", "--quiet", "--no-project", f"--python={sys.executable}", made], ROOT)
         target = f"--python={made}"
-        run([uv, "pip", "sync", "--quiet", "--require-hashes", target, ROOT / "requirements" / lock], home)
-        run([uv, "pip", "install", "--quiet", "--no-deps", target, wheel], home)
-        run([uv, "pip", "check", "--quiet", target], home)
+        run([uv, "pip", "sync", "--quiet", "--require-hashes", target, ROOT / "requirements" / lock], ROOT)
+        run([uv, "pip", "install", "--quiet", "--no-deps", target, wheel], ROOT)
+        run([uv, "pip", "check", "--quiet", target], ROOT)
         return cls(made, home)
 
     def program(self, name: str) -> Path:
