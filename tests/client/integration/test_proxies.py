@@ -72,7 +72,7 @@ def test_clients_call_this_machine_directly(
 
 
 def test_unix_sockets_are_called_directly(tmp_path: Path, proxy: socket.socket) -> None:
-    """A server on a Unix socket answers, here that it has no such method."""
+    """A server on a Unix socket is called directly: its answer is that it has no such method."""
     server = grpc.server(ThreadPoolExecutor(1))
     target = f"unix:{tmp_path}/digits.sock"
     server.add_insecure_port(target)

@@ -146,13 +146,26 @@ def test_the_shipped_configuration_is_valid() -> None:
     assert done.stdout + done.stderr == f"configuration '{SHIPPED}' OK\n"
 
 
+def test_the_health_check_of_compose_works(envoy: Envoy) -> None:
+    """The command that ``deploy/compose.yaml`` runs in the container succeeds with this Envoy, and fails without one."""
+    compose = yaml.safe_load((SHIPPED.parents[1] / "compose.yaml").read_text())
+    kind, *words = compose["services"]["envoy"]["healthcheck"]["test"]
+    assert kind == "CMD" and "127.0.0.1/9901" in words[-1]
+    for port, healthy in ((envoy.admin.rpartition(":")[2], True), ("1", False)):
+        check = [*words[:-1], words[-1].replace("9901", port)]
+        done = subprocess.run(check, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+        assert (done.returncode == 0) is healthy, done.stderr
+
+
 def test_the_documented_tls_is_valid(tmp_path: Path) -> None:
-    """Envoy accepts the shipped file with both additions for TLS in ``docs/how-to/scale.md``."""
+    """Envoy accepts the shipped file with both additions for TLS in ``docs/how-to/scale.md``. The names of instances are checked."""
     made = make_certificate(tmp_path)
     files = {"server.pem": made.certificate, "server.key": made.key, "ca.pem": made.certificate}
     blocks = re.findall(r"```yaml\n(.*?)```", SCALE.read_text(), re.DOTALL)
     text = json.dumps([yaml.safe_load(block) for block in blocks])
     to_clients, to_instances = json.loads(re.sub(r"/etc/envoy/([a-z.]+)", lambda name: str(files[name[1]]), text))
+    context = to_instances["transport_socket"]["typed_config"]
+    assert context["sni"] and context["auto_sni_san_validation"]
     configuration = yaml.safe_load(SHIPPED.read_text())
     resources = configuration["static_resources"]
     resources["listeners"][0]["filter_chains"][0] |= to_clients

@@ -82,7 +82,7 @@ def test_each_code_is_ok_or_a_fault_of_either_side() -> None:
 
 
 def test_the_latency_threshold_is_a_bucket_and_is_shown_everywhere() -> None:
-    """The share of fast calls is exact only at a bucket; texts and the dashboard state the same threshold."""
+    """The latency threshold is the bound of a bucket, because shares are exact only there. Texts and dashboard state the same one."""
     (rule,) = (rule for rule in shipped_rules() if rule.get("record") == "digitserve:calls_fast:rate5m")
     threshold_s = float(re.search('le="(.+?)"', rule["expr"])[1])  # type: ignore[index]
     assert threshold_s in block.LATENCY_BUCKETS_S
