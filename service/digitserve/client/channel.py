@@ -285,7 +285,7 @@ async def find_disconnection_async(one: Connection) -> Cause:
 
 def _disconnection(one: Connection, error: grpc.RpcError) -> Cause:
     if error.code() is not grpc.StatusCode.UNAVAILABLE:
-        return _UNKNOWN
+        return Cause(proxy=one.proxy)
     details = error.details() or "no details"
     return Cause(details, one.security.explain(details), one.proxy)
 
@@ -324,7 +324,7 @@ def overdue(prefix: str, timeout_s: float, cause: Cause, details: str = "") -> C
             f"{start}, and no connection ({cause.disconnected}); "
             f"is 'digitserve serve' still running at this address?{cause.proxy}"
         )
-    return DeadlineExceeded(f"{start}{f' ({details})' * bool(details)}")
+    return DeadlineExceeded(f"{start}{f' ({details})' * bool(details)}{cause.proxy}")
 
 
 def _unreachable(prefix: str, details: str, cause: Cause) -> Unreachable:

@@ -10,7 +10,7 @@ the worker's one thread.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any, NamedTuple, TypeVar
 
@@ -289,6 +289,6 @@ def _value(parameter: Any) -> str:
     return f"{kind} {quoted(value) if isinstance(value, str) else value}"
 
 
-def _list(values: Collection[Any] | Any) -> str:
+def _list(values: Iterable[Any]) -> str:
     *first, last = [f"'{value}'" if isinstance(value, str) else str(value) for value in values]
     return f"{', '.join(first)} or {last}" if first else str(last)

@@ -116,6 +116,17 @@ def test_the_runbook_searches_the_log_for_messages_that_exist() -> None:
     assert searched and [text for text in searched if text not in code] == []
 
 
+def test_the_runbook_names_panels_that_exist() -> None:
+    """Each panel that the runbook names in quotes is on the dashboard."""
+    titles = {panel["title"] for panel in panels()}
+    named = [
+        title
+        for listed in re.findall(r"Panels? ([^.]+)\.", RUNBOOK.read_text())
+        for title in re.findall('"([^"]+)"', listed)
+    ]
+    assert named and [title for title in (" ".join(title.split()) for title in named) if title not in titles] == []
+
+
 @pytest.mark.parametrize("panel", panels(), ids=lambda panel: panel["title"])
 def test_a_panel_is_described(panel: dict[str, Any]) -> None:
     """Each panel has a title, a description and a unit, and its queries use the variables of the dashboard."""
