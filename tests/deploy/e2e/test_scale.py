@@ -10,6 +10,7 @@ import re
 import shutil
 import struct
 import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -246,8 +247,7 @@ def schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def buf_curl(envoy: Envoy, schema: Path, method: str, message: str) -> "subprocess.CompletedProcess[str]":
     """Call with gRPC-Web over HTTP/1.1."""
-    if (buf := shutil.which("buf")) is None:
-        pytest.skip("needs buf")
+    buf = Path(sys.executable).with_name("buf")
     url = f"http://{envoy.address}/digitserve.v1.DigitService/{method}"
     arguments = ["curl", "--protocol", "grpcweb", "--schema", str(schema), "--data", message, url]
     return subprocess.run([buf, *arguments], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
