@@ -60,7 +60,7 @@ func classify(client pb.DigitServiceClient, file string) (*pb.Prediction, error)
 func main() {
 	address := flag.String("address", "127.0.0.1:50051", "HOST:PORT of the service")
 	flag.Parse()
-	// With TLS: grpc.WithTransportCredentials(credentials.NewClientTLSFromFile("ca.pem", "")).
+	// With TLS: grpc.WithTransportCredentials, with those of credentials.NewClientTLSFromFile("ca.pem", "").
 	connection, err := grpc.Dial(*address, grpc.WithInsecure(), grpc.WithDefaultServiceConfig(serviceConfig))
 	if err == nil {
 		defer connection.Close()
