@@ -43,6 +43,12 @@ def test_every_page_of_the_documentation_is_in_its_index() -> None:
     assert {str(page.relative_to(docs)) for page in docs.rglob("*.md")} - {"index.md"} <= linked
 
 
+def test_the_index_lists_each_page_once() -> None:
+    """No two entries of ``docs/index.md``, which are the navigation of the site, begin with a link to the same page."""
+    entries = re.findall(r"^- \[[^\]]+\]\(([^)#]+)\)", (ROOT / "docs" / "index.md").read_text(), re.MULTILINE)
+    assert sorted(set(entries)) == sorted(entries)
+
+
 def test_the_readme_is_short() -> None:
     """The README has at most 90 lines; everything else is in ``docs/``."""
     assert len((ROOT / "README.md").read_text().splitlines()) <= 90
