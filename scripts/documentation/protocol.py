@@ -17,9 +17,7 @@ from google.protobuf.descriptor_pb2 import (
 
 from documentation.markup import escape, table
 
-_SCALARS = {
-    number: name.removeprefix("TYPE_").lower() for name, number in FieldDescriptorProto.Type.items()
-}  # fmt: skip
+_SCALARS = {number: name.removeprefix("TYPE_").lower() for name, number in FieldDescriptorProto.Type.items()}
 _PARTS = {"message_type": 4, "enum_type": 5, "service": 6, "field": 2, "value": 2, "method": 2}
 """Numbers of these fields in descriptors, of which the path of a comment consists."""
 

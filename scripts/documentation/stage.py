@@ -6,9 +6,10 @@ The pages are plain Markdown whose relative links work in the repository. Stagin
     FOLDER/README.md, X.md    folder/index.md, x.md
     a notebook                a page
     a report                  its folder, unchanged
+    a picture                 source/PATH
     any other text file       source/PATH.md, a page that shows it
 
-Used by ``build``.
+Used by ``build_site``.
 """
 
 import posixpath
@@ -130,4 +131,4 @@ class Stage:
             return str(path.with_name("index.md" if path.name == "README.md" else path.name.lower()))
         if source.endswith("/report/index.html"):
             return source
-        return f"source/{source}.md"
+        return f"source/{source}" if path.suffix in {".png", ".svg"} else f"source/{source}.md"

@@ -11,6 +11,8 @@ INDEX = """# Home
 
 Text with a [link](guide.md#part), and one [elsewhere](https://example.com).
 
+![picture](../models/digits/4/report/picture.png)
+
 ## Guides
 
 - [Guide](guide.md): text, and [a file](../code.py).
@@ -77,6 +79,8 @@ def test_links_are_right_in_the_site_and_code_is_unchanged(repository: Path, tmp
     assert "```python\nprint()\n```" in (pages / "source/code.py.md").read_text()
     assert (pages / "book.md").read_text() == "# Book\ntext\n\n```python\nx = 1\n```"
     assert (pages / "models/digits/4/report/picture.png").exists()
+    assert "(source/models/digits/4/report/picture.png)" in home
+    assert (pages / "source/models/digits/4/report/picture.png").exists()
 
 
 @pytest.mark.parametrize("link", ["gone.md", "../gone.py", "../../outside.md", "../models"])
