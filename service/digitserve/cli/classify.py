@@ -10,12 +10,12 @@ import click
 
 from digitserve.cli.exit_codes import ExitCode
 from digitserve.cli.options import Command, Option, Target, parse_size, target_options, timeout_option
-from digitserve.cli.output import print_error, print_line, printable
+from digitserve.cli.output import print_error, print_line
+from digitserve.terminal import Terminal, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from digitserve.cli.terminal import Terminal
     from digitserve.client import Box, Client, Prediction, Preparation
     from digitserve.vision.image_files import Pixels
 
@@ -165,7 +165,7 @@ class _JsonPrinter(_Printer):
 class _DrawingPrinter(_Printer):
     """Draws the images and their probabilities on a terminal: a few large, many on a sheet."""
 
-    def __init__(self, top_k: int, files: tuple[str, ...], terminal: "Terminal", *, explain: bool) -> None:
+    def __init__(self, top_k: int, files: tuple[str, ...], terminal: Terminal, *, explain: bool) -> None:
         from digitserve.cli.drawing import NUM_BARS, Drawing
 
         super().__init__(top_k)
@@ -200,12 +200,8 @@ def _printer(client: "Client", files: tuple[str, ...], top_k: int, *, as_json: b
     """Return the printer for the output that was requested and for what standard output can show."""
     if as_json:
         return _JsonPrinter(top_k, _model_name(client))
-    if sys.stdout.isatty():
-        from digitserve.cli.terminal import Terminal
-
-        if (terminal := Terminal.of(sys.stdout, os.environ)) is not None:
-            return _DrawingPrinter(top_k, files, terminal, explain=explain)
-    return _Printer(top_k)
+    terminal = Terminal.of(sys.stdout, os.environ)
+    return _DrawingPrinter(top_k, files, terminal, explain=explain) if terminal.colours else _Printer(top_k)
 
 
 def _print_lines(lines: "Iterable[str]") -> None:

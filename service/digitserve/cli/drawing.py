@@ -1,14 +1,15 @@
 """What ``digitserve classify`` draws on a terminal: each image with its probabilities, or many images on a sheet.
 
-    classify ──▶ Drawing ──▶ terminal: picture, bars, flow
+    classify ──▶ Drawing ──▶ picture, terminal
 
 Used on the main thread. Without a terminal that can show it, ``classify`` prints plain text instead.
 """
 
 from collections.abc import Iterator, Sequence
 
-from digitserve.cli.terminal import GAP, Block, Terminal, bars, flow, picture, stack, text_block
+from digitserve.cli.picture import bars, picture
 from digitserve.client import Prediction, Verdict
+from digitserve.terminal import BOLD, GAP, GREEN, YELLOW, Block, Terminal, flow, stack, text_block
 from digitserve.vision.image_files import Pixels
 
 COLUMNS = 28
@@ -25,8 +26,7 @@ MAX_LARGE = 3
 
 _MIN_BARS, _MAX_BARS = 18, 40
 
-_ACCEPTED, _NOT_ACCEPTED = "1;32", "1;33"
-"""Green and yellow."""
+_ACCEPTED, _NOT_ACCEPTED = f"{BOLD};{GREEN}", f"{BOLD};{YELLOW}"
 
 
 class Drawing:
@@ -49,13 +49,15 @@ class Drawing:
             seen = picture(prediction.preparation.pixels, self._terminal, self._columns)
             height, width = pixels.shape[:2]
             blocks = [
-                stack(text_block(f"{width}x{height}", self._columns), blocks[0]),
-                stack(text_block("seen by the network", self._columns), seen),
+                stack(text_block(f"{width}x{height}", self._terminal, self._columns), blocks[0]),
+                stack(text_block("seen by the network", self._terminal, self._columns), seen),
             ]
         if prediction.top:
             drawn = self._bars(prediction, sum(block.width + len(GAP) for block in blocks))
             blocks.append(
-                drawn if prediction.preparation is None else stack(text_block("probabilities", drawn.width), drawn)
+                drawn
+                if prediction.preparation is None
+                else stack(text_block("probabilities", self._terminal, drawn.width), drawn)
             )
         yield from flow(blocks, self._terminal.width)
         yield ""
@@ -81,7 +83,7 @@ class Drawing:
         """Add an image to the sheet; yield the lines of a row that is now complete."""
         tile = min(TILE_COLUMNS, self._terminal.width)
         colour = _ACCEPTED if prediction.verdict is Verdict.ACCEPTED else _NOT_ACCEPTED
-        caption = text_block(name, tile), text_block(_summary(prediction), tile, colour)
+        caption = text_block(name, self._terminal, tile), text_block(_summary(prediction), self._terminal, tile, colour)
         self._tiles.append(stack(*caption, picture(pixels, self._terminal, tile)))
         if (len(self._tiles) + 1) * (tile + len(GAP)) - len(GAP) > self._terminal.width:
             yield from self.finish_row()

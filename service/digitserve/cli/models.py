@@ -13,8 +13,9 @@ import click
 
 from digitserve.cli.exit_codes import ExitCode
 from digitserve.cli.options import Command, Option, require_extra
-from digitserve.cli.output import print_line, printable
+from digitserve.cli.output import print_line
 from digitserve.settings import VERSION, Settings, environment_value, environment_variable, setting_named
+from digitserve.terminal import printable
 
 if TYPE_CHECKING:
     from digitserve.supervision.activation import ListedVersion

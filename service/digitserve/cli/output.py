@@ -87,11 +87,6 @@ def with_flags(message: str) -> str:
     return message
 
 
-def printable(text: str) -> str:
-    """Return a text without characters that a terminal would interpret or that cannot be encoded."""
-    return "".join(character if character.isprintable() else "?" for character in text)
-
-
 def _discard_output() -> None:
     # What is buffered is flushed again when the interpreter exits, and would fail again.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from digitserve.cli.drawing import COLUMNS, Drawing, is_sheet
-from digitserve.cli.output import printable
-from digitserve.cli.terminal import Terminal, bars, flow, num_columns, picture, shorten, text_block
+from digitserve.cli.picture import bars, picture
 from digitserve.client import ClassScore, Prediction, Verdict
+from digitserve.terminal import Terminal, flow, num_columns, printable, shorten, text_block
 
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -50,7 +50,7 @@ def prediction(verdict: Verdict = Verdict.ACCEPTED, labels: str = "0123456789") 
 )
 def test_plain_text(environment: dict[str, str], tty: bool) -> None:
     """A file or pipe, ``NO_COLOR`` and a dumb terminal get plain text."""
-    assert Terminal.of(Stream(tty=tty), environment) is None
+    assert not Terminal.of(Stream(tty=tty), environment).colours
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_plain_text(environment: dict[str, str], tty: bool) -> None:
 def test_block_elements_need_utf8(changes: dict[str, str], encoding: str, unicode: bool) -> None:
     """The first of LC_ALL, LC_CTYPE and LANG decides, as in the C library; Python's own choice counts without a locale."""
     terminal = Terminal.of(Stream(encoding=encoding), XTERM | changes)
-    assert terminal is not None and terminal.unicode is unicode
+    assert terminal.unicode is unicode and terminal.colours
 
 
 @given(
@@ -157,7 +157,7 @@ def test_all_classes_are_in_their_order() -> None:
 
 def test_blocks_below_each_other() -> None:
     """Blocks share a row while they fit."""
-    blocks = [text_block(text, 5) for text in ("one", "two", "three")]
+    blocks = [text_block(text, Terminal(80), 5) for text in ("one", "two", "three")]
     assert [*flow(blocks, 12)] == ["one    two", "three"]
     assert [*flow([], 12)] == []
 
