@@ -204,7 +204,7 @@ def evaluate(
     """
     held_out, test = measure(session, validation), measure(session, sets.test)
     threshold = ood_threshold(held_out.ood_score)
-    measured = [(one, measure(session, one.labelled)) for one in track(sets.labelled, "set")]
+    measured = [(one, measure(session, one.labelled)) for one in track(sets.labelled, "evaluate set")]
     return Evaluation(
         validation=held_out,
         test=test,

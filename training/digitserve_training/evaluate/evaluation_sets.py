@@ -74,7 +74,7 @@ def build(test: Labelled, *, digits: bool) -> EvaluationSets:
         EvaluationSet(
             one.name, Labelled(corruption_suite.corrupt_images(test.images, one, SEED), test.labels, test.names), one
         )
-        for one in track(CORRUPTIONS, "images of set")
+        for one in track(CORRUPTIONS, "draw corruption")
     ]
     if digits:
         small, labels = _load_digits()
