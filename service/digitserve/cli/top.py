@@ -49,8 +49,9 @@ def top(target: Target, metrics: str | None, interval_s: float, *, once: bool, a
 
     \b
     Exit codes: 0 ended by q, or printed; 2 wrong usage; 130 stopped by Ctrl-C.
-    With --once also: 1 no metrics of digitserve at the URL; 3 no service answers;
-    4 no answer in time; 5 access denied: TLS handshake failed, or token not accepted.
+    With --once also: 1 no metrics of digitserve at the URL; 3 no service
+    answers; 4 no answer in time; 5 access denied: TLS handshake failed, or token
+    not accepted.
     """
     require_extra("bench", "prometheus_client")
     from digitserve.scrape import NotAvailable, Scraper
