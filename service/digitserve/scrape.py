@@ -7,6 +7,7 @@
 Needs prometheus_client. Any thread may call it.
 """
 
+import math
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -156,7 +157,7 @@ def _explain(url: str, error: Exception) -> NotAvailable:
 
 
 def parse(text: str, url: str) -> Page:
-    """Parse the text of a page.
+    """Parse the text of a page; samples that are not finite numbers are left out.
 
     Args:
         text: in the Prometheus text format.
@@ -169,8 +170,12 @@ def parse(text: str, url: str) -> Page:
     try:
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
+                if sample.name.endswith("_bucket"):
+                    float(sample.labels.get("le", ""))
+                if not math.isfinite(sample.value):
+                    continue
                 samples.setdefault(sample.name, {})[frozenset(sample.labels.items())] = sample.value
-    except ValueError as error:
+    except (ValueError, IndexError, KeyError, AttributeError) as error:
         raise NotAvailable(f"{url}: not a page of Prometheus metrics ({error})") from None
     if NAME not in samples:
         raise NotAvailable(f"{url}: the page has no {NAME}")

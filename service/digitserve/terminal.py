@@ -5,9 +5,10 @@
 Needs no package, because the commands of the light client use it too. Any thread may call it.
 """
 
-import shutil
+import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -42,11 +43,21 @@ class Terminal:
         It has no colours if it is not a terminal, if ``NO_COLOR`` is set, and if ``TERM`` is ``dumb`` or missing.
         """
         return cls(
-            shutil.get_terminal_size().columns,
+            size(stream, environment).columns,
             unicode=_is_utf8(stream, environment),
             true_colour=environment.get("COLORTERM") in {"truecolor", "24bit"},
             colours=can_move_cursor(stream, environment) and not environment.get("NO_COLOR"),
         )
+
+
+def size(stream: TextIO, environment: Mapping[str, str]) -> os.terminal_size:
+    """Return the size of the terminal behind a stream; 80 columns and 24 lines if it is none or does not know its size."""
+    columns = lines = 0
+    with suppress(OSError, ValueError):
+        columns, lines = os.get_terminal_size(stream.fileno())
+    if (chosen := environment.get("COLUMNS", "")).isdecimal():
+        columns = int(chosen)
+    return os.terminal_size((columns or 80, lines or 24))
 
 
 def can_move_cursor(stream: TextIO, environment: Mapping[str, str]) -> bool:

@@ -173,8 +173,8 @@ class Target:
     def metrics_page(self, url: str | None) -> "tuple[str, bool, Credentials]":
         """Return the URL of the ``/metrics`` page, whether to verify its certificate, and the credentials.
 
-        Without ``url`` and address it is the page of the service with the same environment. That is on this machine, and its
-        certificate is seldom for the name of a local address, so it is only verified against a given authority.
+        Without ``url`` and address it is the page of the service with the same environment. At a loopback address its certificate
+        is only verified against a given authority: it is seldom for the name of such an address.
 
         Raises:
             click.BadParameter: the address or the credentials cannot be used.
@@ -187,7 +187,7 @@ class Target:
         verify = True
         if url is None and self.address is None:
             url, tls = local_http_url("/metrics")
-            verify = not tls or "ca" in self.credentials
+            verify = not tls or "ca" in self.credentials or not is_local_host(local_host())
         elif url is None:
             host_port, tls, _ = self.resolve()
             url = f"{'https' if tls else 'http'}://{host_port.rpartition(':')[0]}:{Settings.http_port}/metrics"

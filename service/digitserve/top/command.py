@@ -10,7 +10,6 @@ import os
 import queue
 import re
 import select
-import shutil
 import signal
 import sys
 import termios
@@ -24,7 +23,7 @@ from types import FrameType
 from typing import NoReturn, TextIO
 
 from digitserve.scrape import NotAvailable, Page, Scraper
-from digitserve.terminal import Terminal
+from digitserve.terminal import Terminal, size
 from digitserve.top import screen
 from digitserve.top.monitor import Monitor
 
@@ -204,7 +203,7 @@ class _Screen:
     def _draw(self) -> None:
         terminal = Terminal.of(sys.stdout, os.environ)
         lines = [*screen.render(self._monitor, self._options.url, time.monotonic(), terminal), "", "q: quit"]
-        height = shutil.get_terminal_size().lines
+        height = size(sys.stdout, os.environ).lines
         # Each line is cleared before it is written: at the last column, clearing afterwards would remove a character.
         sys.stdout.write(
             _HOME + "\r\n".join(_CLEAR_LINE + line for line in lines[:height]) + _CLEAR_BELOW * (len(lines) < height)

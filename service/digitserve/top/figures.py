@@ -139,9 +139,9 @@ def compare(before: Page, after: Page, period_s: float) -> Figures:
     num_batches = sum(bounds.values())
     return Figures(
         period_s=period_s,
-        model=f"{model['name']}/{model['version']}" if model else "",
+        model=_model(model),
         provider=model.get("provider", ""),
-        shadow=f"{shadow['name']}/{shadow['version']}" if shadow else "",
+        shadow=_model(shadow),
         workers=int(after.total("digitserve_workers")),
         ready_workers=int(after.total("digitserve_ready_workers")),
         restarts=difference.count("digitserve_worker_restarts_total"),
@@ -159,6 +159,10 @@ def compare(before: Page, after: Page, period_s: float) -> Figures:
         verdicts=_known(verdicts),
         labels={label: count for label, count in labels.items() if label},
     )
+
+
+def _model(labels: Mapping[str, str]) -> str:
+    return f"{labels.get('name', '')}/{labels.get('version', '')}" if labels else ""
 
 
 def _known(counts: Mapping[str, Count]) -> dict[str, Count]:

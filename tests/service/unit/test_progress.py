@@ -37,17 +37,16 @@ class Clock:
         return self.now_s
 
 
-def run(stream: Stream, times_s: Sequence[float], total: float) -> None:
+def run(stream: Stream, times_s: Sequence[float], total: float, columns: int = 70) -> None:
     """Report a unit at each of the times."""
     clock = Clock()
-    with Progress(stream, XTERM, clock) as shown:
+    with Progress(stream, XTERM | {"COLUMNS": str(columns)}, clock) as shown:
         for done, clock.now_s in enumerate(times_s, start=1):
             shown.update(done, total, lambda done=done: f"epoch {done}")  # type: ignore[misc]
 
 
-def test_a_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_on_a_terminal() -> None:
     """Each redraw clears the line; the remaining time is that of the units after the first; the line is gone at the end."""
-    monkeypatch.setenv("COLUMNS", "70")
     stream = Stream(tty=True)
     run(stream, [100, 102, 102.1, 104], 5)
     first, second, third, last = stream.text.split("\r\x1b[2K")[1:]
@@ -67,7 +66,7 @@ def test_lines_in_a_log() -> None:
     assert short.text == ""
 
 
-def test_one_process_shows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_process_shows_it() -> None:
     """The other processes of a cluster show nothing."""
     stream = Stream(tty=True)
     with Progress(stream, XTERM, shown=False) as hidden:
@@ -116,9 +115,7 @@ def test_track(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_line_fits(times_s: list[float], total: int, width: int) -> None:
     """Whatever is reported, no line is as wide as the terminal, and no time is negative."""
     stream = Stream(tty=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COLUMNS", str(width))
-        run(stream, times_s, total)
+    run(stream, times_s, total, width)
     assert all(len(line) < max(2, width) for line in stream.text.split("\r\x1b[2K"))
     assert "-" not in stream.text.replace("\r\x1b[2K", "")
 

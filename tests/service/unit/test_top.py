@@ -273,6 +273,32 @@ def test_keys(typed: bytes, ends: bool) -> None:
     assert quits(typed) is ends
 
 
+@given(
+    st.one_of(
+        st.text(),
+        st.lists(
+            st.tuples(
+                st.sampled_from(["digitserve_images_total", "digitserve_batch_size_bucket", "digitserve_workers", "grpc_server_handled_total"]),
+                st.sampled_from(["", '{le="1"}', '{le="x"}', '{grpc_code="\x1b[2J"}', "{", '{a="b",}']),
+                st.sampled_from(["1", "-1", "NaN", "+Inf", "x", "1e999", ""]),
+            )
+        ).map(lambda lines: "\n".join(f"{name}{labels} {value}" for name, labels, value in lines)),
+    )
+)
+def test_any_page(text: str) -> None:
+    """Whatever answers at the URL, the page is shown or it is reported why not; nothing of it reaches the terminal as control
+    characters.
+    """
+    monitor = Monitor()
+    for now_s in range(3):
+        try:
+            take(monitor, Reading(now_s, parse(text, URL)))
+        except NotAvailable as error:
+            take(monitor, Reading(now_s, error))
+    assert all(line.isprintable() for line in shown(monitor))
+    json.dumps(json.loads(_json(monitor, URL)), allow_nan=False)
+
+
 def test_errors_have_exit_codes() -> None:
     """Why a page cannot be read decides the exit code of ``--once``."""
     assert exit_code(NoAnswer()) is ExitCode.UNREACHABLE
@@ -300,6 +326,12 @@ def test_usage(monkeypatch: pytest.MonkeyPatch) -> None:
         ((), {}, ("http://127.0.0.1:8080/metrics", True)),
         ((), {"DIGITSERVE_HOST": "::", "DIGITSERVE_HTTP_PORT": "9"}, ("http://[::1]:9/metrics", True)),
         ((), {"DIGITSERVE_TLS_CERTIFICATE": "x.pem"}, ("https://127.0.0.1:8080/metrics", False)),
+        # A token must not go to another machine that nobody has verified.
+        (
+            (),
+            {"DIGITSERVE_TLS_CERTIFICATE": "x.pem", "DIGITSERVE_HOST": "digits.example"},
+            ("https://digits.example:8080/metrics", True),
+        ),
         (("digits.example",), {}, ("http://digits.example:8080/metrics", True)),
         (("https://digits.example:7",), {}, ("https://digits.example:8080/metrics", True)),
     ],
