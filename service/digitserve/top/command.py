@@ -64,11 +64,11 @@ class Reading:
 
     Attributes:
         time_s: monotonic time of the answer.
-        result: the page, or why there is none.
+        result: the page, or why there is none: ``NotAvailable``, or another exception after a fault of ours.
     """
 
     time_s: float
-    result: Page | NotAvailable
+    result: Page | Exception
 
 
 class Reader:
@@ -108,9 +108,12 @@ class Reader:
 
     def _read(self) -> Reading:
         try:
-            result: Page | NotAvailable = self._scraper.fetch()
+            result: Page | Exception = self._scraper.fetch()
         except NotAvailable as error:
             result = type(error)(self._explain(str(error)))
+        except Exception as error:
+            # The boundary of the thread: the main thread raises it, after it has restored the terminal.
+            result = error
         return Reading(time.monotonic(), result)
 
 
@@ -144,11 +147,14 @@ def run(scraper: Scraper, options: Options, print_line: Callable[[str], None], e
 
 
 def take(monitor: Monitor, reading: Reading) -> None:
-    """Give a reading to the monitor."""
-    if isinstance(reading.result, NotAvailable):
-        monitor.fail(reading.time_s, str(reading.result))
+    """Give a reading to the monitor; raise what is not a failure of the service."""
+    result = reading.result
+    if isinstance(result, NotAvailable):
+        monitor.fail(reading.time_s, str(result))
+    elif isinstance(result, Exception):
+        raise result
     else:
-        monitor.read(reading.time_s, reading.result)
+        monitor.read(reading.time_s, result)
 
 
 def quits(typed: bytes) -> bool:

@@ -19,7 +19,7 @@ from digitserve.telemetry.block import BATCH_BUCKETS, LATENCY_BUCKETS_S
 from digitserve.telemetry.collector import ServiceCollector
 from digitserve.terminal import Terminal
 from digitserve.top import screen
-from digitserve.top.command import Options, Reading, _json, quits, take
+from digitserve.top.command import Options, Reader, Reading, _json, quits, take
 from digitserve.top.figures import QUANTILES, compare, quantile, upper_bound
 from digitserve.top.monitor import WINDOW_S, Monitor
 
@@ -256,6 +256,17 @@ def test_a_page_of_this_release() -> None:
     assert len(figures.batch_size.quantiles) == len(QUANTILES)
 
 
+def test_a_fault_of_ours_ends_the_command() -> None:
+    """An exception on the thread that reads is raised on the main thread, so the screen does not stay with old figures."""
+    scraper = Scraper(URL, Credentials())
+    scraper.fetch = lambda: {}["missing"]  # type: ignore[method-assign]
+    reader = Reader(scraper, 1.0, str)
+    reader.start()
+    with pytest.raises(KeyError, match="missing"):
+        take(Monitor(), reader.get())
+    reader.stop()
+
+
 @pytest.mark.parametrize(
     ("typed", "ends"),
     [
@@ -278,7 +289,14 @@ def test_keys(typed: bytes, ends: bool) -> None:
         st.text(),
         st.lists(
             st.tuples(
-                st.sampled_from(["digitserve_images_total", "digitserve_batch_size_bucket", "digitserve_workers", "grpc_server_handled_total"]),
+                st.sampled_from(
+                    [
+                        "digitserve_images_total",
+                        "digitserve_batch_size_bucket",
+                        "digitserve_workers",
+                        "grpc_server_handled_total",
+                    ]
+                ),
                 st.sampled_from(["", '{le="1"}', '{le="x"}', '{grpc_code="\x1b[2J"}', "{", '{a="b",}']),
                 st.sampled_from(["1", "-1", "NaN", "+Inf", "x", "1e999", ""]),
             )
