@@ -161,6 +161,17 @@ def is_local_host(host: str) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
+def unverified_context() -> ssl.SSLContext:
+    """Return a TLS configuration that accepts every certificate, for the HTTP port of a service on this machine.
+
+    Its certificate is seldom for the name of a local address, and what is sent does not leave the machine.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
 class _TokenFile:
     """A token in a file. Owned by a client; any thread may call it."""
 

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +11,10 @@ from typing import TextIO
 from digitserve.bench import plot, report, slo
 from digitserve.bench.coordinator import Coordinator, Measurement
 from digitserve.bench.plan import Plan
+from digitserve.progress import Progress
 
 FIRST_RATE = 500.0
 """First rate of a search without --rate, in requests/s."""
-
-PROGRESS_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def run(plan: Plan, options: Options, print_line: Callable[[str], None], errors:
         plan: the load.
         options: what to do with it.
         print_line: prints the report.
-        errors: receives the probes of a search, that the service has ended, and, on a terminal, the progress.
+        errors: receives the probes of a search, that the service has ended, and the progress.
 
     Raises:
         Unreachable: no server answers at the address.
@@ -91,7 +89,6 @@ class _Bench:
         self._plan = plan
         self._options = options
         self._errors = errors
-        self._on_progress = _progress_line(errors) if errors.isatty() else _no_progress
         self._coordinator: Coordinator | None = None
         self._stopped = False
 
@@ -109,15 +106,19 @@ class _Bench:
             self._coordinator.stop()
 
     async def _measure(self, plan: Plan) -> Measurement:
-        self._coordinator = Coordinator(plan, self._options.metrics_url, self._on_progress)
-        if self._stopped:
-            self._coordinator.stop()
-        try:
-            return await self._coordinator.run()
-        finally:
-            self._coordinator = None
-            if self._on_progress is not _no_progress:
-                self._errors.write("\r\x1b[K")
+        total_s = plan.warm_up_s + plan.duration_s
+        with Progress(self._errors) as progress:
+
+            def show(measurement: Measurement, left_s: float) -> None:
+                progress.update(total_s - max(0.0, left_s), total_s, lambda: _describe(measurement))
+
+            self._coordinator = Coordinator(plan, self._options.metrics_url, show)
+            if self._stopped:
+                self._coordinator.stop()
+            try:
+                return await self._coordinator.run()
+            finally:
+                self._coordinator = None
 
     async def _search(self, slo_s: float) -> Outcome:
         outcome = Outcome(None, [], stopped=False)
@@ -148,27 +149,11 @@ class _Bench:
         self._errors.flush()
 
 
-def _no_progress(_measurement: Measurement, _left_s: float) -> None:
-    """Show nothing: standard error is not a terminal."""
-
-
-def _progress_line(terminal: TextIO) -> Callable[[Measurement, float], None]:
-    shown_s = 0.0
-
-    def show(measurement: Measurement, left_s: float) -> None:
-        nonlocal shown_s
-        if time.monotonic() - shown_s < PROGRESS_S:
-            return
-        shown_s = time.monotonic()
-        p99_s = report.latencies(measurement)["p99"]
-        p99 = "" if p99_s is None else f", p99 {p99_s * 1e3:.2f} ms"
-        errors = measurement.counts.errors
-        terminal.write(
-            f"\r\x1b[K{report.rate(measurement):,.0f} requests/s{p99}, {errors:,} errors, {max(0.0, left_s):.0f} s left"
-        )
-        terminal.flush()
-
-    return show
+def _describe(measurement: Measurement) -> str:
+    """Return the figures so far, for the progress."""
+    p99_s = report.latencies(measurement)["p99"]
+    p99 = "" if p99_s is None else f", p99 {p99_s * 1e3:.2f} ms"
+    return f"{report.rate(measurement):,.0f} requests/s{p99}, {measurement.counts.errors:,} errors"
 
 
 def _print(outcome: Outcome, options: Options, print_line: Callable[[str], None]) -> None:

@@ -14,10 +14,11 @@ from typing import Any
 from digitserve.bench import metrics_page
 from digitserve.bench.counts import Counts
 from digitserve.bench.load import HandshakeFailed, Unreachable
-from digitserve.bench.metrics_page import NotAvailable, ServiceCounters
+from digitserve.bench.metrics_page import ServiceCounters
 from digitserve.bench.plan import Plan
 from digitserve.child_process import AsyncChild, ChannelClosed
 from digitserve.errors import CredentialsError, DigitserveError
+from digitserve.scrape import NotAvailable
 
 LEAD_S = 0.05
 """From sending the start time until the start: enough for the message to reach every process."""

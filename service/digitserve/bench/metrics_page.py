@@ -3,26 +3,14 @@
 Called by ``coordinator`` on a separate thread. A page without these counters is reported as not available.
 """
 
-import urllib.error
-import urllib.parse
-import urllib.request
 from dataclasses import dataclass, field
-from http import HTTPStatus
-from http.client import HTTPException
 from typing import Self
 
-from prometheus_client.parser import text_string_to_metric_families
-
-from digitserve.credentials import Credentials, explain_handshake, is_local_host
-from digitserve.errors import CredentialsError, DigitserveError
-
-TIMEOUT_S = 2.0
+from digitserve import scrape
+from digitserve.credentials import Credentials
+from digitserve.scrape import NotAvailable, Scraper
 
 _NONE = Credentials()
-
-
-class NotAvailable(DigitserveError):
-    """The page cannot be read, or it is not a page of digitserve; the message has the reason."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +54,7 @@ class ServiceCounters:
 
 
 def read(url: str, credentials: Credentials = _NONE) -> ServiceCounters:
-    """Fetch and parse a page, not through a proxy, because the load is not sent through one either.
+    """Fetch and parse a page.
 
     Args:
         url: of the page.
@@ -75,35 +63,7 @@ def read(url: str, credentials: Credentials = _NONE) -> ServiceCounters:
     Raises:
         NotAvailable: it cannot be fetched, or it is not a page of digitserve.
     """
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in {"http", "https"}:
-        raise NotAvailable(f"{url}: expected a URL that begins with http:// or https://")
-    request = urllib.request.Request(url)  # noqa: S310 - checked above
-    advice = "pass token_file or token"
-    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
-    try:
-        tls = parts.scheme == "https"
-        if tls:
-            handlers.append(urllib.request.HTTPSHandler(context=credentials.ssl_context("http/1.1")))
-        authorization = credentials.authorization()
-        if authorization is not None and not credentials.may_send_token(
-            tls=tls, local=is_local_host(parts.hostname or "")
-        ):
-            authorization, advice = None, "it is not sent without TLS: use https://, or pass clear_text_token"
-        if authorization is not None:
-            # Not sent to the target of a redirect.
-            request.add_unredirected_header("Authorization", authorization())
-        with urllib.request.build_opener(*handlers).open(request, timeout=TIMEOUT_S) as page:
-            text = page.read().decode()
-    except CredentialsError as error:
-        raise NotAvailable(f"{url}: {error}") from None
-    except urllib.error.HTTPError as error:
-        advice = f"; it needs a token: {advice}" if error.code == HTTPStatus.UNAUTHORIZED else ""
-        raise NotAvailable(f"{url}: HTTP status {error.code}{advice}") from None
-    except (OSError, ValueError, HTTPException) as error:
-        reason = str(getattr(error, "reason", error))
-        raise NotAvailable(f"{url}: {explain_handshake(reason) or reason}") from None
-    return parse(text, url)
+    return _counters(Scraper(url, credentials).fetch())
 
 
 def parse(text: str, url: str) -> ServiceCounters:
@@ -112,24 +72,12 @@ def parse(text: str, url: str) -> ServiceCounters:
     Raises:
         NotAvailable: it is not a page of digitserve.
     """
-    samples: dict[str, float] = {}
-    cumulative: dict[float, float] = {}
-    try:
-        for family in text_string_to_metric_families(text):
-            if family.name in {"digitserve_images", "digitserve_cpu_seconds", "digitserve_batch_size"}:
-                for sample in family.samples:
-                    if sample.name.endswith("_bucket"):
-                        cumulative[float(sample.labels["le"])] = sample.value
-                    else:
-                        samples[sample.name] = sample.value
-    except ValueError as error:
-        raise NotAvailable(f"{url}: not a page of Prometheus metrics ({error})") from None
-    if "digitserve_images_total" not in samples:
-        raise NotAvailable(f"{url}: the page has no digitserve_images_total")
-    batches, below = {}, 0.0
-    for bound in sorted(cumulative):
-        batches[bound], below = cumulative[bound] - below, cumulative[bound]
+    return _counters(scrape.parse(text, url))
+
+
+def _counters(page: scrape.Page) -> ServiceCounters:
+    cpu = "digitserve_cpu_seconds_total"
     return ServiceCounters(
-        samples["digitserve_images_total"], samples.get("digitserve_cpu_seconds_total"), batches,
-        samples.get("digitserve_batch_size_sum", 0.0),
+        page.total("digitserve_images_total"), page.total(cpu) if cpu in page.samples else None,
+        page.buckets("digitserve_batch_size"), page.total("digitserve_batch_size_sum"),
     )  # fmt: skip

@@ -5,9 +5,9 @@ from dataclasses import asdict
 
 from digitserve.bench.coordinator import Measurement
 from digitserve.bench.counts import SLOT_S
-from digitserve.bench.metrics_page import NotAvailable
 from digitserve.bench.plan import Plan
 from digitserve.protocol.names import Code
+from digitserve.scrape import NotAvailable
 
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
 

@@ -5,7 +5,7 @@ Each command imports what it needs when it runs, so that ``--help``, shell compl
 
 import click
 
-from digitserve.cli import bench, classify, healthcheck, models, serve
+from digitserve.cli import bench, classify, healthcheck, models, serve, top
 from digitserve.cli.options import CommandGroup
 
 __all__ = ["main"]
@@ -31,5 +31,5 @@ def main() -> None:
     """
 
 
-for command in (serve.serve, models.models, classify.classify, bench.bench, healthcheck.healthcheck):
+for command in (serve.serve, models.models, classify.classify, bench.bench, top.top, healthcheck.healthcheck):
     main.add_command(command)

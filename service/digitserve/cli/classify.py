@@ -1,6 +1,7 @@
 """``digitserve classify``: image files to predictions, through ``client.Client``."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -10,9 +11,13 @@ import click
 from digitserve.cli.exit_codes import ExitCode
 from digitserve.cli.options import Command, Option, Target, parse_size, target_options, timeout_option
 from digitserve.cli.output import print_error, print_line
+from digitserve.terminal import Terminal, printable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from digitserve.client import Box, Client, Prediction, Preparation
+    from digitserve.vision.image_files import Pixels
 
 STDIN = "-"
 
@@ -78,6 +83,9 @@ def classify(  # noqa: PLR0913 - one per option
 ) -> None:  # fmt: skip
     """Classify the images in FILES; - is standard input.
 
+    On a terminal the images are drawn, with bars of the probabilities: a few large, many on a sheet. Output that is not a
+    terminal, NO_COLOR=1 and TERM=dumb give one line of text per image.
+
     Formats: PNG, JPEG, BMP, GIF, WEBP, TIFF; .npy with an array uint8[H,W], [N,H,W] or [N,H,W,C]; raw pixels with --size.
 
     \b
@@ -91,29 +99,118 @@ def classify(  # noqa: PLR0913 - one per option
 
     code = ExitCode.OK
     with target.open_client(num_connections=1, timeout_s=timeout_s, max_side=max_side or None) as client:
-        model = _model_name(client) if as_json else ""
+        printer = _printer(client, files, top_k, as_json=as_json, explain=explain)
         for name in files:
             try:
                 images = read_images(*_source(name), size)
-                predictions = client.classify(images, top_k=top_k, ink=Ink(ink) if ink else None, explain=explain)
+                predictions = client.classify(
+                    images, top_k=printer.top_k, ink=Ink(ink) if ink else None, explain=explain
+                )
             except ImageFileError as error:
-                print_error(str(error))
+                printer.print_error(str(error))
                 code = ExitCode.NEGATIVE
             except Unauthenticated:
                 raise
             except RequestRejected as error:
-                print_error(f"{name}: {error}")
+                printer.print_error(f"{name}: {error}")
                 code = ExitCode.NEGATIVE
             else:
-                for index, prediction in enumerate(predictions):
-                    position = "" if len(predictions) == 1 else f"[{index}]"
-                    if as_json:
-                        print_line(json.dumps({"file": name, "image": index, **_to_json(prediction), "model": model}))
-                    else:
-                        print_line(f"{name}{position}: {_describe(prediction)}")
-                        if prediction.preparation is not None:
-                            print_line(f"  {_describe_preparation(prediction.preparation)}")
+                printer.print_file(name, images, predictions)
+        printer.finish()
     context.exit(code)
+
+
+class _Printer:
+    """Prints the answers as plain text.
+
+    Attributes:
+        top_k: classes to request for each image.
+    """
+
+    def __init__(self, top_k: int) -> None:
+        self._num_listed = self.top_k = top_k
+
+    def print_file(self, name: str, images: "Pixels", predictions: "Sequence[Prediction]") -> None:
+        """Print the answers for the images of a file: uint8[N,H,W,C]."""
+        for index, prediction in enumerate(predictions):
+            self._print_image(_position(name, index, len(predictions)), images[index], prediction)
+
+    def _print_image(self, name: str, _pixels: "Pixels", prediction: "Prediction") -> None:
+        print_line(f"{name}: {_describe(prediction, self._num_listed)}")
+        if prediction.preparation is not None:
+            print_line(f"  {_describe_preparation(prediction.preparation)}")
+
+    def print_error(self, message: str) -> None:
+        """Print why a file has no answer, after the answers before it."""
+        self.finish()
+        print_error(message)
+
+    def finish(self) -> None:
+        """Print what is left."""
+
+
+class _JsonPrinter(_Printer):
+    """Prints one JSON object per image."""
+
+    def __init__(self, top_k: int, model: str) -> None:
+        super().__init__(top_k)
+        self._model = model
+
+    def print_file(self, name: str, _images: "Pixels", predictions: "Sequence[Prediction]") -> None:
+        """Print the answers for the images of a file."""
+        for index, prediction in enumerate(predictions):
+            print_line(json.dumps({"file": name, "image": index, **_to_json(prediction), "model": self._model}))
+
+
+class _DrawingPrinter(_Printer):
+    """Draws the images and their probabilities on a terminal: a few large, many on a sheet."""
+
+    def __init__(self, top_k: int, files: tuple[str, ...], terminal: Terminal, *, explain: bool) -> None:
+        from digitserve.cli.drawing import NUM_BARS, Drawing
+
+        super().__init__(top_k)
+        self.top_k = max(top_k, NUM_BARS)
+        self._files = files
+        self._drawing = Drawing(terminal)
+        self._detailed = explain or top_k > 0
+
+    def print_file(self, name: str, images: "Pixels", predictions: "Sequence[Prediction]") -> None:
+        """Draw the images of a file: uint8[N,H,W,C]."""
+        from digitserve.cli.drawing import is_sheet
+
+        name = printable(name)
+        if is_sheet(self._files, len(images), detailed=self._detailed):
+            for index, prediction in enumerate(predictions):
+                position = _position(name, index, len(predictions))
+                _print_lines(self._drawing.add_to_sheet(position, images[index], prediction))
+        else:
+            self.finish()
+            super().print_file(name, images, predictions)
+
+    def _print_image(self, name: str, pixels: "Pixels", prediction: "Prediction") -> None:
+        super()._print_image(name, pixels, prediction)
+        _print_lines(self._drawing.large(pixels, prediction))
+
+    def finish(self) -> None:
+        """Draw the last row of the sheet."""
+        _print_lines(self._drawing.finish_row())
+
+
+def _printer(client: "Client", files: tuple[str, ...], top_k: int, *, as_json: bool, explain: bool) -> _Printer:
+    """Return the printer for the output that was requested and for what standard output can show."""
+    if as_json:
+        return _JsonPrinter(top_k, _model_name(client))
+    terminal = Terminal.of(sys.stdout, os.environ)
+    return _DrawingPrinter(top_k, files, terminal, explain=explain) if terminal.colours else _Printer(top_k)
+
+
+def _print_lines(lines: "Iterable[str]") -> None:
+    for line in lines:
+        print_line(line)
+
+
+def _position(name: str, index: int, num_images: int) -> str:
+    return name if num_images == 1 else f"{name}[{index}]"
 
 
 def _source(name: str) -> "tuple[Path | BinaryIO, str]":
@@ -167,7 +264,7 @@ def shortest(number: float) -> float:
     return float(str(np.float32(number)))
 
 
-def _describe(prediction: "Prediction") -> str:
+def _describe(prediction: "Prediction", num_listed: int) -> str:
     from digitserve.client import Verdict
 
     if prediction.verdict is Verdict.BLANK:
@@ -176,7 +273,7 @@ def _describe(prediction: "Prediction") -> str:
         Verdict.UNFAMILIAR: "  (unfamiliar: does not look like a digit)",
         Verdict.SEVERAL: "  (several separate shapes: send one digit per image)",
     }
-    others = ", ".join(f"{score.label} {score.confidence:.1%}" for score in prediction.top[1:])
+    others = ", ".join(f"{score.label} {score.confidence:.1%}" for score in prediction.top[1:num_listed])
     also = f"  (then {others})" if others else ""
     return f"{prediction.label}  {prediction.confidence:.1%}{also}{remarks.get(prediction.verdict, '')}"
 

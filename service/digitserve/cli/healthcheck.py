@@ -4,19 +4,12 @@ Without flags it requests ``/readyz`` of the service with the same environment: 
 certificate, and takes 0.1 s of CPU time, because gRPC is not imported. Otherwise it calls grpc.health.v1.
 """
 
-import os
-from typing import TYPE_CHECKING
-
 import click
 
 from digitserve.cli.exit_codes import ExitCode
-from digitserve.cli.options import Command, Option, Target, local_host, target_options, timeout_option
+from digitserve.cli.options import Command, Option, Target, local_http_url, target_options, timeout_option
 from digitserve.cli.output import print_error, print_line
 from digitserve.protocol.names import OPEN_INFERENCE_SERVICE, SERVICE
-from digitserve.settings import Settings, endpoint, environment_value, environment_variable, setting_named
-
-if TYPE_CHECKING:
-    import ssl
 
 MAX_BODY_BYTES = 1 << 16
 
@@ -73,15 +66,17 @@ def _check_readiness(timeout_s: float) -> ExitCode:
     """Request ``/readyz`` on the HTTP port of the service with the same environment, and print its answer."""
     import ssl
     from http.client import HTTPConnection, HTTPException, HTTPSConnection
+    from urllib.parse import urlsplit
 
-    host, port = local_host(), _http_port()
-    tls = environment_value(setting_named("tls_certificate"), os.environ) is not None
-    url = f"{'https' if tls else 'http'}://{endpoint(host, port)}/readyz"
+    from digitserve.credentials import unverified_context
+
+    url, tls = local_http_url("/readyz")
+    netloc = urlsplit(url).netloc
     # No proxy: http.client does not use any.
     connection = (
-        HTTPSConnection(host, port, timeout=timeout_s, context=_unverified())
+        HTTPSConnection(netloc, timeout=timeout_s, context=unverified_context())
         if tls
-        else HTTPConnection(host, port, timeout=timeout_s)
+        else HTTPConnection(netloc, timeout=timeout_s)
     )
     try:
         connection.request("GET", "/readyz")
@@ -109,26 +104,3 @@ def _check_readiness(timeout_s: float) -> ExitCode:
         return ExitCode.NEGATIVE
     print_line(text)
     return ExitCode.OK if response.status == _READY else ExitCode.NEGATIVE
-
-
-def _http_port() -> int:
-    setting = setting_named("http_port")
-    text = environment_value(setting, os.environ) or str(Settings.http_port)
-    if not (text.isdecimal() and 0 < int(text) < 1 << 16):
-        raise click.UsageError(
-            f"{environment_variable(setting)}: got '{text}', expected a port from 1 to 65535; or use --address for the gRPC port"
-        )
-    return int(text)
-
-
-def _unverified() -> "ssl.SSLContext":
-    """Return a TLS configuration that accepts every certificate.
-
-    The service is on this machine, the request has no secret, and the certificate is seldom for the name of a local address.
-    """
-    import ssl
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context

@@ -15,6 +15,7 @@ from digitserve.cli.exit_codes import ExitCode
 from digitserve.cli.options import Command, Option, require_extra
 from digitserve.cli.output import print_line
 from digitserve.settings import VERSION, Settings, environment_value, environment_variable, setting_named
+from digitserve.terminal import printable
 
 if TYPE_CHECKING:
     from digitserve.supervision.activation import ListedVersion
@@ -113,7 +114,7 @@ def _table(listed: "Iterator[ListedVersion]") -> Iterator[str]:
     for index, one in enumerate(listed):
         if not index:
             yield "   model                 sha256        precision  accuracy  calibration"
-        start = f" {' *'[one.active]} {_printable(str(one)):<20}  "
+        start = f" {' *'[one.active]} {printable(str(one)):<20}  "
         if one.manifest is None:
             yield f"{start}{one.problem}"
             continue
@@ -128,12 +129,7 @@ def _precision(one: "ListedVersion") -> str | None:
     """Return the precision of a version; the format of bundles does not define the contents of ``training``."""
     training = one.manifest and one.manifest.training
     precision = training.get("precision") if isinstance(training, dict) else None
-    return _printable(precision) if isinstance(precision, str) else None
-
-
-def _printable(text: str) -> str:
-    """Return a text without characters that a terminal would interpret or that cannot be encoded."""
-    return "".join(character if character.isprintable() else "?" for character in text)
+    return printable(precision) if isinstance(precision, str) else None
 
 
 def _to_json(one: "ListedVersion") -> str:
@@ -166,5 +162,5 @@ def verify(context: click.Context, /, chosen: tuple[tuple[str, int], ...], folde
     failed = False
     for one in verify_models(folder, chosen):
         failed |= one.problem is not None
-        print_line(_to_json(one) if as_json else f"{_printable(str(one)):<20}  {one.problem or 'ok'}")
+        print_line(_to_json(one) if as_json else f"{printable(str(one)):<20}  {one.problem or 'ok'}")
     context.exit(ExitCode.NEGATIVE if failed else ExitCode.OK)

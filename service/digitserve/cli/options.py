@@ -15,7 +15,7 @@ from digitserve.cli.exit_codes import ExitCode, exit_code
 from digitserve.cli.output import CREDENTIALS, open_standard_streams, print_error, report, with_flags
 from digitserve.errors import CredentialsError, DigitserveError
 from digitserve.interrupt import exit_when_interrupted, raise_when_interrupted
-from digitserve.settings import Settings, endpoint, environment_value, setting_named
+from digitserve.settings import Settings, endpoint, environment_value, environment_variable, setting_named
 
 if TYPE_CHECKING:
     from click.formatting import HelpFormatter
@@ -27,7 +27,7 @@ DEFAULT_SECTION = "Options"
 
 _REQUIRED_MODULES = {
     "serve": ("onnxruntime", "prometheus_client", "starlette", "structlog", "uvicorn"),
-    "bench": ("hpack",),
+    "bench": ("hpack", "prometheus_client"),
 }
 """By extra: top-level modules of its packages."""
 
@@ -105,13 +105,13 @@ class MissingExtraError(DigitserveError):
     """A command needs packages that are not installed."""
 
 
-def require_extra(extra: str) -> None:
-    """Check that the packages of an extra are installed.
+def require_extra(extra: str, *modules: str) -> None:
+    """Check that the packages of an extra are installed, or only some of its modules.
 
     Raises:
         MissingExtraError: one is not; the message states how to install it.
     """
-    if missing := [module for module in _REQUIRED_MODULES[extra] if find_spec(module) is None]:
+    if missing := [module for module in modules or _REQUIRED_MODULES[extra] if find_spec(module) is None]:
         raise MissingExtraError(
             f"'{click.get_current_context().command_path}' needs {', '.join(missing)}: pip install 'digitserve[{extra}]'"
         )
@@ -170,6 +170,34 @@ class Target:
             credentials.authorization()
         return host_port, tls, credentials
 
+    def metrics_page(self, url: str | None) -> "tuple[str, bool, Credentials]":
+        """Return the URL of the ``/metrics`` page, whether to verify its certificate, and the credentials.
+
+        Without ``url`` and address it is the page of the service with the same environment. At a loopback address its certificate
+        is only verified against a given authority: it is seldom for the name of such an address.
+
+        Raises:
+            click.BadParameter: the address or the credentials cannot be used.
+            click.UsageError: a port in the environment cannot be used.
+        """
+        from urllib.parse import urlsplit
+
+        from digitserve.credentials import Credentials, is_local_host
+
+        verify = True
+        if url is None and self.address is None:
+            url, tls = local_http_url("/metrics")
+            verify = not tls or "ca" in self.credentials or not is_local_host(local_host())
+        elif url is None:
+            host_port, tls, _ = self.resolve()
+            url = f"{'https' if tls else 'http'}://{host_port.rpartition(':')[0]}:{Settings.http_port}/metrics"
+        credentials = Credentials(**self.credentials)
+        parts = urlsplit(url)
+        with _bad_parameters():
+            credentials.check(tls=parts.scheme == "https", local=is_local_host(parts.hostname or ""))
+            credentials.authorization()
+        return url, verify, credentials
+
 
 @contextmanager
 def _bad_parameters() -> Iterator[None]:
@@ -196,6 +224,22 @@ def local_host() -> str:
     host = environment_value(setting_named("host"), os.environ) or Settings.host
     # A service that listens on all addresses is reached by the loopback address of the same kind.
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not bound
+
+
+def local_http_url(path: str) -> tuple[str, bool]:
+    """Return the URL of a page of the service with the same environment, and whether it has TLS.
+
+    Raises:
+        click.UsageError: the environment has no port of a service.
+    """
+    setting = setting_named("http_port")
+    text = environment_value(setting, os.environ) or str(Settings.http_port)
+    if not (text.isdecimal() and 0 < int(text) < 1 << 16):
+        raise click.UsageError(
+            f"{environment_variable(setting)}: got '{text}', expected a port from 1 to 65535; or use --address for the gRPC port"
+        )
+    tls = environment_value(setting_named("tls_certificate"), os.environ) is not None
+    return f"{'https' if tls else 'http'}://{endpoint(local_host(), text)}{path}", tls
 
 
 def _local_address() -> str:

@@ -13,15 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from digitserve import scrape
 from digitserve.bench import metrics_page
 from digitserve.bench.counts import Counts, Recorder
 from digitserve.bench.driver import Context
 from digitserve.bench.load import HandshakeFailed, Load, Unreachable, resolve
-from digitserve.bench.metrics_page import NotAvailable
 from digitserve.bench.plan import Plan, Size
 from digitserve.bench.traffic import EncodedRequest
 from digitserve.bench.unary import UnaryDriver
 from digitserve.credentials import Credentials
+from digitserve.scrape import NotAvailable
 from support.bundles import write_echo_bundle
 from support.certificates import Certificate, make_certificate, sign_client
 from support.serving import PATIENCE_S, RunningWorker, run_worker
@@ -191,7 +192,7 @@ def test_the_metrics_page_gets_the_token_without_a_proxy(folder: Path, monkeypat
 def test_the_metrics_page_does_not_get_the_token_in_clear_text(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page on another machine without TLS is requested without the token, unless that is allowed."""
     seen: list[str | None] = []
-    monkeypatch.setattr(metrics_page, "is_local_host", lambda _host: False)
+    monkeypatch.setattr(scrape, "is_local_host", lambda _host: False)
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Page, seen)) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/metrics"

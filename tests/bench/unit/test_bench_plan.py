@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from digitserve.bench import report, slo, wire
 from digitserve.bench.coordinator import Measurement
 from digitserve.bench.counts import Counts, Recorder
-from digitserve.bench.metrics_page import NotAvailable, ServiceCounters, parse
+from digitserve.bench.metrics_page import ServiceCounters, parse
 from digitserve.bench.plan import Plan, Size
 from digitserve.bench.schedule import Schedule
 from digitserve.bench.traffic import requests
 from digitserve.protocol.names import Code
+from digitserve.scrape import NotAvailable
 from digitserve.v1 import digits_pb2 as pb
 
 PLAN = Plan("127.0.0.1:1")

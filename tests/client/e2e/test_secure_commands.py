@@ -95,6 +95,25 @@ def test_the_commands_work_with_the_variables_of_a_client(secure: Secure) -> Non
     assert TOKEN not in measured.stdout
 
 
+def test_top_works_with_the_variables_of_a_client_or_of_the_service(secure: Secure) -> None:
+    """``top`` reads the page with the certificate and token of a client; beside the service it needs only a token, and without
+    one it says what to pass.
+    """
+    page = ("--metrics", secure.service.http_url + "/metrics")
+    token = {"DIGITSERVE_CLIENT_TOKEN_FILE": secure.client["DIGITSERVE_CLIENT_TOKEN_FILE"]}
+    for environment, arguments in ((secure.client, page), (secure.server | token, ())):
+        done = secure.run(environment, "top", "--once", "--json", "--interval-s", "0.1", *arguments)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert json.loads(done.stdout)["ready_workers"] == 1
+
+    refused = secure.run(secure.server, "top", "--once")
+    assert (refused.returncode, refused.stdout) == (5, "")
+    assert refused.stderr.endswith("it needs a token: pass --token-file\n")
+    untrusted = secure.run(token, "top", "--once", *page)
+    assert untrusted.returncode == 5
+    assert "not signed by a trusted authority; pass --ca" in untrusted.stderr
+
+
 def test_grpc_core_prints_no_lines_of_its_own(secure: Secure) -> None:
     """A failed handshake is one line on standard error."""
     done = secure.run(

@@ -29,7 +29,7 @@ INSTALLED = (
 HELP = """
 from digitserve.cli import main
 
-for command in ("", "serve", "classify", "bench", "healthcheck", "models list", "models verify", "models activate"):
+for command in ("", "serve", "classify", "bench", "top", "healthcheck", "models list", "models verify", "models activate"):
     try:
         main([*command.split(), "--help"], prog_name="digitserve")
     except SystemExit as ended:
@@ -195,13 +195,13 @@ def test_the_light_client_explains_what_is_missing(wheel: Path, tmp_path: Path) 
 
     helped = environment.run("python", "-c", HELP)
     assert (helped.returncode, helped.stderr) == (0, "")
-    assert helped.stdout.count("Usage: digitserve") == 8
+    assert helped.stdout.count("Usage: digitserve") == 9
     assert (
         environment.run("python", "-m", "digitserve", "--version").stdout == f"digitserve, version {version(wheel)}\n"
     )
     for command, extra in (
         (["serve"], "serve"), (["serve", "--tune"], "serve"), (["models", "verify"], "serve"),
-        (["models", "activate", "digits/4"], "serve"), (["bench"], "bench"),
+        (["models", "activate", "digits/4"], "serve"), (["bench"], "bench"), (["top"], "bench"),
     ):  # fmt: skip
         refused = environment.run("digitserve", *command)
         assert refused.returncode == ExitCode.NEGATIVE

@@ -63,11 +63,11 @@ use_threads(1)
 strategy = distribute.choose_strategy()
 run_epoch = Training.run_epoch
 
-def until_killed(training, epoch):
+def until_killed(training, epoch, on_step):
     if epoch == {EPOCHS} and not distribute.is_chief():
         np.savez(folder / "other.npz", **training.arrays())
         os.kill(os.getpid(), signal.SIGKILL)
-    return run_epoch(training, epoch)
+    return run_epoch(training, epoch, on_step)
 
 Training.run_epoch = until_killed
 try:

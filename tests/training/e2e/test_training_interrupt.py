@@ -2,11 +2,10 @@
 
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from digitserve_training.fit import checkpoint
 from digitserve_training.model.layers import Conv, Flatten
 from digitserve_training.model.preset_files import preset_to_json
 from digitserve_training.model.presets import PRESETS
+from support.terminal import run_on_terminal
 
 COMMAND = [sys.executable, "-m", "digitserve_training.cli"]
 
@@ -24,23 +24,26 @@ EPOCHS = 10_000
 
 
 def test_interrupt_keeps_the_last_checkpoint(tmp_path: Path, noise_path: Path) -> None:
-    """Ctrl-C ends training with exit code 130 and no traceback, keeps the finished epochs, and prints how to resume."""
-    options = ["--data", str(noise_path), "--run-dir", str(tmp_path / "run"), "--epochs", str(EPOCHS), "--threads", "1"]
-    process = subprocess.Popen([*COMMAND, "train", *options], stderr=subprocess.PIPE, text=True)
-    try:
-        metrics = tmp_path / "run" / checkpoint.METRICS_NAME
-        wait_until(lambda: metrics.exists() and metrics.stat().st_size > 0, process)
-        process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=60)
-    finally:
-        process.kill()
+    """Ctrl-C ends training with exit code 130 and no traceback, keeps the finished epochs, and prints how to resume. Until then the
+    terminal shows the progress in a line that is gone afterwards.
+    """
+    run_dir = tmp_path / "run"
+    options = ["--data", noise_path, "--run-dir", run_dir, "--epochs", str(EPOCHS), "--threads", "1"]
+    with run_on_terminal([*COMMAND, "train", *options], columns=100) as terminal:
+        terminal.read_until(
+            lambda shown: re.search(r"epoch [2-9]/10000, loss [0-9.]+$", shown) and " left" in shown, "a second epoch"
+        )
+        assert "training_loss" in terminal.text
+        terminal.press("\x03")
+        error = terminal.read_to_end()
 
-    assert process.returncode == 130
-    state = checkpoint.load(tmp_path / "run")
+    assert terminal.process.returncode == 130
+    state = checkpoint.load(run_dir)
     assert state.epoch == len(state.history) >= 1
-    assert error == (
+    last = error.replace("\r\n", "\n").rpartition("\r\x1b[2K")[2]
+    assert last == (
         f"\ninterrupted; {state.epoch} of {EPOCHS} epochs are saved; "
-        f"continue with: digitserve-train train --resume --run-dir {tmp_path / 'run'}\n"
+        f"continue with: digitserve-train train --resume --run-dir {run_dir}\n"
     )
 
 
@@ -81,14 +84,3 @@ def read_until(start: str, process: subprocess.Popen[str]) -> None:
         if line.startswith(start):
             return
     pytest.fail(f"the process ended without a line '{start}...'")
-
-
-def wait_until(holds: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    """Wait until a condition holds, for two minutes at most; fail with standard error if the process ends first."""
-    for _ in range(1_200):
-        if holds():
-            return
-        if process.poll() is not None:
-            pytest.fail(f"the process ended with exit code {process.returncode}: {process.communicate()[1]}")
-        time.sleep(0.1)
-    pytest.fail("the condition did not hold within two minutes")

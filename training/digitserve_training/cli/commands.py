@@ -41,7 +41,6 @@ PACKAGES = (
     "tf2onnx",
     "onnx",
     "matplotlib",
-    "tqdm",
     "sklearn",
     "scipy",
     "jinja2",

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digitserve.inference.session import Outputs, Session
+from digitserve.progress import track
 from digitserve.types import Gray
 from digitserve_training.data.splits import Labelled
 from digitserve_training.evaluate import scores
@@ -203,7 +204,7 @@ def evaluate(
     """
     held_out, test = measure(session, validation), measure(session, sets.test)
     threshold = ood_threshold(held_out.ood_score)
-    measured = [(one, measure(session, one.labelled)) for one in sets.labelled]
+    measured = [(one, measure(session, one.labelled)) for one in track(sets.labelled, "evaluate set")]
     return Evaluation(
         validation=held_out,
         test=test,

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digitserve.batching.prepare import prepare_gray
+from digitserve.progress import track
 from digitserve.types import Framing, Gray, Ink
 from digitserve.vision.framing import frame
 from digitserve_training.data.splits import Labelled
@@ -73,7 +74,7 @@ def build(test: Labelled, *, digits: bool) -> EvaluationSets:
         EvaluationSet(
             one.name, Labelled(corruption_suite.corrupt_images(test.images, one, SEED), test.labels, test.names), one
         )
-        for one in CORRUPTIONS
+        for one in track(CORRUPTIONS, "draw corruption")
     ]
     if digits:
         small, labels = _load_digits()

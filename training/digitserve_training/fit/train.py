@@ -10,7 +10,7 @@ and each replica takes its share of each batch. Weights, statistics and averages
 step. So each worker validates independently, and only the chief writes files.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from digitserve.progress import Progress
 from digitserve_training._tensorflow import keras, tf
 from digitserve_training.augment.augmentation import augment, mix
 from digitserve_training.data.splits import Labelled, Split
@@ -72,6 +72,15 @@ def train(settings: Settings, split: Split, run_dir: Path, *, resume: bool = Fal
             training.restore(state)
         distribute.require_same_settings(f"epoch {state.epoch} of {settings}")
         return _run_epochs(training, state, run_dir)
+
+
+def describe_metrics(metrics: dict[str, float]) -> str:
+    """Return the metrics of an epoch as one line."""
+    return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+
+
+def _ignore(_share: float, _describe: Callable[[], str]) -> None:
+    """Show no progress."""
 
 
 class Training:
@@ -133,11 +142,12 @@ class Training:
         ).numpy()
         return images
 
-    def run_epoch(self, epoch: int) -> dict[str, float]:
+    def run_epoch(self, epoch: int, on_step: Callable[[float, Callable[[], str]], None] = _ignore) -> dict[str, float]:
         """Train on all training images once, then validate.
 
         Args:
             epoch: counted from 1; determines the order of the images and their augmentation.
+            on_step: called after each step with the share of the epoch that is done, and a function that describes it.
 
         Returns:
             The epoch's metrics.
@@ -148,20 +158,18 @@ class Training:
         started = monotonic()
         batches = list(self._pool.batches(epoch))
         losses = []
-        # None hides the progress bar if standard error is not a terminal.
-        disable = None if distribute.is_chief() else True
-        with tqdm(
-            batches, desc=f"epoch {epoch}/{self.settings.epochs}", unit="step", leave=False, disable=disable
-        ) as bar:
-            for number, indices in enumerate(bar, start=(epoch - 1) * len(batches)):
-                losses.append(float(self._compiled_step(indices, number)))
-                _require_finite(losses[-1], epoch)
-                bar.set_postfix(loss=f"{np.mean(losses[-50:]):.4f}", refresh=False)
+        for number, indices in enumerate(batches, start=1):
+            losses.append(float(self._compiled_step(indices, (epoch - 1) * len(batches) + number - 1)))
+            _require_finite(losses[-1], epoch)
+            on_step(
+                number / len(batches),
+                lambda: f"epoch {epoch}/{self.settings.epochs}, loss {np.mean(losses[-50:]):.4f}",
+            )
         images_per_s = sum(map(len, batches)) / (monotonic() - started)
         validation = self._validate()
         # A last step with a finite loss may still have made the weights unusable.
         _require_finite(validation["validation_loss"], epoch)
-        metrics = {
+        return {
             "epoch": epoch,
             "training_loss": float(np.mean(losses)),
             **validation,
@@ -169,9 +177,6 @@ class Training:
             "images_per_s": round(images_per_s, 1),
             "duration_s": round(monotonic() - started, 1),
         }
-        if distribute.is_chief():
-            tqdm.write("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
-        return metrics
 
     def _variables(self) -> dict[str, list[Any]]:
         return {
@@ -284,9 +289,16 @@ def _run_epochs(training: Training, state: Checkpoint, run_dir: Path) -> Checkpo
     settings = training.settings
     if state.finished:
         return state
-    with TensorBoardWriter(run_dir, state.history, training.examples()) as writer:
+    is_chief = distribute.is_chief()
+    with TensorBoardWriter(run_dir, state.history, training.examples()) as writer, Progress(shown=is_chief) as progress:
         for epoch in range(state.epoch + 1, settings.epochs + 1):
-            metrics = training.run_epoch(epoch)
+
+            def on_step(share: float, describe: Callable[[], str], done: int = epoch - 1) -> None:
+                progress.update(done + share, settings.epochs, describe)
+
+            metrics = training.run_epoch(epoch, on_step)
+            if is_chief:
+                progress.print(describe_metrics(metrics))
             state = Checkpoint(settings, epoch, (*state.history, metrics), training.arrays())
             _save(run_dir, state)
             writer.write(metrics)

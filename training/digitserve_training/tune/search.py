@@ -13,7 +13,7 @@ import fcntl
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,14 +23,14 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import NullPool
 from sqlalchemy.exc import SQLAlchemyError
-from tqdm import tqdm
 
+from digitserve.progress import Progress
 from digitserve_training._tensorflow import keras
 from digitserve_training.atomic import replace_file
 from digitserve_training.data.splits import Split
 from digitserve_training.errors import DivergedError, RunError
 from digitserve_training.fit.settings import Settings
-from digitserve_training.fit.train import Training
+from digitserve_training.fit.train import Training, describe_metrics
 from digitserve_training.model.layers import Layer, count_multiply_adds, count_parameters
 from digitserve_training.model.preset_files import preset_to_json
 from digitserve_training.model.presets import Preset
@@ -86,14 +86,15 @@ def tune(base: Settings, split: Split, search: Search, folder: Path, num_trials:
         KeyboardInterrupt: passed on; the current trial is marked as failed, all others are kept.
     """
     ranges = search_ranges(base.preset, search.vary)
-    with _exclusive(folder), _open_study(folder) as study:
+    with _exclusive(folder), _open_study(folder) as study, Progress() as progress:
         _prepare(study, base, search, ranges)
         write_results(folder, base.preset, study.trials)
         while len(finished(study.trials)) < num_trials:
             # The seed depends on the finished trials, so a study draws the same values in one call or in many.
             study.sampler = optuna.samplers.TPESampler(seed=base.seed + len(finished(study.trials)))
+            report = _Report(progress, len(finished(study.trials)), num_trials)
             try:
-                study.optimize(lambda trial: _objective(trial, base, split, search, ranges), n_trials=1)
+                study.optimize(lambda trial: _objective(trial, base, split, search, ranges, report), n_trials=1)  # noqa: B023 - runs one trial now
             except KeyboardInterrupt:
                 _retry_last(study)
                 raise
@@ -133,14 +134,45 @@ def num_finished(folder: Path) -> int:
         return sum(row["state"] in {state.name.lower() for state in _FINISHED} for row in csv.DictReader(file))
 
 
-def _objective(trial: Trial, base: Settings, split: Split, search: Search, ranges: Mapping[str, Range]) -> float:
+@dataclass(frozen=True)
+class _Report:
+    """Where a trial reports its progress.
+
+    Attributes:
+        progress: of the search.
+        num_finished: trials before this one.
+        num_trials: of the search.
+    """
+
+    progress: Progress
+    num_finished: int
+    num_trials: int
+
+    def epoch(self, training: Training, epoch: int) -> dict[str, float]:
+        """Run an epoch of the trial, and print its metrics."""
+
+        def on_step(share: float, describe: Callable[[], str]) -> None:
+            done = self.num_finished + (epoch - 1 + share) / training.settings.epochs
+            trial = f"trial {self.num_finished + 1}/{self.num_trials}"
+            self.progress.update(done, self.num_trials, lambda: f"{trial}, {describe()}")
+
+        metrics = training.run_epoch(epoch, on_step)
+        self.progress.print(describe_metrics(metrics))
+        return metrics
+
+
+def _objective(
+    trial: Trial, base: Settings, split: Split, search: Search, ranges: Mapping[str, Range], report: _Report
+) -> float:
     values = {name: trial.suggest_float(name, of.low, of.high, log=of.log, step=of.step) for name, of in ranges.items()}
-    tqdm.write(f"trial {trial.number}  " + "  ".join(f"{name} {value:.3g}" for name, value in values.items()))
+    report.progress.print(
+        f"trial {trial.number}  " + "  ".join(f"{name} {value:.3g}" for name, value in values.items())
+    )
     preset = with_values(base.preset, values)
     settings = replace(base, preset=preset, learning_rate=preset.recipe.learning_rate)
     _prune_large(trial, settings.layers, search)
     try:
-        return _train(trial, Training(settings, split))
+        return _train(trial, Training(settings, split), report)
     except DivergedError:
         # Pruned, not failed, so that the sampler learns to avoid such values.
         raise _pruned(trial, "diverged") from None
@@ -148,10 +180,10 @@ def _objective(trial: Trial, base: Settings, split: Split, search: Search, range
         keras.backend.clear_session()
 
 
-def _train(trial: Trial, training: Training) -> float:
+def _train(trial: Trial, training: Training, report: _Report) -> float:
     epochs = training.settings.epochs
     for epoch in range(1, epochs + 1):
-        metrics = training.run_epoch(epoch)
+        metrics = report.epoch(training, epoch)
         trial.report(metrics[_LOSS], epoch)
         trial.set_user_attr(_ACCURACY, metrics[_ACCURACY])
         if epoch < epochs and trial.should_prune():

@@ -9,9 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from tqdm import tqdm
-
 from digitserve.errors import ImageFileError
+from digitserve.progress import track
 from digitserve.vision.image_files import read_image_file
 from digitserve_training.errors import DataError, RunError
 from digitserve_training.evaluate.page import PAGE_NAME, replace_files
@@ -69,8 +68,7 @@ def evaluate(classifier: Classifier, folder: Path, pictures: Sequence[Picture]) 
     """
     judged: list[Judged] = []
     failures: list[Failure] = []
-    # None hides the progress bar if standard error is not a terminal.
-    for picture in tqdm(pictures, desc="pictures", unit="image", leave=False, disable=None):
+    for picture in track(pictures, "image"):
         try:
             pixels = read_image_file(folder / picture.file, picture.file)
             judged.append(Judged(picture, classifier.classify(pixels)))

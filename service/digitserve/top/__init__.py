@@ -1,0 +1,7 @@
+"""``digitserve top``: shows a running service from its ``/metrics`` page.
+
+    cli ──▶ command ──▶ Monitor ──▶ Figures ──▶ screen
+               └── Reader thread ──▶ scrape.Scraper ──HTTP──▶ service
+
+The service does nothing for it but to answer scrapes. Needs prometheus_client.
+"""
