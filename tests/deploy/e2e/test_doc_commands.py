@@ -34,7 +34,7 @@ SERVES = "runs until it is stopped; tests/service/e2e starts services with these
 SECURE = "needs a service with TLS; tests/client/e2e/test_secure_commands.py has one"
 NOT_RUN = {
     r"^make (serve|train)|^make test|^make image TAG": "sets up an environment or an image; CI calls these targets",
-    r"docker (run|push|compose)": CONTAINERS,
+    r"docker (run|push|compose|exec)": CONTAINERS,
     r"^(kubectl|helm) |^logs": CLUSTER,
     r"^(\.venv/bin/)?digitserve-train |^export DIGITSERVE_(MNIST|STROKES)|DIGITSERVE_TRAIN_COMPLETE": TRAINING,
     r"^(\S*/)?digitserve serve": SERVES,
