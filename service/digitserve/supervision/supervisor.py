@@ -393,7 +393,11 @@ class Supervisor:
         pids = [pid for slot in self._slots for pid in slot.pids]
         yield metric(
             "digitserve_resident_memory_bytes",
-            {("supervisor",): resident_bytes([os.getpid()]), ("workers",): resident_bytes(pids)},
+            {
+                ("supervisor",): resident_bytes([os.getpid()]),
+                ("workers",): resident_bytes(pids),
+                ("decoders",): resident_bytes(self._api.pids),
+            },
         )
         yield from self._access.metrics()
         yield from self._http.connections.metrics()

@@ -85,8 +85,14 @@ class Api:
             Route(OPENAPI_PATH, self._route(OPENAPI_PATH, self._openapi), methods=["GET"]),
         ]
 
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the decoders."""
+        return self._pool.pids
+
     async def close(self) -> None:
-        """End the processes of the API."""
+        """End the processes of the API, and close its connections."""
+        self._calls.close()
         await self._pool.close()
 
     def _route(self, path: str, endpoint: Endpoint) -> Endpoint:

@@ -92,6 +92,11 @@ class Decoder:
         self._process: _Process | None = None
         self._idle: asyncio.TimerHandle | None = None
 
+    @property
+    def pid(self) -> int:
+        """Process id; 0 without a process."""
+        return 0 if self._process is None else self._process.child.pid
+
     async def decode(self, body: bytes, question: Question) -> Decoded:
         """Decode a file.
 
@@ -183,6 +188,11 @@ class DecoderPool:
         """Start no process."""
         self._small = Decoder(SMALL_PIXELS)
         self._large = Decoder(MAX_PIXELS)
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of those that run."""
+        return [decoder.pid for decoder in (self._small, self._large) if decoder.pid]
 
     async def decode(self, body: bytes, max_side: int, max_images: int) -> Decoded:
         """Decode a file: a picture, or the images of a ``.npy`` file.

@@ -148,6 +148,10 @@ class WorkerConnection(asyncio.Protocol):
                     self._connection.cancel(stream_id)
                     self._flush()
 
+    def close(self) -> None:
+        """Close the connection."""
+        self._transport.abort()
+
     # Called by asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -250,6 +254,11 @@ class WorkerCalls:
             finally:
                 self._num_open[number] -= 1
         raise Failure.of(_NO_WORKER)
+
+    def close(self) -> None:
+        """Close the connections."""
+        for connection in self._connections.values():
+            connection.close()
 
     async def _connect(self, number: int, method: Method) -> WorkerConnection:
         """Return an open connection to a slot.
