@@ -69,8 +69,8 @@ class Api:
         self.num_answers: Counter[tuple[str, ...]] = Counter()
         self._refusal = refusal
         self._calls = WorkerCalls(slots)
-        self._pool = DecoderPool()
         self._max_bytes = settings.max_request_bytes
+        self._pool = DecoderPool(self._max_bytes)
         limits = Limits("", settings.max_side, settings.max_pending_images, self._max_bytes)
         self._too_large = str(limits.too_large_error())
         self._memory = uploads.Memory(uploads.NUM_LARGEST * self._max_bytes)

@@ -80,13 +80,14 @@ class _Process(NamedTuple):
 class Decoder:
     """One process, and the files that wait for it; owned by the pool."""
 
-    def __init__(self, max_pixels: int) -> None:
+    def __init__(self, max_pixels: int, max_bytes: int) -> None:
         """Start with no process.
 
         Args:
             max_pixels: most pixels of a picture.
+            max_bytes: of a file.
         """
-        self._max_pixels = max_pixels
+        self._limits = {"max_pixels": max_pixels, "max_bytes": max_bytes}
         self._lock = asyncio.Lock()
         self._num_waiting = 0
         self._process: _Process | None = None
@@ -170,7 +171,7 @@ class Decoder:
                     pass_fds=[theirs.fileno()],
                 )
                 on_failure.callback(child.kill)
-                await child.send({"files_fd": theirs.fileno(), "max_pixels": self._max_pixels})
+                await child.send({"files_fd": theirs.fileno(), **self._limits})
             reader, writer = await asyncio.open_unix_connection(sock=ours)
             on_failure.pop_all()
         self._process = _Process(child, reader, writer)
@@ -184,10 +185,14 @@ class Decoder:
 class DecoderPool:
     """The decoders of a service; owned by the HTTP server."""
 
-    def __init__(self) -> None:
-        """Start no process."""
-        self._small = Decoder(SMALL_PIXELS)
-        self._large = Decoder(MAX_PIXELS)
+    def __init__(self, max_bytes: int) -> None:
+        """Start no process.
+
+        Args:
+            max_bytes: of a file.
+        """
+        self._small = Decoder(SMALL_PIXELS, max_bytes)
+        self._large = Decoder(MAX_PIXELS, max_bytes)
 
     @property
     def pids(self) -> list[int]:

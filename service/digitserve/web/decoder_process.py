@@ -29,8 +29,8 @@ from digitserve.vision.reduction import Reduction, reduce_by_block_means
 BYTES_PER_PIXEL = 24
 """Memory for decoding and reducing: 22 for CMYK and WEBP, 19 for RGBA, 14 for JPEG (measured, 24 million pixels)."""
 
-EXTRA_BYTES = 1 << 26
-"""Memory for the body, the request and what the libraries keep."""
+NUM_BODIES, EXTRA_BYTES = 3, 1 << 25
+"""Memory for the body, the pixels and the request, in bodies of the largest size, and for what the libraries keep."""
 
 NICE = 10
 """Workers get most of the CPU time when both are busy."""
@@ -118,10 +118,15 @@ def _to_request(images: BoundedImages, max_side: int) -> tuple[Answer, bytes]:
     return Answer(reduction=None if reduction.factor == 1 else reduction), request.SerializeToString()
 
 
-def limit_process(max_pixels: int) -> None:
-    """Limit the memory of this process, and make it the first one that ends if the container has none left."""
+def limit_process(max_pixels: int, max_bytes: int) -> None:
+    """Limit the memory of this process, and make it the first one that ends if the container has none left.
+
+    Args:
+        max_pixels: most pixels of a picture.
+        max_bytes: of a body.
+    """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    limit = _data_bytes() + BYTES_PER_PIXEL * max_pixels + EXTRA_BYTES
+    limit = _data_bytes() + BYTES_PER_PIXEL * max_pixels + NUM_BODIES * max_bytes + EXTRA_BYTES
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     os.nice(NICE)
     with contextlib.suppress(OSError):  # a sandbox may have no such file
@@ -147,8 +152,9 @@ def serve(files: io.BufferedRWPair, max_pixels: int) -> None:
     while prefix := files.read(PREFIX.size):
         num_json_bytes, num_bytes = PREFIX.unpack(prefix)
         question = Question(*json.loads(files.read(num_json_bytes)))
+        body = files.read(num_bytes)
         try:
-            answer, request = decode(files.read(num_bytes), question, max_pixels)
+            answer, request = decode(body, question, max_pixels)
         except MemoryError:
             answer, request = Answer("image: takes too much memory; expected a smaller one", is_too_large=True), b""
         text = json.dumps(answer).encode()
@@ -169,7 +175,7 @@ def main() -> None:
     max_pixels = start["max_pixels"]
     # So that the first picture does not load the decoders within the limit of memory.
     decode(b"", Question(0, 1), max_pixels)
-    limit_process(max_pixels)
+    limit_process(max_pixels, start["max_bytes"])
     with (
         contextlib.suppress(ConnectionError),
         socket.socket(fileno=start["files_fd"]) as connection,
