@@ -128,21 +128,19 @@ def test_a_client_that_leaves_stops_its_decoder() -> None:
 
 
 def test_memory_is_limited_by_the_kernel() -> None:
-    """A file that needs more memory than allowed gets an error; the process continues, and cannot raise its limit."""
+    """A file that needs more memory than allowed gets an error, also if a library ends the process; the limit cannot be raised."""
     array = io.BytesIO()
     np.save(array, np.zeros((1, 5000, 4000), np.uint8))
 
     async def run() -> None:
         decoder = Decoder(1 << 20, 1 << 10)
         try:
-            with pytest.raises(Exception, match="takes too much memory"):
+            with pytest.raises(Exception, match="takes too much memory|the decoder ended"):
                 await decoder.decode(array.getvalue(), Question(0, 1))
-            pid = decoder.pid
             await decoder.decode(saved(8, 8, "PNG"), Question(0, 1))
-            assert decoder.pid == pid
-            (limit,) = (line.split()[-3:-1] for line in read(pid, "limits") if line.startswith("Max data size"))
+            (limit,) = (line.split()[-3:-1] for line in read(decoder.pid, "limits") if line.startswith("Max data size"))
             assert limit[0] == limit[1] != "unlimited"
-            assert read(pid, "oom_score_adj") == ["1000"]
+            assert read(decoder.pid, "oom_score_adj") == ["1000"]
         finally:
             await decoder.close()
 
