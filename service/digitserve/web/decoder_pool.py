@@ -30,6 +30,9 @@ SMALL_PIXELS = 1 << 20
 MAX_PIXELS = 1 << 23
 """Most pixels of a picture: a screen of 3840x2160. Decoding takes up to 24 bytes per pixel, 200 MB. JPEG files may have more."""
 
+LARGE_NICE = 10
+"""When workers are busy, photos wait, and drawings do not: at this niceness a process gets a tenth of the CPU time of a worker."""
+
 DECODE_S = 5.0
 """Time for one file, twenty times that of the largest. Then the process is ended: a decoder may hang."""
 
@@ -80,14 +83,15 @@ class _Process(NamedTuple):
 class Decoder:
     """One process, and the files that wait for it; owned by the pool."""
 
-    def __init__(self, max_pixels: int, max_bytes: int) -> None:
+    def __init__(self, max_pixels: int, max_bytes: int, nice: int = 0) -> None:
         """Start with no process.
 
         Args:
             max_pixels: most pixels of a picture.
             max_bytes: of a file.
+            nice: added to the niceness of the process.
         """
-        self._limits = {"max_pixels": max_pixels, "max_bytes": max_bytes}
+        self._limits = {"max_pixels": max_pixels, "max_bytes": max_bytes, "nice": nice}
         self._lock = asyncio.Lock()
         self._num_waiting = 0
         self._process: _Process | None = None
@@ -192,7 +196,7 @@ class DecoderPool:
             max_bytes: of a file.
         """
         self._small = Decoder(SMALL_PIXELS, max_bytes)
-        self._large = Decoder(MAX_PIXELS, max_bytes)
+        self._large = Decoder(MAX_PIXELS, max_bytes, LARGE_NICE)
 
     @property
     def pids(self) -> list[int]:

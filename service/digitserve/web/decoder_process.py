@@ -31,9 +31,6 @@ BYTES_PER_PIXEL = 24
 NUM_BODIES, EXTRA_BYTES = 3, 1 << 25
 """Memory for the body, the pixels and the request, in bodies of the largest size, and for what the libraries keep."""
 
-NICE = 10
-"""Workers get most of the CPU time when both are busy."""
-
 PREFIX = struct.Struct(">II")
 """Before each message: the length of its JSON part, and of the bytes that follow it."""
 
@@ -127,7 +124,6 @@ def limit_process(max_pixels: int, max_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     limit = _data_bytes() + BYTES_PER_PIXEL * max_pixels + NUM_BODIES * max_bytes + EXTRA_BYTES
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    os.nice(NICE)
     with contextlib.suppress(OSError):  # a sandbox may have no such file
         Path("/proc/self/oom_score_adj").write_text("1000")
 
@@ -175,6 +171,7 @@ def main() -> None:
     # So that the first picture does not load the decoders within the limit of memory.
     decode(b"", Question(0, 1), max_pixels)
     limit_process(max_pixels, start["max_bytes"])
+    os.nice(start["nice"])
     with contextlib.suppress(ConnectionError), socket.socket(fileno=start["files_fd"]) as connection:
         serve(connection, max_pixels)
 
