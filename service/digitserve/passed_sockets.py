@@ -75,6 +75,10 @@ class Passing:
             on_failure.pop_all()
         return ours
 
+    def drain(self) -> None:
+        """Leave the last copy of the listener to the workers: once they have closed it, ``connect`` fails."""
+        self.listener.close()
+
     def close(self) -> None:
         """Close the supervisor's copies. Connections that were passed continue."""
         self._sender.close()
@@ -107,8 +111,10 @@ class Secret:
             on_failure.pop_all()
         return connection
 
-    def close(self) -> None:
+    def drain(self) -> None:
         """Do nothing: it holds nothing."""
+
+    close = drain
 
 
 def abstract_name(token: str, pid: int) -> str:

@@ -104,19 +104,27 @@ class WorkerSlot:
         """The token of calls on ``connect``; empty if they need none."""
         return "" if self._plan.connector is None else self._plan.connector.token
 
+    @property
+    def accepts(self) -> bool:
+        """Whether a worker accepts calls of the HTTP API, also in the lame duck time of a drain."""
+        return self._callee() is not None
+
     def connect(self) -> socket.socket:
-        """Return a connection for the HTTP API to a worker that accepts requests.
+        """Return a connection for the HTTP API to a worker.
 
         Raises:
             OSError: there is none, or it cannot accept another connection now.
         """
-        if self._plan.connector is None:
-            raise OSError("this slot has no connections for the HTTP API")
+        worker = self._callee()
+        if worker is None or self._plan.connector is None:
+            raise OSError("no worker accepts connections of the HTTP API")
+        return self._plan.connector.connect(worker.pid)
+
+    def _callee(self) -> WorkerProcess | None:
         # The successor of a worker is the one that stays.
-        workers = [worker for worker in (self._successor, self._current) if worker is not None and worker.is_ready]
-        if not workers:
-            raise OSError("no worker is ready")
-        return self._plan.connector.connect(workers[0].pid)
+        workers = [worker for worker in (self._successor, self._current) if worker is not None and worker.was_ready]
+        running = [worker for worker in workers if not worker.task.done()]
+        return next((worker for worker in running if worker.is_ready), running[0] if running else None)
 
     async def run(self) -> None:
         """Keep a worker running until ``drain`` or ``kill``.
@@ -388,10 +396,15 @@ class InlineSlot:
             self.is_ready = False
             plan.collector.retire(block)
 
+    @property
+    def accepts(self) -> bool:
+        """Whether the worker accepts calls of the HTTP API; see ``WorkerSlot``."""
+        return self.is_ready
+
     def connect(self) -> socket.socket:
         """Return a connection for the HTTP API to the worker; see ``WorkerSlot``."""
         if self._plan.connector is None or not self.is_ready:
-            raise OSError("no worker is ready")
+            raise OSError("no worker accepts connections of the HTTP API")
         return self._plan.connector.connect(os.getpid())
 
     async def replace(self, _bundle: SealedBundle, _prove_s: float) -> str | None:

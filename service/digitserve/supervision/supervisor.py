@@ -333,6 +333,8 @@ class Supervisor:
             slot.drain()
         # Each worker has the last copy of its socket now: clients are refused as soon as it has closed that.
         self._close_listeners()
+        for connector in self._connectors:
+            connector.drain()
         _, late = await asyncio.wait(slots, timeout=self.settings.grace_s + KILL_MARGIN_S)
         if late:
             self._fail(EXIT_INCOMPLETE)

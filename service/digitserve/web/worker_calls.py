@@ -35,6 +35,9 @@ LATE_S = 0.1
 
 _AUTHORITY, _USER_AGENT = "digitserve", "digitserve-http"
 _TIMEOUT = b"grpc-timeout"
+_LOST, _LOST_RESETS = {Code.UNAVAILABLE, Code.CANCELLED}, {frames.REFUSED_STREAM, frames.CANCEL}
+"""How a worker that drains ends calls that it has not accepted. gRPC core cancels them."""
+
 _MAX_HEADER_BYTES = 126
 """Longest name and value whose length ``_literal`` encodes in one byte; longer header fields are left out."""
 
@@ -48,8 +51,8 @@ class Slot(Protocol):
     """A slot of the supervisor: it has a worker most of the time."""
 
     @property
-    def is_ready(self) -> bool:
-        """Whether a worker accepts requests."""
+    def accepts(self) -> bool:
+        """Whether a worker accepts calls."""
 
     @property
     def token(self) -> str:
@@ -192,13 +195,15 @@ class WorkerConnection(asyncio.Protocol):
         if kind == frames.DATA:
             call.received.append(value)
         elif kind == frames.RST_STREAM:
-            _fail(call, ConnectionLost() if value == frames.REFUSED_STREAM else _reset(value))
+            _fail(call, ConnectionLost() if value in _LOST_RESETS else _reset(value))
         elif kind == frames.HEADERS and ended:
             self._end(call, value)
 
     def _end(self, call: _Call, trailers: Trailers) -> None:
         received = b"".join(call.received)
-        if trailers.status.code is not Code.OK:
+        if trailers.status.code in _LOST:
+            _fail(call, ConnectionLost())
+        elif trailers.status.code is not Code.OK:
             _fail(call, Failure(_status(trailers)))
         elif not wire.is_one_message(received):
             _fail(call, ConnectionLost())
@@ -246,10 +251,10 @@ class WorkerCalls:
         loop = asyncio.get_running_loop()
         ends = loop.time() + timeout_s
         for _ in range(NUM_ATTEMPTS):
-            ready = [number for number, slot in enumerate(self.slots) if slot.is_ready]
-            if not ready:
+            accepting = [number for number, slot in enumerate(self.slots) if slot.accepts]
+            if not accepting:
                 break
-            number = min(ready, key=lambda number: (self._num_open[number], random.random()))  # noqa: S311 - no secret
+            number = min(accepting, key=lambda number: (self._num_open[number], random.random()))  # noqa: S311 - no secret
             self._num_open[number] += 1
             try:
                 connection = await self._connect(number, method)

@@ -57,3 +57,17 @@ def test_names_for_grpcio_differ_and_reveal_no_token() -> None:
     names = {abstract_name(token, pid) for token in (first.token, second.token) for pid in (1, 2)}
     assert len(names) == 4
     assert not any(first.token in name for name in names)
+
+
+def test_a_drained_worker_refuses_connections() -> None:
+    """Once the worker has closed the last copy, connections fail, and those that it has not accepted end."""
+    passing = Passing()
+    worker = passing.listener.dup()
+    with contextlib.closing(passing), passing.connect(0) as waiting:
+        passing.drain()
+        with passing.connect(0):
+            """The worker still accepts."""
+        worker.close()
+        assert waiting.recv(1) == b""
+        with pytest.raises(OSError, match="refused|reset"):
+            passing.connect(0)

@@ -16,8 +16,8 @@ class Slot:
 
     token = ""
 
-    def __init__(self, sends: bytes | None, *, is_ready: bool = True, connects: bool = True) -> None:
-        self.is_ready = is_ready
+    def __init__(self, sends: bytes | None, *, accepts: bool = True, connects: bool = True) -> None:
+        self.accepts = accepts
         self.num_connections = 0
         self._sends, self._connects = sends, connects
         self._open: list[socket.socket] = []
@@ -76,7 +76,7 @@ def test_a_lost_connection_is_tried_again_a_few_times(sends: bytes) -> None:
 
 def test_slots_that_are_not_ready_are_not_asked() -> None:
     """Without a ready worker there is no connection, and the answer is 503."""
-    slot = Slot(None, is_ready=False)
+    slot = Slot(None, accepts=False)
     assert failure_of(slot).http_status == 503
     assert slot.num_connections == 0
 
