@@ -150,7 +150,11 @@ class HttpConnections:
 
 
 class _BoundedConnection(H11Protocol):
-    """A connection of the HTTP port, closed unless a response is completed every ``RESPONSE_S``; owned by uvicorn."""
+    """A connection of the HTTP port, closed unless a response is completed every ``RESPONSE_S``; owned by uvicorn.
+
+    Attributes:
+        closes: whether it is closed after the response that is complete.
+    """
 
     def __init__(self, *arguments: Any, connections: HttpConnections, **options: Any) -> None:
         """Prepare.
@@ -164,6 +168,8 @@ class _BoundedConnection(H11Protocol):
         self._connections = connections
         self._timer: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
+        self._drops = False
+        self.closes = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's
         """Start to wait for a request."""
@@ -176,8 +182,16 @@ class _BoundedConnection(H11Protocol):
         """Handle what the client has sent. A request to the HTTP API has its own limits of time: bodies may be large."""
         before = self.cycle
         super().handle_events()
-        if self.cycle is not None and self.cycle is not before and self.scope["path"].startswith(API_PREFIX):
+        if self.cycle is None or self.cycle is before:
+            return
+        self.cycle.transport = cast("asyncio.Transport", _CloseAfterResponse(self))
+        if self.scope["path"].startswith(API_PREFIX):
             self.wait(self.transport, REQUEST_S)
+
+    def data_received(self, data: bytes) -> None:
+        """Handle what the client has sent; drop it if the connection is closed anyway."""
+        if not self._drops:
+            super().data_received(data)
 
     def wait(self, transport: asyncio.Transport, limit_s: float | None = None) -> None:
         """Start to wait for a request, or the TLS handshake; close the connection that has waited longest if there are too many.
@@ -217,12 +231,17 @@ class _BoundedConnection(H11Protocol):
         self.wait(self.transport)
         self.cycle.body.clear()  # of a request whose handler does not read it
         super().on_response_complete()
-        if self.conn.their_state is h11.SEND_BODY and not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        if self.conn.their_state is h11.SEND_BODY:
+            self._drops = self.closes
             self._unread = self.loop.call_later(UNREAD_S, self._close_unread)
+        elif self.closes:
+            self.transport.close()
 
     def _close_unread(self) -> None:
         """Close the connection if the client still sends the request that was answered."""
-        if self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.DONE:
+        if self._drops or (self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.DONE):
             self.stop_waiting()
             self._connections.close(self, "unread")
 
@@ -230,6 +249,25 @@ class _BoundedConnection(H11Protocol):
         """Stop waiting: the connection is closed."""
         self.stop_waiting()
         super().connection_lost(exc)
+
+
+class _CloseAfterResponse:
+    """The transport of a response: the connection itself decides when it is closed, because the request may not be read yet."""
+
+    def __init__(self, connection: _BoundedConnection) -> None:
+        self._connection = connection
+
+    def write(self, data: bytes) -> None:
+        self._connection.transport.write(data)
+
+    def is_closing(self) -> bool:
+        return self._connection.transport.is_closing()
+
+    def close(self) -> None:
+        if self._connection.cycle.response_complete:
+            self._connection.closes = True
+        else:
+            self._connection.transport.close()
 
 
 class HttpServer(uvicorn.Server):

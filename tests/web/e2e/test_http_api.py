@@ -8,6 +8,8 @@ import json
 import os
 import signal
 import socket
+import urllib.error
+import urllib.request
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -180,6 +182,14 @@ def test_a_hundred_megabytes_are_not_read(service: Service, is_chunked: bool) ->
         with pytest.raises(ConnectionError):
             wait_until(lambda: connection.sendall(b"1" if is_chunked else b"0"), "the connection is closed")
     assert errors(service) == []
+
+
+def test_a_client_that_sends_all_before_it_reads_gets_the_answer(service: Service) -> None:
+    """Also a client that closes its connection after one request, as urllib does, can send 20 MB and then read 413."""
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(service.http_url + "/v1/classify", bytes(20_000_000), PATIENCE_S)
+    with caught.value as answer:
+        assert (answer.status, json.loads(answer.read())["code"]) == (413, 8)
 
 
 def test_wrong_methods_and_paths(service: Service) -> None:
