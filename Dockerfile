@@ -9,7 +9,7 @@ ARG BASE_IMAGE=docker.io/library/python:3.11-slim-bookworm
 
 FROM ${BASE_IMAGE} AS tools
 WORKDIR /src
-# Part of the lock only to build the project.
+# Packages of the lock that are needed only to build the project.
 ENV BUILD_PACKAGES="hatchling pathspec pluggy tomlkit trove-classifiers" \
     PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 

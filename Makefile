@@ -56,7 +56,7 @@ WITHOUT_TENSORFLOW := tests/service tests/client tests/bench tests/deploy tests/
 test-service: $(VENV)/.test ## Run the tests of service, client, bench, deployment and fuzzing, without TensorFlow.
 	$(BIN)/python -m pytest $(PARALLEL) $(WITHOUT_TENSORFLOW) $(ARGS)
 
-# With LOCK=dev TESTS=tests/training: those of training. CI runs the tests of the client, the package and a part of the service.
+# LOCK=dev TESTS=tests/training: the tests of training. CI runs the tests of the client, the package and a part of the service.
 VERSIONS ?= 3.12 3.13
 LOCK     ?= test
 TESTS    ?= $(WITHOUT_TENSORFLOW)

@@ -18,6 +18,8 @@ import threading
 
 import numpy as np
 
+from digitserve.open_inference import open_inference_pb2 as oip
+from digitserve.protocol.names import MODEL_INFER
 from digitserve.transport.native.hpack import encode_fields
 from digitserve.v1 import digits_pb2 as pb
 
@@ -53,6 +55,8 @@ class Requests:
         self._many = pb.ClassifyRequest(pixels=pixels).SerializeToString()
         self._framed = pb.ClassifyRequest(pixels=pixels[:6400], height=80, width=80, explain=True).SerializeToString()
         self._compressed = gzip.compress(self._one)
+        self._infer = oip.ModelInferRequest(model_name="digits", raw_input_contents=[pixels[:784]])
+        self._infer.inputs.add(name="images", datatype="UINT8", shape=[1, 28, 28])
         self._kinds = [
             (30, lambda i: self._call(i, "Classify", self._one)),
             (3, lambda i: self._call(i, "Classify", self._many)),
@@ -78,6 +82,12 @@ class Requests:
             (4, lambda i: self._request(i, SERVICE + "ClassifyStream", self._stream_messages())),
             (1, lambda i: self._request(i, SERVICE + "ClassifyStream", self._stream_messages(), ended=False)),
             (1, lambda i: self._request(i, HEALTH + "Watch", self._message(b""))),
+            (10, lambda i: self._request(i, MODEL_INFER.path, self._infer_message())),
+            (
+                2,
+                lambda i: self._request(i, MODEL_INFER.path, self._infer_message()) + frame(RST_STREAM, 0, i, bytes(4)),
+            ),
+            (2, lambda i: self._request(i, MODEL_INFER.path, self._message(rng.randbytes(40)))),
             (1, lambda i: self._request(i, REFLECTION, self._message(b"\x3a\x00"))),
         ]
         self._weights = [weight for weight, _ in self._kinds]
@@ -93,6 +103,12 @@ class Requests:
         if self._rng.random() < 0.1:
             parts.append(self._rng.randbytes(200))  # violates the protocol
         return b"".join(parts)
+
+    def _infer_message(self) -> bytes:
+        """Encode a valid request with a new id, and mostly with parameters that the service has not seen or has forgotten."""
+        self._infer.id = str(self._rng.random())
+        self._infer.parameters["timeout"].int64_param = self._rng.getrandbits(12)
+        return self._message(self._infer.SerializeToString())
 
     def _stream_messages(self) -> bytes:
         bodies = (pb.ClassifyStreamRequest(request=pb.ClassifyRequest.FromString(self._one)),) * self._rng.randrange(5)

@@ -3,8 +3,8 @@
     python -m benchmarks.infer_rate --models models
 
 The load is this process: grpcio channels that keep a number of requests in flight, each the same image digits in both protocols.
-CPU time is that of the service per image, so its ratio holds also on a machine with other load. Every answer is counted by the
-service too, and the first answers of both methods must have the same probabilities.
+CPU time is that of the service per image, so its ratio is also valid on a machine with other load. The service counts every answer
+too, and the first answers of both methods must have the same probabilities.
 """
 
 import argparse
@@ -98,14 +98,14 @@ def check_same(classified: bytes, inferred: bytes) -> None:
     raw = oip.ModelInferResponse.FromString(inferred).raw_output_contents[0]
     probabilities = np.frombuffer(raw, np.float32).reshape(len(confidences), -1)
     if not np.allclose(probabilities.max(axis=1), confidences, atol=1e-4):
-        raise BenchError("Classify and ModelInfer give other probabilities")
+        raise BenchError("Classify and ModelInfer give different probabilities")
 
 
 def measure(server: Native, load: Load, num_images: int, seconds: float) -> tuple[float, float]:
     """Return images/s, and CPU microseconds of the service per image.
 
     Raises:
-        BenchError: the service counted another number of images.
+        BenchError: the service counted a different number of images.
     """
     num_ok, cpu_s, start_s = server.num_ok(), server.cpu_s(), time.monotonic()
     answered = load.run(seconds) * num_images

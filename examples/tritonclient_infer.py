@@ -1,9 +1,9 @@
-"""Classify image files with NVIDIA's client for Triton, which speaks the Open Inference Protocol.
+"""Classify image files with NVIDIA's client for Triton, which uses the Open Inference Protocol.
 
     pip install "tritonclient[grpc]" pillow
     python tritonclient_infer.py --address 127.0.0.1:50051 three.png
 
-The service frames images of any size, so a file is sent as it is. A line per file: the digit, its probability, the verdict,
+The service frames images of any size, so a file is sent as it is. The output is a line per file: the digit, its probability, the verdict,
 and the three most probable digits.
 """
 

@@ -21,7 +21,7 @@ const definition = loadSync('digitserve/v1/digits.proto', {
 });
 const {DigitService} = grpc.loadPackageDefinition(definition).digitserve.v1;
 
-// grpc-js repeats calls itself: then callers do not notice when a worker is replaced.
+// grpc-js retries calls itself, so the replacement of a worker is transparent to callers.
 const serviceConfig = {
   methodConfig: [{
     name: [{service: 'digitserve.v1.DigitService', method: 'Classify'}],

@@ -1,9 +1,9 @@
-"""Classify images on one stream, for as long as there are any.
+"""Classify images on one stream, until standard input ends.
 
     pip install digitserve
     ls ../*.png | python classify_stream.py --address 127.0.0.1:50051
 
-The names of the files are read from standard input. Each answer is printed as soon as it is there.
+The names of the files are read from standard input. Each answer is printed as soon as it arrives.
 """
 
 import argparse

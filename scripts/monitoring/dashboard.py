@@ -333,7 +333,7 @@ def _workers() -> list[Panel]:
             stacked=True,
         ),
         graph(
-            "CPU time of an image",
+            "CPU time per image",
             "Falls with larger batches, rises with larger images.",
             units.Seconds,
             (f"{cpu} / ({images} > 0)", "all instances"),
@@ -362,7 +362,7 @@ def _answers() -> list[Panel]:
         ),
         graph(
             "Share of unfamiliar images",
-            "A rise means other images than those of the training data: another camera, another crop, no digits.",
+            "A rise means other images than those of the training data: another camera, another crop, images that are not digits.",
             units.PercentUnit,
             (recorded("digitserve:predictions_unfamiliar:ratio_rate1h"), "1 h"),
             (recorded("digitserve:predictions_unfamiliar:ratio_rate1w"), "1 week"),
@@ -403,7 +403,7 @@ def _answers() -> list[Panel]:
         ),
         graph(
             "Change of the labels",
-            "Total variation distance between both: the share of images whose label would have to change.",
+            "Total variation distance of the labels of 6 hours and of a week: the share of images whose label would have to change.",
             units.PercentUnit,
             (recorded("digitserve:label_shift:distance6h"), "6 h to 1 week"),
             limit=0.15,
@@ -427,7 +427,7 @@ def _shadow() -> list[Panel]:
         ),
         graph(
             "Share of other answers",
-            "Read a sample of these images before the shadow version is activated.",
+            "Examine a sample of these images before you activate the shadow version.",
             units.PercentUnit,
             (f"{rate(images, 'result')} / on () group_left () ({rate(images)} > 0)", "{{result}}"),
             span=6,
@@ -435,7 +435,7 @@ def _shadow() -> list[Panel]:
         ),
         graph(
             "Difference of probabilities",
-            "Largest difference of an image.",
+            "For each image, the largest difference of a probability.",
             units.PercentUnit,
             (quantile(0.5, difference), "p50"),
             (quantile(0.99, difference), "p99"),
@@ -448,7 +448,7 @@ def _connections() -> list[Panel]:
     return [
         graph(
             "Open connections",
-            "Of the gRPC port. 0 with --transport grpcio.",
+            "Connections of the gRPC port; 0 with --transport grpcio.",
             units.Short,
             (total("digitserve_connections", "instance"), "{{instance}}"),
             span=6,
@@ -484,7 +484,7 @@ def _files() -> list[Panel]:
     return [
         number(
             "Certificate expires in",
-            "The earliest of all instances.",
+            "Of the certificate that expires first, of all instances.",
             units.Seconds,
             f"{smallest(expiry)} - time()",
             (RED, None),
@@ -502,7 +502,7 @@ def _files() -> list[Panel]:
         ),
         graph(
             "Connections of the HTTP port",
-            "Open ones.",
+            "Number of open connections.",
             units.Short,
             (total("digitserve_http_connections", "instance"), "{{instance}}"),
             span=5,

@@ -45,7 +45,7 @@ def buckets(name: str, where: str = "") -> str:
 
 
 def increase(name: str, *by: str) -> str:
-    """Return how often a counter was increased within an interval of the graph."""
+    """Return by how much a counter increased within an interval of the graph."""
     return _sum_of_rate(name, "_total", by).replace("rate(", "increase(", 1)
 
 

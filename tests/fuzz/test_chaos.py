@@ -1,6 +1,7 @@
 """The parts of ``make chaos``: the checker finds every kind of corrupted history, and a seed determines the plan."""
 
 import json
+import random
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from digitserve.inference.bundle import read_bundle
+from digitserve.protocol.names import CLASSIFY, MODEL_INFER
 from support.chaos import plan
 from support.chaos.checker import CLIENT, CLIENTS, GRPCIO, KINDS, PROMISES, STREAM, WIRE, Counts, Episode, check
 from support.chaos.faults import ACTIONS, CONDITIONS, FAULTS
@@ -18,6 +20,7 @@ from support.chaos.history import OK, FaultWindow, History, Outcome, Request, St
 from support.chaos.images import Images
 from support.chaos.oracle import TOLERANCE, Oracle
 from support.chaos.state import LogPipe, ProcessState
+from support.chaos.traffic import draw_call
 from support.digits import MODELS
 from support.serving import wait_until
 
@@ -48,9 +51,9 @@ class Recorded:
         self.add("malformed", GRPCIO, code="INVALID_ARGUMENT")
         self.add("cancelled", GRPCIO, 7, code="CANCELLED")
         self.counts = Counts(
-            Counter({"Classify": 5, "ClassifyStream": 1}),
+            Counter({"Classify": 4, "ModelInfer": 1, "ClassifyStream": 1}),
             Counter({
-                ("Classify", OK): 3, ("Classify", "INVALID_ARGUMENT"): 1, ("Classify", "CANCELLED"): 1,
+                ("Classify", OK): 2, ("ModelInfer", OK): 1, ("Classify", "INVALID_ARGUMENT"): 1, ("Classify", "CANCELLED"): 1,
                 ("ClassifyStream", OK): 1,
             }),
             7,
@@ -187,6 +190,14 @@ def test_a_seed_determines_the_plan() -> None:
     injected = {name for one in first[:once] for name in (one.condition, *one.actions)}
     assert injected >= {*ACTIONS, *CONDITIONS}
     assert any(one.condition and len(one.actions) > 1 for one in first[once:])
+
+
+def test_each_kind_of_call_with_images_has_both_methods() -> None:
+    """``Classify`` and ``ModelInfer`` are called with valid and invalid requests, in time and too late, or cancelled."""
+    rng, images = random.Random(1), Images(1)
+    drawn = {(call.kind, call.path) for call in (draw_call(rng, images) for _ in range(1000))}
+    kinds = {"good", "expired", "cancelled", "malformed", "wrong length", "too wide", "unknown version"}
+    assert drawn >= {(kind, method.path) for kind in kinds for method in (CLASSIFY, MODEL_INFER)}
 
 
 def test_the_page_lists_all_faults_and_kinds() -> None:

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import textwrap
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
+RELEASE = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+"""Version of the package in the tree, which the installed metadata may not have yet."""
+
 KUBERNETES = ROOT / "deploy/kubernetes"
 FOLDERS = ("base", *sorted(f"overlays/{path.parent.name}" for path in KUBERNETES.glob("overlays/*/kustomization.yaml")))
 """Folders that users apply, below ``KUBERNETES``."""

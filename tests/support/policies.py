@@ -195,21 +195,33 @@ def selectors(objects: list[Object]) -> Iterator[str]:
 
 
 def ports(objects: list[Object]) -> Iterator[str]:
-    """Ports have names, and whatever refers to a port uses one of them."""
+    """Ports have names, whatever refers to a port uses one of them, and clients can reach those of the Service."""
     container_ports = {port.get("name") for each in _containers(objects) for port in each["ports"]}
     service_ports = {port.get("name") for each in _of(objects, "Service") for port in each["spec"]["ports"]}
     if None in container_ports | service_ports:
         yield "a port has no name"
-    used = {port.get("targetPort") for each in _of(objects, "Service") for port in each["spec"]["ports"]}
-    used |= {
+    offered = {port.get("targetPort") for each in _of(objects, "Service") for port in each["spec"]["ports"]}
+    admitted = {
         port["port"]
         for each in _of(objects, "NetworkPolicy")
         for rule in each["spec"]["ingress"]
         for port in rule.get("ports", [])
     }
-    yield from (f"port {port} is not a port of the container" for port in used - container_ports)
+    yield from (f"port {port} is not a port of the container" for port in (offered | admitted) - container_ports)
+    yield from (f"the NetworkPolicy admits nobody to port {port} of the Service" for port in offered - admitted)
     scraped = {endpoint["port"] for each in _of(objects, "ServiceMonitor") for endpoint in each["spec"]["endpoints"]}
     yield from (f"port {port} is not a port of the Service" for port in scraped - service_ports)
+
+
+def scraping(objects: list[Object]) -> Iterator[str]:
+    """Prometheus uses TLS and a token where the service needs them."""
+    variables = {name for container in _containers(objects) for name in _environment(container)}
+    for monitor in _of(objects, "ServiceMonitor"):
+        for endpoint in monitor["spec"]["endpoints"]:
+            if (endpoint.get("scheme", "http") == "https") != ("DIGITSERVE_TLS_CERTIFICATE" in variables):
+                yield "only one of the service and Prometheus uses TLS"
+            if "DIGITSERVE_TOKEN_FILE" in variables and "authorization" not in endpoint:
+                yield "Prometheus has no token"
 
 
 def available(objects: list[Object]) -> Iterator[str]:
@@ -260,6 +272,6 @@ def labels(objects: list[Object]) -> Iterator[str]:
 
 
 CHECKS: tuple[Check, ...] = (
-    restricted_pods, restricted_containers, isolated, no_egress, probes, graceful, resources, selectors, ports, available,
-    autoscaling, images, labels,
+    restricted_pods, restricted_containers, isolated, no_egress, probes, graceful, resources, selectors, ports, scraping,
+    available, autoscaling, images, labels,
 )  # fmt: skip

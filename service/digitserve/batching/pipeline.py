@@ -248,10 +248,12 @@ class Pipeline:
                 if method is not last:
                     durations, last = seconds.setdefault(method, []), method
                 durations.append(now - responder.accepted)
+        slow = False
         for method, durations in seconds.items():
             self._recorder.calls_answered(method, durations)
-            if max(durations) >= self._slow_s:
-                self._log_slow(finished, answered, now)
+            slow = slow or max(durations) >= self._slow_s
+        if slow:
+            self._log_slow(finished, answered, now)
         if num_messages := len(answered) - sum(map(len, seconds.values())):
             self._recorder.stream_messages_ended(num_messages, Code.OK)
         for responder, body in answered:

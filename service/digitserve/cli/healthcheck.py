@@ -12,7 +12,7 @@ import click
 from digitserve.cli.exit_codes import ExitCode
 from digitserve.cli.options import Command, Option, Target, local_host, target_options, timeout_option
 from digitserve.cli.output import print_error, print_line
-from digitserve.protocol.names import SERVICE
+from digitserve.protocol.names import OPEN_INFERENCE_SERVICE, SERVICE
 from digitserve.settings import Settings, endpoint, environment_value, environment_variable, setting_named
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ def _check_health(target: Target, timeout_s: float, service: str) -> ExitCode:
             if error.code.name != "NOT_FOUND":
                 raise
             print_error(
-                f"--service: the server has no service '{service}'; expected {SERVICE}, or no --service for the server as a whole"
+                f"--service: the server has no service '{service}'; expected {SERVICE} or {OPEN_INFERENCE_SERVICE}, or no "
+                "--service for the server as a whole"
             )
             return ExitCode.NEGATIVE
     print_line(status)

@@ -151,9 +151,9 @@ def _to_json(one: "ListedVersion") -> str:
 @_as_json
 @click.pass_context
 def verify(context: click.Context, /, chosen: tuple[tuple[str, int], ...], folder: Path, *, as_json: bool) -> None:
-    """Verify versions, by default all, with the checks of a service that starts.
+    """Verify versions, by default all, with the start-up checks of the service.
 
-    These are: files, manifest, sha256 of the network, its operators, signature, golden outputs, and a warm-up, on the CPU.
+    The checks are: files, manifest, sha256 of the network, its operators, signature, golden outputs, and a warm-up, on the CPU.
     Nothing is served.
 
     \b

@@ -68,7 +68,7 @@ class Client:
             token_file: file with the token instead; it is read again when it has changed.
             clear_text_token: whether to send the token without TLS to another machine; others in the network can read it.
             num_connections: each is served by one worker of the service, which the kernel chooses at random. If the name of the
-                host has several addresses, so many are opened to each of them.
+                host has several addresses, this number is opened to each of them.
             timeout_s: default for each call as a whole, however many requests it needs.
             images_per_request: most images in one request.
             max_in_flight: most requests in flight; each further calling thread may have one more.

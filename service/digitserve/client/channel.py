@@ -89,7 +89,7 @@ def keepalive_options(
 
 
 _ROUND_ROBIN = ("grpc.lb_policy_name", "round_robin")
-"""Calls take turns among all addresses of a name. By default all calls of a channel go to one of them."""
+"""Calls are sent to all addresses of a name in turn. By default all calls of a channel are sent to one of them."""
 
 CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.service_config", RETRY_POLICY),
@@ -166,7 +166,7 @@ def open_connections(
         credentials: TLS files and token.
         num_connections: how many; all have the same credentials.
         use_proxy: whether they use the proxy in the environment. A proxy cannot reach this machine by the addresses for which
-            ``is_local`` is true, so those never do.
+            ``is_local`` is true, so those connections never do.
 
     Raises:
         InvalidAddress: the address cannot be that of a gRPC service.
@@ -285,7 +285,7 @@ async def find_disconnection_async(one: Connection) -> Cause:
 
 def _disconnection(one: Connection, error: grpc.RpcError) -> Cause:
     if error.code() is not grpc.StatusCode.UNAVAILABLE:
-        return _UNKNOWN
+        return Cause(proxy=one.proxy)
     details = error.details() or "no details"
     return Cause(details, one.security.explain(details), one.proxy)
 
@@ -324,7 +324,7 @@ def overdue(prefix: str, timeout_s: float, cause: Cause, details: str = "") -> C
             f"{start}, and no connection ({cause.disconnected}); "
             f"is 'digitserve serve' still running at this address?{cause.proxy}"
         )
-    return DeadlineExceeded(f"{start}{f' ({details})' * bool(details)}")
+    return DeadlineExceeded(f"{start}{f' ({details})' * bool(details)}{cause.proxy}")
 
 
 def _unreachable(prefix: str, details: str, cause: Cause) -> Unreachable:

@@ -2,7 +2,8 @@
 
     body ──decode──▶ Request ──prepare, network──▶ Answer ──encode──▶ body
 
-``infer`` and ``tensors`` do the same for the Open Inference Protocol. Called on the worker's one thread, a few times per request: what can be built once is not built per request.
+``infer`` and ``tensors`` do the same for the Open Inference Protocol. Called on the worker's one thread, a few times per
+request: what can be built once is not built per request.
 """
 
 import math

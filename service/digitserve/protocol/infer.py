@@ -4,13 +4,13 @@
                                    │ new head, typed contents, or invalid
                                    └──▶ protobuf ──check──▶ Plan ──▶ Request
 
-The requests of a client usually differ in their pixels and id only. So what all other fields, the head, mean is remembered: a
-request with a known head is decoded without protobuf. Protobuf never gets the raw contents, which are copied once. Called on
+The requests of a client usually differ in their pixels and id only. The other fields are the head. Its meaning, a plan, is kept:
+a request with a known head is decoded without protobuf. Protobuf never gets the raw contents, which are copied once. Called on
 the worker's one thread.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,13 +27,13 @@ INPUT = "images"
 DATATYPE = "UINT8"
 
 MAX_PLANS = 256
-"""Most heads that are remembered. A client uses a few; when there are more, all are forgotten."""
+"""Maximum number of heads that are kept. A client uses a few; beyond the maximum, all are discarded."""
 
 MAX_KNOWN_HEAD_BYTES = 1024
-"""Longest head that is remembered. One with all outputs has 150 bytes."""
+"""Maximum length of a head that is kept. A head with all outputs has 150 bytes."""
 
 MAX_HEAD_BYTES = 1 << 20
-"""Longest head, and so longest typed contents: those of 1,000 images of MNIST. Parsing and converting them takes 50 ms, about 50
+"""Maximum length of a head, and so of typed contents: those of 1,000 images of MNIST. Parsing and converting them takes 50 ms, about 50
 times as long as for raw contents, and delays all other requests."""
 
 _CHANNELS = (1, 3, 4)
@@ -98,7 +98,7 @@ class InferDecoder:
     def _decode_new(self, body: bytes, limits: Limits, parts: Parts) -> Request:
         if len(parts.head) > MAX_HEAD_BYTES:
             raise InvalidRequest(
-                f"got {len(parts.head)} bytes beside raw_input_contents; expected at most {MAX_HEAD_BYTES}: "
+                f"got {len(parts.head)} bytes besides raw_input_contents; expected at most {MAX_HEAD_BYTES}: "
                 "send the pixels as raw_input_contents"
             )
         message = _parse(body, parts.head)
@@ -289,6 +289,6 @@ def _value(parameter: Any) -> str:
     return f"{kind} {quoted(value) if isinstance(value, str) else value}"
 
 
-def _list(values: Collection[Any] | Any) -> str:
+def _list(values: Iterable[Any]) -> str:
     *first, last = [f"'{value}'" if isinstance(value, str) else str(value) for value in values]
     return f"{', '.join(first)} or {last}" if first else str(last)

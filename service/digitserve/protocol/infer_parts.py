@@ -11,10 +11,10 @@ from digitserve.errors import InvalidRequest
 from digitserve.open_inference import open_inference_pb2 as pb
 
 MAX_ID_BYTES = 1024
-"""Longest id of a request. It is held until the answer and is part of it; clients send UUIDs of 36 characters."""
+"""Maximum length of the id of a request. The id is kept until the answer, which contains it; clients send UUIDs of 36 characters."""
 
 MAX_FIELDS = 256
-"""Most fields of a message, where each parameter and each tensor is one. Splitting more would delay all other requests."""
+"""Maximum number of fields of a message; each parameter and each tensor is one. Splitting more would delay all other requests."""
 
 _CONTINUED = 0x80
 """Set in each byte of a varint that is not the last."""
@@ -47,13 +47,14 @@ class Parts(NamedTuple):
 
 
 def split(body: bytes) -> Parts:
-    """Split a message by its fields, of which the head gets those that are unknown.
+    """Split a message by its fields; unknown fields are part of the head.
 
     Raises:
-        InvalidRequest: it is not a message, or not encoded as by any known library; or its id is invalid.
+        InvalidRequest: it is not a message, it has more fields than any known library writes, or its id is invalid.
     """
     position = head_start = 0
-    head = id_field = b""
+    head: list[bytes] = []  # joined at the end: adding to bytes copies them each time
+    id_field = b""
     raw: list[tuple[int, int]] = []
     try:
         for _ in range(MAX_FIELDS):
@@ -67,7 +68,7 @@ def split(body: bytes) -> Parts:
                 size, start = _read_varint(body, position + 1)
             stop = start + size
             if tag == _RAW_TAG or tag == _ID_TAG:  # noqa: PLR1714, SIM109 - a tuple would be built for each field
-                head += body[head_start:position]
+                head.append(body[head_start:position])
                 head_start = stop
                 if tag == _RAW_TAG:
                     raw.append((start, stop))
@@ -81,7 +82,8 @@ def split(body: bytes) -> Parts:
         raise InvalidRequest(f"got a message of more than {MAX_FIELDS} fields; expected at most that")
     if position > len(body):
         raise not_a_request(body)
-    return Parts(head + body[head_start:], id_field, raw)
+    head.append(body[head_start:])
+    return Parts(b"".join(head), id_field, raw)
 
 
 def _read_varint(body: bytes, position: int) -> tuple[int, int]:

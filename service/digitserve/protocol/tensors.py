@@ -95,7 +95,7 @@ def classification(output: Output, labels: Sequence[str], num_classes: int) -> O
     Args:
         output: the probabilities; they keep their name.
         labels: of the model.
-        num_classes: at least 1; not more than there are labels are returned.
+        num_classes: at least 1; at most the number of labels are returned.
     """
     num_classes = min(num_classes, len(labels))
 

@@ -2,7 +2,7 @@
 
     cli ──activate──▶ verify the bundle ──▶ write the active file ──▶ running services replace their workers
     cli ──list_models──▶ manifests of all versions
-    cli ──verify_models──▶ the checks of a worker that starts, for all or some versions
+    cli ──verify_models──▶ the start-up checks of a worker, for all or some versions
 
 Called in the process of the command, on its one thread.
 """

@@ -1,4 +1,4 @@
-"""Verification of a bundle in a child process, with all checks of a worker that starts.
+"""Verification of a bundle in a child process, with all checks that a worker makes when it starts.
 
     models verify, models activate ──sealed files, inherited──▶ child: load, golden outputs, warm-up ──None or the failed check──▶
 
@@ -23,7 +23,7 @@ def verify(folder: Path, timeout_s: float = START_LIMIT_S) -> Manifest:
 
     Args:
         folder: of the bundle.
-        timeout_s: time for its network, in seconds; the default is that of a worker that starts.
+        timeout_s: maximum time for its network, in seconds; by default that of the start of a worker.
 
     Returns:
         Its manifest.

@@ -18,7 +18,7 @@ SPECS = (
     ),
     Spec("digitserve_shadow_info", "The version of --shadow.", "gauge", ("name", "version", "sha256")),
     Spec("digitserve_reloads", "Activations of a version: all workers serve it, or it was refused.", "counter", ("result",)),
-    Spec("digitserve_workers", "Workers that the service runs if none is missing.", "gauge"),
+    Spec("digitserve_workers", "Workers that should be ready.", "gauge"),
     Spec("digitserve_ready_workers", "Workers that accept requests.", "gauge"),
     Spec(
         "digitserve_worker_restarts", "Workers started in place of one that ended, without those of a reload.", "counter",

@@ -27,7 +27,7 @@ it fails because of its limits are counted in ``digitserve_streams_refused`` ins
 
 
 class CallResponder:
-    """The ``Responder`` of one call of ``Classify``; lives until the call is answered.
+    """The ``Responder`` of one call, here of ``Classify``; lives until the call is answered.
 
     Attributes: see ``Responder``.
     """

@@ -59,7 +59,7 @@ class OpenInference:
 
     @cached_property
     def _server(self) -> bytes:
-        from importlib.metadata import version  # noqa: PLC0415 - takes 15 ms, which the start of a worker is spared
+        from importlib.metadata import version  # noqa: PLC0415 - takes 15 ms, which would delay the start of a worker
 
         return pb.ServerMetadataResponse(
             name="digitserve", version=version("digitserve"), extensions=EXTENSIONS
@@ -74,7 +74,7 @@ class OpenInference:
         return pb.ServerReadyResponse(ready=self._is_serving()).SerializeToString()
 
     def _model_ready(self, body: bytes) -> bytes:
-        """A model or version that is not served is not ready; this is no error, so that clients can wait for a version."""
+        """A model or version that is not served is not ready; this is not an error, so that clients can wait for a version."""
         request = parse(pb.ModelReadyRequest, body)
         try:
             check_model(self._name, self._version, request.name, request.version)

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from digitserve.cli import main
-from digitserve.client import AsyncClient, Client, RequestRejected, Unreachable
+from digitserve.client import AsyncClient, Client, DeadlineExceeded, RequestRejected, Unreachable
 from support.bundles import echo_image
 from support.serving import RunningWorker
 
@@ -72,7 +72,7 @@ def test_clients_call_this_machine_directly(
 
 
 def test_unix_sockets_are_called_directly(tmp_path: Path, proxy: socket.socket) -> None:
-    """A server on a Unix socket answers, here that it has no such method."""
+    """A server on a Unix socket is called directly: its answer is that it has no such method."""
     server = grpc.server(ThreadPoolExecutor(1))
     target = f"unix:{tmp_path}/digits.sock"
     server.add_insecure_port(target)
@@ -133,6 +133,27 @@ def test_other_machines_are_called_through_the_proxy(proxy: socket.socket, kind:
         with pytest.raises(Unreachable, match="connections use the proxy in grpc_proxy, except to hosts in no_proxy"):
             call()
     assert answer.result().startswith(f"CONNECT {OTHER}".encode())
+
+
+@pytest.mark.parametrize("kind", ["blocking", "async", "stream"])
+def test_a_proxy_that_does_not_answer_is_named(proxy: socket.socket, kind: str) -> None:
+    """A proxy that accepts connections and does nothing, as behind a firewall, is named when the time is over."""
+
+    async def use() -> None:
+        async with AsyncClient(OTHER, num_connections=1) as client:
+            await client.model(timeout_s=0.3)
+
+    def call() -> None:
+        if kind == "async":
+            asyncio.run(use())
+            return
+        with Client(OTHER, num_connections=1) as client:
+            if kind == "stream":
+                list(client.classify_stream([echo_image(1)], timeout_s=0.3))
+            client.model(timeout_s=0.3)
+
+    with pytest.raises(DeadlineExceeded, match="connections use the proxy in grpc_proxy, except to hosts in no_proxy"):
+        call()
 
 
 def test_a_client_may_ignore_the_proxy(proxy: socket.socket) -> None:

@@ -110,7 +110,7 @@ def dashboard_queries() -> list[str]:
     return queries
 
 
-def test_promtool_has_no_complaint_about_the_metrics(monitored: Monitored) -> None:
+def test_promtool_accepts_the_metrics(monitored: Monitored) -> None:
     """Names, types and help texts of ``/metrics`` follow Prometheus's conventions."""
     checked = subprocess.run(
         [command("promtool"), "check", "metrics"], input=monitored.clear.get("/metrics")[1],

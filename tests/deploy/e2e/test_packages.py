@@ -117,7 +117,7 @@ def test_the_wheel_contains_the_packages_and_nothing_else(wheel: Path) -> None:
 
 
 def test_the_sdist_builds_the_same_wheel(built: tuple[Path, Path], tmp_path: Path) -> None:
-    """It contains the packages, the protos, licence, README and changelog; its wheel equals that of the tree byte by byte."""
+    """The sdist contains the packages, the protos, licence, README and changelog; its wheel equals that of the tree byte by byte."""
     wheel, sdist = built
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path, filter="data")

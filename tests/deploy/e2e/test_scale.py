@@ -10,6 +10,7 @@ import re
 import shutil
 import struct
 import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from PIL import Image
 
 from digitserve.client import AsyncClient, Client, channel
 from digitserve.protocol.names import CLASSIFY, Code
+from digitserve.settings import Settings
 from digitserve.v1 import digits_pb2 as pb
 from support.bundles import echo_image, echo_request, write_echo_bundle
 from support.certificates import make_certificate
@@ -146,13 +148,34 @@ def test_the_shipped_configuration_is_valid() -> None:
     assert done.stdout + done.stderr == f"configuration '{SHIPPED}' OK\n"
 
 
+def test_a_late_answer_removes_no_instance() -> None:
+    """Health checks wait longer than instances need under overload, and a stopping instance is noticed while it accepts calls."""
+    (cluster,) = yaml.safe_load(SHIPPED.read_text())["static_resources"]["clusters"]
+    (check,) = cluster["health_checks"]
+    assert float(check["timeout"].removesuffix("s")) >= 3 and check["unhealthy_threshold"] >= 3
+    assert float(check["interval"].removesuffix("s")) < Settings.lame_duck_s
+
+
+def test_the_health_check_of_compose_works(envoy: Envoy) -> None:
+    """The command that ``deploy/compose.yaml`` runs in the container succeeds with this Envoy, and fails without one."""
+    compose = yaml.safe_load((SHIPPED.parents[1] / "compose.yaml").read_text())
+    kind, *words = compose["services"]["envoy"]["healthcheck"]["test"]
+    assert kind == "CMD" and "127.0.0.1/9901" in words[-1]
+    for port, healthy in ((envoy.admin.rpartition(":")[2], True), ("1", False)):
+        check = [*words[:-1], words[-1].replace("9901", port)]
+        done = subprocess.run(check, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+        assert (done.returncode == 0) is healthy, done.stderr
+
+
 def test_the_documented_tls_is_valid(tmp_path: Path) -> None:
-    """Envoy accepts the shipped file with both additions for TLS in ``docs/how-to/scale.md``."""
+    """Envoy accepts the shipped file with both additions for TLS in ``docs/how-to/scale.md``. The names of instances are checked."""
     made = make_certificate(tmp_path)
     files = {"server.pem": made.certificate, "server.key": made.key, "ca.pem": made.certificate}
     blocks = re.findall(r"```yaml\n(.*?)```", SCALE.read_text(), re.DOTALL)
     text = json.dumps([yaml.safe_load(block) for block in blocks])
     to_clients, to_instances = json.loads(re.sub(r"/etc/envoy/([a-z.]+)", lambda name: str(files[name[1]]), text))
+    context = to_instances["transport_socket"]["typed_config"]
+    assert context["sni"] and context["auto_sni_san_validation"]
     configuration = yaml.safe_load(SHIPPED.read_text())
     resources = configuration["static_resources"]
     resources["listeners"][0]["filter_chains"][0] |= to_clients
@@ -224,8 +247,7 @@ def schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def buf_curl(envoy: Envoy, schema: Path, method: str, message: str) -> "subprocess.CompletedProcess[str]":
     """Call with gRPC-Web over HTTP/1.1."""
-    if (buf := shutil.which("buf")) is None:
-        pytest.skip("needs buf")
+    buf = Path(sys.executable).with_name("buf")
     url = f"http://{envoy.address}/digitserve.v1.DigitService/{method}"
     arguments = ["curl", "--protocol", "grpcweb", "--schema", str(schema), "--data", message, url]
     return subprocess.run([buf, *arguments], capture_output=True, text=True, timeout=PATIENCE_S, check=False)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from digitserve import __version__
 from digitserve.settings import Settings, environment_variable
+from support.manifests import RELEASE
 from support.prometheus import DEPLOY
 
 FILE = DEPLOY / "compose.yaml"
@@ -77,7 +77,7 @@ def test_the_files_of_prometheus_and_grafana_are_where_they_look_for_them(compos
 def test_ports_and_environment_agree_with_the_settings(compose: dict[str, Any]) -> None:
     """Prometheus and Envoy use the default ports of the service, and each of its variables is a setting."""
     digitserve = compose["services"]["digitserve"]
-    assert digitserve["image"] == f"digitserve:{__version__}"
+    assert digitserve["image"] == f"digitserve:{RELEASE}"
     assert set(digitserve["environment"]) <= {environment_variable(setting) for setting in fields(Settings)}
     (job,) = (
         job
@@ -101,3 +101,10 @@ def test_the_service_gets_time_to_stop(compose: dict[str, Any]) -> None:
     digitserve = compose["services"]["digitserve"]
     grace_s = float(digitserve["environment"]["DIGITSERVE_GRACE_S"])
     assert float(digitserve["stop_grace_period"].removesuffix("s")) > grace_s + 2
+
+
+def test_envoy_has_a_thread_per_cpu_of_its_limit(compose: dict[str, Any]) -> None:
+    """Not one per CPU of the host, whose threads would compete for the quota and may exceed the limit of processes."""
+    envoy = compose["services"]["envoy"]
+    flags = envoy["command"]
+    assert flags[flags.index("--concurrency") + 1] == envoy["deploy"]["resources"]["limits"]["cpus"]

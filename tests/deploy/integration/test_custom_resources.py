@@ -1,4 +1,4 @@
-"""Custom resources against what published packages know of their definitions: those of the Prometheus operator and of KServe.
+"""Custom resources of the Prometheus operator and of KServe, checked with the definitions in published packages.
 
 The definitions themselves are in no package index. These packages are made from them.
 """
@@ -26,7 +26,7 @@ for described in json.load(sys.stdin):
     model = getattr(v1, described["kind"]).model_validate(described)
     print(json.dumps(model.model_dump(mode="json", by_alias=True, exclude_unset=True)))
 """
-"""Prints what the models know of each object: they reject wrong types, and drop unknown fields."""
+"""Prints each object after validation by its model, which rejects wrong types and drops unknown fields."""
 
 
 def install(folder: Path, *requirements: str) -> Path:

@@ -1,6 +1,5 @@
 """The runtime for KServe: what its controller expects, and the service with the arguments of the runtime."""
 
-import importlib.metadata
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from digitserve.protocol.names import MODEL_INFER
 from support.bundles import echo_image, write_echo_bundle
 from support.infer_checks import infer_request, tensors
 from support.load import classify
-from support.manifests import ROOT, Object, load, render
+from support.manifests import RELEASE, ROOT, Object, load, render
 from support.policies import graceful, images, probes, resources, restricted_containers
 from support.serving import PATIENCE_S, run_service
 
@@ -46,9 +45,9 @@ def test_the_runtime_is_what_the_controller_expects(runtime: Object) -> None:
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert container[probe]["grpc"] == {"port": port["containerPort"]}
     metrics = runtime["spec"]["annotations"]
-    assert f"--http-port={metrics['prometheus.kserve.io/port']}" in container["args"]
-    assert metrics["prometheus.kserve.io/path"] == "/metrics"
-    assert container["image"] == f"digitserve:{importlib.metadata.version('digitserve')}"
+    assert f"--http-port={metrics['prometheus.io/port']}" in container["args"]
+    assert (metrics["prometheus.io/scrape"], metrics["prometheus.io/path"]) == ("true", "/metrics")
+    assert container["image"] == f"digitserve:{RELEASE}"
 
 
 def test_the_service_selects_the_runtime(runtime: Object, service: Object) -> None:

@@ -1,7 +1,6 @@
 """The manifests of ``deploy/kubernetes``, rendered by kubectl, against the schemas of Kubernetes and policies of ours."""
 
 import copy
-import importlib.metadata
 import re
 import shutil
 import subprocess
@@ -11,7 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from support.manifests import FOLDERS, KUBERNETES, ROOT, container, find, load, render, render_example
+from support.manifests import FOLDERS, KUBERNETES, RELEASE, ROOT, container, find, load, render, render_example
 from support.policies import violations
 
 VERSIONS = ("1.31", "1.37")
@@ -54,12 +53,23 @@ def test_manifests_follow_the_policies(folder: str) -> None:
 
 def test_the_tag_of_the_image_is_the_version_of_the_package() -> None:
     """Manifests of a release start the image of this release; the label has the same version."""
-    version = importlib.metadata.version("digitserve")
     for folder in FOLDERS:
         objects = render(folder)
-        tag = "cuda" if folder == "overlays/cuda" else version
+        tag = "cuda" if folder == "overlays/cuda" else RELEASE
         assert container(objects)["image"] == f"digitserve:{tag}"
-        assert find(objects, "Deployment")["metadata"]["labels"]["app.kubernetes.io/version"] == version
+        assert find(objects, "Deployment")["metadata"]["labels"]["app.kubernetes.io/version"] == RELEASE
+
+
+@pytest.mark.parametrize("page", ["install", "kubernetes"])
+def test_commands_of_the_guides_use_the_version_of_the_package(page: str) -> None:
+    """Names of wheels and tags of images in the guides have the version of the package."""
+    text = (ROOT / f"docs/how-to/{page}.md").read_text()
+    assert set(re.findall(r"(?:digitserve[-:]|newTag: )(\d+\.\d+\.\d+)", text)) == {RELEASE}
+
+
+def test_a_gpu_is_used_or_the_service_does_not_start() -> None:
+    """The overlay for GPUs sets the device, so that the image for CPUs cannot occupy a GPU without using it."""
+    assert {"name": "DIGITSERVE_DEVICE", "value": "cuda"} in container(render("overlays/cuda"))["env"]
 
 
 def test_the_autoscaler_uses_a_metric_that_is_recorded_and_made_available(tmp_path: Path) -> None:

@@ -66,7 +66,11 @@ FAULTS: list[tuple[str, Callable[[list[Object]], object], str]] = [
     ("ports", lambda o: container(o)["ports"][0].pop("name"), "no name"),
     ("ports", lambda o: _spec("Service")(o)["ports"][0].update(targetPort="rpc"), "port rpc"),
     ("ports", lambda o: _spec("NetworkPolicy")(o)["ingress"][0]["ports"][0].update(port="rpc"), "port rpc"),
+    ("ports", lambda o: _spec("NetworkPolicy")(o)["ingress"].pop(), "nobody to port http"),
     ("ports", lambda o: _spec("ServiceMonitor")(o)["endpoints"][0].update(port="metrics"), "of the Service"),
+    ("scraping", lambda o: container(o).update(env=[{"name": "DIGITSERVE_TLS_CERTIFICATE"}]), "uses TLS"),
+    ("scraping", lambda o: _spec("ServiceMonitor")(o)["endpoints"][0].update(scheme="https"), "uses TLS"),
+    ("scraping", lambda o: container(o).update(env=[{"name": "DIGITSERVE_TOKEN_FILE"}]), "no token"),
     ("available", lambda o: _spec("PodDisruptionBudget")(o).update(maxUnavailable=2), "exactly one"),
     ("available", lambda o: _spec("PodDisruptionBudget")(o).pop("unhealthyPodEvictionPolicy"), "drain of a node"),
     ("available", lambda o: _spec("Deployment")(o).pop("strategy"), "rollout"),
@@ -82,7 +86,7 @@ FAULTS: list[tuple[str, Callable[[list[Object]], object], str]] = [
 
 @pytest.mark.parametrize(("check", "damage", "message"), FAULTS, ids=map(str, range(len(FAULTS))))
 def test_each_policy_finds_its_faults(check: str, damage: Callable[[list[Object]], object], message: str) -> None:
-    """A policy that accepted everything would be useless: each rejects manifests with one fault, and says which."""
+    """Each policy rejects manifests with one fault, and names it."""
     objects = copy.deepcopy(render("overlays/monitoring"))
     damage(objects)
     (policy,) = [each for each in CHECKS if each.__name__ == check]  # type: ignore[attr-defined]

@@ -24,7 +24,7 @@ def checks_of(kind: str) -> list[dict[str, Any]]:
 
 
 def test_the_configuration_is_valid() -> None:
-    """Prometheus starts with the shipped configuration, and promtool's lints have no complaint."""
+    """Prometheus starts with the shipped configuration, and promtool's lints report nothing."""
     checked = promtool("check", "config", "--lint=all", "--lint-fatal", "prometheus.yaml")
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert checked.stdout.count("rules found") == len(RULES)

@@ -82,7 +82,7 @@ def test_each_code_is_ok_or_a_fault_of_either_side() -> None:
 
 
 def test_the_latency_threshold_is_a_bucket_and_is_shown_everywhere() -> None:
-    """The share of fast calls is exact only at a bucket; texts and the dashboard state the same threshold."""
+    """The latency threshold is the bound of a bucket, because shares are exact only there. Texts and dashboard state the same one."""
     (rule,) = (rule for rule in shipped_rules() if rule.get("record") == "digitserve:calls_fast:rate5m")
     threshold_s = float(re.search('le="(.+?)"', rule["expr"])[1])  # type: ignore[index]
     assert threshold_s in block.LATENCY_BUCKETS_S
@@ -114,6 +114,17 @@ def test_the_runbook_searches_the_log_for_messages_that_exist() -> None:
     code = "".join(path.read_text() for path in (ROOT / "service/digitserve").rglob("*.py"))
     searched = re.findall(r"grep '(.+?)'", RUNBOOK.read_text())
     assert searched and [text for text in searched if text not in code] == []
+
+
+def test_the_runbook_names_panels_that_exist() -> None:
+    """Each panel that the runbook names in quotes is on the dashboard."""
+    titles = {panel["title"] for panel in panels()}
+    named = [
+        title
+        for listed in re.findall(r"Panels? ([^.]+)\.", RUNBOOK.read_text())
+        for title in re.findall('"([^"]+)"', listed)
+    ]
+    assert named and [title for title in (" ".join(title.split()) for title in named) if title not in titles] == []
 
 
 @pytest.mark.parametrize("panel", panels(), ids=lambda panel: panel["title"])

@@ -100,5 +100,5 @@ def test_the_models_are_components(written: dict[str, str]) -> None:
 
 
 def test_the_same_tree_gives_the_same_bytes(script: ModuleType, written: dict[str, str], tmp_path: Path) -> None:
-    """Neither time nor chance is in the files, so that a change of them is a change of the service."""
+    """The files contain neither a time nor a random number, so they change only if the service changes."""
     assert [path.read_text() for path in script.write(tmp_path)] == list(written.values())

@@ -22,7 +22,7 @@ THREE = ("-v", f"{ROOT / 'examples' / 'three.png'}:/three.png:ro")
 """A picture of a 3."""
 
 PROXIES = ("-e", "http_proxy=http://127.0.0.1:1", "-e", "https_proxy=http://127.0.0.1:1")
-"""A proxy that does not exist: who uses it fails."""
+"""A proxy that does not exist: calls through it fail."""
 
 OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
 

@@ -475,7 +475,8 @@ def test_healthcheck_exit_codes(service: Service, unused: str) -> None:
     assert (healthy.returncode, healthy.stdout) == (0, "SERVING\n")
     unknown = run("healthcheck", "--address", service.grpc_address, "--service", "nonesuch")
     assert unknown.returncode == 1
-    assert "no service 'nonesuch'; expected digitserve.v1.DigitService" in unknown.stderr
+    expected = "expected digitserve.v1.DigitService or inference.GRPCInferenceService, or no --service"
+    assert f"no service 'nonesuch'; {expected}" in unknown.stderr
     gone = run("healthcheck", "--address", unused)
     assert gone.returncode == 3
     assert "digitserve serve" in gone.stderr

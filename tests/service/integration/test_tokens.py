@@ -10,20 +10,23 @@ from digitserve import file_watch
 from digitserve.access import UNAUTHENTICATED
 from digitserve.protocol.names import (
     CLASSIFY,
-    CLASSIFY_STREAM,
     GET_MODEL,
     HEALTH_CHECK,
+    HEALTH_SERVICE,
     HEALTH_WATCH,
     REFLECTION,
     REFLECTION_V1,
     Method,
 )  # fmt: skip
+from digitserve.telemetry.block import METHOD_OF_PATH
 from digitserve.v1 import digits_pb2 as pb
 from support.bundles import write_echo_bundle
 from support.serving import PATIENCE_S, RunningWorker, run_worker, wait_until
 
 FIRST, SECOND = "first-token-0123456789", "second-token-0123456789"
-PROTECTED = (CLASSIFY, CLASSIFY_STREAM, GET_MODEL, REFLECTION, REFLECTION_V1, Method("unary", "x.Y", "Z"))
+PROTECTED = (
+    *(method for method in METHOD_OF_PATH.values() if method.service != HEALTH_SERVICE), Method("unary", "x.Y", "Z"),
+)  # fmt: skip
 
 Metadata = tuple[tuple[str, str], ...]
 

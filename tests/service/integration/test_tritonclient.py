@@ -80,7 +80,7 @@ def results(address: str, python: Path, images: Path) -> dict[str, Any]:
 
 def test_every_way_to_send_a_request_gets_the_answers(results: dict[str, Any]) -> None:
     """``as_numpy`` returns every output in its datatype and shape: sent at once, compressed, as [N, H, W], with parameters,
-    asynchronously and over asyncio; the id comes back.
+    asynchronously and over asyncio; the id is returned.
     """
     answers = results["answers"]
     assert answers["ood_score"] == [*NUMBERS, 0]

@@ -275,7 +275,7 @@ def test_a_missing_model_is_a_refusal_to_start(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a/b", " ", "x" * 257, "a\x00b"])
 def test_a_served_name_is_checked(models: Path, name: str) -> None:
-    """The name of the model for clients is part of answers: it must be one."""
+    """The name of the model for clients is part of answers: it must be a valid name."""
     outcome = run("--models", str(models), "--served-name", name)
     structlog.reset_defaults()
     assert outcome.exit_code == 1

@@ -256,9 +256,9 @@ def _check_counts(episode: Episode, counts: Counts, faults: Mapping[str, Fault])
         return
     seen = _seen(episode.requests)
     for code in sorted(_SURE):
-        counted = counts.handled["Classify", code]
+        counted = counts.handled["Classify", code] + counts.handled["ModelInfer", code]
         if not seen.calls[code] <= counted <= seen.calls[code] + seen.unsure_calls:
-            yield Violation("counters", f"Classify {code}: counted {counted}; clients saw {seen}")
+            yield Violation("counters", f"Classify and ModelInfer {code}: counted {counted}; clients saw {seen}")
     if not seen.num_images <= counts.images <= seen.num_images + seen.unsure_images:
         yield Violation("counters", f"images: counted {counts.images}; clients saw {seen}")
 
@@ -267,7 +267,7 @@ class Seen(NamedTuple):
     """What clients saw.
 
     Attributes:
-        calls: calls of ``Classify`` by code, for codes that only the service gives.
+        calls: calls of ``Classify`` and ``ModelInfer`` by code, for codes that only the service gives.
         unsure_calls: calls that ended otherwise, such as by the client: the service may have counted any code.
         num_images: images of requests that ended with OK.
         unsure_images: images of requests that the service may have answered.

@@ -52,7 +52,7 @@ class Request:
         client: key of ``checker.CLIENTS``.
         images: indices into the images of the run.
         timeout_s: of the request.
-        num_calls: calls of ``Classify`` that it needs; 0 if it is sent otherwise.
+        num_calls: calls of ``Classify`` or ``ModelInfer`` that it needs; 0 if it is sent otherwise.
         start_s: monotonic time at which it was sent.
         end_s: monotonic time of its last outcome.
         outcomes: exactly one, if the service keeps its promise.

@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from digitserve.open_inference import open_inference_pb2 as oip
 from digitserve.v1 import digits_pb2 as pb
 from support.digits import MODELS
+from support.infer_checks import infer_request
 
 DIGITS = MODELS / "digits" / "4" / "golden.npz"
 MAX_SCORE = -5.0
@@ -71,6 +73,11 @@ class Images:
         if (height, width, channels) != (28, 28, 1):
             request.height, request.width, request.pixel_format = height, width, _FORMATS[channels]
         return request
+
+    def infer_request(self, indices: Sequence[int], *, raw: bool) -> oip.ModelInferRequest:
+        """Return the request of the Open Inference Protocol for images of one shape; ``raw`` is how the pixels are sent."""
+        pixels = b"".join(self.pixels[index].tobytes() for index in indices)
+        return infer_request(pixels, (len(indices), *self.shape(indices[0])), raw=raw)
 
 
 def _crop(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

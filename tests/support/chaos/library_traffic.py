@@ -166,7 +166,7 @@ class AsyncCalls:
                 await asyncio.sleep(one.cancel_after_s)
                 call.cancel()
             if (code := await call.code()) is grpc.StatusCode.OK:
-                end_ok(request, one.kind, await call)
+                end_ok(request, one.path, await call)
             else:
                 request.end(code.name, detail=await call.details())
 

@@ -177,7 +177,8 @@ def _kinds(findings: Findings) -> Iterator[str]:
     )
     yield ""
     yield from _wrapped(
-        "CLOSED is a connection that the service closed, GONE one that the client closed, RESET 1 an RST_STREAM with "
+        "grpcio and `grpc.aio` send three in ten of their calls with images to `ModelInfer`, the others to `Classify`. CLOSED "
+        "is a connection that the service closed, GONE one that the client closed, RESET 1 an RST_STREAM with "
         "PROTOCOL_ERROR, NOT_SERVING the health of a worker that drains."
     )
 

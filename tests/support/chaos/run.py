@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from digitserve.client import Client
-from digitserve.protocol.names import Code
+from digitserve.protocol.names import OPEN_INFERENCE_SERVICE, SERVICE, Code
 from digitserve.supervision.activation import activate
 from support.chaos import checker, plan
 from support.chaos.checker import Counts, Episode, Violation
@@ -383,7 +383,7 @@ def read_counts(service: Service) -> Counts:
 
 def _method(labels: dict[str, str]) -> str:
     name, service = labels["grpc_method"], labels["grpc_service"]
-    return name if service.startswith("digitserve.") else f"{service}/{name}"
+    return name if service in {SERVICE, OPEN_INFERENCE_SERVICE} else f"{service}/{name}"
 
 
 def _all_handled(counts: Counts) -> bool:

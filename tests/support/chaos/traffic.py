@@ -17,11 +17,14 @@ from grpc_health.v1 import health_pb2
 
 from digitserve.client import CHANNEL_OPTIONS
 from digitserve.client.errors import Closed, DeadlineExceeded, RequestRejected, Unreachable
-from digitserve.protocol.names import CLASSIFY, CLASSIFY_STREAM, GET_MODEL, HEALTH_CHECK, SERVICE
+from digitserve.open_inference import open_inference_pb2 as oip
+from digitserve.protocol.names import CLASSIFY, CLASSIFY_STREAM, GET_MODEL, HEALTH_CHECK, MODEL_INFER, SERVICE, Verdict
+from digitserve.protocol.tensors import NO_LABEL
 from digitserve.v1 import digits_pb2 as pb
 from support.chaos import checker
 from support.chaos.history import OK, Answer, History, Request, StreamRequests
 from support.chaos.images import Images
+from support.infer_checks import tensors
 from support.serving import Service
 
 TIMEOUT_S = 30.0
@@ -43,23 +46,28 @@ MAX_STREAM_MESSAGES = 40
 INVALID_MESSAGES, ABANDONED_STREAMS = 0.1, 0.15
 """Shares of messages of streams, and of streams."""
 
+INFER_CALLS, TYPED_CONTENTS = 0.3, 0.2
+"""Shares of ``ModelInfer`` among calls with images, and of those whose pixels are typed contents."""
+
+_WITH_IMAGES = (CLASSIFY.path, MODEL_INFER.path)
+
 _WEIGHTS = {
     "good": 60, "model": 3, "health": 4, "expired": 6, "cancelled": 6, "malformed": 4, "wrong length": 4, "too wide": 2,
     "unknown version": 3, "unknown method": 2, "oversized": 0.2,
 }  # fmt: skip
 
 
-_WITHOUT_IMAGES: dict[str, tuple[str, Callable[[random.Random], bytes]]] = {
-    "model": (GET_MODEL.path, lambda rng: b""),
+_WITHOUT_IMAGES: dict[str, tuple[tuple[str, ...], Callable[[random.Random], bytes]]] = {
+    "model": ((GET_MODEL.path,), lambda rng: b""),
     "health": (
-        HEALTH_CHECK.path,
+        (HEALTH_CHECK.path,),
         lambda rng: health_pb2.HealthCheckRequest(service=rng.choice(["", SERVICE])).SerializeToString(),
     ),
-    "oversized": (CLASSIFY.path, lambda rng: bytes(OVERSIZED_BYTES)),
+    "oversized": (_WITH_IMAGES, lambda rng: bytes(OVERSIZED_BYTES)),
     # The first byte ends a group that was not begun.
-    "malformed": (CLASSIFY.path, lambda rng: b"\x0c" + rng.randbytes(rng.randrange(40))),
+    "malformed": (_WITH_IMAGES, lambda rng: b"\x0c" + rng.randbytes(rng.randrange(40))),
 }
-"""Path and message of the other kinds."""
+"""Paths and message of the other kinds."""
 
 
 class Traffic:
@@ -113,8 +121,8 @@ class Call(NamedTuple):
 
     @property
     def num_calls(self) -> int:
-        """Number of calls of ``Classify``."""
-        return int(self.path == CLASSIFY.path)
+        """Number of calls that classify images."""
+        return int(self.path in _WITH_IMAGES)
 
 
 def draw_images(rng: random.Random, images: Images, *, max_images: int = 200) -> tuple[int, ...]:
@@ -128,28 +136,33 @@ def draw_call(rng: random.Random, images: Images) -> Call:
     """Choose a unary call of any kind."""
     (kind,) = rng.choices(list(_WEIGHTS), list(_WEIGHTS.values()))
     if kind in _WITHOUT_IMAGES:
-        path, draw_body = _WITHOUT_IMAGES[kind]
-        return Call(kind, path, draw_body(rng))
+        paths, draw_body = _WITHOUT_IMAGES[kind]
+        return Call(kind, rng.choice(paths), draw_body(rng))
     chosen = draw_images(rng, images)
-    message = images.request(chosen)
+    path, message = CLASSIFY.path, images.request(chosen)
+    if rng.random() < INFER_CALLS:
+        path, message = MODEL_INFER.path, images.infer_request(chosen, raw=rng.random() >= TYPED_CONTENTS)
     if kind == "unknown method":
-        return Call(kind, CLASSIFY.path + "Twice", message.SerializeToString())
+        return Call(kind, path + "Twice", message.SerializeToString())
     if kind in {"wrong length", "too wide", "unknown version"}:
         spoil(message, kind)
-        return Call(kind, CLASSIFY.path, message.SerializeToString())
+        return Call(kind, path, message.SerializeToString())
     timeout_s = rng.uniform(0.0005, MAX_EXPIRED_S) if kind == "expired" else TIMEOUT_S
     cancel_after_s = rng.uniform(0, MAX_EXPIRED_S) if kind == "cancelled" else None
-    return Call(kind, CLASSIFY.path, message.SerializeToString(), timeout_s, chosen, cancel_after_s)
+    return Call(kind, path, message.SerializeToString(), timeout_s, chosen, cancel_after_s)
 
 
-def spoil(message: pb.ClassifyRequest, kind: str) -> None:
+def spoil(message: pb.ClassifyRequest | oip.ModelInferRequest, kind: str) -> None:
     """Make a request invalid."""
-    if kind == "wrong length":
-        message.pixels = message.pixels[:-1]
+    if kind == "unknown version":
+        message.model_version = "none"
+    elif isinstance(message, oip.ModelInferRequest):
+        # With both, pixels of any form have the wrong length.
+        message.inputs[0].shape[1:3] = [5000, 5000] if kind == "too wide" else [27, 29]
     elif kind == "too wide":
         message.height = message.width = 5000
     else:
-        message.model_version = "none"
+        message.pixels = message.pixels[:-1]
 
 
 def to_answers(predictions: Any) -> list[Answer]:
@@ -157,11 +170,23 @@ def to_answers(predictions: Any) -> list[Answer]:
     return [Answer(one.label, one.confidence, int(one.verdict), one.ood_score) for one in predictions]
 
 
-def end_ok(request: Request, kind: str, body: bytes) -> None:
-    """Record the answer of a unary call."""
-    if kind == "model":
+def _infer_answers(response: oip.ModelInferResponse) -> Iterator[Answer]:
+    found = tensors(response)
+    for label, verdict, score, probabilities in zip(
+        *(found[name] for name in ("label", "verdict", "ood_score", "probabilities")), strict=True
+    ):
+        text, confidence = ("", 0.0) if label == NO_LABEL else (str(label), float(probabilities[label]))
+        yield Answer(text, confidence, int(Verdict[verdict.decode()]), float(score))
+
+
+def end_ok(request: Request, path: str, body: bytes) -> None:
+    """Record the answer of a unary call of a method."""
+    if path == GET_MODEL.path:
         request.end(OK, version=pb.GetModelResponse.FromString(body).model.version)
-    elif kind == "health":
+    elif path == MODEL_INFER.path:
+        inferred = oip.ModelInferResponse.FromString(body)
+        request.end(OK, [*_infer_answers(inferred)], inferred.model_version)
+    elif path == HEALTH_CHECK.path:
         status = health_pb2.HealthCheckResponse.FromString(body).status
         serving = status == health_pb2.HealthCheckResponse.SERVING
         request.end(OK if serving else health_pb2.HealthCheckResponse.ServingStatus.Name(status))
@@ -203,7 +228,7 @@ class BlockingCalls:
             except (grpc.RpcError, ValueError) as error:
                 end_failed(request, error)
             else:
-                end_ok(request, call.kind, body)
+                end_ok(request, call.path, body)
 
     def close(self) -> None:
         """Close the channel."""

@@ -11,8 +11,7 @@ from digitserve.protocol.names import CLASSIFY
 from support import http2_peer as h2
 from support.chaos import checker
 from support.chaos.history import Request
-from support.chaos.images import Images
-from support.chaos.traffic import TIMEOUT_S, Traffic, draw_images, end_ok, spoil
+from support.chaos.traffic import TIMEOUT_S, Traffic, draw_images, end_ok
 from support.chaos.wire_connection import WireConnection
 from support.serving import Service
 
@@ -44,17 +43,6 @@ class Sent(NamedTuple):
 def whole(stream_id: int, body: bytes, *fields: tuple[bytes, bytes], path: bytes = PATH, flag: int = 0) -> bytes:
     """Encode a call with one message."""
     return h2.headers(stream_id, h2.request(path, *fields)) + h2.data(stream_id, h2.message(body, flag), ended=True)
-
-
-def spoiled(kind: str) -> Callable[[int, Images, tuple[int, ...]], Sent]:
-    """Return the encoder of a message that is invalid."""
-
-    def encode(stream_id: int, images: Images, chosen: tuple[int, ...]) -> Sent:
-        message = images.request(chosen)
-        spoil(message, kind)
-        return Sent(whole(stream_id, message.SerializeToString()))
-
-    return encode
 
 
 def _good(stream_id: int, body: bytes) -> Sent:
@@ -245,6 +233,6 @@ def end_on_wire(connection: WireConnection, stream_id: int, request: Request) ->
     code = connection.code(stream_id)
     messages = connection.answers.get(stream_id, h2.Answer()).messages
     if code == "OK" and len(messages) == 1:
-        end_ok(request, "good", messages[0])
+        end_ok(request, CLASSIFY.path, messages[0])
     else:
         request.end(code, detail=f"{len(messages)} messages {connection.failure}")

@@ -139,11 +139,15 @@ def test_grpc_web(envoy: Envoy) -> None:
 
 
 def test_calls_over_tls(tmp_path: Path) -> None:
-    """Calls, streams and health checks reach a worker over TLS, whose certificate Envoy verifies."""
+    """Calls, streams and health checks reach a worker over TLS, whose certificate and name Envoy verifies."""
     write_echo_bundle(tmp_path)
     certificate = make_certificate(tmp_path / "tls")
     trusted = {"trusted_ca": {"filename": str(certificate.certificate)}}
-    tls = {"common_tls_context": {"alpn_protocols": ["h2"], "validation_context": trusted}}
+    tls = {
+        "sni": "localhost",
+        "auto_sni_san_validation": True,
+        "common_tls_context": {"alpn_protocols": ["h2"], "validation_context": trusted},
+    }
     with (
         run_worker(tmp_path, transport="native", **certificate.settings()) as worker,
         run_envoy(tmp_path, worker.address, tls=tls) as envoy,

@@ -5,14 +5,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from digitserve.batching.batcher import Batcher
 from digitserve.batching.entries import Batch
 from digitserve.batching.pipeline import PendingRequest, Pipeline
 from digitserve.inference.session import Outputs
 from digitserve.protocol.codec import Limits, Request, decode
+from digitserve.protocol.names import CLASSIFY, MODEL_INFER, Method
 from digitserve.telemetry.block import Block
 from digitserve.telemetry.recorder import Recorder
+from digitserve.telemetry.request_log import RequestLog
 from digitserve.types import Source, native_framing
 from digitserve.v1 import digits_pb2 as pb
 
@@ -22,16 +25,22 @@ BUNDLE: Any = SimpleNamespace(manifest=SimpleNamespace(name="digits", version=1,
 
 
 class Responder:
-    """Counts its answers."""
+    """Counts its answers; it is its own caller."""
 
-    completes = None
     open = True
     accepted = 0.0
     deadline = 1e19
+    peer = None
+    metadata = ()
 
-    def __init__(self) -> None:
+    def __init__(self, completes: Method | None = None) -> None:
+        self.completes = completes
         self.source = Source()
         self.num_answers = 0
+
+    @property
+    def caller(self) -> "Responder":
+        return self
 
     def reply(self, body: bytes) -> None:
         self.num_answers += 1
@@ -68,11 +77,11 @@ class RecordingBatcher(Batcher[PendingRequest]):
 class Worker:
     """A pipeline with a clock, and a session that takes ``NETWORK_S``."""
 
-    def __init__(self) -> None:
+    def __init__(self, requests: RequestLog | None = None) -> None:
         self.now = 100.0
         self.batcher = RecordingBatcher()
         session: Any = self
-        recorder = Recorder(Block(LABELS), LABELS)
+        recorder = Recorder(Block(LABELS), LABELS, requests or RequestLog())
         self.pipeline = Pipeline(self.batcher, session, BUNDLE, recorder, clock=lambda: self.now)
 
     def run(self, images: Any) -> Outputs:
@@ -110,3 +119,14 @@ def test_an_iteration_is_measured_from_batch_to_batch_and_without_idle_time() ->
     assert worker.pipeline.run_batch()
     assert worker.batcher.iterations_s == pytest.approx([0.002 + NETWORK_S, 0.003 + NETWORK_S, 0.001 + NETWORK_S])
     assert [responder.num_answers for responder in responders] == [1] * 13
+
+
+def test_a_slow_call_has_one_line_whatever_else_is_in_its_batch() -> None:
+    """Calls of two methods in one batch have a line each if they are slow, with their own method."""
+    worker = Worker(RequestLog(lines_per_s=100.0, slow_s=1.0))
+    for method in (CLASSIFY, MODEL_INFER, None):
+        worker.pipeline.admit(Responder(method), REQUEST)
+    with capture_logs() as lines:
+        assert worker.pipeline.run_batch()
+    slow = [line["method"].rpartition("/")[2] for line in lines if line["event"] == "slow call"]
+    assert slow == ["Classify", "ModelInfer"]

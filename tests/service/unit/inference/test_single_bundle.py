@@ -80,20 +80,20 @@ def test_one_bundle_is_listed_and_verified(path: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", " ", "a/b", "a\nb", "x" * 257, 5, None])
 def test_the_name_in_a_manifest_is_checked(path: Path, tmp_path: Path, name: object) -> None:
-    """Where no folder states the name, that of the manifest must be one: it is part of answers and metrics."""
+    """If the folder does not state the name, the name in the manifest must be valid: it is part of answers and metrics."""
     check, message = failed_check(copied(path, tmp_path / "bundle", name=name))
     assert check == "manifest" and "expected 1 to 256 printable characters" in message
 
 
 def test_the_version_in_a_manifest_is_checked(path: Path, tmp_path: Path) -> None:
-    """Where no folder states the version, that of the manifest must be one."""
+    """If the folder does not state the version, the version in the manifest must be valid."""
     for version in (0, -1, 1.0, True, "1", 10**9):
         check, message = failed_check(copied(path, tmp_path / f"bundle-{version!r}", version=version))
         assert check == "manifest" and "expected a positive integer" in message
 
 
 def test_a_folder_without_permission_is_no_bundle(tmp_path: Path) -> None:
-    """Whether a folder is a bundle is never an error; reading it is."""
+    """``is_bundle`` never raises: a folder that is missing, wrong or has an impossible name is not a bundle."""
     assert not bundle.is_bundle(tmp_path / "missing")
     (tmp_path / "manifest.json").mkdir()
     assert not bundle.is_bundle(tmp_path)

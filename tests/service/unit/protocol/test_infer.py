@@ -229,7 +229,7 @@ def test_parameters_of_other_servers_are_ignored() -> None:
 
 
 def test_known_requests_are_decoded_without_protobuf(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the first request of a kind, others with other pixels and another id need no parser, whatever its outputs."""
+    """Requests that differ from an earlier one only in pixels and id are decoded without protobuf, whatever their outputs."""
     decoder = new_decoder()
     kinds = [((1, 28, 28, 1), ()), ((2, 28, 28), ()), ((1, 3, 5, 4), ("verdict", "probabilities:3"))]
     first = [infer_request(b"a" * size, shape, outputs=outputs) for (shape, outputs), size in zip(kinds, (784, 1568, 60), strict=True)]  # fmt: skip
@@ -263,7 +263,7 @@ def test_fields_may_come_in_any_order() -> None:
 
 
 def test_the_memory_for_known_requests_is_bounded() -> None:
-    """A client with ever new heads, or long ones, does not make the decoder hold more."""
+    """Heads that always differ, and long heads, do not increase the memory of the decoder without limit."""
     decoder = new_decoder()
     for number in range(3 * MAX_PLANS):
         parameters = [("timeout", number + 1)]
@@ -341,6 +341,6 @@ def test_the_number_of_fields_is_limited() -> None:
 
 
 def test_hostile_lengths_take_no_longer_than_parsing() -> None:
-    """A length of millions of bytes is not added up, which would take hours: the parser gets the message, and rejects it."""
+    """A varint of millions of bytes is not decoded, which would take hours: the message is rejected."""
     with pytest.raises(InvalidRequest, match="not a ModelInferRequest"):
         new_decoder().decode(b"\x3a" + b"\xff" * 4_000_000, LIMITS)

@@ -36,7 +36,7 @@ def test_activate_replaces_the_active_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fault", ["missing", "damaged", "golden"])
 def test_a_version_that_cannot_be_served_is_not_activated(tmp_path: Path, fault: str) -> None:
-    """The checks are those of a worker that starts, also those that run the network; the message names the check, and the exit
+    """The checks are the start-up checks of a worker, also those that run the network; the message names the check, and the exit
     code is 1.
     """
     write_echo_bundle(tmp_path, 1)
@@ -135,7 +135,7 @@ def test_verify_runs_all_checks_of_all_versions(tmp_path: Path) -> None:
 def test_a_network_that_ends_its_process_or_never_ends_fails_verification(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, expected: str
 ) -> None:
-    """The network runs in a process of its own, whose end or delay is the problem of the version."""
+    """The network runs in a child process. If the process ends or takes too long, this is reported as the problem of the version."""
     folder = write_echo_bundle(tmp_path / "models")
     # Instead of a network that exploits onnxruntime: onnxruntime itself ends the process, or never returns.
     (tmp_path / "onnxruntime.py").write_text(fault)
@@ -210,7 +210,7 @@ def test_hostile_bundles_are_lines_of_text(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("command", ["list", "verify"])
 def test_a_folder_that_is_one_bundle(tmp_path: Path, command: str) -> None:
-    """It is listed and verified with the name and version of its manifest, as serve serves it; a problem is in its line."""
+    """A single bundle is listed and verified with the name and version of its manifest, as ``serve`` does; its line has its problem."""
     folder = write_echo_bundle(tmp_path, 3)
     result = run(folder, command, "--json")
     described = json.loads(result.stdout)
