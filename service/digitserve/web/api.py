@@ -26,6 +26,7 @@ from digitserve.vision.reduction import Reduction
 from digitserve.web import parameters, uploads
 from digitserve.web.answers import JSON, Failure, internal, to_json
 from digitserve.web.decoder_pool import DecoderPool
+from digitserve.web.messages import serialize
 from digitserve.web.openapi import CLASSIFY_PATH, MODEL_PATH, OPENAPI_PATH, description
 from digitserve.web.parameters import Options
 from digitserve.web.worker_calls import Slot, WorkerCalls
@@ -139,11 +140,10 @@ class Api:
 
     async def _to_message(self, body: bytes, options: Options) -> tuple[bytes, Reduction | None]:
         """Return the serialized ClassifyRequest, and how its images were reduced."""
-        # Two serialized messages together are the serialized merged message.
-        fields = options.fields.SerializeToString()
         if options.raw_size is None:
             decoded = await self._pool.decode(body, options.max_side, MAX_IMAGES)
-            return decoded.request + fields, decoded.reduction
+            # Two serialized messages together are the serialized merged message.
+            return decoded.request + options.fields.SerializeToString(), decoded.reduction
         height, width = options.raw_size
         num_images = len(body) // (height * width * _CHANNELS[options.pixel_format])
         if num_images > MAX_IMAGES:
@@ -151,8 +151,9 @@ class Api:
                 f"got {num_images} images; expected at most {MAX_IMAGES} per HTTP request: send several requests, or use gRPC"
             )
         pixel_format = parameters.PIXEL_FORMATS[options.pixel_format]
-        raw = pb.ClassifyRequest(pixels=body, height=height, width=width, pixel_format=pixel_format)
-        return raw.SerializeToString() + fields, None
+        size = pb.ClassifyRequest(height=height, width=width, pixel_format=pixel_format)
+        size.MergeFrom(options.fields)
+        return serialize(body, size), None
 
     async def _model(self, request: Request) -> Response:
         values = parameters.parse(request.query_params.multi_items(), [parameters.MODEL_VERSION])

@@ -15,8 +15,9 @@ from digitserve.web.answers import Failure
 BODY_S = 20.0
 """Time for a body: the largest by default, 16 MiB, at 7 Mbit/s."""
 
-NUM_LARGEST = 4
-"""All bodies together may hold as many bytes as this number of the largest ones."""
+NUM_LARGEST = 2
+"""All bodies together may hold as many bytes as this number of the largest ones: ten photos of 3 MB. The supervisor needs up to three
+times as much memory, because a body is copied into a message."""
 
 RAW_TYPES = ("application/octet-stream", "application/x-www-form-urlencoded", "")
 """Content types of raw pixels: that for any bytes, that which curl sends by default, and none."""

@@ -146,7 +146,8 @@ class WorkerConnection(asyncio.Protocol):
                 await self._changed.wait()
             fields = [(_TIMEOUT, wire.timeout(timeout_s).encode()), *headers]
             encoded = b"".join(_literal(name, value) for name, value in fields)
-            stream_id = self._connection.open(wire.add_prefix(message), end_stream=True, more_headers=encoded)
+            stream_id = self._connection.open(wire.prefix(message), end_stream=False, more_headers=encoded)
+            self._connection.send(stream_id, message, end_stream=True)
             call = self._calls[stream_id] = _Call(asyncio.get_running_loop().create_future())
             self._flush()
             try:
