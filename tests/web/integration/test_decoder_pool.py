@@ -130,7 +130,7 @@ def test_a_client_that_leaves_stops_its_decoder() -> None:
 def test_memory_is_limited_by_the_kernel() -> None:
     """A file that needs more memory than allowed gets an error, also if a library ends the process; the limit cannot be raised."""
     array = io.BytesIO()
-    np.save(array, np.zeros((1, 5000, 4000), np.uint8))
+    np.save(array, np.zeros((1, 9000, 4000), np.uint8))
 
     async def run() -> None:
         decoder = Decoder(1 << 20, 1 << 10)
