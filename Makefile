@@ -64,7 +64,7 @@ test-versions: $(VENV)/.dev ## Run the tests of service, client, ... on other ve
 	@set -e; for version in $(VERSIONS); do \
 	  python=$$($(BIN)/python scripts/find_python.py $$version); folder=$(abspath $(VENV))-$$version; \
 	  echo "Testing on $$python ..."; \
-	  $(BIN)/uv venv --quiet --clear --no-project --python $$python $$folder; \
+	  $(BIN)/uv venv --quiet --clear --seed --no-project --python $$python $$folder; \
 	  $(BIN)/uv pip sync --quiet --require-hashes --python $$folder requirements/$(LOCK).txt; \
 	  $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --python $$folder -e .; \
 	  PATH=$$folder/bin:$$PATH $$folder/bin/python -m pytest $(PARALLEL) $(TESTS) $(ARGS); \

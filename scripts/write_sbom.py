@@ -152,7 +152,7 @@ def _licences(locked: Locked) -> Iterator[License]:
     classifiers = [
         text.rpartition(" :: ")[2] for text in metadata.get_all("Classifier", []) if text.startswith("License ::")
     ]
-    for text in (metadata["License-Expression"], metadata["License"], *classifiers):
+    for text in (metadata.get("License-Expression"), metadata.get("License"), *classifiers):
         if text and "\n" not in text:
             yield LicenseFactory().make_from_string(text)
             return

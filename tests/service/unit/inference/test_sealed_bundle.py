@@ -1,5 +1,6 @@
 """Verified bundles in memory, and the choice of the shadow version."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from support.child_modules import open_descriptors
 
 def test_a_bundle_closes_its_descriptor(tmp_path: Path) -> None:
     """The descriptor is open as long as the object exists, and is then closed."""
+    gc.collect()  # event loops of earlier tests
     before = open_descriptors()
     sealed = SealedBundle(BundleFiles.read(write_echo_bundle(tmp_path, 4)))
     assert (str(sealed), os.fstat(sealed.fd).st_size > 0) == ("digits/4", True)
