@@ -120,10 +120,10 @@ class Decoder:
             raise Failure.of(_BUSY) from None
         finally:
             self._num_waiting -= 1
-        try:
-            return await self._ask(body, question)
-        finally:
-            self._lock.release()
+        # A client that leaves does not end it: a new process for each such client would delay all others.
+        asking = asyncio.create_task(self._ask(body, question))
+        asking.add_done_callback(self._asked)
+        return await asyncio.shield(asking)
 
     async def close(self) -> None:
         """End the process."""
@@ -155,8 +155,8 @@ class Decoder:
             _log.warning("the process that decodes images ended", num_bytes=len(body))
             raise Failure.of(_CRASHED) from None
         finally:
-            if not done:  # also if the client has left: the process still writes its answer
-                await asyncio.shield(self.close())
+            if not done:  # the process may still write its answer
+                await self.close()
         self._idle = asyncio.get_running_loop().call_later(IDLE_S, self._end_idle)
         if answer.is_too_large:
             raise _TooLarge(answer.error)
@@ -180,6 +180,12 @@ class Decoder:
             on_failure.pop_all()
         self._process = _Process(child, reader, writer)
         return self._process
+
+    def _asked(self, asking: "asyncio.Task[Decoded]") -> None:
+        """Let the next file be decoded."""
+        self._lock.release()
+        if not asking.cancelled():
+            asking.exception()  # retrieved here, because a client that has left awaits it no more
 
     def _end_idle(self) -> None:
         if not self._lock.locked():
