@@ -148,6 +148,7 @@ lock: $(VENV)/.dev ## Resolve the dependencies of pyproject.toml and write requi
 	$(COMPILE) --resolution lowest-direct --extra serve --output-file requirements/oldest-serve.txt $(ARGS)
 	$(COMPILE) --output-file requirements/newest.txt $(ARGS)
 	$(COMPILE) --group tritonclient --output-file requirements/tritonclient.txt $(ARGS)
+	$(subst pyproject.toml,,$(COMPILE)) --group schemathesis --output-file requirements/schemathesis.txt $(ARGS)
 	$(subst pyproject.toml,,$(COMPILE)) --group fuzz -c requirements/dev.txt --output-file requirements/fuzz.txt $(ARGS)
 	$(COMPILE) --extra cuda --extra bench --group build -c requirements/serve.txt --output-file requirements/cuda.txt $(ARGS)
 

@@ -508,6 +508,13 @@ def _files() -> list[Panel]:
             span=5,
         ),
         graph(
+            "HTTP API: answers",
+            "Answers of /v1/classify, /v1/model and /v1/openapi.json by HTTP status. Their calls also count as those of gRPC.",
+            "1/s",
+            (rate("digitserve_http_requests", "path", "code"), "{{path}} {{code}}"),
+            span=5,
+        ),
+        graph(
             "HTTP port: closed and unauthorized",
             "Connections that the service closed, and requests without a valid token or client certificate.",
             "1/s",

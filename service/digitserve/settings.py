@@ -64,7 +64,10 @@ class Settings:
     host: str = _setting("127.0.0.1", _NETWORK, "Address to listen on; 0.0.0.0 for all IPv4 addresses, :: for all.")
     grpc_port: int = _setting(50051, _NETWORK, "Port for gRPC; 0 selects a free port.", Bounds(0, 65535))
     http_port: int = _setting(
-        8080, _NETWORK, "Port for /metrics, /livez, /readyz and /; 0 selects a free port.", Bounds(0, 65535)
+        8080,
+        _NETWORK,
+        "Port for the HTTP API (/v1/), /metrics, /livez, /readyz and /; 0 selects a free port.",
+        Bounds(0, 65535),
     )
     transport: str = _setting(
         "native",
@@ -90,7 +93,7 @@ class Settings:
         None,
         _NETWORK,
         "PEM file with certificates of authorities. Clients of the gRPC port must then have a certificate that one of them "
-        "signed; /metrics needs such a certificate or a token.",
+        "signed, and so must those of the HTTP API; /metrics needs such a certificate or a token.",
         shown="none: clients need no certificate",
     )
     token_file: Path | None = _setting(

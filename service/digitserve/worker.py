@@ -6,8 +6,8 @@
 One thread receives requests, forms batches, runs them and sends the answers. The supervisor starts the process as
 ``python -P -m digitserve.worker`` and exchanges messages with it on a ``Channel``:
 
-    supervisor ──{"settings", "last_valid", "number", "bundle_fd", "block_fd", "num_threads", "listener_fd", "shadow_fd", "log_fd"}──▶ worker
-    supervisor ◀── {"event": "ready", "provider": ...} or {"event": "refused", "message": ...} ── worker
+    supervisor ──{"settings", "last_valid", "number", "bundle_fd", "block_fd", "num_threads", "listener_fd", "inside_fd", "inside_token", "shadow_fd", "log_fd"}──▶ worker
+    supervisor ◀── {"event": "ready", "provider": ..., "inside": ...} or {"event": "refused", "message": ...} ── worker
     supervisor ◀── {"event": "draining"} ── worker
     supervisor ──"drain" or "hand over"──▶ worker
     supervisor ◀── {"event": "unanswered", "num_requests": ...} ── worker, if the grace period was too short
@@ -43,6 +43,7 @@ from digitserve.errors import StartupError
 from digitserve.inference.bundle import Bundle, Manifest, parse_bundle
 from digitserve.inference.bundle_files import BundleFiles
 from digitserve.inference.session import Session
+from digitserve.passed_sockets import PassedListener
 from digitserve.protocol.codec import Limits
 from digitserve.protocol.infer import InferDecoder
 from digitserve.protocol.names import (
@@ -126,6 +127,7 @@ class Worker:
         listener: socket.socket | None,
         last_valid: LastValid = NOTHING_VALID,
         shadow: Bundle | None = None,
+        inside: socket.socket | str | None = None,
     ) -> None:
         """Verify the bundle, warm up, and build the server; no connection is accepted yet.
 
@@ -137,6 +139,8 @@ class Worker:
             listener: listens on the address; the worker closes it when it drains. None with gRPC core, which binds it.
             last_valid: certificate and tokens to start with if their files are not valid now.
             shadow: second version to compare with, if any.
+            inside: accepts connections of the supervisor, without TLS and tokens; the worker closes it when it drains. With
+                gRPC core a secret instead, which calls of the supervisor must have as their token. None: there are none.
 
         Raises:
             StartupError: a bundle or the execution provider failed a check.
@@ -193,6 +197,7 @@ class Worker:
             streams={CLASSIFY_STREAM: self._streams, HEALTH_WATCH: self._health, **self._reflections},
             listener=listener,
             last_valid=last_valid,
+            inside=inside,
         )
         self._drain = threading.Event()
         self._handed_over = threading.Event()
@@ -330,17 +335,20 @@ def _new_server(
     streams: Mapping[Method, StreamHandler],
     listener: socket.socket | None,
     last_valid: LastValid,
+    inside: socket.socket | str | None,
 ) -> Server:
     # Only the chosen transport is imported: gRPC core costs memory, threads and time to start.
     if settings.transport == "grpcio":
         from digitserve.transport.grpcio.server import GrpcServer  # noqa: PLC0415
 
-        return GrpcServer(settings, recorder, unary, streams, last_valid)
+        return GrpcServer(settings, recorder, unary, streams, last_valid, inside if isinstance(inside, str) else None)
     from digitserve.transport.native.server import NativeServer  # noqa: PLC0415
 
     if listener is None:
         raise ValueError("got no listening socket: the native transport does not bind the address")
-    return NativeServer(settings, recorder, unary, streams, listener, last_valid)
+    return NativeServer(
+        settings, recorder, unary, streams, listener, last_valid, inside if isinstance(inside, socket.socket) else None
+    )
 
 
 def use_batch_scheduling() -> None:
@@ -375,7 +383,8 @@ def main() -> int:
         listener = socket.socket(fileno=start["listener_fd"]) if "listener_fd" in start else None
         last_valid = LastValid.from_dict(start.get("last_valid", {}))
         shadow = parse_bundle(BundleFiles.unseal(start["shadow_fd"])) if "shadow_fd" in start else None
-        worker = Worker(settings, bundle, block, start["num_threads"], listener, last_valid, shadow)
+        inside = PassedListener(fileno=start["inside_fd"]) if "inside_fd" in start else start.get("inside_token")
+        worker = Worker(settings, bundle, block, start["num_threads"], listener, last_valid, shadow, inside)
         follower.worker = worker
         worker.listen()
     except StartupError as error:

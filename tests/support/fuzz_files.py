@@ -25,7 +25,9 @@ from digitserve.errors import BundleError, ImageFileError
 from digitserve.inference import bundle, graph_check
 from digitserve.inference.bundle_files import BundleFiles
 from digitserve.npy import MAGIC
+from digitserve.v1 import digits_pb2 as pb
 from digitserve.vision import image_files
+from digitserve.web.decoder_process import Question, decode
 from support.bundles import echo_golden, echo_graph, manifest
 from support.fuzz_source import CHOICES, Source, Target
 from support.memory import limited_to
@@ -33,6 +35,9 @@ from support.protobuf import field, number_field
 
 MAX_PIXELS = 1 << 16
 """Limit of images while they are fuzzed, so that inputs at the limit are fast."""
+
+MAX_SIDE, MAX_IMAGES = 40, 4
+"""Limits of uploads while they are fuzzed."""
 
 MAX_NEW_BYTES = 1 << 27
 """Most memory that a file may take: Pillow decompresses up to 64 MiB of text in a PNG file, and ``bundle`` as much of arrays."""
@@ -69,6 +74,24 @@ def images(content: bytes) -> None:
     else:
         assert num_images == 1
         assert height * width <= MAX_PIXELS
+
+
+def uploads(content: bytes) -> None:
+    """A body of the HTTP API gives a request whose size is that of its pixels, or an error, within the limits of a decoder."""
+    with limited_to(MAX_NEW_BYTES), _smaller_images():
+        answer, body = decode(content, Question(MAX_SIDE, MAX_IMAGES), MAX_PIXELS // 4)
+    if answer.error:
+        assert not body
+        _assert_readable(Exception(answer.error))
+        return
+    request = pb.ClassifyRequest.FromString(body)
+    channels = {pb.PIXEL_FORMAT_GRAY8: 1, pb.PIXEL_FORMAT_RGB8: 3, pb.PIXEL_FORMAT_RGBA8: 4}[request.pixel_format]
+    assert len(request.pixels) == request.num_images * request.height * request.width * channels > 0
+    assert request.num_images <= MAX_IMAGES
+    assert max(request.height, request.width) <= MAX_SIDE
+    if answer.reduction is not None:
+        assert answer.reduction.factor > 1
+        assert answer.reduction.size == (request.height, request.width)
 
 
 @contextlib.contextmanager
@@ -356,6 +379,16 @@ def hostile_golden() -> dict[str, bytes]:
 TARGETS = {
     "images": Target(
         images, (*_valid_images(), *(file for file in hostile_images().values() if len(file) < 8_000)), 8_000
+    ),
+    "uploads": Target(
+        uploads,
+        (
+            *_valid_images(),
+            save(Image.new("RGB", (200, 150), (250, 240, 90)), "JPEG"),
+            npy((5, 4, 5)),
+            *(file for file in hostile_images().values() if len(file) < 8_000),
+        ),
+        8_000,
     ),
     "manifests": Target(
         manifests,

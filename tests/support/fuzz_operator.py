@@ -20,8 +20,13 @@ from digitserve.access import Tokens
 from digitserve.cli import main
 from digitserve.errors import SettingsError
 from digitserve.settings import Settings, environment_variable, flag
-from digitserve.supervision.http import MAX_HEADER_BYTES, HttpServer, make_app
+from digitserve.supervision.http import MAX_HEADER_BYTES, HttpServer, credentials, make_app
 from digitserve.supervision.http_access import HttpAccess
+from digitserve.web.answers import Failure
+from digitserve.web.api import Api
+from digitserve.web.decoder_pool import Decoded
+from digitserve.web.decoder_process import Question, decode
+from support.fuzz_files import MAX_PIXELS
 from support.fuzz_source import CHOICES, Source, Target
 
 # Settings.
@@ -117,7 +122,7 @@ class Status:
 
 REGISTRY = CollectorRegistry()
 Counter("images", "Images.", ("number",), registry=REGISTRY).labels("1").inc()
-ANSWERS = {b"200", b"307", b"400", b"401", b"404", b"405"}
+ANSWERS = {b"200", b"307", b"400", b"401", b"404", b"405", b"413", b"415", b"429", b"503"}
 """307: a path with a slash at its end redirects to the one without."""
 
 
@@ -175,13 +180,28 @@ def _access() -> tuple[HttpAccess, HttpAccess]:
 
 
 def http(choices: bytes) -> None:
-    """Any bytes get well-formed answers, none of them 5xx, and little of them is kept; metrics need the token."""
+    """Any bytes get well-formed answers, none of them 5xx, and little of them is kept; metrics need the token.
+
+    Only the HTTP API answers 503: there is no worker.
+    """
     with _no_errors():
         asyncio.run(_serve(choices[1:], _access()[choices[:1] >= b"\x80"]))
 
 
+class InlineDecoder:
+    """Decodes in this process."""
+
+    async def decode(self, body: bytes, max_side: int, max_images: int) -> Decoded:
+        answer, request = decode(body, Question(max_side, max_images), MAX_PIXELS)
+        if answer.error:
+            raise Failure.invalid(answer.error)
+        return Decoded(request, answer.reduction)
+
+
 async def _serve(choices: bytes, access: HttpAccess) -> None:
-    server = HttpServer(make_app(Status(), REGISTRY, access), access, Settings.max_http_connections)
+    api = Api(Settings(), [], lambda request: access.refusal(*credentials(request)[:1], is_verified=False))
+    api._pool = InlineDecoder()  # type: ignore[assignment] # no process per input
+    server = HttpServer(make_app(Status(), REGISTRY, access, api.routes), access, Settings.max_http_connections)
     server.config.load()
     make_connection: Any = server.config.http_protocol_class
     connection = make_connection(config=server.config, server_state=server.server_state, app_state={})
@@ -225,6 +245,10 @@ REQUESTS = (
     b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n",
     b"POST /readyz HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\nhello", b"\x16\x03\x01\x02\x00\x01",
     b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0",
+    b"POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello", b"GET /v1/model HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"POST /v1/classify?width=2&height=2&top_k=3&explain=true HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n1234",
+    b"POST /v1/classify?timeout_s=0.1 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n6\r\nGIF89a\r\n0\r\n\r\n",
+    b"POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\n" + bytes(100), b"GET /v1/openapi.json?x=1 HTTP/1.0\r\n\r\n",
     b"GET http://a:b@[::1]:x/metrics HTTP/1.1\r\nHost: [\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nA: " + b"x" * 2_000,
 )  # fmt: skip
 

@@ -1,6 +1,6 @@
-"""Client side of one HTTP/2 connection for load generation: bytes in, events out, no socket and no clock.
+"""Client side of one HTTP/2 connection: bytes in, events out, no socket and no clock.
 
-Owned by one ``ConnectionDriver``, on its process's only thread. Implements what a gRPC client needs: no push, no priorities.
+Owned by one ``ConnectionDriver`` of the load generator, on its process's only thread, or by ``web.worker_calls``. Implements what a gRPC client needs: no push, no priorities.
 All requests carry the same headers, encoded once per connection. We announce an HPACK table of size 0 to the peer, so its
 header blocks are independent of each other, and decoded blocks are cached by their bytes.
 
@@ -169,12 +169,13 @@ class Connection:
             and self._next_stream_id <= MAX_STREAM_ID
         )
 
-    def open(self, body: bytes, *, end_stream: bool) -> int:
+    def open(self, body: bytes, *, end_stream: bool, more_headers: bytes = b"") -> int:
         """Open a stream with the connection's headers.
 
         Args:
             body: first data to send; may be empty.
             end_stream: whether nothing follows.
+            more_headers: of this request, encoded without the HPACK table.
 
         Returns:
             The stream id.
@@ -184,6 +185,7 @@ class Connection:
         block = self._header_block
         if self._first_header_block is not None:
             block, self._first_header_block = self._first_header_block, None
+        block += more_headers
         state = self._streams[stream_id] = _Stream(self._initial_window, ended=end_stream)
         self._out.append(frame_header(len(block), HEADERS, END_HEADERS, stream_id) + block)
         if body or end_stream:

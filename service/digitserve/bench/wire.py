@@ -70,9 +70,14 @@ def timeout(seconds: float) -> str:
     return f"{min(_MAX_TIMEOUT, max(1, round(seconds / unit_s)))}{unit}"
 
 
+def prefix(message: bytes) -> bytes:
+    """Return the prefix of a message."""
+    return _PREFIX.pack(0, len(message))
+
+
 def add_prefix(message: bytes) -> bytes:
     """Return a message with its prefix before it."""
-    return _PREFIX.pack(0, len(message)) + message
+    return prefix(message) + message
 
 
 def split(received: bytes) -> tuple[list[bytes], bytes]:

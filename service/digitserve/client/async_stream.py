@@ -14,7 +14,6 @@ from digitserve.client.channel import Connection, find_disconnection_async, to_c
 from digitserve.client.errors import ClientError
 from digitserve.client.pool import Deadline, Pool
 from digitserve.client.predictions import Prediction
-from digitserve.client.reduction import MAX_SIDE
 from digitserve.client.stream_window import (
     StreamInterrupted,
     StreamItem,
@@ -26,6 +25,7 @@ from digitserve.client.stream_window import (
     to_outcome,
 )
 from digitserve.v1 import digits_pb2 as pb
+from digitserve.vision.reduction import MAX_SIDE
 
 _WRITE_FAILED = "Internal error from Core"
 """Details of the status INTERNAL that grpc.aio itself sets when it writes to a stream that has ended, before it has received

@@ -26,13 +26,13 @@ from digitserve.client.pool import (
     retry_delay_s,
 )
 from digitserve.client.predictions import ModelInfo, Prediction
-from digitserve.client.reduction import MAX_SIDE
 from digitserve.client.requests import ClassifyCall, Group, Image, Images, group, request_options, split
 from digitserve.client.stream_window import STREAM_IN_FLIGHT, StreamWindow
 from digitserve.credentials import Credentials, FilePath
 from digitserve.protocol.names import SERVICE
 from digitserve.types import Framing, Ink
 from digitserve.v1 import digits_pb2 as pb
+from digitserve.vision.reduction import MAX_SIDE
 
 
 class AsyncClient:

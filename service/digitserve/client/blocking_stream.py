@@ -17,7 +17,6 @@ from digitserve.client.channel import Connection, find_disconnection
 from digitserve.client.errors import ClientError
 from digitserve.client.pool import MAX_TIMEOUT_S, Deadline, Pool
 from digitserve.client.predictions import Prediction
-from digitserve.client.reduction import MAX_SIDE
 from digitserve.client.stream_window import (
     StreamInterrupted,
     StreamItem,
@@ -29,6 +28,7 @@ from digitserve.client.stream_window import (
     to_outcome,
 )
 from digitserve.v1 import digits_pb2 as pb
+from digitserve.vision.reduction import MAX_SIDE
 
 
 class BlockingStream:

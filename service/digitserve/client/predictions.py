@@ -7,10 +7,10 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from digitserve.client.reduction import Reduction
 from digitserve.protocol.names import Artefact, Verdict
 from digitserve.types import IMAGE_SIZE, Box, Framing, Ink
 from digitserve.v1 import digits_pb2 as pb
+from digitserve.vision.reduction import Reduction
 
 _VERDICTS = {verdict.value: verdict for verdict in Verdict}
 _INKS = {pb.Ink.Value(f"INK_{ink.name}"): ink for ink in Ink}

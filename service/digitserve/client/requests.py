@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from digitserve.client.errors import InvalidRequest
 from digitserve.client.predictions import ModelInfo, Prediction, to_predictions
-from digitserve.client.reduction import MAX_SIDE, Reduction, reduce_by_block_means
 from digitserve.errors import ImageFileError
 from digitserve.types import Framing, Ink
 from digitserve.v1 import digits_pb2 as pb
+from digitserve.vision.reduction import MAX_SIDE, Reduction, reduce_by_block_means
 
 if TYPE_CHECKING:
     import PIL.Image

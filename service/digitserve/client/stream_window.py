@@ -18,9 +18,9 @@ from digitserve.client.channel import Cause, overdue, to_client_error, to_reject
 from digitserve.client.errors import ClientError, InvalidRequest, Unreachable
 from digitserve.client.pool import Deadline
 from digitserve.client.predictions import Prediction, to_predictions
-from digitserve.client.reduction import MAX_SIDE, Reduction, reduce_by_block_means
 from digitserve.client.requests import FORMATS, image_shape, to_array
 from digitserve.v1 import digits_pb2 as pb
+from digitserve.vision.reduction import MAX_SIDE, Reduction, reduce_by_block_means
 
 STREAM_IN_FLIGHT = 256
 """Images in flight on a stream: four batches of the default size, as many as a worker accepts from one stream at a time."""

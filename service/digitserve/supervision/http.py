@@ -1,8 +1,8 @@
-"""The HTTP endpoints for operators and platforms. Runs on the supervisor's event loop.
+"""The HTTP port: endpoints for operators and platforms, and the HTTP API (``web``). Runs on the supervisor's event loop.
 
 uvicorn and Starlette serve them. uvicorn has no time limit for requests, and beyond its limit of connections it refuses new
 ones, including probes of the platform. ``_BoundedConnection`` adds a time limit, and closes those that have waited longest
-instead, so that idle and slow clients do not block others. ``http_access`` adds TLS and decides who may read the metrics.
+instead, so that idle and slow clients do not block others. ``http_access`` adds TLS and decides who may use what.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ import socket
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, Protocol, cast
 
+import h11
 import uvicorn
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
@@ -25,9 +26,14 @@ from digitserve.supervision.http_access import HttpAccess
 from digitserve.supervision.http_log import AsgiApp
 from digitserve.supervision.http_tls import PIECE_BYTES, TlsTransport
 from digitserve.telemetry.supervisor_metrics import metric
+from digitserve.web.api import API_PREFIX, REQUEST_S
 
 RESPONSE_S = 10.0
 """A connection on which no response was completed for this time is closed: the client sends or reads too slowly."""
+
+UNREAD_S = 1.0
+"""Time in which the client can read an answer before the rest of its request has been sent: then the connection is closed. If it
+were closed at once, the client could lose the answer."""
 
 MAX_HEADER_BYTES = 16_384
 
@@ -56,22 +62,30 @@ class ServiceStatus(Protocol):
         """Return the state of the service as one line of text."""
 
 
-def make_app(status: ServiceStatus, registry: CollectorRegistry, access: HttpAccess) -> Starlette:
+def credentials(request: Request) -> tuple[str, bool]:
+    """Return what a client has sent to be admitted: the header field ``authorization``, and whether it has a valid certificate."""
+    sent = request.headers.getlist("authorization")
+    return sent[0] if len(sent) == 1 else "", getattr(request.state, IS_VERIFIED, False)
+
+
+def make_app(
+    status: ServiceStatus, registry: CollectorRegistry, access: HttpAccess, routes: Iterable[Route] = ()
+) -> Starlette:
     """Build the application.
 
     Args:
         status: read for ``/`` and ``/readyz``.
         registry: the metrics of ``/metrics``.
         access: decides who may read more than the state of the service.
+        routes: of the HTTP API, which check their clients themselves.
     """
 
     def protected(endpoint: Endpoint) -> Endpoint:
         """Return an endpoint that answers 401 to clients that may not read it."""
 
         async def check(request: Request) -> Response:
-            authorization = request.headers.getlist("authorization")
-            sent = authorization[0] if len(authorization) == 1 else ""
-            if access.admits(sent, is_verified=getattr(request.state, IS_VERIFIED, False)):
+            authorization, is_verified = credentials(request)
+            if access.admits(authorization, is_verified=is_verified):
                 return await endpoint(request)
             return PlainTextResponse(UNAUTHORIZED, status_code=401, headers={"www-authenticate": "Bearer"})
 
@@ -101,6 +115,7 @@ def make_app(status: ServiceStatus, registry: CollectorRegistry, access: HttpAcc
             Route("/livez", livez),
             Route("/readyz", readyz),
             Route("/metrics", protected(metrics)),
+            *routes,
         ]
     )
 
@@ -111,13 +126,14 @@ class HttpConnections:
     Attributes:
         max_connections: beyond it, the connection that has waited longest for a response is closed.
         waiting: all of them, in the order of their last response.
-        num_closed: how many the server has closed, by reason: ``too_many`` or ``timeout``.
+        num_closed: how many the server has closed, by reason: ``too_many``, ``timeout``, or ``unread`` if a request was answered
+            before its end.
     """
 
     def __init__(self, max_connections: int) -> None:
         self.max_connections = max_connections
         self.waiting: dict[_BoundedConnection, None] = {}
-        self.num_closed = {"too_many": 0, "timeout": 0}
+        self.num_closed = {"too_many": 0, "timeout": 0, "unread": 0}
 
     def close(self, connection: "_BoundedConnection", reason: str) -> None:
         """Close a connection."""
@@ -134,7 +150,11 @@ class HttpConnections:
 
 
 class _BoundedConnection(H11Protocol):
-    """A connection of the HTTP port, closed unless a response is completed every ``RESPONSE_S``; owned by uvicorn."""
+    """A connection of the HTTP port, closed unless a response is completed every ``RESPONSE_S``; owned by uvicorn.
+
+    Attributes:
+        closes: whether it is closed after the response that is complete.
+    """
 
     def __init__(self, *arguments: Any, connections: HttpConnections, **options: Any) -> None:
         """Prepare.
@@ -147,6 +167,9 @@ class _BoundedConnection(H11Protocol):
         super().__init__(*arguments, **options)
         self._connections = connections
         self._timer: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
+        self._drops = False
+        self.closes = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's
         """Start to wait for a request."""
@@ -155,17 +178,35 @@ class _BoundedConnection(H11Protocol):
             self.app_state = {**self.app_state, IS_VERIFIED: True}
         self.wait(transport)
 
-    def wait(self, transport: asyncio.Transport) -> None:
+    def handle_events(self) -> None:
+        """Handle what the client has sent. A request to the HTTP API has its own limits of time: bodies may be large."""
+        before = self.cycle
+        super().handle_events()
+        if self.cycle is None or self.cycle is before:
+            return
+        self.cycle.transport = cast("asyncio.Transport", _CloseAfterResponse(self))
+        if self.scope["path"].startswith(API_PREFIX):
+            self.wait(self.transport, REQUEST_S)
+
+    def data_received(self, data: bytes) -> None:
+        """Handle what the client has sent; drop it if the connection is closed anyway."""
+        if not self._drops:
+            super().data_received(data)
+
+    def wait(self, transport: asyncio.Transport, limit_s: float | None = None) -> None:
         """Start to wait for a request, or the TLS handshake; close the connection that has waited longest if there are too many.
 
         Args:
             transport: aborted then, or if the wait is too long.
+            limit_s: longest wait in seconds; ``RESPONSE_S`` by default.
         """
         self.stop_waiting()
         self.transport = transport
         connections = self._connections
         connections.waiting[self] = None
-        self._timer = self.loop.call_later(RESPONSE_S, connections.close, self, "timeout")
+        self._timer = self.loop.call_later(
+            RESPONSE_S if limit_s is None else limit_s, connections.close, self, "timeout"
+        )
         while len(connections.waiting) > connections.max_connections:
             oldest = next(iter(connections.waiting))
             oldest.stop_waiting()
@@ -174,8 +215,9 @@ class _BoundedConnection(H11Protocol):
     def stop_waiting(self) -> None:
         """Stop waiting: the connection is closed, or has sent something."""
         self._connections.waiting.pop(self, None)
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._unread):
+            if timer is not None:
+                timer.cancel()
 
     def send_400_response(self, msg: str) -> None:
         """Answer malformed input, or only close the connection if an answer was sent, which may belong to this request."""
@@ -189,11 +231,43 @@ class _BoundedConnection(H11Protocol):
         self.wait(self.transport)
         self.cycle.body.clear()  # of a request whose handler does not read it
         super().on_response_complete()
+        if self.transport.is_closing():
+            return
+        if self.conn.their_state is h11.SEND_BODY:
+            self._drops = self.closes
+            self._unread = self.loop.call_later(UNREAD_S, self._close_unread)
+        elif self.closes:
+            self.transport.close()
+
+    def _close_unread(self) -> None:
+        """Close the connection if the client still sends the request that was answered."""
+        if self._drops or (self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.DONE):
+            self.stop_waiting()
+            self._connections.close(self, "unread")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting: the connection is closed."""
         self.stop_waiting()
         super().connection_lost(exc)
+
+
+class _CloseAfterResponse:
+    """The transport of a response: the connection itself decides when it is closed, because the request may not be read yet."""
+
+    def __init__(self, connection: _BoundedConnection) -> None:
+        self._connection = connection
+
+    def write(self, data: bytes) -> None:
+        self._connection.transport.write(data)
+
+    def is_closing(self) -> bool:
+        return self._connection.transport.is_closing()
+
+    def close(self) -> None:
+        if self._connection.cycle.response_complete:
+            self._connection.closes = True
+        else:
+            self._connection.transport.close()
 
 
 class HttpServer(uvicorn.Server):

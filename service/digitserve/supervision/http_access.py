@@ -1,7 +1,7 @@
 """Who may read what on the HTTP port, and its TLS.
 
     HttpServer ──handshake──▶ HttpAccess.context
-    application ──request───▶ HttpAccess.admits
+    application ──request───▶ HttpAccess.admits, refusal
     /metrics ───────────────▶ HttpAccess.metrics
 
 Owned by the supervisor, and used on its event loop; only the thread of ``watch`` reads changed files.
@@ -15,11 +15,17 @@ from typing import Any, NamedTuple
 
 from prometheus_client.core import Metric
 
-from digitserve.access import LastValid, Tokens
+from digitserve.access import UNAUTHENTICATED, LastValid, Tokens
 from digitserve.certificate import KeyFiles, expiry, new_context, watched_certificate
 from digitserve.file_watch import FileWatch, WatchedValue
+from digitserve.protocol.names import Code
+from digitserve.protocol.status import Status
 from digitserve.settings import Settings
 from digitserve.telemetry.supervisor_metrics import metric
+
+_NEEDS_CERTIFICATE = Status(
+    Code.UNAUTHENTICATED, "this server requires a client certificate: send a valid one in the TLS handshake"
+)
 
 
 class HttpCertificate(NamedTuple):
@@ -50,7 +56,8 @@ class HttpAccess:
         """
         self._certificate = watched_certificate(settings, functools.partial(_convert, settings), logs=True)
         self._tokens = Tokens.of(settings, logs=True)
-        self._is_open = settings.tls_client_ca is None and self._tokens is None
+        self._needs_certificate = settings.tls_client_ca is not None
+        self._is_open = not self._needs_certificate and self._tokens is None
         self._num_rejected = 0
         self._reloaded: list[WatchedValue[Any]] = [
             reloaded for reloaded in (self._certificate, self._tokens) if reloaded is not None
@@ -75,6 +82,21 @@ class HttpAccess:
             return True
         self._num_rejected += 1
         return False
+
+    def refusal(self, authorization: str, *, is_verified: bool) -> Status | None:
+        """Return why a client may not classify, and count it; None if it may. The rules are those of the gRPC port.
+
+        Args:
+            authorization: see ``admits``.
+            is_verified: see ``admits``.
+        """
+        refusal = None
+        if self._needs_certificate and not is_verified:
+            refusal = _NEEDS_CERTIFICATE
+        elif self._tokens is not None and not self._tokens.admits(authorization.encode("latin-1")):
+            refusal = UNAUTHENTICATED
+        self._num_rejected += refusal is not None
+        return refusal
 
     def last_valid(self) -> LastValid:
         """Return the newest valid certificate and tokens, for a new worker."""

@@ -10,6 +10,8 @@ The supervisor makes and runs the slots; everything here runs on its event loop.
 
 import asyncio
 import contextlib
+import os
+import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,6 +21,7 @@ from digitserve.errors import StartupError
 from digitserve.inference.bundle import parse_bundle
 from digitserve.inference.bundle_files import BundleFiles
 from digitserve.inference.sealed_bundle import SealedBundle
+from digitserve.passed_sockets import PassedListener, Passing
 from digitserve.supervision.restart_policy import RestartBackoff
 from digitserve.supervision.worker_process import DRAIN, HAND_OVER, WorkerPlan, WorkerProcess
 
@@ -95,6 +98,33 @@ class WorkerSlot:
     def pids(self) -> list[int]:
         """Process ids of its workers."""
         return [worker.pid for worker in self._workers if worker.pid]
+
+    @property
+    def token(self) -> str:
+        """The token of calls on ``connect``; empty if they need none."""
+        return "" if self._plan.connector is None else self._plan.connector.token
+
+    @property
+    def accepts(self) -> bool:
+        """Whether a worker accepts calls of the HTTP API, also in the lame duck time of a drain."""
+        return self._callee() is not None
+
+    def connect(self) -> socket.socket:
+        """Return a connection for the HTTP API to a worker.
+
+        Raises:
+            OSError: there is none, or it cannot accept another connection now.
+        """
+        worker = self._callee()
+        if worker is None or self._plan.connector is None:
+            raise OSError("no worker accepts connections of the HTTP API")
+        return self._plan.connector.connect(worker.pid)
+
+    def _callee(self) -> WorkerProcess | None:
+        # The successor of a worker is the one that stays.
+        workers = [worker for worker in (self._successor, self._current) if worker is not None and worker.was_ready]
+        running = [worker for worker in workers if not worker.task.done()]
+        return next((worker for worker in running if worker.is_ready), running[0] if running else None)
 
     async def run(self) -> None:
         """Keep a worker running until ``drain`` or ``kill``.
@@ -310,6 +340,7 @@ class InlineSlot:
         bundle: that the worker serves.
         was_ready: whether the worker has been ready.
         refusal: always ``None``: ``run`` raises instead.
+        token: see ``WorkerSlot``.
         pids: always empty: the worker is a thread of this process.
     """
 
@@ -321,6 +352,7 @@ class InlineSlot:
         self._plan = plan
         self._events = events
         self._draining = False
+        self.token = "" if plan.connector is None else plan.connector.token
         self._worker: Worker | None = None
         self.is_ready = False
         self.refusal: str | None = None
@@ -339,12 +371,16 @@ class InlineSlot:
         block = plan.collector.new_block(self.bundle.manifest.labels)
         # As in a process, the worker has a copy of its own: it closes it later than the supervisor.
         listener = plan.listener and plan.listener.dup()
+        inside: PassedListener | str | None = None
+        if plan.connector is not None:
+            inside = plan.connector.listener.dup() if isinstance(plan.connector, Passing) else plan.connector.token
         try:
             bundle = parse_bundle(BundleFiles.unseal(self.bundle.fd))
             shadow = None if plan.shadow is None else parse_bundle(BundleFiles.unseal(plan.shadow.fd))
             worker = await asyncio.to_thread(
-                Worker, plan.settings, bundle, block, plan.num_threads, listener, plan.last_valid(), shadow
-            )
+                Worker, plan.settings, bundle, block, plan.num_threads, listener, plan.last_valid(), shadow,
+                inside,
+            )  # fmt: skip
             self._worker = worker
             worker.listen()
             if self._draining:
@@ -354,10 +390,22 @@ class InlineSlot:
             if num_requests := await asyncio.to_thread(worker.run):
                 self._events.requests_unanswered(num_requests)
         finally:
-            if listener is not None:
-                listener.close()
+            for copy in (listener, inside):
+                if isinstance(copy, socket.socket):
+                    copy.close()
             self.is_ready = False
             plan.collector.retire(block)
+
+    @property
+    def accepts(self) -> bool:
+        """Whether the worker accepts calls of the HTTP API; see ``WorkerSlot``."""
+        return self.is_ready
+
+    def connect(self) -> socket.socket:
+        """Return a connection for the HTTP API to the worker; see ``WorkerSlot``."""
+        if self._plan.connector is None or not self.is_ready:
+            raise OSError("no worker accepts connections of the HTTP API")
+        return self._plan.connector.connect(os.getpid())
 
     async def replace(self, _bundle: SealedBundle, _prove_s: float) -> str | None:
         """Return why the worker is not replaced."""

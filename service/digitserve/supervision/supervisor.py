@@ -1,12 +1,12 @@
 """The supervisor: starts, monitors and replaces workers, and shows the state of the service to operators.
 
 One process, one thread, one asyncio event loop. It holds the gRPC port (so that it stays reserved while no worker runs),
-the listening sockets that native workers inherit, the shared memory of all metrics, and the HTTP endpoints. It never
-handles a request.
+the listening sockets that native workers inherit, the shared memory of all metrics, and the HTTP endpoints. It passes requests
+of the HTTP API on to workers; it never classifies.
 
     serve ──▶ Supervisor ──▶ one slot per worker (``slots``)
                          ──▶ replacement of the workers when another version is activated (``reload``)
-                         ──▶ /metrics, /livez, /readyz (``http``)
+                         ──▶ /metrics, /livez, /readyz (``http``), and the HTTP API (``web``)
 
     SIGTERM ──▶ not ready ──▶ workers drain, each closes the last copy of its socket ──▶ all workers ended ──▶ HTTP closes ──▶ exit
 
@@ -28,16 +28,19 @@ from typing import Any
 import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
+from starlette.requests import Request
 
 from digitserve.errors import SettingsError, StartupError
 from digitserve.file_watch import FileWatch
 from digitserve.inference.active_file import active_path, signature
 from digitserve.inference.bundle import NAME_RULE, is_name, served_files
 from digitserve.inference.sealed_bundle import SealedBundle, shadow_bundle
+from digitserve.passed_sockets import Passing, Secret
+from digitserve.protocol.status import Status
 from digitserve.settings import Settings, endpoint
 from digitserve.supervision import descriptors, device
 from digitserve.supervision.cpu_budget import cpu_budget
-from digitserve.supervision.http import HttpServer, make_app
+from digitserve.supervision.http import HttpServer, credentials, make_app
 from digitserve.supervision.http_access import HttpAccess
 from digitserve.supervision.http_log import FailureLog
 from digitserve.supervision.ports import SlotListeners, listen, reserve
@@ -48,6 +51,7 @@ from digitserve.supervision.worker_process import WorkerPlan
 from digitserve.telemetry.collector import ServiceCollector
 from digitserve.telemetry.request_log import RequestLog
 from digitserve.telemetry.supervisor_metrics import metric
+from digitserve.web.api import Api
 
 KILL_MARGIN_S = 2.0
 """Seconds after the grace period before a worker that still runs is killed."""
@@ -149,11 +153,10 @@ class Supervisor:
         registry = CollectorRegistry()
         registry.register(collector)
         self._access = access
-        app = FailureLog(make_app(self, registry, access), RequestLog(settings.log_requests_per_s))
-        self._http = HttpServer(app, access, max_http_connections)
         self._cpu_budget = cpu_budget()
         num_workers = settings.workers or 1
         self._num_threads = num_threads = max(1, int(self._cpu_budget) // num_workers)
+        self._connectors = connectors = [Passing() if listeners else Secret() for _ in range(num_workers)]
         plans = [
             WorkerPlan(
                 number,
@@ -163,12 +166,16 @@ class Supervisor:
                 shadow,
                 collector,
                 access.last_valid,
+                connectors[number],
             )
             for number in range(num_workers)
         ]
         slot_type = WorkerSlot if settings.workers else InlineSlot
         self._slots: Sequence[WorkerSlot | InlineSlot] = [slot_type(plan, bundle, self) for plan in plans]
         self._reloader = Reloader(self._slots, bundle)
+        self._api = Api(settings, self._slots, lambda request: _refusal(access, request))
+        app = make_app(self, registry, access, self._api.routes)
+        self._http = HttpServer(FailureLog(app, RequestLog(settings.log_requests_per_s)), access, max_http_connections)
 
     @property
     def num_ready(self) -> int:
@@ -230,6 +237,9 @@ class Supervisor:
             self._close_listeners()
             self._http.should_exit = True
             await asyncio.gather(http, reload, *slots, return_exceptions=True)
+            await self._api.close()
+            for connector in self._connectors:
+                connector.close()
         if self._shadow is not None:
             self._log_shadow(self._shadow)
         return self._exit_code
@@ -323,6 +333,8 @@ class Supervisor:
             slot.drain()
         # Each worker has the last copy of its socket now: clients are refused as soon as it has closed that.
         self._close_listeners()
+        for connector in self._connectors:
+            connector.drain()
         _, late = await asyncio.wait(slots, timeout=self.settings.grace_s + KILL_MARGIN_S)
         if late:
             self._fail(EXIT_INCOMPLETE)
@@ -361,7 +373,7 @@ class Supervisor:
         )
         lines = {
             "gRPC": address if tls is None else f"{address}  TLS",
-            "HTTP": f"{'http' if tls is None else 'https'}://{endpoint(settings.host, settings.http_port)}  (/metrics /livez /readyz)",
+            "HTTP": f"{'http' if tls is None else 'https'}://{endpoint(settings.host, settings.http_port)}  (/v1/classify /metrics /livez /readyz)",
             "model": f"{active}  sha256 {active.manifest.sha256[:12]}  {self._provider}"
             + (f"  shadow {self._shadow}" if self._shadow else ""),
             "workers": f"{settings.workers} x {self._num_threads} threads, CPU budget {self._cpu_budget:g}",
@@ -383,8 +395,18 @@ class Supervisor:
         pids = [pid for slot in self._slots for pid in slot.pids]
         yield metric(
             "digitserve_resident_memory_bytes",
-            {("supervisor",): resident_bytes([os.getpid()]), ("workers",): resident_bytes(pids)},
+            {
+                ("supervisor",): resident_bytes([os.getpid()]),
+                ("workers",): resident_bytes(pids),
+                ("decoders",): resident_bytes(self._api.pids),
+            },
         )
         yield from self._access.metrics()
         yield from self._http.connections.metrics()
+        yield metric("digitserve_http_requests", self._api.num_answers)
         yield metric("digitserve_reloads", {("completed",): reloader.num_completed, ("failed",): reloader.num_failed})
+
+
+def _refusal(access: HttpAccess, request: Request) -> Status | None:
+    authorization, is_verified = credentials(request)
+    return access.refusal(authorization, is_verified=is_verified)

@@ -19,6 +19,7 @@ import structlog
 from digitserve.access import LastValid
 from digitserve.child_process import AsyncChild, ChannelClosed
 from digitserve.inference.sealed_bundle import SealedBundle
+from digitserve.passed_sockets import Passing, Secret
 from digitserve.settings import Settings
 from digitserve.supervision.restart_policy import START_LIMIT_S, HeartbeatMonitor
 from digitserve.supervision.worker_output import WorkerOutput
@@ -56,6 +57,7 @@ class WorkerPlan:
         shadow: second version that each worker compares with, or None.
         collector: makes the shared memory for a worker's metrics and keeps its counts after the worker's end.
         last_valid: returns certificate and tokens for a worker that starts while their files are not valid.
+        connector: connects the HTTP API to the workers of the slot; None without it.
     """
 
     number: int
@@ -65,6 +67,7 @@ class WorkerPlan:
     shadow: SealedBundle | None
     collector: ServiceCollector
     last_valid: Callable[[], LastValid] = LastValid
+    connector: Passing | Secret | None = None
 
 
 class WorkerEvents(Protocol):
@@ -158,6 +161,10 @@ class WorkerProcess:
                 start["listener_fd"] = plan.listener.fileno()
             if plan.shadow is not None:
                 start["shadow_fd"] = plan.shadow.fd
+            if isinstance(plan.connector, Passing):
+                start["inside_fd"] = plan.connector.listener.fileno()
+            elif plan.connector is not None:
+                start["inside_token"] = plan.connector.token
             fds = [value for name, value in start.items() if name.endswith("_fd")]
             with WorkerOutput(plan.number) as output:
                 start |= {"log_fd": output.log_fd, "number": plan.number}

@@ -36,6 +36,7 @@ SPECS = (
     Spec(
         "digitserve_http_connections_closed", "Connections of the HTTP port that the service closed.", "counter", ("reason",),
     ),
+    Spec("digitserve_http_requests", "Answers of the HTTP API, by path and HTTP status.", "counter", ("path", "code")),
     Spec(
         "digitserve_http_unauthorized", "Requests to the HTTP port without a valid token or client certificate.", "counter",
     ),

@@ -1,15 +1,16 @@
-"""Reads image files into arrays, for ``digitserve classify``, the client library and the training package's folders.
+"""Reads image files into arrays.
 
-PNG, JPEG, BMP, GIF, WEBP and TIFF are decoded by Pillow, ``.npy`` by numpy. The service itself receives raw pixels and
-decodes no files. Files are not trusted: their size, and the size that their header declares, are checked before memory is
-allocated for their pixels. Imports neither protobuf nor gRPC. Any thread may call it.
+Used by ``digitserve classify``, the client library, the HTTP API and the training package's folders. PNG, JPEG, BMP, GIF,
+WEBP and TIFF are decoded by Pillow, ``.npy`` by numpy. Workers receive raw pixels and decode no files. Files are not
+trusted: their size, and the size that their header declares, are checked before memory is allocated for their pixels.
+Imports neither protobuf nor gRPC. Any thread may call it.
 """
 
 import io
 import os
 import warnings
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,8 +38,32 @@ _READ_BYTES = 1 << 20
 
 _CHANNELS = (1, 3, 4)
 _SAMPLE_BITS = (8, 10, 12, 14, 16)
+_ORIENTATION, _FIRST_SWAPPED = 0x0112, 5
+"""The EXIF tag, and the first of its values, 5 to 8, that exchange height and width."""
+
+_RAW_HINT = "for raw grey pixels give --size HEIGHTxWIDTH"
 _EXPECTED_FILE = "PNG, JPEG, BMP, GIF, WEBP, TIFF or .npy"
 _EXPECTED_ARRAY = "uint8[H,W], uint8[N,H,W] or uint8[N,H,W,C] with C of 1, 3 or 4"
+
+
+class TooManyPixels(ImageFileError):
+    """A picture has more pixels than are decoded."""
+
+
+class BoundedImages(NamedTuple):
+    """Images that were read in bounded memory.
+
+    Attributes:
+        pixels: uint8[N,H,W,C], as from ``read_images``.
+        factor: pixels of the file for each of these, in both directions; more than 1 for a large JPEG only.
+        height: of the images in the file, upright, in pixels.
+        width: of the images in the file, upright, in pixels.
+    """
+
+    pixels: Pixels
+    factor: int
+    height: int
+    width: int
 
 
 def read_images(source: Source, name: str = "", size: tuple[int, int] | None = None) -> Pixels:
@@ -63,6 +88,40 @@ def read_images(source: Source, name: str = "", size: tuple[int, int] | None = N
     if content.startswith(npy.MAGIC):
         return _npy_images(content, name)
     return _decode(content, name)[None]
+
+
+def read_bounded(content: bytes, name: str, *, max_pixels: int, raw_hint: str) -> BoundedImages:
+    """Read the images of a file as ``read_images`` does, with less memory than that.
+
+    Decoding takes up to 24 bytes of memory per pixel, reduction included (measured). A JPEG with more pixels than ``max_pixels`` is
+    decoded at a half, a quarter or an eighth of its size, which also takes a fraction of the time.
+
+    Args:
+        content: of the file.
+        name: of the file in errors.
+        max_pixels: most pixels of the decoded picture.
+        raw_hint: how to send raw pixels, for the error about an unknown format.
+
+    Raises:
+        ImageFileError: see ``read_images``; ``TooManyPixels`` if the picture has more than ``max_pixels``, or is a JPEG of more than
+            MAX_FILE_PIXELS.
+    """
+    if content.startswith(npy.MAGIC):
+        images = _npy_images(content, name)
+        return BoundedImages(images, 1, *images.shape[1:3])
+    with _open(content, name, max_pixels, raw_hint) as image:
+        width, height = image.size
+        is_jpeg = image.format == "JPEG"
+        _check_size(width, height, name, MAX_FILE_PIXELS if is_jpeg else max_pixels)
+        factor = 1
+        while width * height > max_pixels * factor * factor:
+            factor *= 2
+        if factor > 1:
+            image.draft(None, (width // factor, height // factor))
+        pixels = image_to_array(image, name)
+        if image.getexif().get(_ORIENTATION, 1) >= _FIRST_SWAPPED:
+            width, height = height, width
+        return BoundedImages(pixels[None], factor, height, width)
 
 
 def read_image_file(source: Source, name: str = "") -> Pixels:
@@ -145,27 +204,30 @@ def _read_limited(file: BinaryIO, num_bytes: int, name: str) -> bytes:
 
 
 def _decode(content: bytes, name: str) -> Pixels:
-    _check_size(*_webp_size(content), name)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
-    except UnidentifiedImageError:
-        raise ImageFileError(
-            f"{name}: got {len(content)} bytes in an unknown format; expected {_EXPECTED_FILE}; "
-            "for raw grey pixels give --size HEIGHTxWIDTH"
-        ) from None
-    except Image.DecompressionBombError:
-        raise ImageFileError(f"{name}: got too many pixels; expected at most {MAX_FILE_PIXELS}") from None
-    except Exception as error:  # a boundary, as in image_to_array
-        raise _damaged(name, error) from None
-    with image:
-        _check_size(image.width, image.height, name)
+    with _open(content, name, MAX_FILE_PIXELS, _RAW_HINT) as image:
+        _check_size(image.width, image.height, name, MAX_FILE_PIXELS)
         return image_to_array(image, name)
 
 
-def _check_size(width: int, height: int, name: str) -> None:
-    if width * height > MAX_FILE_PIXELS:
-        raise ImageFileError(f"{name}: got {height}x{width} pixels; expected at most {MAX_FILE_PIXELS} in all")
+def _open(content: bytes, name: str, max_pixels: int, raw_hint: str) -> Image.Image:
+    """Read the header of a picture."""
+    _check_size(*_webp_size(content), name, max_pixels)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise ImageFileError(
+            f"{name}: got {len(content)} bytes in an unknown format; expected {_EXPECTED_FILE}; {raw_hint}"
+        ) from None
+    except Image.DecompressionBombError:
+        raise TooManyPixels(f"{name}: got too many pixels; expected at most {max_pixels}") from None
+    except Exception as error:  # a boundary, as in image_to_array
+        raise _damaged(name, error) from None
+
+
+def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise TooManyPixels(f"{name}: got {height}x{width} pixels; expected at most {max_pixels} in all")
 
 
 def _webp_size(content: bytes) -> tuple[int, int]:

@@ -12,7 +12,6 @@ from PIL import Image
 
 from digitserve.client import Artefact, Box, Framing, Ink, InvalidRequest, Removed, Verdict
 from digitserve.client.predictions import ModelInfo, to_predictions
-from digitserve.client.reduction import reduce_by_block_means
 from digitserve.client.requests import (
     MAX_CHUNK_BYTES,
     OVERHEAD_BYTES,
@@ -24,6 +23,7 @@ from digitserve.client.requests import (
 )
 from digitserve.v1 import digits_pb2 as pb
 from digitserve.vision.image_files import image_to_array
+from digitserve.vision.reduction import reduce_by_block_means
 
 
 def limits(max_request_bytes: int, max_images_per_request: int) -> ModelInfo:

@@ -27,6 +27,12 @@ PROXIES = ("-e", "http_proxy=http://127.0.0.1:1", "-e", "https_proxy=http://127.
 OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
 
 
+HTTP_CALL = """
+from urllib.request import urlopen
+print(urlopen("http://127.0.0.1:8080/v1/classify", open("/three.png", "rb").read()).read().decode())
+"""
+
+
 def assert_it_reads_a_three(running: Container) -> None:
     """Classify the picture with the command in the container, which finds the service by the environment."""
     answer = json.loads(running.execute("digitserve", "classify", "--json", "/three.png"))
@@ -49,7 +55,7 @@ def test_a_container_without_options(image: str) -> None:
 
 def test_a_restricted_container_of_any_user(image: str, tmp_path: Path) -> None:
     """Any user without HOME, a read-only root without writable folders, no capabilities, 512 MiB of memory, one CPU: it runs one
-    worker, classifies, and is healthy by its own health check. A worker that is killed is replaced.
+    worker, classifies, also by the HTTP API, and is healthy by its own health check. A worker that is killed is replaced.
     """
     limits = ("--user", "12345:0", "-e", "HOME=/nonexistent", "--memory", "512m", "--cpus", "1")
     with container(image, "--network", "none", *RESTRICTED, *limits, *THREE) as running:
@@ -63,6 +69,8 @@ def test_a_restricted_container_of_any_user(image: str, tmp_path: Path) -> None:
         wait_until(lambda: worker not in running.workers(), "the worker has ended")
         wait_until(running.is_healthy, "another worker serves")
         assert_it_reads_a_three(running)
+        answer = json.loads(running.execute("python3", "-c", HTTP_CALL))
+        assert answer["predictions"][0]["label"] == "3"
         assert running.stop() == 0
         assert "Traceback" not in running.log()
 

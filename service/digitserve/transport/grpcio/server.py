@@ -8,6 +8,8 @@ Built and owned by the worker, whose thread calls every public method.
 
 import asyncio
 import functools
+import hmac
+import os
 import queue
 import threading
 from collections.abc import Mapping
@@ -19,6 +21,7 @@ from digitserve.access import FREE_PREFIX, NOTHING_VALID, LastValid, Tokens
 from digitserve.certificate import KeyFiles, new_context, watched_certificate
 from digitserve.errors import StartupError
 from digitserve.file_watch import FileWatch, WatchedValue
+from digitserve.passed_sockets import abstract_name
 from digitserve.protocol.names import Method
 from digitserve.settings import Settings, endpoint
 from digitserve.telemetry.block import OTHER_METHOD
@@ -58,7 +61,7 @@ class Methods(grpc.GenericRpcHandler):
         recorder: Recorder,
         unary: Mapping[Method, UnaryHandler],
         streams: Mapping[Method, StreamHandler],
-        tokens: Tokens | None,
+        tokens: "Tokens | _OwnToken | None",
     ) -> None:
         self._handlers = {method.path: serve_unary(bridge, handler, method.path) for method, handler in unary.items()}
         self._handlers |= {method.path: serve_stream(bridge, handler) for method, handler in streams.items()}
@@ -80,6 +83,17 @@ class Methods(grpc.GenericRpcHandler):
         return self._refusals.get(path) or self._refusals[""]
 
 
+class _OwnToken:
+    """The secret of the supervisor, in place of the tokens of clients."""
+
+    def __init__(self, token: str) -> None:
+        self._expected = f"Bearer {token}".encode()
+
+    def admits(self, authorization: bytes) -> bool:
+        """Return whether a call is one of the supervisor; see ``Tokens``."""
+        return hmac.compare_digest(authorization, self._expected)
+
+
 class GrpcServer:
     """The server of one worker; owned by it, and polled by its thread."""
 
@@ -90,6 +104,7 @@ class GrpcServer:
         unary: Mapping[Method, UnaryHandler],
         streams: Mapping[Method, StreamHandler],
         last_valid: LastValid = NOTHING_VALID,
+        inside: str | None = None,
     ) -> None:
         """Build the server; nothing listens before ``listen``.
 
@@ -99,6 +114,7 @@ class GrpcServer:
             unary: handlers of unary RPCs.
             streams: handlers of streaming RPCs.
             last_valid: certificate and tokens to start with if their files are not valid now.
+            inside: the secret of the supervisor, which calls on an abstract Unix socket and has checked the callers.
 
         Raises:
             SettingsError: a file of the certificate or of tokens cannot be used.
@@ -133,7 +149,9 @@ class GrpcServer:
             # Core would drop calls that wait for more than 30 s; deadlines and admission control limit the wait.
             ("grpc.server_max_unrequested_time_in_server", 24 * 3600),
         )
-        self._server: grpc.aio.Server
+        self._inside = inside
+        self._inside_methods = Methods(self._bridge, recorder, unary, streams, _OwnToken(inside)) if inside else None
+        self._servers: list[grpc.aio.Server]
         self._closing: asyncio.Event
         self._thread: threading.Thread
         self._stopped = False
@@ -183,7 +201,11 @@ class GrpcServer:
         self._thread.join()
 
     def _stop(self, grace_s: float | None) -> None:
-        asyncio.run_coroutine_threadsafe(self._server.stop(grace_s), self._bridge.loop)
+        for server in self._servers:
+            asyncio.run_coroutine_threadsafe(server.stop(grace_s), self._bridge.loop)
+
+    def _new_server(self, methods: Methods) -> grpc.aio.Server:
+        return grpc.aio.server(handlers=[methods], options=self._options, maximum_concurrent_rpcs=MAX_RPCS)
 
     def _set_stopped(self) -> None:
         self._stopped = True
@@ -198,20 +220,26 @@ class GrpcServer:
         bridge.loop = asyncio.get_running_loop()
         self._closing = asyncio.Event()
         try:
-            server = grpc.aio.server(handlers=[self._methods], options=self._options, maximum_concurrent_rpcs=MAX_RPCS)
+            servers = [self._new_server(self._methods)]
+            server = servers[0]
             if self._credentials is None:
                 port = server.add_insecure_port(self._address)
             else:
                 port = server.add_secure_port(self._address, self._credentials)
-            await server.start()
+            if self._inside_methods is not None and self._inside is not None:
+                servers.append(self._new_server(self._inside_methods))
+                servers[1].add_insecure_port(f"unix-abstract:{abstract_name(self._inside, os.getpid())}")
+            for server in servers:
+                await server.start()
         except Exception as error:
             started.set_exception(error)
             return
-        self._server = server
+        self._servers = servers
         started.set_result(port)
         try:
-            await server.wait_for_termination()
-            await server.stop(None)
+            for server in servers:
+                await server.wait_for_termination()
+                await server.stop(None)
             if bridge.unanswered:
                 await asyncio.wait(bridge.unanswered)
         except Exception as error:

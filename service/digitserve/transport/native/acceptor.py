@@ -1,4 +1,4 @@
-"""The listening socket of a worker, and its limit of connections.
+"""A listening socket of a worker, and its limit of connections.
 
     listening socket ──accept──▶ Acceptor ──▶ Peer
 

@@ -81,6 +81,7 @@ class Loop:
         self._limits = limits
         self._peers = Peers(limits, counts)
         self._acceptor = Acceptor(self._peers, new_connection, context)
+        self._acceptors = [self._acceptor]
         self.was_cut = False
         self.read_s = 0.0
         self._polled = time.time()
@@ -105,9 +106,16 @@ class Loop:
         """Accept connections of a listening socket, which the loop owns from now on."""
         self._acceptor.listen(listener)
 
+    def listen_inside(self, listener: socket.socket, new_connection: NewConnection) -> None:
+        """Also accept connections of this service itself: without TLS, and with other ``new_connection``; see ``listen``."""
+        acceptor = Acceptor(self._peers, new_connection, None)
+        acceptor.listen(listener)
+        self._acceptors.append(acceptor)
+
     def stop_listening(self) -> None:
-        """Accept what has already connected, then close the listening socket."""
-        self._acceptor.stop(time.monotonic())
+        """Accept what has already connected, then close the listening sockets."""
+        for acceptor in self._acceptors:
+            acceptor.stop(time.monotonic())
 
     def poll(self, timeout_s: float) -> bool:
         """Send what is waiting, then read what has arrived, and hand it to the connections.
@@ -140,7 +148,8 @@ class Loop:
         if handshakes:
             self._shake_hands(now)
         if accepts:
-            self._acceptor.accept(now)
+            for acceptor in self._acceptors:
+                acceptor.accept(now)
         if self._unchecked or now >= self._check_at:
             self._check(now)
         return bool(events)
@@ -148,12 +157,12 @@ class Loop:
     def _queue(self, events: Iterable[tuple[int, int]], arrived: float) -> bool:
         """Send on writable sockets, and queue readable ones; return whether a connection waits to be accepted."""
         accepts = False
-        peers, listens_on = self._peers.by_descriptor, self._acceptor.descriptor
+        peers = self._peers.by_descriptor
         for descriptor, event in events:
-            if descriptor == listens_on:
+            peer = peers.get(descriptor)
+            if peer is None:
                 accepts = True
                 continue
-            peer = peers[descriptor]
             if event & WRITABLE:
                 peer.send()
             if event & ~WRITABLE and not peer.queued:  # reading reports an error
@@ -261,7 +270,8 @@ class Loop:
         """Apply time limits to some connections; once all are checked, apply the limit on their memory."""
         if not self._unchecked:
             self._check_at = now + CHECK_S
-            self._acceptor.check(now)
+            for acceptor in self._acceptors:
+                acceptor.check(now)
             self._unchecked = list(self._peers.by_descriptor.values())
             self._num_held_bytes = 0
         ends = time.monotonic() + MAX_CHECK_S

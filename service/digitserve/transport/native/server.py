@@ -38,6 +38,7 @@ class NativeServer:
         streams: Mapping[Method, StreamHandler],
         listener: socket.socket,
         last_valid: LastValid = NOTHING_VALID,
+        inside: socket.socket | None = None,
     ) -> None:
         """Build the server; nothing is accepted before ``listen``.
 
@@ -48,11 +49,12 @@ class NativeServer:
             streams: handlers of streaming RPCs.
             listener: listens on the address; the server closes it when it shuts down.
             last_valid: certificate and tokens to start with if their files are not valid now.
+            inside: accepts connections of the supervisor, which has checked the callers; the server closes it.
 
         Raises:
             SettingsError: two settings contradict each other, or a file of the certificate or of tokens cannot be used.
         """
-        self._listener = listener
+        self._listener, self._inside = listener, inside
         routes = {method.path.encode(): Route(unary=handler) for method, handler in unary.items()}
         routes |= {method.path.encode(): Route(stream=handler) for method, handler in streams.items()}
         unknown = UnknownMethodHandler(recorder)
@@ -66,6 +68,11 @@ class NativeServer:
         def new_connection(now: float, on_output: Callable[[], None]) -> Connection:
             return kind(routes, unknown, limits, budget, recorder, now, on_output)
 
+        def new_inside_connection(now: float, on_output: Callable[[], None]) -> Connection:
+            return Connection(routes, unknown, limits, budget, recorder, now, on_output)
+
+        self._new_inside_connection = new_inside_connection
+
         certificate = watched_certificate(settings, lambda files: new_context(files, settings), last_valid.key_files)
         context = None if certificate is None else lambda: certificate.value
         self._loop = Loop(new_connection, worker_limits, recorder, context)
@@ -76,6 +83,8 @@ class NativeServer:
         """Accept connections; see ``Server``."""
         port: int = self._listener.getsockname()[1]
         self._loop.listen(self._listener)
+        if self._inside is not None:
+            self._loop.listen_inside(self._inside, self._new_inside_connection)
         self._watch.start()
         return port
 

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from digitserve.batching.prepare import decide_verdicts, prepare_image
 from digitserve.client import Client, ClientError, RequestRejected
-from digitserve.client.reduction import MAX_SIDE, Reduction, reduce_by_block_means
 from digitserve.errors import BundleError, ImageFileError
 from digitserve.inference.bundle import read_bundle
 from digitserve.inference.session import Session
 from digitserve.protocol.names import Verdict
 from digitserve.types import native_framing
+from digitserve.vision.reduction import MAX_SIDE, Reduction, reduce_by_block_means
 from digitserve_training.errors import RunError
 from digitserve_training.evaluate import page
 from digitserve_training.fit import checkpoint

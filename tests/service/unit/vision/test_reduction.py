@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from digitserve.client.reduction import MAX_SIDE, Reduction, reduce_by_block_means
 from digitserve.settings import Settings
 from digitserve.types import Box
 from digitserve.vision.gray import to_gray
+from digitserve.vision.reduction import MAX_SIDE, Reduction, reduce_by_block_means
 
 SHAPES = st.one_of(
     st.tuples(st.integers(1, 40), st.integers(1, 40)),

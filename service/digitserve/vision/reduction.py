@@ -1,4 +1,4 @@
-"""Reduction of large images by block means, before they are sent. No I/O; both clients use it through ``requests``.
+"""Reduction of large images by block means, before they are sent. No I/O; the clients and the HTTP API use it.
 
 The service finds the digit at a much smaller size, so pixels of photos would only cost time and the message limit.
 """

@@ -1,0 +1,210 @@
+"""The routes ``/v1/classify``, ``/v1/model`` and ``/v1/openapi.json``. Runs on the supervisor's event loop.
+
+    HTTP request ──admitted?──▶ query, body ──▶ ClassifyRequest ──▶ worker ──▶ ClassifyResponse ──▶ JSON
+
+The texts of errors are those of gRPC where the worker finds the error.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from typing import Any, TypeVar
+
+import structlog
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from digitserve.protocol.codec import Limits
+from digitserve.protocol.names import CLASSIFY, GET_MODEL, Code
+from digitserve.protocol.status import Status
+from digitserve.settings import Settings
+from digitserve.types import Box
+from digitserve.v1 import digits_pb2 as pb
+from digitserve.vision.reduction import Reduction
+from digitserve.web import parameters, uploads
+from digitserve.web.answers import JSON, Failure, internal, to_json
+from digitserve.web.decoder_pool import DecoderPool
+from digitserve.web.messages import serialize
+from digitserve.web.openapi import CLASSIFY_PATH, MODEL_PATH, OPENAPI_PATH, description
+from digitserve.web.parameters import Options
+from digitserve.web.worker_calls import Slot, WorkerCalls
+
+API_PREFIX = "/v1/"
+
+MAX_IMAGES = 64
+"""Most images of a request: JSON with 64 explained predictions takes the event loop for 4 ms (measured). Use gRPC for more."""
+
+REQUEST_S = 2 * uploads.BODY_S
+"""Longest time of a request: body, decoding and answer have limits of their own, which end earlier together."""
+
+ORIGIN_HEADERS = (b"traceparent", b"x-request-id")
+
+_MODEL_S = 5.0
+_CANCELLED = Status(Code.CANCELLED, "the client has closed the connection")
+_CHANNELS = {"gray8": 1, "rgb8": 3, "rgba8": 4}
+_HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+Result = TypeVar("Result")
+
+_log = structlog.get_logger("digitserve.web.api")
+
+
+class Api:
+    """The HTTP API of a service; owned by the HTTP server.
+
+    Attributes:
+        num_answers: by path and HTTP status.
+    """
+
+    def __init__(self, settings: Settings, slots: Sequence[Slot], refusal: Callable[[Request], Status | None]) -> None:
+        """Prepare; no connection and no process is started.
+
+        Args:
+            settings: of the service.
+            slots: of the service.
+            refusal: returns why a client may not use the API; None if it may.
+        """
+        self.num_answers: Counter[tuple[str, ...]] = Counter()
+        self._refusal = refusal
+        self._calls = WorkerCalls(slots)
+        self._max_bytes = settings.max_request_bytes
+        self._pool = DecoderPool(self._max_bytes)
+        limits = Limits("", settings.max_side, settings.max_pending_images, self._max_bytes)
+        self._too_large = str(limits.too_large_error())
+        self._memory = uploads.Memory(uploads.NUM_LARGEST * self._max_bytes)
+        self._description = description(MAX_IMAGES)
+
+    @property
+    def routes(self) -> list[Route]:
+        """The routes of the API."""
+        return [
+            Route(CLASSIFY_PATH, self._route(CLASSIFY_PATH, self._classify), methods=["POST"]),
+            Route(MODEL_PATH, self._route(MODEL_PATH, self._model), methods=["GET"]),
+            Route(OPENAPI_PATH, self._route(OPENAPI_PATH, self._openapi), methods=["GET"]),
+        ]
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the decoders."""
+        return self._pool.pids
+
+    async def close(self) -> None:
+        """End the processes of the API, and close its connections."""
+        self._calls.close()
+        await self._pool.close()
+
+    def _route(self, path: str, endpoint: Endpoint) -> Endpoint:
+        """Return an endpoint that checks the client, answers errors, and counts."""
+
+        async def answer(request: Request) -> Response:
+            refusal = self._refusal(request)
+            try:
+                response = await endpoint(request) if refusal is None else Failure.of(refusal).response()
+            except Failure as failure:
+                response = failure.response()
+            except Exception:
+                _log.exception("a request to the HTTP API failed", path=path)
+                response = internal().response()
+            response.headers.update(_HEADERS)
+            self.num_answers[path, str(response.status_code)] += 1
+            return response
+
+        return answer
+
+    async def _classify(self, request: Request) -> Response:
+        options = parameters.parse_options(request.query_params.multi_items())
+        uploads.check_type(request, is_raw=options.raw_size is not None)
+        started = time.perf_counter()
+        with uploads.Share(self._memory) as share:
+            body = await uploads.read(request, share, self._max_bytes, self._too_large)
+            received = time.perf_counter()
+            message, reduction = await _while_connected(request, self._to_message(body, options))
+            del body
+            if len(message) > self._max_bytes:
+                raise Failure.of(Status(Code.RESOURCE_EXHAUSTED, self._too_large), 413)
+            share.hold(len(message))
+            decoded = time.perf_counter()
+            answer = await _while_connected(
+                request, self._calls.call(CLASSIFY, message, options.timeout_s, _origin(request))
+            )
+        called = time.perf_counter()
+        response = pb.ClassifyResponse.FromString(answer)
+        if reduction is not None:
+            _to_original(response, reduction)
+        times = {"upload": received - started, "decode": decoded - received, "call": called - decoded}
+        timing = ", ".join(f"{name};dur={1e3 * seconds:.2f}" for name, seconds in times.items())
+        return Response(to_json(response), headers={"server-timing": timing}, media_type=JSON)
+
+    async def _to_message(self, body: bytes, options: Options) -> tuple[bytes, Reduction | None]:
+        """Return the serialized ClassifyRequest, and how its images were reduced."""
+        if options.raw_size is None:
+            decoded = await self._pool.decode(body, options.max_side, MAX_IMAGES)
+            # Two serialized messages together are the serialized merged message.
+            return decoded.request + options.fields.SerializeToString(), decoded.reduction
+        height, width = options.raw_size
+        num_images = len(body) // (height * width * _CHANNELS[options.pixel_format])
+        if num_images > MAX_IMAGES:
+            raise Failure.invalid(
+                f"got {num_images} images; expected at most {MAX_IMAGES} per HTTP request: send several requests, or use gRPC"
+            )
+        pixel_format = parameters.PIXEL_FORMATS[options.pixel_format]
+        size = pb.ClassifyRequest(height=height, width=width, pixel_format=pixel_format)
+        size.MergeFrom(options.fields)
+        return serialize(body, size), None
+
+    async def _model(self, request: Request) -> Response:
+        values = parameters.parse(request.query_params.multi_items(), [parameters.MODEL_VERSION])
+        message = pb.GetModelRequest(model_version=values["model_version"]).SerializeToString()
+        answer = await self._calls.call(GET_MODEL, message, _MODEL_S, _origin(request))
+        return Response(to_json(pb.GetModelResponse.FromString(answer)), media_type=JSON)
+
+    async def _openapi(self, request: Request) -> Response:
+        parameters.parse(request.query_params.multi_items(), [])
+        return Response(self._description, media_type=JSON)
+
+
+async def _while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """Await a coroutine, and cancel it if the client closes the connection.
+
+    Raises:
+        Failure: the client has left.
+    """
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Failure.of(_CANCELLED)
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        """The rest of the request, which is empty."""
+
+
+def _origin(request: Request) -> list[tuple[bytes, bytes]]:
+    """Return the header fields that connect the log lines of a request."""
+    return [(name, value) for name, value in request.scope["headers"] if name in ORIGIN_HEADERS]
+
+
+def _to_original(response: pb.ClassifyResponse, reduction: Reduction) -> None:
+    """Convert the boxes of an answer to pixels of the image that the client has sent."""
+    for box in _boxes(response):
+        original = reduction.to_original(Box(box.top, box.bottom, box.left, box.right))
+        box.top, box.bottom, box.left, box.right = original
+
+
+def _boxes(response: pb.ClassifyResponse) -> Iterable[pb.Box]:
+    for prediction in response.predictions:
+        if prediction.preparation.HasField("box"):
+            yield prediction.preparation.box
+        for removed in prediction.preparation.removed:
+            if removed.HasField("box"):
+                yield removed.box

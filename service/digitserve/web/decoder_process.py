@@ -1,0 +1,178 @@
+"""A child process that decodes image files for the HTTP API: what a client sends cannot harm the supervisor.
+
+    supervisor: DecoderPool ──Question, body──▶ main ──read_bounded──▶ reduced pixels ──▶ ClassifyRequest
+                            ◀──Answer, request──
+
+The supervisor starts it as ``python -P -m digitserve.web.decoder_process``. It has one thread, and decodes one file at a time. Its
+memory is limited by the kernel: a file that needs more gets an error, and at the worst this process ends.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import socket
+import struct
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from digitserve.child_process import Channel, ChannelClosed
+from digitserve.errors import ImageFileError
+from digitserve.v1 import digits_pb2 as pb
+from digitserve.vision.image_files import BoundedImages, TooManyPixels, read_bounded
+from digitserve.vision.reduction import Reduction, reduce_by_block_means
+from digitserve.web.messages import serialize
+
+BYTES_PER_PIXEL = 24
+"""Memory for decoding and reducing: 22 for CMYK and WEBP, 19 for RGBA, 14 for JPEG (measured, 24 million pixels)."""
+
+NUM_BODIES, EXTRA_BYTES = 3, 1 << 25
+"""Memory for the body, the pixels and the request, in bodies of the largest size, and for what the libraries keep."""
+
+PREFIX = struct.Struct(">II")
+"""Before each message: the length of its JSON part, and of the bytes that follow it."""
+
+RAW_HINT = "for raw pixels give the query parameters width and height"
+
+_FORMATS = {1: pb.PIXEL_FORMAT_GRAY8, 3: pb.PIXEL_FORMAT_RGB8, 4: pb.PIXEL_FORMAT_RGBA8}
+
+
+class Question(NamedTuple):
+    """What the supervisor asks with a file.
+
+    Attributes:
+        max_side: longest side that is sent to the workers; 0 for no limit.
+        max_images: of the file.
+    """
+
+    max_side: int
+    max_images: int
+
+
+class Answer(NamedTuple):
+    """How the decoding ended.
+
+    Attributes:
+        error: the message for the client; empty if the image was decoded.
+        is_too_large: whether the error is that there are too many pixels.
+        reduction: from the images in the file to the pixels of the request; None if they were not reduced.
+    """
+
+    error: str = ""
+    is_too_large: bool = False
+    reduction: Reduction | None = None
+
+    @classmethod
+    def from_list(cls, values: list[Any]) -> Self:
+        """Return the answer from its JSON form."""
+        error, is_too_large, reduction = values
+        return cls(error, is_too_large, None if reduction is None else Reduction(*reduction))
+
+
+def decode(body: bytes, question: Question, max_pixels: int) -> tuple[Answer, bytes]:
+    """Decode a file.
+
+    Args:
+        body: the file.
+        question: how.
+        max_pixels: most pixels of a picture.
+
+    Returns:
+        How it ended, and the serialized ``ClassifyRequest`` with the pixels.
+    """
+    try:
+        images = read_bounded(body, "image", max_pixels=max_pixels, raw_hint=RAW_HINT)
+    except TooManyPixels as error:
+        return Answer(str(error), is_too_large=True), b""
+    except ImageFileError as error:
+        return Answer(str(error)), b""
+    if len(images.pixels) > question.max_images:
+        return Answer(
+            f"got {len(images.pixels)} images; expected at most {question.max_images} per HTTP request: send several requests, or "
+            "use gRPC"
+        ), b""
+    return _to_request(images, question.max_side)
+
+
+def _to_request(images: BoundedImages, max_side: int) -> tuple[Answer, bytes]:
+    pixels = images.pixels
+    reduction = Reduction(images.factor, images.height, images.width)
+    height, width, channels = pixels.shape[1:]
+    if max_side and max(height, width) > max_side:
+        factor = Reduction.to_side(height, width, max_side).factor
+        pixels = np.stack([reduce_by_block_means(image, factor) for image in pixels])
+        reduction = Reduction(images.factor * factor, images.height, images.width)
+    fields = pb.ClassifyRequest(
+        num_images=len(pixels), height=pixels.shape[1], width=pixels.shape[2], pixel_format=_FORMATS[channels]
+    )
+    request = serialize(np.ascontiguousarray(pixels).data, fields)
+    return Answer(reduction=None if reduction.factor == 1 else reduction), request
+
+
+def limit_process(max_pixels: int, max_bytes: int) -> None:
+    """Limit the memory of this process, and make it the first one that ends if the container has none left.
+
+    Args:
+        max_pixels: most pixels of a picture.
+        max_bytes: of a body.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    limit = _data_bytes() + BYTES_PER_PIXEL * max_pixels + NUM_BODIES * max_bytes + EXTRA_BYTES
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    with contextlib.suppress(OSError):  # a sandbox may have no such file
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def _data_bytes() -> int:
+    """Return the bytes that count towards RLIMIT_DATA: VmData of proc(5), in KiB there; 0 if the system does not say."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmData:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def serve(connection: socket.socket, max_pixels: int) -> None:
+    """Answer questions until the supervisor closes the connection.
+
+    Args:
+        connection: to the supervisor.
+        max_pixels: most pixels of a picture.
+    """
+    while prefix := connection.recv(PREFIX.size, socket.MSG_WAITALL):
+        num_json_bytes, num_bytes = PREFIX.unpack(prefix)
+        question = Question(*json.loads(connection.recv(num_json_bytes, socket.MSG_WAITALL)))
+        # In one piece: what a file object joins takes twice the memory.
+        body = connection.recv(num_bytes, socket.MSG_WAITALL)
+        try:
+            answer, request = decode(body, question, max_pixels)
+        except MemoryError:
+            answer, request = Answer("image: takes too much memory; expected a smaller one", is_too_large=True), b""
+        text = json.dumps(answer).encode()
+        connection.sendall(PREFIX.pack(len(text), len(request)) + text)
+        connection.sendall(request)
+
+
+def main() -> None:
+    """Run as a child of the supervisor."""
+    signal.signal(
+        signal.SIGTERM, signal.SIG_IGN
+    )  # a platform may send it to the whole group; the supervisor ends this process
+    try:
+        start = Channel.to_parent().receive()
+    except ChannelClosed:
+        return
+    max_pixels = start["max_pixels"]
+    # So that the first picture does not load the decoders within the limit of memory.
+    decode(b"", Question(0, 1), max_pixels)
+    limit_process(max_pixels, start["max_bytes"])
+    os.nice(start["nice"])
+    with contextlib.suppress(ConnectionError), socket.socket(fileno=start["files_fd"]) as connection:
+        serve(connection, max_pixels)
+
+
+if __name__ == "__main__":
+    main()
