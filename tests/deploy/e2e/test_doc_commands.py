@@ -54,6 +54,7 @@ NOT_RUN = {
 
 OUTPUTS = {
     r"classify --top-k 3 your-digit.png": r"your-digit.png: {label}  ",
+    r"v1/classify": r'"label": ?"{label}"',
     r"import Image": r"{label} [\d.]+ \w+",
     r"GetModel": r'"name": "digits"',
     r"models list": "digits/4",
@@ -100,6 +101,7 @@ def folder(tmp_path: Path) -> Path:
 def run_step(step: Step, folder: Path, service: Service) -> subprocess.CompletedProcess[str]:
     """Run a command or program against the service."""
     text = re.sub(r"(127\.0\.0\.1|localhost|digitserve):50051", service.grpc_address, step.text)
+    text = re.sub(r"(127\.0\.0\.1|localhost):8080", service.http_url.removeprefix("http://"), text)
     text = text.replace("FOLDER", "models").replace("digits/5", "digits/4")
     grpc_port, http_port = (address.rpartition(":")[2] for address in (service.grpc_address, service.http_url))
     environment = os.environ | {
