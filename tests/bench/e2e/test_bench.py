@@ -73,7 +73,8 @@ def test_progress_on_a_terminal(service: Service) -> None:
     """On a terminal, standard error shows rate, errors and the remaining time while the load runs."""
     parent, child = pty.openpty()
     done = subprocess.run(
-        arguments(service, *QUICK, "--duration-s", "1"), stdout=subprocess.PIPE, stderr=child, timeout=PATIENCE_S, check=True
+        arguments(service, *QUICK, "--duration-s", "1"), env=os.environ | {"TERM": "xterm"},
+        stdout=subprocess.PIPE, stderr=child, timeout=PATIENCE_S, check=True,
     )  # fmt: skip
     os.close(child)
     shown = os.read(parent, 1 << 16).decode()
