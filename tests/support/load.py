@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+from abc import ABC, abstractmethod
 from collections import Counter
 from typing import Self
 
@@ -24,7 +25,7 @@ def classify(channel: grpc.Channel, number: int, *, wait_for_ready: bool = True,
     return int(prediction.ood_score)
 
 
-class Callers:
+class Callers(ABC):
     """Threads that call a service repeatedly, from the start to the end of a ``with`` block; ``call`` is what each of them does."""
 
     def __init__(self, num_callers: int) -> None:
@@ -41,9 +42,9 @@ class Callers:
         for thread in self._threads:
             thread.join(PATIENCE_S)
 
+    @abstractmethod
     def call(self, caller: int) -> None:
         """Call the service until ``stopping`` is set; the callers are numbered."""
-        raise NotImplementedError
 
 
 class Load(Callers):

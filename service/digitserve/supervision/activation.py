@@ -7,7 +7,7 @@
 Called in the process of the command, on its one thread.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,14 +74,7 @@ def list_models(models: Path) -> Iterator[ListedVersion]:
     Raises:
         BundleError: the folder cannot be read, or has no model.
     """
-    for found in _find_versions(models):
-        if found.problem is not None:
-            yield found
-            continue
-        try:
-            yield found.described(read_bundle(find_bundle(models, found.name, found.version)).manifest)
-        except BundleError as error:
-            yield found._replace(problem=str(error))
+    return _described(models, _find_versions(models), lambda folder: read_bundle(folder).manifest)
 
 
 def verify_models(models: Path, chosen: Sequence[tuple[str, int]] = ()) -> Iterator[ListedVersion]:
@@ -94,12 +87,20 @@ def verify_models(models: Path, chosen: Sequence[tuple[str, int]] = ()) -> Itera
     Raises:
         BundleError: the folder cannot be read, or has no model.
     """
-    for found in [_find_version(models, *one) for one in chosen] or _find_versions(models):
+    found = [_find_version(models, *one) for one in chosen]
+    return _described(models, found or _find_versions(models), verify)
+
+
+def _described(
+    models: Path, versions: Iterable[ListedVersion], read: Callable[[Path], Manifest]
+) -> Iterator[ListedVersion]:
+    """Yield versions, those without a problem with the manifest that ``read`` returns, or with its ``StartupError`` as the problem."""
+    for found in versions:
         if found.problem is not None:
             yield found
             continue
         try:
-            yield found.described(verify(find_bundle(models, found.name, found.version)))
+            yield found.described(read(find_bundle(models, found.name, found.version)))
         except StartupError as error:
             yield found._replace(problem=str(error))
 

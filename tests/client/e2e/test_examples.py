@@ -106,30 +106,30 @@ def test_python_stream(service: Service, files: list[str]) -> None:
         assert running.wait(PATIENCE_S) == 0
 
 
-def test_node(service: Service, files: list[str], node: list[str]) -> None:
-    """The client for Node.js prints digit, verdict and the next probable digits; a wrong file is named."""
-    done = run([*node, "--address", service.grpc_address, *files])
-    assert done.returncode == 0, done.stderr
-    three, blank = done.stdout.splitlines()
-    assert re.fullmatch(r".*three\.png: 3 \d\.\d+ VERDICT_ACCEPTED \(then \d \d\.\d+, \d \d\.\d+\)", three)
-    assert re.fullmatch(r".*blank\.png: - \d\.\d+ VERDICT_BLANK .*", blank)
-
-    failed = run([*node, "--address", service.grpc_address, "missing.png"])
+def printed_lines(command: list[str], files: list[str]) -> list[str]:
+    """Return what an example prints for these files, after checking that it names a file that does not exist."""
+    failed = run([*command, "missing.png"])
     assert (failed.returncode, failed.stdout) == (1, "")
     assert "missing.png" in failed.stderr
+
+    done = run([*command, *files])
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_node(service: Service, files: list[str], node: list[str]) -> None:
+    """The client for Node.js prints digit, verdict and the next probable digits; a wrong file is named."""
+    three, blank = printed_lines([*node, "--address", service.grpc_address], files)
+    assert re.fullmatch(r".*three\.png: 3 \d\.\d+ VERDICT_ACCEPTED \(then \d \d\.\d+, \d \d\.\d+\)", three)
+    assert re.fullmatch(r".*blank\.png: - \d\.\d+ VERDICT_BLANK .*", blank)
 
 
 def test_go(service: Service, files: list[str], go: list[str]) -> None:
     """The client for Go prints digit and verdict; a wrong file is named, and so is the address without a service."""
-    done = run([*go, "--address", service.grpc_address, *files])
-    assert done.returncode == 0, done.stderr
-    three, blank = done.stdout.splitlines()
+    three, blank = printed_lines([*go, "--address", service.grpc_address], files)
     assert re.fullmatch(r".*three\.png: 3 \d\.\d+ VERDICT_ACCEPTED", three)
     assert re.fullmatch(r".*blank\.png:  \d\.\d+ VERDICT_BLANK", blank)
 
-    failed = run([*go, "--address", service.grpc_address, "missing.png"])
-    assert (failed.returncode, failed.stdout) == (1, "")
-    assert "missing.png" in failed.stderr
     unreachable = run([*go, "--address", f"{LOCAL}:1", *files])
     assert unreachable.returncode == 1
     assert f"{LOCAL}:1" in unreachable.stderr

@@ -1,25 +1,13 @@
 """``scripts/check_generated.py``, a step of ``make lint``: incompatible protos and incomplete clones."""
 
-import importlib.util
 import subprocess
 from pathlib import Path
-from types import ModuleType
 
+import check_generated
 import pytest
 
 ROOT = Path(__file__).parents[3]
 PROTO = Path("digitserve/v1/digits.proto")
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    """Return the script as a module."""
-    spec = importlib.util.spec_from_file_location("check_generated", ROOT / "scripts" / "check_generated.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize(
@@ -33,43 +21,43 @@ def script() -> ModuleType:
     ],
 )
 def test_an_incompatible_change_of_the_protocol_is_found(
-    script: ModuleType, capfd: pytest.CaptureFixture[str], before: str, after: str
+    capfd: pytest.CaptureFixture[str], before: str, after: str
 ) -> None:
     """A changed number, type, name or package of a released proto fails the check, and is named with file and line."""
     content = (ROOT / "proto" / PROTO).read_text()
     assert before in content
     released = {PROTO: content.encode()}
-    assert script.is_compatible(released, released)
+    assert check_generated.is_compatible(released, released)
     capfd.readouterr()
-    assert not script.is_compatible({PROTO: content.replace(before, after).encode()}, released)
+    assert not check_generated.is_compatible({PROTO: content.replace(before, after).encode()}, released)
     assert f"{PROTO}:" in capfd.readouterr().out
 
 
-def test_a_removed_proto_is_found(script: ModuleType) -> None:
+def test_a_removed_proto_is_found() -> None:
     """A proto that was released must not disappear; new ones may be added."""
     content = (ROOT / "proto" / PROTO).read_bytes()
     moved = {Path("digitserve/v1/moved.proto"): content}
-    assert not script.is_compatible(moved, {PROTO: content})
-    assert script.is_compatible({PROTO: content}, {})
+    assert not check_generated.is_compatible(moved, {PROTO: content})
+    assert check_generated.is_compatible({PROTO: content}, {})
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs the git repository of the project")
 def test_the_baseline_is_in_the_history_and_a_shallow_clone_says_how_to_get_it(
-    script: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The released proto is read from the history; without it, the message states the command that fetches it."""
-    released = script.released_protos(ROOT)
+    released = check_generated.released_protos(ROOT)
     assert b"service DigitService" in released[PROTO]
     subprocess.run(["git", "clone", "--quiet", "--depth=1", ROOT.as_uri(), tmp_path / "shallow"], check=True)
     capfd.readouterr()
-    assert script.released_protos(tmp_path / "shallow") is None
+    assert check_generated.released_protos(tmp_path / "shallow") is None
     assert "git fetch --unshallow" in capfd.readouterr().err
 
 
 def test_an_export_without_git_is_accepted_with_a_message(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """An unpacked source archive has no history; lint states that the protos were not compared, and goes on."""
-    monkeypatch.setattr(script, "ROOT", tmp_path)
-    assert script.check_compatibility()
+    monkeypatch.setattr(check_generated, "ROOT", tmp_path)
+    assert check_generated.check_compatibility()
     assert "no git repository" in capfd.readouterr().err
