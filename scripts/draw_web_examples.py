@@ -20,10 +20,11 @@ FOLDER = Path(__file__).parent.parent / "service" / "digitserve" / "web" / "page
 
 Gray = NDArray[np.uint8]
 
-MNIST, PAPER, EDGE, FRAME, LEFT, RIGHT = 18, 4_500, 15, 61, 9, 1_000
+MNIST, PAPER, EDGE, LEFT, RIGHT = 18, 4, 15, 84, 0
 """Numbers of the test images."""
 
 QUALITY = 80
+"""Of the JPEG files."""
 
 
 def paper(height: int, width: int, random: np.random.Generator) -> FloatImage:
@@ -60,15 +61,8 @@ def page_edge(digit: Gray, random: np.random.Generator) -> FloatImage:
     sheet = paper(220, 220, random)
     write_on(sheet, enlarge(digit, 5), 66, 76)
     y, x = np.mgrid[:220, :220]
-    return np.where(x + 0.06 * y < 40, random.normal(52, 4, sheet.shape), sheet)
-
-
-def form_cell(digit: Gray) -> FloatImage:
-    """Draw a digit in the cell of a form."""
-    image = white(160, 160)
-    image[16:144, 16:144] = 60
-    image[20:140, 20:140] = 255
-    return middle(image, enlarge(digit, 3.6), 40)
+    on_page = (x + 0.06 * y - 40).clip(0, 1)
+    return on_page * sheet + (1 - on_page) * random.normal(52, 4, sheet.shape)
 
 
 def two_digits(left: Gray, right: Gray) -> FloatImage:
@@ -99,7 +93,6 @@ def main() -> None:
         "mnist.png": images[MNIST].astype(np.float64),
         "paper.jpg": on_paper(images[PAPER], random),
         "edge.jpg": page_edge(images[EDGE], random),
-        "cell.png": form_cell(images[FRAME]),
         "two.png": two_digits(images[LEFT], images[RIGHT]),
         "letter.png": letter(random),
         "scribble.png": scribble(random),

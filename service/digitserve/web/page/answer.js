@@ -6,7 +6,7 @@
 import { canvas, create, element } from "./elements.js";
 
 /** @typedef {import("./pictures.js").Box} Box */
-/** @typedef {{label: string, class_index: number, confidence: number}} Score */
+/** @typedef {{label: string, class_index: number, confidence: number | null}} Score null: not known yet */
 /**
  * @typedef {object} Preparation
  * @property {string} pixels base64
@@ -99,14 +99,15 @@ export class Answer {
    *
    * @param {ClassifyResponse} response
    * @param {number} ms round trip
+   * @param {boolean} isPicture whether it is about a picture; otherwise about a drawing
    */
-  show(response, ms) {
+  show(response, ms, isPicture) {
     const prediction = response.predictions[0];
     const { label, confidence, verdict } = prediction;
     const [title, explanation] = (VERDICTS[verdict] ?? (() => [verdict, ""]))(label);
     const kind = verdict === "VERDICT_ACCEPTED" ? "accepted" : "doubtful";
     this.#head(kind, label, label ? percent(confidence) : "", title, explanation);
-    this.#body(prediction);
+    this.#body(prediction, isPicture);
     const { queue_s, preprocess_s, inference_s, batch_size } = response.timing;
     this.#times.replaceChildren(
       ...times([
@@ -120,7 +121,7 @@ export class Answer {
   /** @param {string[]} labels of the model, for the bars before the first answer */
   setLabels(labels) {
     if (!this.#bars.childElementCount) {
-      this.#showBars(labels.map((label, index) => ({ label, class_index: index, confidence: 0 })), "");
+      this.#showBars(labels.map((label, index) => ({ label, class_index: index, confidence: null })), "");
     }
   }
 
@@ -145,12 +146,15 @@ export class Answer {
     this.#explanation.textContent = explanation;
   }
 
-  /** @param {Prediction} [prediction] */
-  #body(prediction) {
+  /**
+   * @param {Prediction} [prediction]
+   * @param {boolean} [isPicture]
+   */
+  #body(prediction, isPicture = false) {
     const labels = [...this.#bars.children].map((row) => /** @type {HTMLElement} */ (row).dataset.label ?? "");
     const scores = prediction?.top.length
       ? [...prediction.top].sort((one, other) => one.class_index - other.class_index)
-      : labels.map((label, index) => ({ label, class_index: index, confidence: 0 }));
+      : labels.map((label, index) => ({ label, class_index: index, confidence: null }));
     this.#showBars(scores, prediction?.label ?? "");
     const context = this.#framed.getContext("2d");
     const side = this.#framed.width;
@@ -158,7 +162,7 @@ export class Answer {
     if (prediction?.preparation) {
       context?.putImageData(toImage(prediction.preparation.pixels, side), 0, 0);
       this.#framed.setAttribute("aria-label", "The image after framing");
-      this.#preparation.textContent = describe(prediction.preparation);
+      this.#preparation.textContent = describe(prediction.preparation, isPicture);
     } else {
       this.#framed.setAttribute("aria-label", "No image yet");
       this.#preparation.textContent = "The image after framing: 28 by 28 pixels.";
@@ -175,9 +179,9 @@ export class Answer {
         const row = create("li", "", label === winner ? "winner" : "");
         row.dataset.label = label;
         const bar = create("span", "", "bar");
-        bar.style.setProperty("--share", String(confidence));
+        bar.style.setProperty("--share", String(confidence ?? 0));
         bar.setAttribute("aria-hidden", "true");
-        row.append(create("span", label), create("span", ": ", "unseen"), bar, create("span", percent(confidence), "share"));
+        row.append(create("span", label), create("span", ": ", "unseen"), bar, create("span", confidence === null ? "–" : percent(confidence), "share"));
         return row;
       }),
     );
@@ -200,17 +204,25 @@ function toImage(base64, side) {
 
 /**
  * @param {Preparation} preparation
+ * @param {boolean} isPicture
  * @returns {string}
  */
-function describe(preparation) {
-  const { framing, ink, removed } = preparation;
-  const found = INKS[ink] ? `Found ${INKS[ink]}. ` : "No ink found. ";
-  const framed =
-    framing === "FRAMING_AS_IS"
-      ? "The pixels are used in their places."
-      : "The box of the ink is scaled to 20 pixels and centred in 28 by 28.";
-  const names = removed.map(({ artefact }) => ARTEFACTS[artefact] ?? artefact);
-  return found + framed + (names.length ? ` Cut off: ${names.join(", ")}.` : "");
+function describe({ framing, ink, box, removed }, isPicture) {
+  const sentences = [];
+  if (isPicture && INKS[ink]) {
+    sentences.push(`Found ${INKS[ink]}.`);
+  }
+  if (removed.length) {
+    sentences.push(`Cut off: ${removed.map(({ artefact }) => ARTEFACTS[artefact] ?? artefact).join(", ")}.`);
+  }
+  if (box) {
+    sentences.push("The marked box was scaled to 20 pixels and centred in 28 by 28.");
+  } else if (framing === "FRAMING_AS_IS") {
+    sentences.push("The pixels were used in their places.");
+  } else {
+    sentences.push("No ink was found.");
+  }
+  return sentences.join(" ");
 }
 
 /**

@@ -114,8 +114,6 @@ export class Pad {
     if (this.#pointer !== null || !event.isPrimary || event.button !== 0) {
       return; // a second finger, or another button of the mouse
     }
-    event.preventDefault(); // no selection of text
-    this.#canvas.focus({ preventScroll: true });
     this.#canvas.setPointerCapture(event.pointerId);
     this.#hidePen();
     this.#isPenDown = false;

@@ -96,7 +96,7 @@ async function onOutcome(outcome) {
     answer.refuse(pictures.isShown ? "The picture was refused" : "The drawing was refused", outcome.message);
   } else if (outcome.kind === "ok") {
     const response = JSON.parse(outcome.text);
-    answer.show(response, outcome.ms);
+    answer.show(response, outcome.ms, pictures.isShown);
     const box = response.predictions[0].preparation?.box;
     if (box && pictures.isShown) {
       await pictures.mark(box);

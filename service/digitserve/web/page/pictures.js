@@ -16,7 +16,6 @@ const EXAMPLES = [
   ["mnist.png", "A digit of MNIST"],
   ["paper.jpg", "A digit on paper"],
   ["edge.jpg", "A page on a table"],
-  ["cell.png", "A digit in a form"],
   ["two.png", "Two digits"],
   ["letter.png", "A letter"],
   ["scribble.png", "A scribble"],
