@@ -3,7 +3,7 @@
  * The section "Answer": label, confidence, verdict, probabilities, what the network saw, and times. Only page.js calls it.
  */
 
-import { canvas, create, element } from "./elements.js";
+import { canvas, create, element, part } from "./elements.js";
 
 /** @typedef {import("./pictures.js").Box} Box */
 /** @typedef {{label: string, class_index: number, confidence: number | null}} Score null: not known yet */
@@ -35,9 +35,9 @@ import { canvas, create, element } from "./elements.js";
 /** @type {Record<string, (label: string) => [string, string]>} verdict and its explanation */
 const VERDICTS = {
   VERDICT_ACCEPTED: () => ["Recognised as a digit", ""],
-  VERDICT_UNFAMILIAR: (label) => ["Not recognised as a digit", `It is not similar to the training images. The nearest label is ${label}.`],
+  VERDICT_UNFAMILIAR: (label) => ["Not recognised as a digit", `Not similar to the training images. The nearest label is ${label}.`],
   VERDICT_BLANK: () => ["Blank", "There is no ink in the image."],
-  VERDICT_SEVERAL: (label) => ["Several separate shapes", `The service reads one digit per image. Together they are nearest to ${label}.`],
+  VERDICT_SEVERAL: (label) => ["Several separate shapes", `One digit per image can be read. The nearest label is ${label}.`],
 };
 
 /** @type {Record<string, string>} */
@@ -63,6 +63,8 @@ export class Answer {
   #framed = canvas("framed");
   #preparation = element("preparation");
   #times = element("times");
+  /** Until the model is known: those of the usual one, so that nothing moves then. */
+  #labels = [..."0123456789"];
   #announcement = element("announcement");
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #timer = undefined;
@@ -98,10 +100,10 @@ export class Answer {
    * Show an answer.
    *
    * @param {ClassifyResponse} response
-   * @param {number} ms round trip
+   * @param {{ms: number, headers: Headers}} call round trip, and the header fields of the answer
    * @param {boolean} isPicture whether it is about a picture; otherwise about a drawing
    */
-  show(response, ms, isPicture) {
+  show(response, { ms, headers }, isPicture) {
     const prediction = response.predictions[0];
     const { label, confidence, verdict } = prediction;
     const [title, explanation] = (VERDICTS[verdict] ?? (() => [verdict, ""]))(label);
@@ -111,8 +113,8 @@ export class Answer {
     const { queue_s, preprocess_s, inference_s, batch_size } = response.timing;
     this.#times.replaceChildren(
       ...times([
-        milliseconds(ms), milliseconds(1000 * queue_s), milliseconds(1000 * preprocess_s), milliseconds(1000 * inference_s),
-        String(batch_size), `${response.model_name} ${response.model_version}`,
+        milliseconds(ms), isPicture ? decoding(headers) : "–", milliseconds(1000 * queue_s), milliseconds(1000 * preprocess_s),
+        milliseconds(1000 * inference_s), String(batch_size), `${response.model_name} ${response.model_version}`,
       ]),
     );
     this.say(label ? `${label}, ${percent(confidence)}. ${title}.` : `${title}.`);
@@ -120,8 +122,9 @@ export class Answer {
 
   /** @param {string[]} labels of the model, for the bars before the first answer */
   setLabels(labels) {
-    if (!this.#bars.childElementCount) {
-      this.#showBars(labels.map((label, index) => ({ label, class_index: index, confidence: null })), "");
+    this.#labels = labels;
+    if (!this.#label.dataset.label) {
+      this.#body();
     }
   }
 
@@ -141,6 +144,7 @@ export class Answer {
   #head(kind, label, confidence, verdict, explanation) {
     this.#section.dataset.kind = kind;
     this.#label.textContent = label || "–";
+    this.#label.dataset.label = label;
     this.#confidence.textContent = confidence;
     this.#verdict.textContent = verdict;
     this.#explanation.textContent = explanation;
@@ -151,10 +155,9 @@ export class Answer {
    * @param {boolean} [isPicture]
    */
   #body(prediction, isPicture = false) {
-    const labels = [...this.#bars.children].map((row) => /** @type {HTMLElement} */ (row).dataset.label ?? "");
     const scores = prediction?.top.length
       ? [...prediction.top].sort((one, other) => one.class_index - other.class_index)
-      : labels.map((label, index) => ({ label, class_index: index, confidence: null }));
+      : this.#labels.map((label, index) => ({ label, class_index: index, confidence: null }));
     this.#showBars(scores, prediction?.label ?? "");
     const context = this.#framed.getContext("2d");
     const side = this.#framed.width;
@@ -170,22 +173,33 @@ export class Answer {
   }
 
   /**
+   * Rows stay, so that the lengths of the bars change smoothly.
+   *
    * @param {Score[]} scores
    * @param {string} winner
    */
   #showBars(scores, winner) {
-    this.#bars.replaceChildren(
-      ...scores.map(({ label, confidence }) => {
-        const row = create("li", "", label === winner ? "winner" : "");
-        row.dataset.label = label;
-        const bar = create("span", "", "bar");
-        bar.style.setProperty("--share", String(confidence ?? 0));
-        bar.setAttribute("aria-hidden", "true");
-        row.append(create("span", label), create("span", ": ", "unseen"), bar, create("span", confidence === null ? "–" : percent(confidence), "share"));
-        return row;
-      }),
-    );
+    if (scores.length !== this.#bars.childElementCount) {
+      this.#bars.replaceChildren(...scores.map(newRow));
+    }
+    scores.forEach(({ label, confidence }, index) => {
+      const row = /** @type {HTMLElement} */ (this.#bars.children[index]);
+      const isKnown = confidence !== null;
+      row.classList.toggle("winner", isKnown && label === winner);
+      row.style.setProperty("--share", String(confidence ?? 0));
+      part(row, ".digit").textContent = label;
+      part(row, ".share").textContent = isKnown ? percent(confidence) : "–";
+    });
   }
+}
+
+/** @returns {HTMLElement} a row of the list of probabilities */
+function newRow() {
+  const row = create("li", "");
+  const bar = create("span", "", "bar");
+  bar.setAttribute("aria-hidden", "true");
+  row.append(create("span", "", "digit"), create("span", ": ", "unseen"), bar, create("span", "", "share"));
+  return row;
 }
 
 /**
@@ -230,11 +244,20 @@ function describe({ framing, ink, box, removed }, isPicture) {
  * @returns {HTMLElement[]}
  */
 function times(values) {
-  return ["Round trip", "Queue", "Framing", "Network", "Batch size", "Model"].map((term, index) => {
+  return ["Round trip", "Decoding", "Queue", "Framing", "Network", "Batch size", "Model"].map((term, index) => {
     const group = document.createElement("div");
     group.append(create("dt", term), create("dd", values[index] ?? "–"));
     return group;
   });
+}
+
+/**
+ * @param {Headers} headers
+ * @returns {string} how long the service has decoded a picture
+ */
+function decoding(headers) {
+  const ms = /decode;dur=([0-9.]+)/.exec(headers.get("server-timing") ?? "");
+  return ms ? milliseconds(Number(ms[1])) : "–";
 }
 
 /**

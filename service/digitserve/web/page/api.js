@@ -8,20 +8,29 @@
  */
 
 /**
- * @typedef {{kind: "ok", text: string, headers: Headers, ms: number}} Ok with the body, and the time until it was there
- * @typedef {{kind: "refused", message: string, retryS: number}} Refused the request is at fault, or the service failed
- * @typedef {{kind: "overloaded", message: string, retryS: number}} Overloaded
- * @typedef {{kind: "starting", message: string, retryS: number}} Starting no worker is ready
- * @typedef {{kind: "unauthorised", message: string, retryS: number}} Unauthorised
- * @typedef {{kind: "gone", message: string, retryS: number}} Gone no answer at all
- * @typedef {{kind: "cancelled"}} Cancelled
- * @typedef {Ok | Refused | Overloaded | Starting | Unauthorised | Gone | Cancelled} Outcome
+ * @typedef {object} Ok
+ * @property {"ok"} kind
+ * @property {string} text the body
+ * @property {Headers} headers
+ * @property {number} ms until the body was there
  */
+/**
+ * @typedef {object} Failure
+ * @property {"refused" | "overloaded" | "starting" | "unauthorised" | "gone"} kind refused: the request is at fault, or the
+ *     service failed; starting: no worker is ready; gone: no answer at all
+ * @property {number} status of HTTP; 0 if there is no answer
+ * @property {string} message of the service
+ * @property {number} retryS seconds until a retry should succeed
+ */
+/** @typedef {Ok | Failure | {kind: "cancelled"}} Outcome */
 
 const TOKEN_KEY = "digitserve token";
 
-/** Longest time of a call. A body may take the service 20 s, its decoding and the answer 10 s more. */
-const CALL_MS = 40_000;
+/** Longest time of a call with an image. A body may take the service 20 s, its decoding and the answer 10 s more. */
+const IMAGE_MS = 40_000;
+
+/** Longest time of other calls. */
+const CALL_MS = 5_000;
 
 /** @type {Record<number, "overloaded" | "starting" | "unauthorised">} */
 const KINDS = { 401: "unauthorised", 429: "overloaded", 503: "starting", 504: "overloaded" };
@@ -46,7 +55,7 @@ export function setToken(token) {
  * @returns {Promise<Outcome>}
  */
 export async function call(path, options = {}, signal = undefined) {
-  const limit = AbortSignal.timeout(CALL_MS);
+  const limit = AbortSignal.timeout(options.body ? IMAGE_MS : CALL_MS);
   const started = performance.now();
   try {
     const response = await fetch(path, {
@@ -61,18 +70,19 @@ export async function call(path, options = {}, signal = undefined) {
     }
     return failure(response, text);
   } catch {
-    return signal?.aborted ? { kind: "cancelled" } : { kind: "gone", message: "", retryS: 0 };
+    return signal?.aborted ? { kind: "cancelled" } : { kind: "gone", status: 0, message: "", retryS: 0 };
   }
 }
 
 /**
  * @param {Response} response with an error
  * @param {string} text its body
- * @returns {Refused | Overloaded | Starting | Unauthorised}
+ * @returns {Failure}
  */
 function failure(response, text) {
-  const retryS = Number(response.headers.get("retry-after")) || 1;
-  return { kind: KINDS[response.status] ?? "refused", message: words(text) || `HTTP status ${response.status}`, retryS };
+  const { status, headers } = response;
+  const retryS = Number(headers.get("retry-after")) || 1;
+  return { kind: KINDS[status] ?? "refused", status, message: words(text) || `HTTP status ${status}`, retryS };
 }
 
 /**

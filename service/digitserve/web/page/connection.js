@@ -8,7 +8,7 @@
  */
 
 import { call, setToken } from "./api.js";
-import { element } from "./elements.js";
+import { create, element } from "./elements.js";
 
 /** @typedef {"starting" | "ready" | "overloaded" | "gone" | "unauthorised"} State */
 /** @typedef {{name: string, version: string, labels: string[], max_request_bytes: string}} Model */
@@ -16,18 +16,20 @@ import { element } from "./elements.js";
 const MIN_PAUSE_MS = 500;
 const MAX_PAUSE_MS = 5_000;
 
-/** @type {Record<State, string>} */
+/** @type {Record<State, [string, string]>} in words; narrow screens show only the first part */
 const WORDS = {
-  starting: "Not ready: no worker can answer yet. This page continues by itself.",
-  ready: "Ready",
-  overloaded: "Overloaded: the service cannot take all requests. This page tries again by itself.",
-  gone: "No connection to the service. This page tries again by itself.",
-  unauthorised: "This service requires a token.",
+  starting: ["Not ready", ": no worker can answer yet. This page continues by itself."],
+  ready: ["Ready", ""],
+  overloaded: ["Overloaded", ": some requests are rejected. This page tries again by itself."],
+  gone: ["No connection", " to the service. This page tries again by itself."],
+  unauthorised: ["Token required", ""],
 };
 
 export class Connection {
   /** @type {Model | null} the model that is served, once it is known */
   model = null;
+  #isShown = false;
+  #isTokenSent = false;
   #pauseMs = MIN_PAUSE_MS;
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #timer = undefined;
@@ -36,12 +38,17 @@ export class Connection {
   #form = /** @type {HTMLFormElement} */ (element("token-form"));
   #input = /** @type {HTMLInputElement} */ (element("token"));
 
-  /** @param {() => void} onReady called when the service answers again, and when the model has changed */
-  constructor(onReady) {
-    this.onReady = onReady;
+  /**
+   * @param {object} listeners
+   * @param {() => void} listeners.onReady called when the service answers again
+   * @param {() => boolean} listeners.isWaiting returns whether an image waits, whose answer will end "overloaded"
+   */
+  constructor(listeners) {
+    this.listeners = listeners;
     this.#form.addEventListener("submit", (event) => {
       event.preventDefault();
       setToken(this.#input.value.trim());
+      this.#isTokenSent = true;
       void this.#check();
     });
     document.addEventListener("visibilitychange", () => this.#plan(0));
@@ -78,16 +85,21 @@ export class Connection {
    */
   #set(state, message = "") {
     if (state === "unauthorised") {
-      element("token-words").textContent = message;
+      element("token-words").textContent = this.#isTokenSent ? `This token was rejected: ${message}` : message;
+      this.#input.select();
     }
-    if (state === this.state && this.#line.textContent === WORDS[state]) {
+    if (state === this.state && this.#isShown) {
       return;
     }
+    this.#isShown = true;
     document.documentElement.dataset.state = state;
-    this.#line.textContent = WORDS[state];
+    const [first, rest] = WORDS[state];
+    this.#line.replaceChildren(first, create("span", rest));
     this.#form.hidden = state !== "unauthorised";
     if (state === "unauthorised") {
       this.#input.focus();
+    } else if (state === "ready") {
+      this.#isTokenSent = false;
     }
   }
 
@@ -102,9 +114,8 @@ export class Connection {
 
   async #check() {
     clearTimeout(this.#timer);
-    const before = this.state;
     let outcome = await call("/readyz");
-    if (outcome.kind === "ok" && (before !== "ready" || !this.model)) {
+    if (outcome.kind === "ok" && (this.state !== "ready" || !this.model)) {
       outcome = await call("/v1/model");
       if (outcome.kind === "ok") {
         this.model = JSON.parse(outcome.text).model;
@@ -112,16 +123,19 @@ export class Connection {
     }
     if (outcome.kind === "ok") {
       this.#pauseMs = MIN_PAUSE_MS;
-      if (before !== "overloaded") {
-        this.#set("ready");
-      }
-      if (before !== "ready") {
-        this.onReady();
-      }
       this.#plan(MAX_PAUSE_MS);
+      // The state may have changed during the calls.
+      if (this.state === "overloaded" && this.listeners.isWaiting()) {
+        return;
+      }
+      const wasReady = this.state === "ready" && this.#isShown;
+      this.#set("ready");
+      if (!wasReady) {
+        this.listeners.onReady();
+      }
     } else {
       this.report(outcome);
-      if (outcome.kind === "overloaded") {
+      if (outcome.kind === "overloaded" || outcome.kind === "refused") {
         this.#plan(MAX_PAUSE_MS);
       }
       this.#pauseMs = Math.min(2 * this.#pauseMs, MAX_PAUSE_MS);

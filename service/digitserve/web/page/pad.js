@@ -126,7 +126,7 @@ export class Pad {
     if (event.pointerId !== this.#pointer) {
       return;
     }
-    const events = event.getCoalescedEvents();
+    const events = event.getCoalescedEvents?.() ?? []; // old versions of Safari have none
     for (const one of events.length ? events : [event]) {
       this.#extend(this.#point(one));
     }

@@ -20,9 +20,12 @@ const answer = new Answer();
 const pad = new Pad({ onStart: hidePicture, onChange: askDrawing, say: (words) => answer.say(words) });
 const pictures = new Pictures({ onPicture: askPicture, onNothing: (words) => answer.refuse("No picture", words) });
 const requests = new Requests(onOutcome);
-const connection = new Connection(() => {
-  answer.setLabels(connection.model?.labels ?? []);
-  requests.resume();
+const connection = new Connection({
+  onReady: () => {
+    answer.setLabels(connection.model?.labels ?? []);
+    requests.resume();
+  },
+  isWaiting: () => requests.isWaiting,
 });
 const drawnBox = part(element("draw"), ".box.drawn");
 
@@ -93,10 +96,11 @@ function clear() {
 async function onOutcome(outcome) {
   connection.report(outcome);
   if (outcome.kind === "refused") {
-    answer.refuse(pictures.isShown ? "The picture was refused" : "The drawing was refused", outcome.message);
+    const refused = pictures.isShown ? "The picture was refused" : "The drawing was refused";
+    answer.refuse(outcome.status < 500 ? refused : "The service failed", outcome.message);
   } else if (outcome.kind === "ok") {
     const response = JSON.parse(outcome.text);
-    answer.show(response, outcome.ms, pictures.isShown);
+    answer.show(response, outcome, pictures.isShown);
     const box = response.predictions[0].preparation?.box;
     if (box && pictures.isShown) {
       await pictures.mark(box);
@@ -105,5 +109,7 @@ async function onOutcome(outcome) {
       const [left, top, right, bottom] = [box.left, box.top, box.right, box.bottom].map((px) => (px - MARGIN_PX) / unit);
       placeBox(drawnBox, left, top, right, bottom);
     }
+  } else if (outcome.kind !== "cancelled") {
+    answer.wait("Waiting for the service");
   }
 }

@@ -36,6 +36,11 @@ export class Requests {
     this.onOutcome = onOutcome;
   }
 
+  /** Whether an image has no answer yet. */
+  get isWaiting() {
+    return this.#waiting !== null || this.#open !== null;
+  }
+
   /** @param {Question} question replaces one that waits */
   ask(question) {
     this.#waiting = question;
