@@ -34,7 +34,7 @@ def expect_state(page: Page, state: str) -> None:
     expect(page.locator("html")).to_have_attribute("data-state", state)
     words = {
         "starting": "Not ready", "ready": "Ready", "overloaded": "Overloaded", "gone": "No connection",
-        "unauthorised": "requires a token",
+        "unauthorised": "Token required",
     }  # fmt: skip
     expect(page.get_by_role("status")).to_contain_text(words[state])
 
