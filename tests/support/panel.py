@@ -58,7 +58,8 @@ def run_panel_figures() -> Iterator[PanelFigures]:
 
 def _samples(page: Page) -> dict[str, list[tuple[list[tuple[str, str]], float]]]:
     return {
-        name: sorted((sorted(labels), value) for labels, value in values.items()) for name, values in page.samples.items()
+        name: sorted((sorted(labels), value) for labels, value in values.items())
+        for name, values in page.samples.items()
     }
 
 

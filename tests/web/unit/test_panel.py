@@ -18,7 +18,8 @@ from support.serving import PATIENCE_S
 
 LABELS = ("0", "1", 'a "quoted" \\ label\nof two lines')
 HTTP = st.dictionaries(
-    st.tuples(st.sampled_from(["/v1/classify", "/v1/model"]), st.sampled_from(["200", "400", "499"])), st.integers(0, 99)
+    st.tuples(st.sampled_from(["/v1/classify", "/v1/model"]), st.sampled_from(["200", "400", "499"])),
+    st.integers(0, 99),
 )
 
 
@@ -31,9 +32,7 @@ def panel() -> Iterator[PanelFigures]:
 def test_javascript() -> None:
     """The tests in ``panel/`` pass: parser, readings, polling, texts and scales."""
     files = sorted(map(str, PANEL_TESTS.glob("*.test.mjs")))
-    done = subprocess.run(
-        [node(), "--test", *files], capture_output=True, text=True, timeout=PATIENCE_S, check=False
-    )
+    done = subprocess.run([node(), "--test", *files], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(files) > 1 and "# fail 0" in done.stdout
 
@@ -43,7 +42,7 @@ def fill(block: Block, seed: int, most: int) -> None:
     random = np.random.default_rng(seed)
     for spec in block.specs:
         cells = block.cells[spec.name]
-        added = random.integers(0, most + 1, cells.shape) * (random.random(cells.shape) < 0.7)  # noqa: PLR2004
+        added = random.integers(0, most + 1, cells.shape) * (random.random(cells.shape) < 0.7)
         if spec.kind == "gauge":
             cells[:] = added
         else:

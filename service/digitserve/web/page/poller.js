@@ -125,7 +125,7 @@ class HttpStatus extends Error {
  */
 function toFailure(error) {
   if (error instanceof HttpStatus && error.status === 401) {
-    return { isDenied: true, text: "The figures need a valid token" };
+    return { isDenied: true, text: "A valid token is needed" };
   }
   if (error instanceof HttpStatus) return { isDenied: false, text: `/metrics answers with ${error.message}` };
   if (error instanceof NotMetrics) return { isDenied: false, text: "/metrics is not a page of digitserve" };
