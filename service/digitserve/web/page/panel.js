@@ -153,8 +153,10 @@ class LivePanel {
       this.#update();
     }).observe(section);
     // The page has noticed that the service is back, or has got a token.
-    const state = { attributes: true, attributeFilter: ["data-state"] };
-    new MutationObserver(() => this.poller.readNow()).observe(document.documentElement, state);
+    const changes = new MutationObserver(() => {
+      if (this.#monitor.failure) this.poller.readNow();
+    });
+    changes.observe(document.documentElement, { attributes: true, attributeFilter: ["data-state"] });
     this.#show();
   }
 
@@ -186,7 +188,7 @@ function now() {
  * @returns {string} the time of day
  */
 function toClock(timeS) {
-  return new Date(performance.timeOrigin + 1000 * timeS).toLocaleTimeString();
+  return new Date(Date.now() - 1000 * (now() - timeS)).toLocaleTimeString();
 }
 
 /**
