@@ -32,12 +32,12 @@ import { canvas, create, element, part } from "./elements.js";
  * @property {{queue_s: number, preprocess_s: number, inference_s: number, batch_size: number}} timing
  */
 
-/** @type {Record<string, (label: string) => [string, string]>} verdict and its explanation */
+/** @type {Record<string, [string, string]>} verdict and its explanation */
 const VERDICTS = {
-  VERDICT_ACCEPTED: () => ["Recognised as a digit", ""],
-  VERDICT_UNFAMILIAR: (label) => ["Not recognised as a digit", `Not similar to the training images. The nearest label is ${label}.`],
-  VERDICT_BLANK: () => ["Blank", "There is no ink in the image."],
-  VERDICT_SEVERAL: (label) => ["Several separate shapes", `One digit per image can be read. The nearest label is ${label}.`],
+  VERDICT_ACCEPTED: ["Recognised as a digit", ""],
+  VERDICT_UNFAMILIAR: ["Not recognised as a digit", "It is not similar to the training images."],
+  VERDICT_BLANK: ["Blank", "There is no ink in the image."],
+  VERDICT_SEVERAL: ["Several separate shapes", "One digit per image can be read."],
 };
 
 /** @type {Record<string, string>} */
@@ -106,9 +106,13 @@ export class Answer {
   show(response, { ms, headers }, isPicture) {
     const prediction = response.predictions[0];
     const { label, confidence, verdict } = prediction;
-    const [title, explanation] = (VERDICTS[verdict] ?? (() => [verdict, ""]))(label);
-    const kind = verdict === "VERDICT_ACCEPTED" ? "accepted" : "doubtful";
-    this.#head(kind, label, label ? percent(confidence) : "", title, explanation);
+    const [title, explanation] = VERDICTS[verdict] ?? [verdict, ""];
+    if (verdict === "VERDICT_ACCEPTED") {
+      this.#head("accepted", label, percent(confidence), title, explanation);
+    } else {
+      const nearest = label ? ` The nearest label is ${label}: ${percent(confidence)}.` : "";
+      this.#head("doubtful", label, "", title, explanation + nearest);
+    }
     this.#body(prediction, isPicture);
     const { queue_s, preprocess_s, inference_s, batch_size } = response.timing;
     this.#times.replaceChildren(
@@ -117,7 +121,7 @@ export class Answer {
         milliseconds(1000 * inference_s), String(batch_size), `${response.model_name} ${response.model_version}`,
       ]),
     );
-    this.say(label ? `${label}, ${percent(confidence)}. ${title}.` : `${title}.`);
+    this.say([label && `${label}, ${percent(confidence)}.`, `${title}.`].join(" ").trim());
   }
 
   /** @param {string[]} labels of the model, for the bars before the first answer */
