@@ -69,7 +69,7 @@ class Panel {
     const texts = {
       model: shown.model, note: shown.note, images: shown.images.now, imagesHighest: shown.images.highest,
       requests: shown.requests.now, requestsHighest: shown.requests.highest, pending: shown.pending, work: shown.work,
-      workers: shown.workers, errorRate: shown.errorRate, errorTotal: shown.errorTotal, latencyPeriod: shown.period, batchPeriod: shown.period,
+      workers: shown.workers, errorRate: shown.errorRate, errorTotal: shown.errorTotal, latencyPeriod: shown.latencyPeriod, batchPeriod: shown.period,
     };
     for (const [name, text] of Object.entries(texts)) setText(this.#texts[name], text);
     this.#images.update(shown.images.points, nowS, shown.images.words);
