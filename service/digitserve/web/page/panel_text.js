@@ -38,7 +38,8 @@ const STAGES = { queue: "Queue", preprocess: "Framing", inference: "Network" };
  * @property {string} model
  * @property {Rate} images
  * @property {Rate} requests
- * @property {string} period of when times and batches are, or why there are none
+ * @property {string} period of when the batches are, or why there are none
+ * @property {string} latencyPeriod the same for the times
  * @property {{name: string, cells: string[]}[]} latencies one row for each kind of time, one cell for each quantile
  * @property {Bar[]} batches shares of the batches by size
  * @property {string} batchWords the same as a sentence
@@ -68,15 +69,17 @@ export function describe(monitor, nowS, isPaused, toClock) {
   const isKnown = figures !== null && figures.period_s > 0;
   const last = isKnown ? `the last ${Math.max(1, Math.round(figures.period_s))}${SPACE}s` : "";
   const isQuiet = isKnown && !figures.batch_size.per_s && !callRate(figures);
+  const period = !isKnown ? "Not known yet" : isQuiet ? `No requests in ${last}` : `In ${last}`;
   const errorRate = isKnown ? sum(Object.values(figures.errors).map(({ per_s }) => per_s)) : 0;
   const errors = figures ? errorList(figures) : [];
   return {
     state: lastS === null ? "waiting" : isOld ? "old" : "current",
     note: note(monitor, nowS, isPaused, toClock),
     model: figures?.model ? [figures.model, provider(figures), shadow(figures)].filter(Boolean).join(" · ") : "",
-    images: rate(monitor, "images", isKnown ? figures.images : null, nowS),
-    requests: rate(monitor, "requests", isKnown ? figures.requests : null, nowS),
-    period: !isKnown ? "Not known yet" : isQuiet ? `No requests in ${last}` : `In ${last}`,
+    images: rate(monitor, "images", isKnown ? figures.images : null),
+    requests: rate(monitor, "requests", isKnown ? figures.requests : null),
+    latencyPeriod: errorRate && !isQuiet ? `${period}, with calls that failed` : period,
+    period,
     latencies: latencies(isKnown ? figures : null),
     ...batches(isKnown ? figures : null),
     pending: figures ? whole(figures.pending_images) : NONE,
@@ -165,10 +168,9 @@ function shadow(figures) {
  * @param {import("./monitor.js").Monitor} monitor
  * @param {"images" | "requests"} name
  * @param {Count | null} count
- * @param {number} nowS
  * @returns {Rate}
  */
-function rate(monitor, name, count, nowS) {
+function rate(monitor, name, count) {
   const points = monitor.rates.map((one) => ({ timeS: one.timeS, value: one[name] }));
   const highest = Math.max(0, ...points.map(({ value }) => value));
   const now = count ? perSecond(count.per_s) : NONE;

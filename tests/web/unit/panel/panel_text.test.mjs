@@ -74,6 +74,7 @@ digitserve_http_requests_total{code="415",path="/v1/model"} 1`;
   const description = shown(monitorOf([0, 0], [10, 9, { faults: 20, http }]));
   assert.deepEqual([description.errorTotal, ...description.errors], ["Since the start:", "Internal: 20", "HTTP 415: 3"]);
   assert.deepEqual([description.errorRate, description.isFailing], ["2.0", true]);
+  assert.equal(description.latencyPeriod, "In the last 10\u00a0s, with calls that failed");
   const many = ["400", "401", "404", "413", "415"].map((code) => `digitserve_http_requests_total{code="${code}",path="/"} 1`);
   assert.deepEqual(shown(monitorOf([0, 0], [10, 9, { faults: 1, http: many.join("\n") }])).errors, [
     "Internal: 1", "HTTP 400: 1", "4 other codes",
