@@ -32,12 +32,12 @@ import { canvas, create, element, part } from "./elements.js";
  * @property {{queue_s: number, preprocess_s: number, inference_s: number, batch_size: number}} timing
  */
 
-/** @type {Record<string, (label: string) => [string, string]>} verdict and its explanation */
+/** @type {Record<string, [string, string]>} verdict and its explanation */
 const VERDICTS = {
-  VERDICT_ACCEPTED: () => ["Recognised as a digit", ""],
-  VERDICT_UNFAMILIAR: (label) => ["Not recognised as a digit", `Not similar to the training images. The nearest label is ${label}.`],
-  VERDICT_BLANK: () => ["Blank", "There is no ink in the image."],
-  VERDICT_SEVERAL: (label) => ["Several separate shapes", `One digit per image can be read. The nearest label is ${label}.`],
+  VERDICT_ACCEPTED: ["Recognised as a digit", ""],
+  VERDICT_UNFAMILIAR: ["Not recognised as a digit", "It is not similar to the training images."],
+  VERDICT_BLANK: ["Blank", "There is no ink in the image."],
+  VERDICT_SEVERAL: ["Several separate shapes", "One digit per image can be read."],
 };
 
 /** @type {Record<string, string>} */
@@ -66,6 +66,7 @@ export class Answer {
   /** Until the model is known: those of the usual one, so that nothing moves then. */
   #labels = [..."0123456789"];
   #announcement = element("announcement");
+  #words = "";
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #timer = undefined;
 
@@ -79,6 +80,7 @@ export class Answer {
 
   /** @param {string} words about a picture whose answer is not there yet */
   wait(words) {
+    clearTimeout(this.#timer);
     this.#head("empty", "", "", words, "");
     this.#body();
   }
@@ -93,7 +95,8 @@ export class Answer {
     this.#head("refused", "", "", title, message);
     this.#body();
     this.#times.replaceChildren(...times([]));
-    this.say(`${title}. ${message}`);
+    this.#words = `${title}. ${message}`;
+    this.readOut();
   }
 
   /**
@@ -106,9 +109,13 @@ export class Answer {
   show(response, { ms, headers }, isPicture) {
     const prediction = response.predictions[0];
     const { label, confidence, verdict } = prediction;
-    const [title, explanation] = (VERDICTS[verdict] ?? (() => [verdict, ""]))(label);
-    const kind = verdict === "VERDICT_ACCEPTED" ? "accepted" : "doubtful";
-    this.#head(kind, label, label ? percent(confidence) : "", title, explanation);
+    const [title, explanation] = VERDICTS[verdict] ?? [verdict, ""];
+    if (verdict === "VERDICT_ACCEPTED") {
+      this.#head("accepted", label, percent(confidence), title, explanation);
+    } else {
+      const nearest = label ? ` The nearest label is ${label}: ${percent(confidence)}.` : "";
+      this.#head("doubtful", label, "", title, explanation + nearest);
+    }
     this.#body(prediction, isPicture);
     const { queue_s, preprocess_s, inference_s, batch_size } = response.timing;
     this.#times.replaceChildren(
@@ -117,7 +124,7 @@ export class Answer {
         milliseconds(1000 * inference_s), String(batch_size), `${response.model_name} ${response.model_version}`,
       ]),
     );
-    this.say(label ? `${label}, ${percent(confidence)}. ${title}.` : `${title}.`);
+    this.#words = [label && `${label}, ${percent(confidence)}.`, `${title}.`].join(" ").trim();
   }
 
   /** @param {string[]} labels of the model, for the bars before the first answer */
@@ -128,10 +135,16 @@ export class Answer {
     }
   }
 
-  /** @param {string} words read to users of a screen reader, once nothing else is said */
+  /** Read the answer to users of a screen reader, once it does not change any more. */
+  readOut() {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.say(this.#words), SETTLED_MS);
+  }
+
+  /** @param {string} words read to users of a screen reader now */
   say(words) {
     clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => (this.#announcement.textContent = words), SETTLED_MS);
+    this.#announcement.textContent = words;
   }
 
   /**

@@ -40,7 +40,7 @@ class Panel {
     head.append(title, this.#text("model", "model"), this.pause);
     const workers = tile("Workers ready", this.#text("workers", "value"), this.#workers);
     workers.classList.add("workers");
-    const errors = tile("Errors per second", this.#text("errorRate", "value"), this.#errors);
+    const errors = tile("Errors per second", this.#text("errorRate", "value"), this.#text("errorTotal", "detail"), this.#errors);
     errors.classList.add("errors");
     const tiles = create("div", "tiles");
     tiles.append(
@@ -69,7 +69,7 @@ class Panel {
     const texts = {
       model: shown.model, note: shown.note, images: shown.images.now, imagesHighest: shown.images.highest,
       requests: shown.requests.now, requestsHighest: shown.requests.highest, pending: shown.pending, work: shown.work,
-      workers: shown.workers, errorRate: shown.errorRate, latencyPeriod: shown.period, batchPeriod: shown.period,
+      workers: shown.workers, errorRate: shown.errorRate, errorTotal: shown.errorTotal, latencyPeriod: shown.latencyPeriod, batchPeriod: shown.period,
     };
     for (const [name, text] of Object.entries(texts)) setText(this.#texts[name], text);
     this.#images.update(shown.images.points, nowS, shown.images.words);
@@ -153,8 +153,10 @@ class LivePanel {
       this.#update();
     }).observe(section);
     // The page has noticed that the service is back, or has got a token.
-    const state = { attributes: true, attributeFilter: ["data-state"] };
-    new MutationObserver(() => this.poller.readNow()).observe(document.documentElement, state);
+    const changes = new MutationObserver(() => {
+      if (this.#monitor.failure) this.poller.readNow();
+    });
+    changes.observe(document.documentElement, { attributes: true, attributeFilter: ["data-state"] });
     this.#show();
   }
 
@@ -186,7 +188,7 @@ function now() {
  * @returns {string} the time of day
  */
 function toClock(timeS) {
-  return new Date(performance.timeOrigin + 1000 * timeS).toLocaleTimeString();
+  return new Date(Date.now() - 1000 * (now() - timeS)).toLocaleTimeString();
 }
 
 /**
@@ -221,7 +223,6 @@ function setList(list, texts) {
     if (!list.children[index]) list.append(create("li"));
     setText(list.children[index], text);
   });
-  list.hidden = !texts.length;
 }
 
 /**

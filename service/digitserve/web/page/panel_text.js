@@ -21,7 +21,7 @@ const SPACE = "\u00a0";
 const LARGEST_BATCH = 64;
 
 /** Most lines of codes. */
-const MAX_CODES = 4;
+const MAX_CODES = 3;
 
 const CALLS = ["Classify", "ModelInfer"];
 const STAGES = { queue: "Queue", preprocess: "Framing", inference: "Network" };
@@ -38,7 +38,8 @@ const STAGES = { queue: "Queue", preprocess: "Framing", inference: "Network" };
  * @property {string} model
  * @property {Rate} images
  * @property {Rate} requests
- * @property {string} period of when times and batches are, or why there are none
+ * @property {string} period of when the batches are, or why there are none
+ * @property {string} latencyPeriod the same for the times
  * @property {{name: string, cells: string[]}[]} latencies one row for each kind of time, one cell for each quantile
  * @property {Bar[]} batches shares of the batches by size
  * @property {string} batchWords the same as a sentence
@@ -49,7 +50,8 @@ const STAGES = { queue: "Queue", preprocess: "Framing", inference: "Network" };
  * @property {string[]} details of the workers: restarts, CPU time, memory
  * @property {string} errorRate
  * @property {boolean} isFailing whether there were errors in the period
- * @property {string[]} errors by code, since the start of the service; empty if there were none
+ * @property {string} errorTotal whether there were any since the start of the service
+ * @property {string[]} errors how many since then, by code
  */
 
 /**
@@ -67,14 +69,17 @@ export function describe(monitor, nowS, isPaused, toClock) {
   const isKnown = figures !== null && figures.period_s > 0;
   const last = isKnown ? `the last ${Math.max(1, Math.round(figures.period_s))}${SPACE}s` : "";
   const isQuiet = isKnown && !figures.batch_size.per_s && !callRate(figures);
+  const period = !isKnown ? "Not known yet" : isQuiet ? `No requests in ${last}` : `In ${last}`;
   const errorRate = isKnown ? sum(Object.values(figures.errors).map(({ per_s }) => per_s)) : 0;
+  const errors = figures ? errorList(figures) : [];
   return {
     state: lastS === null ? "waiting" : isOld ? "old" : "current",
     note: note(monitor, nowS, isPaused, toClock),
     model: figures?.model ? [figures.model, provider(figures), shadow(figures)].filter(Boolean).join(" · ") : "",
-    images: rate(monitor, "images", isKnown ? figures.images : null, nowS),
-    requests: rate(monitor, "requests", isKnown ? figures.requests : null, nowS),
-    period: !isKnown ? "Not known yet" : isQuiet ? `No requests in ${last}` : `In ${last}`,
+    images: rate(monitor, "images", isKnown ? figures.images : null),
+    requests: rate(monitor, "requests", isKnown ? figures.requests : null),
+    latencyPeriod: errorRate && !isQuiet ? `${period}, with calls that failed` : period,
+    period,
     latencies: latencies(isKnown ? figures : null),
     ...batches(isKnown ? figures : null),
     pending: figures ? whole(figures.pending_images) : NONE,
@@ -84,7 +89,8 @@ export function describe(monitor, nowS, isPaused, toClock) {
     details: figures ? workerDetails(figures, isKnown) : [],
     errorRate: isKnown ? perSecond(errorRate) : NONE,
     isFailing: errorRate > 0,
-    errors: figures ? errorList(figures) : [],
+    errorTotal: !figures ? "" : errors.length ? "Since the start:" : "None since the start",
+    errors,
   };
 }
 
@@ -116,6 +122,15 @@ export function seconds(value) {
   return value < 0.9995 ? `${threeDigits(1e3 * value)}${SPACE}ms` : `${threeDigits(value)}${SPACE}s`;
 }
 
+/**
+ * @param {number} valueS
+ * @returns {string} two digits in the unit that fits: 79 ms, 1.3 s
+ */
+function roughly(valueS) {
+  const [value, unit] = valueS < 0.000995 ? [1e6 * valueS, "µs"] : valueS < 0.995 ? [1e3 * valueS, "ms"] : [valueS, "s"];
+  return `${Number(value.toPrecision(2)).toLocaleString("en")}${SPACE}${unit}`;
+}
+
 /** @param {number} value */
 function threeDigits(value) {
   return value < 9.995 ? value.toFixed(2) : value < 99.95 ? value.toFixed(1) : whole(value);
@@ -129,7 +144,7 @@ function threeDigits(value) {
  */
 function note(monitor, nowS, isPaused, toClock) {
   const { failure, figures, lastS, restartedS } = monitor;
-  const age = lastS === null ? "." : `. The figures are those of ${toClock(lastS)}.`;
+  const age = lastS === null ? "." : `. These figures are from ${toClock(lastS)}.`;
   if (isPaused) return `Paused${age}`;
   if (failure) return `${failure.text}${age}`;
   if (figures === null) return "Waiting for the first figures.";
@@ -153,10 +168,9 @@ function shadow(figures) {
  * @param {import("./monitor.js").Monitor} monitor
  * @param {"images" | "requests"} name
  * @param {Count | null} count
- * @param {number} nowS
  * @returns {Rate}
  */
-function rate(monitor, name, count, nowS) {
+function rate(monitor, name, count) {
   const points = monitor.rates.map((one) => ({ timeS: one.timeS, value: one[name] }));
   const highest = Math.max(0, ...points.map(({ value }) => value));
   const now = count ? perSecond(count.per_s) : NONE;
@@ -210,7 +224,7 @@ function bar(label, share) {
 /** @param {Figures} figures */
 function work(figures) {
   if (!figures.pending_images) return "Nothing waits";
-  return figures.pending_s === null ? "Time unknown" : `About ${seconds(figures.pending_s)} of work`;
+  return figures.pending_s === null ? "Time unknown" : `About ${roughly(figures.pending_s)} of work`;
 }
 
 /**
@@ -235,7 +249,7 @@ function errorList(figures) {
     const status = answer.slice(answer.lastIndexOf(" ") + 1);
     if (Number(status) >= 400) codes.set(`HTTP ${status}`, (codes.get(`HTTP ${status}`) ?? 0) + count.total);
   }
-  const listed = [...codes].map(([code, number]) => `${code} ${whole(number)}`);
+  const listed = [...codes].map(([code, number]) => `${code}: ${whole(number)}`);
   const rest = listed.length - MAX_CODES + 1;
   return rest > 1 ? [...listed.slice(0, -rest), `${rest} other codes`] : listed;
 }

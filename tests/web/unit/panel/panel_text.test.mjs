@@ -48,7 +48,7 @@ test("with requests: rates, times, batches, workers", () => {
   assert.deepEqual(stages.map(({ name }) => name), ["Queue", "Framing", "Network"]);
   assert.equal(description.batchWords, "9–16: 100\u00a0%");
   // 4 images of 1 ms on 2 workers.
-  assert.deepEqual([description.pending, description.work], ["4", "About 2.00\u00a0ms of work"]);
+  assert.deepEqual([description.pending, description.work], ["4", "About 2\u00a0ms of work"]);
   assert.deepEqual(description.details, ["1 restart", "0.50 CPUs per worker", "200\u00a0MB"]);
   assert.equal(description.model, "digits/4 · CPU");
   assert.equal(description.images.words, "now 100, highest 100");
@@ -66,16 +66,18 @@ test("batches above the default limit are one more bar", () => {
 });
 
 test("errors are listed by code, HTTP statuses among them, only if there are any", () => {
-  assert.deepEqual(shown(monitorOf([0, 0], [10, 9])).errors, []);
+  const without = shown(monitorOf([0, 0], [10, 9]));
+  assert.deepEqual([without.errorTotal, without.errors], ["None since the start", []]);
   const http = `digitserve_http_requests_total{code="200",path="/v1/classify"} 5
 digitserve_http_requests_total{code="415",path="/v1/classify"} 2
 digitserve_http_requests_total{code="415",path="/v1/model"} 1`;
   const description = shown(monitorOf([0, 0], [10, 9, { faults: 20, http }]));
-  assert.deepEqual(description.errors, ["Internal 20", "HTTP 415 3"]);
+  assert.deepEqual([description.errorTotal, ...description.errors], ["Since the start:", "Internal: 20", "HTTP 415: 3"]);
   assert.deepEqual([description.errorRate, description.isFailing], ["2.0", true]);
+  assert.equal(description.latencyPeriod, "In the last 10\u00a0s, with calls that failed");
   const many = ["400", "401", "404", "413", "415"].map((code) => `digitserve_http_requests_total{code="${code}",path="/"} 1`);
   assert.deepEqual(shown(monitorOf([0, 0], [10, 9, { faults: 1, http: many.join("\n") }])).errors, [
-    "Internal 1", "HTTP 400 1", "HTTP 401 1", "3 other codes",
+    "Internal: 1", "HTTP 400: 1", "4 other codes",
   ]);
 });
 
@@ -84,7 +86,7 @@ test("what is not current is marked as old, with the time of the figures", () =>
   monitor.fail(GONE);
   let description = shown(monitor);
   assert.deepEqual([description.state, description.images.now], ["old", "10.0"]);
-  assert.equal(description.note, "The service does not answer. The figures are those of 12:00:2.");
+  assert.equal(description.note, "The service does not answer. These figures are from 12:00:2.");
   description = shown(monitor, { isPaused: true });
   assert.match(description.note, /^Paused\. /);
   monitor.read(4, page(40));

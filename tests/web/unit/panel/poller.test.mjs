@@ -115,7 +115,7 @@ test("a rejected token is tried seldom, and at once when something has changed",
   await world.answer("no", 401);
   await world.pass(DENIED_INTERVAL_S - 0.1);
   assert.equal(world.requests.length, 1);
-  assert.deepEqual(world.failures, ["The figures need a valid token"]);
+  assert.deepEqual(world.failures, ["A valid token is needed"]);
   world.poller.readNow();
   await world.pass(0);
   await world.answer();
