@@ -17,6 +17,9 @@ OpenPage = Callable[..., Page]
 REFLOW = {"viewport": {"width": 320, "height": 256}}
 """A desktop of 1280x1024 at 400 %. Source: WCAG 2.2, success criterion 1.4.10."""
 
+PLACES = """() => [...document.querySelectorAll("main *, footer *")].filter((element) => element.checkVisibility())
+    .map((element) => `${element.tagName} ${element.id} ${element.getBoundingClientRect().y}`)"""
+
 ZOOMED = {"viewport": {"width": 640, "height": 430}, "device_scale_factor": 2}
 """A desktop of 1280x860 at 200 %."""
 
@@ -83,6 +86,19 @@ def test_a_phone_shows_pad_and_answer_at_once(open_page: OpenPage, service: Serv
     expect_answer(page, "8")
     for part in ("#pad", "#label", "#confidence", "#verdict"):
         expect(page.locator(part)).to_be_in_viewport(ratio=1)
+
+
+@pytest.mark.parametrize("device", [PHONE, DESKTOP], ids=["phone", "desktop"])
+def test_nothing_moves_when_the_pad_gets_the_focus(
+    open_page: OpenPage, service: Service, device: dict[str, object]
+) -> None:
+    """A click takes the focus from the pad: if something moved then, the click would miss its button."""
+    page = ready(open_page(service.http_url, **device))
+    places = [page.evaluate(PLACES)]
+    page.keyboard.press("Tab")
+    expect(page.locator("#pad")).to_be_focused()
+    places.append(page.evaluate(PLACES))
+    assert places[0] == places[1]
 
 
 def test_reduced_motion(open_page: OpenPage, service: Service) -> None:
