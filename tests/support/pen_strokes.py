@@ -1,7 +1,6 @@
 """Digits as pen strokes: polylines that tests draw on the page, in several styles of handwriting."""
 
 import math
-from collections.abc import Sequence
 
 Point = tuple[float, float]
 """x to the right, y downwards, each from 0 to 1 in a square."""
@@ -61,6 +60,23 @@ TWO_DIGITS: Drawing = [
 """1 and 0 side by side."""
 
 
-def scaled(drawing: Drawing, left: float, top: float, side: float) -> list[Sequence[Point]]:
-    """Return a drawing in pixels, in the square with this corner and side."""
-    return [[(left + side * x, top + side * y) for x, y in stroke] for stroke in drawing]
+STEP = 0.06
+"""Distance of the points that a hand of usual speed leaves."""
+
+
+def scaled(drawing: Drawing, left: float, top: float, side: float) -> Drawing:
+    """Return a drawing in pixels, in the square with this corner and side, with points as dense as those of a hand."""
+    return [[(left + side * x, top + side * y) for x, y in dense(stroke)] for stroke in drawing]
+
+
+def dense(stroke: Stroke) -> Stroke:
+    """Return a stroke with more points on its long lines."""
+    points = stroke[:1]
+    for end in stroke[1:]:
+        start = points[-1]
+        num_parts = max(1, round(math.dist(start, end) / STEP))
+        points += [
+            (start[0] + (end[0] - start[0]) * part / num_parts, start[1] + (end[1] - start[1]) * part / num_parts)
+            for part in range(1, num_parts + 1)
+        ]
+    return points

@@ -1,5 +1,6 @@
 """A browser and a service for the tests of a file, and pages whose requests, errors and violations are checked at their end."""
 
+import json
 from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
@@ -29,9 +30,12 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """Return a service; a stopped worker is not replaced soon."""
-    with run_service(MODELS, tmp_path_factory.mktemp("log") / "log", "--workers", "1", "--stall-s", "600") as running:
+    """Return a service; a stopped worker is not replaced soon. At the end of the file its log has no error."""
+    log = tmp_path_factory.mktemp("log") / "log"
+    with run_service(MODELS, log, "--workers", "1", "--stall-s", "600") as running:
         yield running
+    levels = {json.loads(line)["level"] for line in log.read_text().splitlines()}
+    assert levels <= {"info", "warning"}, log.read_text()
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Drawing on the page in a real browser, with the answers of a real service."""
 
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -77,7 +78,7 @@ def test_an_answer_has_details(page: Page) -> None:
     """It has the confidence, the framed image of 28x28 pixels, the times of the service, and the model."""
     draw(page, DIGITS["3"][0])
     expect_answer(page, "3")
-    expect(page.locator("#confidence")).to_have_text("99.9 %")
+    expect(page.locator("#confidence")).to_contain_text("99.9 %")
     region = answer(page)
     expect(region.get_by_role("img", name="The image after framing")).to_be_visible()
     ink = page.evaluate(
@@ -183,4 +184,4 @@ def test_answers_are_announced(page: Page) -> None:
     """A screen reader reads label, confidence and verdict, once the drawing has ended."""
     expect(page.get_by_text(INVITATION)).to_be_visible()
     draw(page, DIGITS["7"][1])
-    expect(page.locator("[aria-live=polite]")).to_have_text("7, 99.9 %. Recognised as a digit.")
+    expect(page.locator("[aria-live=polite]")).to_have_text(re.compile(r"^7, .*99\.9 %\. Recognised as a digit\.$"))

@@ -159,3 +159,16 @@ def test_a_file_that_is_too_large_gets_the_words_of_the_service(page: Page, serv
     choose(page, {"name": "large.png", "mimeType": "image/png", "buffer": content})
     expect(answer(page).get_by_text(words_of_the_service(service, content))).to_be_visible()
     expect(page.locator("html")).to_have_attribute("data-state", "ready")
+
+
+def test_what_is_dropped_without_a_file_gets_words(page: Page) -> None:
+    """Text, or a picture of another page, is no file: the page says so, and does not open it."""
+    transfer = page.evaluate_handle(
+        """() => {
+            const transfer = new DataTransfer();
+            transfer.setData("text/plain", "three");
+            return transfer;
+        }"""
+    )
+    page.dispatch_event("#pad", "drop", {"dataTransfer": transfer})
+    expect(answer(page).get_by_text("no file")).to_be_visible()
