@@ -66,6 +66,7 @@ export class Answer {
   /** Until the model is known: those of the usual one, so that nothing moves then. */
   #labels = [..."0123456789"];
   #announcement = element("announcement");
+  #words = "";
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #timer = undefined;
 
@@ -79,6 +80,7 @@ export class Answer {
 
   /** @param {string} words about a picture whose answer is not there yet */
   wait(words) {
+    clearTimeout(this.#timer);
     this.#head("empty", "", "", words, "");
     this.#body();
   }
@@ -93,7 +95,8 @@ export class Answer {
     this.#head("refused", "", "", title, message);
     this.#body();
     this.#times.replaceChildren(...times([]));
-    this.say(`${title}. ${message}`);
+    this.#words = `${title}. ${message}`;
+    this.readOut();
   }
 
   /**
@@ -121,7 +124,7 @@ export class Answer {
         milliseconds(1000 * inference_s), String(batch_size), `${response.model_name} ${response.model_version}`,
       ]),
     );
-    this.say([label && `${label}, ${percent(confidence)}.`, `${title}.`].join(" ").trim());
+    this.#words = [label && `${label}, ${percent(confidence)}.`, `${title}.`].join(" ").trim();
   }
 
   /** @param {string[]} labels of the model, for the bars before the first answer */
@@ -132,10 +135,16 @@ export class Answer {
     }
   }
 
-  /** @param {string} words read to users of a screen reader, once nothing else is said */
+  /** Read the answer to users of a screen reader, once it does not change any more. */
+  readOut() {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.say(this.#words), SETTLED_MS);
+  }
+
+  /** @param {string} words read to users of a screen reader now */
   say(words) {
     clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => (this.#announcement.textContent = words), SETTLED_MS);
+    this.#announcement.textContent = words;
   }
 
   /**

@@ -25,6 +25,7 @@
 /** @typedef {Ok | Failure | {kind: "cancelled"}} Outcome */
 
 const TOKEN_KEY = "digitserve token";
+let token = storedToken();
 
 /** Longest time of a call with an image. A body may take the service 20 s, its decoding and the answer 10 s more. */
 const IMAGE_MS = 40_000;
@@ -37,13 +38,26 @@ const KINDS = { 401: "unauthorised", 429: "overloaded", 503: "starting", 504: "o
 
 /** @returns {Record<string, string>} the header fields that admit this page */
 export function authorization() {
-  const token = sessionStorage.getItem(TOKEN_KEY);
   return token ? { authorization: `Bearer ${token}` } : {};
 }
 
-/** @param {string} token of the next calls; empty for none */
-export function setToken(token) {
-  sessionStorage.setItem(TOKEN_KEY, token);
+/** @param {string} newToken of the next calls; empty for none */
+export function setToken(newToken) {
+  token = newToken;
+  try {
+    sessionStorage.setItem(TOKEN_KEY, token);
+  } catch {
+    // A browser that stores nothing: the token is used until the next reload.
+  }
+}
+
+/** @returns {string} the token of this tab; empty if there is none */
+function storedToken() {
+  try {
+    return sessionStorage.getItem(TOKEN_KEY) ?? "";
+  } catch {
+    return "";
+  }
 }
 
 /**

@@ -101,6 +101,9 @@ async function onOutcome(outcome) {
   } else if (outcome.kind === "ok") {
     const response = JSON.parse(outcome.text);
     answer.show(response, outcome, pictures.isShown);
+    if (!pad.isDrawing) {
+      answer.readOut();
+    }
     const box = response.predictions[0].preparation?.box;
     if (box && pictures.isShown) {
       await pictures.mark(box);
