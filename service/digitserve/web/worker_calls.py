@@ -251,11 +251,12 @@ class WorkerCalls:
         """
         loop = asyncio.get_running_loop()
         ends = loop.time() + timeout_s
+        lost: set[int] = set()  # slots of workers that ended, which the supervisor may not know yet
         for _ in range(NUM_ATTEMPTS):
             accepting = [number for number, slot in enumerate(self.slots) if slot.accepts]
             if not accepting:
                 break
-            number = min(accepting, key=lambda number: (self._num_open[number], random.random()))  # noqa: S311 - no secret
+            number = min(accepting, key=lambda number: (number in lost, self._num_open[number], random.random()))  # noqa: S311 - no secret
             self._num_open[number] += 1
             try:
                 connection = await self._connect(number, method)
@@ -266,6 +267,7 @@ class WorkerCalls:
             except (ConnectionLost, OSError) as error:
                 if isinstance(error, TimeoutError):
                     raise Failure.of(_LATE) from None
+                lost.add(number)
             finally:
                 self._num_open[number] -= 1
         raise Failure.of(_NO_WORKER)
