@@ -113,7 +113,11 @@ def test_a_phone_can_take_a_photo(open_page: Callable[..., Page], service: Servi
 def test_the_file_chooser_opens_with_the_keyboard(page: Page) -> None:
     """Enter on the button opens it."""
     choosers: list[FileChooser] = []
-    page.on("filechooser", choosers.append)
+
+    def opened(chooser: FileChooser) -> None:
+        choosers.append(chooser)
+
+    page.on("filechooser", opened)
     button(page, "Choose a picture").focus()
     expect(button(page, "Choose a picture")).to_be_focused()
     page.keyboard.press("Enter")
