@@ -4,7 +4,7 @@ VENV   ?= .venv
 ENGINE ?= docker
 BIN    := $(VENV)/bin
 # Pages with generated tables.
-GENERATED := docs/models.md $(addprefix docs/reference/,settings.md metrics.md commands.md messages.md bundle.md)
+GENERATED := docs/models.md $(addprefix docs/reference/,settings.md metrics.md commands.md messages.md bundle.md http.md)
 COG = $(BIN)/python -m cogapp -I scripts
 
 .DEFAULT_GOAL := help
