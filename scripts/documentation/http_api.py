@@ -44,11 +44,11 @@ def parameters_table() -> str:
 def errors_table() -> str:
     """Return the HTTP statuses of errors, as Markdown."""
     rows = [
-        (status, response["description"], ", ".join(f"`{name}`" for name in response.get("headers", ())))
+        (status, ", ".join(f"`{name}`" for name in response.get("headers", ())), response["description"])
         for status, response in _CLASSIFY["responses"].items()
         if status != "200"
     ]
-    return table(("HTTP status", "`code` and cause", "Header"), rows)
+    return table(("HTTP status", "Header", "Code and cause"), rows)
 
 
 def _operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -83,4 +83,4 @@ def _default(schema: dict[str, Any]) -> str:
     if "default" not in schema:
         return ""
     default = schema["default"]
-    return f"`{default if isinstance(default, str) else json.dumps(default)}`"
+    return f"`{default if isinstance(default, str) else json.dumps(default).removesuffix('.0')}`"

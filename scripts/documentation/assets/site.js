@@ -1,10 +1,13 @@
 // For keyboards and screen readers: names that the theme leaves out, and focus for what scrolls.
 document.querySelector(".md-search")?.setAttribute("aria-label", "Search");
+document.querySelectorAll(".md-nav--secondary nav").forEach((part) => {
+  part.setAttribute("aria-label", `${part.getAttribute("aria-label")}, on this page`);
+});
 new MutationObserver(() => {
   document.querySelectorAll("nav.md-code__nav:not([aria-label])").forEach((buttons) => {
     buttons.setAttribute("aria-label", `Code block ${buttons.closest("pre").id}`);
   });
-  for (const block of document.querySelectorAll(":is(pre > code, .md-typeset__scrollwrap):not([tabindex])")) {
+  for (const block of document.querySelectorAll(":is(pre > code, .md-typeset__scrollwrap, p:has(> img)):not([tabindex])")) {
     if (block.scrollWidth > block.clientWidth) block.tabIndex = 0;
   }
 }).observe(document.body, { childList: true, subtree: true });

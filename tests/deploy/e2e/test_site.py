@@ -121,6 +121,27 @@ def test_the_references_are_in_the_site(pages: dict[Path, Page], site: Path) -> 
         assert anchor in pages[site / "reference" / f"{page}.html"].anchors
 
 
+def test_pages_are_described(site: Path, pages: dict[Path, Page]) -> None:
+    """Search engines get what the home page says about a page, without Markdown; the titles of pages differ."""
+    operate = (site / "how-to" / "operate.html").read_text()
+    assert (
+        '<meta name="description" content="Operate the service: container, shutdown, overload, logs, CPU budget'
+        in operate
+    )
+    titles = [re.search(r"<title>(.*?)</title>", path.read_text(), re.DOTALL)[1] for path in pages]  # type: ignore[index]
+    assert len(set(titles)) == len(titles)
+
+
+def test_groups_of_the_home_page_are_in_the_navigation(site: Path) -> None:
+    """The headings within a section of the home page divide the list of its pages."""
+    page = (site / "how-to" / "http.html").read_text()
+    navigation = page.partition('<div class="md-sidebar md-sidebar--primary"')[2].partition("md-sidebar--secondary")[0]
+    names = [name.strip() for name in re.findall(r'<span class="md-ellipsis">\s*([^<]+)', navigation)]
+    assert (
+        names.index("Use") < names.index("Call the service by HTTP") < names.index("Operate") < names.index("Install")
+    )
+
+
 def open_page(page: Path, folder: Path, query: str = "") -> tuple[str, list[str]]:
     """Open a page in Chromium from disk, and return its HTML and the addresses that it requested."""
     if (chromium := shutil.which("chromium")) is None:
