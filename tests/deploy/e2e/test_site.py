@@ -132,16 +132,6 @@ def test_pages_are_described(site: Path, pages: dict[Path, Page]) -> None:
     assert len(set(titles)) == len(titles)
 
 
-def test_groups_of_the_home_page_are_in_the_navigation(site: Path) -> None:
-    """The headings within a section of the home page divide the list of its pages."""
-    page = (site / "how-to" / "http.html").read_text()
-    navigation = page.partition('<div class="md-sidebar md-sidebar--primary"')[2].partition("md-sidebar--secondary")[0]
-    names = [name.strip() for name in re.findall(r'<span class="md-ellipsis">\s*([^<]+)', navigation)]
-    assert (
-        names.index("Use") < names.index("Call the service by HTTP") < names.index("Operate") < names.index("Install")
-    )
-
-
 def open_page(page: Path, folder: Path, query: str = "") -> tuple[str, list[str]]:
     """Open a page in Chromium from disk, and return its HTML and the addresses that it requested."""
     if (chromium := shutil.which("chromium")) is None:
