@@ -53,7 +53,7 @@ PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile
 test: $(VENV)/.dev ## Run all tests except those of the image. ARGS=... is passed to pytest (folders, -k, --numprocesses 0 for one process, ...).
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
-WITHOUT_TENSORFLOW := tests/service tests/client tests/bench tests/deploy tests/fuzz
+WITHOUT_TENSORFLOW := tests/service tests/client tests/bench tests/deploy tests/web tests/fuzz
 test-service: $(VENV)/.test ## Run the tests of service, client, bench, deployment and fuzzing, without TensorFlow.
 	$(BIN)/python -m pytest $(PARALLEL) $(WITHOUT_TENSORFLOW) $(ARGS)
 
