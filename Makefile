@@ -72,7 +72,7 @@ test-versions: $(VENV)/.dev ## Run the tests of service, client, ... on other ve
 	done
 
 testimage: $(VENV)/.dev ## Build the image on a base of Debian packages and test it (needs root, podman, buildah, runc, mmdebstrap).
-	$(BIN)/python -m pytest tests/image $(ARGS)
+	$(BIN)/python -m pytest tests/image --timeout 900 $(ARGS)
 
 fuzz: $(VENV)/.fuzz ## Fuzz all hostile input with coverage guidance (10 minutes per target; ARGS="images --seconds 3600" for one).
 	PYTHONPATH=tests $(BIN)/python tests/fuzz/guided.py $(ARGS)

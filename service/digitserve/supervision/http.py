@@ -106,7 +106,7 @@ def make_app(
         content_type = exposition.choose(request.headers.get("accept", ""))
         return Response(exposition.encode(registry.collect(), content_type), media_type=content_type)
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/", index),
             Route("/livez", livez),
@@ -115,6 +115,8 @@ def make_app(
             *routes,
         ]
     )
+    app.router.redirect_slashes = False  # to an address that is made of the header field host
+    return app
 
 
 class HttpConnections:
