@@ -53,7 +53,7 @@ PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile
 test: $(VENV)/.dev ## Run all tests except those of the image. ARGS=... is passed to pytest (folders, -k, --numprocesses 0 for one process, ...).
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
-WITHOUT_TENSORFLOW := tests/service tests/client tests/bench tests/deploy tests/fuzz
+WITHOUT_TENSORFLOW := tests/service tests/client tests/bench tests/deploy tests/web tests/fuzz
 test-service: $(VENV)/.test ## Run the tests of service, client, bench, deployment and fuzzing, without TensorFlow.
 	$(BIN)/python -m pytest $(PARALLEL) $(WITHOUT_TENSORFLOW) $(ARGS)
 
@@ -72,7 +72,7 @@ test-versions: $(VENV)/.dev ## Run the tests of service, client, ... on other ve
 	done
 
 testimage: $(VENV)/.dev ## Build the image on a base of Debian packages and test it (needs root, podman, buildah, runc, mmdebstrap).
-	$(BIN)/python -m pytest tests/image $(ARGS)
+	$(BIN)/python -m pytest tests/image --timeout 900 $(ARGS)
 
 fuzz: $(VENV)/.fuzz ## Fuzz all hostile input with coverage guidance (10 minutes per target; ARGS="images --seconds 3600" for one).
 	PYTHONPATH=tests $(BIN)/python tests/fuzz/guided.py $(ARGS)
