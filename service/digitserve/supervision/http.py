@@ -1,4 +1,4 @@
-"""The HTTP port: endpoints for operators and platforms, and the HTTP API (``web``). Runs on the supervisor's event loop.
+"""The HTTP port: endpoints for operators and platforms, the page and the HTTP API (``web``). Runs on the supervisor's event loop.
 
 uvicorn and Starlette serve them. uvicorn has no time limit for requests, and beyond its limit of connections it refuses new
 ones, including probes of the platform. ``_BoundedConnection`` adds a time limit, and closes those that have waited longest
@@ -27,6 +27,7 @@ from digitserve.supervision.http_tls import PIECE_BYTES, TlsTransport
 from digitserve.telemetry import exposition
 from digitserve.telemetry.supervisor_metrics import metric
 from digitserve.web.api import API_PREFIX, REQUEST_S
+from digitserve.web.page_files import page_routes
 
 RESPONSE_S = 10.0
 """A connection on which no response was completed for this time is closed: the client sends or reads too slowly."""
@@ -74,7 +75,7 @@ def make_app(
     """Build the application.
 
     Args:
-        status: read for ``/`` and ``/readyz``.
+        status: read for ``/readyz``.
         registry: the metrics of ``/metrics``.
         access: decides who may read more than the state of the service.
         routes: of the HTTP API, which check their clients themselves.
@@ -93,9 +94,6 @@ def make_app(
 
     # Coroutines, although they never wait: Starlette runs plain functions on other threads, and the state that these
     # read is written on this one.
-    async def index(_request: Request) -> Response:
-        return PlainTextResponse(status.status_line() + "\n")
-
     async def livez(_request: Request) -> Response:
         return PlainTextResponse("alive\n")
 
@@ -108,11 +106,11 @@ def make_app(
 
     app = Starlette(
         routes=[
-            Route("/", index),
             Route("/livez", livez),
             Route("/readyz", readyz),
             Route("/metrics", protected(metrics)),
             *routes,
+            *page_routes(),
         ]
     )
     app.router.redirect_slashes = False  # to an address that is made of the header field host

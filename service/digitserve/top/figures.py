@@ -1,6 +1,7 @@
 """Figures of a service over a period: the differences of two readings of its ``/metrics`` page.
 
-Plain data, computed on the main thread; ``monitor`` chooses the readings, ``screen`` shows them.
+Plain data, computed on the main thread; ``monitor`` chooses the readings, ``screen`` shows them. ``web/page/figures.js`` is the
+same for the page in the browser: same names, same rules, and a test compares them.
 """
 
 import math
@@ -69,12 +70,14 @@ class Figures:
         cpus: CPUs used by workers.
         connections: open connections.
         pending_images: admitted and not yet in a batch.
+        pending_s: seconds until they are done, with the mean time of an image in the period; None if unknown.
         images: classified.
         requests: classification requests that were answered with OK.
         latencies_s: by method with calls, then ``queue``, ``preprocess`` and ``inference``.
         batch_size: images per batch.
         batches: share of the batches by the upper bound of their size, in images.
         errors: RPCs and messages of streams that were not answered with OK, by code.
+        http_requests: answers of the HTTP API, by path and HTTP status, such as ``/v1/classify 200``.
         rejected: classification requests rejected, by reason.
         verdicts: predictions by verdict.
         labels: predictions by label.
@@ -91,12 +94,14 @@ class Figures:
     cpus: float
     connections: int
     pending_images: int
+    pending_s: float | None
     images: Count
     requests: Count
     latencies_s: dict[str, Distribution]
     batch_size: Distribution
     batches: dict[float, float]
     errors: dict[str, Count]
+    http_requests: dict[str, Count]
     rejected: dict[str, Count]
     verdicts: dict[str, Count]
     labels: dict[str, Count]
@@ -137,24 +142,29 @@ def compare(before: Page, after: Page, period_s: float) -> Figures:
     labels = difference.counts("digitserve_predictions_total", "label")
     bounds = difference.buckets("digitserve_batch_size")
     num_batches = sum(bounds.values())
+    images, latencies = difference.count("digitserve_images_total"), difference.latencies()
+    pending_images = int(after.total("digitserve_pending_images"))
+    ready_workers = int(after.total("digitserve_ready_workers"))
     return Figures(
         period_s=period_s,
         model=_model(model),
         provider=model.get("provider", ""),
         shadow=_model(shadow),
         workers=int(after.total("digitserve_workers")),
-        ready_workers=int(after.total("digitserve_ready_workers")),
+        ready_workers=ready_workers,
         restarts=difference.count("digitserve_worker_restarts_total"),
         memory_bytes=after.by("digitserve_resident_memory_bytes", "process"),
         cpus=difference.count("digitserve_cpu_seconds_total").per_s,
         connections=int(after.total("digitserve_connections")),
-        pending_images=int(after.total("digitserve_pending_images")),
-        images=difference.count("digitserve_images_total"),
+        pending_images=pending_images,
+        pending_s=_pending_s(pending_images, ready_workers, images, latencies),
+        images=images,
         requests=difference.requests(),
-        latencies_s=difference.latencies(),
+        latencies_s=latencies,
         batch_size=difference.distribution("digitserve_batch_size", upper_bound),
         batches={bound: count / num_batches for bound, count in bounds.items() if count},
         errors=difference.errors(),
+        http_requests=difference.http_requests(),
         rejected=_known(difference.counts("digitserve_rejected_total", "reason")),
         verdicts=_known(verdicts),
         labels={label: count for label, count in labels.items() if label},
@@ -163,6 +173,17 @@ def compare(before: Page, after: Page, period_s: float) -> Figures:
 
 def _model(labels: Mapping[str, str]) -> str:
     return f"{labels.get('name', '')}/{labels.get('version', '')}" if labels else ""
+
+
+def _pending_s(
+    pending_images: int, ready_workers: int, images: Count, latencies: Mapping[str, Distribution]
+) -> float | None:
+    if not pending_images:
+        return 0.0
+    if not images.per_s or not ready_workers:
+        return None
+    busy = sum(one.per_s * (one.mean or 0.0) for one in (latencies["preprocess"], latencies["inference"]))
+    return pending_images * busy / images.per_s / ready_workers
 
 
 def _known(counts: Mapping[str, Count]) -> dict[str, Count]:
@@ -225,6 +246,16 @@ class _Difference:
             codes[code] = Count(calls.total + count.total, calls.per_s + count.per_s)
         codes.pop("OK", None)
         return _known(codes)
+
+    def http_requests(self) -> dict[str, Count]:
+        name = "digitserve_http_requests_total"
+        return _known(
+            {
+                f"{path} {code}": self.count(name, path=path, code=code)
+                for path in self._after.by(name, "path")
+                for code in self._after.by(name, "code", path=path)
+            }
+        )
 
     def latencies(self) -> dict[str, Distribution]:
         name = "grpc_server_handling_seconds"

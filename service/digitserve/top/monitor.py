@@ -13,6 +13,9 @@ from digitserve.top.figures import Figures, compare
 WINDOW_S = 10.0
 """Rates and quantiles are those of so many seconds: of fewer, a p99 would have too few observations."""
 
+JITTER_S = 0.25
+"""A reading may be so much earlier or later than planned."""
+
 NUM_RATES = 240
 """Rates in the history, as many as a wide terminal has columns."""
 
@@ -49,7 +52,7 @@ class Monitor:
         readings = self._readings
         readings.append((time_s, page))
         # The oldest reading that is kept is the newest one outside of the window, or the first one.
-        while len(readings) > 2 and readings[1][0] <= time_s - self._window_s:  # noqa: PLR2004 - needs two
+        while len(readings) > 2 and readings[1][0] <= time_s - self._window_s + JITTER_S:  # noqa: PLR2004 - needs two
             readings.popleft()
         (oldest_s, oldest), (previous_s, previous) = readings[0], readings[max(0, len(readings) - 2)]
         self.figures = compare(oldest, page, time_s - oldest_s)

@@ -16,7 +16,7 @@ RESTART_SHOWN_S = 10.0
 """For so long the screen says that the service was restarted."""
 
 MAX_ROWS = 5
-"""Most codes, reasons and verdicts in each list."""
+"""Most codes, reasons, verdicts and HTTP answers in each list."""
 
 MAX_LABELS = 16
 """Labels of a larger model are not shown: they would need too much room."""
@@ -116,12 +116,13 @@ def _load(figures: Figures, rates: Sequence[float], terminal: Terminal) -> Itera
     errors_per_s = sum(count.per_s for count in figures.errors.values())
     known = figures.period_s > 0
     images, requests = (number(count.per_s) if known else "-" for count in (figures.images, figures.requests))
+    pending = f" ({seconds(figures.pending_s)})" if figures.pending_images and figures.pending_s is not None else ""
     start = f"{'images/s':<10}  {images:>8}  "
     yield [(start, ""), (sparkline(rates, max(0, terminal.width - len(start)), unicode=terminal.unicode), CYAN)]
     yield [
         (f"{'requests/s':<10}  {requests:>8}  ", ""),
         (f"errors/s {number(errors_per_s)}", RED if errors_per_s else ""),
-        (f"  pending {figures.pending_images:,}  connections {figures.connections:,}", ""),
+        (f"  pending {figures.pending_images:,}{pending}  connections {figures.connections:,}", ""),
     ]
 
 
@@ -142,11 +143,13 @@ def _row(name: str, *cells: str) -> str:
 
 
 def _lists(figures: Figures) -> Iterator[tuple[str, Line]]:
-    """Yield titles and rows of verdicts, errors and rejected requests."""
+    """Yield titles and rows of verdicts, errors, rejected requests and, if there were any, answers of the HTTP API."""
     predictions = sum(count.total for count in figures.verdicts.values())
     yield "verdicts", _rows(figures.verdicts, lambda count: f"{count.total / predictions:.1%}", "")
     yield "errors", _rows(figures.errors, _rate_and_total, RED)
     yield "rejected", _rows(figures.rejected, _rate_and_total, YELLOW)
+    if figures.http_requests:
+        yield "HTTP API", _rows(figures.http_requests, _rate_and_total, "")
 
 
 def _rows(counts: Mapping[str, Count], show: Callable[[Count], str], colour: str) -> Line:

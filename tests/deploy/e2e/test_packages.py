@@ -100,15 +100,16 @@ def metadata(wheel: Path) -> Metadata:
 
 
 def test_the_wheel_contains_the_packages_and_nothing_else(wheel: Path) -> None:
-    """Code, type information and templates; no tests, no models, no other top-level module."""
+    """Code, type information, templates and the page; no tests, no models, no other top-level module."""
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         commands = archive.read(next(name for name in names if name.endswith("entry_points.txt"))).decode()
     info = wheel.name.removesuffix("-py3-none-any.whl") + ".dist-info"
     described = {f"{info}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE")}
     assert names == tree_files() | described
-    assert {Path(name).suffix for name in names - described} <= {".py", ".pyi", ".typed", ".css", ".jinja", ".txt"}
-    assert {"digitserve/py.typed", "digitserve_training/py.typed"} <= names
+    page = {".html", ".css", ".js", ".svg", ".png", ".jpg"}
+    assert {Path(name).suffix for name in names - described} <= {".py", ".pyi", ".typed", ".jinja", ".txt"} | page
+    assert {"digitserve/py.typed", "digitserve_training/py.typed", "digitserve/web/page/index.html"} <= names
     assert commands.split() == [
         "[console_scripts]",
         *("digitserve", "=", "digitserve.__main__:main"),

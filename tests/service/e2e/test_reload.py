@@ -75,7 +75,7 @@ def test_a_version_is_compared_and_activated_under_load(tmp_path: Path) -> None:
             wait_until(lambda: load.num_answers("2") >= answered + 100, "100 more answers")
 
         assert set(load.outcomes) == {("1", "3"), ("2", "d")}
-        assert service.get("/")[1].startswith("digitserve ready: digits/2")
+        assert service.get("/readyz")[1].startswith("digitserve ready: digits/2")
         assert service.total("digitserve_model_info", version="2") == 1
         assert service.total("digitserve_worker_restarts_total") == 0
         assert service.total("digitserve_predictions_total") == load.outcomes.total()

@@ -64,10 +64,10 @@ def test_banner(models: Path, tmp_path: Path) -> None:
 
 
 def test_http_endpoints(service: Service) -> None:
-    """/ and /readyz show what is served, /livez that the process runs, /metrics the counts."""
-    assert service.get("/")[1].startswith("digitserve ready: digits/1")
+    """/readyz shows what is served, /livez that the process runs, /metrics the counts."""
+    assert service.get("/readyz")[1].startswith("digitserve ready: digits/1")
     assert service.get("/livez") == (200, "alive\n")
-    assert service.get("/readyz")[0] == 200
+    assert service.get("/")[0] == service.get("/readyz")[0] == 200
     assert service.total("digitserve_ready_workers") == 1
     assert service.total("digitserve_model_info", name="digits", version="1", provider="CPUExecutionProvider") == 1
     assert service.get("/nonesuch")[0] == 404

@@ -65,6 +65,13 @@ digitserve_rejected_total{{reason="invalid"}} 0
 # TYPE digitserve_predictions_total counter
 digitserve_predictions_total{{label="7",verdict="accepted"}} {images}
 digitserve_predictions_total{{label="",verdict="blank"}} 0
+# TYPE digitserve_preprocess_seconds histogram
+digitserve_preprocess_seconds_bucket{{le="+Inf"}} {images}
+digitserve_preprocess_seconds_sum {cpu}
+# TYPE digitserve_http_requests_total counter
+digitserve_http_requests_total{{path="/v1/classify",code="200"}} {images}
+digitserve_http_requests_total{{path="/v1/classify",code="400"}} {faults}
+digitserve_http_requests_total{{path="/v1/model",code="200"}} 0
 """
 
 
@@ -87,6 +94,7 @@ def test_figures_of_a_period() -> None:
     assert figures.cpus == pytest.approx(0.1)
     assert figures.errors == {"Internal": (4, 0.2)}
     assert figures.rejected == {"queue_full": (4, 0.2)}
+    assert figures.http_requests == {"/v1/classify 200": (200, 10), "/v1/classify 400": (4, 0.2)}
     assert figures.verdicts == {"accepted": (200, 10)} and figures.labels == {"7": (200, 10)}
     latency = figures.latencies_s["Classify"]
     assert latency.per_s == 10 and latency.mean == pytest.approx(0.01)
@@ -94,6 +102,34 @@ def test_figures_of_a_period() -> None:
     assert latency.quantiles == pytest.approx((0.001, 0.0082, 0.00982))
     assert figures.batch_size.quantiles == (1, 2, 2)
     assert figures.batches == {1.0: 0.5, 2.0: 0.5}
+
+
+def test_the_time_of_the_queue() -> None:
+    """Pending images take their number times the mean time of an image, divided by the ready workers; without images in the
+    period or without a worker it is unknown.
+    """
+    # 10 ms per image.
+    busy = compare(page(100, cpu=1), page(200, cpu=2), 10.0)
+    assert busy.pending_s == pytest.approx(3 * 0.01 / 2)
+    assert compare(page(100, cpu=1), page(200, cpu=2, ready=0), 10.0).pending_s is None
+    assert compare(page(100), page(100), 10.0).pending_s is None
+    monitor = Monitor()
+    monitor.read(0, page(100, cpu=1))
+    monitor.read(10, page(200, cpu=2))
+    assert any("pending 3 (15 ms)" in line for line in shown(monitor))
+
+
+def test_answers_of_the_http_api() -> None:
+    """Answers of the HTTP API are listed by path and status if there were any."""
+    monitor = Monitor()
+    monitor.read(0, page())
+    assert not any("HTTP API" in line for line in shown(monitor))
+    monitor.read(10, page(200, faults=4))
+    lines = shown(monitor)
+    assert any("HTTP API" in line for line in lines)
+    assert any("/v1/classify 200 20.0/s 200" in line for line in lines)
+    assert any("/v1/classify 400 0.4/s 4" in line for line in lines)
+    assert not any("/v1/model" in line for line in lines)
 
 
 BUCKETS = st.lists(st.integers(0, 1000), min_size=len(LATENCY_BUCKETS_S) + 1, max_size=len(LATENCY_BUCKETS_S) + 1).map(
@@ -159,6 +195,11 @@ def test_the_window() -> None:
     assert monitor.figures is not None
     assert monitor.figures.period_s == WINDOW_S and monitor.figures.images.per_s == 10
     assert [*monitor.rates] == [1000, 0, 20, 0]
+    # A reading that came a little late does not make the period a second longer.
+    monitor = Monitor()
+    for now_s in (0, 1.02, *range(2, 12)):
+        monitor.read(now_s, page(100 * now_s))
+    assert monitor.figures is not None and monitor.figures.period_s == pytest.approx(WINDOW_S, abs=0.1)
 
 
 def test_a_restart() -> None:

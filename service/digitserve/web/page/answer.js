@@ -1,0 +1,290 @@
+// @ts-check
+/**
+ * The section "Answer": label, confidence, verdict, probabilities, what the network saw, and times. Only page.js calls it.
+ */
+
+import { canvas, create, element, part } from "./elements.js";
+
+/** @typedef {import("./pictures.js").Box} Box */
+/** @typedef {{label: string, class_index: number, confidence: number | null}} Score null: not known yet */
+/**
+ * @typedef {object} Preparation
+ * @property {string} pixels base64
+ * @property {string} framing
+ * @property {string} ink
+ * @property {Box} [box]
+ * @property {{artefact: string}[]} removed
+ */
+/**
+ * @typedef {object} Prediction
+ * @property {string} label
+ * @property {number} class_index
+ * @property {number} confidence
+ * @property {string} verdict
+ * @property {Score[]} top
+ * @property {Preparation} preparation
+ */
+/**
+ * @typedef {object} ClassifyResponse
+ * @property {Prediction[]} predictions
+ * @property {string} model_name
+ * @property {string} model_version
+ * @property {{queue_s: number, preprocess_s: number, inference_s: number, batch_size: number}} timing
+ */
+
+/** @type {Record<string, [string, string]>} verdict and its explanation */
+const VERDICTS = {
+  VERDICT_ACCEPTED: ["Recognised as a digit", ""],
+  VERDICT_UNFAMILIAR: ["Not recognised as a digit", "It is not similar to the training images."],
+  VERDICT_BLANK: ["Blank", "There is no ink in the image."],
+  VERDICT_SEVERAL: ["Several separate shapes", "One digit per image can be read."],
+};
+
+/** @type {Record<string, string>} */
+const ARTEFACTS = {
+  ARTEFACT_PAGE_EDGE: "the edge of a page",
+  ARTEFACT_RECTANGLE: "a frame around the digit",
+  ARTEFACT_BORDER: "lines at the border",
+};
+
+/** @type {Record<string, string>} */
+const INKS = { INK_LIGHT_ON_DARK: "light ink on dark", INK_DARK_ON_LIGHT: "dark ink on light" };
+
+/** Pause after the last change before the answer is read to users of a screen reader. */
+const SETTLED_MS = 700;
+
+export class Answer {
+  #section = element("answer");
+  #label = element("label");
+  #confidence = element("confidence");
+  #verdict = element("verdict");
+  #explanation = element("explanation");
+  #bars = element("bars");
+  #framed = canvas("framed");
+  #preparation = element("preparation");
+  #times = element("times");
+  /** Until the model is known: those of the usual one, so that nothing moves then. */
+  #labels = [..."0123456789"];
+  #announcement = element("announcement");
+  #words = "";
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #timer = undefined;
+
+  /** Show no answer. */
+  clear() {
+    this.#head("empty", "", "", "Draw a digit, or choose an example.", "");
+    this.#body();
+    this.#times.replaceChildren(...times([]));
+    clearTimeout(this.#timer);
+  }
+
+  /** @param {string} words about a picture whose answer is not there yet */
+  wait(words) {
+    clearTimeout(this.#timer);
+    this.#head("empty", "", "", words, "");
+    this.#body();
+  }
+
+  /**
+   * Show why there is no answer.
+   *
+   * @param {string} title
+   * @param {string} message of the service
+   */
+  refuse(title, message) {
+    this.#head("refused", "", "", title, message);
+    this.#body();
+    this.#times.replaceChildren(...times([]));
+    this.#words = `${title}. ${message}`;
+    this.readOut();
+  }
+
+  /**
+   * Show an answer.
+   *
+   * @param {ClassifyResponse} response
+   * @param {{ms: number, headers: Headers}} call round trip, and the header fields of the answer
+   * @param {boolean} isPicture whether it is about a picture; otherwise about a drawing
+   */
+  show(response, { ms, headers }, isPicture) {
+    const prediction = response.predictions[0];
+    const { label, confidence, verdict } = prediction;
+    const [title, explanation] = VERDICTS[verdict] ?? [verdict, ""];
+    if (verdict === "VERDICT_ACCEPTED") {
+      this.#head("accepted", label, percent(confidence), title, explanation);
+    } else {
+      const nearest = label ? ` The nearest label is ${label}: ${percent(confidence)}.` : "";
+      this.#head("doubtful", label, "", title, explanation + nearest);
+    }
+    this.#body(prediction, isPicture);
+    const { queue_s, preprocess_s, inference_s, batch_size } = response.timing;
+    this.#times.replaceChildren(
+      ...times([
+        milliseconds(ms), isPicture ? decoding(headers) : "–", milliseconds(1000 * queue_s), milliseconds(1000 * preprocess_s),
+        milliseconds(1000 * inference_s), String(batch_size), `${response.model_name} ${response.model_version}`,
+      ]),
+    );
+    this.#words = [label && `${label}, ${percent(confidence)}.`, `${title}.`].join(" ").trim();
+  }
+
+  /** @param {string[]} labels of the model, for the bars before the first answer */
+  setLabels(labels) {
+    this.#labels = labels;
+    if (!this.#label.dataset.label) {
+      this.#body();
+    }
+  }
+
+  /** Read the answer to users of a screen reader, once it does not change any more. */
+  readOut() {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.say(this.#words), SETTLED_MS);
+  }
+
+  /** @param {string} words read to users of a screen reader now */
+  say(words) {
+    clearTimeout(this.#timer);
+    this.#announcement.textContent = words;
+  }
+
+  /**
+   * @param {string} kind
+   * @param {string} label
+   * @param {string} confidence
+   * @param {string} verdict
+   * @param {string} explanation
+   */
+  #head(kind, label, confidence, verdict, explanation) {
+    this.#section.dataset.kind = kind;
+    this.#label.textContent = label || "–";
+    this.#label.dataset.label = label;
+    this.#confidence.textContent = confidence;
+    this.#verdict.textContent = verdict;
+    this.#explanation.textContent = explanation;
+  }
+
+  /**
+   * @param {Prediction} [prediction]
+   * @param {boolean} [isPicture]
+   */
+  #body(prediction, isPicture = false) {
+    const scores = prediction?.top.length
+      ? [...prediction.top].sort((one, other) => one.class_index - other.class_index)
+      : this.#labels.map((label, index) => ({ label, class_index: index, confidence: null }));
+    this.#showBars(scores, prediction?.label ?? "");
+    const context = this.#framed.getContext("2d");
+    const side = this.#framed.width;
+    context?.clearRect(0, 0, side, side);
+    if (prediction?.preparation) {
+      context?.putImageData(toImage(prediction.preparation.pixels, side), 0, 0);
+      this.#framed.setAttribute("aria-label", "The image after framing");
+      this.#preparation.textContent = describe(prediction.preparation, isPicture);
+    } else {
+      this.#framed.setAttribute("aria-label", "No image yet");
+      this.#preparation.textContent = "The image after framing: 28 by 28 pixels.";
+    }
+  }
+
+  /**
+   * Rows stay, so that the lengths of the bars change smoothly.
+   *
+   * @param {Score[]} scores
+   * @param {string} winner
+   */
+  #showBars(scores, winner) {
+    if (scores.length !== this.#bars.childElementCount) {
+      this.#bars.replaceChildren(...scores.map(newRow));
+    }
+    scores.forEach(({ label, confidence }, index) => {
+      const row = /** @type {HTMLElement} */ (this.#bars.children[index]);
+      const isKnown = confidence !== null;
+      row.classList.toggle("winner", isKnown && label === winner);
+      row.style.setProperty("--share", String(confidence ?? 0));
+      part(row, ".digit").textContent = label;
+      part(row, ".share").textContent = isKnown ? percent(confidence) : "–";
+    });
+  }
+}
+
+/** @returns {HTMLElement} a row of the list of probabilities */
+function newRow() {
+  const row = create("li", "");
+  const bar = create("span", "", "bar");
+  bar.setAttribute("aria-hidden", "true");
+  row.append(create("span", "", "digit"), create("span", ": ", "unseen"), bar, create("span", "", "share"));
+  return row;
+}
+
+/**
+ * @param {string} base64 grey pixels
+ * @param {number} side
+ * @returns {ImageData}
+ */
+function toImage(base64, side) {
+  const image = new ImageData(side, side);
+  [...atob(base64)].forEach((character, index) => {
+    image.data.fill(character.charCodeAt(0), 4 * index, 4 * index + 3);
+    image.data[4 * index + 3] = 255;
+  });
+  return image;
+}
+
+/**
+ * @param {Preparation} preparation
+ * @param {boolean} isPicture
+ * @returns {string}
+ */
+function describe({ framing, ink, box, removed }, isPicture) {
+  const sentences = [];
+  if (isPicture && INKS[ink]) {
+    sentences.push(`Found ${INKS[ink]}.`);
+  }
+  if (removed.length) {
+    sentences.push(`Cut off: ${removed.map(({ artefact }) => ARTEFACTS[artefact] ?? artefact).join(", ")}.`);
+  }
+  if (box) {
+    sentences.push("The marked box was scaled to 20 pixels and centred in 28 by 28.");
+  } else if (framing === "FRAMING_AS_IS") {
+    sentences.push("The pixels were used in their places.");
+  } else {
+    sentences.push("No ink was found.");
+  }
+  return sentences.join(" ");
+}
+
+/**
+ * @param {string[]} values in the order of the terms; none for a dash each
+ * @returns {HTMLElement[]}
+ */
+function times(values) {
+  return ["Round trip", "Decoding", "Queue", "Framing", "Network", "Batch size", "Model"].map((term, index) => {
+    const group = document.createElement("div");
+    group.append(create("dt", term), create("dd", values[index] ?? "–"));
+    return group;
+  });
+}
+
+/**
+ * @param {Headers} headers
+ * @returns {string} how long the service has decoded a picture
+ */
+function decoding(headers) {
+  const ms = /decode;dur=([0-9.]+)/.exec(headers.get("server-timing") ?? "");
+  return ms ? milliseconds(Number(ms[1])) : "–";
+}
+
+/**
+ * @param {number} share 0 to 1
+ * @returns {string} one decimal; never 100 %, because no answer is certain
+ */
+function percent(share) {
+  return `${Math.min(99.9, 100 * share).toFixed(1)} %`;
+}
+
+/**
+ * @param {number} ms
+ * @returns {string}
+ */
+function milliseconds(ms) {
+  return `${ms.toFixed(ms < 10 ? 2 : ms < 100 ? 1 : 0)} ms`;
+}

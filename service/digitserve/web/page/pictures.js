@@ -1,0 +1,200 @@
+// @ts-check
+/**
+ * Pictures that are chosen, photographed, dropped, pasted, or examples; and the one that is shown on the pad.
+ *
+ *     file inputs, drop, paste, examples ──▶ Pictures ──onPicture──▶ page.js
+ */
+
+import { create, element, part } from "./elements.js";
+
+/** @typedef {{top: number, bottom: number, left: number, right: number}} Box in pixels of a picture */
+
+const FOLDER = "/page/examples/";
+
+/** File and name of each example. The names say what the picture is, not what the service answers. */
+const EXAMPLES = [
+  ["mnist.png", "A digit of MNIST"],
+  ["paper.jpg", "A digit on paper"],
+  ["edge.jpg", "A page on a table"],
+  ["two.png", "Two digits"],
+  ["letter.png", "A letter"],
+  ["scribble.png", "A scribble"],
+  ["empty.jpg", "Empty paper"],
+];
+
+export class Pictures {
+  #figure = element("picture");
+  #frame = part(this.#figure, ".frame");
+  #image = /** @type {HTMLImageElement} */ (part(this.#figure, "img"));
+  #caption = part(this.#figure, "figcaption");
+  #box = part(this.#figure, ".box");
+  #board = part(element("draw"), ".board");
+  #url = "";
+
+  /**
+   * @param {object} listeners
+   * @param {(picture: Blob, name: string) => void} listeners.onPicture called with each picture
+   * @param {(words: string) => void} listeners.onNothing called when what was dropped has no file
+   */
+  constructor(listeners) {
+    this.listeners = listeners;
+    this.#listenTo("choose", "file");
+    this.#listenTo("take", "photo");
+    document.addEventListener("dragover", (event) => this.#over(event));
+    document.addEventListener("dragleave", (event) => this.#leave(event));
+    document.addEventListener("drop", (event) => this.#drop(event));
+    document.addEventListener("paste", (event) => this.#paste(event));
+    this.#image.addEventListener("load", () => this.#loaded());
+    this.#image.addEventListener("error", () => this.#figure.classList.add("unseen-picture"));
+    element("examples").append(...EXAMPLES.map(([file, name]) => this.#example(file, name)));
+  }
+
+  /** Whether a picture is shown. */
+  get isShown() {
+    return !this.#figure.hidden;
+  }
+
+  /**
+   * Show a picture on the pad, with its name and size.
+   *
+   * @param {Blob} picture
+   * @param {string} name
+   */
+  show(picture, name) {
+    this.hide();
+    this.#url = URL.createObjectURL(picture);
+    this.#figure.classList.remove("unseen-picture");
+    this.#image.src = this.#url;
+    this.#image.alt = name;
+    this.#caption.textContent = `${name}, ${formatBytes(picture.size)}`;
+    this.#figure.hidden = false;
+  }
+
+  /** Show no picture. */
+  hide() {
+    this.#figure.hidden = true;
+    this.#box.hidden = true;
+    this.#image.removeAttribute("src");
+    URL.revokeObjectURL(this.#url);
+    this.#url = "";
+  }
+
+  /** @param {Box} box what framing has kept; the rest is shown darker */
+  async mark(box) {
+    await this.#image.decode().catch(() => {});
+    const { naturalWidth: width, naturalHeight: height } = this.#image;
+    if (width && height && this.isShown) {
+      placeBox(this.#box, box.left / width, box.top / height, box.right / width, box.bottom / height);
+    }
+  }
+
+  /**
+   * @param {string} button
+   * @param {string} input
+   */
+  #listenTo(button, input) {
+    const field = /** @type {HTMLInputElement} */ (element(input));
+    element(button).addEventListener("click", () => field.click());
+    field.addEventListener("change", () => {
+      this.#take(field.files);
+      field.value = ""; // so that the same file can be chosen again
+    });
+  }
+
+  /** @param {FileList | null | undefined} files */
+  #take(files) {
+    const file = files?.[0];
+    if (file) {
+      this.listeners.onPicture(file, file.name);
+    }
+    return file !== undefined;
+  }
+
+  /** @param {DragEvent} event */
+  #over(event) {
+    event.preventDefault(); // the browser would open the file
+    this.#board.classList.add("over");
+  }
+
+  /** @param {DragEvent} event */
+  #leave(event) {
+    if (!event.relatedTarget) {
+      this.#board.classList.remove("over");
+    }
+  }
+
+  /** @param {DragEvent} event */
+  #drop(event) {
+    event.preventDefault();
+    this.#board.classList.remove("over");
+    if (!this.#take(event.dataTransfer?.files)) {
+      this.listeners.onNothing("What was dropped is no file. Save the picture first, then drop the file.");
+    }
+  }
+
+  /** @param {ClipboardEvent} event */
+  #paste(event) {
+    if (!(event.target instanceof HTMLInputElement) && this.#take(event.clipboardData?.files)) {
+      event.preventDefault();
+    }
+  }
+
+  #loaded() {
+    const { naturalWidth: width, naturalHeight: height } = this.#image;
+    this.#frame.style.setProperty("--ratio", String(width / height));
+    this.#frame.classList.toggle("small", Math.max(width, height) < 100);
+  }
+
+  /**
+   * @param {string} file
+   * @param {string} name
+   */
+  #example(file, name) {
+    const image = document.createElement("img");
+    image.src = FOLDER + file;
+    image.alt = name;
+    image.width = 44;
+    image.height = 44;
+    const button = create("button", "");
+    button.setAttribute("type", "button");
+    button.title = name;
+    button.append(image);
+    button.addEventListener("click", async () => {
+      const response = await fetch(FOLDER + file).catch(() => null);
+      if (response?.ok) {
+        this.listeners.onPicture(await response.blob(), name);
+      }
+    });
+    const item = document.createElement("li");
+    item.append(button);
+    return item;
+  }
+}
+
+/**
+ * Place a box over its parent.
+ *
+ * @param {HTMLElement} box
+ * @param {number} left as the other three, in units of the parent
+ * @param {number} top
+ * @param {number} right
+ * @param {number} bottom
+ */
+export function placeBox(box, left, top, right, bottom) {
+  box.style.setProperty("--left", String(left));
+  box.style.setProperty("--top", String(top));
+  box.style.setProperty("--width", String(right - left));
+  box.style.setProperty("--height", String(bottom - top));
+  box.hidden = false;
+}
+
+/**
+ * @param {number} bytes
+ * @returns {string}
+ */
+function formatBytes(bytes) {
+  if (bytes < 1000) {
+    return `${bytes} bytes`;
+  }
+  return bytes < 1e6 ? `${(bytes / 1000).toFixed(1)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
+}
