@@ -109,7 +109,7 @@ TAG ?= digitserve$(if $(TARGET),:$(TARGET))
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 REVISION = $(shell git describe --always --abbrev=40 --dirty --exclude='*' 2>/dev/null || echo unknown)
 image: export BUILDAH_FORMAT = docker
-image: ## Build the container image. TARGET=cuda: for GPUs (experimental). ENGINE=podman or buildah: instead of docker. ARGS=... adds flags.
+image: ## Build the container image. TARGET=cuda: for GPUs. ENGINE=podman or buildah: instead of docker. ARGS=... adds flags.
 	$(ENGINE) build $(if $(TARGET),--target $(TARGET) )-t $(TAG) --label org.opencontainers.image.version=$(VERSION) \
 	  --label org.opencontainers.image.revision=$(REVISION) $(ARGS) .
 
