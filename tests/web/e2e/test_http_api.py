@@ -250,6 +250,7 @@ def test_only_the_supervisor_can_connect(service: Service) -> None:
 
     They have no name. With gRPC core they have one, but calls without the supervisor's secret are rejected.
     """
+    wait_until(lambda: service.total("digitserve_ready_workers") == 2, "both workers are ready")
     assert send(service, body=PAGE).status == 200
     pids = [service.process.pid, *service.workers()]
     inodes = {
