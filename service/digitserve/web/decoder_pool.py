@@ -35,7 +35,7 @@ LARGE_NICE = 10
 """When workers are busy, photos wait, and drawings do not: at this niceness a process gets a tenth of the CPU time of a worker."""
 
 SMALL_CPU_S, LARGE_CPU_S = 1.0, 5.0
-"""CPU time for one file, twenty times that of the largest. Then the process ends: files can be made that take hours."""
+"""CPU time for one file, at least ten times that of the largest. Then the process ends: files can be made that take hours."""
 
 DECODE_S = 10.0
 """Time for one file. Beyond it the machine is busy, or the decoder hangs: the process is ended."""

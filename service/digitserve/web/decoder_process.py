@@ -177,6 +177,7 @@ def silence_libraries() -> None:
 
 def main() -> None:
     """Run as a child of the supervisor."""
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # the parent may ignore it
     signal.signal(
         signal.SIGTERM, signal.SIG_IGN
     )  # a platform may send it to the whole group; the supervisor ends this process

@@ -33,6 +33,13 @@ MAX_BYTES = Settings.max_request_bytes
 SMALL, LARGE = saved(40, 30, "PNG"), saved(1500, 1200, "PNG")
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait as long as a busy machine needs."""
+    monkeypatch.setattr(decoder_pool, "DECODE_S", PATIENCE_S)
+    monkeypatch.setattr(decoder_pool, "WAIT_S", PATIENCE_S)
+
+
 def with_pool(use: Use) -> None:
     async def run() -> None:
         pool = DecoderPool(MAX_BYTES)
