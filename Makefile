@@ -8,7 +8,7 @@ GENERATED := docs/models.md $(addprefix docs/reference/,settings.md metrics.md c
 COG = $(BIN)/python -m cogapp -I scripts
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-service test-versions testimage fuzz lint format train bench soak chaos image stubs lock docs site sbom dist clean
+.PHONY: help serve test test-service test-versions testimage fuzz lint format train bench soak chaos image stubs lock docs site screenshots sbom dist clean
 
 help: ## List the targets.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -124,6 +124,9 @@ $(VENV)-site/.site: requirements/site.txt
 
 site: $(VENV)-site/.site ## Build the documentation site in site/, which works without a server.
 	$(VENV)-site/bin/python scripts/build_site.py $(ARGS)
+
+screenshots: $(VENV)/.dev ## Take the screenshots of the page at / in docs/images again (needs Debian's chromium; a minute).
+	PYTHONPATH=tests $(BIN)/python scripts/take_screenshots.py
 
 docs: $(VENV)/.dev ## Update the generated pages and tables in docs/, the dashboard and the PrometheusRule in deploy/.
 	$(COG) -r $(GENERATED)

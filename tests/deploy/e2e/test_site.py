@@ -1,7 +1,6 @@
 """The documentation site, built from its lock: links, resources of pages, and search without a server."""
 
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +9,9 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from playwright.sync_api import Browser
 
+from support.browser import DESKTOP, accessibility_faults, chromium, run_browser
 from support.packages import BUILD_TIMEOUT_S, ROOT, TOOLS, run
 
 BUILD = ROOT / "scripts" / "build_site.py"
@@ -134,12 +135,11 @@ def test_pages_are_described(site: Path, pages: dict[Path, Page]) -> None:
 
 def open_page(page: Path, folder: Path, query: str = "") -> tuple[str, list[str]]:
     """Open a page in Chromium from disk, and return its HTML and the addresses that it requested."""
-    if (chromium := shutil.which("chromium")) is None:
-        pytest.skip("chromium is not installed")
+    program = chromium() or pytest.skip("chromium is not installed")
     log = folder / "net.json"
     shown = run(
         [
-            chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+            program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
             "--disable-background-networking", "--disable-component-update", "--disable-sync",
             "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={folder / 'profile'}", f"--log-net-log={log}",
             "--virtual-time-budget=5000", "--dump-dom", f"{page.as_uri()}{query}",
@@ -163,6 +163,24 @@ def test_the_browser_reports_requests_to_other_hosts(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     page.write_text('<script src="https://other.invalid/script.js"></script>')
     assert open_page(page, tmp_path)[1] == ["https://other.invalid/script.js"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if chromium() is None:
+        pytest.skip("chromium is not installed")
+    with run_browser() as browser:
+        yield browser
+
+
+@pytest.mark.parametrize("colors", ["light", "dark"])
+@pytest.mark.parametrize("name", ["index", "reference/settings", "reference/python-client"])
+def test_pages_are_accessible(browser: Browser, site: Path, name: str, colors: str) -> None:
+    """The start page, a page with tables, and the page of the client library have no violation that axe finds."""
+    with browser.new_context(**DESKTOP, color_scheme=colors) as context:
+        page = context.new_page()
+        page.goto((site / f"{name}.html").as_uri())
+        assert accessibility_faults(page) == []
 
 
 @pytest.fixture

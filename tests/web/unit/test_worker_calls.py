@@ -145,6 +145,14 @@ def test_a_slot_that_cannot_connect_counts_as_lost() -> None:
     assert failure_of(Slot(connects=False)).http_status == 503
 
 
+@pytest.mark.parametrize("num_slots", range(1, NUM_ATTEMPTS + 1))
+def test_a_lost_slot_is_asked_again_only_after_the_others(num_slots: int) -> None:
+    """A worker that has ended, and is not replaced yet, does not take the attempts of a call that others could answer."""
+    slots = [Slot(connects=False) for _ in range(num_slots)]
+    failure_of(*slots)
+    assert min(slot.num_connections for slot in slots) >= 1
+
+
 def test_a_worker_that_is_silent_is_late() -> None:
     """The deadline also holds if a worker hangs."""
     assert failure_of(Slot(), timeout_s=0.01).http_status == 504

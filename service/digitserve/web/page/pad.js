@@ -60,6 +60,8 @@ export class Pad {
     for (const end of /** @type {const} */ (["pointerup", "pointercancel", "lostpointercapture"])) {
       this.#canvas.addEventListener(end, (event) => this.#up(event));
     }
+    // Otherwise a fast stroke counts as a fling, and Chromium drops a tap that follows it, as on Clear.
+    this.#canvas.addEventListener("touchstart", (event) => event.preventDefault(), { passive: false });
     this.#canvas.addEventListener("keydown", (event) => this.#key(event));
     this.#canvas.addEventListener("blur", () => this.#hidePen());
     new ResizeObserver(() => this.#resize()).observe(this.#canvas);

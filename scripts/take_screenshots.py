@@ -1,0 +1,136 @@
+"""Writes the screenshots of the page at / in docs/images: a real service, real load, Debian's Chromium without a window.
+
+make screenshots             # takes 30 s; needs Debian's package chromium
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect
+
+from digitserve.client import Client
+from support.browser import DESKTOP, PHONE, draw, run_browser
+from support.pen_strokes import DIGITS, LETTER
+from support.serving import Service, run_service
+from support.web_page import UNFAMILIAR, expect_answer, expect_state, ready
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "docs/images"
+
+NUM_COLORS = 96
+"""Of the palette: the page has few colours, and so a picture takes less than 100 kB."""
+
+MARGIN_PX = 24
+
+NUM_CALLERS = 8
+IMAGES_OF_A_CALL = (1, 2, 4, 8)
+
+LOAD_S = 40
+"""Time under load, so that the curves have a shape."""
+
+
+def main() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    with TemporaryDirectory() as folder, run_browser() as browser, run(Path(folder)) as service:
+        for colors in ("light", "dark"):
+            take(browser, service, f"page-{colors}", draw_three, colors, **DESKTOP)
+            take(browser, service, f"page-phone-{colors}", draw_three, colors, **PHONE)
+        take(browser, service, "page-not-recognised", draw_letter, "light", **DESKTOP)
+        take(browser, service, "page-panel", show_load(service), "light", **DESKTOP)
+        take(browser, service, "page-gone", stop(service), "light", **PHONE)
+
+
+def run(folder: Path) -> AbstractContextManager[Service]:
+    """Run a service of two workers."""
+    return run_service(ROOT / "models", folder / "log", "--workers", "2")
+
+
+def take(
+    browser: Browser, service: Service, name: str, prepare: Callable[[Page], Any], colors: str, **options: Any
+) -> None:
+    """Open the page, prepare it, and write what is on the screen, or the section that ``prepare`` returns, with a margin."""
+    with browser.new_context(**options, color_scheme=colors, reduced_motion="reduce") as context:
+        page = context.new_page()
+        page.goto(service.http_url)
+        ready(page)
+        page.locator("#command").evaluate("(code) => code.textContent = code.textContent.replace(/:\\d+/, ':8080')")
+        box = prepare(page)
+        path = FOLDER / f"{name}.png"
+        page.screenshot(path=path, clip=box)
+    with Image.open(path) as picture:
+        picture.convert("RGB").quantize(NUM_COLORS, dither=Image.Dither.NONE).save(path, optimize=True)
+    print(f"{path.relative_to(ROOT)}: {path.stat().st_size} bytes")
+
+
+def draw_three(page: Page) -> None:
+    """Draw a digit."""
+    draw(page, DIGITS["3"][0])
+    expect_answer(page, "3")
+    expect(page.locator(".box.drawn")).to_be_visible()
+
+
+def draw_letter(page: Page) -> None:
+    """Draw something else."""
+    draw(page, LETTER)
+    expect(page.locator("#verdict")).to_have_text(UNFAMILIAR)
+    expect(page.locator(".box.drawn")).to_be_visible()
+
+
+def show_load(service: Service) -> Callable[[Page], Any]:
+    """Return a function that puts load on the service, and returns the place of the panel."""
+
+    def prepare(page: Page) -> Any:
+        panel = page.get_by_role("region", name="This service")
+        panel.scroll_into_view_if_needed()
+        with load(service):
+            page.wait_for_timeout(1000 * LOAD_S)
+        box = panel.bounding_box() or {}
+        left, top = box["x"] - MARGIN_PX, box["y"] - MARGIN_PX
+        return {"x": left, "y": top, "width": box["width"] + 2 * MARGIN_PX, "height": box["height"] + 2 * MARGIN_PX}
+
+    return prepare
+
+
+def stop(service: Service) -> Callable[[Page], None]:
+    """Return a function that stops the service, and draws."""
+
+    def prepare(page: Page) -> None:
+        service.stop()
+        draw(page, DIGITS["7"][1])
+        expect_state(page, "gone")
+
+    return prepare
+
+
+@contextmanager
+def load(service: Service) -> Iterator[None]:
+    """Call the service from several threads, of which one starts every few seconds, with calls of several sizes."""
+    ended = threading.Event()
+
+    def call(number: int) -> None:
+        if ended.wait(number * LOAD_S / 2 / NUM_CALLERS):
+            return
+        images = np.zeros((IMAGES_OF_A_CALL[number % len(IMAGES_OF_A_CALL)], 28, 28), np.uint8)
+        with Client(service.grpc_address) as client:
+            while not ended.is_set():
+                client.classify(images)
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(NUM_CALLERS)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+
+
+if __name__ == "__main__":
+    main()
