@@ -51,7 +51,7 @@ def open_page(browser: Browser) -> Iterator[OpenPage]:
     faults: list[str] = []
 
     def listen(message: ConsoleMessage) -> None:
-        if message.type in {"error", "warning"} and not message.text.startswith(UNANSWERED):
+        if message.type == "error" and not message.text.startswith(UNANSWERED):
             faults.append(message.text)
 
     def open_one(url: str, **options: object) -> Page:
