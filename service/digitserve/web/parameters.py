@@ -24,7 +24,7 @@ _MAX_TEXT = 200
 """Most characters of a value that an error quotes, and of a version."""
 
 _MAX_DIGITS = 20
-"""Most characters of a number: Python needs a time that grows with the square of their number."""
+"""Most characters of a number: Python converts longer ones in quadratic time."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Pictures on the page in a real browser: dropped, pasted, chosen, photographed, examples, and what is no picture."""
+"""Pictures on the page in a real browser: dropped, pasted, chosen, photographed, examples, and files that are not pictures."""
 
 import base64
 import io
@@ -172,7 +172,7 @@ def test_a_file_that_is_too_large_gets_the_words_of_the_service(page: Page, serv
 
 
 def test_what_is_dropped_without_a_file_gets_words(page: Page) -> None:
-    """Text, or a picture of another page, is no file: the page says so, and does not open it."""
+    """Text, or a picture of another page, is not a file: the page says so, and does not open it."""
     transfer = page.evaluate_handle(
         """() => {
             const transfer = new DataTransfer();
@@ -181,4 +181,4 @@ def test_what_is_dropped_without_a_file_gets_words(page: Page) -> None:
         }"""
     )
     page.dispatch_event("#pad", "drop", {"dataTransfer": transfer})
-    expect(answer(page).get_by_text("no file")).to_be_visible()
+    expect(answer(page).get_by_text("not a file")).to_be_visible()

@@ -12,7 +12,7 @@ import { MARGIN_PX, Pad, SIDE_PX } from "./pad.js";
 import { Pictures, placeBox } from "./pictures.js";
 import { Requests } from "./requests.js";
 
-/** All labels are listed, and what framing did. Drawings are raw pixels, so that the service has nothing to decode. */
+/** The answer lists all labels, and what framing did. Drawings are raw pixels, so that the service has nothing to decode. */
 const OPTIONS = "top_k=1000&explain=true";
 const DRAWING = `width=${SIDE_PX}&height=${SIDE_PX}&pixel_format=gray8&ink=light_on_dark&${OPTIONS}`;
 
