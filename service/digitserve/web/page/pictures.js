@@ -175,7 +175,7 @@ export class Pictures {
  * Place a box over its parent.
  *
  * @param {HTMLElement} box
- * @param {number} 0 to 1 of the width of the parent; the other three in the same way
+ * @param {number} left 0 to 1 of the width of the parent; the other three in the same way
  * @param {number} top
  * @param {number} right
  * @param {number} bottom
