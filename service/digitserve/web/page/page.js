@@ -96,8 +96,8 @@ function clear() {
 async function onOutcome(outcome) {
   connection.report(outcome);
   if (outcome.kind === "refused") {
-    const refused = pictures.isShown ? "The picture was refused" : "The drawing was refused";
-    answer.refuse(outcome.status < 500 ? refused : "The service failed", outcome.message);
+    const rejected = pictures.isShown ? "The picture was rejected" : "The drawing was rejected";
+    answer.refuse(outcome.status < 500 ? rejected : "The service failed", outcome.message);
   } else if (outcome.kind === "ok") {
     const response = JSON.parse(outcome.text);
     answer.show(response, outcome, pictures.isShown);
