@@ -52,7 +52,7 @@ class Passing:
     token = ""
 
     def __init__(self) -> None:
-        """Create the pair: datagrams, because they end with no end of file if the supervisor dies."""
+        """Create the pair, of datagrams: a stream would keep the worker busy with its end of file if the supervisor dies."""
         sender, receiver = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         sender.setblocking(False)  # noqa: FBT003 - the interface of sockets
         self._sender = sender

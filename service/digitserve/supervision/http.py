@@ -64,7 +64,7 @@ class ServiceStatus(Protocol):
 
 
 def credentials(request: Request) -> tuple[str, bool]:
-    """Return what a client has sent to be admitted: the header field ``authorization``, and whether it has a valid certificate."""
+    """Return the credentials of a client: the header field ``authorization``, and whether it has a valid certificate."""
     sent = request.headers.getlist("authorization")
     return sent[0] if len(sent) == 1 else "", getattr(request.state, IS_VERIFIED, False)
 
@@ -113,7 +113,7 @@ def make_app(
             *page_routes(),
         ]
     )
-    app.router.redirect_slashes = False  # to an address that is made of the header field host
+    app.router.redirect_slashes = False  # a redirect would contain the header field host, which the client chooses
     return app
 
 

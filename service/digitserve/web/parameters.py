@@ -24,7 +24,7 @@ _MAX_TEXT = 200
 """Most characters of a value that an error quotes, and of a version."""
 
 _MAX_DIGITS = 20
-"""Most characters of a number: Python needs a time that grows with the square of their number."""
+"""Most characters of a number: Python converts longer ones in quadratic time."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class Parameter:
             return "true or false"
         if schema["type"] == "string":
             return f"at most {_MAX_TEXT} characters"
-        least = f"more than {schema['exclusiveMinimum']}" if "exclusiveMinimum" in schema else str(schema["minimum"])
-        number = "an integer from" if schema["type"] == "integer" else "a number,"
-        return f"{number} {least} {'to' if schema['type'] == 'integer' else 'at most'} {schema['maximum']}"
+        if schema["type"] == "integer":
+            return f"an integer from {schema['minimum']} to {schema['maximum']}"
+        return f"a number above {schema['exclusiveMinimum']}, at most {schema['maximum']:g}"
 
 
 def _integer(name: str, text: str, least: int, most: int, default: int | None) -> Parameter:

@@ -1,4 +1,4 @@
-"""The bodies of requests: within limits of size, time, and memory of all of them together.
+"""Reads the bodies of requests, within limits of their size, their time, and the memory of all of them.
 
 Used by ``api``, on the supervisor's event loop.
 """
@@ -20,15 +20,13 @@ NUM_LARGEST = 2
 times as much memory, because a body is copied into a message."""
 
 RAW_TYPES = ("application/octet-stream", "application/x-www-form-urlencoded", "")
-"""Content types of raw pixels: that for any bytes, that which curl sends by default, and none."""
+"""Content types of raw pixels: the type for any bytes, the type that curl sends by default, and none."""
 
 FILE_TYPES = (
     "image/png", "image/jpeg", "image/bmp", "image/gif", "image/webp", "image/tiff", "application/x-npy",
 )  # fmt: skip
 
-_FULL = Status(
-    Code.RESOURCE_EXHAUSTED, "the bodies of other requests take all memory for them; retry later", retry_after_s=1.0
-)
+_FULL = Status(Code.RESOURCE_EXHAUSTED, "other requests use all memory for bodies; retry later", retry_after_s=1.0)
 
 
 class Memory:

@@ -1,11 +1,9 @@
 """The HTTP port: probes are answered, whatever other clients send, keep open or do not read."""
 
-import asyncio
 import contextlib
 import http.client
 import logging
 import socket
-import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -17,19 +15,10 @@ from digitserve.settings import Settings
 from digitserve.supervision import http as service_http
 from digitserve.supervision.http import HttpServer, make_app
 from digitserve.supervision.http_access import HttpAccess
-from digitserve.supervision.ports import listen
-from support.serving import LOCAL, PATIENCE_S, is_closed, wait_until
+from support.http_port import Ready, run_http_port
+from support.serving import PATIENCE_S, is_closed
 
 MAX_CONNECTIONS = 8
-
-
-class Status:
-    """A service that is ready."""
-
-    ready = True
-
-    def status_line(self) -> str:
-        return "digitserve ready"
 
 
 REGISTRY = CollectorRegistry()
@@ -42,17 +31,9 @@ Connect = Callable[[], socket.socket]
 def address() -> Iterator[tuple[str, int]]:
     """Serve on a thread, with few connections."""
     access = HttpAccess(Settings())
-    server = HttpServer(make_app(Status(), REGISTRY, access), access, MAX_CONNECTIONS)
-    listener = listen(LOCAL, 0, "--http-port")
-    bound: tuple[str, int] = listener.getsockname()
-    thread = threading.Thread(target=lambda: asyncio.run(server.run_on(listener)))
-    thread.start()
-    wait_until(lambda: server.started, "the server has started")
-    try:
+    server = HttpServer(make_app(Ready(), REGISTRY, access), access, MAX_CONNECTIONS)
+    with run_http_port(server) as bound:
         yield bound
-    finally:
-        server.should_exit = True
-        thread.join(PATIENCE_S)
 
 
 @pytest.fixture

@@ -140,7 +140,7 @@ def test_undo_and_clear(page: Page) -> None:
     expect_no_answer(page)
 
 
-def test_what_is_no_digit_gets_words(page: Page) -> None:
+def test_what_is_not_a_digit_is_explained(page: Page) -> None:
     """A letter, a scribble and two digits are not recognised, and the page says why."""
     for drawing, verdict in [(LETTER, UNFAMILIAR), (SCRIBBLE, UNFAMILIAR), (TWO_DIGITS, SEVERAL)]:
         draw(page, drawing)
