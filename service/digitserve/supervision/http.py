@@ -42,7 +42,7 @@ READ_BYTES = 1 << 14
 """Most bytes that an iteration of the event loop reads from a connection without TLS. In the 256 KiB that asyncio reads by default, a
 client could send 43,000 chunks of a byte, or a query of 80,000 parameters: all others would wait for 2.7 s (measured)."""
 
-NUM_SMALL_CHUNKS, SMALL_CHUNK_BYTES = 512, 64
+NUM_SMALL_CHUNKS, SMALL_CHUNK_BYTES = 128, 64
 """A body in more chunks than this has to have as many bytes in each on average: the parser needs up to 60 us for a chunk (measured)."""
 
 MAX_ACCEPTS = 64

@@ -134,9 +134,9 @@ def test_a_client_that_does_not_read_is_disconnected(connect: Connect, monkeypat
 @pytest.mark.parametrize(
     ("chunk", "number", "is_read"),
     [
-        (b"1", 512, True),
-        (b"1", 513, False),
-        (bytes(60), 600, False),
+        (b"1", 128, True),
+        (b"1", 129, False),
+        (bytes(60), 200, False),
         (bytes(64), 5_000, True),
         (bytes(5_000), 600, True),
     ],
