@@ -189,8 +189,8 @@ async def _disconnected(request: Request) -> None:
 
 
 def _origin(request: Request) -> list[tuple[bytes, bytes]]:
-    """Return the header fields that connect the log lines of a request."""
-    return [(name, value) for name, value in request.scope["headers"] if name in ORIGIN_HEADERS]
+    """Return the header fields that connect the log lines of a request. grpcio logs an error for a value that is not ASCII."""
+    return [(name, value) for name, value in request.scope["headers"] if name in ORIGIN_HEADERS and value.isascii()]
 
 
 def _to_original(response: pb.ClassifyResponse, reduction: Reduction) -> None:

@@ -114,7 +114,7 @@ PARAMETERS = (
     _integer("height", "Height of raw images in pixels.", 1, _MAX_NUMBER, None),
     _choice("pixel_format", "Format of raw pixels: one byte per pixel, three (RGB) or four (RGB and straight alpha).",
             PIXEL_FORMATS, "gray8"),
-    _choice("ink", "Whether the strokes are lighter or darker than the background.",
+    _choice("ink", "Whether the strokes are lighter or darker than the background; with framing=as_is the default is light_on_dark.",
             [ink.value for ink in Ink], Ink.AUTO.value),
     _choice("framing", "How an image becomes the input of the network: unchanged, as in MNIST, or decided by the service.",
             [framing.value for framing in Framing], Framing.AUTO.value),

@@ -19,6 +19,10 @@ NUM_LARGEST = 2
 """All bodies together may hold as many bytes as this number of the largest ones: ten photos of 3 MB. The supervisor needs up to three
 times as much memory, because a body is copied into a message."""
 
+SMALL_BYTES, RESERVE_BYTES = 1 << 17, 1 << 23
+"""Largest small body, a drawing of 360x360 pixels, and the memory only for small ones: 64 of the largest. Without it two clients that
+send large bodies slowly would keep everyone out."""
+
 RAW_TYPES = ("application/octet-stream", "application/x-www-form-urlencoded", "")
 """Content types of raw pixels: the type for any bytes, the type that curl sends by default, and none."""
 
@@ -34,7 +38,7 @@ class Memory:
 
     Attributes:
         num_bytes: held now.
-        max_bytes: most of them.
+        max_bytes: most of them; beyond it a request may hold up to ``SMALL_BYTES``, in ``RESERVE_BYTES`` for all.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -63,10 +67,12 @@ class Share:
         Raises:
             Failure: there is no room for more.
         """
+        memory = self._memory
         more = num_bytes - self._num_bytes
-        if more > 0 and self._memory.num_bytes + more > self._memory.max_bytes:
+        room = memory.max_bytes + (RESERVE_BYTES if num_bytes <= SMALL_BYTES else 0)
+        if more > 0 and memory.num_bytes + more > room:
             raise Failure.of(_FULL)
-        self._memory.num_bytes += more
+        memory.num_bytes += more
         self._num_bytes = num_bytes
 
 

@@ -55,6 +55,13 @@ def probe(address: tuple[str, int], path: str = "/readyz", method: str = "GET", 
 START = b"GET /readyz HTTP/1.1\r\nHost: x\r\n"
 
 
+def chunked(chunk: bytes, number: int) -> bytes:
+    """Return a request whose body is a number of equal chunks."""
+    framed = b"%x\r\n%s\r\n" % (len(chunk), chunk)
+    head = b"GET /readyz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    return head + number * framed + b"0\r\n\r\n"
+
+
 @pytest.mark.parametrize(
     "sent", [b"", START, START + b"\r\n"], ids=["silent", "half a request", "idle after a request"]
 )
@@ -103,6 +110,39 @@ def test_a_client_that_does_not_read_is_disconnected(connect: Connect, monkeypat
                 connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
     finally:
         REGISTRY.unregister(many)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "number", "is_read"),
+    [
+        (b"1", 128, True),
+        (b"1", 129, False),
+        (bytes(60), 200, False),
+        (bytes(64), 5_000, True),
+        (bytes(5_000), 600, True),
+    ],
+)
+def test_bodies_in_very_many_small_chunks_are_refused(
+    connect: Connect, chunk: bytes, number: int, is_read: bool
+) -> None:
+    """The parser is slow with small chunks: after too many the connection is closed. Any body may have many large ones."""
+    connection = connect()
+    with contextlib.suppress(ConnectionError):
+        connection.sendall(chunked(chunk, number) + START + b"Connection: close\r\n\r\n")
+    received = b""
+    with contextlib.suppress(ConnectionError):
+        while part := connection.recv(1000):
+            received += part
+    assert (received.count(b"HTTP/1.1 200 ") == 2) == is_read
+
+
+def test_headers_that_arrive_at_once_have_a_maximal_size_too(connect: Connect) -> None:
+    """A request that is complete when it is read is refused as well."""
+    connection = connect()
+    with contextlib.suppress(ConnectionError):
+        connection.sendall(START + b"X: %s\r\n\r\n" % (40_000 * b"x"))
+        assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
+    assert is_closed(connection)
 
 
 def test_headers_have_a_maximal_size(connect: Connect) -> None:

@@ -105,6 +105,13 @@ def test_raw_pixels(service: Service) -> None:
     assert [one["label"] for one in answer.content["predictions"]] == ["0", "1", "2", "3", "4"]
 
 
+def test_odd_request_ids_are_no_fault(service: Service) -> None:
+    """A client chooses the header fields that are passed on: an invalid value does no harm, and logs no error."""
+    for value in ("caf\xe9", "a\tb", "x" * 5_000):
+        assert send(service, body=PAGE, x_request_id=value, traceparent=value).status == 200
+    assert errors(service) == []
+
+
 def test_boxes_are_in_pixels_of_the_file(service: Service) -> None:
     """A photo is reduced before it reaches a worker; what the answer says about its pixels holds for the photo."""
     photo = np.full((3000, 4000), 250, np.uint8)

@@ -36,9 +36,14 @@ const CALL_MS = 5_000;
 /** @type {Record<number, "overloaded" | "starting" | "unauthorised">} */
 const KINDS = { 401: "unauthorised", 429: "overloaded", 503: "starting", 504: "overloaded" };
 
-/** @returns {Record<string, string>} the header field with the token; empty if there is none */
+/**
+ * A token with other characters, which no service has, would make the call itself fail: without a token the service says what is
+ * wrong.
+ *
+ * @returns {Record<string, string>} the header field with the token; empty if there is none
+ */
 export function authorization() {
-  return token ? { authorization: `Bearer ${token}` } : {};
+  return /^[!-~]+$/.test(token) ? { authorization: `Bearer ${token}` } : {};
 }
 
 /** @param {string} newToken of the next calls; empty for none */
