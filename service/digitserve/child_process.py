@@ -224,6 +224,12 @@ class AsyncChild:
             line = b""
         return _decode(line)
 
+    def send_soon(self, message: Any) -> None:
+        """Send a JSON value that is small, without waiting; nothing after ``send_last``."""
+        if not self._sent_last:
+            with contextlib.suppress(OSError):
+                self._writer.write(_encode(message))
+
     def send_last(self, message: Any) -> None:
         """Send the last JSON value. After it the child gets ``ChannelClosed``, and can still send.
 

@@ -9,10 +9,12 @@ One thread receives requests, forms batches, runs them and sends the answers. Th
     supervisor ──{"settings", "last_valid", "number", "bundle_fd", "block_fd", "num_threads", "listener_fd", "inside_fd", "inside_token", "shadow_fd", "log_fd"}──▶ worker
     supervisor ◀── {"event": "ready", "provider": ..., "inside": ...} or {"event": "refused", "message": ...} ── worker
     supervisor ◀── {"event": "draining"} ── worker
+    supervisor ──"lame duck"──▶ worker, if the service shuts down
     supervisor ──"drain" or "hand over"──▶ worker
     supervisor ◀── {"event": "unanswered", "num_requests": ...} ── worker, if the grace period was too short
 
-With "hand over", another worker already accepts connections on the same socket: there is no lame duck time, and health stays
+With "lame duck", the lame duck time starts, and it lasts at least until "drain": the supervisor then still makes calls for requests that
+its HTTP API has accepted. With "hand over", another worker already accepts connections on the same socket: there is no lame duck time, and health stays
 SERVING. If the channel closes without either message, the supervisor has died: the worker then closes its listening socket immediately, so
 that the next service can use the port, and answers the admitted requests within ``ORPHAN_GRACE_S``.
 
@@ -200,6 +202,7 @@ class Worker:
             inside=inside,
         )
         self._drain = threading.Event()
+        self._is_held = False
         self._handed_over = threading.Event()
         self._orphaned = threading.Event()
         self._orphan_deadline = math.inf
@@ -222,8 +225,18 @@ class Worker:
         self._health.set_serving()
         return self._server.listen()
 
+    def lame_duck(self) -> None:
+        """Start to drain, but accept requests at least until ``drain``, within the grace period."""
+        self._is_held = True
+        self._drain.set()
+
     def drain(self) -> None:
         """Stop accepting requests, answer those that were accepted, and end ``run``."""
+        self._is_held = False
+        self._drain.set()
+
+    def terminate(self) -> None:
+        """Drain, but not earlier than the supervisor wants: a service manager may send SIGTERM to all processes."""
         self._drain.set()
 
     def hand_over(self) -> None:
@@ -262,7 +275,7 @@ class Worker:
         else:
             self._health.set_not_serving()
         on_drain()
-        while time.monotonic() < lame_duck_ends and not self._orphaned.is_set():
+        while not self._orphaned.is_set() and time.monotonic() < (deadline if self._is_held else lame_duck_ends):
             self._run_once()
         return self._shut_down(deadline)
 
@@ -390,7 +403,7 @@ def main() -> int:
     except StartupError as error:
         channel.send({"event": "refused", "message": str(error)})
         return EXIT_REFUSED
-    signal.signal(signal.SIGTERM, lambda _signal, _frame: worker.drain())
+    signal.signal(signal.SIGTERM, lambda _signal, _frame: worker.terminate())
     channel.send({"event": "ready", "provider": worker.provider})
     try:
         num_unanswered = worker.run(lambda: channel.send({"event": "draining"}))
@@ -420,6 +433,8 @@ class _SupervisorFollower:
         with contextlib.suppress(ChannelClosed):
             while True:
                 message = self._channel.receive()
+                if message == "lame duck" and self.worker is not None:
+                    self.worker.lame_duck()
         if self.worker is None:
             os._exit(EXIT_ORPHANED if message is None else 0)
         if message == "hand over":

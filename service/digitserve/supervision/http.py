@@ -19,6 +19,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
+from uvicorn.protocols.http.flow_control import CLOSE_HEADER
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from digitserve.supervision.http_access import HttpAccess
@@ -342,6 +343,15 @@ class HttpServer(uvicorn.Server):
         await super().startup(sockets)
         for listener in sockets or []:
             listener.listen(BACKLOG)
+
+    def drain(self) -> None:
+        """Close each connection after its next answer, which has ``Connection: close``, so that clients do not send more on it."""
+        # uvicorn builds the default headers from these every second, and each request has those of its start.
+        self.config.encoded_headers = [*self.config.encoded_headers, CLOSE_HEADER]
+        self.server_state.default_headers = [*self.server_state.default_headers, CLOSE_HEADER]
+        for connection in self.server_state.connections:
+            if isinstance(connection, _BoundedConnection) and connection.cycle is not None:
+                connection.cycle.default_headers = self.server_state.default_headers
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

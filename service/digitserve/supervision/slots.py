@@ -1,6 +1,6 @@
 """Slots: each keeps one worker running, replaces it by one that serves another bundle, and reports what happens to it.
 
-    Supervisor ──run, drain, kill──▶ WorkerSlot ──run, drain, kill──▶ WorkerProcess, and for a moment its successor
+    Supervisor ──run, lame_duck, drain, kill──▶ WorkerSlot ──run, lame_duck, drain, kill──▶ WorkerProcess, and for a moment its successor
     Reloader ──replace──────────────▶    │
     Supervisor ◀────── SlotEvents ───────┘
 
@@ -185,6 +185,12 @@ class WorkerSlot:
         successor, self._successor = self._successor, None
         if successor is not None:
             successor.drain(HAND_OVER)
+
+    def lame_duck(self) -> None:
+        """Start the lame duck time of the workers, which lasts at least until ``drain``; start no other."""
+        self._stop()
+        for worker in self._workers:
+            worker.lame_duck()
 
     def drain(self) -> None:
         """Ask the workers to answer their pending requests and to end; start no other."""
@@ -413,6 +419,13 @@ class InlineSlot:
 
     def give_up_replacement(self) -> None:
         """Do nothing: there is no replacement."""
+
+    def lame_duck(self) -> None:
+        """Start the lame duck time of the worker, which lasts at least until ``drain``. A worker that is not ready ends."""
+        if self._worker is None:
+            self._draining = True
+        else:
+            self._worker.lame_duck()
 
     def drain(self) -> None:
         """Ask the worker to answer its pending requests and to end."""

@@ -8,7 +8,8 @@ of the HTTP API on to workers; it never classifies.
                          ──▶ replacement of the workers when another version is activated (``reload``)
                          ──▶ /metrics, /livez, /readyz (``http``), and the HTTP API (``web``)
 
-    SIGTERM ──▶ not ready ──▶ workers drain, each closes the last copy of its socket ──▶ all workers ended ──▶ HTTP closes ──▶ exit
+    SIGTERM ──▶ not ready ──▶ lame duck time ends, HTTP API accepts no more ──▶ its open requests are received and answered
+            ──▶ workers drain, each closes the last copy of its socket ──▶ all workers ended ──▶ HTTP closes ──▶ exit
 
 A slot replaces its worker whatever fails. If another task of the supervisor ends, or a slot's, the service drains and ends with
 ``EXIT_FAULT``: the platform then starts it again with a clean state, which is safer than to continue with half of it.
@@ -56,6 +57,13 @@ from digitserve.web.api import Api
 
 KILL_MARGIN_S = 2.0
 """Seconds after the grace period before a worker that still runs is killed."""
+
+HTTP_SHARE = 0.75
+"""Part of the grace period in which accepted requests of the HTTP API can be received and decoded. By default 5 s are left, the longest time
+for the answer of a worker."""
+
+HTTP_MARGIN_S = 1.0
+"""Time in which the supervisor passes on the last answers, after the workers have ended."""
 
 EXIT_INCOMPLETE = 1
 """Exit code if requests may not have been answered."""
@@ -333,13 +341,19 @@ class Supervisor:
 
     async def _drain(self, slots: Sequence["asyncio.Task[None]"]) -> None:
         _log.info("draining", grace_s=self.settings.grace_s)
+        self._http.drain()
         for slot in self._slots:
-            slot.drain()
+            slot.lame_duck()
         # Each worker has the last copy of its socket now: clients are refused as soon as it has closed that.
         self._close_listeners()
         for connector in self._connectors:
             connector.drain()
+        workers = self._start_task("drain", self._drain_workers())
         _, late = await asyncio.wait(slots, timeout=self.settings.grace_s + KILL_MARGIN_S)
+        workers.cancel()
+        await self._api.wait_until_idle(HTTP_MARGIN_S)
+        if self._api.num_open:
+            self.requests_unanswered(self._api.num_open)
         if late:
             self._fail(EXIT_INCOMPLETE)
             _log.error("workers did not end within the grace period, killing them", num_workers=len(late))
@@ -347,6 +361,16 @@ class Supervisor:
             _log.error("requests were not answered within the grace period", num_requests=self._num_unanswered)
         elif not self._exit_code:
             _log.info("drained")
+
+    async def _drain_workers(self) -> None:
+        """After the lame duck time, accept no more requests of the HTTP API. Drain the workers once the accepted ones are answered."""
+        settings = self.settings
+        lame_duck_s = min(settings.lame_duck_s, settings.grace_s)
+        await asyncio.sleep(lame_duck_s)
+        self._api.drain()
+        await self._api.wait_until_idle(HTTP_SHARE * settings.grace_s - lame_duck_s)
+        for slot in self._slots:
+            slot.drain()
 
     def _log_shadow(self, shadow: SealedBundle) -> None:
         """Log the counts of the shadow version, summed over all workers."""

@@ -39,6 +39,9 @@ _WORKER_ENVIRONMENT = {
     "GRPC_VERBOSITY": "ERROR",
 }
 
+LAME_DUCK = "lame duck"
+"""Message to a worker before ``DRAIN``."""
+
 DRAIN, HAND_OVER = "drain", "hand over"
 """Last messages to a worker, see ``digitserve.worker``. Without one, the end of the channel means that the supervisor has died."""
 
@@ -133,6 +136,13 @@ class WorkerProcess:
             await asyncio.wait([ready, self.task], return_when=asyncio.FIRST_COMPLETED)
         finally:
             ready.cancel()
+
+    def lame_duck(self) -> None:
+        """Start the lame duck time, which lasts at least until ``drain``. A worker that is not ready ends."""
+        if self.is_ready and self._child is not None:
+            self._child.send_soon(LAME_DUCK)
+        else:
+            self.drain(DRAIN)
 
     def drain(self, message: str) -> None:
         """Ask the worker to end: DRAIN or HAND_OVER. Only the first call has an effect."""

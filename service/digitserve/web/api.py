@@ -6,6 +6,7 @@ The texts of errors are those of gRPC where the worker finds the error.
 """
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
@@ -43,6 +44,7 @@ ORIGIN_HEADERS = (b"traceparent", b"x-request-id")
 
 _MODEL_S = 5.0
 _CANCELLED = Status(Code.CANCELLED, "the client has closed the connection")
+_DRAINING = Status(Code.UNAVAILABLE, "this server is shutting down; retry, and another server will answer")
 _CHANNELS = {"gray8": 1, "rgb8": 3, "rgba8": 4}
 _HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 
@@ -57,6 +59,7 @@ class Api:
 
     Attributes:
         num_answers: by path and HTTP status.
+        num_open: requests whose head was received, and that are not answered.
     """
 
     def __init__(self, settings: Settings, slots: Sequence[Slot], refusal: Callable[[Request], Status | None]) -> None:
@@ -68,6 +71,10 @@ class Api:
             refusal: returns why a client may not use the API; None if it may.
         """
         self.num_answers: Counter[tuple[str, ...]] = Counter()
+        self.num_open = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._is_draining = False
         self._refusal = refusal
         self._calls = WorkerCalls(slots)
         self._max_bytes = settings.max_request_bytes
@@ -91,6 +98,16 @@ class Api:
         """Process ids of the decoders."""
         return self._pool.pids
 
+    def drain(self) -> None:
+        """Refuse requests from now on. Those that are open continue."""
+        self._is_draining = True
+
+    async def wait_until_idle(self, limit_s: float) -> None:
+        """Wait until no request is open, at most for some seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await self._idle.wait()
+
     async def close(self) -> None:
         """End the processes of the API, and close its connections."""
         self._calls.close()
@@ -100,7 +117,9 @@ class Api:
         """Return an endpoint that checks the client, answers errors, and counts."""
 
         async def answer(request: Request) -> Response:
-            refusal = self._refusal(request)
+            refusal = self._refusal(request) or (_DRAINING if self._is_draining else None)
+            self.num_open += 1
+            self._idle.clear()
             try:
                 response = await endpoint(request) if refusal is None else Failure.of(refusal).response()
             except Failure as failure:
@@ -108,6 +127,10 @@ class Api:
             except Exception:
                 _log.exception("a request to the HTTP API failed", path=path)
                 response = internal().response()
+            finally:
+                self.num_open -= 1
+                if not self.num_open:
+                    self._idle.set()
             response.headers.update(_HEADERS)
             self.num_answers[path, str(response.status_code)] += 1
             return response

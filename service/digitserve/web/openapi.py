@@ -101,7 +101,7 @@ def description(max_images: int) -> str:
                                 "description": "OpenAPI 3.1.",
                                 "content": {"application/json": {"schema": {"type": "object"}}},
                             },
-                            **_errors((400, 401, 500)),
+                            **_errors((400, 401, 500, 503)),
                         },
                     }
                 },

@@ -402,7 +402,7 @@ class ShortLivedSlot:
         self._drain = asyncio.Event()
         self.is_ready = self.was_ready = False
         self.refusal = None
-        self.drain = self.kill = self._drain.set
+        self.lame_duck = self.drain = self.kill = self._drain.set
 
     async def run(self) -> None:
         for dies in (True, False):

@@ -108,6 +108,41 @@ def test_a_worker_that_is_asked_to_drain_is_a_lame_duck_first(settings: Settings
     assert run(replace(settings, lame_duck_s=600.0, grace_s=600.0), interact) == -signal.SIGKILL
 
 
+def test_a_lame_duck_accepts_calls_until_it_is_asked_to_drain(settings: Settings) -> None:
+    """After "lame duck" the health is NOT_SERVING, and calls are accepted, also beyond the lame duck time and after SIGTERM to all
+    processes of the service. With "drain" it ends.
+    """
+
+    async def interact(child: AsyncChild, block: Block) -> int:
+        assert (await child.receive())["event"] == "ready"
+        child.send_soon("lame duck")
+        assert await child.receive() == {"event": "draining"}
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{settings.grpc_port}") as channel:
+            os.kill(child.pid, signal.SIGTERM)
+            health = health_pb2_grpc.HealthStub(channel)
+            for _ in range(20):
+                answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
+                assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
+                await channel.unary_unary(CLASSIFY.path)(echo_request(7).SerializeToString(), timeout=PATIENCE_S)
+        child.send_last("drain")
+        return await child.wait()
+
+    assert run(replace(settings, grace_s=600.0), interact) == 0
+
+
+def test_a_lame_duck_without_a_supervisor_ends_soon(settings: Settings) -> None:
+    """If the channel is closed after "lame duck" without "drain", the supervisor has died."""
+
+    async def interact(child: AsyncChild, block: Block) -> int:
+        assert (await child.receive())["event"] == "ready"
+        child.send_soon("lame duck")
+        assert await child.receive() == {"event": "draining"}
+        child.close()
+        return await child.wait()
+
+    assert run(replace(settings, lame_duck_s=600.0, grace_s=600.0), interact) == 0
+
+
 def test_a_worker_that_hands_over_is_no_lame_duck(settings: Settings) -> None:
     """After "hand over" it drains at once, and a client that watches its health never gets NOT_SERVING: the service continues."""
 
