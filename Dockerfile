@@ -1,7 +1,7 @@
 # Image of the service with the bundles in models/, installed from the same hash-locked requirements as `make serve`.
 # It does not contain TensorFlow.
 #   docker build -t digitserve . && docker run --read-only --cap-drop ALL -p 50051:50051 -p 8080:8080 digitserve
-# Target cuda (experimental, not yet run on a GPU): the same with onnxruntime-gpu, CUDA and cuDNN. The host provides the driver.
+# Target cuda (this image has not run on a GPU yet): the same with onnxruntime-gpu, CUDA and cuDNN. The host provides the driver.
 #   docker build --target cuda -t digitserve:cuda . && docker run --gpus all --read-only --cap-drop ALL ... digitserve:cuda
 # It is not reduced in size, because CUDA has gigabytes.
 # Nothing is downloaded except the base image and the locked packages. `make image` adds labels with version and revision.
@@ -68,7 +68,7 @@ ENTRYPOINT ["digitserve"]
 CMD ["serve"]
 
 FROM runtime AS cuda
-LABEL org.opencontainers.image.description="gRPC service that classifies images of handwritten digits; on NVIDIA GPUs (experimental)"
+LABEL org.opencontainers.image.description="gRPC service that classifies images of handwritten digits; on NVIDIA GPUs"
 # For NVIDIA's container runtime: make the GPUs and the compute part of the driver available in the container.
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \

@@ -4,7 +4,7 @@ VENV   ?= .venv
 ENGINE ?= docker
 BIN    := $(VENV)/bin
 # Pages with generated tables.
-GENERATED := docs/models.md $(addprefix docs/reference/,settings.md metrics.md commands.md messages.md bundle.md)
+GENERATED := docs/models.md $(addprefix docs/reference/,settings.md metrics.md commands.md messages.md bundle.md http.md)
 COG = $(BIN)/python -m cogapp -I scripts
 
 .DEFAULT_GOAL := help
@@ -72,7 +72,7 @@ test-versions: $(VENV)/.dev ## Run the tests of service, client, ... on other ve
 	done
 
 testimage: $(VENV)/.dev ## Build the image on a base of Debian packages and test it (needs root, podman, buildah, runc, mmdebstrap).
-	$(BIN)/python -m pytest tests/image $(ARGS)
+	$(BIN)/python -m pytest tests/image --timeout 900 $(ARGS)
 
 fuzz: $(VENV)/.fuzz ## Fuzz all hostile input with coverage guidance (10 minutes per target; ARGS="images --seconds 3600" for one).
 	PYTHONPATH=tests $(BIN)/python tests/fuzz/guided.py $(ARGS)
@@ -109,7 +109,7 @@ TAG ?= digitserve$(if $(TARGET),:$(TARGET))
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 REVISION = $(shell git describe --always --abbrev=40 --dirty --exclude='*' 2>/dev/null || echo unknown)
 image: export BUILDAH_FORMAT = docker
-image: ## Build the container image. TARGET=cuda: for GPUs (experimental). ENGINE=podman or buildah: instead of docker. ARGS=... adds flags.
+image: ## Build the container image. TARGET=cuda: for GPUs. ENGINE=podman or buildah: instead of docker. ARGS=... adds flags.
 	$(ENGINE) build $(if $(TARGET),--target $(TARGET) )-t $(TAG) --label org.opencontainers.image.version=$(VERSION) \
 	  --label org.opencontainers.image.revision=$(REVISION) $(ARGS) .
 

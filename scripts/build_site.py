@@ -16,7 +16,7 @@ from pathlib import Path
 from documentation.stage import Stage, StageError
 
 ROOT = Path(__file__).parent.parent
-ASSETS = Path(__file__).parent / "documentation" / "assets"
+DESIGN = Path(__file__).parent / "documentation"
 
 
 def build(root: Path, output: Path) -> int:
@@ -24,10 +24,11 @@ def build(root: Path, output: Path) -> int:
     with tempfile.TemporaryDirectory() as folder:
         pages = Path(folder, "pages")
         navigation = Stage(root, pages).run()
-        shutil.copytree(ASSETS, pages / "assets")
+        shutil.copytree(DESIGN / "assets", pages / "assets")
         # JSON is YAML.
         config = {
             "INHERIT": str(ROOT / "mkdocs.yml"), "docs_dir": str(pages), "site_dir": str(output), "nav": navigation,
+            "theme": {"custom_dir": str(DESIGN / "theme")},
         }  # fmt: skip
         Path(folder, "mkdocs.yml").write_text(json.dumps(config))
         environment = os.environ | {"PYTHONPATH": str(ROOT / "service"), "NO_MKDOCS_2_WARNING": "true"}

@@ -12,6 +12,7 @@ The pages are plain Markdown whose relative links work in the repository. Stagin
 Used by ``build_site``.
 """
 
+import json
 import posixpath
 import re
 import shutil
@@ -24,7 +25,8 @@ CODE = re.compile(r"(^```.*?^```|^    .*?$|`[^`\n]+`)", re.MULTILINE | re.DOTALL
 NESTED = re.compile(r"^  - ", re.MULTILINE)
 """An entry of a nested list: Python-Markdown needs 4 spaces, GitHub 2."""
 COMMENT = re.compile(r"^<!--.*?-->\n?", re.MULTILINE | re.DOTALL)
-ENTRY = re.compile(r"^- \[([^\]]+)\]\(([^)#]+\.(?:md|ipynb|html))\)", re.MULTILINE)
+ENTRY = re.compile(r"^- \[([^\]]+)\]\(([^)#]+\.(?:md|ipynb|html))\)(.*(?:\n  .*)*)", re.MULTILINE)
+"""A page in the lists of the home page: its title, its link, and what is said about it."""
 LANGUAGES = {
     ".go": "go",
     ".mjs": "js",
@@ -37,12 +39,15 @@ LANGUAGES = {
 """By suffix: the language of a text file, for its colours."""
 
 HOME = "docs/index.md"
-HEADS = {
-    HOME: "hide: [navigation]",
-    "docs/decisions.md": "search: {boost: 0.5}",
-    "CHANGELOG.md": "search: {boost: 0.5}",
+HEADS: dict[str, dict[str, object]] = {
+    HOME: {"hide": ["navigation"]},
+    "docs/decisions.md": {"search": {"boost": 0.5}},
+    "CHANGELOG.md": {"search": {"boost": 0.5}},
 }
 """Front matter of pages: the lists of the home page are the navigation; searches find guides before decisions and changes."""
+
+Navigation = list[dict[str, object]]
+"""As MkDocs has it: titles with pages, or with a list of the same kind."""
 
 
 class StageError(Exception):
@@ -62,19 +67,26 @@ class Stage:
         self.folder = folder
         self._staged: set[str] = set()
         self._waiting: list[str] = []
+        self._descriptions: dict[str, str] = {}
 
-    def run(self) -> list[dict[str, object]]:
-        """Stage the documentation, and return the navigation for MkDocs: the lists of ``docs/index.md``."""
+    def run(self) -> Navigation:
+        """Stage the documentation, and return the navigation for MkDocs: headings and lists of ``docs/index.md``."""
+        navigation: Navigation = [{"Home": "index.md"}, *self._navigation((self.root / HOME).read_text(), "##")]
         self._waiting = [HOME]
         while self._waiting:
             self._stage(self._waiting.pop())
-        navigation: list[dict[str, object]] = [{"Home": "index.md"}]
-        sections = re.split(r"^## (.+)$", (self.root / HOME).read_text(), flags=re.MULTILINE)[1:]
-        for title, text in zip(sections[::2], sections[1::2], strict=True):
-            pages = [
-                {name: self._target(posixpath.normpath(f"docs/{link}"), HOME)} for name, link in ENTRY.findall(text)
-            ]
-            navigation.append({title: pages})
+        return navigation
+
+    def _navigation(self, text: str, level: str) -> Navigation:
+        """Return the sections of the home page with headings of a level, and the pages in them."""
+        navigation: Navigation = []
+        before, *sections = re.split(rf"^{level} (.+)$", text, flags=re.MULTILINE)
+        for name, link, rest in ENTRY.findall(before):
+            source = posixpath.normpath(f"docs/{link}")
+            self._descriptions[source] = _plain(name + rest)
+            navigation.append({name: self._target(source, HOME)})
+        for title, section in zip(sections[::2], sections[1::2], strict=True):
+            navigation.append({title: self._navigation(section, f"{level}#")})
         return navigation
 
     def _stage(self, source: str) -> None:
@@ -82,10 +94,9 @@ class Stage:
         path, target = self.root / source, self.folder / self._target(source, source)
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.endswith(".md"):
-            head = f"---\n{HEADS[source]}\n---\n\n" if source in HEADS else ""
-            target.write_text(head + self._page(path.read_text(), source))
+            target.write_text(self._head(source) + self._page(path.read_text(), source))
         elif source.endswith(".ipynb"):
-            target.write_text(self._page(notebook_page(path), source))
+            target.write_text(self._head(source) + self._page(notebook_page(path), source))
         elif source.endswith("/report/index.html"):
             shutil.copytree(path.parent, target.parent, dirs_exist_ok=True)
         elif target.suffix == ".md":
@@ -93,6 +104,13 @@ class Stage:
             target.write_text(f"---\nsearch:\n  exclude: true\n---\n\n# {source}\n\n{fence}")
         else:
             shutil.copy(path, target)
+
+    def _head(self, source: str) -> str:
+        """Return the front matter of a page: what the home page says about it describes it for search engines."""
+        described = {"description": self._descriptions[source]} if source in self._descriptions else {}
+        head = HEADS.get(source, {}) | described
+        # JSON is YAML.
+        return f"---\n{json.dumps(head)}\n---\n\n" if head else ""
 
     def _page(self, text: str, source: str) -> str:
         """Return a page with links that are right in the site, without comments; what it links to is staged later."""
@@ -132,3 +150,8 @@ class Stage:
         if source.endswith("/report/index.html"):
             return source
         return f"source/{source}" if path.suffix in {".png", ".svg"} else f"source/{source}.md"
+
+
+def _plain(text: str) -> str:
+    """Return Markdown without links and marks of code, on one line."""
+    return " ".join(re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", text).replace("`", "").split())

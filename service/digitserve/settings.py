@@ -253,8 +253,8 @@ class Settings:
     device: str = _setting(
         "cpu",
         _COMPUTE,
-        "Device that runs the network. cuda is experimental and fails to start if CUDA is unavailable; auto uses CUDA if "
-        "it loads and finds a device, otherwise the CPU.",
+        "Device that runs the network. With cuda, the service does not start if CUDA is unavailable or cannot run the whole "
+        "network; auto uses CUDA if it loads and finds a device, otherwise the CPU.",
         Bounds(choices=("cpu", "cuda", "auto")),
     )
     max_batch_size: int | None = _setting(
@@ -320,7 +320,7 @@ class Settings:
             device: the device to use on this machine, ``cpu`` or ``cuda``.
             cpu_budget: cores that this service may use.
         """
-        # One worker keeps a GPU busy; a second one would hold the network and its buffers twice.
+        # Each worker takes about 0.8 GB of the GPU's memory, most of it for CUDA itself.
         workers = 1 if device == "cuda" else max(1, int(cpu_budget))
         return replace(self, device=device, workers=workers if self.workers is None else self.workers)
 

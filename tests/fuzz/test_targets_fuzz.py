@@ -79,7 +79,7 @@ BROKEN: dict[str, tuple[str, str, object]] = {
     "an exception in a setting": ("settings", "click.types._NumberRangeBase.convert", fail),
     "an exception in a query": ("http", "digitserve.web.parameters.parse", fail),
     "an upload of any size": ("uploads", "digitserve.vision.image_files._check_size", ignore),
-    "an exception in a page": ("http", "digitserve.supervision.http.choose_encoder", fail),
+    "an exception in a page": ("http", "digitserve.supervision.http.exposition.choose", fail),
 }
 """A fault, the target that finds it, and how it is made."""
 

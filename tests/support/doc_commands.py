@@ -13,6 +13,7 @@ PAGES = (
     ROOT / "docs" / "index.md",
     *sorted((ROOT / "docs" / "start").glob("*.md")),
     *sorted((ROOT / "docs" / "how-to").glob("*.md")),
+    ROOT / "docs" / "reference" / "http.md",
 )
 """Pages with commands that readers copy."""
 

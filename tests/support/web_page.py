@@ -92,11 +92,11 @@ def drop(page: Page, content: bytes, name: str, kind: str) -> None:
         page.dispatch_event("#pad", event, {"dataTransfer": transfer})
 
 
-def choose(page: Page, *files: dict[str, Any]) -> None:
-    """Choose files with the button, as ``{"name": ..., "mimeType": ..., "buffer": ...}``."""
+def choose(page: Page, file: Any) -> None:
+    """Choose a file with the button: its path, or ``{"name": ..., "mimeType": ..., "buffer": ...}``."""
     with page.expect_file_chooser() as chooser:
         button(page, "Choose a picture").click()
-    chooser.value.set_files(list(files))  # type: ignore[arg-type]
+    chooser.value.set_files(file)
 
 
 @contextmanager

@@ -5,21 +5,20 @@
 
 No silent CPU fallback: onnxruntime falls back to the CPU without an error in four cases: a provider's libraries do not load,
 a session cannot be created, a run fails, or the provider has no kernel for some node. This module makes each of them an
-error. CUDA support is experimental: it has not yet run on a GPU.
+error.
 """
 
 import contextlib
 import ctypes
 import io
-import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import structlog
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 # Must be set before the import: later, onnxruntime has already written a device id into the home directory.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -37,9 +36,9 @@ _CUDA = "CUDAExecutionProvider"
 # Device 0 of those that CUDA_VISIBLE_DEVICES makes visible. docs/decisions.md has the reasons for the other options.
 _CUDA_OPTIONS = {
     "device_id": "0",
-    "cudnn_conv_algo_search": "HEURISTIC",
     "use_tf32": "0",
     "arena_extend_strategy": "kSameAsRequested",
+    "enable_cuda_graph": "1",
 }
 _CUDA_LIBRARY = Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
 
@@ -89,15 +88,22 @@ def cuda_unavailable_reason() -> str | None:
 
 def _try_allocation() -> str | None:
     """Allocate a byte on the device, which makes onnxruntime load its provider; return what failed, if anything."""
-    # The caller reports a failure in its own log line.
-    ort.set_default_logger_severity(_SILENT)
     try:
-        device_tensor("cuda", (1,))
+        with _silence():
+            device_tensor("cuda", (1,), np.uint8)
     except Exception as error:
         return _load_failure(_missing_library() or str(error).strip())
+    return None
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Suppress what onnxruntime logs without a session. Errors are raised too, and the caller reports them."""
+    ort.set_default_logger_severity(_SILENT)
+    try:
+        yield
     finally:
         ort.set_default_logger_severity(_WARNING)
-    return None
 
 
 def _load_failure(reason: str) -> str:
@@ -154,9 +160,12 @@ def _open(graph: bytes, provider: str, provider_options: dict[str, str], num_thr
     if provider != _CPU:
         # Without this, a node that the provider has no kernel for runs on the CPU, with a copy in each direction.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    # On CUDA, onnxruntime warns each time that the provider is not a plugin, which it need not be.
+    quiet = contextlib.nullcontext if provider == _CPU else _silence
     try:
         # enable_fallback: by default, a failure here or in a later run opens a new session on the CPU, with a print.
-        return ort.InferenceSession(graph, options, providers=[(provider, provider_options)], enable_fallback=0)
+        with quiet():
+            return ort.InferenceSession(graph, options, providers=[(provider, provider_options)], enable_fallback=0)
     except Exception as error:
         if provider == _CPU:
             raise BundleError("signature", f"onnxruntime cannot load model.onnx: {error}") from None
@@ -165,25 +174,20 @@ def _open(graph: bytes, provider: str, provider_options: dict[str, str], num_thr
         raise ProviderError(f"{provider} cannot run all of this graph: {error}; start with --device cpu") from None
 
 
-def device_tensor(device: str, shape: Sequence[int]) -> Any:
-    """Allocate a uint8 tensor in a device's memory, as an ``OrtValue`` with undefined contents."""
-    return ort.OrtValue.ortvalue_from_shape_and_type(list(shape), np.uint8, device, 0)
+def device_tensor(device: str, shape: Sequence[int], dtype: DTypeLike) -> Any:
+    """Allocate a tensor in a device's memory, as an ``OrtValue`` with undefined contents."""
+    return ort.OrtValue.ortvalue_from_shape_and_type(list(shape), dtype, device, 0)
 
 
-def host_array(device: str, shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
-    """Allocate an array of zeros in host memory that ``device`` can copy from and to directly.
+def graph_options(graph_id: int) -> ort.RunOptions:
+    """Return options for all runs with one set of bound buffers: on CUDA the first run records a CUDA graph, others replay it.
 
-    Raises:
-        ProviderError: CUDA could not page-lock that much memory.
+    Args:
+        graph_id: unique among the sets of buffers of a session, at least 1.
     """
-    if device == "cpu":
-        return np.zeros(shape, dtype)
-    num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-    try:
-        return cuda.page_locked(num_bytes, _cuda_major()).view(dtype).reshape(shape)
-    except cuda.CudaError as error:
-        raise ProviderError(f"CUDA could not page-lock {num_bytes} bytes of memory: {error}; "
-                            "lower --max-batch-size, or start with --device cpu") from None  # fmt: skip
+    options = ort.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", str(graph_id))
+    return options
 
 
 def main() -> None:

@@ -15,7 +15,6 @@ import h11
 import uvicorn
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
-from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -25,6 +24,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from digitserve.supervision.http_access import HttpAccess
 from digitserve.supervision.http_log import AsgiApp
 from digitserve.supervision.http_tls import PIECE_BYTES, TlsTransport
+from digitserve.telemetry import exposition
 from digitserve.telemetry.supervisor_metrics import metric
 from digitserve.web.api import API_PREFIX, REQUEST_S
 from digitserve.web.page_files import page_routes
@@ -101,13 +101,10 @@ def make_app(
         return PlainTextResponse(status.status_line() + "\n", status_code=200 if status.ready else 503)
 
     async def metrics(request: Request) -> Response:
-        try:
-            encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        except (TypeError, ValueError):  # a version that is no number
-            encode, content_type = choose_encoder("")
-        return Response(encode(registry), media_type=content_type)
+        content_type = exposition.choose(request.headers.get("accept", ""))
+        return Response(exposition.encode(registry.collect(), content_type), media_type=content_type)
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/livez", livez),
             Route("/readyz", readyz),
@@ -116,6 +113,8 @@ def make_app(
             *page_routes(),
         ]
     )
+    app.router.redirect_slashes = False  # to an address that is made of the header field host
+    return app
 
 
 class HttpConnections:

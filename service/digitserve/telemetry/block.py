@@ -9,6 +9,7 @@ prometheus_client, whose updates cost microseconds each. The supervisor creates 
 Each cell is one aligned float64: a reader never gets half a write, and counts are exact up to 2**53.
 """
 
+import functools
 import mmap
 import os
 import weakref
@@ -159,7 +160,8 @@ class Spec:
         return len(self.buckets) + 2 if self.kind == "histogram" else 1
 
 
-def specs(labels: Sequence[str]) -> tuple[Spec, ...]:
+@functools.lru_cache(16)
+def specs(labels: tuple[str, ...]) -> tuple[Spec, ...]:
     """Return the metrics of a worker that serves a model with these labels."""
     method = ("grpc_type", "grpc_service", "grpc_method")
     latency = LATENCY_BUCKETS_S
@@ -231,7 +233,7 @@ class Block:
     def __init__(self, labels: Sequence[str], fd: int | None = None) -> None:
         """Create new memory, or map the memory of ``fd``."""
         self.labels = tuple(labels)
-        self.specs = specs(labels)
+        self.specs = specs(self.labels)
         size = 8 * sum(len(spec.label_values) * spec.width for spec in self.specs)
         self.fd = os.memfd_create("digitserve-metrics") if fd is None else fd
         # Its own descriptor is closed with the object at the latest.

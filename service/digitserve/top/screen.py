@@ -184,7 +184,7 @@ def sparkline(values: Sequence[float], width: int, *, unicode: bool = True) -> s
     highest = max(shown, default=0.0)
     if not highest:
         return levels[0] * len(shown)
-    return "".join(levels[min(8, math.ceil(8 * value / highest))] for value in shown)
+    return "".join(levels[min(8, max(value > 0, math.ceil(8 * value / highest)))] for value in shown)
 
 
 def number(value: float) -> str:

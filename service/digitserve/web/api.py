@@ -26,7 +26,7 @@ from digitserve.vision.reduction import Reduction
 from digitserve.web import parameters, uploads
 from digitserve.web.answers import JSON, Failure, internal, to_json
 from digitserve.web.decoder_pool import DecoderPool
-from digitserve.web.messages import serialize
+from digitserve.web.messages import Sizes, serialize
 from digitserve.web.openapi import CLASSIFY_PATH, MODEL_PATH, OPENAPI_PATH, description
 from digitserve.web.parameters import Options
 from digitserve.web.worker_calls import Slot, WorkerCalls
@@ -36,8 +36,8 @@ API_PREFIX = "/v1/"
 MAX_IMAGES = 64
 """Most images of a request: JSON with 64 explained predictions takes the event loop for 4 ms (measured). Use gRPC for more."""
 
-REQUEST_S = 2 * uploads.BODY_S
-"""Longest time of a request: body, decoding and answer have limits of their own, which end earlier together."""
+REQUEST_S = 60.0
+"""Longest time of a request: its limits end earlier together, 20 s for the body, twice 15 s to decode it, 5 s for the answer."""
 
 ORIGIN_HEADERS = (b"traceparent", b"x-request-id")
 
@@ -151,9 +151,8 @@ class Api:
                 f"got {num_images} images; expected at most {MAX_IMAGES} per HTTP request: send several requests, or use gRPC"
             )
         pixel_format = parameters.PIXEL_FORMATS[options.pixel_format]
-        size = pb.ClassifyRequest(height=height, width=width, pixel_format=pixel_format)
-        size.MergeFrom(options.fields)
-        return serialize(body, size), None
+        sizes = Sizes(0, height, width, pixel_format)
+        return serialize(body, sizes, options.fields.SerializeToString()), None
 
     async def _model(self, request: Request) -> Response:
         values = parameters.parse(request.query_params.multi_items(), [parameters.MODEL_VERSION])

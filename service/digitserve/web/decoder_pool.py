@@ -10,6 +10,7 @@ ends after ``IDLE_S`` without one, so that a service without HTTP clients has no
 import asyncio
 import contextlib
 import json
+import signal
 import socket
 from typing import NamedTuple
 
@@ -33,8 +34,11 @@ MAX_PIXELS = 1 << 23
 LARGE_NICE = 10
 """When workers are busy, photos wait, and drawings do not: at this niceness a process gets a tenth of the CPU time of a worker."""
 
-DECODE_S = 5.0
-"""Time for one file, twenty times that of the largest. Then the process is ended: a decoder may hang."""
+SMALL_CPU_S, LARGE_CPU_S = 1.0, 5.0
+"""CPU time for one file, at least ten times that of the largest. Then the process ends: files can be made that take hours."""
+
+DECODE_S = 10.0
+"""Time for one file. Beyond it the machine is busy, or the decoder hangs: the process is ended."""
 
 WAIT_S = 5.0
 """Longest wait for the process, its start included."""
@@ -48,9 +52,12 @@ IDLE_S = 60.0
 _BUSY = Status(
     Code.RESOURCE_EXHAUSTED, "too many images wait to be decoded; retry later, or send raw pixels", retry_after_s=1.0
 )
-_TOO_SLOW = Status(
-    Code.INVALID_ARGUMENT, f"image: was not decoded within {DECODE_S:g} s; expected a smaller or simpler one"
+_LATE = Status(
+    Code.RESOURCE_EXHAUSTED,
+    f"image: was not decoded within {DECODE_S:g} s; retry later, or send raw pixels",
+    retry_after_s=1.0,
 )
+_TOO_SLOW = Status(Code.INVALID_ARGUMENT, "image: takes too much time to decode; expected a smaller or simpler one")
 _CRASHED = Status(Code.INVALID_ARGUMENT, "image: cannot be decoded (the decoder ended); expected a complete file")
 
 _log = structlog.get_logger("digitserve.web.decoder_pool")
@@ -83,15 +90,16 @@ class _Process(NamedTuple):
 class Decoder:
     """One process, and the files that wait for it; owned by the pool."""
 
-    def __init__(self, max_pixels: int, max_bytes: int, nice: int = 0) -> None:
+    def __init__(self, max_pixels: int, max_bytes: int, max_cpu_s: float, nice: int = 0) -> None:
         """Start with no process.
 
         Args:
             max_pixels: most pixels of a picture.
             max_bytes: of a file.
+            max_cpu_s: most CPU time for a file in seconds.
             nice: added to the niceness of the process.
         """
-        self._limits = {"max_pixels": max_pixels, "max_bytes": max_bytes, "nice": nice}
+        self._limits = {"max_pixels": max_pixels, "max_bytes": max_bytes, "max_cpu_s": max_cpu_s, "nice": nice}
         self._lock = asyncio.Lock()
         self._num_waiting = 0
         self._process: _Process | None = None
@@ -150,10 +158,11 @@ class Decoder:
             done = True
         except TimeoutError:
             _log.warning("an image was not decoded in time", num_bytes=len(body), limit_s=DECODE_S)
-            raise Failure.of(_TOO_SLOW) from None
+            raise Failure.of(_LATE) from None
         except (OSError, EOFError):
-            _log.warning("the process that decodes images ended", num_bytes=len(body))
-            raise Failure.of(_CRASHED) from None
+            exit_code = await process.child.wait()
+            _log.warning("the process that decodes images ended", num_bytes=len(body), exit_code=exit_code)
+            raise Failure.of(_TOO_SLOW if exit_code == -signal.SIGPROF else _CRASHED) from None
         finally:
             if not done:  # the process may still write its answer
                 await self.close()
@@ -201,8 +210,8 @@ class DecoderPool:
         Args:
             max_bytes: of a file.
         """
-        self._small = Decoder(SMALL_PIXELS, max_bytes)
-        self._large = Decoder(MAX_PIXELS, max_bytes, LARGE_NICE)
+        self._small = Decoder(SMALL_PIXELS, max_bytes, SMALL_CPU_S)
+        self._large = Decoder(MAX_PIXELS, max_bytes, LARGE_CPU_S, LARGE_NICE)
 
     @property
     def pids(self) -> list[int]:

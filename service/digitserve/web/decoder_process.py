@@ -4,7 +4,7 @@
                             ◀──Answer, request──
 
 The supervisor starts it as ``python -P -m digitserve.web.decoder_process``. It has one thread, and decodes one file at a time. Its
-memory is limited by the kernel: a file that needs more gets an error, and at the worst this process ends.
+memory and CPU time per file are limited by the kernel: a file that needs more gets an error, and at the worst this process ends.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import resource
 import signal
 import socket
 import struct
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -24,7 +25,7 @@ from digitserve.errors import ImageFileError
 from digitserve.v1 import digits_pb2 as pb
 from digitserve.vision.image_files import BoundedImages, TooManyPixels, read_bounded
 from digitserve.vision.reduction import Reduction, reduce_by_block_means
-from digitserve.web.messages import serialize
+from digitserve.web.messages import Sizes, serialize
 
 BYTES_PER_PIXEL = 24
 """Memory for decoding and reducing: 22 for CMYK and WEBP, 19 for RGBA, 14 for JPEG (measured, 24 million pixels)."""
@@ -105,10 +106,9 @@ def _to_request(images: BoundedImages, max_side: int) -> tuple[Answer, bytes]:
         factor = Reduction.to_side(height, width, max_side).factor
         pixels = np.stack([reduce_by_block_means(image, factor) for image in pixels])
         reduction = Reduction(images.factor * factor, images.height, images.width)
-    fields = pb.ClassifyRequest(
-        num_images=len(pixels), height=pixels.shape[1], width=pixels.shape[2], pixel_format=_FORMATS[channels]
-    )
-    request = serialize(np.ascontiguousarray(pixels).data, fields)
+    num_images, height, width, channels = pixels.shape
+    sizes = Sizes(num_images, height, width, _FORMATS[channels])
+    request = serialize(np.ascontiguousarray(pixels).data, sizes)
     return Answer(reduction=None if reduction.factor == 1 else reduction), request
 
 
@@ -135,29 +135,49 @@ def _data_bytes() -> int:
     return 0
 
 
-def serve(connection: socket.socket, max_pixels: int) -> None:
+def serve(connection: socket.socket, max_pixels: int, max_cpu_s: float) -> None:
     """Answer questions until the supervisor closes the connection.
 
     Args:
         connection: to the supervisor.
         max_pixels: most pixels of a picture.
+        max_cpu_s: most CPU time for a file in seconds. The kernel ends the process then: no code of Python runs in a decoder.
     """
     while prefix := connection.recv(PREFIX.size, socket.MSG_WAITALL):
+        signal.setitimer(signal.ITIMER_PROF, max_cpu_s)
         num_json_bytes, num_bytes = PREFIX.unpack(prefix)
-        question = Question(*json.loads(connection.recv(num_json_bytes, socket.MSG_WAITALL)))
-        # In one piece: what a file object joins takes twice the memory.
-        body = connection.recv(num_bytes, socket.MSG_WAITALL)
-        try:
-            answer, request = decode(body, question, max_pixels)
-        except MemoryError:
-            answer, request = Answer("image: takes too much memory; expected a smaller one", is_too_large=True), b""
-        text = json.dumps(answer).encode()
-        connection.sendall(PREFIX.pack(len(text), len(request)) + text)
-        connection.sendall(request)
+        _answer(connection, num_json_bytes, num_bytes, max_pixels)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def _answer(connection: socket.socket, num_json_bytes: int, num_bytes: int, max_pixels: int) -> None:
+    """Receive a file and its question, and send the answer. Nothing of it stays in memory."""
+    question = Question(*json.loads(connection.recv(num_json_bytes, socket.MSG_WAITALL)))
+    # In one piece: what a file object joins takes twice the memory.
+    body = connection.recv(num_bytes, socket.MSG_WAITALL)
+    try:
+        answer, request = decode(body, question, max_pixels)
+    except MemoryError:
+        answer, request = Answer("image: takes too much memory; expected a smaller one", is_too_large=True), b""
+    text = json.dumps(answer).encode()
+    connection.sendall(PREFIX.pack(len(text), len(request)) + text)
+    connection.sendall(request)
+
+
+def silence_libraries() -> None:
+    """Drop what libraries in C write to standard output and error: it depends on the file, so clients could write lines of the log.
+
+    Python still writes exceptions to standard error.
+    """
+    sys.stderr = os.fdopen(os.dup(2), "w")
+    with Path(os.devnull).open("w") as nothing:
+        os.dup2(nothing.fileno(), 1)
+        os.dup2(nothing.fileno(), 2)
 
 
 def main() -> None:
     """Run as a child of the supervisor."""
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # the parent may ignore it
     signal.signal(
         signal.SIGTERM, signal.SIG_IGN
     )  # a platform may send it to the whole group; the supervisor ends this process
@@ -170,8 +190,9 @@ def main() -> None:
     decode(b"", Question(0, 1), max_pixels)
     limit_process(max_pixels, start["max_bytes"])
     os.nice(start["nice"])
+    silence_libraries()
     with contextlib.suppress(ConnectionError), socket.socket(fileno=start["files_fd"]) as connection:
-        serve(connection, max_pixels)
+        serve(connection, max_pixels, start["max_cpu_s"])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,9 @@
-"""Requests to the workers, serialized with one copy of their pixels: protobuf would copy them twice. No state."""
+"""Requests to the workers, serialized with one copy of their pixels. No state.
+
+protobuf would copy the pixels twice. It also ends the process if its own small allocations fail, as in a decoder at its limit of memory.
+"""
+
+from typing import NamedTuple
 
 from digitserve.protocol.codec import varint
 from digitserve.v1 import digits_pb2 as pb
@@ -7,12 +12,27 @@ _PIXELS_TAG = bytes([pb.ClassifyRequest.PIXELS_FIELD_NUMBER << 3 | 2])
 """Field number and wire type LEN. Source: protobuf.dev, "Encoding"."""
 
 
-def serialize(pixels: bytes | memoryview, fields: pb.ClassifyRequest) -> bytes:
+class Sizes(NamedTuple):
+    """The fields of a request that describe its pixels; 0 for one that is not set."""
+
+    num_images: int
+    height: int
+    width: int
+    pixel_format: int
+
+
+_SIZE_TAGS = [bytes([pb.ClassifyRequest.DESCRIPTOR.fields_by_name[name].number << 3]) for name in Sizes._fields]
+"""Field numbers and wire type VARINT."""
+
+
+def serialize(pixels: bytes | memoryview, sizes: Sizes, more: bytes = b"") -> bytes:
     """Return a serialized request.
 
     Args:
         pixels: contiguous.
-        fields: all others.
+        sizes: of them.
+        more: all other fields, serialized. Two serialized messages together are the serialized merged message.
     """
     num_bytes = memoryview(pixels).nbytes
-    return b"".join((_PIXELS_TAG, varint(num_bytes), pixels, fields.SerializeToString()))
+    fields = [tag + varint(size) for tag, size in zip(_SIZE_TAGS, sizes, strict=True) if size]
+    return b"".join((_PIXELS_TAG, varint(num_bytes), pixels, *fields, more))

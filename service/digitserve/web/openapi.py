@@ -17,17 +17,20 @@ from digitserve.web.uploads import FILE_TYPES
 CLASSIFY_PATH, MODEL_PATH, OPENAPI_PATH = "/v1/classify", "/v1/model", "/v1/openapi.json"
 
 _ERRORS = {
-    400: "The request is invalid; the message states what was received and what is expected.",
-    401: "The client needs a valid token or certificate.",
-    404: "This version is not served.",
-    408: "The body did not arrive in time.",
-    413: "The body, the image or its number of pixels is too large.",
-    415: "The content type is not one of those listed.",
-    429: "The service is overloaded.",
-    500: "A fault of the service.",
-    503: "No worker is ready.",
-    504: "No answer within timeout_s.",
+    400: "`INVALID_ARGUMENT`: no image, a damaged one, wrong sizes, an unknown or invalid parameter.",
+    401: "`UNAUTHENTICATED`: no valid token or client certificate.",
+    404: "`NOT_FOUND`: the model version is not served.",
+    408: "`DEADLINE_EXCEEDED`: the body did not arrive in time.",
+    413: "`RESOURCE_EXHAUSTED`, `INVALID_ARGUMENT`: the body, the image or its number of pixels is too large. The rest of the body "
+    "is not read.",
+    415: "`INVALID_ARGUMENT`: a content type that is not listed, or a compressed body.",
+    429: "`RESOURCE_EXHAUSTED`: overload. `details` has `RetryInfo`.",
+    500: "`INTERNAL`: a fault of the service. The message is fixed.",
+    503: "`UNAVAILABLE`: no worker is ready, or the service drains.",
+    504: "`DEADLINE_EXCEEDED`: no answer in time.",
 }
+"""Texts of errors, in Markdown: codes, then the cause."""
+
 _WITH_RETRY = (429, 503)
 _MODEL_ERRORS = (400, 401, 404, 429, 500, 503, 504)
 
@@ -71,7 +74,7 @@ def description(max_images: int) -> str:
                     "post": {
                         "operationId": "classify",
                         "summary": "Classify one image, or several of the same size.",
-                        "description": f"The body is a file, whose format is detected, or with width and height raw pixels: uint8, "
+                        "description": f"The body is a file, whose format is detected, or with `width` and `height` raw pixels: uint8, "
                         f"row-major, of one or more images. At most {max_images} images.",
                         "parameters": [_parameter(parameter) for parameter in PARAMETERS],
                         "requestBody": {"required": True, "content": files},

@@ -70,7 +70,8 @@ def _integer(name: str, text: str, least: int, most: int, default: int | None) -
     return Parameter(name, text, {"type": "integer", "minimum": least, "maximum": most, **shown}, parse, default)
 
 
-def _choice(name: str, text: str, values: Iterable[str]) -> Parameter:
+def _choice(name: str, text: str, values: Iterable[str], default: str) -> Parameter:
+    """Declare a choice; ``default`` is what the service uses if it is absent."""
     choices = list(values)
 
     def parse(value: str) -> str:
@@ -78,7 +79,7 @@ def _choice(name: str, text: str, values: Iterable[str]) -> Parameter:
             raise ValueError(value)
         return value
 
-    return Parameter(name, text, {"type": "string", "enum": choices}, parse, "")
+    return Parameter(name, text, {"type": "string", "enum": choices, "default": default}, parse, "")
 
 
 def _boolean(name: str, text: str) -> Parameter:
@@ -103,7 +104,7 @@ def _parse_version(value: str) -> str:
 PIXEL_FORMATS = {"gray8": pb.PIXEL_FORMAT_GRAY8, "rgb8": pb.PIXEL_FORMAT_RGB8, "rgba8": pb.PIXEL_FORMAT_RGBA8}
 
 MODEL_VERSION = Parameter(
-    "model_version", "Version that must be served; otherwise the answer is 404.", {"type": "string", "maxLength": _MAX_TEXT},
+    "model_version", "Model version that must be served; otherwise the answer is 404.", {"type": "string", "maxLength": _MAX_TEXT},
     _parse_version, "",
 )  # fmt: skip
 
@@ -111,15 +112,15 @@ PARAMETERS = (
     _integer("width", "Width of raw images in pixels. With width and height the body is raw pixels, otherwise a file.",
              1, _MAX_NUMBER, None),
     _integer("height", "Height of raw images in pixels.", 1, _MAX_NUMBER, None),
-    _choice("pixel_format", "Format of raw pixels: one byte per pixel, three (RGB) or four (RGB and straight alpha). "
-            "The default is gray8.", PIXEL_FORMATS),
-    _choice("ink", "Whether the strokes are lighter or darker than the background. The default is auto.",
-            [ink.value for ink in Ink]),
+    _choice("pixel_format", "Format of raw pixels: one byte per pixel, three (RGB) or four (RGB and straight alpha).",
+            PIXEL_FORMATS, "gray8"),
+    _choice("ink", "Whether the strokes are lighter or darker than the background.",
+            [ink.value for ink in Ink], Ink.AUTO.value),
     _choice("framing", "How an image becomes the input of the network: unchanged, as in MNIST, or decided by the service.",
-            [framing.value for framing in Framing]),
+            [framing.value for framing in Framing], Framing.AUTO.value),
     _integer("top_k", "Number of labels to list per image, most probable first.", 0, MAX_TOP_K, 0),
     _boolean("explain", "Whether to describe how each image was prepared, with the pixels that the network saw."),
-    _integer("max_side", "Larger pictures are reduced by block means until no side is longer; 0: never.", 0, _MAX_NUMBER, MAX_SIDE),
+    _integer("max_side", "Pictures with a longer side are reduced by block means until no side is longer; 0: never.", 0, _MAX_NUMBER, MAX_SIDE),
     Parameter("timeout_s", "Time for the answer in seconds, after the image was received and decoded.",
               {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_TIMEOUT_S, "default": MAX_TIMEOUT_S},
               _parse_timeout, MAX_TIMEOUT_S),

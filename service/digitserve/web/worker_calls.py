@@ -235,7 +235,7 @@ class WorkerCalls:
         self._connecting = asyncio.Lock()
 
     async def call(self, method: Method, message: bytes, timeout_s: float, headers: Headers = ()) -> bytes:
-        """Make a call to the worker with the fewest open calls of the HTTP API; to others if connections are lost.
+        """Make a call to the worker with the fewest open calls of the HTTP API; first to others if connections are lost.
 
         Args:
             method: unary.
@@ -251,12 +251,13 @@ class WorkerCalls:
         """
         loop = asyncio.get_running_loop()
         ends = loop.time() + timeout_s
-        lost: set[int] = set()  # slots of workers that ended, which the supervisor may not know yet
+        tried: set[int] = set()
         for _ in range(NUM_ATTEMPTS):
             accepting = [number for number, slot in enumerate(self.slots) if slot.accepts]
             if not accepting:
                 break
-            number = min(accepting, key=lambda number: (number in lost, self._num_open[number], random.random()))  # noqa: S311 - no secret
+            number = min(accepting, key=lambda one: (one in tried, self._num_open[one], random.random()))  # noqa: S311 - no secret
+            tried.add(number)
             self._num_open[number] += 1
             try:
                 connection = await self._connect(number, method)
@@ -267,7 +268,6 @@ class WorkerCalls:
             except (ConnectionLost, OSError) as error:
                 if isinstance(error, TimeoutError):
                     raise Failure.of(_LATE) from None
-                lost.add(number)
             finally:
                 self._num_open[number] -= 1
         raise Failure.of(_NO_WORKER)

@@ -48,22 +48,26 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def go(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Build the example for Go with Debian's packages, from the commands in its comment; return its command."""
+def go_settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Return variables for Go: Debian has grpc-go as source code instead of modules; compiled packages are shared."""
     if missing := [tool for tool in ("go", "protoc", "protoc-gen-go", "protoc-gen-go-grpc") if not shutil.which(tool)]:
         pytest.skip(f"not installed: {', '.join(missing)}")
     path = tmp_path_factory.mktemp("go")
-    folder = path / "src" / "digits"
+    search = f"{path}:{os.environ.get('GOPATH', '/usr/share/gocode')}"
+    return {"GO111MODULE": "off", "GOPATH": search, "GOCACHE": str(path / "cache"), "GOFLAGS": "-p=2"}
+
+
+@pytest.fixture(scope="module")
+def go(go_settings: dict[str, str]) -> list[str]:
+    """Build the example for Go with Debian's packages, from the commands in its comment; return its command."""
+    folder = Path(go_settings["GOPATH"].partition(":")[0], "src", "digits")
     shutil.copytree(EXAMPLES / "go", folder)
     comment = re.sub(r"^//", "", (folder / "classify.go").read_text(), flags=re.MULTILINE)
     generate = re.search(r"protoc (?:.*\\\n)*.*", comment)[0]  # type: ignore[index]
-    # Debian has grpc-go as source code instead of modules.
-    search = f"{path}:{os.environ.get('GOPATH', '/usr/share/gocode')}"
-    settings = {"GO111MODULE": "off", "GOPATH": search, "GOCACHE": str(path / "cache"), "GOFLAGS": "-p=2"}
     script = (
         f"set -e; {generate.replace('../../proto', str(PROTO)).replace('../node', str(EXAMPLES / 'node'))}\ngo build"
     )
-    built = run(["bash", "-c", script], cwd=folder, **settings)
+    built = run(["bash", "-c", script], cwd=folder, **go_settings)
     assert built.returncode == 0, built.stderr
     return [str(folder / "digits")]
 
@@ -133,6 +137,18 @@ def test_go(service: Service, files: list[str], go: list[str]) -> None:
     unreachable = run([*go, "--address", f"{LOCAL}:1", *files])
     assert unreachable.returncode == 1
     assert f"{LOCAL}:1" in unreachable.stderr
+
+
+@pytest.mark.usefixtures("go")
+def test_go_by_http(service: Service, go_settings: dict[str, str], tmp_path: Path) -> None:
+    """The program in the guide to HTTP prints digit and verdict."""
+    page = (EXAMPLES.parent / "docs" / "how-to" / "http.md").read_text()
+    program = re.search(r"^```go\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[1]  # type: ignore[index]
+    (tmp_path / "main.go").write_text(program.replace("http://127.0.0.1:8080", service.http_url))
+    shutil.copy(EXAMPLES / "three.png", tmp_path / "your-digit.png")
+    done = run(["go", "run", "main.go"], cwd=tmp_path, **go_settings)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"3 \d\.\d+ VERDICT_ACCEPTED\n", done.stdout)
 
 
 def test_buf_curl(service: Service) -> None:

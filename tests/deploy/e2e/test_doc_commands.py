@@ -1,4 +1,4 @@
-"""The commands and programs in README, tutorials and how-to guides work as written.
+"""The commands and programs in README, tutorials, how-to guides and the page of the HTTP API work as written.
 
 Each of them runs against a service with the shipped model, except those in ``NOT_RUN``, which has the reason. So a new command
 in these pages is tested without further work.
@@ -47,6 +47,7 @@ NOT_RUN = {
     r"^envoy ": "runs until it is stopped; tests/deploy/e2e/test_scale.py starts Envoy",
     r"^scans/|^file,label|^(form-1|photos)/": "a list of files",
     r"^client --HTTP|^decode >|^operator --HTTP|^/metrics of": "a diagram",
+    r"^package main": "takes 4 s; tests/client/e2e/test_examples.py builds it with the packages that are compiled there",
     r"tritonclient": "needs protobuf 6; tests/client/e2e has an environment with tritonclient",
     r"connectrpc": "needs Envoy; tests/deploy/e2e/test_scale.py",
 }
@@ -54,8 +55,8 @@ NOT_RUN = {
 
 OUTPUTS = {
     r"classify --top-k 3 your-digit.png": r"your-digit.png: {label}  ",
-    r"v1/classify": r'"label": ?"{label}"',
-    r"import Image": r"{label} [\d.]+ \w+",
+    r"^curl.*digit.png.*v1/classify": r'"label": ?"{label}"',
+    r"import Image|urlopen|await fetch": r"{label} [\d.]+ \w+",
     r"GetModel": r'"name": "digits"',
     r"models list": "digits/4",
     r"classify --json": r'"label": ?"',
@@ -94,7 +95,8 @@ def folder(tmp_path: Path) -> Path:
     for name in ("your-digit.png", "digit.png", "scan.jpg", "scan.tif", "IMAGE"):
         picture.save(tmp_path / name, format="PNG" if name == "IMAGE" else None)
     np.save(tmp_path / "images.npy", np.asarray(picture))
-    (tmp_path / "images.raw").write_bytes(bytes(28 * 28))
+    for name in ("images.raw", "pixels.bin"):
+        (tmp_path / name).write_bytes(bytes(28 * 28))
     return tmp_path
 
 
@@ -108,7 +110,12 @@ def run_step(step: Step, folder: Path, service: Service) -> subprocess.Completed
         "DIGITSERVE_GRPC_PORT": grpc_port, "DIGITSERVE_HTTP_PORT": http_port, "HOME": str(folder),
         "PATH": f"{folder / '.venv' / 'bin'}:{os.environ['PATH']}",
     }  # fmt: skip
-    arguments = [sys.executable, "-c", text] if step.language == "python" else ["bash", "-euo", "pipefail", "-c", text]
+    if step.language == "python":
+        arguments = [sys.executable, "-c", text]
+    elif step.language == "js":
+        arguments = [shutil.which("node") or pytest.skip("node is not installed"), "--input-type=module", "-e", text]
+    else:
+        arguments = ["bash", "-euo", "pipefail", "-c", text]
     return subprocess.run(
         arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )

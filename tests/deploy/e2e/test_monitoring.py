@@ -37,7 +37,7 @@ VARIABLES = {
 
 
 class Traffic(Callers):
-    """Calls that all panels show: digits, other images, invalid and unknown calls, streams, short deadlines."""
+    """Calls that all panels show: digits, other images, invalid and unknown calls, streams, the HTTP API."""
 
     def __init__(self, service: Service) -> None:
         super().__init__(1)
@@ -68,8 +68,9 @@ class Traffic(Callers):
             call.exception()
         messages = iter([pb.ClassifyStreamRequest(request=request) for request in requests])
         # Tests end workers, and at last the instance.
-        with contextlib.suppress(grpc.RpcError):
+        with contextlib.suppress(grpc.RpcError, OSError):
             list(stream(messages, timeout=PATIENCE_S))
+            self._service.get("/v1/model")
 
 
 class Monitored(NamedTuple):

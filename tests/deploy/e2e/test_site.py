@@ -122,6 +122,17 @@ def test_the_references_are_in_the_site(pages: dict[Path, Page], site: Path) -> 
         assert anchor in pages[site / "reference" / f"{page}.html"].anchors
 
 
+def test_pages_are_described(site: Path, pages: dict[Path, Page]) -> None:
+    """Search engines get what the home page says about a page, without Markdown; the titles of pages differ."""
+    operate = (site / "how-to" / "operate.html").read_text()
+    assert (
+        '<meta name="description" content="Operate the service: container, shutdown, overload, logs, CPU budget'
+        in operate
+    )
+    titles = [re.search(r"<title>(.*?)</title>", path.read_text(), re.DOTALL)[1] for path in pages]  # type: ignore[index]
+    assert len(set(titles)) == len(titles)
+
+
 def open_page(page: Path, folder: Path, query: str = "") -> tuple[str, list[str]]:
     """Open a page in Chromium from disk, and return its HTML and the addresses that it requested."""
     program = chromium() or pytest.skip("chromium is not installed")

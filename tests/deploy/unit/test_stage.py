@@ -15,7 +15,11 @@ Text with a [link](guide.md#part), and one [elsewhere](https://example.com).
 
 ## Guides
 
-- [Guide](guide.md): text, and [a file](../code.py).
+- [Guide](guide.md): text, and
+  [a `file`](../code.py).
+
+### Books
+
 - [Notebook](book.ipynb)
 
 ## Project
@@ -59,12 +63,22 @@ def repository(tmp_path: Path) -> Path:
 
 
 def test_navigation_is_that_of_the_home_page(repository: Path, tmp_path: Path) -> None:
-    """Each section of ``docs/index.md`` is a section of the site, each entry one of its pages."""
+    """Sections of ``docs/index.md`` are those of the site, headings in them are groups, entries are pages."""
     assert Stage(repository, tmp_path / "pages").run() == [
         {"Home": "index.md"},
-        {"Guides": [{"Guide": "guide.md"}, {"Notebook": "book.md"}]},
+        {"Guides": [{"Guide": "guide.md"}, {"Books": [{"Notebook": "book.md"}]}]},
         {"Project": [{"Changes": "changelog.md"}, {"Report": "models/digits/4/report/index.html"}]},
     ]
+
+
+def test_pages_have_the_description_of_the_home_page(repository: Path, tmp_path: Path) -> None:
+    """Front matter has what the home page says about a page, without links and marks."""
+    Stage(repository, tmp_path / "pages").run()
+    assert (
+        (tmp_path / "pages/guide.md")
+        .read_text()
+        .startswith('---\n{"description": "Guide: text, and a file."}\n---\n\n# Guide')
+    )
 
 
 def test_links_are_right_in_the_site_and_code_is_unchanged(repository: Path, tmp_path: Path) -> None:
@@ -72,12 +86,14 @@ def test_links_are_right_in_the_site_and_code_is_unchanged(repository: Path, tmp
     pages = tmp_path / "pages"
     Stage(repository, pages).run()
     home, guide = (pages / "index.md").read_text(), (pages / "guide.md").read_text()
-    assert "[link](guide.md#part)" in home and "(https://example.com)" in home and "[a file](source/code.py.md)" in home
+    assert (
+        "[link](guide.md#part)" in home and "(https://example.com)" in home and "[a `file`](source/code.py.md)" in home
+    )
     assert "- [one](index.md)\n    - [nested](examples/index.md)\n" in guide
     assert guide.count("[x](y.md)") == 3 and "  - [x](y.md)" in guide and "hidden" not in guide
     assert "[guide](../guide.md)" in (pages / "examples/index.md").read_text()
     assert "```python\nprint()\n```" in (pages / "source/code.py.md").read_text()
-    assert (pages / "book.md").read_text() == "# Book\ntext\n\n```python\nx = 1\n```"
+    assert (pages / "book.md").read_text().endswith("# Book\ntext\n\n```python\nx = 1\n```")
     assert (pages / "models/digits/4/report/picture.png").exists()
     assert "(source/models/digits/4/report/picture.png)" in home
     assert (pages / "source/models/digits/4/report/picture.png").exists()

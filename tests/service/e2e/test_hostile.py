@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+import grpc
 import pytest
 from hpack import Encoder
 
@@ -101,7 +102,9 @@ class Caller:
 
     def _run(self, path: str, body: bytes) -> None:
         while not self._stop.is_set():
-            with self._service.channel() as channel:
+            # Without the keepalive of the client library: on a busy machine a worker may answer pings late.
+            options = (("grpc.use_local_subchannel_pool", 1),)
+            with grpc.insecure_channel(self._service.grpc_address, options=options) as channel:
                 call = channel.unary_unary(path)
                 for _ in range(20):
                     error = call.future(body, timeout=PATIENCE_S).exception()

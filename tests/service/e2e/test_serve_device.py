@@ -71,6 +71,7 @@ def test_cuda_check_on_the_cpu_finds_no_difference() -> None:
     assert "| images | 200 |" in checked.stdout
     assert "| different labels | 0 |" in checked.stdout
     assert "| largest difference of probabilities | 0.0e+00" in checked.stdout
+    assert "Batches of changing sizes, relative to the same sizes without changes:" in checked.stdout
     assert [line.split("|")[1].strip() for line in checked.stdout.splitlines() if line.endswith("% |")] == [
         "1",
         "2",

@@ -195,7 +195,9 @@ def test_methods(address: tuple[str, int], path: str) -> None:
         assert probe(address, path, method)[0] == 405
 
 
-@pytest.mark.parametrize("path", ["/nonesuch", "/metrics/x", "/..%2f..%2fetc/passwd", "/%00", "/readyz;x", "//"])
+@pytest.mark.parametrize(
+    "path", ["/nonesuch", "/metrics/x", "/..%2f..%2fetc/passwd", "/%00", "/readyz;x", "/readyz/", "//"]
+)
 def test_unknown_paths(address: tuple[str, int], path: str) -> None:
     """They get 404."""
     assert probe(address, path)[0] == 404

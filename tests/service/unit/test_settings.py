@@ -58,12 +58,6 @@ def test_settings_of_a_group_are_declared_together() -> None:
     assert [group for group, _ in groupby(groups)] == list(dict.fromkeys(groups))
 
 
-def test_cuda_is_shown_as_experimental() -> None:
-    """The help text of ``--device`` states that cuda is experimental."""
-    (device,) = (setting for setting in fields(Settings) if setting.name == "device")
-    assert "cuda is experimental" in device.metadata["help"]
-
-
 def test_table_has_one_row_per_setting() -> None:
     """The table has two heading lines, then one row for each setting."""
     assert len(table().splitlines()) == 2 + len(fields(Settings))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 
@@ -261,6 +261,7 @@ def test_ascii() -> None:
 
 
 @given(st.lists(st.floats(0, 1e9), max_size=50), st.integers(0, 40))
+@example([16.0, 5e-324], 2)
 def test_sparklines(values: list[float], width: int) -> None:
     """One character for each of the last values; the highest is full, and only 0 is empty."""
     text = screen.sparkline(values, width)

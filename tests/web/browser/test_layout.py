@@ -17,8 +17,8 @@ OpenPage = Callable[..., Page]
 REFLOW = {"viewport": {"width": 320, "height": 256}}
 """A desktop of 1280x1024 at 400 %. Source: WCAG 2.2, success criterion 1.4.10."""
 
-PLACES = """() => [...document.querySelectorAll("main *, footer *")].filter((element) => element.checkVisibility())
-    .map((element) => `${element.tagName} ${element.id} ${element.getBoundingClientRect().y}`)"""
+PLACES = """() => [...document.querySelectorAll("main section, main button, #bars, #framed, footer a")]
+    .map((element) => `${element.outerHTML.slice(0, 80)} ${element.getBoundingClientRect().y}`)"""
 
 ZOOMED = {"viewport": {"width": 640, "height": 430}, "device_scale_factor": 2}
 """A desktop of 1280x860 at 200 %."""

@@ -146,11 +146,26 @@ def bomb() -> bytes:
     return bytes(content)
 
 
+def damaged_tiff() -> bytes:
+    """Return a file about which libtiff writes to standard error."""
+    file = io.BytesIO()
+    Image.new("L", (64, 64)).save(file, "TIFF", compression="tiff_lzw")
+    return file.getvalue()[:20] + b"\xff" * 20 + file.getvalue()[40:]
+
+
+def large_gif() -> bytes:
+    """Return a file of a few bytes whose frame has 65535x65535 pixels."""
+    return b"GIF89a\x0a\0\x0a\0\x80\0\0" + bytes(6) + b",\0\0\0\0\xff\xff\xff\xff\0\x02\x02L\x01\0;"
+
+
 BAD = {
     "no image": (b"hello", {}, 400, "image: got 5 bytes in an unknown format; expected PNG, "),
     "half an image": (PAGE[: len(PAGE) // 2], {}, 400, "image: cannot be decoded"),
     "empty": (b"", {}, 400, "got an empty body; expected an image"),
     "a bomb": (bomb(), {}, 413, "image: got too many pixels; expected at most 8388608"),
+    "a large frame": (large_gif(), {}, 413, "image: got too many pixels; expected at most 8388608"),
+    "a damaged TIFF": (damaged_tiff(), {}, 400, "image: cannot be decoded"),
+    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n", {}, 400, "image: got 24 bytes in an unknown format; expected PNG, "),
     "many images": (encoded(np.zeros((65, 28, 28), np.uint8), "npy"), {}, 400, "got 65 images; expected at most 64 "),
     "text": (b"<html>", {"content_type": "text/html"}, 415, "got content-type 'text/html'; expected image/png, "),
     "compressed": (PAGE, {"content_encoding": "gzip"}, 415, "got a body with content-encoding 'gzip'; expected none"),
@@ -159,7 +174,7 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_the_fault_of_the_client(service: Service, name: str) -> None:
-    """It gets 400, 413 or 415 and a text that says what is expected. The log shows no fault of the service."""
+    """It gets 400, 413 or 415 and a text that says what is expected. The log shows no fault of the service, and no other text."""
     body, headers, status, message = BAD[name]
     answer = send(service, "/v1/classify", body, **headers)
     assert (answer.status, answer.content["message"][: len(message)]) == (status, message)
@@ -235,6 +250,7 @@ def test_only_the_supervisor_can_connect(service: Service) -> None:
 
     They have no name. With gRPC core they have one, but calls without the supervisor's secret are rejected.
     """
+    wait_until(lambda: service.total("digitserve_ready_workers") == 2, "both workers are ready")
     assert send(service, body=PAGE).status == 200
     pids = [service.process.pid, *service.workers()]
     inodes = {

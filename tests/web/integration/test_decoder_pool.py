@@ -33,6 +33,13 @@ MAX_BYTES = Settings.max_request_bytes
 SMALL, LARGE = saved(40, 30, "PNG"), saved(1500, 1200, "PNG")
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait as long as a busy machine needs."""
+    monkeypatch.setattr(decoder_pool, "DECODE_S", PATIENCE_S)
+    monkeypatch.setattr(decoder_pool, "WAIT_S", PATIENCE_S)
+
+
 def with_pool(use: Use) -> None:
     async def run() -> None:
         pool = DecoderPool(MAX_BYTES)
@@ -74,7 +81,7 @@ def test_small_and_large_pictures_have_their_own_process() -> None:
 
 
 def test_a_decoder_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its file gets 400, and the next file another process."""
+    """Its file gets 429, because a busy machine may be the reason, and the next file another process."""
 
     async def use(pool: DecoderPool) -> None:
         await pool.decode(SMALL, 0, 1)
@@ -84,11 +91,42 @@ def test_a_decoder_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
             patch.setattr(decoder_pool, "DECODE_S", 0.05)
             with pytest.raises(Failure, match="was not decoded within") as caught:
                 await pool.decode(SMALL, 0, 1)
-        assert caught.value.http_status == 400
+        assert (caught.value.http_status, caught.value.headers["retry-after"]) == (429, "1")
         assert not runs(pid)
         await pool.decode(SMALL, 0, 1)
 
     with_pool(use)
+
+
+def test_cpu_time_is_limited_by_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that takes too much of it gets 400, however busy the machine is: a JPEG of a thousand scans, each of all pixels."""
+    file = io.BytesIO()
+    Image.new("RGB", (1000, 1000)).save(file, "JPEG", progressive=True)
+    content = file.getvalue()
+    last_scan = content[content.rindex(b"\xff\xda") : -2]
+    monkeypatch.setattr(decoder_pool, "SMALL_CPU_S", 0.2)
+
+    async def use(pool: DecoderPool) -> None:
+        with pytest.raises(Failure, match="takes too much time") as caught:
+            await pool.decode(content[:-2] + 1000 * last_scan + content[-2:], 0, 1)
+        assert caught.value.http_status == 400
+        await pool.decode(SMALL, 0, 1)
+
+    with_pool(use)
+
+
+def test_libraries_write_no_log_lines(capfd: pytest.CaptureFixture[str]) -> None:
+    """What libtiff says about a damaged file is no line of the log: clients could write them."""
+
+    async def use(pool: DecoderPool) -> None:
+        with pytest.raises(Failure, match="cannot be decoded"):
+            await pool.decode(damaged, 0, 1)
+
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(file, "TIFF", compression="tiff_lzw")
+    damaged = file.getvalue()[:20] + b"\xff" * 100 + file.getvalue()[120:]
+    with_pool(use)
+    assert "code not yet in table" not in "".join(capfd.readouterr())
 
 
 def test_a_decoder_that_ends_fails_only_its_file() -> None:
@@ -134,7 +172,7 @@ def test_memory_is_limited_by_the_kernel() -> None:
     np.save(array, np.zeros((1, 9000, 4000), np.uint8))
 
     async def run() -> None:
-        decoder = Decoder(1 << 20, 1 << 10)
+        decoder = Decoder(1 << 20, 1 << 10, 5.0)
         try:
             with pytest.raises(Exception, match="takes too much memory|the decoder ended"):
                 await decoder.decode(array.getvalue(), Question(0, 1))

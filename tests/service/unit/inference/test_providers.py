@@ -1,5 +1,8 @@
 """No silent CPU fallback: a requested device is used, or the error states what is missing."""
 
+import re
+from types import SimpleNamespace
+
 import numpy as np
 import onnxruntime as ort
 import pytest
@@ -70,9 +73,22 @@ def test_errors_write_nothing_to_standard_output(capfd: pytest.CaptureFixture[st
 
 def test_a_missing_runtime_library_is_named() -> None:
     """The error contains the loader's message, which names the file."""
-    for call in (lambda: cuda.num_devices("0"), lambda: cuda.page_locked(16, "0")):
-        with pytest.raises(cuda.CudaError, match=r"libcudart\.so\.0"):
-            call()
+    with pytest.raises(cuda.CudaError, match=r"libcudart\.so\.0"):
+        cuda.num_devices("0")
+
+
+@pytest.mark.parametrize(("code", "text"), [(0, None), (100, None), (35, "too old (CUDA error 35)")])
+def test_no_device_is_not_a_failure_of_the_library(
+    monkeypatch: pytest.MonkeyPatch, code: int, text: str | None
+) -> None:
+    """CUDA reports a missing device as error 100. It counts as no device; other errors are raised with CUDA's text."""
+    library = SimpleNamespace(cudaGetDeviceCount=lambda _: code, cudaGetErrorString=lambda _: b"too old")
+    monkeypatch.setattr(cuda, "_load", lambda _: library)
+    if text is None:
+        assert cuda.num_devices("13") == 0
+    else:
+        with pytest.raises(cuda.CudaError, match=re.escape(text)):
+            cuda.num_devices("13")
 
 
 def test_the_check_for_auto_sends_the_device(capfd: pytest.CaptureFixture[str]) -> None:
