@@ -20,7 +20,7 @@ def arc(x: float, y: float, width: float, height: float, start: float, end: floa
         start: angle in degrees; 0 points to the right, 90 downwards.
         end: angle in degrees; less than ``start`` for a counter-clockwise arc.
     """
-    num_parts = max(2, round(abs(end - start) / 15))
+    num_parts = max(2, round(abs(end - start) / 20))
     angles = [math.radians(start + (end - start) * part / num_parts) for part in range(num_parts + 1)]
     return [(x + width * math.cos(angle), y + height * math.sin(angle)) for angle in angles]
 
@@ -60,7 +60,7 @@ TWO_DIGITS: Drawing = [
 """1 and 0 side by side."""
 
 
-STEP = 0.06
+STEP = 0.1
 """Distance of the points that a hand of usual speed leaves."""
 
 

@@ -1,11 +1,12 @@
 """A browser and a service for the tests of a file, and pages whose requests, errors and violations are checked at their end."""
 
+import functools
 import json
 from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, WebError
 
 from support.browser import DESKTOP, chromium, run_browser
 from support.digits import MODELS
@@ -38,42 +39,78 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     assert levels <= {"info", "warning"}, log.read_text()
 
 
-@pytest.fixture
-def open_page(browser: Browser) -> Iterator[OpenPage]:
-    """Return a function that opens a page in a context of its own.
+class Watch:
+    """What the pages of a test did that they must not do.
 
-    At the end of the test nothing may have been requested from other hosts, and the console may have no error, as of a script
-    or of a violation of the Content-Security-Policy.
+    Attributes:
+        contexts: of the pages.
     """
-    contexts: list[BrowserContext] = []
-    hosts: set[str] = set()
-    own: set[str] = set()
-    faults: list[str] = []
 
-    def listen(message: ConsoleMessage) -> None:
-        if message.type == "error" and not message.text.startswith(UNANSWERED):
-            faults.append(message.text)
+    def __init__(self) -> None:
+        self.contexts: list[BrowserContext] = []
+        self._hosts: set[str] = set()
+        self._own: set[str] = set()
+        self._faults: list[str] = []
 
-    def open_one(url: str, **options: object) -> Page:
+    def open(self, browser: Browser, url: str, **options: object) -> Page:
+        """Open a page in a context of its own."""
         context = browser.new_context(**{**DESKTOP, **options})
-        contexts.append(context)
-        context.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
-        context.on("console", listen)
-        context.on("weberror", lambda error: faults.append(str(error.error)))
-        own.add(urlsplit(url).netloc)
+        self.contexts.append(context)
+        context.on("request", self._on_request)
+        context.on("console", self._on_console)
+        context.on("weberror", self._on_error)
         page = context.new_page()
-        page.goto(url)
+        self.load(page, url)
         return page
 
-    yield open_one
-    for context in contexts:
-        context.close()
-    assert faults == []
-    # Without a host: blob: and data:.
-    assert hosts - {""} <= own
+    def load(self, page: Page, url: str) -> None:
+        """Load a page, or load it again."""
+        self._own.add(urlsplit(url).netloc)
+        page.goto(url)
+
+    def check(self) -> None:
+        """Check that nothing was requested from other hosts, and that the console has no error.
+
+        Such as an error of a script, or a violation of the Content-Security-Policy.
+        """
+        assert self._faults == []
+        # Without a host: blob: and data:.
+        assert self._hosts - {""} <= self._own
+
+    def _on_request(self, request: Request) -> None:
+        self._hosts.add(urlsplit(request.url).netloc)
+
+    def _on_console(self, message: ConsoleMessage) -> None:
+        if message.type == "error" and not message.text.startswith(UNANSWERED):
+            self._faults.append(message.text)
+
+    def _on_error(self, error: WebError) -> None:
+        self._faults.append(str(error.error))
 
 
 @pytest.fixture
-def page(open_page: OpenPage, service: Service) -> Page:
-    """Return the page of the service, on a desktop, when the service is ready."""
-    return ready(open_page(service.http_url))
+def open_page(browser: Browser) -> Iterator[OpenPage]:
+    """Return a function that opens a page in a context of its own; each page is checked at the end of the test."""
+    watch = Watch()
+    yield functools.partial(watch.open, browser)
+    for context in watch.contexts:
+        context.close()
+    watch.check()
+
+
+@pytest.fixture(scope="module")
+def desktop(browser: Browser, service: Service) -> Iterator[tuple[Watch, Page]]:
+    """Return the page that the tests of a file load again, which is faster than a new context for each of them."""
+    watch = Watch()
+    yield watch, watch.open(browser, service.http_url)
+    for context in watch.contexts:
+        context.close()
+
+
+@pytest.fixture
+def page(desktop: tuple[Watch, Page], service: Service) -> Iterator[Page]:
+    """Return the page of the service, on a desktop, when the service is ready. It is checked at the end of the test."""
+    watch, page = desktop
+    watch.load(page, service.http_url)
+    yield ready(page)
+    watch.check()
