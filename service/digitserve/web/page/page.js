@@ -18,7 +18,7 @@ const DRAWING = `width=${SIDE_PX}&height=${SIDE_PX}&pixel_format=gray8&ink=light
 
 const answer = new Answer();
 const pad = new Pad({ onStart: hidePicture, onChange: askDrawing, say: (words) => answer.say(words) });
-const pictures = new Pictures({ onPicture: askPicture, onNothing: (words) => answer.refuse("No picture", words) });
+const pictures = new Pictures({ onPicture: askPicture, onNothing: refusePicture });
 const requests = new Requests(onOutcome);
 const connection = new Connection({
   onReady: () => {
@@ -70,6 +70,13 @@ function askPicture(picture, name) {
   requests.ask({ query: OPTIONS, body: () => picture });
 }
 
+/** @param {string} words why there is no picture */
+function refusePicture(words) {
+  hidePicture();
+  requests.cancel();
+  answer.refuse("No picture", words);
+}
+
 function undo() {
   if (pictures.isShown) {
     clear();
@@ -85,11 +92,15 @@ function undo() {
 }
 
 function clear() {
+  const isEmpty = pad.isEmpty && !pictures.isShown;
   requests.cancel();
   pad.clear();
   pictures.hide();
   drawnBox.hidden = true;
   answer.clear();
+  if (!isEmpty) {
+    answer.say("Cleared");
+  }
 }
 
 /** @param {import("./api.js").Outcome} outcome */
