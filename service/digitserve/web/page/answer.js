@@ -284,7 +284,7 @@ function decoding(headers) {
  * @returns {string} one decimal; never 100 %, because no answer is certain
  */
 function percent(share) {
-  return share < 0.9995 ? `${(100 * share).toFixed(1)} %` : `> 99.9 %`;
+  return share < 0.9995 ? `${(100 * share).toFixed(1)} %` : `>99.9 %`;
 }
 
 /**
