@@ -23,9 +23,8 @@ from support.web_page import UNFAMILIAR, expect_answer, expect_state, ready
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs/images"
 
-WHOLE_PAGE: dict[str, Any] = {"viewport": {"width": 1280, "height": 1180}}
 UPPER_PART: dict[str, Any] = {"viewport": {"width": 1280, "height": 764}}
-"""Options of a browser context."""
+"""A desktop, down to the live panel."""
 
 NUM_COLORS = 96
 """Of the palette: the page has few colours, and so a picture takes less than 100 kB."""
@@ -43,7 +42,7 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     with TemporaryDirectory() as folder, run_browser() as browser, run(Path(folder)) as service:
         for colors in ("light", "dark"):
-            take(browser, service, f"page-{colors}", draw_three, colors, **WHOLE_PAGE)
+            take(browser, service, f"page-{colors}", draw_three, colors, **UPPER_PART)
             take(browser, service, f"page-phone-{colors}", draw_three, colors, **PHONE)
         take(browser, service, "page-not-recognised", draw_letter, "light", **UPPER_PART)
         take(browser, service, "page-panel", show_load(service), "light", **DESKTOP)

@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from support.browser import PHONE, draw, strokes_on, touch
-from support.pen_strokes import DIGITS, LETTER, SCRIBBLE, TWO_DIGITS
+from support.pen_strokes import DIGITS, LETTER, SCRIBBLE, TWO_DIGITS, Drawing
 from support.serving import Service
 from support.web_page import (
     INVITATION,
@@ -24,6 +24,9 @@ from support.web_page import (
     expect_no_answer,
     ready,
 )
+
+ON_THE_THREE: Drawing = [[DIGITS["3"][0][0][3]] * 2]
+"""A dot on its ink: the page asks about the 3 again."""
 
 
 @contextmanager
@@ -94,10 +97,12 @@ def test_an_answer_has_details(page: Page) -> None:
 
 def test_the_answer_of_an_earlier_drawing_is_never_shown(page: Page, service: Service) -> None:
     """An answer that arrives after its drawing was cleared is dropped."""
+    draw(page, DIGITS["3"][0])
+    expect_answer(page, "3")
     with accepted_labels(page) as seen:
         with stopped_workers(service):
             with page.expect_request("**/v1/classify*"):
-                draw(page, DIGITS["3"][0])
+                draw(page, ON_THE_THREE)
             button(page, "Clear").click()
             draw(page, DIGITS["1"][0])
         expect_answer(page, "1")
@@ -106,10 +111,12 @@ def test_the_answer_of_an_earlier_drawing_is_never_shown(page: Page, service: Se
 
 def test_an_answer_that_arrives_after_clearing_is_not_shown(page: Page, service: Service) -> None:
     """The page stays empty."""
+    draw(page, DIGITS["3"][0])
+    expect_answer(page, "3")
     with accepted_labels(page) as seen:
         with stopped_workers(service):
             with page.expect_request("**/v1/classify*"):
-                draw(page, DIGITS["3"][0])
+                draw(page, ON_THE_THREE)
             button(page, "Clear").click()
         assert service.get("/v1/model")[0] == 200  # the worker answers again
         expect_no_answer(page)
