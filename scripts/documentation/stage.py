@@ -20,7 +20,8 @@ from pathlib import Path, PurePosixPath
 
 from documentation.notebook import notebook_page
 
-LINK = re.compile(r"(\]\()([^)\s]+)(\))")
+LINK = re.compile(r'(\]\(|<img src=")([^)\s"]+)([)"])')
+"""A link or a picture, also one in HTML, which has a width."""
 CODE = re.compile(r"(^```.*?^```|^    .*?$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
 NESTED = re.compile(r"^  - ", re.MULTILINE)
 """An entry of a nested list: Python-Markdown needs 4 spaces, GitHub 2."""

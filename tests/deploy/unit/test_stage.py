@@ -13,6 +13,8 @@ Text with a [link](guide.md#part), and one [elsewhere](https://example.com).
 
 ![picture](../models/digits/4/report/picture.png)
 
+<img src="../docs/small.png" width="240" alt="small">
+
 ## Guides
 
 - [Guide](guide.md): text, and
@@ -53,6 +55,7 @@ def repository(tmp_path: Path) -> Path:
         "docs/index.md": INDEX, "docs/guide.md": GUIDE, "CHANGELOG.md": "# Changes\n", "code.py": "print()\n",
         "examples/README.md": "# Examples\n\n[guide](../docs/guide.md)\n",
         "models/digits/4/report/index.html": "<p>", "models/digits/4/report/picture.png": "",
+        "docs/small.png": "",
         "docs/book.ipynb": json.dumps({"cells": [
             {"cell_type": "markdown", "source": ["# Book\n", "text"]}, {"cell_type": "code", "source": ["x = 1"]},
         ]}),
@@ -97,12 +100,15 @@ def test_links_are_right_in_the_site_and_code_is_unchanged(repository: Path, tmp
     assert (pages / "models/digits/4/report/picture.png").exists()
     assert "(source/models/digits/4/report/picture.png)" in home
     assert (pages / "source/models/digits/4/report/picture.png").exists()
+    assert '<img src="small.png"' in home and (pages / "small.png").exists()
 
 
-@pytest.mark.parametrize("link", ["gone.md", "../gone.py", "../../outside.md", "../models"])
+@pytest.mark.parametrize(
+    "link", ["[x](gone.md)", "[x](../gone.py)", "[x](../../outside.md)", "[x](../models)", '<img src="gone.png">']
+)
 def test_a_link_to_no_file_is_an_error(repository: Path, tmp_path: Path, link: str) -> None:
     """The error names the page and what it links to."""
-    (repository / "docs/guide.md").write_text(f"[x]({link})")
+    (repository / "docs/guide.md").write_text(link)
     with pytest.raises(StageError, match=r"docs/guide\.md links to .*; expected a file of the repository"):
         Stage(repository, tmp_path / "pages").run()
 
