@@ -1,9 +1,9 @@
-"""Latency of probes, metrics and drawings on the HTTP port, while pages draw and gRPC clients use all of the service.
+"""Latency of probes, metrics and drawings on the HTTP port, under the load of open pages and of gRPC clients.
 
     python -m benchmarks.http_rate --models models
 
-A simulated page does what an open page does: on one connection it sends drawings, ``--rate`` per second at times of its own, half of
-the pages as PNG files and half as raw pixels; on another one it reads /metrics and /readyz, every ``POLL_S`` each. Probes of /livez,
+A simulated page does what an open page does: on one connection it sends drawings, ``--rate`` per second, half of the pages as PNG
+files and half as raw pixels; on another one it reads /metrics and /readyz, every ``POLL_S`` each. Pages start at random times. Probes of /livez,
 /readyz and /metrics use a new connection each, as those of platforms do. gRPC clients are ``digitserve bench``: a closed loop on 64
 connections. Clients and load share the machine with the service, so on few cores the latency includes the time in which a client
 waits for a CPU; the row "timer of the client" says how late a timer of the client fires.
@@ -51,7 +51,7 @@ WARM_UP_S = 4.0
 """Time in which pages and gRPC clients connect, and decoders start, before anything is measured."""
 
 MAX_P99_S = 0.05
-"""Promised for probes and metrics, those that the pages read included."""
+"""Target for probes and metrics, including those that the pages read."""
 
 FAILED = 0
 """In place of a status: the connection was closed."""
@@ -134,7 +134,7 @@ async def periodically(act: Callable[[], Awaitable[None]], interval_s: float, en
 
 
 async def page(address: tuple[str, int], seed: int, rate: float, ends: float, samples: Samples) -> None:
-    """Be an open page until a time."""
+    """Simulate an open page until a time."""
     is_file = seed % 2 == 0
     drawings = itertools.cycle(drawing(NUM_DRAWINGS * seed + number, is_file=is_file) for number in range(NUM_DRAWINGS))
     draws, polls = Connection(address, samples), Connection(address, samples)

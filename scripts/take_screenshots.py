@@ -1,6 +1,6 @@
-"""Writes the screenshots of the page at / in docs/images: a real service, real load, Debian's Chromium without a window.
+"""Writes the screenshots of the page at / in docs/images, with a real service, real load, and Debian's Chromium (headless).
 
-make screenshots             # takes 30 s; needs Debian's package chromium
+make screenshots             # takes a minute; needs Debian's package chromium
 """
 
 import threading
@@ -27,7 +27,7 @@ UPPER_PART: dict[str, Any] = {"viewport": {"width": 1280, "height": 764}}
 """A desktop, down to the live panel."""
 
 NUM_COLORS = 96
-"""Of the palette: the page has few colours, and so a picture takes less than 100 kB."""
+"""Of the palette: enough for the page, and a phone picture takes about 110 kB (the largest)."""
 
 MARGIN_PX = 24
 
@@ -35,7 +35,7 @@ NUM_CALLERS = 8
 IMAGES_OF_A_CALL = (1, 2, 4, 8)
 
 LOAD_S = 40
-"""Time under load, so that the curves have a shape."""
+"""Time under load before the picture: enough points for the curves."""
 
 
 def main() -> None:

@@ -20,8 +20,8 @@ from pathlib import Path, PurePosixPath
 
 from documentation.notebook import notebook_page
 
-LINK = re.compile(r'(\]\(|<img src=")([^)\s"]+)([)"])')
-"""A link or a picture, also one in HTML, which has a width."""
+LINK = re.compile(r"(\]\(|<img src=\")([^)\s\"]+)([)\"])")
+"""A link or a picture in Markdown, or a picture in HTML, which can have a width."""
 CODE = re.compile(r"(^```.*?^```|^    .*?$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
 NESTED = re.compile(r"^  - ", re.MULTILINE)
 """An entry of a nested list: Python-Markdown needs 4 spaces, GitHub 2."""

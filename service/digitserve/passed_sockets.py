@@ -16,10 +16,14 @@ import errno
 import hashlib
 import secrets
 import socket
+import struct
 from typing import Any
 
 _PASSED = b"\0"
 """The message that carries a connection: the kernel passes no descriptor without one."""
+
+_CREDENTIALS = struct.Struct("iII")
+"""Process, user and group that listen: SO_PEERCRED of unix(7)."""
 
 PEER = "HTTP API"
 """The address of these connections in log lines."""
@@ -52,7 +56,7 @@ class Passing:
     token = ""
 
     def __init__(self) -> None:
-        """Create the pair: datagrams, because they end with no end of file if the supervisor dies."""
+        """Create the pair, of datagrams: a stream would keep the worker busy with its end of file if the supervisor dies."""
         sender, receiver = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         sender.setblocking(False)  # noqa: FBT003 - the interface of sockets
         self._sender = sender
@@ -102,12 +106,18 @@ class Secret:
             pid: of the worker.
 
         Raises:
-            OSError: it does not listen, or no descriptor is left.
+            OSError: it does not listen, another process does, or no descriptor is left.
         """
         with contextlib.ExitStack() as on_failure:
             connection = socket.socket(socket.AF_UNIX)
             on_failure.callback(connection.close)
             connection.connect("\0" + abstract_name(self.token, pid))
+            # Everyone can see the name while the worker runs, and take it when it has ended: such a process would get the token.
+            listening, _, _ = _CREDENTIALS.unpack(
+                connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+            )
+            if listening != pid:
+                raise OSError(errno.ECONNREFUSED, f"process {listening} listens in place of worker {pid}")
             on_failure.pop_all()
         return connection
 

@@ -1,4 +1,4 @@
-"""The number of CUDA devices, which onnxruntime's Python interface does not tell.
+"""The number of CUDA devices, which onnxruntime's Python interface does not report.
 
 ``providers`` calls it on the thread that opens a session, with ``--device cuda`` or ``auto`` only.
 """

@@ -5,7 +5,7 @@
     DirectRun   images ──▶ graph ──▶ new arrays                                                       (CPU)
     BoundRun    images ──copy──▶ bucket ──copy──▶ device ──▶ graph ──▶ device ──copy──▶ new arrays    (CUDA)
 
-On CUDA, onnxruntime plans all convolutions anew whenever the batch size changes, which takes many times longer than a batch.
+On CUDA, onnxruntime plans all convolutions again whenever the batch size changes, which takes many times longer than a batch.
 Batches are therefore padded to powers of two: eleven shapes up to 1,024. The first run of each records a CUDA graph, which
 later runs replay, without planning and with one launch. All of them run during warm-up. ``BoundRun`` works on the CPU
 provider too, where the tests check it.

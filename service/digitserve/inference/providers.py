@@ -160,7 +160,7 @@ def _open(graph: bytes, provider: str, provider_options: dict[str, str], num_thr
     if provider != _CPU:
         # Without this, a node that the provider has no kernel for runs on the CPU, with a copy in each direction.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    # On CUDA, onnxruntime warns each time that the provider is not a plugin, which it need not be.
+    # For CUDA, onnxruntime warns each time that the provider is not a plugin. It does not have to be one.
     quiet = contextlib.nullcontext if provider == _CPU else _silence
     try:
         # enable_fallback: by default, a failure here or in a later run opens a new session on the CPU, with a print.

@@ -3,7 +3,8 @@
     ServiceCollector ──Metric──▶ CollectorRegistry ──Metric──▶ encode ──▶ /metrics
 
 Used on the supervisor's event loop. The encoders of prometheus_client check and escape each name and label again for each scrape. This
-one keeps what does not change, so that scrapes delay other requests of the HTTP port less.
+one keeps the text that does not change, so that scrapes delay other requests of the HTTP port less. Its bytes are those of
+prometheus_client, except that numbers from a million are written as ``1234567.0``, not as ``1.234567e+06``.
 
 Source: prometheus.io, "Exposition formats"; OpenMetrics 1.0.0.
 """

@@ -3,5 +3,5 @@
     cli ──▶ command ──▶ Monitor ──▶ Figures ──▶ screen
                └── Reader thread ──▶ scrape.Scraper ──HTTP──▶ service
 
-The service does nothing for it but to answer scrapes. Needs prometheus_client.
+The service only answers scrapes. Needs prometheus_client.
 """

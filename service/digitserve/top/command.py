@@ -1,4 +1,4 @@
-"""The command ``digitserve top`` without its flags: reads the page again and again, and shows it. Called by ``cli``.
+"""The command ``digitserve top`` without its flags: reads the page periodically, and shows it. Called by ``cli``.
 
     Reader thread ──Reading──▶ queue ──▶ main thread: Monitor, screen ◀── keys, SIGWINCH
 
@@ -60,7 +60,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Reading:
-    """What came of one scrape.
+    """The outcome of one scrape.
 
     Attributes:
         time_s: monotonic time of the answer.
@@ -147,7 +147,7 @@ def run(scraper: Scraper, options: Options, print_line: Callable[[str], None], e
 
 
 def take(monitor: Monitor, reading: Reading) -> None:
-    """Give a reading to the monitor; raise what is not a failure of the service."""
+    """Pass a reading to the monitor; raise exceptions that are not failures of the service."""
     result = reading.result
     if isinstance(result, NotAvailable):
         monitor.fail(reading.time_s, str(result))

@@ -2,7 +2,7 @@
 
     Reader ──Page, time──▶ Monitor ──▶ Figures, state ──▶ screen
 
-Knows no clock, network or terminal: the time is passed in. Used on the main thread.
+Uses no clock, network or terminal: the time is passed in. Used on the main thread.
 """
 
 from collections import deque
@@ -11,10 +11,10 @@ from digitserve.scrape import Page
 from digitserve.top.figures import Figures, compare
 
 WINDOW_S = 10.0
-"""Rates and quantiles are those of so many seconds: of fewer, a p99 would have too few observations."""
+"""Time over which rates and quantiles are computed: in less, a p99 would have too few observations."""
 
 JITTER_S = 0.25
-"""A reading may be so much earlier or later than planned."""
+"""Time by which a reading may be earlier or later than planned."""
 
 NUM_RATES = 240
 """Rates in the history, as many as a wide terminal has columns."""

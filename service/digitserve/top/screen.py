@@ -13,7 +13,7 @@ from digitserve.top.figures import QUANTILES, Count, Figures
 from digitserve.top.monitor import Monitor
 
 RESTART_SHOWN_S = 10.0
-"""For so long the screen says that the service was restarted."""
+"""Time for which the screen says that the service was restarted."""
 
 MAX_ROWS = 5
 """Most codes, reasons, verdicts and HTTP answers in each list."""

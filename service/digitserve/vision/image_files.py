@@ -38,8 +38,11 @@ _READ_BYTES = 1 << 20
 
 _CHANNELS = (1, 3, 4)
 _SAMPLE_BITS = (8, 10, 12, 14, 16)
-_ORIENTATION, _FIRST_SWAPPED = 0x0112, 5
-"""The EXIF tag, and the first of its values, 5 to 8, that exchange height and width."""
+_ORIENTATION, _SWAPPED = 0x0112, (5, 6, 7, 8)
+"""The EXIF tag, and its values that exchange height and width. Damaged files have others, and text instead of numbers."""
+
+_JPEG = {"JPEG", "MPO"}
+"""Pillow's names of JPEG. MPO is a JPEG with more pictures after the first one: many phones save photos so."""
 
 _RAW_HINT = "for raw grey pixels give --size HEIGHTxWIDTH"
 _EXPECTED_FILE = "PNG, JPEG, BMP, GIF, WEBP, TIFF or .npy"
@@ -111,7 +114,7 @@ def read_bounded(content: bytes, name: str, *, max_pixels: int, raw_hint: str) -
         return BoundedImages(images, 1, *images.shape[1:3])
     with _open(content, name, max_pixels, raw_hint) as image:
         width, height = image.size
-        is_jpeg = image.format == "JPEG"
+        is_jpeg = image.format in _JPEG
         _check_size(width, height, name, MAX_FILE_PIXELS if is_jpeg else max_pixels)
         factor = 1
         while width * height > max_pixels * factor * factor:
@@ -119,7 +122,7 @@ def read_bounded(content: bytes, name: str, *, max_pixels: int, raw_hint: str) -
         if factor > 1:
             image.draft(None, (width // factor, height // factor))
         pixels = image_to_array(image, name)
-        if image.getexif().get(_ORIENTATION, 1) >= _FIRST_SWAPPED:
+        if image.getexif().get(_ORIENTATION) in _SWAPPED:
             width, height = height, width
         return BoundedImages(pixels[None], factor, height, width)
 

@@ -1,8 +1,8 @@
-"""What the HTTP API answers: messages of the protocol as JSON, and errors as ``google.rpc.Status``.
+"""Answers of the HTTP API: messages of the protocol as JSON, and errors as ``google.rpc.Status``.
 
 Used by all modules of this package; no state.
 
-Source of the status codes: grpc-gateway, runtime/errors.go, HTTPStatusFromCode.
+Source of the HTTP statuses: grpc-gateway, runtime/errors.go, HTTPStatusFromCode.
 """
 
 import math

@@ -34,10 +34,10 @@ from digitserve.web.worker_calls import Slot, WorkerCalls
 API_PREFIX = "/v1/"
 
 MAX_IMAGES = 64
-"""Most images of a request: JSON with 64 explained predictions takes the event loop for 4 ms (measured). Use gRPC for more."""
+"""Most images of a request: converting 64 explained predictions to JSON blocks the event loop for 4 ms (measured)."""
 
 REQUEST_S = 60.0
-"""Longest time of a request: its limits end earlier together, 20 s for the body, twice 15 s to decode it, 5 s for the answer."""
+"""Longest time of a request. Its other limits add up to less: 20 s for the body, twice 15 s to decode it, 5 s for the answer."""
 
 ORIGIN_HEADERS = (b"traceparent", b"x-request-id")
 
@@ -189,8 +189,8 @@ async def _disconnected(request: Request) -> None:
 
 
 def _origin(request: Request) -> list[tuple[bytes, bytes]]:
-    """Return the header fields that connect the log lines of a request."""
-    return [(name, value) for name, value in request.scope["headers"] if name in ORIGIN_HEADERS]
+    """Return the header fields that connect the log lines of a request. grpcio logs an error for a value that is not ASCII."""
+    return [(name, value) for name, value in request.scope["headers"] if name in ORIGIN_HEADERS and value.isascii()]
 
 
 def _to_original(response: pb.ClassifyResponse, reduction: Reduction) -> None:

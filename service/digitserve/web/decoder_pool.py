@@ -1,10 +1,11 @@
-"""The child processes that decode image files, and who uses them when.
+"""The child processes that decode image files, and the files that wait for them.
 
     api ──▶ DecoderPool ──▶ Decoder of small pictures ──▶ decoder_process
                  └─too many pixels─▶ Decoder of large ones ──▶ decoder_process
 
 Owned by the HTTP server, and used on the supervisor's event loop. Each decoder has one process, which starts with its first file and
-ends after ``IDLE_S`` without one, so that a service without HTTP clients has none. Small pictures do not wait for large ones.
+ends after ``IDLE_S`` without one, so that a service without HTTP clients has none. Small pictures do not wait for large ones. A file is a
+picture, or a ``.npy`` array of images.
 """
 
 import asyncio
@@ -35,7 +36,7 @@ LARGE_NICE = 10
 """When workers are busy, photos wait, and drawings do not: at this niceness a process gets a tenth of the CPU time of a worker."""
 
 SMALL_CPU_S, LARGE_CPU_S = 1.0, 5.0
-"""CPU time for one file, at least ten times that of the largest. Then the process ends: files can be made that take hours."""
+"""CPU time for one file, at least ten times that of the largest. Beyond it the process ends: a crafted file can take hours."""
 
 DECODE_S = 10.0
 """Time for one file. Beyond it the machine is busy, or the decoder hangs: the process is ended."""
@@ -47,7 +48,7 @@ MAX_WAITING = 64
 """Most files that wait for a process: more than it decodes in ``WAIT_S`` if they are large."""
 
 IDLE_S = 60.0
-"""Time without a file after which a process ends, and its memory is free."""
+"""Time without a file after which a process ends, to free its memory."""
 
 _BUSY = Status(
     Code.RESOURCE_EXHAUSTED, "too many images wait to be decoded; retry later, or send raw pixels", retry_after_s=1.0
@@ -128,7 +129,7 @@ class Decoder:
             raise Failure.of(_BUSY) from None
         finally:
             self._num_waiting -= 1
-        # A client that leaves does not end it: a new process for each such client would delay all others.
+        # The file is decoded also if the client disconnects: a new process after each such client would delay all others.
         asking = asyncio.create_task(self._ask(body, question))
         asking.add_done_callback(self._asked)
         return await asyncio.shield(asking)
@@ -194,7 +195,7 @@ class Decoder:
         """Let the next file be decoded."""
         self._lock.release()
         if not asking.cancelled():
-            asking.exception()  # retrieved here, because a client that has left awaits it no more
+            asking.exception()  # retrieved here: if the client has disconnected, nothing awaits it
 
     def _end_idle(self) -> None:
         if not self._lock.locked():
@@ -223,7 +224,7 @@ class DecoderPool:
 
         Args:
             body: the file.
-            max_side: larger pictures are reduced; 0: they are not.
+            max_side: longest side in pixels; larger pictures are reduced. 0 for no limit.
             max_images: of the file.
 
         Raises:

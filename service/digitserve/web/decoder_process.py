@@ -4,7 +4,7 @@
                             ◀──Answer, request──
 
 The supervisor starts it as ``python -P -m digitserve.web.decoder_process``. It has one thread, and decodes one file at a time. Its
-memory and CPU time per file are limited by the kernel: a file that needs more gets an error, and at the worst this process ends.
+memory and CPU time per file are limited by the kernel: a file that needs more gets an error, and in the worst case this process ends.
 """
 
 import contextlib
@@ -141,7 +141,7 @@ def serve(connection: socket.socket, max_pixels: int, max_cpu_s: float) -> None:
     Args:
         connection: to the supervisor.
         max_pixels: most pixels of a picture.
-        max_cpu_s: most CPU time for a file in seconds. The kernel ends the process then: no code of Python runs in a decoder.
+        max_cpu_s: most CPU time for a file in seconds. The kernel ends the process then: Python handles no signal while a decoder runs.
     """
     while prefix := connection.recv(PREFIX.size, socket.MSG_WAITALL):
         signal.setitimer(signal.ITIMER_PROF, max_cpu_s)
@@ -153,7 +153,7 @@ def serve(connection: socket.socket, max_pixels: int, max_cpu_s: float) -> None:
 def _answer(connection: socket.socket, num_json_bytes: int, num_bytes: int, max_pixels: int) -> None:
     """Receive a file and its question, and send the answer. Nothing of it stays in memory."""
     question = Question(*json.loads(connection.recv(num_json_bytes, socket.MSG_WAITALL)))
-    # In one piece: what a file object joins takes twice the memory.
+    # In one piece: a file object would join parts, which takes twice the memory.
     body = connection.recv(num_bytes, socket.MSG_WAITALL)
     try:
         answer, request = decode(body, question, max_pixels)
@@ -186,7 +186,7 @@ def main() -> None:
     except ChannelClosed:
         return
     max_pixels = start["max_pixels"]
-    # So that the first picture does not load the decoders within the limit of memory.
+    # Loads the decoders before the memory is limited.
     decode(b"", Question(0, 1), max_pixels)
     limit_process(max_pixels, start["max_bytes"])
     os.nice(start["nice"])

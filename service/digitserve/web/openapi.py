@@ -17,7 +17,7 @@ from digitserve.web.uploads import FILE_TYPES
 CLASSIFY_PATH, MODEL_PATH, OPENAPI_PATH = "/v1/classify", "/v1/model", "/v1/openapi.json"
 
 _ERRORS = {
-    400: "`INVALID_ARGUMENT`: no image, a damaged one, wrong sizes, an unknown or invalid parameter.",
+    400: "`INVALID_ARGUMENT`: an empty body, a file that is not an image or is damaged, wrong sizes, an unknown or invalid parameter.",
     401: "`UNAUTHENTICATED`: no valid token or client certificate.",
     404: "`NOT_FOUND`: the model version is not served.",
     408: "`DEADLINE_EXCEEDED`: the body did not arrive in time.",

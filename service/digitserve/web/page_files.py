@@ -25,7 +25,7 @@ CONTENT_TYPES = {
     "png": "image/png",
     "jpg": "image/jpeg",
 }
-"""By the end of the name. Files with another end are not served."""
+"""By the suffix of the name. Files with other suffixes are not served."""
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
@@ -56,12 +56,12 @@ class PageFile:
         """Prepare the answers.
 
         Args:
-            name: of the file; its end decides the content type.
+            name: of the file; its suffix decides the content type.
             content: of the file.
         """
         self.content = content
         self.headers = {**_HEADERS, "etag": f'"{hashlib.sha256(content).hexdigest()[:32]}"'}
-        self._content_type = CONTENT_TYPES[_end(name)]
+        self._content_type = CONTENT_TYPES[_suffix(name)]
 
     def answer(self, request: Request) -> Response:
         """Return the file, or 304 if the client has it already."""
@@ -90,15 +90,15 @@ def _read(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, PageFile
         name = prefix + path.name
         if path.is_dir():
             yield from _read(path, f"{name}/")
-        elif _end(name) in CONTENT_TYPES:
+        elif _suffix(name) in CONTENT_TYPES:
             yield name, PageFile(name, path.read_bytes())
 
 
-def _end(name: str) -> str:
+def _suffix(name: str) -> str:
     return name.rpartition(".")[2]
 
 
 def _matches(if_none_match: str, etag: str) -> bool:
-    """Return whether a client has the content of an ETag: RFC 9110, section 13.1.2, by the weak comparison."""
+    """Return whether the client already has the content with this ETag: RFC 9110, section 13.1.2, by the weak comparison."""
     sent = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
     return etag in sent or "*" in sent

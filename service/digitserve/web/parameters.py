@@ -24,7 +24,7 @@ _MAX_TEXT = 200
 """Most characters of a value that an error quotes, and of a version."""
 
 _MAX_DIGITS = 20
-"""Most characters of a number: Python needs a time that grows with the square of their number."""
+"""Most characters of a number: Python converts longer ones in quadratic time."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class Parameter:
             return "true or false"
         if schema["type"] == "string":
             return f"at most {_MAX_TEXT} characters"
-        least = f"more than {schema['exclusiveMinimum']}" if "exclusiveMinimum" in schema else str(schema["minimum"])
-        number = "an integer from" if schema["type"] == "integer" else "a number,"
-        return f"{number} {least} {'to' if schema['type'] == 'integer' else 'at most'} {schema['maximum']}"
+        if schema["type"] == "integer":
+            return f"an integer from {schema['minimum']} to {schema['maximum']}"
+        return f"a number above {schema['exclusiveMinimum']}, at most {schema['maximum']:g}"
 
 
 def _integer(name: str, text: str, least: int, most: int, default: int | None) -> Parameter:
@@ -114,7 +114,7 @@ PARAMETERS = (
     _integer("height", "Height of raw images in pixels.", 1, _MAX_NUMBER, None),
     _choice("pixel_format", "Format of raw pixels: one byte per pixel, three (RGB) or four (RGB and straight alpha).",
             PIXEL_FORMATS, "gray8"),
-    _choice("ink", "Whether the strokes are lighter or darker than the background.",
+    _choice("ink", "Whether the strokes are lighter or darker than the background; with framing=as_is the default is light_on_dark.",
             [ink.value for ink in Ink], Ink.AUTO.value),
     _choice("framing", "How an image becomes the input of the network: unchanged, as in MNIST, or decided by the service.",
             [framing.value for framing in Framing], Framing.AUTO.value),

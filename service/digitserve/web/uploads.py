@@ -1,4 +1,4 @@
-"""The bodies of requests: within limits of size, time, and memory of all of them together.
+"""Reads the bodies of requests, within limits of their size, their time, and the memory of all of them.
 
 Used by ``api``, on the supervisor's event loop.
 """
@@ -19,16 +19,18 @@ NUM_LARGEST = 2
 """All bodies together may hold as many bytes as this number of the largest ones: ten photos of 3 MB. The supervisor needs up to three
 times as much memory, because a body is copied into a message."""
 
+SMALL_BYTES, RESERVE_BYTES = 1 << 17, 1 << 23
+"""Largest small body, a drawing of 360x360 pixels, and the memory only for small ones: 64 of the largest. Without it two clients that
+send large bodies slowly would keep everyone out."""
+
 RAW_TYPES = ("application/octet-stream", "application/x-www-form-urlencoded", "")
-"""Content types of raw pixels: that for any bytes, that which curl sends by default, and none."""
+"""Content types of raw pixels: the type for any bytes, the type that curl sends by default, and none."""
 
 FILE_TYPES = (
     "image/png", "image/jpeg", "image/bmp", "image/gif", "image/webp", "image/tiff", "application/x-npy",
 )  # fmt: skip
 
-_FULL = Status(
-    Code.RESOURCE_EXHAUSTED, "the bodies of other requests take all memory for them; retry later", retry_after_s=1.0
-)
+_FULL = Status(Code.RESOURCE_EXHAUSTED, "other requests use all memory for bodies; retry later", retry_after_s=1.0)
 
 
 class Memory:
@@ -36,7 +38,7 @@ class Memory:
 
     Attributes:
         num_bytes: held now.
-        max_bytes: most of them.
+        max_bytes: most of them; beyond it a request may hold up to ``SMALL_BYTES``, in ``RESERVE_BYTES`` for all.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -65,10 +67,12 @@ class Share:
         Raises:
             Failure: there is no room for more.
         """
+        memory = self._memory
         more = num_bytes - self._num_bytes
-        if more > 0 and self._memory.num_bytes + more > self._memory.max_bytes:
+        room = memory.max_bytes + (RESERVE_BYTES if num_bytes <= SMALL_BYTES else 0)
+        if more > 0 and memory.num_bytes + more > room:
             raise Failure.of(_FULL)
-        self._memory.num_bytes += more
+        memory.num_bytes += more
         self._num_bytes = num_bytes
 
 

@@ -2,8 +2,8 @@
 
     api ──▶ WorkerCalls ──chooses a slot──▶ WorkerConnection ──HTTP/2──▶ worker
 
-Owned by the HTTP server, and used on the supervisor's event loop. HTTP/2 is that of the load generator: it needs less CPU time than
-grpcio's client and no threads, and takes a socket that is connected already.
+Owned by the HTTP server, and used on the supervisor's event loop. The HTTP/2 code is that of the load generator: it needs less CPU
+time than grpcio's client and no threads, and takes a socket that is already connected.
 """
 
 import asyncio
@@ -24,14 +24,14 @@ from digitserve.protocol.status import Status
 from digitserve.web.answers import Failure
 
 NUM_ATTEMPTS = 3
-"""Workers that are asked in turn if connections are lost: one may end while another one is replaced."""
+"""Workers that are tried in turn if connections are lost: one may end while another one is replaced."""
 
 MAX_CONNECTIONS = 32
-"""Connections to a worker. When it is busy, a worker reads as much from each connection: calls that share one would wait for each
-other, and those of gRPC clients would not. With one connection, drawings of 50 pages waited for 1.4 s under full load."""
+"""Connections to a worker. A busy worker reads the same amount from each connection, so calls that share a connection wait longer than
+those of gRPC clients. With one connection, drawings of 50 pages waited for 1.4 s under full load."""
 
 LATE_S = 0.1
-"""Time after the deadline in which the worker's own error may arrive."""
+"""Time after the deadline in which the error of the worker can still arrive."""
 
 _AUTHORITY, _USER_AGENT = "digitserve", "digitserve-http"
 _TIMEOUT = b"grpc-timeout"
@@ -324,7 +324,7 @@ def _status(trailers: Trailers) -> status_pb2.Status:
         try:
             return status_pb2.Status.FromString(trailers.details)
         except DecodeError:
-            """Then the code and the message are all that is known."""
+            """Only the code and the message are known then."""
     return status_pb2.Status(code=trailers.status.code, message=trailers.status.message)
 
 

@@ -84,10 +84,12 @@ def pages(site: Path) -> dict[Path, Page]:
 
 
 def test_every_link_leads_to_a_file_and_an_anchor(site: Path, pages: dict[Path, Page]) -> None:
-    """Each link between pages names a file of the site and, after ``#``, the id of an element; none leaves the site."""
+    """Each link between pages names a file of the site and, after ``#``, the id of an element; none leaves the site. Each
+    picture, script and style sheet of a page is a file of the site.
+    """
     dead = []
     for path, page in pages.items():
-        for link in page.links:
+        for link in page.links | page.loaded:
             name, _, anchor = unquote(link).partition("#")
             if re.match(r"\w+:", name):
                 continue

@@ -26,8 +26,8 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_relative_links_lead_to_files_and_headings(page: Path) -> None:
-    """Each relative link names an existing file and, after ``#``, an existing heading."""
-    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+    """Each relative link and picture names an existing file and, after ``#``, an existing heading."""
+    for link in re.findall(r"(?:\]\(|<img src=\")([^)\s\"]+)[)\"]", page.read_text()):
         if "://" in link:
             continue
         name, _, anchor = link.partition("#")

@@ -12,8 +12,7 @@ INDEX = """# Home
 Text with a [link](guide.md#part), and one [elsewhere](https://example.com).
 
 ![picture](../models/digits/4/report/picture.png)
-
-<img src="../docs/small.png" width="240" alt="small">
+<img src="../picture.svg" width="240">
 
 ## Guides
 
@@ -55,7 +54,7 @@ def repository(tmp_path: Path) -> Path:
         "docs/index.md": INDEX, "docs/guide.md": GUIDE, "CHANGELOG.md": "# Changes\n", "code.py": "print()\n",
         "examples/README.md": "# Examples\n\n[guide](../docs/guide.md)\n",
         "models/digits/4/report/index.html": "<p>", "models/digits/4/report/picture.png": "",
-        "docs/small.png": "",
+        "picture.svg": "",
         "docs/book.ipynb": json.dumps({"cells": [
             {"cell_type": "markdown", "source": ["# Book\n", "text"]}, {"cell_type": "code", "source": ["x = 1"]},
         ]}),
@@ -100,7 +99,7 @@ def test_links_are_right_in_the_site_and_code_is_unchanged(repository: Path, tmp
     assert (pages / "models/digits/4/report/picture.png").exists()
     assert "(source/models/digits/4/report/picture.png)" in home
     assert (pages / "source/models/digits/4/report/picture.png").exists()
-    assert '<img src="small.png"' in home and (pages / "small.png").exists()
+    assert '<img src="source/picture.svg" width="240">' in home and (pages / "source/picture.svg").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,9 @@
 """The HTTP port: probes are answered, whatever other clients send, keep open or do not read."""
 
-import asyncio
 import contextlib
 import http.client
 import logging
 import socket
-import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -17,19 +15,10 @@ from digitserve.settings import Settings
 from digitserve.supervision import http as service_http
 from digitserve.supervision.http import HttpServer, make_app
 from digitserve.supervision.http_access import HttpAccess
-from digitserve.supervision.ports import listen
-from support.serving import LOCAL, PATIENCE_S, is_closed, wait_until
+from support.http_port import Ready, run_http_port
+from support.serving import PATIENCE_S, is_closed
 
 MAX_CONNECTIONS = 8
-
-
-class Status:
-    """A service that is ready."""
-
-    ready = True
-
-    def status_line(self) -> str:
-        return "digitserve ready"
 
 
 REGISTRY = CollectorRegistry()
@@ -42,17 +31,9 @@ Connect = Callable[[], socket.socket]
 def address() -> Iterator[tuple[str, int]]:
     """Serve on a thread, with few connections."""
     access = HttpAccess(Settings())
-    server = HttpServer(make_app(Status(), REGISTRY, access), access, MAX_CONNECTIONS)
-    listener = listen(LOCAL, 0, "--http-port")
-    bound: tuple[str, int] = listener.getsockname()
-    thread = threading.Thread(target=lambda: asyncio.run(server.run_on(listener)))
-    thread.start()
-    wait_until(lambda: server.started, "the server has started")
-    try:
+    server = HttpServer(make_app(Ready(), REGISTRY, access), access, MAX_CONNECTIONS)
+    with run_http_port(server) as bound:
         yield bound
-    finally:
-        server.should_exit = True
-        thread.join(PATIENCE_S)
 
 
 @pytest.fixture
@@ -72,6 +53,13 @@ def probe(address: tuple[str, int], path: str = "/readyz", method: str = "GET", 
 
 
 START = b"GET /readyz HTTP/1.1\r\nHost: x\r\n"
+
+
+def chunked(chunk: bytes, number: int) -> bytes:
+    """Return a request whose body is a number of equal chunks."""
+    framed = b"%x\r\n%s\r\n" % (len(chunk), chunk)
+    head = b"GET /readyz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    return head + number * framed + b"0\r\n\r\n"
 
 
 @pytest.mark.parametrize(
@@ -122,6 +110,39 @@ def test_a_client_that_does_not_read_is_disconnected(connect: Connect, monkeypat
                 connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
     finally:
         REGISTRY.unregister(many)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "number", "is_read"),
+    [
+        (b"1", 128, True),
+        (b"1", 129, False),
+        (bytes(60), 200, False),
+        (bytes(64), 5_000, True),
+        (bytes(5_000), 600, True),
+    ],
+)
+def test_bodies_in_very_many_small_chunks_are_refused(
+    connect: Connect, chunk: bytes, number: int, is_read: bool
+) -> None:
+    """The parser is slow with small chunks: after too many the connection is closed. Any body may have many large ones."""
+    connection = connect()
+    with contextlib.suppress(ConnectionError):
+        connection.sendall(chunked(chunk, number) + START + b"Connection: close\r\n\r\n")
+    received = b""
+    with contextlib.suppress(ConnectionError):
+        while part := connection.recv(1000):
+            received += part
+    assert (received.count(b"HTTP/1.1 200 ") == 2) == is_read
+
+
+def test_headers_that_arrive_at_once_have_a_maximal_size_too(connect: Connect) -> None:
+    """A request that is complete when it is read is refused as well."""
+    connection = connect()
+    with contextlib.suppress(ConnectionError):
+        connection.sendall(START + b"X: %s\r\n\r\n" % (40_000 * b"x"))
+        assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
+    assert is_closed(connection)
 
 
 def test_headers_have_a_maximal_size(connect: Connect) -> None:

@@ -5,7 +5,6 @@ import contextlib
 import http.client
 import socket
 import ssl
-import threading
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -17,21 +16,12 @@ from digitserve.supervision import http as service_http
 from digitserve.supervision.http import HttpServer, make_app
 from digitserve.supervision.http_access import HttpAccess
 from digitserve.supervision.http_tls import PIECE_BYTES, TlsTransport
-from digitserve.supervision.ports import listen
 from support.certificates import Certificate, TlsClient, make_certificate, server_context, sign_client
-from support.serving import LOCAL, PATIENCE_S, is_closed, wait_until
+from support.http_port import Ready, run_http_port
+from support.serving import PATIENCE_S, is_closed, wait_until
 
 MAX_CONNECTIONS = 8
 TOKEN = "secret-of-16-characters"  # noqa: S105 - of the test
-
-
-class Status:
-    """A service that is ready."""
-
-    ready = True
-
-    def status_line(self) -> str:
-        return "digitserve ready"
 
 
 class Server(NamedTuple):
@@ -75,20 +65,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         token_file=folder / "tokens",
     )
     access = HttpAccess(settings)
-    server = HttpServer(make_app(Status(), CollectorRegistry(), access), access, MAX_CONNECTIONS)
-    listener = listen(LOCAL, 0, "--http-port")
-    address: tuple[str, int] = listener.getsockname()
-    thread = threading.Thread(target=lambda: asyncio.run(server.run_on(listener)))
-    thread.start()
-    wait_until(lambda: server.started, "the server has started")
-    try:
+    server = HttpServer(make_app(Ready(), CollectorRegistry(), access), access, MAX_CONNECTIONS)
+    with run_http_port(server) as address:
         yield Server(
             server, address, made, sign_client(folder / "client", authority), sign_client(folder / "stranger", other)
         )
-    finally:
-        server.should_exit = True
-        thread.join(PATIENCE_S)
-        assert not thread.is_alive()
 
 
 @pytest.fixture

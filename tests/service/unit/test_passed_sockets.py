@@ -1,6 +1,8 @@
 """Connections that the supervisor passes to its workers."""
 
 import contextlib
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,18 @@ def test_names_for_grpcio_differ_and_reveal_no_token() -> None:
     names = {abstract_name(token, pid) for token in (first.token, second.token) for pid in (1, 2)}
     assert len(names) == 4
     assert not any(first.token in name for name in names)
+
+
+def test_only_the_worker_itself_gets_calls_by_name() -> None:
+    """A process that takes the name of a worker that has ended gets no connection, and so no token."""
+    secret = Secret()
+    with socket.socket(socket.AF_UNIX) as worker, socket.socket(socket.AF_UNIX) as other:
+        for one, pid in ((worker, os.getpid()), (other, os.getppid())):
+            one.bind("\0" + abstract_name(secret.token, pid))
+            one.listen()
+        secret.connect(os.getpid()).close()
+        with pytest.raises(ConnectionRefusedError, match="in place of worker"):
+            secret.connect(os.getppid())
 
 
 def test_a_drained_worker_refuses_connections() -> None:

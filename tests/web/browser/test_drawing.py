@@ -134,13 +134,14 @@ def test_undo_and_clear(page: Page) -> None:
     expect_answer(page, "1")
     page.keyboard.press("Control+z")
     expect_no_answer(page)
+    expect(page.locator("[aria-live=polite]")).to_have_text("Cleared")
     draw(page, DIGITS["8"][1])
     expect_answer(page, "8")
     button(page, "Clear").click()
     expect_no_answer(page)
 
 
-def test_what_is_no_digit_gets_words(page: Page) -> None:
+def test_what_is_not_a_digit_is_explained(page: Page) -> None:
     """A letter, a scribble and two digits are not recognised, and the page says why."""
     for drawing, verdict in [(LETTER, UNFAMILIAR), (SCRIBBLE, UNFAMILIAR), (TWO_DIGITS, SEVERAL)]:
         draw(page, drawing)

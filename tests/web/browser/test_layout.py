@@ -50,7 +50,7 @@ def test_the_page_is_accessible_in_each_state(
 
 @pytest.mark.parametrize("colors", ["light", "dark"])
 def test_the_page_without_a_service_is_accessible(open_page: OpenPage, tmp_path: Path, colors: str) -> None:
-    """There is no violation that axe finds if a token is wanted, or if the service is gone."""
+    """There is no violation that axe finds if a token is needed, or if the service is gone."""
     tokens = tmp_path / "tokens"
     tokens.write_text("a-token-of-enough-characters\n")
     with run_service(MODELS, tmp_path / "log", "--workers", "1", "--token-file", str(tokens)) as service:

@@ -1,11 +1,10 @@
-"""Pictures on the page in a real browser: dropped, pasted, chosen, photographed, examples, and what is no picture."""
+"""Pictures on the page in a real browser: dropped, pasted, chosen, photographed, examples, and files that are not pictures."""
 
 import base64
 import io
 import json
 import urllib.error
 import urllib.request
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import FileChooser, Page, expect
 
+from support.bomb import bomb
 from support.browser import PHONE, draw
 from support.digits import MODELS
 from support.pen_strokes import DIGITS
@@ -34,9 +34,10 @@ from support.web_page import (
 THREE = (MODELS.parent / "examples" / "three.png").read_bytes()
 
 
-def encoded(kind: str, size: tuple[int, int] = (200, 200), color: int = 255) -> bytes:
+def blank() -> bytes:
+    """Return a PNG of white paper."""
     file = io.BytesIO()
-    Image.new("L", size, color).save(file, kind)
+    Image.new("L", (200, 200), 255).save(file, "PNG")
     return file.getvalue()
 
 
@@ -48,14 +49,6 @@ def photo() -> bytes:
     file = io.BytesIO()
     page.save(file, "JPEG")
     return file.getvalue()
-
-
-def bomb() -> bytes:
-    """Return a PNG of a few bytes whose header says 60,000 x 60,000 pixels."""
-    header = bytearray(encoded("PNG"))
-    header[16:24] = (60_000).to_bytes(4, "big") * 2
-    header[29:33] = zlib.crc32(header[12:29]).to_bytes(4, "big")
-    return bytes(header)
 
 
 def words_of_the_service(service: Service, body: bytes) -> str:
@@ -140,7 +133,7 @@ def test_all_examples_have_an_answer(page: Page) -> None:
 
 def test_blank_paper_is_blank(page: Page) -> None:
     """A picture without ink has no label, and the page says so."""
-    drop(page, encoded("PNG"), "paper.png", "image/png")
+    drop(page, blank(), "paper.png", "image/png")
     expect(page.locator("#verdict")).to_have_text(BLANK)
 
 
@@ -163,7 +156,7 @@ def test_bad_files_get_the_words_of_the_service(page: Page, service: Service, na
 
 def test_a_file_that_is_too_large_gets_the_words_of_the_service(page: Page, service: Service, tmp_path: Path) -> None:
     """A file of more than 16 MiB is refused with the same words, and the service stays ready."""
-    content = encoded("PNG") + bytes(17 << 20)
+    content = blank() + bytes(17 << 20)
     file = tmp_path / "large.png"
     file.write_bytes(content)
     choose(page, file)
@@ -172,7 +165,7 @@ def test_a_file_that_is_too_large_gets_the_words_of_the_service(page: Page, serv
 
 
 def test_what_is_dropped_without_a_file_gets_words(page: Page) -> None:
-    """Text, or a picture of another page, is no file: the page says so, and does not open it."""
+    """Text, or a picture of another page, is not a file: the page says so, and does not open it."""
     transfer = page.evaluate_handle(
         """() => {
             const transfer = new DataTransfer();
@@ -181,7 +174,7 @@ def test_what_is_dropped_without_a_file_gets_words(page: Page) -> None:
         }"""
     )
     page.dispatch_event("#pad", "drop", {"dataTransfer": transfer})
-    expect(answer(page).get_by_text("no file")).to_be_visible()
+    expect(answer(page).get_by_text("not a file")).to_be_visible()
 
 
 def drop_paths(page: Page, *paths: Path) -> None:

@@ -1,4 +1,4 @@
-"""The page while its service is overloaded, stopped, hung, not ready, or wants a token. The service is a real one in each state."""
+"""The page while its service is overloaded, stopped, hung, not ready, or needs a token. The service is a real one in each state."""
 
 import os
 import signal
@@ -95,7 +95,7 @@ def test_a_service_without_a_worker_is_not_ready(page: Page, service: Service) -
 
 
 def test_a_stopped_service_is_named_and_found_again(open_page: OpenPage, log: Path) -> None:
-    """The page notices without a stroke that the service is gone, and by itself that it is back."""
+    """Without a new stroke, the page shows that the service is gone, and later that it is back."""
     with run_service(MODELS, log, "--workers", "1") as service:
         page = ready(open_page(service.http_url))
         draw(page, DIGITS["3"][0])
@@ -154,9 +154,11 @@ def test_a_service_with_tokens_asks_for_one(open_page: OpenPage, log: Path, tmp_
         expect_state(page, "unauthorised")
         field = page.get_by_label("Token")
         expect(field).to_be_focused()
-        field.fill("a-wrong-token-of-enough-characters")
-        button(page, "Use this token").click()
-        expect(page.get_by_text("token was rejected")).to_be_visible()
+        for wrong in ("a-wrong-token-of-enough-characters", "with-\N{HORIZONTAL ELLIPSIS}-and-\N{EM DASH}"):
+            field.fill(wrong)
+            button(page, "Use this token").click()
+            expect(page.get_by_text("token was rejected")).to_be_visible()
+            expect(field).to_be_visible()
         field.fill(TOKEN)
         field.press("Enter")
         ready(page)

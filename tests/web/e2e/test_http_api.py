@@ -10,7 +10,6 @@ import signal
 import socket
 import urllib.error
 import urllib.request
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ from digitserve.access import UNAUTHENTICATED
 from digitserve.client import Client
 from digitserve.protocol.names import GET_MODEL
 from digitserve.vision.image_files import read_images
+from support.bomb import bomb
 from support.digits import MODELS, scanned_digits
 from support.serving import PATIENCE_S, TRANSPORTS, Service, run_service, wait_until
 
@@ -105,6 +105,13 @@ def test_raw_pixels(service: Service) -> None:
     assert [one["label"] for one in answer.content["predictions"]] == ["0", "1", "2", "3", "4"]
 
 
+def test_odd_request_ids_are_no_fault(service: Service) -> None:
+    """A client chooses the header fields that are passed on: an invalid value does no harm, and logs no error."""
+    for value in ("caf\xe9", "a\tb", "x" * 5_000):
+        assert send(service, body=PAGE, x_request_id=value, traceparent=value).status == 200
+    assert errors(service) == []
+
+
 def test_boxes_are_in_pixels_of_the_file(service: Service) -> None:
     """A photo is reduced before it reaches a worker; what the answer says about its pixels holds for the photo."""
     photo = np.full((3000, 4000), 250, np.uint8)
@@ -138,14 +145,6 @@ def test_errors_of_a_worker_have_its_text(service: Service) -> None:
     assert send(service, "/v1/classify?timeout_s=0.000001", PAGE).status == 504
 
 
-def bomb() -> bytes:
-    """Return a PNG file whose header declares 3.6 billion pixels."""
-    content = bytearray(encoded(np.zeros((8, 8), np.uint8), "PNG"))
-    content[16:24] = (60_000).to_bytes(4, "big") * 2
-    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
-    return bytes(content)
-
-
 def damaged_tiff() -> bytes:
     """Return a file about which libtiff writes to standard error."""
     file = io.BytesIO()
@@ -159,7 +158,7 @@ def large_gif() -> bytes:
 
 
 BAD = {
-    "no image": (b"hello", {}, 400, "image: got 5 bytes in an unknown format; expected PNG, "),
+    "text": (b"hello", {}, 400, "image: got 5 bytes in an unknown format; expected PNG, "),
     "half an image": (PAGE[: len(PAGE) // 2], {}, 400, "image: cannot be decoded"),
     "empty": (b"", {}, 400, "got an empty body; expected an image"),
     "a bomb": (bomb(), {}, 413, "image: got too many pixels; expected at most 8388608"),
@@ -167,7 +166,7 @@ BAD = {
     "a damaged TIFF": (damaged_tiff(), {}, 400, "image: cannot be decoded"),
     "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n", {}, 400, "image: got 24 bytes in an unknown format; expected PNG, "),
     "many images": (encoded(np.zeros((65, 28, 28), np.uint8), "npy"), {}, 400, "got 65 images; expected at most 64 "),
-    "text": (b"<html>", {"content_type": "text/html"}, 415, "got content-type 'text/html'; expected image/png, "),
+    "HTML": (b"<html>", {"content_type": "text/html"}, 415, "got content-type 'text/html'; expected image/png, "),
     "compressed": (PAGE, {"content_encoding": "gzip"}, 415, "got a body with content-encoding 'gzip'; expected none"),
 }
 

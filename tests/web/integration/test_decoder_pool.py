@@ -1,4 +1,4 @@
-"""The processes that decode image files: they hang, end, take too much memory, and are not needed any more."""
+"""The processes that decode image files: when they hang, crash, take too much memory, or are idle."""
 
 import asyncio
 import io
@@ -116,7 +116,7 @@ def test_cpu_time_is_limited_by_the_kernel(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_libraries_write_no_log_lines(capfd: pytest.CaptureFixture[str]) -> None:
-    """What libtiff says about a damaged file is no line of the log: clients could write them."""
+    """Messages of libtiff about a damaged file are not logged: otherwise clients could write log lines."""
 
     async def use(pool: DecoderPool) -> None:
         with pytest.raises(Failure, match="cannot be decoded"):
@@ -130,7 +130,7 @@ def test_libraries_write_no_log_lines(capfd: pytest.CaptureFixture[str]) -> None
 
 
 def test_a_decoder_that_ends_fails_only_its_file() -> None:
-    """A crash of a library is no fault of the service: 400, and the next file gets another process."""
+    """A crash of a library is reported with 400, and the next file gets another process."""
 
     async def use(pool: DecoderPool) -> None:
         await pool.decode(SMALL, 0, 1)
@@ -147,8 +147,8 @@ def test_a_decoder_that_ends_fails_only_its_file() -> None:
     with_pool(use)
 
 
-def test_a_client_that_leaves_ends_no_decoder() -> None:
-    """The file of a client that has left is decoded to its end, and the next file gets its own answer from the same process."""
+def test_a_client_that_disconnects_ends_no_decoder() -> None:
+    """The file of a client that has disconnected is decoded to its end, and the next file gets its own answer from the same process."""
 
     async def use(pool: DecoderPool) -> None:
         await pool.decode(SMALL, 0, 1)

@@ -1,9 +1,7 @@
 """Time limits of requests to the HTTP API, which differ from those of probes: bodies may be large."""
 
-import asyncio
 import http.client
 import socket
-import threading
 import time
 from collections.abc import Iterator
 
@@ -14,20 +12,11 @@ from digitserve.settings import Settings
 from digitserve.supervision import http as service_http
 from digitserve.supervision.http import HttpServer, make_app
 from digitserve.supervision.http_access import HttpAccess
-from digitserve.supervision.ports import listen
 from digitserve.web.api import Api
-from support.serving import LOCAL, PATIENCE_S, is_closed, wait_until
+from support.http_port import NotReady, run_http_port
+from support.serving import PATIENCE_S, is_closed
 
 HEAD = b"POST /v1/classify?width=28&height=28 HTTP/1.1\r\nHost: x\r\nContent-Length: 784\r\n\r\n"
-
-
-class Status:
-    """A service without workers."""
-
-    ready = False
-
-    def status_line(self) -> str:
-        return "digitserve not ready"
 
 
 @pytest.fixture(scope="module")
@@ -35,17 +24,9 @@ def address() -> Iterator[tuple[str, int]]:
     """Serve on a thread."""
     access = HttpAccess(Settings())
     api = Api(Settings(), [], lambda _request: None)
-    server = HttpServer(make_app(Status(), CollectorRegistry(), access, api.routes), access, 8)
-    listener = listen(LOCAL, 0, "--http-port")
-    bound: tuple[str, int] = listener.getsockname()
-    thread = threading.Thread(target=lambda: asyncio.run(server.run_on(listener)))
-    thread.start()
-    wait_until(lambda: server.started, "the server has started")
-    try:
+    server = HttpServer(make_app(NotReady(), CollectorRegistry(), access, api.routes), access, 8)
+    with run_http_port(server) as bound:
         yield bound
-    finally:
-        server.should_exit = True
-        thread.join(PATIENCE_S)
 
 
 def test_a_body_may_take_longer_than_a_probe(address: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:

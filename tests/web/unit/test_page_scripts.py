@@ -8,8 +8,8 @@ from support.serving import PATIENCE_S
 
 
 def test_javascript() -> None:
-    """The tests in ``page/`` pass: which image is sent when."""
-    files = sorted(map(str, (Path(__file__).parent / "page").glob("*.test.mjs")))
+    """The tests in ``page/`` and ``panel/`` pass: which image is sent when; parser, readings, polling, texts and scales."""
+    files = sorted(map(str, Path(__file__).parent.glob("*/*.test.mjs")))
     done = subprocess.run([node(), "--test", *files], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert files and "# fail 0" in done.stdout
+    assert {Path(file).parent.name for file in files} == {"page", "panel"} and "# fail 0" in done.stdout

@@ -1,7 +1,6 @@
-"""The panel of the page: its JavaScript tests, and its figures against those of ``digitserve top``."""
+"""The figures of the page's panel against those of ``digitserve top``."""
 
 import math
-import subprocess
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,8 +12,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from digitserve.telemetry.block import Block
 from digitserve.telemetry.collector import ServiceCollector
 from digitserve.telemetry.supervisor_metrics import metric
-from support.panel import PANEL_TESTS, PanelFigures, assert_panel_agrees, node, run_panel_figures
-from support.serving import PATIENCE_S
+from support.panel import PanelFigures, assert_panel_agrees, run_panel_figures
 
 LABELS = ("0", "1", 'a "quoted" \\ label\nof two lines')
 HTTP = st.dictionaries(
@@ -27,14 +25,6 @@ HTTP = st.dictionaries(
 def panel() -> Iterator[PanelFigures]:
     with run_panel_figures() as running:
         yield running
-
-
-def test_javascript() -> None:
-    """The tests in ``panel/`` pass: parser, readings, polling, texts and scales."""
-    files = sorted(map(str, PANEL_TESTS.glob("*.test.mjs")))
-    done = subprocess.run([node(), "--test", *files], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert len(files) > 1 and "# fail 0" in done.stdout
 
 
 def fill(block: Block, seed: int, most: int) -> None:

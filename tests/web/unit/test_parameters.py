@@ -60,7 +60,7 @@ def test_all_parameters() -> None:
         ([("top_k", "-1")], "query: top_k: got '-1'; expected an integer from 0 to 1000"),
         ([("explain", "yes")], "query: explain: got 'yes'; expected true or false"),
         ([("ink", "red")], "query: ink: got 'red'; expected light_on_dark, dark_on_light, auto"),
-        ([("timeout_s", "nan")], "query: timeout_s: got 'nan'; expected a number, more than 0 at most 5.0"),
+        ([("timeout_s", "nan")], "query: timeout_s: got 'nan'; expected a number above 0, at most 5"),
         ([("width", "28")], "query: got only one of width and height; expected both for raw pixels, none for a file"),
         ([("pixel_format", "rgb8")], "query: got pixel_format without width and height"),
         ([("top_k", "9" * 5000)], "query: top_k: got '" + "9" * 200 + "...'; expected"),

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable
+from contextlib import ExitStack
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from starlette.requests import Request
 
 from digitserve.web import uploads
 from digitserve.web.answers import Failure
-from digitserve.web.uploads import Memory, Share, check_type
+from digitserve.web.uploads import RESERVE_BYTES, SMALL_BYTES, Memory, Share, check_type
 
 MAX_BYTES = 100
 
@@ -41,7 +42,7 @@ def read(one: Request, memory: Memory) -> bytes:
 @given(st.lists(st.binary(max_size=60), max_size=6), st.integers(50, 200))
 def test_bodies_within_the_limits_are_read_and_memory_is_given_back(parts: list[bytes], room: int) -> None:
     """A body is returned in full, or refused with 400, 413 or 429; afterwards no memory is held."""
-    memory = Memory(room)
+    memory = Memory(room - RESERVE_BYTES)  # these bodies are small
     num_bytes = sum(map(len, parts))
     try:
         assert read(request({}, parts), memory) == b"".join(parts)
@@ -50,6 +51,20 @@ def test_bodies_within_the_limits_are_read_and_memory_is_given_back(parts: list[
         assert failure.http_status in expected
     else:
         assert 0 < num_bytes <= min(room, MAX_BYTES)
+    assert memory.num_bytes == 0
+
+
+def test_large_bodies_leave_room_for_small_ones() -> None:
+    """When large bodies take all memory, more of them are refused, and small ones are not, up to a limit of their own."""
+    memory = Memory(3 * SMALL_BYTES)
+    with ExitStack() as stack:
+        stack.enter_context(Share(memory)).hold(3 * SMALL_BYTES)
+        with pytest.raises(Failure, match="retry later"), Share(memory) as large:
+            large.hold(SMALL_BYTES + 1)
+        for _ in range(RESERVE_BYTES // SMALL_BYTES):
+            stack.enter_context(Share(memory)).hold(SMALL_BYTES)
+        with pytest.raises(Failure, match="retry later"), Share(memory) as small:
+            small.hold(1)
     assert memory.num_bytes == 0
 
 

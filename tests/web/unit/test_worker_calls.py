@@ -156,11 +156,3 @@ def test_a_lost_slot_is_asked_again_only_after_the_others(num_slots: int) -> Non
 def test_a_worker_that_is_silent_is_late() -> None:
     """The deadline also holds if a worker hangs."""
     assert failure_of(Slot(), timeout_s=0.01).http_status == 504
-
-
-def test_other_slots_are_asked_first_after_a_loss() -> None:
-    """Workers that have ended, and whose end is not noticed yet, fail no call while another worker accepts."""
-    for _ in range(5):
-        ended = [Slot(connects=False) for _ in range(NUM_ATTEMPTS - 1)]
-        answers = Slot(SETTINGS, trailers(("grpc-status", "3"), ("grpc-message", "its own error")))
-        assert failure_of(*ended, answers).http_status == 400

@@ -37,7 +37,7 @@ const VERDICTS = {
   VERDICT_ACCEPTED: ["Recognised as a digit", ""],
   VERDICT_UNFAMILIAR: ["Not recognised as a digit", "It is not similar to the training images."],
   VERDICT_BLANK: ["Blank", "There is no ink in the image, or too little."],
-  VERDICT_SEVERAL: ["Several separate shapes", "One digit per image can be read."],
+  VERDICT_SEVERAL: ["Several separate shapes", "An image must contain only one digit."],
 };
 
 /** @type {Record<string, string>} */
@@ -53,7 +53,7 @@ const INKS = { INK_LIGHT_ON_DARK: "light ink on dark", INK_DARK_ON_LIGHT: "dark 
 /** Below this confidence the second label is named too. */
 const SURE = 0.9;
 
-/** Pause after the last change before the answer is read to users of a screen reader. */
+/** Time without a change after which the answer is read to users of a screen reader. */
 const SETTLED_MS = 700;
 
 export class Answer {
@@ -66,7 +66,7 @@ export class Answer {
   #framed = canvas("framed");
   #preparation = element("preparation");
   #times = element("times");
-  /** Until the model is known: those of the usual one, so that nothing moves then. */
+  /** Of the model; until it is known the ten digits, so that the layout does not change later. */
   #labels = [..."0123456789"];
   #announcement = element("announcement");
   #words = "";
@@ -81,7 +81,7 @@ export class Answer {
     clearTimeout(this.#timer);
   }
 
-  /** @param {string} words about a picture whose answer is not there yet */
+  /** @param {string} words shown until the answer arrives */
   wait(words) {
     clearTimeout(this.#timer);
     this.#head("empty", "", "", words, "");
@@ -192,7 +192,7 @@ export class Answer {
   }
 
   /**
-   * Rows stay, so that the lengths of the bars change smoothly.
+   * Update the rows in place, so that the lengths of the bars change smoothly.
    *
    * @param {Score[]} scores
    * @param {string} winner
@@ -251,7 +251,7 @@ function describe({ framing, ink, box, removed }, isPicture) {
   if (box) {
     sentences.push("The marked box was scaled to 20 pixels and centred in 28 by 28.");
   } else if (framing === "FRAMING_AS_IS") {
-    sentences.push("The pixels were used in their places.");
+    sentences.push("The image was neither moved nor scaled.");
   } else {
     sentences.push("No ink was found.");
   }
@@ -259,7 +259,7 @@ function describe({ framing, ink, box, removed }, isPicture) {
 }
 
 /**
- * @param {string[]} values in the order of the terms; none for a dash each
+ * @param {string[]} values in the order of the terms; a missing one is shown as a dash
  * @returns {HTMLElement[]}
  */
 function times(values) {
@@ -272,7 +272,7 @@ function times(values) {
 
 /**
  * @param {Headers} headers
- * @returns {string} how long the service has decoded a picture
+ * @returns {string} time in which the service decoded the picture
  */
 function decoding(headers) {
   const ms = /decode;dur=([0-9.]+)/.exec(headers.get("server-timing") ?? "");

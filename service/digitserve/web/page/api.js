@@ -1,6 +1,6 @@
 // @ts-check
 /**
- * Calls of the service: one function for all of them. It adds the token, and describes what happened as an outcome.
+ * Calls of the service: one function for all of them. It adds the token, and returns an outcome, also after a failure.
  *
  *     connection.js, requests.js, panel.js ──call──▶ fetch
  *
@@ -17,7 +17,7 @@
 /**
  * @typedef {object} Failure
  * @property {"refused" | "overloaded" | "starting" | "unauthorised" | "gone"} kind refused: the request is at fault, or the
- *     service failed; starting: no worker is ready; gone: no answer at all
+ *     service failed; starting: no worker is ready; gone: no answer
  * @property {number} status of HTTP; 0 if there is no answer
  * @property {string} message of the service
  * @property {number} retryS seconds until a retry should succeed
@@ -27,7 +27,7 @@
 const TOKEN_KEY = "digitserve token";
 let token = storedToken();
 
-/** Longest time of a call with an image. A body may take the service 20 s, its decoding and the answer 10 s more. */
+/** Longest time of a call with an image. The service allows 20 s for the body, 15 s for decoding, and 5 s for the answer. */
 const IMAGE_MS = 40_000;
 
 /** Longest time of other calls. */
@@ -36,9 +36,14 @@ const CALL_MS = 5_000;
 /** @type {Record<number, "overloaded" | "starting" | "unauthorised">} */
 const KINDS = { 401: "unauthorised", 429: "overloaded", 503: "starting", 504: "overloaded" };
 
-/** @returns {Record<string, string>} the header fields that admit this page */
+/**
+ * A token with other characters, which no service has, would make the call itself fail: without a token the service says what is
+ * wrong.
+ *
+ * @returns {Record<string, string>} the header field with the token; empty if there is none
+ */
 export function authorization() {
-  return token ? { authorization: `Bearer ${token}` } : {};
+  return /^[!-~]+$/.test(token) ? { authorization: `Bearer ${token}` } : {};
 }
 
 /** @param {string} newToken of the next calls; empty for none */
@@ -47,7 +52,7 @@ export function setToken(newToken) {
   try {
     sessionStorage.setItem(TOKEN_KEY, token);
   } catch {
-    // A browser that stores nothing: the token is used until the next reload.
+    // The browser does not allow storage: the token is used until the next reload.
   }
 }
 

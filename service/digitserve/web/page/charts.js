@@ -7,7 +7,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** Units of the drawing; the style sheet decides the size, and lines keep their width. */
+/** Units of the view box; the style sheet decides the size, and lines keep their width. */
 const WIDTH = 240;
 const HEIGHT = 40;
 
@@ -42,13 +42,13 @@ export class Sparkline {
   update(points, nowS, words) {
     const top = scaleEnd(Math.max(0, ...points.map(({ value }) => value)));
     const x = (/** @type {number} */ timeS) => round(WIDTH * Math.max(0, 1 - (nowS - timeS) / this.#periodS));
-    // Half a line above the edges, which would cut it.
+    // 1 unit from each edge, which would cut off half of the line.
     const y = (/** @type {number} */ value) => round(HEIGHT - 1 - ((HEIGHT - 2) * value) / top);
     let line = "";
     let area = "";
     for (const part of parts(points)) {
       const corners = part.map(({ timeS, value }) => `${x(timeS)},${y(value)}`);
-      // h0: a single point is a dot.
+      // h0 draws a single point as a dot.
       line += `M${corners.join("L")}h0`;
       area += `M${x(part[0].timeS)},${HEIGHT}L${corners.join("L")}L${x(part[part.length - 1].timeS)},${HEIGHT}Z`;
     }

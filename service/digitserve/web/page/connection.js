@@ -1,7 +1,7 @@
 // @ts-check
 /**
- * The state of the service, as this page sees it: the attribute data-state of the document, and one line in words. No other
- * module sets them. It asks /readyz: often while the service does not answer, every 5 s otherwise, never in a hidden tab.
+ * The state of the service: the attribute data-state of the document, and one line in words. No other module sets them.
+ * It polls /readyz every 5 s, more often while the service does not answer, and never in a hidden tab.
  *
  *     page.js ──report──▶ Connection ──▶ data-state, #state, #token-form
  *                              └──onReady──▶ page.js
@@ -18,10 +18,10 @@ const MAX_PAUSE_MS = 5_000;
 
 /** @type {Record<State, [string, string]>} in words; narrow screens show only the first part */
 const WORDS = {
-  starting: ["Not ready", ": no worker can answer yet. This page continues by itself."],
+  starting: ["Not ready", ": no worker can answer yet. This page continues automatically."],
   ready: ["Ready", ""],
-  overloaded: ["Overloaded", ": some requests are rejected. This page tries again by itself."],
-  gone: ["No connection", " to the service. This page tries again by itself."],
+  overloaded: ["Overloaded", ": some requests are rejected. This page retries automatically."],
+  gone: ["No connection", " to the service. This page retries automatically."],
   unauthorised: ["Token required", ""],
 };
 
@@ -41,7 +41,7 @@ export class Connection {
   /**
    * @param {object} listeners
    * @param {() => void} listeners.onReady called when the service answers again
-   * @param {() => boolean} listeners.isWaiting returns whether an image waits, whose answer will end "overloaded"
+   * @param {() => boolean} listeners.isWaiting returns whether an image has no answer yet: its answer ends the state "overloaded"
    */
   constructor(listeners) {
     this.listeners = listeners;
@@ -61,7 +61,7 @@ export class Connection {
   }
 
   /**
-   * Follow what a call has shown.
+   * Update the state after a call.
    *
    * @param {import("./api.js").Outcome} outcome
    */

@@ -4,7 +4,7 @@
  *
  *     monitor ──two Pages──▶ compare ──▶ figures ──▶ panel
  *
- * Needs no DOM. `digitserve.top.figures` is the same for the terminal: same names, same rules, and a test compares them.
+ * Uses no DOM. `digitserve.top.figures` is the same for the terminal: same names, same rules, and a test compares them.
  * The names are those that `digitserve top --json` prints.
  */
 
@@ -112,7 +112,7 @@ export function quantile(buckets, share) {
  * @param {number} share 0 to 1
  * @returns {number | null}
  */
-export function upperBound(buckets, share) {
+function upperBound(buckets, share) {
   const number = sum(buckets.values());
   let below = 0;
   let found = null;

@@ -4,7 +4,7 @@
  *
  *     poller ──text──▶ parse ──Page──▶ monitor ──▶ figures
  *
- * Needs no DOM. `digitserve.scrape` is the same for the commands: same names, same rules.
+ * Uses no DOM. `digitserve.scrape` is the same for the commands: same names, same rules.
  */
 
 /** @typedef {Record<string, string>} Labels */
@@ -21,7 +21,7 @@ const NUMBER = /^[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?$/i;
 /** @type {Record<string, number>} */
 const SPECIAL = { nan: NaN, inf: Infinity, "+inf": Infinity, "-inf": -Infinity };
 
-/** The text is not a page of metrics of digitserve. */
+/** The text is not the metrics page of a digitserve service. */
 export class NotMetrics extends Error {}
 
 /** The samples of a page. */
@@ -91,7 +91,7 @@ export class Page {
  *
  * @param {string} text
  * @returns {Page}
- * @throws {NotMetrics} it is not a page of digitserve
+ * @throws {NotMetrics} it is not the metrics page of a digitserve service
  */
 export function parse(text) {
   /** @type {Map<string, Sample[]>} */

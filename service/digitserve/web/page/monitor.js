@@ -4,20 +4,20 @@
  *
  *     poller ──Page, failure──▶ Monitor ──▶ panel_text ──▶ panel
  *
- * Knows no clock, network or DOM: the time in seconds is passed in. `digitserve.top.monitor` is the same for the terminal.
+ * Uses no clock, network or DOM: the time in seconds is passed in. `digitserve.top.monitor` is the same for the terminal.
  */
 
 import { compare, isRestarted } from "./figures.js";
 
 /** @typedef {import("./metrics_text.js").Page} Page */
 
-/** Rates and quantiles are those of so many seconds: of fewer, a p99 would have too few observations. */
+/** Seconds over which rates and quantiles are computed: in fewer, a p99 would have too few observations. */
 export const WINDOW_S = 10;
 
-/** A reading may be so much earlier or later than planned. */
-export const JITTER_S = 0.25;
+/** Seconds by which a reading may be earlier or later than planned. */
+const JITTER_S = 0.25;
 
-/** For so long the panel says that the service was restarted. */
+/** Seconds for which the panel says that the service was restarted. */
 export const RESTART_SHOWN_S = 10;
 
 /** Seconds in the history of the rates. */

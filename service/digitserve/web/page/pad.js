@@ -12,7 +12,7 @@ import { canvas, element } from "./elements.js";
 
 /** @typedef {{x: number, y: number}} Point */
 
-/** Side of the image that is sent, in pixels. Framing works on at most 128, so it does not have to reduce it. */
+/** Side of the image that is sent, in pixels. Framing works on at most 128 pixels a side, so it does not reduce this image. */
 export const SIDE_PX = 128;
 
 /** Empty pixels around the drawing, so that no stroke touches the border of the image, where framing removes lines. */
@@ -60,7 +60,7 @@ export class Pad {
     for (const end of /** @type {const} */ (["pointerup", "pointercancel", "lostpointercapture"])) {
       this.#canvas.addEventListener(end, (event) => this.#up(event));
     }
-    // Otherwise a fast stroke counts as a fling, and Chromium drops a tap that follows it, as on Clear.
+    // Otherwise Chromium takes a fast stroke for a fling, and drops the tap that follows it, for example on Clear.
     this.#canvas.addEventListener("touchstart", (event) => event.preventDefault(), { passive: false });
     this.#canvas.addEventListener("keydown", (event) => this.#key(event));
     this.#canvas.addEventListener("blur", () => this.#hidePen());
@@ -264,7 +264,7 @@ export class Pad {
         context.quadraticCurveTo(point.x, point.y, (point.x + next.x) / 2, (point.y + next.y) / 2);
       }
       const last = points[points.length - 1];
-      context.lineTo(last.x, last.y); // of one point: a dot
+      context.lineTo(last.x, last.y); // a stroke of one point becomes a dot
       context.stroke();
     }
   }

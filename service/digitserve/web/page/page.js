@@ -12,7 +12,7 @@ import { MARGIN_PX, Pad, SIDE_PX } from "./pad.js";
 import { Pictures, placeBox } from "./pictures.js";
 import { Requests } from "./requests.js";
 
-/** All labels are listed, and what framing did. Drawings are raw pixels, so that the service has nothing to decode. */
+/** The answer lists all labels, and what framing did. Drawings are raw pixels, so that the service has nothing to decode. */
 const OPTIONS = "top_k=1000&explain=true";
 const DRAWING = `width=${SIDE_PX}&height=${SIDE_PX}&pixel_format=gray8&ink=light_on_dark&${OPTIONS}`;
 
@@ -30,7 +30,7 @@ const connection = new Connection({
 const drawnBox = part(element("draw"), ".box.drawn");
 
 element("undo").addEventListener("click", undo);
-element("clear").addEventListener("click", clear);
+element("clear").addEventListener("click", () => clear());
 element("command").textContent = `curl --data-binary @digit.png ${location.origin}/v1/classify`;
 document.addEventListener("keydown", (event) => {
   if (event.target instanceof HTMLInputElement) {
@@ -82,23 +82,24 @@ function undo() {
     clear();
     return;
   }
+  const wasEmpty = pad.isEmpty;
   requests.cancel();
   pad.undo();
   if (pad.isEmpty) {
-    clear();
+    clear(wasEmpty);
   } else {
     askDrawing();
   }
 }
 
-function clear() {
-  const isEmpty = pad.isEmpty && !pictures.isShown;
+/** @param {boolean} wasEmpty whether nothing was on the pad; otherwise a screen reader reads that it was cleared */
+function clear(wasEmpty = pad.isEmpty && !pictures.isShown) {
   requests.cancel();
   pad.clear();
   pictures.hide();
   drawnBox.hidden = true;
   answer.clear();
-  if (!isEmpty) {
+  if (!wasEmpty) {
     answer.say("Cleared");
   }
 }
@@ -107,8 +108,8 @@ function clear() {
 async function onOutcome(outcome) {
   connection.report(outcome);
   if (outcome.kind === "refused") {
-    const refused = pictures.isShown ? "The picture was refused" : "The drawing was refused";
-    answer.refuse(outcome.status < 500 ? refused : "The service failed", outcome.message);
+    const rejected = pictures.isShown ? "The picture was rejected" : "The drawing was rejected";
+    answer.refuse(outcome.status < 500 ? rejected : "The service failed", outcome.message);
   } else if (outcome.kind === "ok") {
     const response = JSON.parse(outcome.text);
     answer.show(response, outcome, pictures.isShown);

@@ -17,7 +17,7 @@ import { Poller } from "./poller.js";
 
 /** @typedef {import("./panel_text.js").Description} Description */
 
-/** The elements of the section. Each has its place from the start, so that nothing moves when figures come. */
+/** The elements of the section. All exist from the start, so the layout does not change when figures arrive. */
 class Panel {
   #images = new Sparkline("Images per second in the last 2 minutes", HISTORY_S);
   #requests = new Sparkline("Requests per second in the last 2 minutes", HISTORY_S);
@@ -152,7 +152,7 @@ class LivePanel {
       this.#isOnScreen = entries[entries.length - 1].isIntersecting;
       this.#update();
     }).observe(section);
-    // The page has noticed that the service is back, or has got a token.
+    // The service may answer again, or the user may have entered a token.
     const changes = new MutationObserver(() => {
       if (this.#monitor.failure) this.poller.readNow();
     });

@@ -1,18 +1,18 @@
 // @ts-check
 /**
- * What the panel says about a service, as texts and numbers: `panel` shows them.
+ * Texts and numbers of the panel about a service: `panel` shows them.
  *
  *     Monitor ──▶ describe ──▶ panel
  *
- * Needs no DOM.
+ * Uses no DOM.
  */
 
 import { QUANTILES } from "./figures.js";
 import { RESTART_SHOWN_S } from "./monitor.js";
 import { INTERVAL_S } from "./poller.js";
 
-/** For what is not known. */
-export const NONE = "–";
+/** Shown in place of an unknown value. */
+const NONE = "–";
 
 /** Between a number and its unit: no line break. */
 const SPACE = "\u00a0";
@@ -34,17 +34,17 @@ const STAGES = { queue: "Queue", preprocess: "Framing", inference: "Network" };
 /**
  * @typedef {object} Description
  * @property {"waiting" | "current" | "old"} state whether there are figures, and whether they are those of now
- * @property {string} note one line: what is wrong, or of when the figures are
+ * @property {string} note one line: what is wrong, or when the figures were read
  * @property {string} model
  * @property {Rate} images
  * @property {Rate} requests
- * @property {string} period of when the batches are, or why there are none
+ * @property {string} period in which the batches ran, or why there are none
  * @property {string} latencyPeriod the same for the times
  * @property {{name: string, cells: string[]}[]} latencies one row for each kind of time, one cell for each quantile
  * @property {Bar[]} batches shares of the batches by size
  * @property {string} batchWords the same as a sentence
  * @property {string} pending images in the queue
- * @property {string} work seconds of work that they are
+ * @property {string} work estimated time for them
  * @property {string} workers such as "2 of 2"
  * @property {boolean} isMissingWorkers
  * @property {string[]} details of the workers: restarts, CPU time, memory

@@ -1,6 +1,6 @@
 // @ts-check
 /**
- * Pictures that are chosen, photographed, dropped, pasted, or examples; and the one that is shown on the pad.
+ * Pictures: image files that the user chooses, photographs, drops or pastes, and examples. One of them is shown on the pad.
  *
  *     file inputs, drop, paste, examples ──▶ Pictures ──onPicture──▶ page.js
  */
@@ -13,7 +13,7 @@ const FOLDER = "/page/examples/";
 
 /** File and name of each example. The names say what the picture is, not what the service answers. */
 const EXAMPLES = [
-  ["mnist.png", "A digit of MNIST"],
+  ["mnist.png", "A digit from MNIST"],
   ["paper.jpg", "A digit on paper"],
   ["edge.jpg", "A page on a table"],
   ["two.png", "Two digits"],
@@ -79,7 +79,7 @@ export class Pictures {
     this.#url = "";
   }
 
-  /** @param {Box} box what framing has kept; the rest is shown darker */
+  /** @param {Box} box that was framed; the rest is shown darker */
   async mark(box) {
     await this.#image.decode().catch(() => {});
     const { naturalWidth: width, naturalHeight: height } = this.#image;
@@ -145,7 +145,7 @@ export class Pictures {
     event.preventDefault();
     this.#board.classList.remove("over");
     if (!this.#take(event.dataTransfer?.files)) {
-      this.listeners.onNothing("What was dropped is no file. Save the picture first, then drop the file.");
+      this.listeners.onNothing("The dropped item is not a file. Save the picture first, then drop the file.");
     }
   }
 
@@ -192,7 +192,7 @@ export class Pictures {
  * Place a box over its parent.
  *
  * @param {HTMLElement} box
- * @param {number} left as the other three, in units of the parent
+ * @param {number} left 0 to 1 of the width of the parent; the other three in the same way
  * @param {number} top
  * @param {number} right
  * @param {number} bottom

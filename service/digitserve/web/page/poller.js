@@ -1,11 +1,11 @@
 // @ts-check
 /**
- * Reads `/metrics` again and again while someone looks at the panel.
+ * Reads `/metrics` periodically while the panel is visible.
  *
  *     panel ──active──▶ Poller ──GET /metrics──▶ service
  *                          └──Page, failure──▶ Monitor
  *
- * Needs no DOM. A reading costs the service about 4 ms of CPU time, so there is never more than one at a time.
+ * Uses no DOM. At most one reading is open at a time.
  */
 
 import { NotMetrics, parse } from "./metrics_text.js";
@@ -19,7 +19,7 @@ export const DENIED_INTERVAL_S = 10;
 /** Longest reading. */
 export const TIMEOUT_S = 4;
 
-/** The cheapest of the formats that the service can write; OpenMetrics takes it half as much time again (measured). */
+/** The format that metrics_text.js parses. */
 export const ACCEPT = "text/plain; version=0.0.4";
 
 /** @typedef {{isDenied: boolean, text: string}} Failure why there is no reading, as the beginning of a sentence */
@@ -27,7 +27,7 @@ export const ACCEPT = "text/plain; version=0.0.4";
  * @typedef {object} Options
  * @property {(path: string, init: RequestInit) => Promise<Response>} fetch with the credentials of the page
  * @property {(page: import("./metrics_text.js").Page) => void} onPage gets each reading
- * @property {(failure: Failure) => void} onFailure gets the reason when there is none
+ * @property {(failure: Failure) => void} onFailure gets the reason why there is none
  * @property {() => number} clock monotonic time in seconds
  * @property {{setTimeout: (call: () => void, ms: number) => any, clearTimeout: (timer: any) => void}} timers such as the window
  */
@@ -48,7 +48,7 @@ export class Poller {
   }
 
   /**
-   * Start or stop to take readings; one under way is cancelled.
+   * Start or stop the readings; an open one is cancelled.
    *
    * @param {boolean} isActive
    */
@@ -64,7 +64,7 @@ export class Poller {
     this.#reading = null;
   }
 
-  /** Take the next reading at once: something has changed. */
+  /** Take the next reading now, because the state of the service may have changed. */
   readNow() {
     if (this.#isActive && !this.#reading) {
       this.#nextS = -Infinity;
@@ -128,7 +128,7 @@ function toFailure(error) {
     return { isDenied: true, text: "A valid token is needed" };
   }
   if (error instanceof HttpStatus) return { isDenied: false, text: `/metrics answers with ${error.message}` };
-  if (error instanceof NotMetrics) return { isDenied: false, text: "/metrics is not a page of digitserve" };
+  if (error instanceof NotMetrics) return { isDenied: false, text: "/metrics has no metrics of digitserve" };
   if (error instanceof DOMException && error.name === "TimeoutError") return { isDenied: false, text: `No answer within ${TIMEOUT_S} s` };
   return { isDenied: false, text: "The service does not answer" };
 }

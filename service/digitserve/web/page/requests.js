@@ -1,7 +1,7 @@
 // @ts-check
 /**
- * Which image is sent when. At most one request is open, and requests start at least 250 ms apart. An image that comes
- * meanwhile waits, and a newer one replaces it. A request that the service could not take is sent again.
+ * Sends images to the service. At most one request is open, and requests start at least 250 ms apart. An image that
+ * arrives meanwhile waits; a newer one replaces it. A request that the service could not answer is sent again.
  *
  *     pad.js, pictures.js ──ask──▶ Requests ──call──▶ service
  *                                     └──onOutcome──▶ page.js
@@ -18,7 +18,7 @@ import { call } from "./api.js";
 
 const PATH = "/v1/classify";
 
-/** Four drawings per second are enough to follow a hand. */
+/** Four requests per second: enough to show the answer while the user draws. */
 const PAUSE_MS = 250;
 
 export class Requests {
@@ -47,7 +47,7 @@ export class Requests {
     this.#start();
   }
 
-  /** Forget the image: its answer is not shown any more. */
+  /** Drop the image: its answer is not shown. */
   cancel() {
     this.#waiting = null;
     this.#open?.abort();

@@ -1,6 +1,7 @@
 """Image files in bounded memory, for the HTTP API."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -49,6 +50,31 @@ def test_a_large_jpeg_is_decoded_smaller(height: int, width: int, orientation: i
     assert reduced.size <= MAX_PIXELS * 1.1
     means = upright[: reduced.shape[0] * images.factor : images.factor, :: images.factor]
     assert np.abs(means.astype(int) - reduced).mean() < 16
+
+
+def test_a_photo_with_several_pictures_is_a_jpeg() -> None:
+    """Phones append a preview or a map of the brightness to photos, which Pillow calls MPO; the first picture is read."""
+    file = io.BytesIO()
+    photo = Image.fromarray(spot(90, 120))
+    photo.save(file, "MPO", save_all=True, append_images=[photo.resize((30, 20))])
+    with Image.open(file) as opened:
+        assert opened.format == "MPO"
+    images = read_bounded(file.getvalue(), "image", max_pixels=MAX_PIXELS, raw_hint="")
+    assert (images.pixels.shape, images[1:]) == ((1, 45, 60, 1), (2, 90, 120))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize(
+    ("field_type", "value"),
+    [(1, b"\6"), (2, b"abc\0"), (3, b"\x09\0"), (7, b"\6\6\6\6")],
+    ids=["byte", "text", "9", "any"],
+)
+def test_an_orientation_that_is_none_is_ignored(kind: str, field_type: int, value: bytes) -> None:
+    """An EXIF orientation of another type or value neither rotates the picture nor fails."""
+    field = struct.pack("<HHHI", 1, 0x0112, field_type, len(value) if field_type != 3 else 1) + value.ljust(4, b"\0")
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + field + bytes(4)
+    images = read_bounded(encoded(spot(20, 30), kind, exif=exif), "image", max_pixels=MAX_PIXELS, raw_hint="")
+    assert (images.pixels.shape[1:3], images[1:]) == ((20, 30), (1, 20, 30))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF", "TIFF", "WEBP"])

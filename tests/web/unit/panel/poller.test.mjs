@@ -136,7 +136,7 @@ test("each failure is reported in words, and the next reading is taken", async (
   await world.pass(TIMEOUT_S);
   assert.deepEqual(world.failures, [
     "/metrics answers with HTTP status 503",
-    "/metrics is not a page of digitserve",
+    "/metrics has no metrics of digitserve",
     "The service does not answer",
     `No answer within ${TIMEOUT_S} s`,
   ]);
