@@ -67,7 +67,9 @@ def take(
         path = FOLDER / f"{name}.png"
         page.screenshot(path=path, clip=box)
     with Image.open(path) as picture:
-        picture.convert("RGB").quantize(NUM_COLORS, dither=Image.Dither.NONE).save(path, optimize=True)
+        # The default method drops the colours of small parts, as of the state.
+        few = picture.convert("RGB").quantize(NUM_COLORS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        few.save(path, optimize=True)
     print(f"{path.relative_to(ROOT)}: {path.stat().st_size} bytes")
 
 

@@ -73,7 +73,7 @@ def expect_no_answer(page: Page) -> None:
 
 
 def _share(text: str) -> tuple[str, float]:
-    found = re.fullmatch(r"(\d): (\d+\.\d) %", text.replace("\N{NO-BREAK SPACE}", " "))
+    found = re.fullmatch(r"(\d): >?(\d+\.\d) %", text.replace("\N{NO-BREAK SPACE}", " "))
     assert found, text
     return found[1], float(found[2])
 

@@ -401,7 +401,7 @@ class Supervisor:
         )
         lines = {
             "gRPC": address if tls is None else f"{address}  TLS",
-            "HTTP": f"{'http' if tls is None else 'https'}://{endpoint(settings.host, settings.http_port)}  (/ /v1/classify /metrics /livez /readyz)",
+            "HTTP": f"{'http' if tls is None else 'https'}://{endpoint(settings.host, settings.http_port)}  (/ to draw a digit, /v1/classify, /metrics, /livez, /readyz)",
             "model": f"{active}  sha256 {active.manifest.sha256[:12]}  {self._provider}"
             + (f"  shadow {self._shadow}" if self._shadow else ""),
             "workers": f"{settings.workers} x {self._num_threads} threads, CPU budget {self._cpu_budget:g}",

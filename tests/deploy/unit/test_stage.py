@@ -102,10 +102,12 @@ def test_links_are_right_in_the_site_and_code_is_unchanged(repository: Path, tmp
     assert '<img src="source/picture.svg" width="240">' in home and (pages / "source/picture.svg").exists()
 
 
-@pytest.mark.parametrize("link", ["gone.md", "../gone.py", "../../outside.md", "../models"])
+@pytest.mark.parametrize(
+    "link", ["[x](gone.md)", "[x](../gone.py)", "[x](../../outside.md)", "[x](../models)", '<img src="gone.png">']
+)
 def test_a_link_to_no_file_is_an_error(repository: Path, tmp_path: Path, link: str) -> None:
     """The error names the page and what it links to."""
-    (repository / "docs/guide.md").write_text(f"[x]({link})")
+    (repository / "docs/guide.md").write_text(link)
     with pytest.raises(StageError, match=r"docs/guide\.md links to .*; expected a file of the repository"):
         Stage(repository, tmp_path / "pages").run()
 

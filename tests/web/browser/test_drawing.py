@@ -134,6 +134,7 @@ def test_undo_and_clear(page: Page) -> None:
     expect_answer(page, "1")
     page.keyboard.press("Control+z")
     expect_no_answer(page)
+    expect(page.locator("[aria-live=polite]")).to_have_text("Cleared")
     draw(page, DIGITS["8"][1])
     expect_answer(page, "8")
     button(page, "Clear").click()
@@ -188,7 +189,31 @@ def test_everything_can_be_reached_with_the_keyboard(page: Page) -> None:
 
 
 def test_answers_are_announced(page: Page) -> None:
-    """A screen reader reads label, confidence and verdict, once the drawing has ended."""
+    """A screen reader reads label, confidence and verdict, once the drawing has ended, and that it was cleared."""
     expect(page.get_by_text(INVITATION)).to_be_visible()
     draw(page, DIGITS["7"][1])
     expect(page.locator("[aria-live=polite]")).to_have_text(re.compile(r"^7, .*99\.9 %\. Recognised as a digit\.$"))
+    button(page, "Clear").click()
+    expect(page.locator("[aria-live=polite]")).to_have_text("Cleared")
+
+
+def test_an_uncertain_answer_names_the_second_label(page: Page) -> None:
+    """If the confidence is low, the second label is named on the page, and read by a screen reader."""
+    response = {
+        "predictions": [
+            {
+                "label": "3", "class_index": 3, "confidence": 0.59, "verdict": "VERDICT_ACCEPTED",
+                "top": [
+                    {"label": "3", "class_index": 3, "confidence": 0.59},
+                    {"label": "8", "class_index": 8, "confidence": 0.41},
+                ],
+            }
+        ],
+        "model_name": "digits", "model_version": "1",
+        "timing": {"queue_s": 0, "preprocess_s": 0, "inference_s": 0, "batch_size": 1},
+    }  # fmt: skip
+    page.route("**/v1/classify*", lambda route: route.fulfill(json=response))
+    draw(page, DIGITS["3"][0])
+    words = re.compile(r"It may also be 8: 41\.0.%\.")
+    expect(page.locator("#explanation")).to_have_text(words)
+    expect(page.locator("[aria-live=polite]")).to_have_text(words)

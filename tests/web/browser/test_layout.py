@@ -88,6 +88,15 @@ def test_a_phone_shows_pad_and_answer_at_once(open_page: OpenPage, service: Serv
         expect(page.locator(part)).to_be_in_viewport(ratio=1)
 
 
+def test_a_phone_on_its_side_shows_pad_and_buttons_at_once(open_page: OpenPage, service: Service) -> None:
+    """The pad fits on a low screen with the buttons and the answer."""
+    page = ready(open_page(service.http_url, **PHONE | {"viewport": {"width": 844, "height": 390}}))
+    draw(page, DIGITS["8"][1])
+    expect_answer(page, "8")
+    for part in ("#pad", "#undo", "#clear", "#choose", "#take", "#label", "#verdict"):
+        expect(page.locator(part)).to_be_in_viewport(ratio=1)
+
+
 @pytest.mark.parametrize("device", [PHONE, DESKTOP], ids=["phone", "desktop"])
 def test_nothing_moves_when_the_pad_gets_the_focus(
     open_page: OpenPage, service: Service, device: dict[str, object]

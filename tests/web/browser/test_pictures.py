@@ -175,3 +175,33 @@ def test_what_is_dropped_without_a_file_gets_words(page: Page) -> None:
     )
     page.dispatch_event("#pad", "drop", {"dataTransfer": transfer})
     expect(answer(page).get_by_text("not a file")).to_be_visible()
+
+
+def drop_paths(page: Page, *paths: Path) -> None:
+    """Drop files or folders from outside of the browser on the pad."""
+    session = page.context.new_cdp_session(page)
+    box = page.locator("#pad").bounding_box()
+    assert box
+    for kind in ("dragEnter", "dragOver", "drop"):
+        files = {"items": [], "files": list(map(str, paths)), "dragOperationsMask": 1}
+        session.send("Input.dispatchDragEvent", {"type": kind, "x": box["x"] + 50, "y": box["y"] + 50, "data": files})
+    session.detach()
+
+
+def test_a_dropped_folder_gets_words(page: Page, tmp_path: Path) -> None:
+    """A folder cannot be read: the page says so, sends nothing, and does not take the service for gone."""
+    draw(page, DIGITS["7"][0])
+    expect_answer(page, "7")
+    drop_paths(page, tmp_path)
+    expect(answer(page).get_by_text(f"{tmp_path.name} cannot be read")).to_be_visible()
+    expect(page.locator("html")).to_have_attribute("data-state", "ready")
+
+
+def test_the_first_of_several_dropped_files_is_classified(page: Page, tmp_path: Path) -> None:
+    """The page shows which of the files has the answer."""
+    files = [tmp_path / "three.png", tmp_path / "other.png"]
+    for file in files:
+        file.write_bytes(THREE)
+    drop_paths(page, *files)
+    expect_answer(page, "3")
+    expect(page.get_by_text("three.png (first of 2 files)")).to_be_visible()

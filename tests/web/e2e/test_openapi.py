@@ -34,7 +34,7 @@ def schemathesis(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, uv = tmp_path_factory.mktemp("schemathesis") / "environment", Path(sys.executable).with_name("uv")
     run(uv, "venv", "--quiet", "--no-project", f"--python={sys.executable}", folder, cwd=folder.parent)
     lock = ROOT / "requirements" / "schemathesis.txt"
-    run(uv, "pip", "sync", "--quiet", "--require-hashes", f"--python={folder}", lock, cwd=folder.parent)
+    run(uv, "pip", "sync", "--quiet", "--require-hashes", f"--python={folder}", lock, cwd=ROOT)
     return folder / "bin" / "schemathesis"
 
 

@@ -36,7 +36,7 @@ import { canvas, create, element, part } from "./elements.js";
 const VERDICTS = {
   VERDICT_ACCEPTED: ["Recognised as a digit", ""],
   VERDICT_UNFAMILIAR: ["Not recognised as a digit", "It is not similar to the training images."],
-  VERDICT_BLANK: ["Blank", "There is no ink in the image."],
+  VERDICT_BLANK: ["Blank", "There is no ink in the image, or too little."],
   VERDICT_SEVERAL: ["Several separate shapes", "An image must contain only one digit."],
 };
 
@@ -49,6 +49,9 @@ const ARTEFACTS = {
 
 /** @type {Record<string, string>} */
 const INKS = { INK_LIGHT_ON_DARK: "light ink on dark", INK_DARK_ON_LIGHT: "dark ink on light" };
+
+/** Below this confidence the second label is named too. */
+const SURE = 0.9;
 
 /** Time without a change after which the answer is read to users of a screen reader. */
 const SETTLED_MS = 700;
@@ -110,8 +113,11 @@ export class Answer {
     const prediction = response.predictions[0];
     const { label, confidence, verdict } = prediction;
     const [title, explanation] = VERDICTS[verdict] ?? [verdict, ""];
+    const second = prediction.top[1];
+    const isUnsure = verdict === "VERDICT_ACCEPTED" && confidence < SURE && second?.confidence;
+    const also = isUnsure ? `It may also be ${second.label}: ${percent(second.confidence)}.` : "";
     if (verdict === "VERDICT_ACCEPTED") {
-      this.#head("accepted", label, percent(confidence), title, explanation);
+      this.#head("accepted", label, percent(confidence), title, also);
     } else {
       const nearest = label ? ` The nearest label is ${label}: ${percent(confidence)}.` : "";
       this.#head("doubtful", label, "", title, explanation + nearest);
@@ -120,11 +126,11 @@ export class Answer {
     const { queue_s, preprocess_s, inference_s, batch_size } = response.timing;
     this.#times.replaceChildren(
       ...times([
-        milliseconds(ms), isPicture ? decoding(headers) : "–", milliseconds(1000 * queue_s), milliseconds(1000 * preprocess_s),
+        milliseconds(ms), isPicture ? decoding(headers) : "none", milliseconds(1000 * queue_s), milliseconds(1000 * preprocess_s),
         milliseconds(1000 * inference_s), String(batch_size), `${response.model_name} ${response.model_version}`,
       ]),
     );
-    this.#words = [label && `${label}, ${percent(confidence)}.`, `${title}.`].join(" ").trim();
+    this.#words = [label && `${label}, ${percent(confidence)}.`, `${title}.`, also].join(" ").trim();
   }
 
   /** @param {string[]} labels of the model, for the bars before the first answer */
@@ -278,7 +284,7 @@ function decoding(headers) {
  * @returns {string} one decimal; never 100 %, because no answer is certain
  */
 function percent(share) {
-  return `${Math.min(99.9, 100 * share).toFixed(1)} %`;
+  return share < 0.9995 ? `${(100 * share).toFixed(1)} %` : `>99.9 %`;
 }
 
 /**

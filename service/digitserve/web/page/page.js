@@ -18,7 +18,7 @@ const DRAWING = `width=${SIDE_PX}&height=${SIDE_PX}&pixel_format=gray8&ink=light
 
 const answer = new Answer();
 const pad = new Pad({ onStart: hidePicture, onChange: askDrawing, say: (words) => answer.say(words) });
-const pictures = new Pictures({ onPicture: askPicture, onNothing: (words) => answer.refuse("No picture", words) });
+const pictures = new Pictures({ onPicture: askPicture, onNothing: refusePicture });
 const requests = new Requests(onOutcome);
 const connection = new Connection({
   onReady: () => {
@@ -30,7 +30,7 @@ const connection = new Connection({
 const drawnBox = part(element("draw"), ".box.drawn");
 
 element("undo").addEventListener("click", undo);
-element("clear").addEventListener("click", clear);
+element("clear").addEventListener("click", () => clear());
 element("command").textContent = `curl --data-binary @digit.png ${location.origin}/v1/classify`;
 document.addEventListener("keydown", (event) => {
   if (event.target instanceof HTMLInputElement) {
@@ -70,26 +70,38 @@ function askPicture(picture, name) {
   requests.ask({ query: OPTIONS, body: () => picture });
 }
 
+/** @param {string} words why there is no picture */
+function refusePicture(words) {
+  hidePicture();
+  requests.cancel();
+  answer.refuse("No picture", words);
+}
+
 function undo() {
   if (pictures.isShown) {
     clear();
     return;
   }
+  const wasEmpty = pad.isEmpty;
   requests.cancel();
   pad.undo();
   if (pad.isEmpty) {
-    clear();
+    clear(wasEmpty);
   } else {
     askDrawing();
   }
 }
 
-function clear() {
+/** @param {boolean} wasEmpty whether nothing was on the pad; otherwise a screen reader reads that it was cleared */
+function clear(wasEmpty = pad.isEmpty && !pictures.isShown) {
   requests.cancel();
   pad.clear();
   pictures.hide();
   drawnBox.hidden = true;
   answer.clear();
+  if (!wasEmpty) {
+    answer.say("Cleared");
+  }
 }
 
 /** @param {import("./api.js").Outcome} outcome */

@@ -34,7 +34,7 @@ export class Pictures {
   /**
    * @param {object} listeners
    * @param {(picture: Blob, name: string) => void} listeners.onPicture called with each picture
-   * @param {(words: string) => void} listeners.onNothing called when no file was dropped
+   * @param {(words: string) => void} listeners.onNothing called when there is no file, or none that can be read
    */
   constructor(listeners) {
     this.listeners = listeners;
@@ -105,9 +105,26 @@ export class Pictures {
   #take(files) {
     const file = files?.[0];
     if (file) {
-      this.listeners.onPicture(file, file.name);
+      const others = files.length > 1 ? ` (first of ${files.length} files)` : "";
+      void this.#offer(file, file.name + others);
     }
     return file !== undefined;
+  }
+
+  /**
+   * A folder is a file that cannot be read. Sent, it would look as if the service had not answered.
+   *
+   * @param {File} file
+   * @param {string} name
+   */
+  async #offer(file, name) {
+    try {
+      await file.slice(0, 1).arrayBuffer();
+    } catch {
+      this.listeners.onNothing(`${name} cannot be read. Choose a file that exists, not a folder.`);
+      return;
+    }
+    this.listeners.onPicture(file, name);
   }
 
   /** @param {DragEvent} event */
