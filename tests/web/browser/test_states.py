@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Page, expect
 
+from digitserve.web import uploads
 from support.browser import draw
 from support.digits import MODELS
 from support.pen_strokes import DIGITS
@@ -27,7 +28,7 @@ MAX_REQUEST_BYTES = 65536
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """Return a service that takes small requests, so that two of them fill its memory for requests."""
+    """Return a service that takes small requests, so that few bytes fill its memory for requests."""
     log = tmp_path_factory.mktemp("log") / "log"
     with run_service(MODELS, log, "--workers", "1", "--max-request-bytes", str(MAX_REQUEST_BYTES)) as running:
         yield running
@@ -40,16 +41,26 @@ def log(tmp_path: Path) -> Path:
 
 @contextmanager
 def full_memory(service: Service) -> Iterator[None]:
-    """Take all memory for requests of the HTTP API, with two large ones that do not end: further ones get 429."""
+    """Take all memory for requests of the HTTP API, with requests that do not end: further ones get 429."""
     address = urlsplit(service.http_url)
     head = f"POST /v1/classify HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Length: {MAX_REQUEST_BYTES}\r\n\r\n"
     with ExitStack() as connections:
-        for _ in range(2):
+
+        def send_one() -> None:
             connection = connections.enter_context(
                 socket.create_connection((str(address.hostname), address.port or 0), timeout=PATIENCE_S)
             )
             connection.sendall(head.encode() + bytes(MAX_REQUEST_BYTES - 1))
-        wait_until(lambda: is_full(service), "the memory is taken")
+
+        def is_taken() -> bool:
+            if is_full(service):
+                return True
+            send_one()  # the last one was rejected if it met a request of is_full
+            return False
+
+        for _ in range(uploads.NUM_LARGEST + uploads.RESERVE_BYTES // MAX_REQUEST_BYTES):
+            send_one()
+        wait_until(is_taken, "the memory is taken")
         yield
 
 
