@@ -241,6 +241,19 @@ def is_closed(connection: socket.socket) -> bool:
     return True
 
 
+@contextmanager
+def stopped_workers(service: Service) -> Iterator[None]:
+    """Stop the workers: they answer nothing inside of the ``with`` block, and everything after it."""
+    pids = [pid for pid in service.workers() if b"digitserve.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
 def wait_until(condition, what: str) -> None:  # noqa: ANN001
     """Wait until a condition is true."""
     ends = time.monotonic() + PATIENCE_S

@@ -1,18 +1,14 @@
 """Drawing on the page in a real browser, with the answers of a real service."""
 
-import os
 import re
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 from playwright.sync_api import Page, expect
 
 from support.browser import PHONE, draw, strokes_on, touch
 from support.pen_strokes import DIGITS, LETTER, SCRIBBLE, TWO_DIGITS, Drawing
-from support.serving import Service
+from support.serving import Service, stopped_workers
 from support.web_page import (
     INVITATION,
     SEVERAL,
@@ -27,19 +23,6 @@ from support.web_page import (
 
 ON_THE_THREE: Drawing = [[DIGITS["3"][0][0][3]] * 2]
 """A dot on its ink: the page asks about the 3 again."""
-
-
-@contextmanager
-def stopped_workers(service: Service) -> Iterator[None]:
-    """Stop the workers: they answer nothing inside of the ``with`` block, and everything after it."""
-    pids = [pid for pid in service.workers() if b"digitserve.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
 
 
 def test_digits_drawn_with_the_mouse_are_recognised(page: Page) -> None:

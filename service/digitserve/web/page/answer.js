@@ -113,9 +113,8 @@ export class Answer {
     const prediction = response.predictions[0];
     const { label, confidence, verdict } = prediction;
     const [title, explanation] = VERDICTS[verdict] ?? [verdict, ""];
-    const second = prediction.top[1];
-    const isUnsure = verdict === "VERDICT_ACCEPTED" && confidence < SURE && second?.confidence;
-    const also = isUnsure ? `It may also be ${second.label}: ${percent(second.confidence)}.` : "";
+    const second = verdict === "VERDICT_ACCEPTED" && confidence < SURE ? prediction.top[1] : undefined;
+    const also = second?.confidence ? `It may also be ${second.label}: ${percent(second.confidence)}.` : "";
     if (verdict === "VERDICT_ACCEPTED") {
       this.#head("accepted", label, percent(confidence), title, also);
     } else {
