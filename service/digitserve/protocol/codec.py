@@ -27,13 +27,15 @@ IMAGE_BYTES = IMAGE_SIZE * IMAGE_SIZE
 MAX_QUOTED_CHARACTERS = 64
 """Most characters of a caller's text that an error message quotes."""
 
-_CHANNELS = {
+CHANNELS = {
     pb.PIXEL_FORMAT_UNSPECIFIED: 1,
     pb.PIXEL_FORMAT_GRAY8: 1,
     pb.PIXEL_FORMAT_RGB8: 3,
     pb.PIXEL_FORMAT_RGBA8: 4,
 }
-_MAX_CHANNELS = max(_CHANNELS.values())
+"""Bytes of a pixel, by its format."""
+
+_MAX_CHANNELS = max(CHANNELS.values())
 _MAX_HEADER_BYTES = 128
 """Upper bound of a request's size without its pixels, with a model version of usual length."""
 _INK = {
@@ -271,7 +273,7 @@ def _check(message: pb.ClassifyRequest, limits: Limits) -> Request:
     _check_known(message.pixel_format, pb.PixelFormat.values(), "pixel_format", pb.PixelFormat.keys())
     _check_known(message.ink, pb.Ink.values(), "ink", pb.Ink.keys())
     _check_known(message.framing, pb.Framing.values(), "framing", pb.Framing.keys())
-    channels = _CHANNELS[message.pixel_format]
+    channels = CHANNELS[message.pixel_format]
     height, width = _sides(message, limits)
     num_images = _num_images(message, len(pixels), height * width * channels, limits)
     treatment = _INK.get(message.ink), _FRAMING.get(message.framing)

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from digitserve.protocol.codec import Limits
+from digitserve.protocol.codec import CHANNELS, Limits
 from digitserve.protocol.names import CLASSIFY, GET_MODEL, Code
 from digitserve.protocol.status import Status
 from digitserve.settings import Settings
@@ -27,7 +27,7 @@ from digitserve.vision.reduction import Reduction
 from digitserve.web import parameters, uploads
 from digitserve.web.answers import JSON, Failure, internal, to_json
 from digitserve.web.decoder_pool import DecoderPool
-from digitserve.web.messages import Sizes, serialize
+from digitserve.web.messages import Sizes, serialize, too_many_images
 from digitserve.web.openapi import CLASSIFY_PATH, MODEL_PATH, OPENAPI_PATH, description
 from digitserve.web.parameters import Options
 from digitserve.web.worker_calls import Slot, WorkerCalls
@@ -45,7 +45,6 @@ ORIGIN_HEADERS = (b"traceparent", b"x-request-id")
 _MODEL_S = 5.0
 _CANCELLED = Status(Code.CANCELLED, "the client has closed the connection")
 _DRAINING = Status(Code.UNAVAILABLE, "this server is shutting down; retry, and another server will answer")
-_CHANNELS = {"gray8": 1, "rgb8": 3, "rgba8": 4}
 _HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -168,12 +167,10 @@ class Api:
             # Two serialized messages together are the serialized merged message.
             return decoded.request + options.fields.SerializeToString(), decoded.reduction
         height, width = options.raw_size
-        num_images = len(body) // (height * width * _CHANNELS[options.pixel_format])
-        if num_images > MAX_IMAGES:
-            raise Failure.invalid(
-                f"got {num_images} images; expected at most {MAX_IMAGES} per HTTP request: send several requests, or use gRPC"
-            )
         pixel_format = parameters.PIXEL_FORMATS[options.pixel_format]
+        num_images = len(body) // (height * width * CHANNELS[pixel_format])
+        if num_images > MAX_IMAGES:
+            raise Failure.invalid(too_many_images(num_images, MAX_IMAGES))
         sizes = Sizes(0, height, width, pixel_format)
         return serialize(body, sizes, options.fields.SerializeToString()), None
 

@@ -25,7 +25,7 @@ from digitserve.errors import ImageFileError
 from digitserve.v1 import digits_pb2 as pb
 from digitserve.vision.image_files import BoundedImages, TooManyPixels, read_bounded
 from digitserve.vision.reduction import Reduction, reduce_by_block_means
-from digitserve.web.messages import Sizes, serialize
+from digitserve.web.messages import Sizes, serialize, too_many_images
 
 BYTES_PER_PIXEL = 24
 """Memory for decoding and reducing: 22 for CMYK and WEBP, 19 for RGBA, 14 for JPEG (measured, 24 million pixels)."""
@@ -91,10 +91,7 @@ def decode(body: bytes, question: Question, max_pixels: int) -> tuple[Answer, by
     except ImageFileError as error:
         return Answer(str(error)), b""
     if len(images.pixels) > question.max_images:
-        return Answer(
-            f"got {len(images.pixels)} images; expected at most {question.max_images} per HTTP request: send several requests, or "
-            "use gRPC"
-        ), b""
+        return Answer(too_many_images(len(images.pixels), question.max_images)), b""
     return _to_request(images, question.max_side)
 
 

@@ -1,4 +1,4 @@
-"""Requests to the workers, serialized with one copy of their pixels. No state.
+"""Requests to the workers, serialized with one copy of their pixels, and the error about too many images. No state.
 
 protobuf would copy the pixels twice. It also ends the process if its own small allocations fail, as in a decoder at its limit of memory.
 """
@@ -36,3 +36,10 @@ def serialize(pixels: bytes | memoryview, sizes: Sizes, more: bytes = b"") -> by
     num_bytes = memoryview(pixels).nbytes
     fields = [tag + varint(size) for tag, size in zip(_SIZE_TAGS, sizes, strict=True) if size]
     return b"".join((_PIXELS_TAG, varint(num_bytes), pixels, *fields, more))
+
+
+def too_many_images(num_images: int, max_images: int) -> str:
+    """Return the error about a request with more images than one may have."""
+    return (
+        f"got {num_images} images; expected at most {max_images} per HTTP request: send several requests, or use gRPC"
+    )
