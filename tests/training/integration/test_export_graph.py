@@ -13,6 +13,7 @@ from digitserve_training.data.splits import LABELS
 from digitserve_training.errors import ParityError
 from digitserve_training.evaluate.converted_model import open_session
 from digitserve_training.export import parity
+from digitserve_training.export.quantize import quantize
 from digitserve_training.model.layers import Conv, Dense, Flatten, GlobalAveragePool, Layer, MaxPool
 from digitserve_training.model.networks import build
 from digitserve_training.model.onnx_graph import ServingFunction, convert, run_keras, serving_function
@@ -46,10 +47,16 @@ def opened(function: ServingFunction) -> Session:
     return open_session(convert(function), Golden(IMAGES[:3], expected.probabilities, expected.ood_score), LABELS)
 
 
+def operators_of(layers: tuple[Layer, ...]) -> Counter[str]:
+    """Count the operators of a network's graph."""
+    graph = onnx.load_from_string(convert(serving_function(network(layers), 1.0))).graph
+    return Counter(node.op_type for node in graph.node)
+
+
 @pytest.mark.parametrize(
     "layers",
-    [SMALL, PRESETS["compact"].network(10), (Flatten(), Dense(10, activation="linear"))],
-    ids=["small", "compact", "dense"],
+    [SMALL, PRESETS["compact"].network(10), PRESETS["small"].network(10), (Flatten(), Dense(10, activation="linear"))],
+    ids=["strides", "compact", "small", "dense"],
 )
 def test_parity(layers: tuple[Layer, ...]) -> None:
     """Onnxruntime gives Keras's outputs for every image, in all ``BATCH_SIZES``."""
@@ -71,12 +78,34 @@ def test_signature_of_the_graph() -> None:
 
 
 def test_graph_has_no_superfluous_operators() -> None:
-    """Batch normalisation is folded, and a network with strides has no Transpose."""
-    graph = onnx.load_from_string(convert(serving_function(network(PRESETS["compact"].network(10)), 1.0))).graph
+    """Batch normalisation is folded, and convolutions have no Transpose between them."""
+    operators = operators_of(PRESETS["compact"].network(10))
 
-    operators = Counter(node.op_type for node in graph.node)
-    assert operators["Conv"] == 5
-    assert not operators.keys() & {"BatchNormalization", "Transpose", "Shape", "Loop", "If"}
+    assert (operators["Conv"], operators["Transpose"]) == (4, 1)
+    assert not operators.keys() & {"BatchNormalization", "Shape", "Loop", "If"}
+
+
+@pytest.mark.parametrize(("kernel", "padding", "num_products"), [(7, "valid", 1), (5, "valid", 0), (7, "same", 0)])
+def test_convolution_over_the_whole_image_is_a_product(kernel: int, padding: str, num_products: int) -> None:
+    """Only a convolution with one output position becomes a product of matrices; onnxruntime gives Keras's outputs."""
+    layers = (
+        Conv(8, stride=4, batch_norm=True),
+        Conv(12, kernel=kernel, padding=padding, batch_norm=True),
+        Flatten(),
+        Dense(10, activation="linear"),
+    )
+    operators, function = operators_of(layers), serving_function(network(layers), 1.0)
+
+    assert (operators["Gemm"], operators["Conv"]) == (num_products, 2 - num_products)
+    parity.require(parity.compare(function, opened(function), IMAGES))
+
+
+def test_int8_layers_compute_their_activation_in_int8() -> None:
+    """In an int8 graph of convolutions and ReLU, only the first layer, which is float32, has a separate ReLU."""
+    graph = quantize(convert(serving_function(network(PRESETS["small"].network(10)), 1.0)), IMAGES)
+
+    operators = Counter(node.op_type for node in onnx.load_from_string(graph).graph.node)
+    assert (operators["Relu"], operators["Conv"] + operators["Gemm"]) == (1, 8)
 
 
 @pytest.mark.parametrize("bundle", ["digits/4", "digits-int8/2", None], ids=["float32", "int8", "converted"])

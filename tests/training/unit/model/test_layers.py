@@ -1,5 +1,7 @@
 """Shapes and costs of the presets' networks, computed without TensorFlow; an integration test compares with Keras."""
 
+from dataclasses import replace
+
 import pytest
 
 from digitserve_training.model.layers import (
@@ -44,20 +46,37 @@ def test_conv2_dense256_dropout() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters", "multiply_adds"), [("compact", 350_000, 6_000_000), ("tiny", 20_000, 1_000_000)]
+    ("name", "parameters", "multiply_adds"),
+    [("compact", 350_000, 6_000_000), ("small", 250_000, 2_000_000), ("tiny", 20_000, 1_000_000)],
 )
 def test_small_presets_are_small(name: str, parameters: int, multiply_adds: int) -> None:
-    """The default has at most 350,000 parameters and 6 million multiply-adds; ``tiny`` 20,000 and one million."""
+    """Parameters and multiply-adds of the presets that are chosen for their speed stay below the promised numbers."""
     layers = PRESETS[name].network(10)
 
     assert count_parameters(layers) <= parameters
     assert count_multiply_adds(layers) <= multiply_adds
 
 
-@pytest.mark.parametrize("name", ["compact", "tiny"])
+@pytest.mark.parametrize("name", ["compact", "small", "tiny"])
 def test_small_presets_suit_blocked_convolutions(name: str) -> None:
     """Numbers of filters are multiples of 16; otherwise onnxruntime uses a slower convolution."""
     assert all(layer.filters % 16 == 0 for layer in PRESETS[name].layers if isinstance(layer, Conv))
+
+
+def test_small_has_about_half_the_multiply_adds_of_compact() -> None:
+    """``small`` has at most 55 % of the multiply-adds of ``compact``, and its last convolution has one output pixel."""
+    small, compact = (PRESETS[name].network(10) for name in ("small", "compact"))
+
+    assert count_multiply_adds(small) <= 0.55 * count_multiply_adds(compact)
+    assert [*costs(PRESETS["small"].layers)][-2].output == (1, 1, 128)
+
+
+def test_small_is_trained_like_compact() -> None:
+    """``small`` and ``compact`` have the same recipe and augmentation, except for the number of epochs."""
+    small, compact = PRESETS["small"], PRESETS["compact"]
+
+    assert replace(small.recipe, epochs=compact.recipe.epochs) == compact.recipe
+    assert small.augmentation == compact.augmentation
 
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=list(PRESETS))
