@@ -9,7 +9,7 @@ thread only. Knows no gRPC: answers go to the caller through the ``Responder`` t
 import math
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
@@ -23,6 +23,7 @@ from digitserve.inference.bundle import Bundle
 from digitserve.inference.session import Session
 from digitserve.protocol.codec import Encoder, Preparation, Request
 from digitserve.protocol.names import Code, Method
+from digitserve.protocol.records import Outcome
 from digitserve.telemetry.recorder import Recorder
 from digitserve.telemetry.request_log import Caller
 from digitserve.types import Framing, Source
@@ -213,12 +214,13 @@ class Pipeline:
         done = self._clock()
         probabilities = outputs.probabilities
         # Lists from here on: for the single image of an idle service a numpy call costs more than the loop it replaces.
-        class_index = probabilities.argmax(axis=1).tolist()
-        confidence = probabilities.max(axis=1).tolist()
-        ood_score = outputs.ood_score.tolist()
+        class_indices, confidences = probabilities.argmax(axis=1), probabilities.max(axis=1)
+        class_index, confidence, ood_score = class_indices.tolist(), confidences.tolist(), outputs.ood_score.tolist()
         verdicts = decide_verdicts(ood_score, self._ood_threshold, prepared)
-        answers = list(zip(class_index, confidence, verdicts, ood_score, probabilities, strict=True))
-        _explain(batch, prepared)
+        answers: list[Any] = list(zip(class_index, confidence, verdicts, ood_score, probabilities, strict=True))
+        if groups := _explain(batch, prepared):
+            outcome = Outcome(class_indices, confidences, verdicts, outputs.ood_score, probabilities)
+            self._replace_by_records(answers, outcome, groups)
         # If requests were pending at the end of the last batch, the iteration started then.
         iteration_s = done - max(self._completed, batch.parts[0][0].arrived)
         self._completed = done
@@ -227,6 +229,21 @@ class Pipeline:
         self._send(finished, batch.num_images)
         if self._shadow is not None:
             self._shadow.offer(prepared, class_index, verdicts, probabilities)
+
+    def _replace_by_records(self, answers: list[Any], outcome: Outcome, groups: dict[int, list[int]]) -> None:
+        """Replace the answers to requests with alternatives by their encoded predictions.
+
+        Args:
+            answers: one for each row of the batch.
+            outcome: of the batch.
+            groups: by number of alternatives, the rows that get so many.
+        """
+        for top_k, rows in groups.items():
+            if len(rows) == len(answers):
+                answers[:] = self._encoder.records(outcome, top_k)
+            else:
+                for row, record in zip(rows, self._encoder.records(outcome.rows(rows), top_k), strict=True):
+                    answers[row] = record
 
     def _send(self, finished: list[PendingRequest], batch_size: int) -> None:
         """Send answers, after recording their calls: a caller that has its answer finds it in the metrics."""
@@ -280,6 +297,8 @@ class Pipeline:
             if request.form is not None:
                 return request.form.encode(pending.answers)
             seconds = queue_s, pending.preprocess_s, pending.inference_s
+            if request.top_k and not request.explain:
+                return self._encoder.encode_records(pending.answers, seconds, batch_size)
             return self._encoder.encode(pending.answers, request.top_k, seconds, batch_size, pending.preparations)
         except Exception:
             self._fail([pending])
@@ -294,13 +313,22 @@ class Pipeline:
             self._batcher.cancel(pending)
 
 
-def _explain(batch: Batch[PendingRequest], prepared: Prepared) -> None:
-    """Keep how images were prepared, for the requests that ask for it."""
+def _explain(batch: Batch[PendingRequest], prepared: Prepared) -> dict[int, list[int]]:
+    """Keep how images were prepared, for the requests that ask for it.
+
+    Returns:
+        By number of alternatives, the rows of the other requests that ask for alternatives.
+    """
+    groups: dict[int, list[int]] = {}
     row = 0
     for pending, start, stop in batch.parts:
-        if pending.request.explain:
-            pending.preparations += tuple(explain(pending.request, start, stop, prepared, row))
+        request = pending.request
+        if request.explain:
+            pending.preparations += tuple(explain(request, start, stop, prepared, row))
+        elif request.top_k:
+            groups.setdefault(request.top_k, []).extend(range(row, row + stop - start))
         row += stop - start
+    return groups
 
 
 def _framing_work(request: Request) -> int:

@@ -8,15 +8,11 @@ their constant parts once, and ``struct`` inserts the numbers: a fifth of the ti
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from struct import Struct, unpack
+from struct import Struct
 
 from digitserve.protocol.names import Verdict
+from digitserve.protocol.records import MARK, NUMBER
 from digitserve.v1 import digits_pb2 as pb
-
-_MARK = b"\xf9\xfa\xfb\x3e"
-"""Bytes of a float32 as a placeholder for the numbers to insert: they occur in no text, tag or length."""
-
-_NUMBER: float = unpack("<f", _MARK)[0]
 
 _Form = tuple[Callable[..., bytes], bytes, bytes]
 """Packs a prediction; its bytes before the confidence; its bytes between confidence and score."""
@@ -52,22 +48,26 @@ class PlainEncoder:
                 return None
             pack, before, between = form
             parts.append(pack(before, confidence, between, ood_score))
+        return self.finish(parts, seconds, batch_size)
+
+    def finish(self, parts: list[bytes], seconds: tuple[float, float, float], batch_size: int) -> bytes:
+        """Return the response with these encoded predictions, to which the rest is appended; see ``Encoder.encode``."""
         pack, first, second, third, end = self._timings.get(batch_size) or self._new_timing(batch_size)
         queue_s, preprocess_s, inference_s = seconds
         parts.append(pack(first, queue_s, second, preprocess_s, third, inference_s, end))
         return b"".join(parts)
 
     def _new_timing(self, batch_size: int) -> _Timing:
-        timing = pb.Timing(queue_s=_NUMBER, preprocess_s=_NUMBER, inference_s=_NUMBER, batch_size=batch_size)
+        timing = pb.Timing(queue_s=NUMBER, preprocess_s=NUMBER, inference_s=NUMBER, batch_size=batch_size)
         body = pb.ClassifyResponse(timing=timing).SerializeToString() + self._model
-        first, second, third, end = body.split(_MARK)
+        first, second, third, end = body.split(MARK)
         layout = Struct(f"<{len(first)}sf{len(second)}sf{len(third)}sf{len(end)}s")
         self._timings[batch_size] = layout.pack, first, second, third, end
         return self._timings[batch_size]
 
 
 def _form(label: str, class_index: int, verdict: Verdict) -> _Form:
-    prediction = pb.Prediction(label=label, class_index=class_index, confidence=_NUMBER, ood_score=_NUMBER)
+    prediction = pb.Prediction(label=label, class_index=class_index, confidence=NUMBER, ood_score=NUMBER)
     prediction.verdict = verdict  # type: ignore[assignment] # Verdict has the numbers of pb.Verdict
-    before, between, _ = pb.ClassifyResponse(predictions=[prediction]).SerializeToString().split(_MARK)
+    before, between, _ = pb.ClassifyResponse(predictions=[prediction]).SerializeToString().split(MARK)
     return Struct(f"<{len(before)}sf{len(between)}sf").pack, before, between
