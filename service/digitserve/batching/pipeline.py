@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import numpy as np
 import structlog
 
 from digitserve.batching.batcher import Batcher
@@ -84,10 +85,11 @@ class PendingRequest(Entry):
     Attributes:
         responder: takes the answer.
         request: the decoded request.
+        plain: whether the answer has no alternatives and preparations, and its usual form.
         preparations: if the request asks for them, one for each image of the batches that are complete.
     """
 
-    __slots__ = ("preparations", "request", "responder")
+    __slots__ = ("plain", "preparations", "request", "responder")
 
     def __init__(self, responder: Responder, request: Request, now: float) -> None:
         """Wait from ``now``, monotonic time in seconds."""
@@ -96,6 +98,7 @@ class PendingRequest(Entry):
         super().__init__(request.num_images, work, len(request.pixels), now, deadline, responder.source)
         self.responder = responder
         self.request = request
+        self.plain = not (request.top_k or request.explain or request.form)
         self.preparations: tuple[Preparation, ...] = ()
 
     def log_fields(self, now: float) -> dict[str, object]:
@@ -214,13 +217,19 @@ class Pipeline:
         done = self._clock()
         probabilities = outputs.probabilities
         # Lists from here on: for the single image of an idle service a numpy call costs more than the loop it replaces.
-        class_indices, confidences = probabilities.argmax(axis=1), probabilities.max(axis=1)
+        class_indices = probabilities.argmax(axis=1)
+        confidences = probabilities[np.arange(batch.num_images), class_indices]
         class_index, confidence, ood_score = class_indices.tolist(), confidences.tolist(), outputs.ood_score.tolist()
         verdicts = decide_verdicts(ood_score, self._ood_threshold, prepared)
-        answers: list[Any] = list(zip(class_index, confidence, verdicts, ood_score, probabilities, strict=True))
-        if groups := _explain(batch, prepared):
+        plain = [pending.plain for pending, _, _ in batch.parts]
+        answers: list[Any] = (
+            self._encoder.plain_records(class_index, confidence, verdicts, ood_score)
+            if any(plain)
+            else [b""] * len(verdicts)
+        )
+        if not all(plain):
             outcome = Outcome(class_indices, confidences, verdicts, outputs.ood_score, probabilities)
-            self._replace_by_records(answers, outcome, groups)
+            self._replace(answers, outcome, batch, prepared)
         # If requests were pending at the end of the last batch, the iteration started then.
         iteration_s = done - max(self._completed, batch.parts[0][0].arrived)
         self._completed = done
@@ -230,20 +239,32 @@ class Pipeline:
         if self._shadow is not None:
             self._shadow.offer(prepared, class_index, verdicts, probabilities)
 
-    def _replace_by_records(self, answers: list[Any], outcome: Outcome, groups: dict[int, list[int]]) -> None:
-        """Replace the answers to requests with alternatives by their encoded predictions.
+    def _replace(self, records: list[Any], outcome: Outcome, batch: Batch[PendingRequest], prepared: Prepared) -> None:
+        """Replace the records of requests that are not plain: by those with alternatives, or by answers.
 
         Args:
-            answers: one for each row of the batch.
+            records: plain, one for each row of the batch.
             outcome: of the batch.
-            groups: by number of alternatives, the rows that get so many.
+            batch: as formed.
+            prepared: the batch.
         """
+        groups: dict[int, list[int]] = {}
+        row = 0
+        for pending, start, stop in batch.parts:
+            request, end = pending.request, row + stop - start
+            if request.explain or request.form is not None:
+                records[row:end] = outcome.answers(row, end)
+                if request.explain:
+                    pending.preparations += tuple(explain(request, start, stop, prepared, row))
+            elif request.top_k:
+                groups.setdefault(request.top_k, []).extend(range(row, end))
+            row = end
         for top_k, rows in groups.items():
-            if len(rows) == len(answers):
-                answers[:] = self._encoder.records(outcome, top_k)
+            if len(rows) == len(records):
+                records[:] = self._encoder.records(outcome, top_k)
             else:
                 for row, record in zip(rows, self._encoder.records(outcome.rows(rows), top_k), strict=True):
-                    answers[row] = record
+                    records[row] = record
 
     def _send(self, finished: list[PendingRequest], batch_size: int) -> None:
         """Send answers, after recording their calls: a caller that has its answer finds it in the metrics."""
@@ -294,12 +315,14 @@ class Pipeline:
         """Return the answer to a request; ``None`` when encoding failed, which affects no other request."""
         request = pending.request
         try:
-            if request.form is not None:
-                return request.form.encode(pending.answers)
             seconds = queue_s, pending.preprocess_s, pending.inference_s
-            if request.top_k and not request.explain:
-                return self._encoder.encode_records(pending.answers, seconds, batch_size)
-            return self._encoder.encode(pending.answers, request.top_k, seconds, batch_size, pending.preparations)
+            if not pending.plain:
+                if request.form is not None:
+                    return request.form.encode(pending.answers)
+                if request.explain:
+                    answers, preparations = pending.answers, pending.preparations
+                    return self._encoder.encode(answers, request.top_k, seconds, batch_size, preparations)
+            return self._encoder.encode_records(pending.answers, seconds, batch_size)
         except Exception:
             self._fail([pending])
             return None
@@ -311,24 +334,6 @@ class Pipeline:
             if pending.responder.open:
                 pending.responder.fail()
             self._batcher.cancel(pending)
-
-
-def _explain(batch: Batch[PendingRequest], prepared: Prepared) -> dict[int, list[int]]:
-    """Keep how images were prepared, for the requests that ask for it.
-
-    Returns:
-        By number of alternatives, the rows of the other requests that ask for alternatives.
-    """
-    groups: dict[int, list[int]] = {}
-    row = 0
-    for pending, start, stop in batch.parts:
-        request = pending.request
-        if request.explain:
-            pending.preparations += tuple(explain(request, start, stop, prepared, row))
-        elif request.top_k:
-            groups.setdefault(request.top_k, []).extend(range(row, row + stop - start))
-        row += stop - start
-    return groups
 
 
 def _framing_work(request: Request) -> int:

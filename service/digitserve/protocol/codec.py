@@ -373,20 +373,27 @@ def _length_error(message: pb.ClassifyRequest, num_bytes: int, image_bytes: int)
 
 
 class Encoder:
-    """Encodes ``ClassifyResponse`` messages for one model; owned by the pipeline."""
+    """Encodes ``ClassifyResponse`` messages for one model; owned by the pipeline.
+
+    Attributes:
+        plain_records: the bound method ``PlainEncoder.records``: predictions without alternatives, for all images of a batch.
+        encode_records: the bound method ``PlainEncoder.finish``: the response to a request, from the records of its images.
+    """
 
     def __init__(self, name: str, version: str, labels: tuple[str, ...]) -> None:
         """Encode for a model of this name and version, with the labels in the order of their indices."""
         self._labels = labels
         self._model = pb.ClassifyResponse(model_name=name, model_version=version).SerializeToString()
-        self._plain = PlainEncoder(labels, self._model)
+        plain = PlainEncoder(labels, self._model)
+        self.plain_records = plain.records
+        self.encode_records = plain.finish
         self._records = RecordEncoder(labels, self._record)
 
     def encode(
         self, answers: list[Answer], top_k: int, seconds: tuple[float, float, float], batch_size: int,
         preparations: Sequence[Preparation] = (),
     ) -> bytes:  # fmt: skip
-        """Encode the response to a request.
+        """Encode the response to a request with preparations.
 
         Args:
             answers: one for each image, in order.
@@ -395,10 +402,6 @@ class Encoder:
             batch_size: of the batch that answered the last image.
             preparations: one for each image, or none.
         """
-        if not top_k and not preparations:
-            body = self._plain.encode(answers, seconds, batch_size)
-            if body is not None:
-                return body
         # A new message per response: protobuf frees what a reused one held before only with the message itself.
         response = pb.ClassifyResponse()
         for answer in answers:
@@ -416,10 +419,6 @@ class Encoder:
     def records(self, outcome: Outcome, top_k: int) -> list[bytes]:
         """Encode the predictions with ``top_k`` classes, at least 1, for all images of a batch that have no preparations."""
         return self._records.encode(outcome, top_k)
-
-    def encode_records(self, records: list[bytes], seconds: tuple[float, float, float], batch_size: int) -> bytes:
-        """Encode the response to a request with these predictions of ``records``; see ``encode`` for the rest."""
-        return self._plain.finish(records, seconds, batch_size)
 
     def _record(self, outcome: Outcome, row: int, top_k: int) -> bytes:
         """Encode the prediction for one image of a batch."""

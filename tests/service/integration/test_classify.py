@@ -379,12 +379,10 @@ def test_an_answer_that_cannot_be_encoded_affects_no_other(
     def failing_encode(_self: Encoder, *_arguments: Any) -> bytes:
         raise ValueError("cannot")
 
-    # Only one of the requests asks for alternatives.
-    monkeypatch.setattr(Encoder, "encode_records", failing_encode)
+    # Only one of the requests asks for what this method encodes.
+    monkeypatch.setattr(Encoder, "encode", failing_encode)
     call = worker.channel.unary_unary(CLASSIFY.path)
-    futures = [
-        call.future(echo_request(n, top_k=int(n == 7)).SerializeToString(), timeout=PATIENCE_S) for n in range(30)
-    ]
+    futures = [call.future(echo_request(n, explain=n == 7).SerializeToString(), timeout=PATIENCE_S) for n in range(30)]
     outcomes = [future.code() for future in futures]
 
     assert outcomes.count(grpc.StatusCode.OK) == 29
