@@ -100,15 +100,17 @@ class Network:
         ood_score = scores.tolist()
         verdicts = decide_verdicts(ood_score, self._ood_threshold, prepared)
         class_index, confidence = probabilities.argmax(axis=1).tolist(), probabilities.max(axis=1).tolist()
-        answers = list(zip(class_index, confidence, verdicts, ood_score, probabilities, strict=True))
-        self._stats += (len(batch), 0, 1, len(answers))
+        # The load asks for no alternatives.
+        records = self._encoder.plain_records(class_index, confidence, verdicts, ood_score)
+        num_images = len(records)
+        self._stats += (len(batch), 0, 1, num_images)
         answered: Answered = []
         row = 0
         for call in batch:
             request = call.request
             seconds = (formed - call.arrived, ready - formed, inference_s)
-            own = answers[row : row + request.num_images]
-            answered.append((call.reply, self._encoder.encode(own, request.top_k, seconds, len(answers))))
+            own = records[row : row + request.num_images]
+            answered.append((call.reply, self._encoder.encode_records(own, seconds, num_images)))
             row += request.num_images
         return answered
 

@@ -69,12 +69,10 @@ class Classifier(mosec.Worker):  # type: ignore[misc] # mosec is not installed w
         confidence = outputs.probabilities.max(axis=1).tolist()
         ood_score = outputs.ood_score.tolist()
         verdicts = decide_verdicts(ood_score, self._threshold, prepared)
-        answers = zip(class_index, confidence, verdicts, ood_score, outputs.probabilities, strict=True)
+        # The load asks for no alternatives.
+        records = self._encoder.plain_records(class_index, confidence, verdicts, ood_score)
         self._stats[STATS.index("ok")] += len(data)
-        return [
-            self._encoder.encode([answer], request.top_k, (0.0, 0.0, 0.0), len(data))
-            for answer, request in zip(answers, data, strict=True)
-        ]
+        return [self._encoder.encode_records([record], (0.0, 0.0, 0.0), len(data)) for record in records]
 
 
 def main() -> None:

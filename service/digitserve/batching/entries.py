@@ -18,7 +18,7 @@ class Entry:
         deadline: monotonic time in seconds, infinite if there is none.
         large: whether it waits in the queue of large requests.
         num_batched: images that are in a batch already.
-        answers: one for each image of the batches that are complete.
+        answers: one for each image of the batches that are complete; the caller of the batcher knows their type.
         first_batch: monotonic time in seconds when its first batch was formed.
         preprocess_s: seconds of preprocessing, over its batches.
         inference_s: seconds of the network, over its batches.

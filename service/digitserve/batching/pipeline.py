@@ -9,8 +9,9 @@ thread only. Knows no gRPC: answers go to the caller through the ``Responder`` t
 import math
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import structlog
 
 from digitserve.batching.batcher import Batcher
@@ -23,6 +24,7 @@ from digitserve.inference.bundle import Bundle
 from digitserve.inference.session import Session
 from digitserve.protocol.codec import Encoder, Preparation, Request
 from digitserve.protocol.names import Code, Method
+from digitserve.protocol.records import Outcome
 from digitserve.telemetry.recorder import Recorder
 from digitserve.telemetry.request_log import Caller
 from digitserve.types import Framing, Source
@@ -83,10 +85,11 @@ class PendingRequest(Entry):
     Attributes:
         responder: takes the answer.
         request: the decoded request.
+        plain: whether the answer has no alternatives and preparations, and its usual form.
         preparations: if the request asks for them, one for each image of the batches that are complete.
     """
 
-    __slots__ = ("preparations", "request", "responder")
+    __slots__ = ("plain", "preparations", "request", "responder")
 
     def __init__(self, responder: Responder, request: Request, now: float) -> None:
         """Wait from ``now``, monotonic time in seconds."""
@@ -95,6 +98,7 @@ class PendingRequest(Entry):
         super().__init__(request.num_images, work, len(request.pixels), now, deadline, responder.source)
         self.responder = responder
         self.request = request
+        self.plain = not (request.top_k or request.explain or request.form)
         self.preparations: tuple[Preparation, ...] = ()
 
     def log_fields(self, now: float) -> dict[str, object]:
@@ -213,12 +217,19 @@ class Pipeline:
         done = self._clock()
         probabilities = outputs.probabilities
         # Lists from here on: for the single image of an idle service a numpy call costs more than the loop it replaces.
-        class_index = probabilities.argmax(axis=1).tolist()
-        confidence = probabilities.max(axis=1).tolist()
-        ood_score = outputs.ood_score.tolist()
+        class_indices = probabilities.argmax(axis=1)
+        confidences = probabilities[np.arange(batch.num_images), class_indices]
+        class_index, confidence, ood_score = class_indices.tolist(), confidences.tolist(), outputs.ood_score.tolist()
         verdicts = decide_verdicts(ood_score, self._ood_threshold, prepared)
-        answers = list(zip(class_index, confidence, verdicts, ood_score, probabilities, strict=True))
-        _explain(batch, prepared)
+        plain = [pending.plain for pending, _, _ in batch.parts]
+        answers: list[Any] = (
+            self._encoder.plain_records(class_index, confidence, verdicts, ood_score)
+            if any(plain)
+            else [b""] * len(verdicts)
+        )
+        if not all(plain):
+            outcome = Outcome(class_indices, confidences, verdicts, outputs.ood_score, probabilities)
+            self._replace(answers, outcome, batch, prepared)
         # If requests were pending at the end of the last batch, the iteration started then.
         iteration_s = done - max(self._completed, batch.parts[0][0].arrived)
         self._completed = done
@@ -227,6 +238,33 @@ class Pipeline:
         self._send(finished, batch.num_images)
         if self._shadow is not None:
             self._shadow.offer(prepared, class_index, verdicts, probabilities)
+
+    def _replace(self, records: list[Any], outcome: Outcome, batch: Batch[PendingRequest], prepared: Prepared) -> None:
+        """Replace the records of requests that are not plain: by those with alternatives, or by answers.
+
+        Args:
+            records: plain, one for each row of the batch.
+            outcome: of the batch.
+            batch: as formed.
+            prepared: the batch.
+        """
+        groups: dict[int, list[int]] = {}
+        row = 0
+        for pending, start, stop in batch.parts:
+            request, end = pending.request, row + stop - start
+            if request.explain or request.form is not None:
+                records[row:end] = outcome.answers(row, end)
+                if request.explain:
+                    pending.preparations += tuple(explain(request, start, stop, prepared, row))
+            elif request.top_k:
+                groups.setdefault(request.top_k, []).extend(range(row, end))
+            row = end
+        for top_k, rows in groups.items():
+            if len(rows) == len(records):
+                records[:] = self._encoder.records(outcome, top_k)
+            else:
+                for row, record in zip(rows, self._encoder.records(outcome.rows(rows), top_k), strict=True):
+                    records[row] = record
 
     def _send(self, finished: list[PendingRequest], batch_size: int) -> None:
         """Send answers, after recording their calls: a caller that has its answer finds it in the metrics."""
@@ -277,10 +315,14 @@ class Pipeline:
         """Return the answer to a request; ``None`` when encoding failed, which affects no other request."""
         request = pending.request
         try:
-            if request.form is not None:
-                return request.form.encode(pending.answers)
             seconds = queue_s, pending.preprocess_s, pending.inference_s
-            return self._encoder.encode(pending.answers, request.top_k, seconds, batch_size, pending.preparations)
+            if not pending.plain:
+                if request.form is not None:
+                    return request.form.encode(pending.answers)
+                if request.explain:
+                    answers, preparations = pending.answers, pending.preparations
+                    return self._encoder.encode(answers, request.top_k, seconds, batch_size, preparations)
+            return self._encoder.encode_records(pending.answers, seconds, batch_size)
         except Exception:
             self._fail([pending])
             return None
@@ -292,15 +334,6 @@ class Pipeline:
             if pending.responder.open:
                 pending.responder.fail()
             self._batcher.cancel(pending)
-
-
-def _explain(batch: Batch[PendingRequest], prepared: Prepared) -> None:
-    """Keep how images were prepared, for the requests that ask for it."""
-    row = 0
-    for pending, start, stop in batch.parts:
-        if pending.request.explain:
-            pending.preparations += tuple(explain(pending.request, start, stop, prepared, row))
-        row += stop - start
 
 
 def _framing_work(request: Request) -> int:

@@ -7,7 +7,7 @@ request: what can be built once is not built per request.
 """
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from digitserve.errors import InvalidRequest, NotServed, TooLarge
 from digitserve.protocol.names import Artefact, Verdict
 from digitserve.protocol.plain import PlainEncoder
+from digitserve.protocol.records import Outcome, RecordEncoder
 from digitserve.types import IMAGE_SIZE, Box, Framing, Ink, default_framing, default_ink
 from digitserve.v1 import digits_pb2 as pb
 
@@ -50,6 +51,9 @@ _FORMAT_NAMES = {
     pb.PIXEL_FORMAT_RGB8: "RGB8",
     pb.PIXEL_FORMAT_RGBA8: "RGBA8",
 }
+# Looked up for each request: the methods of protobuf's enums build a list.
+_KNOWN_INK = frozenset(pb.Ink.values())
+_KNOWN_FRAMING = frozenset(pb.Framing.values())
 _INK_NUMBERS = {ink: number for number, ink in _INK.items()}
 _FRAMING_NUMBERS = {framing: number for number, framing in _FRAMING.items()}
 _BLANK = Verdict.BLANK
@@ -270,14 +274,15 @@ def _check(message: pb.ClassifyRequest, limits: Limits) -> Request:
     pixels = message.pixels
     if message.model_version not in {"", limits.model_version}:
         raise not_served(message.model_version, limits.model_version)
-    _check_known(message.pixel_format, pb.PixelFormat.values(), "pixel_format", pb.PixelFormat.keys())
-    _check_known(message.ink, pb.Ink.values(), "ink", pb.Ink.keys())
-    _check_known(message.framing, pb.Framing.values(), "framing", pb.Framing.keys())
-    channels = CHANNELS[message.pixel_format]
+    pixel_format, stated_ink, stated_framing = message.pixel_format, message.ink, message.framing
+    if pixel_format not in CHANNELS or stated_ink not in _KNOWN_INK or stated_framing not in _KNOWN_FRAMING:
+        raise _unknown(message)
+    channels = CHANNELS[pixel_format]
     height, width = _sides(message, limits)
     num_images = _num_images(message, len(pixels), height * width * channels, limits)
-    treatment = _INK.get(message.ink), _FRAMING.get(message.framing)
-    ink, framing = resolve_treatment(*treatment, height, width, limits.native_framing)
+    ink, framing = resolve_treatment(
+        _INK.get(stated_ink), _FRAMING.get(stated_framing), height, width, limits.native_framing
+    )
     return Request(pixels, num_images, height, width, channels, ink, framing, message.top_k, message.explain)
 
 
@@ -322,9 +327,15 @@ def resolve_treatment(
     return default_ink(framing) if ink is None else ink, framing
 
 
-def _check_known(value: int, known: Collection[int], field: str, names: Sequence[str]) -> None:
-    if value not in known:
-        raise InvalidRequest(f"{field}: got {value}; expected one of {', '.join(names)}")
+def _unknown(message: pb.ClassifyRequest) -> InvalidRequest:
+    """Return the error for the first field whose value the protocol does not have."""
+    fields: tuple[tuple[str, int, Any], ...] = (
+        ("pixel_format", message.pixel_format, pb.PixelFormat),
+        ("ink", message.ink, pb.Ink),
+        ("framing", message.framing, pb.Framing),
+    )
+    field, value, kind = next(found for found in fields if found[1] not in found[2].values())
+    return InvalidRequest(f"{field}: got {value}; expected one of {', '.join(kind.keys())}")
 
 
 def _sides(message: pb.ClassifyRequest, limits: Limits) -> tuple[int, int]:
@@ -341,36 +352,50 @@ def _sides(message: pb.ClassifyRequest, limits: Limits) -> tuple[int, int]:
 
 
 def _num_images(message: pb.ClassifyRequest, num_bytes: int, image_bytes: int, limits: Limits) -> int:
-    shape = f"{message.height or IMAGE_SIZE}x{message.width or IMAGE_SIZE}"
-    each = f"{image_bytes} bytes for each image of {shape} {_FORMAT_NAMES[message.pixel_format]}"
-    if not num_bytes:
-        raise InvalidRequest(f"pixels: got none; expected {each}")
     num_images, rest = divmod(num_bytes, image_bytes)
-    if rest:
-        raise InvalidRequest(f"pixels: got {num_bytes} bytes, so image {num_images} has only {rest}; expected {each}")
-    if message.num_images not in {0, num_images}:
-        raise InvalidRequest(
-            f"num_images: got {message.num_images}; expected {num_images}, from the length of pixels ({each})"
-        )
+    if rest or not num_images or message.num_images not in {0, num_images}:
+        raise _length_error(message, num_bytes, image_bytes)
     if num_images > limits.max_images:
         raise limits.too_many_error(num_images)
     return num_images
 
 
+def _length_error(message: pb.ClassifyRequest, num_bytes: int, image_bytes: int) -> InvalidRequest:
+    """Return the error for pixels that are not ``message.num_images`` whole images."""
+    shape = f"{message.height or IMAGE_SIZE}x{message.width or IMAGE_SIZE}"
+    each = f"{image_bytes} bytes for each image of {shape} {_FORMAT_NAMES[message.pixel_format]}"
+    if not num_bytes:
+        return InvalidRequest(f"pixels: got none; expected {each}")
+    num_images, rest = divmod(num_bytes, image_bytes)
+    if rest:
+        return InvalidRequest(f"pixels: got {num_bytes} bytes, so image {num_images} has only {rest}; expected {each}")
+    return InvalidRequest(
+        f"num_images: got {message.num_images}; expected {num_images}, from the length of pixels ({each})"
+    )
+
+
 class Encoder:
-    """Encodes ``ClassifyResponse`` messages for one model; owned by the pipeline."""
+    """Encodes ``ClassifyResponse`` messages for one model; owned by the pipeline.
+
+    Attributes:
+        plain_records: the bound method ``PlainEncoder.records``: predictions without alternatives, for all images of a batch.
+        encode_records: the bound method ``PlainEncoder.finish``: the response to a request, from the records of its images.
+    """
 
     def __init__(self, name: str, version: str, labels: tuple[str, ...]) -> None:
         """Encode for a model of this name and version, with the labels in the order of their indices."""
         self._labels = labels
         self._model = pb.ClassifyResponse(model_name=name, model_version=version).SerializeToString()
-        self._plain = PlainEncoder(labels, self._model)
+        plain = PlainEncoder(labels, self._model)
+        self.plain_records = plain.records
+        self.encode_records = plain.finish
+        self._records = RecordEncoder(labels, self._record)
 
     def encode(
         self, answers: list[Answer], top_k: int, seconds: tuple[float, float, float], batch_size: int,
         preparations: Sequence[Preparation] = (),
     ) -> bytes:  # fmt: skip
-        """Encode the response to a request.
+        """Encode the response to a request with preparations.
 
         Args:
             answers: one for each image, in order.
@@ -379,10 +404,6 @@ class Encoder:
             batch_size: of the batch that answered the last image.
             preparations: one for each image, or none.
         """
-        if not top_k and not preparations:
-            body = self._plain.encode(answers, seconds, batch_size)
-            if body is not None:
-                return body
         # A new message per response: protobuf frees what a reused one held before only with the message itself.
         response = pb.ClassifyResponse()
         for answer in answers:
@@ -396,6 +417,18 @@ class Encoder:
         timing.batch_size = batch_size
         # Two concatenated messages are one message with the fields of both.
         return response.SerializeToString() + self._model
+
+    def records(self, outcome: Outcome, top_k: int) -> list[bytes]:
+        """Encode the predictions with ``top_k`` classes, at least 1, for all images of a batch that have no preparations."""
+        return self._records.encode(outcome, top_k)
+
+    def _record(self, outcome: Outcome, row: int, top_k: int) -> bytes:
+        """Encode the prediction for one image of a batch."""
+        class_index, confidence, verdicts, ood_score, probabilities = outcome
+        answer = int(class_index[row]), float(confidence[row]), verdicts[row], float(ood_score[row]), probabilities[row]
+        response = pb.ClassifyResponse()
+        self._set_fields(response.predictions.add(), answer, top_k)
+        return response.SerializeToString()
 
     def _set_fields(self, prediction: pb.Prediction, answer: Answer, top_k: int) -> None:
         class_index, confidence, verdict, ood_score, probabilities = answer
