@@ -1,4 +1,5 @@
-"""Microseconds of framing one image, in single calls of ``frame`` and in a request as a worker prepares it.
+"""Microseconds of framing one image, in single calls of ``frame`` and in a request as a worker prepares it; and of reducing
+a photo of 12 megapixels in the client.
 
     DIGITSERVE_MNIST=mnist.npz python -m benchmarks.framing_rate --json before.json
     DIGITSERVE_MNIST=mnist.npz python -m benchmarks.framing_rate --against before.json
@@ -24,6 +25,7 @@ from digitserve.batching.prepare import GrayImages, prepare
 from digitserve.types import Framing, Ink
 from digitserve.vision.batch_checks import check, verdicts
 from digitserve.vision.framing import frame
+from digitserve.vision.reduction import MAX_SIDE, Reduction, reduce_by_block_means
 from digitserve_training.synth.scans import ScanParameters, simulate_scan
 from tests.support.digits import mnist_test
 
@@ -34,6 +36,9 @@ GROUP = 32
 
 MAX_PIXELS = 1 << 23
 """Most pixels of a kind."""
+
+PHOTO_SIZE = 3000, 4000
+"""Height and width of a photo of 12 megapixels."""
 
 
 def enlarged(digit: Gray, side: int) -> Gray:
@@ -77,6 +82,18 @@ def request_of(images: Gray) -> GrayImages:
     return GrayImages(images.tobytes(), num_images, height, width, Ink.AUTO, Framing.MNIST)
 
 
+def photos() -> dict[str, Gray]:
+    """Return a photo of each format: noise, because the time does not depend on the pixels."""
+    colors = np.random.default_rng(0).integers(0, 256, (*PHOTO_SIZE, 3), np.uint8)
+    opaque = np.full((*PHOTO_SIZE, 1), 255, np.uint8)
+    return {
+        "GRAY8": np.ascontiguousarray(colors[..., 0]),
+        "RGB8": colors,
+        "RGBA8, opaque": np.concatenate([colors, opaque], axis=2),
+        "RGBA8, transparent": np.concatenate([colors, colors[..., :1]], axis=2),
+    }
+
+
 Call = tuple[str, int, Callable[[], object]]
 """Name, images per call, and the call."""
 
@@ -92,6 +109,7 @@ def measured() -> list[Call]:
             (f"{name}, request of {len(group)}", len(group), partial(prepare, [(request, 0, len(group))])),
         ]
     as_is = images["28x28 clean"]
+    factor = Reduction.to_side(*PHOTO_SIZE, MAX_SIDE).factor
     return [
         *calls,
         ("28x28 as it is, single", len(as_is), partial(check_singly, as_is)),
@@ -99,6 +117,10 @@ def measured() -> list[Call]:
         *(
             (f"28x28 undecided, batch of {size}", size, partial(check, as_is[:size], undecided=True))
             for size in (1, 4, len(as_is))
+        ),
+        *(
+            (f"12 MP {name}, reduced", 1, partial(reduce_by_block_means, photo, factor))
+            for name, photo in photos().items()
         ),
     ]
 
