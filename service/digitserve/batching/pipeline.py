@@ -93,9 +93,11 @@ class PendingRequest(Entry):
 
     def __init__(self, responder: Responder, request: Request, now: float) -> None:
         """Wait from ``now``, monotonic time in seconds."""
-        work = _framing_work(request)
-        deadline = _monotonic(responder.deadline, now)
-        super().__init__(request.num_images, work, len(request.pixels), now, deadline, responder.source)
+        # Without calls of functions: there is one for each request.
+        work = _framing_work(request) if request.framing is _MNIST else 0
+        deadline = responder.deadline
+        deadline = math.inf if deadline > _MAX_DEADLINE else now + (deadline - time.time())
+        Entry.__init__(self, request.num_images, work, len(request.pixels), now, deadline, responder.source)
         self.responder = responder
         self.request = request
         self.plain = not (request.top_k or request.explain or request.form)
@@ -270,9 +272,10 @@ class Pipeline:
         """Send answers, after recording their calls: a caller that has its answer finds it in the metrics."""
         answered: list[tuple[Responder, bytes]] = []
         queued_s: list[float] = []
+        encode = self._encode
         for pending in finished:
             queue_s = pending.first_batch - pending.arrived
-            body = self._encode(pending, queue_s, batch_size)
+            body = encode(pending, queue_s, batch_size)
             if body is not None:
                 answered.append((pending.responder, body))
                 queued_s.append(queue_s)
@@ -339,8 +342,3 @@ class Pipeline:
 def _framing_work(request: Request) -> int:
     """Return the work of framing one image of a request."""
     return framing_work(request.height, request.width, request.channels) if request.framing is _MNIST else 0
-
-
-def _monotonic(deadline: float, now: float) -> float:
-    """Convert a deadline from Unix time to monotonic time."""
-    return math.inf if deadline > _MAX_DEADLINE else now + (deadline - time.time())

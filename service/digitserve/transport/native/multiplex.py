@@ -188,7 +188,8 @@ class Output:
     def remove(self, stream: "RpcStream") -> None:
         """Remove an open stream."""
         self.streams.pop(stream.stream_id, None)
-        self._close_if_drained()
+        if self._final_id is not None:
+            self._close_if_drained()
 
     def _close_if_drained(self) -> None:
         if self._final_id is not None and not self.streams and not self.answered:
@@ -208,6 +209,7 @@ class RpcStream:
 
     Attributes:
         stream_id: of the HTTP/2 stream.
+        handler: of the method.
         accepted: monotonic time in seconds.
         deadline: Unix time in seconds.
         source: of the connection.
@@ -221,12 +223,15 @@ class RpcStream:
     """
 
     __slots__ = (
-        "_connection", "_held_bytes", "_outbox", "_reserved", "_trailers", "accepted", "buffer", "context", "deadline", "head",
-        "num_received", "open", "receive_window", "remote_closed", "send_window", "source", "stream_id",
+        "_connection", "_held_bytes", "_outbox", "_reserved", "_trailers", "accepted", "buffer", "context", "deadline", "handler",
+        "head", "num_received", "open", "receive_window", "remote_closed", "send_window", "source", "stream_id",
     )  # fmt: skip
 
-    def __init__(self, connection: Output, stream_id: int, head: RequestHead, accepted: float, deadline: float) -> None:
+    def __init__(
+        self, connection: Output, stream_id: int, head: RequestHead, accepted: float, deadline: float, handler: Any
+    ) -> None:
         self._connection = connection
+        self.handler = handler
         self.stream_id = stream_id
         self.head = head
         self.accepted = accepted

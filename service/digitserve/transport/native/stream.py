@@ -28,7 +28,9 @@ from digitserve.transport.native.multiplex import Output, RpcStream
 class Stream(RpcStream):
     """A ``ServerStream``. It keeps what arrives before the handler reads, at most its receive window."""
 
-    __slots__ = ("_delivering", "_handler", "_reading", "_reported", "_reserved_since", "_waits")
+    __slots__ = ("_delivering", "_reading", "_reported", "_reserved_since", "_waits")
+
+    handler: StreamHandler
 
     def __init__(
         self,
@@ -39,8 +41,7 @@ class Stream(RpcStream):
         deadline: float,
         handler: StreamHandler,
     ) -> None:
-        super().__init__(connection, stream_id, head, accepted, deadline)
-        self._handler = handler
+        super().__init__(connection, stream_id, head, accepted, deadline, handler)
         self.buffer = bytearray()
         self._reading = False
         self._delivering = False
@@ -93,7 +94,7 @@ class Stream(RpcStream):
     def start(self) -> None:
         """Send the response headers, and report the stream to its handler."""
         self._connection.send_block(self.stream_id, RESPONSE_HEADERS, 0)
-        self._handler.on_accept(self)
+        self.handler.on_accept(self)
 
     def read(self) -> None:
         """Request the next message; at most one read may be outstanding."""
@@ -124,7 +125,7 @@ class Stream(RpcStream):
 
     def _report_written(self) -> None:
         if self.open:
-            self._handler.on_written(self)
+            self.handler.on_written(self)
 
     def _on_finished(self) -> None:
         self._report(cancelled=False)
@@ -132,7 +133,7 @@ class Stream(RpcStream):
     def _report(self, *, cancelled: bool) -> None:
         if not self._reported:
             self._reported = True
-            self._handler.on_close(self, cancelled=cancelled)
+            self.handler.on_close(self, cancelled=cancelled)
             self.context = None
 
     def _deliver(self) -> None:
@@ -166,7 +167,7 @@ class Stream(RpcStream):
         if buffer:
             raise MessageError("got a message that ends too early")
         self._reading = False
-        self._handler.on_end(self)
+        self.handler.on_end(self)
         return True
 
     def _deliver_message(self, buffer: bytearray, stop: int, *, compressed: bool) -> bool:
@@ -192,7 +193,7 @@ class Stream(RpcStream):
         if body is None:
             return self._deliver_too_large()
         self._reading = False
-        self._handler.on_message(self, body)
+        self.handler.on_message(self, body)
         return True
 
     def _wait(self) -> None:
@@ -203,7 +204,7 @@ class Stream(RpcStream):
     def _deliver_too_large(self) -> bool:
         self._reading = False
         self._release()
-        self._handler.on_too_large(self)
+        self.handler.on_too_large(self)
         return False
 
     def _reserve(self) -> bool:
