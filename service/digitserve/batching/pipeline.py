@@ -236,7 +236,7 @@ class Pipeline:
         iteration_s = done - max(self._completed, batch.parts[0][0].arrived)
         self._completed = done
         finished = self._batcher.complete(batch, answers, ready - formed, done - ready, iteration_s)
-        self._recorder.batch(class_index, verdicts, confidence, ready - formed, done - ready)
+        self._recorder.batch(class_indices, verdicts, confidences, ready - formed, done - ready)
         self._send(finished, batch.num_images)
         if self._shadow is not None:
             self._shadow.offer(prepared, class_index, verdicts, probabilities)
@@ -272,13 +272,20 @@ class Pipeline:
         """Send answers, after recording their calls: a caller that has its answer finds it in the metrics."""
         answered: list[tuple[Responder, bytes]] = []
         queued_s: list[float] = []
-        encode = self._encode
+        encode_records = self._encoder.encode_records
         for pending in finished:
             queue_s = pending.first_batch - pending.arrived
-            body = encode(pending, queue_s, batch_size)
-            if body is not None:
-                answered.append((pending.responder, body))
-                queued_s.append(queue_s)
+            seconds = queue_s, pending.preprocess_s, pending.inference_s
+            try:
+                if pending.plain:
+                    body = encode_records(pending.answers, seconds, batch_size)
+                else:
+                    body = self._encode(pending, seconds, batch_size)
+            except Exception:
+                self._fail([pending])  # affects no other request
+                continue
+            answered.append((pending.responder, body))
+            queued_s.append(queue_s)
         self._recorder.requests_queued(queued_s)
         now = self._clock()
         seconds: dict[Method, list[float]] = {}
@@ -314,21 +321,15 @@ class Pipeline:
                     response_bytes=response_bytes,
                 )  # fmt: skip
 
-    def _encode(self, pending: PendingRequest, queue_s: float, batch_size: int) -> bytes | None:
-        """Return the answer to a request; ``None`` when encoding failed, which affects no other request."""
+    def _encode(self, pending: PendingRequest, seconds: tuple[float, float, float], batch_size: int) -> bytes:
+        """Return the answer to a request that is not plain."""
         request = pending.request
-        try:
-            seconds = queue_s, pending.preprocess_s, pending.inference_s
-            if not pending.plain:
-                if request.form is not None:
-                    return request.form.encode(pending.answers)
-                if request.explain:
-                    answers, preparations = pending.answers, pending.preparations
-                    return self._encoder.encode(answers, request.top_k, seconds, batch_size, preparations)
-            return self._encoder.encode_records(pending.answers, seconds, batch_size)
-        except Exception:
-            self._fail([pending])
-            return None
+        if request.form is not None:
+            return request.form.encode(pending.answers)
+        if request.explain:
+            answers, preparations = pending.answers, pending.preparations
+            return self._encoder.encode(answers, request.top_k, seconds, batch_size, preparations)
+        return self._encoder.encode_records(pending.answers, seconds, batch_size)
 
     def _fail(self, requests: list[PendingRequest]) -> None:
         """Answer with an internal error: a fixed text for the callers, the traceback for the log."""

@@ -110,8 +110,7 @@ class Call(RpcStream):
             stream_id = self.stream_id
             start = _pack_start(_HEADERS_START, stream_id, RESPONSE_HEADERS, size << KIND_BITS, 0, stream_id, 0, len(body))
             end = _pack_end(_TRAILERS_START, stream_id, OK_TRAILERS)
-            connection.send_parts((start, body, end), _FIXED_BYTES + size)
-            connection.remove(self)
+            connection.send_last(stream_id, (start, body, end), _FIXED_BYTES + size)
             return
         connection.send_block(self.stream_id, RESPONSE_HEADERS, 0)
         self._queue(body)

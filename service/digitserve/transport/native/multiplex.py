@@ -152,12 +152,15 @@ class Output:
         self._output.append(part)
         self.num_unsent_bytes += len(part)
 
-    def send_parts(self, parts: Iterable[bytes], num_bytes: int) -> None:
-        """Append several pieces to the output, ``num_bytes`` in all."""
+    def send_last(self, stream_id: int, parts: Iterable[bytes], num_bytes: int) -> None:
+        """Append the last frames of an open stream to the output, ``num_bytes`` in all, and remove the stream."""
         if not self._output:
             self._on_output()
         self._output += parts
         self.num_unsent_bytes += num_bytes
+        self.streams.pop(stream_id, None)
+        if self._final_id is not None:
+            self._close_if_drained()
 
     def send_block(self, stream_id: int, block: bytes, flags: int) -> None:
         """Append header fields to the output."""
