@@ -89,6 +89,9 @@ _CONTINUED = 0x80
 _RESPONSE_TAG = bytes([pb.ClassifyStreamResponse.RESPONSE_FIELD_NUMBER << 3 | 2])
 """Tag of a length-delimited field."""
 
+_RESPONSE_STARTS = [_RESPONSE_TAG + bytes([size]) for size in range(_CONTINUED)]
+"""The tag and the length of bodies whose length is one byte: of answers to one image."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -240,7 +243,8 @@ def decode_stream_request(body: bytes, limits: Limits) -> Request:
 
 def encode_stream_response(body: bytes) -> bytes:
     """Return a ``ClassifyStreamResponse`` that holds a serialized ``ClassifyResponse``, without parsing it."""
-    return _RESPONSE_TAG + varint(len(body)) + body
+    size = len(body)
+    return b"".join((_RESPONSE_STARTS[size] if size < _CONTINUED else _RESPONSE_TAG + varint(size), body))
 
 
 def encode_stream_error(status: Message) -> bytes:

@@ -55,7 +55,9 @@ class ErrorCode(IntEnum):
 pack_id = struct.Struct(">I").pack
 """A stream id, or any other 32-bit number, as four bytes."""
 
-unpack_header = struct.Struct(">IBI").unpack_from
+_HEADER = struct.Struct(">IBI")
+
+unpack_header, pack_header = _HEADER.unpack_from, _HEADER.pack
 """The header of a frame: length and, in the lowest 8 bits, type; flags; stream id with its reserved bit."""
 
 KIND_BITS, KIND_MASK = 8, 0xFF

@@ -34,7 +34,9 @@ GZIP_SIZE_BYTES = 4
 SMALL_BYTES = 1 << 16
 """Messages up to this size are always decompressed immediately: this takes no longer than classifying their images."""
 
-unpack_prefix = Struct(">BI").unpack_from
+_PREFIX = Struct(">BI")
+
+unpack_prefix, pack_prefix = _PREFIX.unpack_from, _PREFIX.pack
 """The prefix of a message: compressed flag and length."""
 
 RESPONSE_HEADERS = encode_fields([(b":status", b"200"), (b"content-type", b"application/grpc")])

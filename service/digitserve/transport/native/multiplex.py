@@ -17,20 +17,25 @@ from digitserve.protocol.names import Code
 from digitserve.protocol.status import Status
 from digitserve.telemetry.block import CloseReason, RefusalReason
 from digitserve.transport.native import frames
-from digitserve.transport.native.frames import DATA, END_STREAM, FRAME_BYTES, INITIAL_WINDOW, pack_id
+from digitserve.transport.native.frames import (
+    DATA,
+    END_STREAM,
+    FRAME_BYTES,
+    INITIAL_WINDOW,
+    KIND_BITS,
+    pack_header,
+    pack_id,
+)  # fmt: skip
 from digitserve.transport.native.head import Field, RequestHead
 from digitserve.transport.native.hpack import TABLE_SIZE_ZERO
 from digitserve.transport.native.limits import FIRST_WINDOW, Counts, Limits, ReceiveBudget
-from digitserve.transport.native.message import encode_answer
+from digitserve.transport.native.message import encode_answer, pack_prefix
 from digitserve.types import Source
 
 OVERLOADED = Status(
     Code.RESOURCE_EXHAUSTED, "the server holds too many unfinished messages of all its clients; retry later"
 )
 EXPIRED = Status(Code.DEADLINE_EXCEEDED, "the deadline of the call has passed")
-
-UNCOMPRESSED = b"\0"
-"""Flag of a message that is not compressed."""
 
 STREAM_BYTES = 1_500
 """About what an open stream takes in memory, without messages and header fields (measured)."""
@@ -342,9 +347,10 @@ class RpcStream:
             self._on_finished()
 
     def _send_data(self, part: bytes | memoryview) -> None:
-        self._connection.send_window -= len(part)
-        self.send_window -= len(part)
-        self._connection.send(frames.frame(DATA, 0, self.stream_id, bytes(part)))
+        connection, size = self._connection, len(part)
+        connection.send_window -= size
+        self.send_window -= size
+        connection.send(pack_header(size << KIND_BITS | DATA, 0, self.stream_id) + part)
 
     def _on_sent(self) -> None:
         """Do what follows a message that was sent as a whole."""
@@ -355,7 +361,7 @@ class RpcStream:
     def _queue(self, body: bytes) -> None:
         if self._outbox is None:
             self._outbox = deque()
-        self._outbox.append(b"".join((UNCOMPRESSED, pack_id(len(body)), body)))
+        self._outbox.append(pack_prefix(0, len(body)) + body)
 
     def _close(self, block: bytes) -> None:
         """Send the last header block: trailers, or all there is of an answer without a message."""

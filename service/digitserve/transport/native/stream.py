@@ -21,6 +21,7 @@ from digitserve.transport.native.message import (
     encode_status,
     inflated_bytes,
     parse_prefix,
+    unpack_prefix,
 )  # fmt: skip
 from digitserve.transport.native.multiplex import Output, RpcStream
 
@@ -28,7 +29,7 @@ from digitserve.transport.native.multiplex import Output, RpcStream
 class Stream(RpcStream):
     """A ``ServerStream``. It keeps what arrives before the handler reads, at most its receive window."""
 
-    __slots__ = ("_delivering", "_reading", "_reported", "_reserved_since", "_waits")
+    __slots__ = ("_delivering", "_num_written", "_reading", "_reported", "_reserved_since", "_waits")
 
     handler: StreamHandler
 
@@ -46,6 +47,7 @@ class Stream(RpcStream):
         self._reading = False
         self._delivering = False
         self._reported = False
+        self._num_written = 0  # messages that are sent and not yet reported
         self._reserved_since = math.inf
         self._waits = False
 
@@ -58,6 +60,18 @@ class Stream(RpcStream):
         buffer = self.buffer
         if not self.open or buffer is None:
             return
+        if not buffer and self._reading and not self._delivering and len(payload) >= MESSAGE_PREFIX_BYTES:
+            compressed, size = unpack_prefix(payload)
+            num_expected = len(payload) - MESSAGE_PREFIX_BYTES
+            if not compressed and size == num_expected <= self._connection.limits.max_message_bytes:
+                # The common case: a frame is one message that the handler waits for.
+                self._reading, self._delivering = False, True
+                try:
+                    self.handler.on_message(self, payload[MESSAGE_PREFIX_BYTES:])
+                finally:
+                    self._delivering = False
+                self._deliver()
+                return
         if not self._hold(len(buffer) + len(payload)):
             self._fail_without_room()
             return
@@ -121,11 +135,15 @@ class Stream(RpcStream):
         self.pump()
 
     def _on_sent(self) -> None:
-        self._connection.defer(self._report_written)
+        if not self._num_written:
+            self._connection.defer(self._report_written)
+        self._num_written += 1
 
     def _report_written(self) -> None:
-        if self.open:
-            self.handler.on_written(self)
+        num_written, self._num_written = self._num_written, 0
+        for _ in range(num_written):
+            if self.open:
+                self.handler.on_written(self)
 
     def _on_finished(self) -> None:
         self._report(cancelled=False)
