@@ -175,24 +175,24 @@ class Batcher(Generic[E]):
         """
         if self.draining:
             raise self.draining_error()
-        entry.large = self.is_large(entry.num_images, entry.framing_work)
-        waiting, own_images, limit = self._small_images, entry.source.small_images, self.limit_images
+        num_images, num_bytes, source = entry.num_images, entry.num_bytes, entry.source
+        entry.large = self.is_large(num_images, entry.framing_work)
+        waiting, own_images, limit = self._small_images, source.small_images, self.limit_images
         if entry.large:
-            waiting, own_images = self.pending_images - waiting, entry.source.large_images
+            waiting, own_images = self.pending_images - waiting, source.large_images
             limit = self._max_pending_images
-        num_images, num_bytes = (1, 1) if patient else (entry.num_images + own_images // OWN_SHARE, entry.num_bytes)
-        if waiting + num_images > limit:
+        if waiting + (1 if patient else num_images + own_images // OWN_SHARE) > limit:
             self._rejects = True
             raise _fresh(self._refusals.too_many_images(self._wait_s(large=entry.large)))
         # One request is always admitted; otherwise a large one could never be.
         used_bytes = self._pending_bytes if patient else self._pending_bytes + self._held_bytes
-        if used_bytes and used_bytes + num_bytes > self._max_pending_bytes:
+        if used_bytes and used_bytes + (1 if patient else num_bytes) > self._max_pending_bytes:
             raise _fresh(self._refusals.too_many_bytes(self._wait_s(large=True)))
         if entry.deadline != math.inf:
             self._check_deadline(entry, now)
         (self._large if entry.large else self._small).append(entry)
-        self._add_pending(entry, entry.num_images)
-        self._pending_bytes += entry.num_bytes
+        self._add_pending(entry, num_images)
+        self._pending_bytes += num_bytes
 
     def hold(self, num_bytes: int) -> bool:
         """Count the memory of a request that a patient caller holds; return false if it exceeds the limit."""
