@@ -19,7 +19,8 @@ from benchmarks.aio_service import STATS
 from digitserve.batching.prepare import decide_verdicts, prepare
 from digitserve.errors import RequestError
 from digitserve.inference.session import Session
-from digitserve.protocol.codec import Encoder, Limits, Request, decode
+from digitserve.protocol.codec import Limits, Request, decode
+from digitserve.protocol.encoder import Encoder
 from digitserve.settings import Settings
 from digitserve.types import native_framing
 

@@ -22,7 +22,8 @@ from digitserve.batching.shadow import Shadow
 from digitserve.errors import DeadlineUnmeetable, RequestError
 from digitserve.inference.bundle import Bundle
 from digitserve.inference.session import Session
-from digitserve.protocol.codec import Encoder, Preparation, Request
+from digitserve.protocol.codec import Request
+from digitserve.protocol.encoder import Encoder, Preparation
 from digitserve.protocol.names import Code, Method
 from digitserve.protocol.records import Outcome
 from digitserve.telemetry.recorder import Recorder
@@ -270,23 +271,7 @@ class Pipeline:
 
     def _send(self, finished: list[PendingRequest], batch_size: int) -> None:
         """Send answers, after recording their calls: a caller that has its answer finds it in the metrics."""
-        answered: list[tuple[Responder, bytes]] = []
-        queued_s: list[float] = []
-        encode_records = self._encoder.encode_records
-        for pending in finished:
-            queue_s = pending.first_batch - pending.arrived
-            seconds = queue_s, pending.preprocess_s, pending.inference_s
-            try:
-                if pending.plain:
-                    body = encode_records(pending.answers, seconds, batch_size)
-                else:
-                    body = self._encode(pending, seconds, batch_size)
-            except Exception:
-                self._fail([pending])  # affects no other request
-                continue
-            answered.append((pending.responder, body))
-            queued_s.append(queue_s)
-        self._recorder.requests_queued(queued_s)
+        answered = self._encode_all(finished, batch_size)
         now = self._clock()
         seconds: dict[Method, list[float]] = {}
         last: Method | None = None
@@ -306,6 +291,27 @@ class Pipeline:
             self._recorder.stream_messages_ended(num_messages, Code.OK)
         for responder, body in answered:
             responder.reply(body)
+
+    def _encode_all(self, finished: list[PendingRequest], batch_size: int) -> list[tuple[Responder, bytes]]:
+        """Encode the answers to requests, and record how long these waited."""
+        answered: list[tuple[Responder, bytes]] = []
+        queued_s: list[float] = []
+        encode_records = self._encoder.encode_records
+        for pending in finished:
+            queue_s = pending.first_batch - pending.arrived
+            seconds = queue_s, pending.preprocess_s, pending.inference_s
+            try:
+                if pending.plain:
+                    body = encode_records(pending.answers, seconds, batch_size)
+                else:
+                    body = self._encode(pending, seconds, batch_size)
+            except Exception:
+                self._fail([pending])  # affects no other request
+                continue
+            answered.append((pending.responder, body))
+            queued_s.append(queue_s)
+        self._recorder.requests_queued(queued_s)
+        return answered
 
     def _log_slow(self, finished: list[PendingRequest], answered: list[tuple[Responder, bytes]], now: float) -> None:
         """Log the slow calls among those that are about to be answered."""

@@ -1,6 +1,6 @@
-"""Bytes of the protocol to requests, and answers to bytes. Knows protobuf, not gRPC.
+"""Bytes of the protocol to requests. Knows protobuf, not gRPC.
 
-    body ──decode──▶ Request ──prepare, network──▶ Answer ──encode──▶ body
+    body ──decode──▶ Request ──prepare, network, ``encoder``──▶ body
 
 ``infer`` and ``tensors`` do the same for the Open Inference Protocol. Called on the worker's one thread, a few times per
 request: what can be built once is not built per request.
@@ -10,17 +10,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 from google.protobuf.message import DecodeError, Message
-from numpy.typing import NDArray
 
 from digitserve.errors import InvalidRequest, NotServed, TooLarge
-from digitserve.protocol.names import Artefact, Verdict
-from digitserve.protocol.plain import PlainEncoder
-from digitserve.protocol.records import Outcome, RecordEncoder
-from digitserve.types import IMAGE_SIZE, Box, Framing, Ink, default_framing, default_ink
+from digitserve.protocol.records import Answer
+from digitserve.types import IMAGE_SIZE, Framing, Ink, default_framing, default_ink
 from digitserve.v1 import digits_pb2 as pb
 
 IMAGE_BYTES = IMAGE_SIZE * IMAGE_SIZE
@@ -39,12 +35,12 @@ CHANNELS = {
 _MAX_CHANNELS = max(CHANNELS.values())
 _MAX_HEADER_BYTES = 128
 """Upper bound of a request's size without its pixels, with a model version of usual length."""
-_INK = {
+INKS = {
     pb.INK_LIGHT_ON_DARK: Ink.LIGHT_ON_DARK,
     pb.INK_DARK_ON_LIGHT: Ink.DARK_ON_LIGHT,
     pb.INK_AUTO: Ink.AUTO,
 }
-_FRAMING = {pb.FRAMING_AS_IS: Framing.AS_IS, pb.FRAMING_MNIST: Framing.MNIST}
+FRAMINGS = {pb.FRAMING_AS_IS: Framing.AS_IS, pb.FRAMING_MNIST: Framing.MNIST}
 _FORMAT_NAMES = {
     pb.PIXEL_FORMAT_UNSPECIFIED: "GRAY8",
     pb.PIXEL_FORMAT_GRAY8: "GRAY8",
@@ -54,9 +50,6 @@ _FORMAT_NAMES = {
 # Looked up for each request: the methods of protobuf's enums build a list.
 _KNOWN_INK = frozenset(pb.Ink.values())
 _KNOWN_FRAMING = frozenset(pb.Framing.values())
-_INK_NUMBERS = {ink: number for number, ink in _INK.items()}
-_FRAMING_NUMBERS = {framing: number for number, framing in _FRAMING.items()}
-_BLANK = Verdict.BLANK
 
 _STATED: tuple[dict[str, Any], ...] = (
     {},
@@ -137,14 +130,6 @@ class Limits:
         )
 
 
-Answer: TypeAlias = tuple[int, float, Verdict, float, NDArray[np.float32]]
-"""The answer for one image: index of the most probable label, its probability, the verdict, the out-of-distribution score
-(higher means less like the training data), and the probabilities of all labels, float32[labels].
-
-A plain tuple: there is one per image, and a named one takes 0.4 us more.
-"""
-
-
 class Form(Protocol):
     """Encodes the answers of a request that does not get a ``ClassifyResponse``."""
 
@@ -182,36 +167,6 @@ class Request(NamedTuple):
 
 _new_request = tuple.__new__
 """Creates a ``Request`` from a tuple of all its fields: a call of the class takes twice as long."""
-
-
-class Removed(NamedTuple):
-    """What framing removed from an image.
-
-    Attributes:
-        artefact: what it is.
-        box: its bounding box; None if that is not known.
-    """
-
-    artefact: Artefact
-    box: Box | None = None
-
-
-class Preparation(NamedTuple):
-    """How an image was converted to the network's input.
-
-    Attributes:
-        pixels: the network's input, IMAGE_BYTES bytes, row-major, light on dark.
-        framing: AS_IS if the pixels stayed in their places.
-        ink: polarity, never AUTO; None if framing found no ink.
-        box: of the ink, in pixels of the request's image; None for AS_IS and without ink.
-        removed: what framing removed, outermost first.
-    """
-
-    pixels: bytes
-    framing: Framing
-    ink: Ink | None
-    box: Box | None = None
-    removed: Sequence[Removed] = ()
 
 
 def decode(body: bytes, limits: Limits) -> Request:
@@ -287,7 +242,7 @@ def _check(message: pb.ClassifyRequest, limits: Limits) -> Request:
     height, width = _sides(message, limits)
     num_images = _num_images(message, len(pixels), height * width * channels, limits)
     ink, framing = resolve_treatment(
-        _INK.get(stated_ink), _FRAMING.get(stated_framing), height, width, limits.native_framing
+        INKS.get(stated_ink), FRAMINGS.get(stated_framing), height, width, limits.native_framing
     )
     return Request(pixels, num_images, height, width, channels, ink, framing, message.top_k, message.explain)
 
@@ -378,90 +333,3 @@ def _length_error(message: pb.ClassifyRequest, num_bytes: int, image_bytes: int)
     return InvalidRequest(
         f"num_images: got {message.num_images}; expected {num_images}, from the length of pixels ({each})"
     )
-
-
-class Encoder:
-    """Encodes ``ClassifyResponse`` messages for one model; owned by the pipeline.
-
-    Attributes:
-        plain_records: the bound method ``PlainEncoder.records``: predictions without alternatives, for all images of a batch.
-        encode_records: the bound method ``PlainEncoder.finish``: the response to a request, from the records of its images.
-    """
-
-    def __init__(self, name: str, version: str, labels: tuple[str, ...]) -> None:
-        """Encode for a model of this name and version, with the labels in the order of their indices."""
-        self._labels = labels
-        self._model = pb.ClassifyResponse(model_name=name, model_version=version).SerializeToString()
-        plain = PlainEncoder(labels, self._model)
-        self.plain_records = plain.records
-        self.encode_records = plain.finish
-        self._records = RecordEncoder(labels, self._record)
-
-    def encode(
-        self, answers: list[Answer], top_k: int, seconds: tuple[float, float, float], batch_size: int,
-        preparations: Sequence[Preparation] = (),
-    ) -> bytes:  # fmt: skip
-        """Encode the response to a request with preparations.
-
-        Args:
-            answers: one for each image, in order.
-            top_k: classes to list for each image.
-            seconds: in the queue, in preprocessing, in the network.
-            batch_size: of the batch that answered the last image.
-            preparations: one for each image, or none.
-        """
-        # A new message per response: protobuf frees what a reused one held before only with the message itself.
-        response = pb.ClassifyResponse()
-        for answer in answers:
-            prediction = response.predictions.add()
-            self._set_fields(prediction, answer, top_k)
-        if preparations:
-            for prediction, preparation in zip(response.predictions, preparations, strict=True):
-                _set_preparation(prediction.preparation, preparation)
-        timing = response.timing
-        timing.queue_s, timing.preprocess_s, timing.inference_s = seconds
-        timing.batch_size = batch_size
-        # Two concatenated messages are one message with the fields of both.
-        return response.SerializeToString() + self._model
-
-    def records(self, outcome: Outcome, top_k: int) -> list[bytes]:
-        """Encode the predictions with ``top_k`` classes, at least 1, for all images of a batch that have no preparations."""
-        return self._records.encode(outcome, top_k)
-
-    def _record(self, outcome: Outcome, row: int, top_k: int) -> bytes:
-        """Encode the prediction for one image of a batch."""
-        class_index, confidence, verdicts, ood_score, probabilities = outcome
-        answer = int(class_index[row]), float(confidence[row]), verdicts[row], float(ood_score[row]), probabilities[row]
-        response = pb.ClassifyResponse()
-        self._set_fields(response.predictions.add(), answer, top_k)
-        return response.SerializeToString()
-
-    def _set_fields(self, prediction: pb.Prediction, answer: Answer, top_k: int) -> None:
-        class_index, confidence, verdict, ood_score, probabilities = answer
-        if verdict is not _BLANK:
-            prediction.label = self._labels[class_index]
-            prediction.class_index = class_index
-            prediction.confidence = confidence
-            if top_k:
-                self._add_top(prediction, probabilities, top_k)
-        prediction.verdict = verdict  # type: ignore[assignment] # Verdict has the numbers of pb.Verdict
-        prediction.ood_score = ood_score
-
-    def _add_top(self, prediction: pb.Prediction, probabilities: NDArray[np.float32], top_k: int) -> None:
-        for index in np.argsort(-probabilities, kind="stable")[:top_k].tolist():
-            prediction.top.add(label=self._labels[index], class_index=index, confidence=float(probabilities[index]))
-
-
-def _set_preparation(message: pb.Preparation, preparation: Preparation) -> None:
-    message.pixels = preparation.pixels
-    message.framing = _FRAMING_NUMBERS[preparation.framing]
-    if preparation.ink is not None:
-        message.ink = _INK_NUMBERS[preparation.ink]
-    if preparation.box is not None:
-        message.box.CopyFrom(_to_box(preparation.box))
-    for artefact, box in preparation.removed:
-        message.removed.add(artefact=artefact, box=None if box is None else _to_box(box))
-
-
-def _to_box(box: Box) -> pb.Box:
-    return pb.Box(top=box.top, bottom=box.bottom, left=box.left, right=box.right)

@@ -4,7 +4,7 @@
 
 Only confidence, score and times differ between responses with the same labels, verdicts and batch size. Protobuf serializes
 their constant parts once, and ``struct`` inserts the numbers: a fifth of the time that protobuf needs. Owned by
-``codec.Encoder``; called on the worker's one thread.
+``encoder.Encoder``; called on the worker's one thread.
 """
 
 from collections.abc import Callable, Sequence

@@ -108,7 +108,9 @@ class Call(RpcStream):
         ):
             connection.send_window -= size
             stream_id = self.stream_id
-            start = _pack_start(_HEADERS_START, stream_id, RESPONSE_HEADERS, size << KIND_BITS, 0, stream_id, 0, len(body))
+            start = _pack_start(
+                _HEADERS_START, stream_id, RESPONSE_HEADERS, size << KIND_BITS, 0, stream_id, 0, len(body)
+            )
             end = _pack_end(_TRAILERS_START, stream_id, OK_TRAILERS)
             connection.send_last(stream_id, (start, body, end), _FIXED_BYTES + size)
             return

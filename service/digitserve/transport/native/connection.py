@@ -21,7 +21,7 @@ from digitserve.telemetry.request_log import Refused
 from digitserve.transport.handlers import StreamHandler, UnaryHandler
 from digitserve.transport.native import frames
 from digitserve.transport.native.call import Call
-from digitserve.transport.native.control import PRIORITY_BYTES, ConnectionFailure
+from digitserve.transport.native.control import PRIORITY_BYTES, ConnectionFailure, without_padding
 from digitserve.transport.native.frames import (
     CONTINUATION,
     DATA,
@@ -179,7 +179,7 @@ class Connection(TimeLimits):
 
     # Frames.
 
-    def _parse(self, buffer: bytes) -> bytes:  # noqa: C901, PLR0912 - the hot path calls no function
+    def _parse(self, buffer: bytes) -> bytes:  # noqa: C901, PLR0912, PLR0915 - the hot path calls no function
         """Handle all whole frames, and return the rest."""
         position, end = 0, len(buffer)
         max_whole_bytes = self._max_whole_bytes
@@ -227,7 +227,11 @@ class Connection(TimeLimits):
                     # The common case: the whole request is one message in one frame.
                     compressed, size = unpack_prefix(buffer, start)
                     expected = stream.head.content_length
-                    if not compressed and size == length - MESSAGE_PREFIX_BYTES and (expected is None or expected == length):
+                    if (
+                        not compressed
+                        and size == length - MESSAGE_PREFIX_BYTES
+                        and (expected is None or expected == length)
+                    ):
                         stream.remote_closed = True
                         if stream.open:
                             stream.handler.on_message(stream, buffer[start + MESSAGE_PREFIX_BYTES : position])
@@ -256,7 +260,7 @@ class Connection(TimeLimits):
 
     def _on_data(self, stream: RpcStream, flags: int, payload: bytes) -> None:
         if flags & PADDED:
-            payload = _without_padding(payload)
+            payload = without_padding(payload)
         ended = bool(flags & END_STREAM)
         if not payload and not ended:
             self._count_control_frame()
@@ -298,7 +302,7 @@ class Connection(TimeLimits):
             raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, f"got HEADERS on stream {stream_id}, expected an odd one")
         num_before = PRIORITY_BYTES if flags & WITH_PRIORITY else 0
         if flags & PADDED:
-            payload = _without_padding(payload, num_before)
+            payload = without_padding(payload, num_before)
         if len(payload) < num_before:
             raise ConnectionFailure(ErrorCode.FRAME_SIZE_ERROR, "got HEADERS that end within their priority")
         payload = payload[num_before:]
@@ -433,18 +437,3 @@ def _fail_unknown_encoding(stream: RpcStream) -> None:
     encoding = stream.head.encoding.decode("ascii", "replace")
     status = Status(Code.UNIMPLEMENTED, f"got grpc-encoding {encoding}, expected identity or gzip")
     stream.fail_locally(status, _ACCEPT_ENCODING)
-
-
-def _without_padding(payload: bytes, num_before: int = 0) -> bytes:
-    """Return the content of a padded frame (RFC 9113, sections 6.1 and 6.2).
-
-    Args:
-        payload: of the frame.
-        num_before: bytes of other fields at the start of the content.
-    """
-    if len(payload) < 1 + num_before:
-        raise ConnectionFailure(ErrorCode.FRAME_SIZE_ERROR, "got a padded frame that ends within its fixed fields")
-    padding = payload[0]
-    if padding + num_before >= len(payload):
-        raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "got a frame whose padding is longer than its payload")
-    return payload[1 : len(payload) - padding]

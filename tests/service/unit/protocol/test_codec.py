@@ -11,18 +11,16 @@ from hypothesis import strategies as st
 from digitserve.errors import InvalidRequest, NotServed
 from digitserve.protocol.codec import (
     IMAGE_BYTES,
-    Answer,
-    Encoder,
     Limits,
-    Preparation,
-    Removed,
     Request,
     decode,
     decode_stream_request,
     encode_stream_error,
     encode_stream_response,
 )  # fmt: skip
+from digitserve.protocol.encoder import Encoder, Preparation, Removed
 from digitserve.protocol.names import Artefact, Verdict
+from digitserve.protocol.records import Answer
 from digitserve.types import Box, Framing, Ink, native_framing
 from digitserve.v1 import digits_pb2 as pb
 from support.memory import allocated_bytes
