@@ -252,7 +252,7 @@ class Pipeline:
             prepared: the batch.
         """
         groups: dict[int, list[int]] = {}
-        row = 0
+        row, num_labels = 0, outcome.probabilities.shape[1]
         for pending, start, stop in batch.parts:
             request, end = pending.request, row + stop - start
             if request.explain or request.form is not None:
@@ -260,7 +260,7 @@ class Pipeline:
                 if request.explain:
                     pending.preparations += tuple(explain(request, start, stop, prepared, row))
             elif request.top_k:
-                groups.setdefault(request.top_k, []).extend(range(row, end))
+                groups.setdefault(min(request.top_k, num_labels), []).extend(range(row, end))
             row = end
         for top_k, rows in groups.items():
             if len(rows) == len(records):
