@@ -7,10 +7,9 @@ request: what can be built once is not built per request.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from google.protobuf.message import DecodeError, Message
 
@@ -51,31 +50,23 @@ _FORMAT_NAMES = {
 _KNOWN_INK = frozenset(pb.Ink.values())
 _KNOWN_FRAMING = frozenset(pb.Framing.values())
 
-_STATED: tuple[dict[str, Any], ...] = (
-    {},
-    {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
-    {"height": IMAGE_SIZE, "width": IMAGE_SIZE, "num_images": 1},
-    {"height": IMAGE_SIZE, "width": IMAGE_SIZE, "num_images": 1, "pixel_format": pb.PIXEL_FORMAT_GRAY8},
-)
-"""Fields beside the pixels with which clients send one image of the network's size, and which change nothing."""
+Layouts: TypeAlias = dict[int, tuple[tuple[bytes, bytes, int, int, tuple[Any, ...]], ...]]
+"""Layouts of messages by their lengths: the bytes before and after the pixels, the start and end of the pixels, and the fields
+of the ``Request`` after its pixels. The other messages of a client usually differ from one only in their pixels.
+"""
 
-_Forms = dict[int, tuple[bytes, bytes, int, int]]
-"""By the length of such a message: its bytes before and after the pixels, and the start and end of the pixels."""
+MAX_LAYOUTS = 64
+"""Most lengths whose layouts are kept; beyond it, all are discarded."""
 
+_MAX_OF_LENGTH = 4
+"""Most layouts of one length: clients may differ in ``top_k`` only."""
 
-def _forms(serialize: Callable[[pb.ClassifyRequest], bytes]) -> _Forms:
-    """Return the forms of such a message as ``serialize`` returns it."""
-    forms = {}
-    for stated in _STATED:
-        pixels = b"\xff" * IMAGE_BYTES
-        body = serialize(pb.ClassifyRequest(pixels=pixels, **stated))
-        before, _, after = body.partition(pixels)
-        forms[len(body)] = before, after, len(before), len(before) + IMAGE_BYTES
-    return forms
+_MAX_AFTER_BYTES = 128
+"""Most bytes after the pixels. Fewer pixels are not kept either, so a message cannot have its pixels there once more."""
 
+_PIXELS_TAG = bytes([pb.ClassifyRequest.PIXELS_FIELD_NUMBER << 3 | 2])
+_REQUEST_TAG = bytes([pb.ClassifyStreamRequest.REQUEST_FIELD_NUMBER << 3 | 2])
 
-_FORMS = _forms(lambda request: request.SerializeToString())
-_STREAM_FORMS = _forms(lambda request: pb.ClassifyStreamRequest(request=request).SerializeToString())
 _CONTINUED = 0x80
 """Set in each byte of a varint that is not the last."""
 
@@ -96,6 +87,8 @@ class Limits:
         max_images: most images per request.
         max_request_bytes: largest message.
         native_framing: default framing of 28x28 images, see ``types.native_framing``.
+        layouts: of messages that were decoded with these limits.
+        stream_layouts: the same for those of streams.
     """
 
     model_version: str
@@ -103,11 +96,8 @@ class Limits:
     max_images: int
     max_request_bytes: int
     native_framing: Framing = Framing.AUTO
-
-    @cached_property
-    def fields_of_one_image(self) -> tuple[Any, ...]:
-        """Fields after the pixels of the ``Request`` for one 28x28 image without any other field."""
-        return (1, IMAGE_SIZE, IMAGE_SIZE, 1, default_ink(self.native_framing), self.native_framing, 0, False, None)
+    layouts: Layouts = field(default_factory=dict, init=False, repr=False, compare=False)
+    stream_layouts: Layouts = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def too_large_error(self) -> TooLarge:
         """Return the error for a message over the limit."""
@@ -172,28 +162,43 @@ _new_request = tuple.__new__
 def decode(body: bytes, limits: Limits) -> Request:
     """Parse and check a ``ClassifyRequest``.
 
-    The most common ones, one image of the network's size with default treatment, are recognised by few comparisons.
+    Messages with the layout of an earlier one are recognised by few comparisons, without protobuf.
 
     Raises:
         InvalidRequest: the message states what was received, what is expected, and which image.
         NotServed: the request names another model version.
     """
-    form = _FORMS.get(len(body))
-    if form is not None:
-        before, after, start, stop = form
+    for before, after, start, stop, fields in limits.layouts.get(len(body), ()):
         if body.startswith(before) and body.endswith(after):
-            return _new_request(Request, (body[start:stop], *limits.fields_of_one_image))
-    return _check(parse(pb.ClassifyRequest, body), limits)
+            return _new_request(Request, (body[start:stop], *fields))
+    request = _check(parse(pb.ClassifyRequest, body), limits)
+    _remember(limits.layouts, b"", body, request)
+    return request
 
 
 def decode_stream_request(body: bytes, limits: Limits) -> Request:
-    """Parse and check a ``ClassifyStreamRequest``; raises as ``decode`` does."""
-    form = _STREAM_FORMS.get(len(body))
-    if form is not None:
-        before, after, start, stop = form
+    """Parse and check a ``ClassifyStreamRequest``; see ``decode``."""
+    for before, after, start, stop, fields in limits.stream_layouts.get(len(body), ()):
         if body.startswith(before) and body.endswith(after):
-            return _new_request(Request, (body[start:stop], *limits.fields_of_one_image))
-    return _check(parse(pb.ClassifyStreamRequest, body).request, limits)
+            return _new_request(Request, (body[start:stop], *fields))
+    request = _check(parse(pb.ClassifyStreamRequest, body).request, limits)
+    rest = len(body) - len(_REQUEST_TAG)
+    _remember(limits.stream_layouts, _REQUEST_TAG + varint(rest - len(varint(rest))), body, request)
+    return request
+
+
+def _remember(layouts: Layouts, start: bytes, body: bytes, request: Request) -> None:
+    """Keep the layout of a message if it is the usual one: its pixels come first, right after ``start``."""
+    pixels, *fields = request
+    before = start + _PIXELS_TAG + varint(len(pixels))
+    stop = len(before) + len(pixels)
+    if not len(body) - stop <= _MAX_AFTER_BYTES < len(pixels):
+        return
+    if body.startswith(before) and body.startswith(pixels, len(before)):
+        if len(layouts) >= MAX_LAYOUTS:
+            layouts.clear()
+        same = layouts.get(len(body), ())[: _MAX_OF_LENGTH - 1]
+        layouts[len(body)] = (before, body[stop:], len(before), stop, tuple(fields)), *same
 
 
 def encode_stream_response(body: bytes) -> bytes:
