@@ -132,6 +132,14 @@ def test_the_second_message_of_a_layout_is_decoded_without_protobuf(monkeypatch:
         decode(pb.ClassifyRequest(pixels=pixels(3 * IMAGE_BYTES), top_k=3).SerializeToString(), limits)
 
 
+def test_pixels_that_are_stated_twice_are_no_layout() -> None:
+    """The last ones count, as in protobuf, also if the first message of the layout had the same pixels twice."""
+    limits, size = replace(LIMITS), pb.ClassifyRequest(height=1, width=2).SerializeToString()
+    last = b"\x0a\x02ab"
+    for first in (last, b"\x0a\x02xy"):
+        assert decode(first + size + last, limits).pixels == b"ab"
+
+
 def test_few_layouts_are_kept() -> None:
     """Clients that send many sizes and numbers of classes occupy a limited amount of memory."""
     limits = replace(LIMITS, max_images=1000)
