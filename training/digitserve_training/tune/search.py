@@ -27,7 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from digitserve.progress import Progress
 from digitserve_training._tensorflow import keras
 from digitserve_training.data.splits import Split
-from digitserve_training.errors import DivergedError, RunError
+from digitserve_training.errors import DivergedError, ParityError, RunError
 from digitserve_training.fit.settings import Settings
 from digitserve_training.fit.train import Training, describe_metrics
 from digitserve_training.model.layers import Layer, count_multiply_adds, count_parameters
@@ -181,9 +181,11 @@ class _Objective:
         try:
             self._measure(trial, settings.layers)
             loss = self._train(trial, Training(settings, self.split), report)
+        # Pruned, not failed, so that the sampler learns to avoid such values and the study can continue.
         except DivergedError:
-            # Pruned, not failed, so that the sampler learns to avoid such values.
             raise _pruned(trial, "diverged") from None
+        except ParityError as error:
+            raise _pruned(trial, str(error).partition("\n")[0]) from None
         finally:
             keras.backend.clear_session()
         return (loss, trial.user_attrs[TIME]) if "time" in self.search.objectives else (loss,)

@@ -14,7 +14,7 @@ from digitserve.inference import providers
 from digitserve.inference.io_binding import DirectRun
 from digitserve_training.model.layers import INPUT_SHAPE, Layer
 from digitserve_training.model.networks import build
-from digitserve_training.model.onnx_graph import convert, serving_function
+from digitserve_training.model.onnx_graph import ServingFunction, convert
 
 BATCH_SIZE = 64
 """The service's default for its largest batch."""
@@ -68,7 +68,7 @@ def median_ratio(first_s: Callable[[], float], second_s: Callable[[], float], me
 
 def _export(layers: Sequence[Layer]) -> Callable[[], float]:
     """Export a network with new weights, and return a function that runs a batch and returns its CPU time in seconds."""
-    run = DirectRun(providers.open_session(convert(serving_function(build(layers), 1.0)), "cpu", 1))
+    run = DirectRun(providers.open_session(convert(ServingFunction(build(layers), 1.0)), "cpu", 1))
     images = np.random.default_rng(0).integers(0, 256, (BATCH_SIZE, *INPUT_SHAPE), dtype=np.uint8)
 
     def batch_s() -> float:
