@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 
 from digitserve_training.cli import main
 from digitserve_training.data import splits
-from digitserve_training.errors import DataError, DivergedError, RunError
+from digitserve_training.errors import DataError, DivergedError, ParityError, RunError
 from digitserve_training.fit import checkpoint
 from digitserve_training.model.layers import Conv, Dropout, Flatten, Layer
 from digitserve_training.model.preset_files import find_preset, preset_to_json
@@ -350,3 +350,20 @@ def test_networks_beyond_the_time_limit_are_not_trained(
     (row,) = table(tmp_path)
     assert (row["state"], row["validation_loss"], row["front"]) == ("pruned", "", "")
     assert row["why"] == "1.0 relative_time, at most 0.9 allowed: not trained"
+
+
+def test_a_network_that_cannot_be_exported_is_pruned(
+    tmp_path: Path, invoke: Invoke, shaped_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failed export ends the trial before training, and not the study."""
+
+    def relative_time(_: object, layers: tuple[Layer, ...]) -> float:
+        raise ParityError(f"no graph of {len(layers)} layers\n(op_type:Conv)")
+
+    monkeypatch.setattr(ScriptedReference, "relative_time", relative_time)
+    monkeypatch.setattr(search, "Reference", ScriptedReference)
+
+    ended = invoke(tmp_path, *TIMED, "--trials", 1, preset=shaped_path)
+
+    assert ended.exit_code == RunError.exit_code
+    assert [(row["state"], row["why"]) for row in table(tmp_path)] == [("pruned", "no graph of 5 layers")]

@@ -88,8 +88,8 @@ def tune_preset(
     """Search for better hyperparameters, or for networks that are better or faster.
 
     The result is the trial with the lowest loss on validation images; with --objectives loss,time it is the Pareto front:
-    each network for which no other one has a lower loss in the same time. The search can be stopped at any time; the same
-    command continues it.
+    the networks for which no other one has a lower loss in the same time or less. The search can be stopped at any time;
+    the same command continues it.
     """
     use_threads(threads)
     from digitserve_training.tune import results, search  # noqa: PLC0415 - TensorFlow

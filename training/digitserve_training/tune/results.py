@@ -139,9 +139,10 @@ def render_table(results: Results) -> str:
     if not rows:
         return "no trials"
     widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
-    lines = ["  ".join(name.rjust(width) for name, width in widths.items())]
-    lines += ["  ".join(row[name].rjust(width) for name, width in widths.items()) for row in rows]
-    return "\n".join(lines)
+    header = dict(zip(widths, widths, strict=True))
+    return "\n".join(
+        "  ".join(row[name].rjust(width) for name, width in widths.items()).rstrip() for row in (header, *rows)
+    )
 
 
 def _rows(results: Results) -> list[dict[str, Any]]:
