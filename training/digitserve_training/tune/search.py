@@ -2,9 +2,9 @@
 
 Called by ``cli``. Each trial trains the preset with other hyperparameters for a few epochs with ``train.Training``.
 The objective is the loss on the validation images, or that and the time of the network relative to the base preset's;
-test images are never read. Optuna draws the values. With one objective, it prunes trials that are worse than the median;
-it cannot with two. The study is an SQLite file in which each trial is complete or marked as failed, so a search can
-continue after Ctrl-C, a crash or a full disk.
+test images are never read. Optuna draws the values and, if the loss is the only objective, prunes trials that are worse
+than the median. The study is an SQLite file in which each trial is complete or marked as failed, so a search can continue
+after Ctrl-C, a crash or a full disk.
 
     base preset ▶ with_values ▶ size, relative time ▶ Training ▶ validation loss ▶ study.db ▶ trials.csv, preset files
                                   └▶ above a limit: pruned before training
@@ -173,7 +173,8 @@ class _Objective:
 
     def __call__(self, trial: Trial, report: _Report) -> tuple[float, ...]:
         """Run a trial, and return its loss and, if that is an objective, its relative time."""
-        preset = with_values(self.base.preset, values := self._draw(trial))
+        values = self._draw(trial)
+        preset = with_values(self.base.preset, values)
         settings = replace(self.base, preset=preset, learning_rate=preset.recipe.learning_rate)
         if any(map(of_shape, values)):
             trial.set_user_attr(CONVOLUTIONS, describe_convolutions(settings.layers))
