@@ -111,6 +111,21 @@ def test_convolution_over_the_whole_image_is_a_product(kernel: int, padding: str
     parity.require(parity.compare(function, opened(function), IMAGES))
 
 
+def test_only_the_last_convolution_of_one_pixel_is_a_product() -> None:
+    """A convolution that covers the whole image stays one if another convolution follows; Keras's outputs are the same."""
+    layers = (
+        Conv(8, stride=4, batch_norm=True),
+        Conv(12, kernel=7, padding="valid", batch_norm=True),
+        Conv(16, kernel=1, batch_norm=True),
+        Flatten(),
+        Dense(10, activation="linear"),
+    )
+    operators, function = operators_of(layers), ServingFunction(network(layers), 1.0)
+
+    assert (operators["Gemm"], operators["Conv"]) == (1, 2)
+    parity.require(parity.compare(function, opened(function), IMAGES))
+
+
 def test_int8_layers_compute_their_activation_in_int8() -> None:
     """In an int8 graph of convolutions and ReLU, only the first layer, which is float32, has a separate ReLU."""
     graph = quantize(convert(ServingFunction(network(PRESETS["small"].network(10)), 1.0)), IMAGES)

@@ -49,6 +49,9 @@ def multiply_matrices(model: onnx.ModelProto) -> None:
     for number, (conv, activation, flatten) in enumerate(zip(nodes, nodes[1:], nodes[2:], strict=False)):
         if (conv.op_type, activation.op_type, flatten.op_type) != ("Conv", "Relu", "Reshape"):
             continue
+        # A Reshape to four axes changes the order of axes between two convolutions of one pixel.
+        if len(shapes[flatten.output[0]]) != 2:
+            continue
         kernel = constants[conv.input[1]]
         if shapes[conv.output[0]][2:] != [1, 1] or shapes[conv.input[0]][1:] != [*kernel.shape[1:]]:
             continue
