@@ -108,7 +108,7 @@ def test_int8_layers_compute_their_activation_in_int8() -> None:
     assert (operators["Relu"], operators["Conv"] + operators["Gemm"]) == (1, 8)
 
 
-@pytest.mark.parametrize("bundle", ["digits/4", "digits-int8/2", None], ids=["float32", "int8", "converted"])
+@pytest.mark.parametrize("bundle", ["digits/4", "digits-int8/4", None], ids=["float32", "int8", "converted"])
 def test_scale_of_the_pixels_has_as_many_axes_as_the_images(bundle: str | None) -> None:
     """Onnxruntime combines images with a scalar of fewer axes element by element: 5 us per image."""
     graph = (MODELS / bundle / "model.onnx").read_bytes() if bundle else convert(serving_function(network(), 1.0))
