@@ -1,6 +1,7 @@
 """``--precision auto`` and the shipped int8 network, on this processor and on an emulated one without VNNI."""
 
 import json
+import platform
 import shutil
 import subprocess
 import sys
@@ -17,12 +18,13 @@ from digitserve.inference.session import Session
 from digitserve.supervision.vnni import vnni
 from support.bundles import write_echo_bundle
 from support.digits import MODELS, mnist_test, needs_mnist
-from support.serving import run_service, wait_until
+from support.serving import PATIENCE_S, command, run_service
 
 NO_VNNI = "the processor has neither AVX512_VNNI nor AVX_VNNI"
 
-NUM_IMAGES = 200
-"""Images that the emulated processor classifies; with eight-bit weights, most of their OOD scores differ."""
+NUM_IMAGES = 50
+"""Digits that the emulated processor classifies, as they are and inverted. With eight-bit weights, sums overflow in some of the
+inverted ones, which have many bright pixels: OOD scores of 7 of 32 differed, by up to 0.06."""
 
 CLASSIFY = """
 import sys
@@ -41,32 +43,36 @@ print(vnni())
 @pytest.fixture(scope="module")
 def haswell() -> list[str]:
     """Return the command that runs programs on an emulated processor with AVX2 and FMA, without AVX-512 and VNNI."""
+    if platform.machine() != "x86_64":
+        pytest.skip("the installed packages are not for x86-64")
     return [shutil.which("qemu-x86_64") or pytest.skip("qemu-x86_64 is not installed"), "-cpu", "Haswell"]
 
 
 def test_auto_on_this_processor(tmp_path: Path) -> None:
-    """Auto serves int8 if this processor has VNNI, otherwise float32, and shows why. A version without an int8 bundle is served in
-    float32, and the log warns.
+    """The service selects int8 if this processor has VNNI, otherwise float32, and shows why. Clients see the name of
+    the model.
     """
-    models, is_fast = tmp_path / "models", vnni() is not None
-    for version in (1, 2):
-        write_echo_bundle(models, version, training={"precision": "float32"})
-    write_echo_bundle(models, 1, name="digits-int8", training={"precision": "int8"}, ood_threshold=1e5)
-    (models / "digits/active").write_text("1\n")
-    reason = f"the processor has {vnni()}" if is_fast else NO_VNNI
-    with run_service(models, tmp_path / "log", "--workers", "1", "--precision", "auto") as service:
-        name, precision = ("digits-int8", "int8") if is_fast else ("digits", "float32")
-        assert f"  {name}/1  " in service.banner and f"  {precision}  (auto: {reason})" in service.banner
-        assert service.total("digitserve_model_info", name=name, version="1", precision=precision) == 1
-        described = json.loads(service.get("/v1/model")[1])["model"]
-        assert (described["name"], described["precision"]) == ("digits", precision)
+    found = vnni()
+    name, precision = ("digits", "float32") if found is None else ("digits-int8", "int8")
+    with run_service(MODELS, tmp_path / "log", "--workers", "1", "--precision", "auto") as service:
+        reason = NO_VNNI if found is None else f"the processor has {found}"
+        assert f"  {name}/" in service.banner and f"  {precision}  (auto: {reason})" in service.banner
+        assert service.total("digitserve_model_info", name=name, precision=precision) == 1
+        model = json.loads(service.get("/v1/model")[1])["model"]
+        assert (model["name"], model["precision"]) == ("digits", precision)
 
-        (models / "digits/active").write_text("2\n")
-        wait_until(lambda: service.total("digitserve_reloads_total", result="completed") == 1, "reloaded")
-        assert service.total("digitserve_model_info", name="digits", version="2", precision="float32") == 1
-    lines = [json.loads(line) for line in service.log.read_text().splitlines()]
-    warnings = [line["reason"] for line in lines if line["level"] == "warning"]
-    assert warnings == [f"{models} has no digits-int8/2"] * is_fast
+
+def test_a_missing_int8_bundle_is_a_refusal_to_start(tmp_path: Path) -> None:
+    """--precision int8 is a refusal to start, and the message states what is missing and what to do."""
+    write_echo_bundle(tmp_path)
+    refused = subprocess.run(
+        command("serve", "--models", str(tmp_path), "--grpc-port", "0", "--http-port", "0", "--precision", "int8"),
+        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr == (
+        f"digitserve: refusing to start: --precision int8: {tmp_path} has no digits-int8/1; export it, or use --precision auto or float32\n"
+    )
 
 
 def test_auto_without_vnni(tmp_path: Path, haswell: list[str]) -> None:
@@ -82,7 +88,8 @@ def test_int8_has_the_same_bits_without_vnni(tmp_path: Path, haswell: list[str])
     golden outputs, and all outputs have the same bits as on this processor.
     """
     path = find_bundle(MODELS, "digits-int8")
-    images = np.ascontiguousarray(mnist_test()[0][:NUM_IMAGES, ..., None])
+    digits = mnist_test()[0][:NUM_IMAGES, ..., None]
+    images = np.concatenate([digits, 255 - digits])
     np.save(tmp_path / "images.npy", images)
     emulated = subprocess.run(
         [*haswell, sys.executable, "-c", CLASSIFY, path, tmp_path / "images.npy", tmp_path / "outputs.npz"],

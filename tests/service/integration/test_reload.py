@@ -272,7 +272,7 @@ def test_a_version_is_never_changed(script: Script) -> None:
 def test_the_same_version_in_another_precision_is_another_bundle(script: Script) -> None:
     """If digits/1 is served and digits-int8/1 is activated, because it was added later, the workers are replaced."""
     script(SERVE)
-    int8 = echo_bundle(1, 2.0, "digits-int8")
+    int8 = echo_bundle.__wrapped__(1, 2.0, "digits-int8")
 
     async def interact(service: Service) -> None:
         service.reloader.activate(int8)
