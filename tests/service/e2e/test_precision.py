@@ -24,7 +24,11 @@ NO_VNNI = "the processor has neither AVX512_VNNI nor AVX_VNNI"
 
 NUM_IMAGES = 50
 """Digits that the emulated processor classifies, as they are and inverted. With eight-bit weights, sums overflow in some of the
-inverted ones, which have many bright pixels: OOD scores of 7 of 32 differed, by up to 0.06."""
+inverted ones, which have many bright pixels."""
+
+MAX_DIFFERENCE = {"probabilities": 2e-5, "ood_score": 1e-2}
+"""All differences measured were 0. A value that other kernels round the other way changes a probability by up to 7e-6. With
+eight-bit weights, 7 of 32 inverted digits differed, by up to 1e-4 and 0.06."""
 
 CLASSIFY = """
 import sys
@@ -83,9 +87,9 @@ def test_auto_without_vnni(tmp_path: Path, haswell: list[str]) -> None:
 
 
 @needs_mnist
-def test_int8_has_the_same_bits_without_vnni(tmp_path: Path, haswell: list[str]) -> None:
+def test_int8_has_the_same_outputs_without_vnni(tmp_path: Path, haswell: list[str]) -> None:
     """On an emulated processor with AVX2, which adds pairs of products in 16 bits, the shipped int8 network passes the check of its
-    golden outputs, and all outputs have the same bits as on this processor.
+    golden outputs, and all outputs are those of this processor.
     """
     path = find_bundle(MODELS, "digits-int8")
     digits = mnist_test()[0][:NUM_IMAGES, ..., None]
@@ -98,8 +102,8 @@ def test_int8_has_the_same_bits_without_vnni(tmp_path: Path, haswell: list[str])
     assert (emulated.returncode, emulated.stdout) == (0, "None\n"), emulated.stderr
     here = Session(read_bundle(path)).run(images)
     with np.load(tmp_path / "outputs.npz") as outputs:
-        assert np.array_equal(outputs["probabilities"], here.probabilities)
-        assert np.array_equal(outputs["ood_score"], here.ood_score)
+        for name, allowed in MAX_DIFFERENCE.items():
+            assert float(np.abs(outputs[name] - getattr(here, name)).max()) <= allowed, name
 
 
 def test_int8_weights_have_seven_bits() -> None:
