@@ -145,15 +145,17 @@ def test_noise_is_bounded() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_mixed_images_lie_between_two_of_the_batch(share: float) -> None:
-    """About the given share of the images is blended with the neighbour in the batch; the others are unchanged; equal
-    seeds give equal results.
+    """About the given share of the images is blended with the neighbour in the batch; the others are unchanged, and all
+    that must not be blended are among them; equal seeds give equal results.
     """
-    images = np.random.default_rng(1).integers(0, 256, (200, 28, 28, 1)).astype(np.uint8)
+    images = np.random.default_rng(1).integers(0, 256, (250, 28, 28, 1)).astype(np.uint8)
+    unmixed = np.arange(250) % 5 == 0
 
-    mixed, chosen = (tensor.numpy() for tensor in mix(tf.constant(images), tf.constant([1, 2]), share))
+    mixed, chosen = (tensor.numpy() for tensor in mix(tf.constant(images), tf.constant([1, 2]), share, unmixed))
 
     assert (mixed.shape, mixed.dtype) == (images.shape, np.dtype(np.uint8))
-    assert np.mean(chosen) == pytest.approx(share, abs=0.15)
+    assert not chosen[unmixed].any()
+    assert np.mean(chosen[~unmixed]) == pytest.approx(share, abs=0.15)
     assert np.array_equal(mixed[~chosen], images[~chosen])
     neighbours = np.roll(images, 1, axis=0)
     low, high = np.minimum(images, neighbours), np.maximum(images, neighbours)
@@ -162,5 +164,5 @@ def test_mixed_images_lie_between_two_of_the_batch(share: float) -> None:
         share == 0
         or len({round(float(np.mean(one == other)), 1) for one, other in zip(mixed, images, strict=True)}) > 1
     )
-    again, _ = mix(tf.constant(images), tf.constant([1, 2]), share)
+    again, _ = mix(tf.constant(images), tf.constant([1, 2]), share, unmixed)
     assert np.array_equal(again.numpy(), mixed)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from digitserve_training._tensorflow import tf
 from digitserve_training.augment.corrupt import CORRUPTIONS, Corruption, corrupt
-from digitserve_training.fit.pool import NO_LABEL
+from digitserve_training.fit.pool import CERTAIN_OUTLIER, NO_LABEL
 from digitserve_training.fit.train import cross_entropy, hard_targets
 from digitserve_training.model.presets import PRESETS, Recipe
 
@@ -73,13 +73,13 @@ def test_plain_loss_is_cross_entropy() -> None:
 
 def test_outliers_add_the_outcome_no_digit() -> None:
     """With outliers, exp(-logsumexp(logits)) is the odds of "no digit"; the loss covers this outcome and the label."""
-    logits = tf.constant([[1.0, 2.0, 0.0], [0.5, -1.0, 0.2]])
-    labels = tf.constant([1, NO_LABEL], tf.int64)
+    logits = tf.constant([[1.0, 2.0, 0.0], [0.5, -1.0, 0.2], [0.5, -1.0, 0.2]])
+    labels = tf.constant([1, NO_LABEL, CERTAIN_OUTLIER], tf.int64)
     odds = np.exp(logits.numpy()).sum(axis=1)
     is_digit = odds / (1 + odds)
     of_label = np.exp(2.0) / odds[0]
 
-    expected = [-np.log(is_digit[0]) - np.log(of_label), -np.log(1 - is_digit[1])]
+    expected = [-np.log(is_digit[0]) - np.log(of_label), *-np.log(1 - is_digit[1:])]
 
     losses = cross_entropy(logits, hard_targets(labels, 3, WITH_OUTLIERS), WITH_OUTLIERS)
 

@@ -13,8 +13,9 @@ from digitserve_training.data import splits
 from digitserve_training.data.splits import Labelled
 from digitserve_training.errors import RunError
 from digitserve_training.fit import checkpoint, settings, teachers
+from digitserve_training.fit.pool import CERTAIN_OUTLIER
 from digitserve_training.fit.settings import Options, Settings, TeacherRun
-from digitserve_training.fit.train import Training, train
+from digitserve_training.fit.train import Training, hard_targets, train
 from digitserve_training.fit.weights import restore_network
 from digitserve_training.model.presets import PRESETS, Recipe
 
@@ -76,6 +77,26 @@ def test_several_teachers_are_averaged(teacher_dir: Path) -> None:
     assert both == pytest.approx(np.mean(alone, axis=0), abs=1e-6)
     assert both.shape == (len(SPLIT.validation), 11)
     assert both.sum(axis=1) == pytest.approx(1, abs=1e-5)
+
+
+def test_certain_images_keep_their_target(teacher_dir: Path) -> None:
+    """Certain images keep pixels and target; of the others, blended ones get the teachers' target, the rest a mean."""
+    networks = [restore_network(checkpoint.load(teacher_dir))]
+    images, recipe = tf.constant(SPLIT.validation.images), Recipe(1, outliers=0.1, distillation=0.75, mixup=0.5)
+    targets = hard_targets(tf.fill([len(SPLIT.validation)], CERTAIN_OUTLIER), 10, recipe).numpy()
+    certain = np.arange(len(SPLIT.validation)) % 3 == 0
+
+    pixels, mixed = (
+        tensor.numpy() for tensor in teachers.distil(networks, images, targets, certain, tf.constant([1, 2]), recipe)
+    )
+
+    blended = (pixels != images.numpy()).any(axis=(1, 2, 3))
+    soft = teachers.soft_targets(networks, tf.constant(pixels), recipe).numpy()
+    assert not blended[certain].any() and blended.any() and not blended[~certain].all()
+    assert np.array_equal(mixed[certain], targets[certain])
+    assert mixed[blended] == pytest.approx(soft[blended], abs=1e-6)
+    rest = ~certain & ~blended
+    assert mixed[rest] == pytest.approx(0.25 * targets[rest] + 0.75 * soft[rest], abs=1e-6)
 
 
 def test_checkpoints_store_teachers(teacher_dir: Path, tmp_path: Path) -> None:

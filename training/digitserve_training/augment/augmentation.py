@@ -32,7 +32,7 @@ def augment(images: tf.Tensor, seed: tf.Tensor, bounds: Augmentation) -> tf.Tens
     return tf.cast(tf.round(tf.clip_by_value(pixels, 0.0, 1.0) * LARGEST_PIXEL), tf.uint8)
 
 
-def mix(images: tf.Tensor, seed: tf.Tensor, share: float) -> tuple[tf.Tensor, tf.Tensor]:
+def mix(images: tf.Tensor, seed: tf.Tensor, share: float, unmixed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Blend a share of the images, each with its neighbour in the batch and in a random proportion.
 
     This is mixup (Zhang et al. 2018) as Beyer et al. 2022 use it in distillation: it gives the teachers more different
@@ -42,13 +42,14 @@ def mix(images: tf.Tensor, seed: tf.Tensor, share: float) -> tuple[tf.Tensor, tf
         images: uint8[N,28,28,1], in random order.
         seed: int32[2]; the same seed gives the same images.
         share: expected share of blended images, 0 to 1.
+        unmixed: bool[N]: images that stay as they are. They are still blended into their neighbours.
 
     Returns:
         uint8[N,28,28,1], and bool[N]: which images are blended.
     """
     seeds = tf.unstack(tf.random.split(seed, 2))
     num_images = tf.shape(images)[:1]
-    chosen = tf.random.stateless_uniform(num_images, seeds[0]) < share
+    chosen = (tf.random.stateless_uniform(num_images, seeds[0]) < share) & ~unmixed
     own = tf.where(chosen, tf.random.stateless_uniform(num_images, seeds[1]), 1.0)[
         :, tf.newaxis, tf.newaxis, tf.newaxis
     ]

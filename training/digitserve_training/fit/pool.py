@@ -1,4 +1,4 @@
-"""The pool of images that a training draws its batches from: digits, scans of digits, pen digits and non-digits.
+"""The pool of images that a training draws its batches from: digits, scans of digits, pen digits and two sorts of outliers.
 
 Created by ``train``. Everything but the digits themselves is drawn from the seed whenever a training starts or resumes,
 so it is not stored. Needs no TensorFlow.
@@ -16,9 +16,13 @@ from digitserve_training.model.presets import Recipe
 from digitserve_training.synth import non_digits
 from digitserve_training.synth.digits import synthetic_digits
 from digitserve_training.synth.scans import ScanParameters, scan_and_frame
+from digitserve_training.synth.touching import touching_digits
 
 NO_LABEL = -1
-"""Label of an image that is not a digit."""
+"""Label of an image that is not a digit. It may resemble one; teachers give its target."""
+
+CERTAIN_OUTLIER = -2
+"""Label of an image that is certainly not one digit; its target does not come from teachers."""
 
 SCANS = ScanParameters(min_side_px=8, max_side_px=64, clean_share=0.4, coarse_share=0.25)
 """Smaller and cleaner than the scans for evaluation: large drawings look like MNIST after framing, small ones do not."""
@@ -27,7 +31,7 @@ OTHER_WRITING = 0.3
 """Share of the scans that do not show MNIST's digits but digits in other handwriting, or printed."""
 
 MAX_OUTLIERS = 16_384
-"""Limit for each of the two sources of outliers: ``synth.non_digits`` and pen characters."""
+"""Limit for each source of outliers: ``synth.non_digits`` for the one sort, pen characters, and the certain outliers."""
 
 
 class Pool:
@@ -35,8 +39,8 @@ class Pool:
 
     Attributes:
         images: uint8[M,28,28,1]: first the N training images, then one scan of each if the recipe has scans, then pen
-            digits if the split has pen characters and the recipe uses them, then outliers.
-        labels: int64[M]; ``NO_LABEL`` for outliers.
+            digits if the split has pen characters and the recipe uses them, then outliers, then certain outliers.
+        labels: int64[M]; ``NO_LABEL`` for outliers, ``CERTAIN_OUTLIER`` for certain outliers.
     """
 
     def __init__(self, split: Split, recipe: Recipe, seed: int) -> None:
@@ -46,15 +50,23 @@ class Pool:
         parts = [training]
         if recipe.scanned:
             parts.append(_scans(training, seed))
-        self._num_pen = self._num_outliers = 0
+        # What is added to each batch: how many per training image, and where in ``images`` they are.
+        self._added: list[tuple[float, range]] = []
         if pen:
-            parts.append(pen_images.training_digits(pen, len(training), seed))
-            self._num_pen = len(parts[-1])
+            self._add(parts, recipe.pen, pen_images.training_digits(pen, len(training), seed))
         if recipe.outliers:
-            parts.append(_outliers(min(MAX_OUTLIERS, len(training)), pen, seed))
-            self._num_outliers = len(parts[-1])
+            self._add(parts, recipe.outliers, _outliers(min(MAX_OUTLIERS, len(training)), pen, seed))
+        if recipe.certain_outliers:
+            self._add(
+                parts, recipe.certain_outliers, _certain_outliers(min(MAX_OUTLIERS, len(training)), training, seed)
+            )
         self.images = np.concatenate([part.images for part in parts])
         self.labels = np.concatenate([part.labels for part in parts])
+
+    def _add(self, parts: list[Labelled], per_training_image: float, part: Labelled) -> None:
+        start = sum(map(len, parts))
+        parts.append(part)
+        self._added.append((per_training_image, range(start, start + len(part))))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -74,17 +86,16 @@ class Pool:
         order = generator.permutation(self._num_training)
         if self._recipe.scanned:
             order += self._num_training * (generator.random(len(order)) < self._recipe.scanned)
-        first_outlier = len(self.images) - self._num_outliers
-        first_pen = first_outlier - self._num_pen
         for start in range(0, len(order), self._recipe.batch_size):
-            batch = order[start : start + self._recipe.batch_size]
-            num_pen = round(len(batch) * self._recipe.pen) if self._num_pen else 0
-            num_outliers = round(len(batch) * self._recipe.outliers)
-            if num_pen:
-                batch = np.concatenate([batch, first_pen + generator.integers(0, self._num_pen, num_pen)])
-            if num_outliers:
-                batch = np.concatenate([batch, first_outlier + generator.integers(0, self._num_outliers, num_outliers)])
-            if num_pen or num_outliers:
+            digits = order[start : start + self._recipe.batch_size]
+            batch = np.concatenate(
+                [digits]
+                + [
+                    generator.integers(images.start, images.stop, round(len(digits) * per_training_image))
+                    for per_training_image, images in self._added
+                ]
+            )
+            if self._added:
                 generator.shuffle(batch)
             yield batch
 
@@ -104,3 +115,11 @@ def _outliers(num_images: int, pen: PenSplit | None, seed: int) -> Labelled:
     if pen:
         images = np.concatenate([images, pen_images.training_non_digits(pen, num_images, seed)])
     return Labelled(images, np.full(len(images), NO_LABEL))
+
+
+def _certain_outliers(num_images: int, training: Labelled, seed: int) -> Labelled:
+    """Draw patterns and tangles, and as many images of touching training digits: ``num_images`` in all, or one less."""
+    images = np.concatenate(
+        [non_digits.certain(num_images // 2, seed), touching_digits(training.images, num_images // 2, seed)]
+    )
+    return Labelled(images, np.full(len(images), CERTAIN_OUTLIER))

@@ -94,7 +94,7 @@ class Settings:
             DataError: the dataset is unknown.
         """
         recipe = _used_preset(self).recipe
-        return recipe if self.digits else replace(recipe, scanned=0.0, outliers=0.0, pen=0.0)
+        return recipe if self.digits else replace(recipe, scanned=0.0, outliers=0.0, certain_outliers=0.0, pen=0.0)
 
     @property
     def layers(self) -> tuple[Layer, ...]:

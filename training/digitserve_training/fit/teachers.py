@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from digitserve_training._tensorflow import keras, tf
+from digitserve_training.augment.augmentation import mix
 from digitserve_training.errors import RunError
 from digitserve_training.fit import checkpoint
 from digitserve_training.fit.checkpoint import Checkpoint
@@ -50,6 +51,32 @@ def save_teacher(run_dir: Path, folder: Path) -> None:
         raise RunError(f"{folder} already holds a run; choose another folder")
     arrays = {name: array.astype(np.float16) for name, array in state.arrays.items() if name.startswith(f"{AVERAGE}/")}
     checkpoint.save(folder, replace(state, arrays=arrays))
+
+
+def distil(
+    networks: Sequence[keras.Model],
+    images: tf.Tensor,
+    targets: tf.Tensor,
+    certain: tf.Tensor,
+    seed: tf.Tensor,
+    recipe: Recipe,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Blend images and add the teachers' probabilities to the targets, as the recipe says.
+
+    Args:
+        networks: at least one.
+        images: uint8[N,28,28,1].
+        targets: float32[N,outcomes], as ``train.hard_targets`` returns them.
+        certain: bool[N]: images that keep their pixels and their target.
+        seed: int32[2].
+        recipe: the student's.
+
+    Returns:
+        Images and targets, of the same shapes. The target of a blended image comes from the teachers alone.
+    """
+    images, blended = mix(images, seed, recipe.mixup, unmixed=certain)
+    weight = tf.where(certain, 0.0, tf.where(blended, 1.0, recipe.distillation))[:, tf.newaxis]
+    return images, targets + weight * (soft_targets(networks, images, recipe) - targets)
 
 
 def soft_targets(networks: Sequence[keras.Model], images: tf.Tensor, recipe: Recipe) -> tf.Tensor:

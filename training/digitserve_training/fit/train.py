@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 
 from digitserve.progress import Progress
 from digitserve_training._tensorflow import keras, tf
-from digitserve_training.augment.augmentation import augment, mix
+from digitserve_training.augment.augmentation import augment
 from digitserve_training.data.splits import Labelled, Split
 from digitserve_training.errors import DivergedError, RunError
 from digitserve_training.fit import checkpoint, distribute, teachers
 from digitserve_training.fit.checkpoint import Checkpoint
-from digitserve_training.fit.pool import NO_LABEL, Pool
+from digitserve_training.fit.pool import CERTAIN_OUTLIER, Pool
 from digitserve_training.fit.settings import Settings, differences
 from digitserve_training.fit.tensorboard import TensorBoardWriter
 from digitserve_training.fit.weights import AVERAGE, assign_variables
@@ -199,12 +199,11 @@ class Training:
         seed = self._seed(number, replica.replica_id_in_sync_group)
         recipe = self._recipe
         augmented = augment(tf.gather(images, indices), seed, self.settings.preset.augmentation)
-        targets = hard_targets(tf.gather(labels, indices), len(self.settings.labels), recipe)
+        labels = tf.gather(labels, indices)
+        targets = hard_targets(labels, len(self.settings.labels), recipe)
         if self._teachers:
-            augmented, blended = mix(augmented, seed, recipe.mixup)
-            soft_targets = teachers.soft_targets(self._teachers, augmented, recipe)
-            distillation = tf.where(blended, 1.0, recipe.distillation)[:, tf.newaxis]
-            targets += distillation * (soft_targets - targets)
+            certain = labels == CERTAIN_OUTLIER
+            augmented, targets = teachers.distil(self._teachers, augmented, targets, certain, seed, recipe)
         with tf.GradientTape() as tape:
             losses = cross_entropy(self._network(augmented, training=True), targets, recipe)
             loss = weight * tf.nn.compute_average_loss(losses, global_batch_size=tf.shape(labels)[0])
@@ -315,10 +314,10 @@ def _save(run_dir: Path, state: Checkpoint) -> None:
 def hard_targets(labels: tf.Tensor, num_labels: int, recipe: Recipe) -> tf.Tensor:
     """Return one-hot targets with the recipe's label smoothing: float32[N,outcomes].
 
-    The outcomes are the labels and, if the recipe has outliers, "not a digit".
+    The outcomes are the labels and, if the recipe has outliers, "not a digit", the target of negative labels.
     """
     num_outcomes = num_labels + 1 if recipe.outliers else num_labels
-    labels = tf.where(labels == NO_LABEL, tf.constant(num_labels, labels.dtype), labels)
+    labels = tf.where(labels < 0, tf.constant(num_labels, labels.dtype), labels)
     spread = recipe.label_smoothing / num_outcomes
     return tf.one_hot(labels, num_outcomes, 1 - recipe.label_smoothing + spread, spread)
 

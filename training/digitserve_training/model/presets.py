@@ -75,6 +75,8 @@ class Recipe:
         scanned: share of the training images that are replaced by a simulated scan, framed as the service does it.
         outliers: images that are not digits, per training image. If above 0, the network also learns the probability
             that an image is a digit, see ``train``.
+        certain_outliers: patterns, tangles of strokes and digits that touch, per training image, in a recipe with
+            outliers. Their targets come from no teacher: teachers that never saw such images take some for a digit.
         pen: images of pen digits per training image, in a run with pen strokes. Half of its outliers are pen characters.
         distillation: weight of the teachers' probabilities in each target, in a run with teachers.
         mixup: share of the images that are blended with another image of their batch, in a run with teachers. The
@@ -92,6 +94,7 @@ class Recipe:
     schedule: Literal["cosine", "constant"] = "cosine"
     scanned: float = 0.0
     outliers: float = 0.0
+    certain_outliers: float = 0.0
     pen: float = 0.0
     distillation: float = 0.75
     mixup: float = 0.0
@@ -180,7 +183,7 @@ _SMALL = Preset(
         Flatten(),
     ),
     # Twice the epochs of compact: a network of this size needs them to reach its accuracy on corrupted images.
-    recipe=replace(_COMPACT.recipe, epochs=80),
+    recipe=replace(_COMPACT.recipe, epochs=80, certain_outliers=0.125),
     augmentation=_REAL_INK,
 )
 

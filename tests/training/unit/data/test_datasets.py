@@ -120,15 +120,15 @@ def test_unknown_dataset() -> None:
 @pytest.mark.parametrize("name", list(datasets.DATASETS))
 def test_only_digits_have_scans_and_outliers(name: str) -> None:
     """For datasets without digits, the share of scans and of outliers is 0, and the rest of the preset is unchanged."""
-    chosen = resolve(Options(preset="compact", dataset=name), ("a", "b"), "abc")
-    mnist = resolve(Options(preset="compact"), ("a", "b"), "abc")
+    chosen = resolve(Options(preset="small", dataset=name), ("a", "b"), "abc")
+    mnist = resolve(Options(preset="small"), ("a", "b"), "abc")
 
-    assert mnist.recipe.scanned > 0 and mnist.recipe.outliers > 0
+    assert mnist.recipe.scanned > 0 and mnist.recipe.outliers > 0 and mnist.recipe.certain_outliers > 0
     assert (chosen.preset, chosen.layers) == (mnist.preset, mnist.layers)
     if name in {"mnist", "emnist-digits"}:
         assert chosen.recipe == mnist.recipe
     else:
-        assert chosen.recipe == replace(mnist.recipe, scanned=0.0, outliers=0.0)
+        assert chosen.recipe == replace(mnist.recipe, scanned=0.0, outliers=0.0, certain_outliers=0.0)
 
 
 # -- Bad files ---------------------------------------------------------------------------------------------------------

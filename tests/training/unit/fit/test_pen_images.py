@@ -10,13 +10,13 @@ from digitserve_training.data import pen_split
 from digitserve_training.data.pen_split import PenSplit
 from digitserve_training.data.splits import Labelled, Split
 from digitserve_training.fit import pen_images
-from digitserve_training.fit.pool import NO_LABEL, Pool
+from digitserve_training.fit.pool import CERTAIN_OUTLIER, NO_LABEL, Pool
 from digitserve_training.model.presets import PRESETS, Recipe
 from digitserve_training.synth.digits import synthetic_digits
 from support.pen_archive import NUM_WRITERS, write_archive
 
 NUM_TRAINING = 640
-RECIPE = Recipe(epochs=1, batch_size=128, scanned=0.25, outliers=0.125, pen=0.3)
+RECIPE = Recipe(epochs=1, batch_size=128, scanned=0.25, outliers=0.125, certain_outliers=0.25, pen=0.3)
 NUM_HELD_OUT = NUM_WRITERS // 8
 
 
@@ -41,7 +41,8 @@ def split() -> Split:
 
 
 def test_batches_have_their_shares(split: Split, pen: PenSplit) -> None:
-    """Each batch has 128 images of the training set or their scans, 38 pen digits, and 16 outliers.
+    """Each batch has 128 images of the training set or their scans, 38 pen digits, 16 outliers and 32
+    certain outliers.
 
     Each training image or its scan occurs once per epoch.
     """
@@ -53,7 +54,9 @@ def test_batches_have_their_shares(split: Split, pen: PenSplit) -> None:
     for batch in batches:
         assert np.sum(batch < first_pen) == 128
         assert np.sum((batch >= first_pen) & (batch < first_pen + num_pen)) == 38
-        assert np.sum(pool.labels[batch] == NO_LABEL) == np.sum(batch >= first_pen + num_pen) == 16
+        assert np.sum(pool.labels[batch] == NO_LABEL) == 16
+        assert np.sum(pool.labels[batch] == CERTAIN_OUTLIER) == 32
+        assert np.sum(batch >= first_pen + num_pen) == 48
     taken = np.concatenate(batches)
     assert sorted((taken[taken < first_pen] % NUM_TRAINING).tolist()) == list(range(NUM_TRAINING))
     assert not np.array_equal(batches[0], np.sort(batches[0])), "the kinds are mixed within a batch"

@@ -1,12 +1,15 @@
 """Synthetic images: simulated scans, synthetic digits, non-digits, and the pool that training draws from."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from digitserve.batching.prepare import prepare_gray
-from digitserve.types import Framing, Ink
+from digitserve.types import Framing, Gray, Ink
 from digitserve_training.data.splits import Labelled, Split
 from digitserve_training.fit.pool import NO_LABEL, Pool
 from digitserve_training.model.presets import PRESETS
@@ -67,6 +70,7 @@ def test_seed_determines_the_images() -> None:
     """Equal seeds give equal images; different seeds give different ones."""
     for draw in (
         lambda seed: non_digits.for_training(30, seed),
+        lambda seed: non_digits.certain(30, seed),
         lambda seed: synthetic_digits(30, seed)[0],
         lambda seed: np.concatenate([*non_digits.for_evaluation(6, seed).values()]),
         lambda seed: scans.scan_and_frame(digits(10).images, ScanParameters(), seed),
@@ -99,6 +103,27 @@ def test_every_non_digit_has_ink() -> None:
     for images in non_digits.for_evaluation(50, seed=1).values():
         assert images.shape == (50, 28, 28, 1)
         assert np.all(images.max(axis=(1, 2, 3)) > 96)
+
+
+def test_training_and_evaluation_share_no_kinds() -> None:
+    """No function draws non-digits both for training and for evaluation, and none draws two kinds of training."""
+    kinds = [draw for draw, _ in (*non_digits.TRAINING_KINDS, *non_digits.CERTAIN_KINDS)]
+
+    assert not {*kinds} & {*non_digits.EVALUATION_KINDS.values()}
+    assert len({*kinds}) == len(kinds)
+    for some in (non_digits.TRAINING_KINDS, non_digits.CERTAIN_KINDS):
+        assert sum(share for _, share in some) == pytest.approx(1)
+
+
+@given(st.sampled_from([draw for draw, _ in non_digits.CERTAIN_KINDS]), st.integers(0, 2**32 - 1))
+def test_certain_non_digits_use_all_shades(draw: Callable[[np.random.Generator], Gray], seed: int) -> None:
+    """Each kind gives an image of 28x28 or 64x64, from black to white, with at least a hundredth of either half."""
+    drawn = draw(np.random.default_rng(seed))
+
+    assert drawn.dtype == np.uint8
+    assert drawn.shape in {(28, 28), (64, 64)}
+    assert (drawn.min(), drawn.max()) == (0, 255)
+    assert 0.01 <= np.mean(drawn > 127) <= 0.99
 
 
 def test_synthetic_digits_are_single_shapes() -> None:

@@ -1,0 +1,105 @@
+"""Several digits in one shape: pairs that touch, and digits that touch parts of their neighbours.
+
+``fit.pool`` uses them as images that show no single digit: they are what a wrong segmentation of a number cuts out. Does
+not import TensorFlow.
+"""
+
+import numpy as np
+from PIL import Image
+
+from digitserve.types import Gray, Ink
+from digitserve.vision.framing import frame
+from digitserve_training.synth.scans import crop
+
+PAIR_SHARE = 0.5
+"""Share of the images that show two whole digits; the others show one digit and parts of one or two neighbours."""
+
+PART = (0.35, 0.75)
+"""Smallest and largest part of a neighbour's width: with less, the digit in the middle could be meant."""
+
+MAX_OVERLAP_PX = 2
+"""With more, a 1 disappears in the side of a 0 or an 8."""
+
+MIN_PART_PX = 4
+"""Smallest part of a narrow neighbour."""
+
+MARGIN_PX = 4
+
+INK_LEVEL = 100
+"""Grey level from which a pixel counts as ink when digits are moved together."""
+
+SLACK_PX = 6
+"""Room above and below for digits that are not on one line."""
+
+
+def touching_digits(digits: Gray, number: int, seed: int) -> Gray:
+    """Draw images of digits that touch, framed as the service frames images.
+
+    Args:
+        digits: uint8[N,28,28,1], light ink on dark; each is used any number of times.
+        number: of images to draw.
+        seed: seed of all random values.
+
+    Returns:
+        uint8[number,28,28,1], light ink on dark.
+    """
+    generator = np.random.default_rng(seed)
+    drawn = [_draw(digits[..., 0], generator) for _ in range(number)]
+    return np.stack([frame(ink, Ink.LIGHT_ON_DARK).pixels for ink in drawn])[..., np.newaxis]
+
+
+def _draw(digits: Gray, generator: np.random.Generator) -> Gray:
+    """Draw one image: uint8[H,W], with a margin."""
+    ink, one, other = (_resize(crop(digits[index]), generator) for index in generator.integers(0, len(digits), 3))
+    if generator.random() < PAIR_SHARE:
+        ink = _join(ink, one, generator)
+    else:
+        sides = generator.integers(1, 4)
+        if sides & 1:
+            ink = _join(ink, one[:, : _part(one, generator)], generator)
+        if sides & 2:
+            ink = _join(other[:, -_part(other, generator) :], ink, generator)
+    return np.pad(ink, MARGIN_PX)
+
+
+def _resize(ink: Gray, generator: np.random.Generator) -> Gray:
+    height, width = (max(3, round(length * generator.uniform(0.8, 1.2))) for length in ink.shape)
+    return np.asarray(Image.fromarray(ink).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _part(ink: Gray, generator: np.random.Generator) -> int:
+    """Return the number of columns of a part of a neighbour."""
+    return max(MIN_PART_PX, round(ink.shape[1] * generator.uniform(*PART)))
+
+
+def _join(left: Gray, right: Gray, generator: np.random.Generator) -> Gray:
+    """Move two digits together at random heights until they touch or overlap."""
+    height = max(len(left), len(right)) + int(generator.integers(0, SLACK_PX + 1))
+    tops = [int(generator.integers(0, height - len(ink) + 1)) for ink in (left, right)]
+    padded = [
+        np.pad(ink, ((top, height - top - len(ink)), (0, 0))) for ink, top in zip((left, right), tops, strict=True)
+    ]
+    return join(*padded, int(generator.integers(0, MAX_OVERLAP_PX + 1)))
+
+
+def join(left: Gray, right: Gray, overlap_px: int) -> Gray:
+    """Place two drawings of one height side by side, so close that their ink touches in some row.
+
+    Args:
+        left: uint8[H,W], light ink on dark.
+        right: uint8[H,V].
+        overlap_px: how many columns the ink overlaps in the row where it is closest; with 0 it touches.
+
+    Returns:
+        uint8[H,width]; the lighter pixel where both drawings have one. If no row has ink of both, the drawings
+        themselves overlap.
+    """
+    ink = [drawing >= INK_LEVEL for drawing in (left, right)]
+    rows = ink[0].any(axis=1) & ink[1].any(axis=1)
+    free = ink[0][rows, ::-1].argmax(axis=1) + ink[1][rows].argmax(axis=1)
+    start = left.shape[1] - overlap_px - (int(free.min()) if rows.any() else 0)
+    first, start = max(0, -start), max(0, start)
+    joined = np.zeros((len(left), max(first + left.shape[1], start + right.shape[1])), np.uint8)
+    joined[:, first : first + left.shape[1]] = left
+    joined[:, start : start + right.shape[1]] = np.maximum(joined[:, start : start + right.shape[1]], right)
+    return joined
