@@ -167,6 +167,16 @@ def _mosaic(generator: np.random.Generator) -> Gray:
     return _to_full_range(shades[np.argmin((y - centre_y) ** 2 + (x - centre_x) ** 2, axis=-1)])
 
 
+def _scratches(generator: np.random.Generator) -> Gray:
+    """Draw 4 to 30 straight lines across the image, light on dark or dark on light."""
+    num_lines = round(_log_uniform(generator, 4, 30))
+    ends = generator.uniform(-0.2, 1.2, (num_lines, 2, 2))
+    lines = [[(float(x), float(y)) for x, y in line] for line in ends]
+    drawn = Image.fromarray(strokes.draw_lines(lines, generator.uniform(2, 6)))
+    pixels = _to_full_range(np.asarray(drawn.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BOX), np.float64))
+    return pixels if generator.random() < 0.7 else 255 - pixels
+
+
 def _tangle(generator: np.random.Generator) -> Gray:
     """Draw five to nine straight lines and elliptic arcs across each other."""
     lines: list[strokes.Stroke] = []
@@ -189,9 +199,10 @@ def _log_uniform(generator: np.random.Generator, low: float, high: float) -> flo
 _OVERSAMPLING = 4
 
 CERTAIN_KINDS: tuple[tuple[Draw, float], ...] = (
-    (_dead_leaves, 0.2),
-    (_blotches, 0.2),
-    (_mosaic, 0.2),
+    (_dead_leaves, 0.15),
+    (_blotches, 0.15),
+    (_mosaic, 0.15),
+    (_scratches, 0.15),
     (_tangle, 0.4),
 )
 """What ``certain`` draws, each kind with its share of the images."""

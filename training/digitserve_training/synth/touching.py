@@ -4,6 +4,8 @@
 not import TensorFlow.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image
 
@@ -22,6 +24,9 @@ MAX_OVERLAP_PX = 2
 
 MIN_PART_PX = 4
 """Smallest part of a narrow neighbour."""
+
+MIN_ASPECT = 0.4
+"""Smallest ratio of width to height of the first digit: two upright ones side by side look like one with a thick pen."""
 
 MARGIN_PX = 4
 
@@ -44,25 +49,28 @@ def touching_digits(digits: Gray, number: int, seed: int) -> Gray:
         uint8[number,28,28,1], light ink on dark.
     """
     generator = np.random.default_rng(seed)
-    drawn = [_draw(digits[..., 0], generator) for _ in range(number)]
+    inks = [crop(digit) for digit in digits[..., 0]]
+    wide = [ink for ink in inks if ink.shape[1] >= MIN_ASPECT * len(ink)] or inks
+    drawn = [_draw(wide, inks, generator) for _ in range(number)]
     return np.stack([frame(ink, Ink.LIGHT_ON_DARK).pixels for ink in drawn])[..., np.newaxis]
 
 
-def _draw(digits: Gray, generator: np.random.Generator) -> Gray:
-    """Draw one image: uint8[H,W], with a margin."""
-    ink, one, other = (_resize(crop(digits[index]), generator) for index in generator.integers(0, len(digits), 3))
+def _draw(wide: Sequence[Gray], inks: Sequence[Gray], generator: np.random.Generator) -> Gray:
+    """Draw one image of one of ``wide`` and one or two of ``inks``: uint8[H,W], with a margin."""
+    ink, left, right = (_choose(some, generator) for some in (wide, inks, inks))
     if generator.random() < PAIR_SHARE:
-        ink = _join(ink, one, generator)
-    else:
-        sides = generator.integers(1, 4)
-        if sides & 1:
-            ink = _join(ink, one[:, : _part(one, generator)], generator)
-        if sides & 2:
-            ink = _join(other[:, -_part(other, generator) :], ink, generator)
+        return np.pad(_join(*((ink, right) if generator.random() < 0.5 else (left, ink)), generator), MARGIN_PX)
+    sides = int(generator.integers(1, 4))
+    if sides & 1:
+        ink = _join(ink, right[:, : _part(right, generator)], generator)
+    if sides & 2:
+        ink = _join(left[:, -_part(left, generator) :], ink, generator)
     return np.pad(ink, MARGIN_PX)
 
 
-def _resize(ink: Gray, generator: np.random.Generator) -> Gray:
+def _choose(inks: Sequence[Gray], generator: np.random.Generator) -> Gray:
+    """Choose one and change its height and width slightly."""
+    ink = inks[int(generator.integers(len(inks)))]
     height, width = (max(3, round(length * generator.uniform(0.8, 1.2))) for length in ink.shape)
     return np.asarray(Image.fromarray(ink).resize((width, height), Image.Resampling.BICUBIC))
 

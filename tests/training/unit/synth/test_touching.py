@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from digitserve.batching.prepare import prepare_gray
 from digitserve.types import Framing, Ink
@@ -51,10 +50,7 @@ def test_joined_drawings_are_complete_and_as_close_as_asked(
 
 
 def test_touching_digits_are_one_shape() -> None:
-    """The service finds no image blank, and nearly none to be several shapes; each has more ink than one digit.
-
-    So their verdict depends on the network.
-    """
+    """The service finds no image blank, and nearly none to be several shapes: their verdict depends on the network."""
     digits, _ = synthetic_digits(60, seed=5)
 
     images = touching.touching_digits(digits, 200, seed=1)
@@ -63,8 +59,28 @@ def test_touching_digits_are_one_shape() -> None:
     assert images.shape == (200, 28, 28, 1)
     assert not prepared.blank.any()
     assert prepared.several.mean() < 0.05
-    widths, heights = (np.count_nonzero(images[..., 0].any(axis=axis), axis=1) for axis in (1, 2))
+    widths, heights = _extents(images)
     assert np.mean(widths > heights) > 0.4, "most digits are higher than wide"
+
+
+def test_two_upright_strokes_are_not_used() -> None:
+    """Upright strokes touch digits, but not each other: such a pair looks like a stroke of a thick pen."""
+    stroke = np.zeros((30, 28, 28, 1), np.uint8)
+    stroke[:, 4:24, 13:15] = 255
+    ring = np.zeros((1, 28, 28, 1), np.uint8)
+    ring[0, 4:24, 8:20] = 255
+    ring[0, 6:22, 10:18] = 0
+
+    widths, heights = _extents(touching.touching_digits(np.concatenate([stroke, ring]), 60, seed=1))
+
+    assert np.all(widths > 0.3 * heights)
+    assert touching.touching_digits(stroke, 3, seed=1).shape == (3, 28, 28, 1), "used if there is nothing else"
+
+
+def _extents(images: NDArray[np.uint8]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return width and height of the ink of each image."""
+    ink = images[..., 0] > 60
+    return np.count_nonzero(ink.any(axis=1), axis=1), np.count_nonzero(ink.any(axis=2), axis=1)
 
 
 def test_seed_determines_touching_digits() -> None:
