@@ -13,7 +13,8 @@ from digitserve.settings import Settings
 FIRST_RELEASE = Path(__file__).parent / "models"
 """Folder of the networks of the first release: digits/3 and digits-int8/1."""
 
-INT8_MODEL = "digits-int8"
+FLOAT32_MODEL, INT8_MODEL = "digits", "digits-int8"
+"""The models of the first release, and those of this one unless DIGITSERVE_MODEL names another."""
 
 
 def folder(models: Path, model: str | None = None) -> Path:
@@ -36,7 +37,7 @@ def served(models: Path, model: str | None = None) -> Bundle:
 
 def networks(models: Path) -> dict[str, Path]:
     """Return the folders of all networks to measure, by the name of the figure for their seconds per image."""
-    found = {"first_image_s": folder(FIRST_RELEASE, "digits"), "image_s": folder(models)}
+    found = {"first_image_s": folder(FIRST_RELEASE, FLOAT32_MODEL), "image_s": folder(models)}
     if has_int8(models):
         found |= {"first_int8_image_s": folder(FIRST_RELEASE, INT8_MODEL), "int8_image_s": folder(models, INT8_MODEL)}
     return found

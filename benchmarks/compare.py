@@ -153,7 +153,7 @@ class Comparison:
     def _measure_servers(self, number: int) -> None:
         """Start all servers, and measure them in turn at each load: in every second round, the last one first."""
         with ExitStack() as running:
-            servers = self._start_servers(running)
+            servers = self._start_servers(number, running)
             for load_name in self._options.loads:
                 for server in servers if number % 2 else reversed(servers):
                     if load_name in SERVERS[type(server)]:
@@ -163,9 +163,9 @@ class Comparison:
                 if type(server) is Native:
                     self._measure_others(number, server)
 
-    def _start_servers(self, running: ExitStack) -> list[Server]:
+    def _start_servers(self, number: int, running: ExitStack) -> list[Server]:
         servers: dict[type[Server], Server] = {}
-        for kind in self._kinds:
+        for kind in self._kinds if number % 2 else reversed(self._kinds):
             installed = self._installed if issubclass(kind, FirstRelease) else None
             start_s = time.monotonic()
             server = running.enter_context(kind(self._options.models, self._options.cores, installed))
@@ -175,7 +175,7 @@ class Comparison:
         for floor, kind in FLOOR_OF.items():
             if {floor, kind} <= servers.keys():
                 runs.check_same_scheduling(servers[floor], servers[kind])
-        return list(servers.values())
+        return [servers[kind] for kind in self._kinds]
 
     def _is_available(self, kind: type[Server]) -> bool:
         is_installed = not issubclass(kind, Mosec) or MOSEC_PYTHON.exists()

@@ -24,7 +24,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from benchmarks.aio_service import STATS
-from benchmarks.bundles import INT8_MODEL
+from benchmarks.bundles import FLOAT32_MODEL, INT8_MODEL
 from benchmarks.installation import BenchError, Installation
 
 READY_S = 30.0
@@ -106,7 +106,8 @@ class Server:
     @property
     def model_flags(self) -> list[str]:
         """Flags that select its network."""
-        return ["--models", str(self._models), *(["--model", INT8_MODEL] if self.int8 else [])]
+        model = INT8_MODEL if self.int8 else self.own_models and FLOAT32_MODEL
+        return ["--models", str(self._models), *(["--model", model] if model else [])]
 
     @property
     def pid(self) -> int:

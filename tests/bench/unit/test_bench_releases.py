@@ -23,7 +23,7 @@ ROUNDS = [
 @pytest.fixture(scope="module")
 def manifest() -> Manifest:
     """Return the manifest of the float32 network of the first release."""
-    return read_bundle(bundles.folder(bundles.FIRST_RELEASE, "digits")).manifest
+    return read_bundle(bundles.folder(bundles.FIRST_RELEASE, bundles.FLOAT32_MODEL)).manifest
 
 
 def test_networks_have_speed_and_accuracy(manifest: Manifest) -> None:
