@@ -13,7 +13,7 @@ from support.bundles import write_echo_bundle
 
 ROOT = Path(__file__).parents[3]
 LIMIT_S = 180.0
-SERVERS = {"native", "grpcio", "grpc.aio", "empty native", "native, first network"}
+SERVERS = {"native", "grpcio", "grpc.aio", "empty native"}
 LOADS = ("single", "stream", "large")
 
 pytestmark = pytest.mark.skipif(shutil.which("taskset") is None, reason="taskset is not installed; Debian: util-linux")
