@@ -111,8 +111,9 @@ class Comparison:
             targets.table(targets.targets(multiply_adds, options.scale), self.rounds),
             "## First release and this release",
             (
-                f"The first release is commit {FIRST_RELEASE[:10]}, version 0.1.0; its networks are in benchmarks/models. The "
-                "accuracy is recorded by `python -m benchmarks.accuracy`; columns without it were not measured."
+                f"The first release is commit {FIRST_RELEASE[:10]}, version 0.1.0; its networks are in benchmarks/models. Accuracy: "
+                "share of right labels, as `python -m benchmarks.accuracy` recorded it; empty if it did not. Core: [handwriting of "
+                "other people](models.md#handwriting-of-other-people), framed by this code."
             ),
             releases.networks(self._describe_networks(), self.rounds),
             releases.services(self.rounds),

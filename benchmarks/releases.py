@@ -41,7 +41,7 @@ class Network:
 def networks(listed: Sequence[Network], rounds: Sequence[Figures]) -> str:
     """Return size, speed and accuracy of networks as a Markdown table."""
     lines = [
-        "| network | multiply-adds | onnxruntime alone, images/s | of the first | MNIST | corruption suite | core | wrong, ACCEPTED |",
+        "| network | multiply-adds | onnxruntime alone, images/s | relative to B | MNIST's test images | corruption suite | core | core: wrong and ACCEPTED |",
         "|---" * 8 + "|",
     ]
     first_s = [figures[listed[0].figure] for figures in rounds]
