@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from digitserve.inference.bundle import Golden
+from digitserve.inference.bundle import Golden, find_bundle
 from digitserve.inference.session import Session
 from digitserve_training._tensorflow import keras, tf
 from digitserve_training.data.splits import LABELS
@@ -108,10 +108,13 @@ def test_int8_layers_compute_their_activation_in_int8() -> None:
     assert (operators["Relu"], operators["Conv"] + operators["Gemm"]) == (1, 8)
 
 
-@pytest.mark.parametrize("bundle", ["digits/4", "digits-int8/2", None], ids=["float32", "int8", "converted"])
-def test_scale_of_the_pixels_has_as_many_axes_as_the_images(bundle: str | None) -> None:
+@pytest.mark.parametrize("name", ["digits", "digits-int8", None], ids=["float32", "int8", "converted"])
+def test_scale_of_the_pixels_has_as_many_axes_as_the_images(name: str | None) -> None:
     """Onnxruntime combines images with a scalar of fewer axes element by element: 5 us per image."""
-    graph = (MODELS / bundle / "model.onnx").read_bytes() if bundle else convert(serving_function(network(), 1.0))
+    if name:
+        graph = (find_bundle(MODELS, name) / "model.onnx").read_bytes()
+    else:
+        graph = convert(serving_function(network(), 1.0))
     model = onnx.load_from_string(graph).graph
 
     shapes = {initializer.name: list(initializer.dims) for initializer in model.initializer}
