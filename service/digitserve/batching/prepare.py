@@ -21,8 +21,9 @@ from digitserve.protocol.names import Verdict
 from digitserve.types import IMAGE_SIZE, Framing, Gray, Ink, default_framing, default_ink
 from digitserve.vision.batch_checks import as_is, check
 from digitserve.vision.channel import select_channel
-from digitserve.vision.framing import Framed, frame, frame_colors
+from digitserve.vision.framing import frame_all, frame_colors
 from digitserve.vision.gray import to_gray
+from digitserve.vision.views import Framed
 
 _FIXED_WORK = 1 << 18
 """Work of framing an image apart from its pixels, in grey pixels."""
@@ -186,7 +187,7 @@ def _frame_all(images: Images, pixels: bytes | memoryview, num_images: int) -> l
     shape = (num_images, images.height, images.width, images.channels)
     colors = np.frombuffer(pixels, np.uint8).reshape(shape)
     if images.channels == 1:
-        return [frame(image, images.ink) for image in colors[..., 0]]
+        return frame_all(colors[..., 0], images.ink)
     return [frame_colors(image, images.ink) for image in colors]
 
 

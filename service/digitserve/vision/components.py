@@ -115,13 +115,54 @@ def segment(mask: NDArray[np.bool_]) -> Segmentation | None:
     Returns:
         None for an empty mask.
     """
-    rows = _row_bits(mask)
-    outline = _outline(rows, *mask.shape)
-    if outline is None:
-        return None
-    box, gapless = outline
-    if gapless:
-        return Segmentation(box, False, _edge_width(rows, box), 1)  # noqa: FBT003 - keywords cost time
+    return segment_all(mask[None])[0]
+
+
+def segment_all(masks: NDArray[np.bool_]) -> list[Segmentation | None]:
+    """Find the components of masks of one size, as ``segment`` does: bool[N, H, W]."""
+    num_masks, height, width = masks.shape
+    rows = _row_bits(masks)
+    near, far = _shears(height)
+    sheared = np.empty((num_masks, 5 if height + width > MAX_SIDE else 3, height), np.uint64)
+    np.left_shift(rows[:, None], near, out=sheared[:, :3])
+    if height + width > MAX_SIDE:
+        np.right_shift(rows[:, None], far, out=sheared[:, 3:])
+    projections = np.bitwise_or.reduce(sheared, axis=2).tolist()
+    occupied = (rows != 0).tobytes()
+    found: list[Segmentation | None] = []
+    for index, (down, right, left, *beyond) in enumerate(projections):
+        if not down:
+            found.append(None)
+            continue
+        if beyond:
+            right |= beyond[0] << MAX_SIDE
+            left |= beyond[1] << MAX_SIDE
+        # Pixels that touch at a corner are two diagonals apart.
+        right |= right << 1
+        left |= left << 1
+        start = index * height
+        top, bottom = occupied.find(1, start, start + height) - start, occupied.rfind(1, start, start + height) + 1 - start
+        # The carry of an addition clears a projection that is a single run of ones.
+        if (
+            occupied.find(0, start + top, start + bottom) < 0
+            and not down & (down + (down & -down))
+            and not right & (right + (right & -right))
+            and not left & (left + (left & -left))
+        ):
+            box = Box(top, bottom, (down & -down).bit_length() - 1, down.bit_length())
+            found.append(Segmentation(box, False, _edge_width(rows[index], box), 1))  # noqa: FBT003 - keywords cost time
+        else:
+            found.append(_segment_parts(masks[index], rows[index]))
+    return found
+
+
+def _segment_parts(mask: NDArray[np.bool_], rows: NDArray[np.uint64]) -> Segmentation:
+    """Find the components of a mask by flood fills.
+
+    Args:
+        mask: bool[H, W], not empty.
+        rows: uint64[H], its rows as integers.
+    """
     bits, stride = _pack(mask), _stride(mask)
     components = _search(bits, stride)
     box, several = _summarise(bits, stride, components)
@@ -203,30 +244,12 @@ def find_gaps(projections: NDArray[np.uint64]) -> NDArray[np.bool_]:
 
 def _edge_width(rows: NDArray[np.uint64], box: Box) -> int:
     """Return the number of columns that are occupied in the two outermost rows of a box, at the side where less are."""
-    if box.height == 1:
+    top, bottom, _, _ = box
+    if bottom - top == 1:
         return 0
-    first, second, last_but_one, last = (
-        rows.item(row) for row in (box.top, box.top + 1, box.bottom - 2, box.bottom - 1)
-    )
-    return min(int(first | second).bit_count(), int(last_but_one | last).bit_count())
-
-
-def _outline(rows: NDArray[np.uint64], height: int, width: int) -> tuple[Box, bool] | None:
-    """Return the bounding box of all pixels of a mask, and whether its projections in all four directions have no gap."""
-    occupied = (rows != 0).tobytes()
-    top, bottom = occupied.find(1), occupied.rfind(1) + 1
-    if not bottom:
-        return None
-    near, far = _shears(height)
-    down, right, left = np.bitwise_or.reduce(rows << near, axis=1).tolist()
-    if height + width > MAX_SIDE:
-        beyond_right, beyond_left = np.bitwise_or.reduce(rows >> far, axis=1).tolist()
-        right |= beyond_right << MAX_SIDE
-        left |= beyond_left << MAX_SIDE
-    box = Box(top, bottom, (down & -down).bit_length() - 1, down.bit_length())
-    return box, occupied.find(0, top, bottom) < 0 and _is_run(down) and _is_run(right | right << 1) and _is_run(
-        left | left << 1
-    )
+    first: int = rows.item(top) | rows.item(top + 1)
+    last: int = rows.item(bottom - 2) | rows.item(bottom - 1)
+    return min(first.bit_count(), last.bit_count())
 
 
 def _row_bits(masks: NDArray[np.bool_]) -> NDArray[np.uint64]:
@@ -355,11 +378,6 @@ def _project_columns(bits: int, height: int, stride: int) -> int:
         bits = bits & ((1 << half * stride) - 1) | bits >> half * stride
         height = half
     return bits
-
-
-def _is_run(projection: int) -> bool:
-    # The carry of the addition clears a single run of ones.
-    return not projection & (projection + (projection & -projection))
 
 
 def _dilate(bits: int, stride: int) -> int:
