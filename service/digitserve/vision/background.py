@@ -114,7 +114,12 @@ def subtract_backgrounds(
         contrast than ``MIN_CONTRAST``, or not more than noise alone has.
     """
     lowest = lights <= _column([low + 1 for low in lows])
-    noisy = [index for index, flags in enumerate(lowest) if fitted[index] is not None or not _is_flat(flags)]
+    most = FLAT_SHARE * lowest[0].size
+    noisy = [
+        index
+        for index, flags in enumerate(lowest)
+        if fitted[index] is not None or np.count_nonzero(flags) <= most
+    ]
     if len(noisy) == len(lights):
         strengths, have_ink = _scale_noisy(_complete(lights, noisy, fitted))
         return strengths, [

@@ -98,20 +98,19 @@ def frame(gray: Gray, ink: Ink) -> Framed:
     return _frame(View(gray, 0, 0, ink, MAX_LOOKS))
 
 
-def frame_all(gray: Gray, ink: Ink) -> list[Framed]:
+def frame_all(images: Sequence[Gray] | Gray, ink: Ink) -> list[Framed]:
     """Frame images of one size, as ``frame`` frames each of them.
 
     Args:
-        gray: uint8[N, H, W].
+        images: N images uint8[H, W], or uint8[N, H, W].
         ink: polarity of all; AUTO finds that of each.
     """
-    num_images, height, width = gray.shape
-    step = max(1, MAX_GROUP_PIXELS // (height * width))
+    step = max(1, MAX_GROUP_PIXELS // images[0].size)
+    views = [View(image, 0, 0, ink, MAX_LOOKS) for image in images]
     framed: list[Framed] = []
-    for start in range(0, num_images, step):
-        framed += _frame_group(
-            [View(image, 0, 0, ink, MAX_LOOKS) for image in gray[start : start + step]], gray[start : start + step]
-        )
+    for start in range(0, len(views), step):
+        group = images[start : start + step]
+        framed += _frame_group(views[start : start + step], group if isinstance(group, np.ndarray) else np.stack(group))
     return framed
 
 
@@ -123,6 +122,14 @@ def frame_colors(pixels: Gray, ink: Ink) -> Framed:
         ink: polarity of the luma; AUTO finds it.
     """
     return frame(*select_channel(pixels, ink))
+
+
+def frame_all_colors(pixels: Gray, ink: Ink) -> list[Framed]:
+    """Frame images of one size with colours or transparency, as ``frame_colors`` frames each of them: uint8[N, H, W, C]."""
+    chosen = [select_channel(image, ink) for image in pixels]
+    if all(ink_of_channel is ink for _, ink_of_channel in chosen):
+        return frame_all([gray for gray, _ in chosen], ink)
+    return [frame(*one) for one in chosen]
 
 
 def _frame(view: View) -> Framed:
@@ -156,12 +163,19 @@ def _frame_group(views: Sequence[View], gray: Gray) -> list[Framed]:
         return [pages[0]]
     strengths, found = subtract_backgrounds(images, lows, highs, [residual for _, residual in inks])
     masks = reduce_masks(strengths > _FOREGROUND)
-    return [
-        page or _frame_ink(*one)
-        for page, *one in zip(
-            pages, views, images, found, masks, segment_all(masks), [ink for ink, _ in inks], borders, strict=True
-        )
-    ]
+    framed = []
+    for index, segmentation in enumerate(segment_all(masks)):
+        page, ink_strength, (ink, _) = pages[index], found[index], inks[index]
+        if page is None:
+            page = (
+                _frame_sheet(views[index], images[index], ink)
+                if ink_strength is None
+                else _frame_ink(
+                    views[index], images[index], ink_strength, masks[index], segmentation, ink, borders[index]
+                )
+            )
+        framed.append(page)
+    return framed
 
 
 def _frame_visible(views: Sequence[View], gray: Gray, visible: list[bool]) -> list[Framed]:
@@ -206,7 +220,7 @@ def _frame_sheet(view: View, inverted: FloatImage, ink: Ink) -> Framed:
 def _frame_ink(
     view: View,
     image: FloatImage,
-    found: InkStrength | None,
+    found: InkStrength,
     mask: NDArray[np.bool_],
     segmentation: Segmentation | None,
     ink: Ink,
@@ -217,14 +231,12 @@ def _frame_ink(
     Args:
         view: the image.
         image: float32[H, W], reduced, ink light.
-        found: its ink, None if there is none.
+        found: its ink.
         mask: foreground of that ink, at most 64 pixels a side.
         segmentation: of that mask.
         ink: its polarity.
         border: of the image.
     """
-    if found is None:
-        return _frame_sheet(view, image, ink)
     if segmentation is None:
         return BLANK
     if not segmentation.num_components:  # a texture: no artefacts are looked for
@@ -281,7 +293,7 @@ def _frame_shape(
 
     Args:
         view: the image.
-        found: its ink, None if there is none.
+        found: its ink.
         mask: foreground of that ink, at most 64 pixels a side.
         segmentation: of that mask.
         ink: polarity.
