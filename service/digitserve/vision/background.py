@@ -6,7 +6,7 @@ per image size; keeps no other state.
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -45,7 +45,7 @@ WINDOW_SHARE = 0.2
 MIN_WINDOW = 5
 """Its smallest width in pixels."""
 
-_ZERO, _ONE = np.zeros((), np.float32), np.ones((), np.float32)
+_ZERO, _ONE, _WHITE = np.zeros((), np.float32), np.ones((), np.float32), np.full((), 255, np.float32)
 """Arrays, because numpy would convert a Python number in each call."""
 
 
@@ -91,10 +91,12 @@ def residuals(images: FloatImage, lows: Sequence[float], highs: Sequence[float])
         if not (_is_flat(image <= low + 1) or _is_flat(image >= high - 1))
     ]
     if uneven:
-        chosen = images[uneven]
-        both = _fit(np.concatenate([chosen, 255 - chosen]))
-        for index, light, dark in zip(uneven, both[: len(uneven)], both[len(uneven) :], strict=True):
-            found[index] = Residuals(light, dark)
+        both = np.empty((2, len(uneven), *images.shape[1:]), np.float32)
+        both[0] = images if len(uneven) == len(images) else images[uneven]
+        np.subtract(_WHITE, both[0], out=both[1])
+        light, dark = _fit(both.reshape(-1, *images.shape[1:])).reshape(both.shape)
+        for row, index in enumerate(uneven):
+            found[index] = Residuals(light[row], dark[row])
     return found
 
 
@@ -113,13 +115,7 @@ def subtract_backgrounds(
         Strengths of all, float32[N, H, W], 0 where there is no ink; and the ink of each, None for an image without: less
         contrast than ``MIN_CONTRAST``, or not more than noise alone has.
     """
-    lowest = lights <= _column([low + 1 for low in lows])
-    most = FLAT_SHARE * lowest[0].size
-    noisy = [
-        index
-        for index, flags in enumerate(lowest)
-        if fitted[index] is not None or np.count_nonzero(flags) <= most
-    ]
+    noisy = _find_noisy(lights, lows, fitted)
     if len(noisy) == len(lights):
         strengths, have_ink = _scale_noisy(_complete(lights, noisy, fitted))
         return strengths, [
@@ -177,6 +173,17 @@ def _slide(extreme: np.ufunc, image: FloatImage, size: int) -> FloatImage:
 
 def _is_flat(extreme: NDArray[np.bool_]) -> bool:
     return bool(np.count_nonzero(extreme) > FLAT_SHARE * extreme.size)
+
+
+def _find_noisy(lights: FloatImage, lows: Sequence[float], fitted: Sequence[FloatImage | None]) -> list[int]:
+    """Return the images whose background is not clean, or was fitted before."""
+    if all(residual is not None for residual in fitted):
+        return list(range(len(lights)))
+    lowest = lights <= _column([low + 1 for low in lows])
+    most = FLAT_SHARE * lowest[0].size
+    return [
+        index for index, flags in enumerate(lowest) if fitted[index] is not None or np.count_nonzero(flags) <= most
+    ]
 
 
 def _column(numbers: Sequence[float]) -> FloatImage | np.float32:
@@ -264,22 +271,28 @@ def _fit(lights: FloatImage) -> FloatImage:
     """
     num_images, height, width = lights.shape
     rows, columns = min(GRID_SIZE, height), min(GRID_SIZE, width)
-    cells = _cell_minima(lights, rows, columns).reshape(num_images, rows * columns, 1)
+    cells = _cell_minima(lights, rows, columns)
     solve, surface = _quadratic(rows, columns)
-    # A product of stacks calls BLAS for each image: the result does not depend on the other images.
-    product: Callable[..., FloatImage] = np.matmul
-    if num_images == 1:
-        product, cells = np.dot, cells.ravel()  # the same result in a third of the time
-    coefficients, fit = product(solve, cells), np.empty_like(cells)
+    # A product of stacks calls BLAS for each image, so the result does not depend on the other images. For a single image
+    # ``dot`` makes the same call in a third of the time.
+    fit_to, surface_of = (solve.dot, surface.dot) if num_images == 1 else (_each(solve), _each(surface))
+    cells = cells.reshape(-1) if num_images == 1 else cells.reshape(num_images, -1, 1)
+    coefficients, fit = fit_to(cells), np.empty_like(cells)
     for _ in range(FIT_ROUNDS):
-        product(surface, coefficients, out=fit)
-        fit += _ONE
+        surface_of(coefficients, out=fit)
+        np.add(fit, _ONE, out=fit)
         np.minimum(cells, fit, out=cells)
-        product(solve, cells, out=coefficients)
-    coefficients = coefficients.reshape(*[num_images] * (num_images > 1), 3, 3)
-    backgrounds = product(product(_powers(height), coefficients), _powers(width).T).reshape(lights.shape)
-    residual: FloatImage = np.subtract(lights, backgrounds, out=backgrounds)
-    return residual
+        fit_to(cells, out=coefficients)
+    if num_images == 1:
+        backgrounds = _powers(height).dot(coefficients.reshape(3, 3)).dot(_powers(width).T)[None]
+    else:
+        backgrounds = np.matmul(np.matmul(_powers(height), coefficients.reshape(-1, 3, 3)), _powers(width).T)
+    return np.subtract(lights, backgrounds, out=backgrounds)
+
+
+def _each(matrix: FloatImage) -> Callable[..., FloatImage]:
+    """Return the function that multiplies a matrix with each of a stack."""
+    return partial(np.matmul, matrix)
 
 
 def _cell_minima(images: FloatImage, rows: int, columns: int) -> FloatImage:

@@ -123,20 +123,18 @@ def segment_all(masks: NDArray[np.bool_]) -> list[Segmentation | None]:
     num_masks, height, width = masks.shape
     rows = _row_bits(masks)
     near, far = _shears(height)
-    sheared = np.empty((num_masks, 5 if height + width > MAX_SIDE else 3, height), np.uint64)
+    sheared = np.zeros((num_masks, 5, height), np.uint64)
     np.left_shift(rows[:, None], near, out=sheared[:, :3])
     if height + width > MAX_SIDE:
         np.right_shift(rows[:, None], far, out=sheared[:, 3:])
     projections = np.bitwise_or.reduce(sheared, axis=2).tolist()
     occupied = (rows != 0).tobytes()
     found: list[Segmentation | None] = []
-    for index, (down, right, left, *beyond) in enumerate(projections):
+    for index, (down, near_right, near_left, far_right, far_left) in enumerate(projections):
         if not down:
             found.append(None)
             continue
-        if beyond:
-            right |= beyond[0] << MAX_SIDE
-            left |= beyond[1] << MAX_SIDE
+        right, left = near_right | far_right << MAX_SIDE, near_left | far_left << MAX_SIDE
         # Pixels that touch at a corner are two diagonals apart.
         right |= right << 1
         left |= left << 1

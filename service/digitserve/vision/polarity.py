@@ -51,6 +51,10 @@ MIN_SIDE_WITH_INTERIOR = 3
 """Shortest side, in pixels, of an image that has pixels inside its outermost ring."""
 
 
+_LIGHT, _DARK = (Ink.LIGHT_ON_DARK, None), (Ink.DARK_ON_LIGHT, None)
+"""Polarities without a residual."""
+
+
 class Border(NamedTuple):
     """Lightness at the border of an image, from -1 (the image's lowest grey level) to 1 (its highest).
 
@@ -108,13 +112,12 @@ def find_reduced_inks(
     """Find the polarity of images of one size, as ``find_reduced_ink`` does."""
     found: list[tuple[Ink, FloatImage | None]] = []
     unclear = []
-    for index, (image, low, high, border) in enumerate(zip(images, lows, highs, borders, strict=True)):
-        lightness = border.lightness
+    for index, (lightness, _, _, mean) in enumerate(borders):
         # With half of the pixels light the mean is about 0; strokes on a background of their own lie well below.
-        opposite = (border.mean if lightness < 0 else -border.mean) > MIN_MEAN_AGAINST_BORDER and _is_framed(
-            image, low, high, lightness
+        opposite = (mean if lightness < 0 else -mean) > MIN_MEAN_AGAINST_BORDER and _is_framed(
+            images[index], lows[index], highs[index], lightness
         )
-        found.append((Ink.DARK_ON_LIGHT if (lightness < 0 if opposite else lightness > 0) else Ink.LIGHT_ON_DARK, None))
+        found.append(_DARK if (lightness < 0 if opposite else lightness > 0) else _LIGHT)
         if not opposite and abs(lightness) < CLEAR_BORDER_LIGHTNESS:
             unclear.append(index)
     if unclear:
@@ -158,30 +161,30 @@ def measure_borders(images: FloatImage, lows: Sequence[float], highs: Sequence[f
     _, height, width = images.shape
     # Exact in float32 for an image that was not reduced: its grey levels are integers.
     if len(images) == 1:
-        sums = [sum_weights(height).dot(images[0]).dot(sum_weights(width).T).tolist()]  # in half the time
+        all_sums = [sum_weights(height).dot(images[0]).dot(sum_weights(width).T).tolist()]  # in half the time
     else:
-        sums = np.matmul(np.matmul(sum_weights(height), images), sum_weights(width).T).tolist()
-    return [_border(*args, height, width) for args in zip(sums, lows, highs, strict=True)]
-
-
-def _border(sums: list[list[float]], low: float, high: float, height: int, width: int) -> Border:
-    """Return the border from the sums of the first, the last and all rows over the first, the last and all columns."""
-    (top_left, top_right, top), (bottom_left, bottom_right, bottom), (left, right, everything) = sums
-    corners = top_left + top_right + bottom_left + bottom_right
-    outer_rows, outer_columns = top + bottom, left + right
-    ring = (outer_rows + outer_columns) / (2 * (height + width))
-    num_inner = (height - 2) * (width - 2)
-    inner = ring
-    if min(height, width) >= MIN_SIDE_WITH_INTERIOR:
-        inner = (everything - outer_rows - outer_columns + corners) / num_inner
-    sides = top / width, bottom / width, left / height, right / height
-    middle, scale = (low + high) / 2, 2 / (high - low)
-    return Border(
-        ((2.5 * ring + 4.4 * (corners / 4) - inner) / 5.9 - middle) * scale,
-        (max(sides) - middle) * scale,
-        (min(sides) - middle) * scale,
-        (everything / (height * width) - middle) * scale,
-    )
+        all_sums = np.matmul(np.matmul(sum_weights(height), images), sum_weights(width).T).tolist()
+    num_pixels, num_outer, num_inner = height * width, 2 * (height + width), (height - 2) * (width - 2)
+    has_inner = min(height, width) >= MIN_SIDE_WITH_INTERIOR
+    borders = []
+    for index, sums in enumerate(all_sums):
+        (top_left, top_right, top), (bottom_left, bottom_right, bottom), (left, right, everything) = sums
+        corners = top_left + top_right + bottom_left + bottom_right
+        outer_rows, outer_columns = top + bottom, left + right
+        ring = (outer_rows + outer_columns) / num_outer
+        inner = (everything - outer_rows - outer_columns + corners) / num_inner if has_inner else ring
+        sides = top / width, bottom / width, left / height, right / height
+        low, high = lows[index], highs[index]
+        middle, scale = (low + high) / 2, 2 / (high - low)
+        borders.append(
+            Border(
+                ((2.5 * ring + 4.4 * (corners / 4) - inner) / 5.9 - middle) * scale,
+                (max(sides) - middle) * scale,
+                (min(sides) - middle) * scale,
+                (everything / num_pixels - middle) * scale,
+            )
+        )
+    return borders
 
 
 def _ratio_of_parts(light: NDArray[np.bool_]) -> float:
