@@ -70,7 +70,7 @@ MIN_CLEANED_SIDE = 20
 unless a frame encloses it.
 """
 
-MAX_GROUP_PIXELS = 1 << 15
+MAX_GROUP_PIXELS = 1 << 17
 """Most pixels of images that are framed together: their grey levels as float32 and the arrays of a step fit in the L2 cache."""
 
 MIN_SHADED_SIDE = 40
