@@ -125,7 +125,7 @@ def prepare(parts: Sequence[tuple[Images, int, int]]) -> Prepared:
         The images of all parts, in order.
     """
     # Pixels that begin at each row of the batch; those of a part that is not framed are at its first row.
-    chunks: list[bytes | memoryview | Gray] = []
+    chunks: list[bytes | memoryview] = []
     groups: dict[tuple[int, int, int, Ink, int], _Group] = {}
     undecided: list[tuple[int, int]] = []
     for images, start, stop in parts:
@@ -143,7 +143,7 @@ def prepare(parts: Sequence[tuple[Images, int, int]]) -> Prepared:
         elif images.channels == 1 and (framing is _AUTO or images.ink is _LIGHT_ON_DARK):
             chunks[row] = pixels
         else:
-            chunks[row] = _convert(images, pixels, num_images)
+            chunks[row] = _convert(images, pixels, num_images).data
         if framing is _AUTO:
             undecided.append((row, row + num_images))
     framed: list[tuple[int, Framed]] = []
@@ -152,7 +152,7 @@ def prepare(parts: Sequence[tuple[Images, int, int]]) -> Prepared:
         colors = np.frombuffer(together, np.uint8).reshape(-1, height, width, channels)
         results = frame_all(colors[..., 0], ink) if channels == 1 else frame_all_colors(colors, ink)
         for row, result in zip(group.rows, results, strict=True):
-            chunks[row] = result.pixels
+            chunks[row] = result.pixels.data
             framed.append((row, result))
     joined = chunks[0] if len(parts) == 1 and not framed else b"".join(chunks)
     batch = np.frombuffer(joined, np.uint8).reshape(-1, IMAGE_SIZE, IMAGE_SIZE, 1)

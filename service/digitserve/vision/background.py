@@ -181,9 +181,7 @@ def _find_noisy(lights: FloatImage, lows: Sequence[float], fitted: Sequence[Floa
         return list(range(len(lights)))
     lowest = lights <= _column([low + 1 for low in lows])
     most = FLAT_SHARE * lowest[0].size
-    return [
-        index for index, flags in enumerate(lowest) if fitted[index] is not None or np.count_nonzero(flags) <= most
-    ]
+    return [index for index, flags in enumerate(lowest) if fitted[index] is not None or np.count_nonzero(flags) <= most]
 
 
 def _column(numbers: Sequence[float]) -> FloatImage | np.float32:
@@ -240,7 +238,7 @@ def _estimate_levels(ordered: FloatImage) -> tuple[float, float, float]:
     Args:
         ordered: float32[N], sorted grey levels.
     """
-    levels: Sequence[float] = memoryview(ordered)  # its items are Python's numbers, without a call into numpy
+    levels: Sequence[float] = ordered.data  # its items are Python's numbers, without a call into numpy
     num_levels = len(levels)
     count, before = num_levels, 0
     background = noise = 0.0
@@ -287,7 +285,8 @@ def _fit(lights: FloatImage) -> FloatImage:
         backgrounds = _powers(height).dot(coefficients.reshape(3, 3)).dot(_powers(width).T)[None]
     else:
         backgrounds = np.matmul(np.matmul(_powers(height), coefficients.reshape(-1, 3, 3)), _powers(width).T)
-    return np.subtract(lights, backgrounds, out=backgrounds)
+    residual: FloatImage = np.subtract(lights, backgrounds, out=backgrounds)
+    return residual
 
 
 def _each(matrix: FloatImage) -> Callable[..., FloatImage]:
@@ -302,8 +301,8 @@ def _cell_minima(images: FloatImage, rows: int, columns: int) -> FloatImage:
     bands = np.minimum.reduce(bands, axis=1).reshape(num_images * rows, width)
     # Columns as rows: minima of contiguous numbers, which ``reduceat`` along the last axis is slower than.
     cells = bands.T.take(_band_rows(width, columns), axis=0).reshape(-(-width // columns), -1)
-    cells = np.minimum.reduce(cells, axis=0).reshape(columns, num_images, rows)
-    return cells.transpose(1, 2, 0)
+    minima: FloatImage = np.minimum.reduce(cells, axis=0).reshape(columns, num_images, rows).transpose(1, 2, 0)
+    return minima
 
 
 @lru_cache(maxsize=256)

@@ -12,7 +12,7 @@ and scale are not those of the whole.
 what the service does. The only state is caches of small tables in the other modules.
 
 Imports within ``vision`` go one way: batch_checks > framing > views > polarity | panel | border | placement | channel >
-background | components > resample | gray.
+background | components > resample | gray | packed_masks.
 """
 
 import math

@@ -77,8 +77,6 @@ def enlarge(box: Box, mask_shape: tuple[int, ...], shape: tuple[int, ...], margi
     """Return a box of a mask in pixels of an image of another size, with a margin in pixels of the mask on all sides."""
     top, bottom, left, right = box
     height, width = shape
-    if mask_shape == shape:
-        return Box(max(0, top - margin), min(height, bottom + margin + 1), max(0, left - margin), min(width, right + margin + 1))
     y, x = height / mask_shape[0], width / mask_shape[1]
     return Box(
         max(0, int((top - margin) * y)),
