@@ -348,7 +348,7 @@ def _answers() -> list[Panel]:
     return [
         rows(
             "Models served",
-            "One row for each instance. All instances should serve the same version.",
+            "One row for each instance. All instances should serve the same version; with --precision auto, its precision depends on the processor.",
             series("digitserve_model_info"),
             span=12,
         ),

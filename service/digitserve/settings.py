@@ -211,6 +211,15 @@ class Settings:
         "version can be selected.",
     )
     model: str = _setting("digits", _MODEL, "Name of the model to serve.")
+    precision: str | None = _setting(
+        None,
+        _MODEL,
+        "Precision of the network. float32: the bundle <model>/<version>, which must be in float32; int8: its int8 bundle, "
+        "<model>-int8/<version>; auto: int8 if there is one and the processor multiplies 8-bit integers fast (VNNI), otherwise "
+        "<model>/<version>. Clients see the name <model>.",
+        Bounds(choices=("float32", "int8", "auto")),
+        shown="that of the bundle <model>/<version>",
+    )
     served_name: str | None = _setting(
         None,
         _MODEL,

@@ -62,7 +62,9 @@ def script_writer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
 
 
 @functools.cache
-def echo_bundle(version: int = 1, threshold: float = 1e6) -> SealedBundle:
+def echo_bundle(version: int = 1, threshold: float = 1e6, name: str = "digits") -> SealedBundle:
     """Return a bundle in memory; bundles with different thresholds have different files."""
     with tempfile.TemporaryDirectory() as models:
-        return SealedBundle(BundleFiles.read(write_echo_bundle(Path(models), version, ood_threshold=threshold)))
+        return SealedBundle(
+            BundleFiles.read(write_echo_bundle(Path(models), version, ood_threshold=threshold, name=name))
+        )

@@ -21,7 +21,7 @@ import grpc
 from prometheus_client.parser import text_string_to_metric_families
 
 from digitserve.client import CHANNEL_OPTIONS
-from digitserve.inference.bundle import parse_bundle, served_files
+from digitserve.inference.bundle import find_bundle, read_bundle
 from digitserve.protocol.names import CLASSIFY, CLASSIFY_STREAM
 from digitserve.settings import Settings
 from digitserve.telemetry.block import Block
@@ -123,7 +123,7 @@ class RunningWorker:
 def run_worker(models: Path, collector: ServiceCollector | None = None, **changes: object) -> Iterator[RunningWorker]:
     """Run a worker on a thread of this process, and drain it at the end of the ``with`` block."""
     settings = Settings(models=models, **{"grpc_port": 0, "lame_duck_s": 0.0, **changes})  # type: ignore[arg-type]
-    bundle = parse_bundle(served_files(settings))
+    bundle = read_bundle(find_bundle(models, settings.model))
     block = collector.new_block() if collector else Block(bundle.manifest.labels)
     # With SO_REUSEPORT, because several workers may share a port.
     address = (LOCAL, settings.grpc_port)

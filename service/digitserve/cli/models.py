@@ -122,14 +122,7 @@ def _table(listed: "Iterator[ListedVersion]") -> Iterator[str]:
             f"{figure:.2%}" if (figure := one.manifest.quality.get(f"test_{name}")) is not None else "-"
             for name in ("accuracy", "calibration_error")
         )
-        yield f"{start}{one.manifest.sha256[:12]}  {_precision(one) or '-':<9}  {accuracy:<8}  {calibration}"
-
-
-def _precision(one: "ListedVersion") -> str | None:
-    """Return the precision of a version; the format of bundles does not define the contents of ``training``."""
-    training = one.manifest and one.manifest.training
-    precision = training.get("precision") if isinstance(training, dict) else None
-    return printable(precision) if isinstance(precision, str) else None
+        yield f"{start}{one.manifest.sha256[:12]}  {one.manifest.precision or '-':<9}  {accuracy:<8}  {calibration}"
 
 
 def _to_json(one: "ListedVersion") -> str:
@@ -137,7 +130,9 @@ def _to_json(one: "ListedVersion") -> str:
         "name": one.name, "version": one.version, "active": one.active, "problem": one.problem,
     }  # fmt: skip
     if one.manifest is not None:
-        described |= {"sha256": one.manifest.sha256, "precision": _precision(one), "quality": one.manifest.quality}
+        described |= {
+            "sha256": one.manifest.sha256, "precision": one.manifest.precision or None, "quality": one.manifest.quality,
+        }  # fmt: skip
     return json.dumps(described)
 
 

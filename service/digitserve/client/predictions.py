@@ -108,6 +108,7 @@ class ModelInfo:
         max_images_per_request: most images in one request.
         max_batch_size: most images in one run of the network.
         quality: measured figures, such as ``test_accuracy``.
+        precision: ``float32`` or ``int8``; empty if the service does not state it.
     """
 
     name: str
@@ -124,6 +125,7 @@ class ModelInfo:
     max_images_per_request: int
     max_batch_size: int
     quality: Mapping[str, float]
+    precision: str = ""
 
     @classmethod
     def from_message(cls, model: pb.Model) -> Self:
@@ -143,6 +145,7 @@ class ModelInfo:
             max_images_per_request=model.max_images_per_request,
             max_batch_size=model.max_batch_size,
             quality=dict(model.quality),
+            precision=model.precision,
         )
 
     def has_limits_of(self, other: "ModelInfo") -> bool:

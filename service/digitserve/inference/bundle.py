@@ -34,11 +34,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digitserve.errors import BundleError, NoModelError
-from digitserve.inference.active_file import active_path, read_active
 from digitserve.inference.bundle_files import BundleFiles
 from digitserve.inference.graph_check import check_graph
 from digitserve.npy import view_array
-from digitserve.settings import VERSION, Settings
+from digitserve.settings import VERSION
 from digitserve.types import IMAGE_SIZE
 
 FORMAT = 1
@@ -115,6 +114,12 @@ class Manifest:
     ink: Literal["light_on_dark"] = "light_on_dark"
     framing: Literal["mnist"] = "mnist"
     format: int = FORMAT
+
+    @property
+    def precision(self) -> str:
+        """``float32`` or ``int8``, as ``training`` states it; empty if it does not: the format does not define its contents."""
+        precision = self.training.get("precision") if isinstance(self.training, dict) else None
+        return str(precision) if is_name(precision) else ""
 
 
 @dataclass(frozen=True)
@@ -238,20 +243,6 @@ def parse_bundle(files: BundleFiles) -> Bundle:
         )
     check_graph(graph, [INPUT_NAME], OUTPUT_NAMES)
     return Bundle(path, manifest, graph, _parse_golden(files.golden, path, len(manifest.labels)))
-
-
-def served_files(settings: Settings) -> BundleFiles:
-    """Read the files of the bundle that a service with these settings serves.
-
-    Its version is ``model_version``, or else the one in the active file, or else the highest one.
-
-    Raises:
-        BundleError: there is none, or its files cannot be read.
-    """
-    version = settings.model_version
-    if version is None:
-        version = read_active(active_path(settings.models, settings.model, settings.active_file))
-    return BundleFiles.read(find_bundle(settings.models, settings.model, version))
 
 
 def write_bundle(models: Path, manifest: Manifest, graph: bytes, golden: Golden, report: Path | None = None) -> Path:

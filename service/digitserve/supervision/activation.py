@@ -14,11 +14,14 @@ from typing import NamedTuple
 from digitserve.errors import BundleError, NoModelError, StartupError
 from digitserve.inference.active_file import active_path, read_active, write_active
 from digitserve.inference.bundle import Manifest, find_bundle, is_bundle, list_versions, read_bundle
+from digitserve.inference.selection import int8_folder
 from digitserve.supervision.verification import verify
 
 
 def activate(models: Path, name: str, version: int, active_file: Path | None = None) -> Path:
     """Verify a version as a worker does when it starts, on the CPU, and write it to the active file.
+
+    Its int8 bundle, if there is one, is verified too: with ``--precision``, services may serve it.
 
     Args:
         models: folder of all models.
@@ -33,6 +36,9 @@ def activate(models: Path, name: str, version: int, active_file: Path | None = N
         StartupError: there is no such version, it failed a check, or the active file cannot be written.
     """
     verify(find_bundle(models, name, version))
+    int8 = int8_folder(models, name, version)
+    if int8 is not None:
+        verify(int8)
     path = active_path(models, name, active_file)
     write_active(path, version)
     return path

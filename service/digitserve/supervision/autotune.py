@@ -17,10 +17,12 @@ import numpy as np
 
 from digitserve.child_process import Channel, ChannelClosed, Child
 from digitserve.errors import StartupError
-from digitserve.inference.bundle import parse_bundle, served_files
+from digitserve.inference.bundle import parse_bundle
 from digitserve.inference.bundle_files import BundleFiles
 from digitserve.inference.sealed_bundle import SealedBundle
+from digitserve.inference.selection import Selection
 from digitserve.settings import Settings
+from digitserve.supervision.vnni import int8_speed
 from digitserve.types import IMAGE_SIZE
 
 BATCH_SIZES = {"cpu": (8, 16, 32, 64, 128, 256), "cuda": (64, 256, 1024, 4096)}
@@ -77,7 +79,7 @@ def measure(settings: Settings, budget: int) -> Iterator[Trial]:
     Raises:
         StartupError: the bundle or the execution provider failed a check, or a child process failed.
     """
-    bundle = SealedBundle(served_files(settings))
+    bundle = Selection(settings, int8_speed(settings)).served()
     for workers, threads in layouts(budget if settings.device == "cpu" else 1):
         with SessionProcesses(settings.device, bundle, workers, threads) as processes:
             for size in BATCH_SIZES[settings.device]:

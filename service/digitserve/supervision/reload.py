@@ -14,11 +14,9 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from digitserve.errors import StartupError
-from digitserve.inference.active_file import active_path, read_active, signature
-from digitserve.inference.bundle import find_bundle
-from digitserve.inference.bundle_files import BundleFiles
+from digitserve.inference.active_file import read_active, signature
 from digitserve.inference.sealed_bundle import SealedBundle
-from digitserve.settings import Settings
+from digitserve.inference.selection import Selection
 from digitserve.supervision.slots import GIVEN_UP, InlineSlot, WorkerSlot
 
 PROVE_S = 1.0
@@ -41,8 +39,7 @@ class ActiveFileWatcher:
 
     def __init__(
         self,
-        settings: Settings,
-        last_signature: tuple[int, ...],
+        selection: Selection,
         on_activated: Callable[[SealedBundle], object],
         on_refused: Callable[[str], object],
         on_removed: Callable[[], object],
@@ -50,15 +47,14 @@ class ActiveFileWatcher:
         """Prepare; nothing is started.
 
         Args:
-            settings: with models, model and active_file.
-            last_signature: of the active file when the service started.
+            selection: reads the version; knows the active file as it was when the service started.
             on_activated: called on the watcher's thread with the verified bundle when the file has changed.
             on_refused: called there with the reason if it has changed and its version cannot be served.
             on_removed: called there if it was removed.
         """
-        self._settings = settings
-        self._path = active_path(settings.models, settings.model, settings.active_file)
-        self._last_signature = last_signature
+        self._selection = selection
+        self._path = selection.active_path
+        self._last_signature = selection.active_signature
         self._on_activated = on_activated
         self._on_refused = on_refused
         self._on_removed = on_removed
@@ -75,8 +71,7 @@ class ActiveFileWatcher:
             if version is None:
                 self._on_removed()
                 return
-            folder = find_bundle(self._settings.models, self._settings.model, version)
-            bundle = SealedBundle(BundleFiles.read(folder))
+            bundle = self._selection.of_version(version)
         except (StartupError, OSError, MemoryError) as error:
             self._on_refused(str(error) or type(error).__name__)
         else:
@@ -110,7 +105,7 @@ class Reloader:
 
     def activate(self, bundle: SealedBundle) -> None:
         """Serve a version as soon as possible; a reload in progress is cancelled."""
-        if bundle.manifest.version == self.active.manifest.version:
+        if str(bundle) == str(self.active):
             if bundle.digest != self.active.digest:
                 self.refuse(f"{bundle} has other files than the {bundle} that is served; export it as another version")
                 return

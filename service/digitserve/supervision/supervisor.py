@@ -34,9 +34,9 @@ from starlette.requests import Request
 
 from digitserve.errors import SettingsError, StartupError
 from digitserve.file_watch import FileWatch
-from digitserve.inference.active_file import active_path, signature
-from digitserve.inference.bundle import NAME_RULE, is_name, served_files
-from digitserve.inference.sealed_bundle import SealedBundle, shadow_bundle
+from digitserve.inference.bundle import NAME_RULE, is_name
+from digitserve.inference.sealed_bundle import SealedBundle
+from digitserve.inference.selection import Selection
 from digitserve.passed_sockets import Passing, Secret
 from digitserve.protocol.status import Status
 from digitserve.settings import Settings, endpoint
@@ -49,6 +49,7 @@ from digitserve.supervision.ports import SlotListeners, listen, reserve
 from digitserve.supervision.reload import ActiveFileWatcher, Reloader
 from digitserve.supervision.resident_memory import resident_bytes
 from digitserve.supervision.slots import InlineSlot, WorkerSlot
+from digitserve.supervision.vnni import int8_speed
 from digitserve.supervision.worker_process import WorkerPlan
 from digitserve.telemetry.collector import ServiceCollector
 from digitserve.telemetry.request_log import RequestLog
@@ -90,9 +91,10 @@ def serve(settings: Settings, print_banner: Callable[[str], None]) -> int:
     """
     if settings.served_name is not None and not is_name(settings.served_name):
         raise SettingsError(f"--served-name: got {settings.served_name!r}; expected {NAME_RULE}")
-    file_signature = signature(active_path(settings.models, settings.model, settings.active_file))
-    bundle = SealedBundle(served_files(settings))
-    shadow = shadow_bundle(settings)
+    settings = replace(settings, device=device.resolve(settings))
+    selection = Selection(settings, int8_speed(settings))
+    bundle = selection.served()
+    shadow = selection.shadow()
     access = HttpAccess(settings)  # checks certificate and tokens
     num_descriptors = descriptors.raise_limit(settings.connection_limit)
     with (
@@ -100,7 +102,8 @@ def serve(settings: Settings, print_banner: Callable[[str], None]) -> int:
         listen(settings.host, settings.http_port, "--http-port") as http_socket,
     ):
         resolved = replace(
-            settings.resolve(device.resolve(settings), cpu_budget()),
+            settings.resolve(settings.device, cpu_budget()),
+            served_name=selection.name_for_clients,
             grpc_port=grpc_socket.getsockname()[1],
             http_port=http_socket.getsockname()[1],
         )
@@ -111,7 +114,7 @@ def serve(settings: Settings, print_banner: Callable[[str], None]) -> int:
             # uvicorn needs up to two per connection, while it closes those beyond the limit.
             max_http_connections = max(1, min(settings.max_http_connections, left // 2))
             supervisor = Supervisor(
-                resolved, bundle, file_signature, shadow, listeners, http_socket, max_http_connections, access
+                resolved, selection, bundle, shadow, listeners, http_socket, max_http_connections, access
             )
             return asyncio.run(supervisor.run(print_banner))
 
@@ -125,8 +128,8 @@ class Supervisor:
     def __init__(
         self,
         settings: Settings,
+        selection: Selection,
         bundle: SealedBundle,
-        file_signature: tuple[int, ...],
         shadow: SealedBundle | None,
         listeners: SlotListeners | None,
         http_socket: socket.socket,
@@ -137,8 +140,8 @@ class Supervisor:
 
         Args:
             settings: resolved: with device, workers and ports decided. Port ``grpc_port`` is reserved.
+            selection: reads the versions that are activated later.
             bundle: to serve at first.
-            file_signature: of the active file before the bundle was chosen.
             shadow: of ``--shadow``.
             listeners: one per slot; None if workers bind the port. Closed as soon as the service drains.
             http_socket: listens on the HTTP port.
@@ -146,6 +149,7 @@ class Supervisor:
             access: who may read what on the HTTP port, and its TLS.
         """
         self.settings = settings
+        self._selection = selection
         self._provider = ""
         self._num_restarts = 0
         self._refusal: StartupError | None = None
@@ -156,7 +160,6 @@ class Supervisor:
         self._stop = asyncio.Event()
         self._listeners = listeners
         self._http_socket = http_socket
-        self._file_signature = file_signature
         self._shadow = shadow
         self._collector = collector = ServiceCollector(bundle.manifest.labels, self._service_metrics)
         registry = CollectorRegistry()
@@ -260,9 +263,8 @@ class Supervisor:
         """Return a watcher of the active file, unless the version is fixed."""
         settings = self.settings
         if settings.model_version is not None:
-            if self._file_signature:
-                path = active_path(settings.models, settings.model, settings.active_file)
-                _log.warning("the active file is ignored because --model-version is set", path=str(path),
+            if self._selection.active_signature:
+                _log.warning("the active file is ignored because --model-version is set", path=str(self._selection.active_path),
                              model_version=settings.model_version)  # fmt: skip
             return None
 
@@ -272,7 +274,7 @@ class Supervisor:
 
         reloader = self._reloader
         return ActiveFileWatcher(
-            settings, self._file_signature,
+            self._selection,
             on_activated=partial(post, reloader.activate), on_refused=partial(post, reloader.refuse), on_removed=partial(post, reloader.keep),
         )  # fmt: skip
 
@@ -402,7 +404,7 @@ class Supervisor:
         lines = {
             "gRPC": address if tls is None else f"{address}  TLS",
             "HTTP": f"{'http' if tls is None else 'https'}://{endpoint(settings.host, settings.http_port)}  (/ to draw a digit, /v1/classify, /metrics, /livez, /readyz)",
-            "model": f"{active}  sha256 {active.manifest.sha256[:12]}  {self._provider}"
+            "model": f"{active}  sha256 {active.manifest.sha256[:12]}  {self._provider}{_precision(active)}"
             + (f"  shadow {self._shadow}" if self._shadow else ""),
             "workers": f"{settings.workers} x {self._num_threads} threads, CPU budget {self._cpu_budget:g}",
             "try": f"{program} classify --address {address}{access} FILE.png",
@@ -412,7 +414,7 @@ class Supervisor:
     def _service_metrics(self) -> Iterable[Metric]:
         reloader = self._reloader
         manifest = reloader.active.manifest
-        served = (manifest.name, str(manifest.version), manifest.sha256, self._provider)
+        served = (manifest.name, str(manifest.version), manifest.sha256, self._provider, manifest.precision)
         yield metric("digitserve_model_info", {served: 1})
         if self._shadow is not None:
             shadow = self._shadow.manifest
@@ -433,6 +435,12 @@ class Supervisor:
         yield from self._http.connections.metrics()
         yield metric("digitserve_http_requests", self._api.num_answers)
         yield metric("digitserve_reloads", {("completed",): reloader.num_completed, ("failed",): reloader.num_failed})
+
+
+def _precision(bundle: SealedBundle) -> str:
+    """Return the part of the banner about the precision."""
+    parts = (bundle.manifest.precision, bundle.choice and f"({bundle.choice})")
+    return "".join(f"  {part}" for part in parts if part)
 
 
 def _refusal(access: HttpAccess, request: Request) -> Status | None:

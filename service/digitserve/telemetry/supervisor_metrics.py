@@ -14,7 +14,7 @@ from digitserve.telemetry.block import Spec
 SPECS = (
     Spec(
         "digitserve_model_info", "The model being served; during a reload the old one.", "gauge",
-        ("name", "version", "sha256", "provider"),
+        ("name", "version", "sha256", "provider", "precision"),
     ),
     Spec("digitserve_shadow_info", "The version of --shadow.", "gauge", ("name", "version", "sha256")),
     Spec("digitserve_reloads", "Activations of a version: all workers serve it, or it was refused.", "counter", ("result",)),

@@ -62,6 +62,7 @@ class Figures:
         period_s: length of the period; 0 for the first reading, which has no rates.
         model: name and version of the model; empty while no worker is ready.
         provider: onnxruntime's execution provider.
+        precision: of the network, float32 or int8.
         shadow: name and version of the shadow version; empty without one.
         workers: that run if none is missing.
         ready_workers: that accept requests.
@@ -86,6 +87,7 @@ class Figures:
     period_s: float
     model: str
     provider: str
+    precision: str
     shadow: str
     workers: int
     ready_workers: int
@@ -149,6 +151,7 @@ def compare(before: Page, after: Page, period_s: float) -> Figures:
         period_s=period_s,
         model=_model(model),
         provider=model.get("provider", ""),
+        precision=model.get("precision", ""),
         shadow=_model(shadow),
         workers=int(after.total("digitserve_workers")),
         ready_workers=ready_workers,

@@ -100,6 +100,7 @@ def _service(figures: Figures) -> Line:
     parts = [
         (figures.model or "no model", ""),
         (figures.provider.removesuffix("ExecutionProvider"), DIM),
+        (figures.precision, DIM),
         (f"shadow {figures.shadow}" if figures.shadow else "", DIM),
         (
             f"workers {figures.ready_workers}/{figures.workers}",

@@ -34,6 +34,7 @@ class ModelHandler:
                 max_images_per_request=limits.max_images,
                 max_batch_size=max_batch_size,
                 quality=dict(manifest.quality),
+                precision=manifest.precision,
             )
         ).SerializeToString()
 

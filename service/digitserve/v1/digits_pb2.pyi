@@ -200,7 +200,7 @@ class GetModelResponse(_message.Message):
     def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "sha256", "labels", "height", "width", "ink", "framing", "ood_threshold", "execution_provider", "max_request_bytes", "max_images_per_request", "max_batch_size", "quality")
+    __slots__ = ("name", "version", "sha256", "labels", "height", "width", "ink", "framing", "ood_threshold", "execution_provider", "max_request_bytes", "max_images_per_request", "max_batch_size", "quality", "precision")
     class QualityEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -222,6 +222,7 @@ class Model(_message.Message):
     MAX_IMAGES_PER_REQUEST_FIELD_NUMBER: _ClassVar[int]
     MAX_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     QUALITY_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     sha256: str
@@ -236,4 +237,5 @@ class Model(_message.Message):
     max_images_per_request: int
     max_batch_size: int
     quality: _containers.ScalarMap[str, float]
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., sha256: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., ink: _Optional[_Union[Ink, str]] = ..., framing: _Optional[_Union[Framing, str]] = ..., ood_threshold: _Optional[float] = ..., execution_provider: _Optional[str] = ..., max_request_bytes: _Optional[int] = ..., max_images_per_request: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., quality: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    precision: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., sha256: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., ink: _Optional[_Union[Ink, str]] = ..., framing: _Optional[_Union[Framing, str]] = ..., ood_threshold: _Optional[float] = ..., execution_provider: _Optional[str] = ..., max_request_bytes: _Optional[int] = ..., max_images_per_request: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., quality: _Optional[_Mapping[str, float]] = ..., precision: _Optional[str] = ...) -> None: ...

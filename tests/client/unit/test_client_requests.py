@@ -409,12 +409,13 @@ def test_a_model_has_every_field_of_the_message() -> None:
     message = pb.Model(
         name="digits", version="3", sha256="ab", labels=["0", "1"], height=28, width=28, ink=pb.INK_LIGHT_ON_DARK,
         framing=pb.FRAMING_MNIST, ood_threshold=-1.5, execution_provider="CPUExecutionProvider",
-        max_request_bytes=1000, max_images_per_request=10, max_batch_size=5, quality={"test_accuracy": 0.5},
+        max_request_bytes=1000, max_images_per_request=10, max_batch_size=5, quality={"test_accuracy": 0.5}, precision="int8",
     )  # fmt: skip
     model = ModelInfo.from_message(message)
 
     assert {field.name for field in fields(model)} == {field.name for field in message.DESCRIPTOR.fields}
     assert (model.labels, model.ink, model.framing) == (("0", "1"), Ink.LIGHT_ON_DARK, Framing.MNIST)
     assert (model.quality, model.ood_threshold, model.max_batch_size) == ({"test_accuracy": 0.5}, -1.5, 5)
+    assert model.precision == "int8"
     with pytest.raises(FrozenInstanceError):
         model.name = "other"  # type: ignore[misc]

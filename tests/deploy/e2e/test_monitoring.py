@@ -87,7 +87,7 @@ def monitored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitored]:
     folder = tmp_path_factory.mktemp("monitoring")
     command("prometheus")
     certificate = make_certificate(folder / "certificate", "-nodes", "-days", "90")
-    shadow = ("--shadow", "digits-int8/2", "--max-pending-images", str(MAX_PENDING_IMAGES), "--workers", "1")
+    shadow = ("--shadow", "digits-int8/4", "--max-pending-images", str(MAX_PENDING_IMAGES), "--workers", "1")
     with ExitStack() as stack, ThreadPoolExecutor() as starters:
         starting = [
             starters.submit(stack.enter_context, run_service(MODELS, folder / f"{name}.log", *flags))

@@ -32,6 +32,10 @@ SHIPPED = {"digits": 1e-9, "digits-int8": 2e-4}
 """
 
 
+PRECISIONS = {"digits": "float32", "digits-int8": "int8"}
+"""The value of ``--precision`` that selects a shipped model."""
+
+
 @pytest.fixture(scope="module", params=SHIPPED)
 def name(request: pytest.FixtureRequest) -> str:
     """Return the name of a shipped model."""
@@ -41,7 +45,7 @@ def name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[Service]:
     log = tmp_path_factory.mktemp("service") / "log"
-    with run_service(MODELS, log, "--workers", "1", "--model", name) as running:
+    with run_service(MODELS, log, "--workers", "1", "--precision", PRECISIONS[name]) as running:
         yield running
 
 
@@ -91,6 +95,22 @@ def test_labels_of_all_test_images_equal_those_of_onnxruntime(
     accuracy = float((served == labels).mean())
     assert accuracy == pytest.approx(bundle.manifest.quality["test_accuracy"], abs=SHIPPED[name])
     assert accuracy >= 0.995
+
+
+def test_a_pinned_precision_is_served_and_shown(service: Service, name: str) -> None:
+    """Banner, log, metrics, GetModel and the HTTP API show the precision; clients see the same name with both."""
+    manifest = read_bundle(find_bundle(MODELS, name)).manifest
+    precision = PRECISIONS[name]
+    assert f"{name}/{manifest.version}" in service.banner and f"  {precision}  (pinned)" in service.banner
+    (line,) = [line for line in map(json.loads, service.log.read_text().splitlines()) if "reason" in line]
+    assert (line["bundle"], line["precision"]) == (f"{name}/{manifest.version}", precision)
+    served = {"name": name, "version": str(manifest.version), "sha256": manifest.sha256, "precision": precision}
+    assert service.total("digitserve_model_info", **served) == 1
+    with service.channel() as channel:
+        model = digits_pb2_grpc.DigitServiceStub(channel).GetModel(pb.GetModelRequest(), timeout=PATIENCE_S).model
+    assert (model.name, model.sha256, model.precision) == ("digits", manifest.sha256, precision)
+    described = json.loads(service.get("/v1/model")[1])["model"]
+    assert (described["name"], described["precision"]) == ("digits", precision)
 
 
 def test_accuracy_on_scanned_digits(service: Service) -> None:

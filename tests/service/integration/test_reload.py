@@ -267,3 +267,16 @@ def test_a_version_is_never_changed(script: Script) -> None:
 
     service = run(interact, num_slots=1)
     assert (service.reloader.num_completed, service.reloader.num_failed) == (0, 1)
+
+
+def test_the_same_version_in_another_precision_is_another_bundle(script: Script) -> None:
+    """If digits/1 is served and digits-int8/1 is activated, because it was added later, the workers are replaced."""
+    script(SERVE)
+    int8 = echo_bundle.__wrapped__(1, 2.0, "digits-int8")
+
+    async def interact(service: Service) -> None:
+        service.reloader.activate(int8)
+        await until(lambda: service.reloader.num_completed)
+
+    service = run(interact, num_slots=1)
+    assert [str(slot.bundle) for slot in service.slots] == ["digits-int8/1"]

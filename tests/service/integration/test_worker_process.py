@@ -14,7 +14,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from digitserve import worker
 from digitserve.child_process import AsyncChild, ChannelClosed
-from digitserve.inference.bundle import served_files
+from digitserve.inference.bundle import find_bundle
+from digitserve.inference.bundle_files import BundleFiles
 from digitserve.protocol.names import CLASSIFY
 from digitserve.settings import Settings
 from digitserve.telemetry.block import Block
@@ -31,7 +32,7 @@ def run(settings: Settings, interact: Interact, **environment: str) -> int:
 
     async def main() -> int:
         block = Block(LABELS)
-        bundle_fd = served_files(settings).seal()
+        bundle_fd = BundleFiles.read(find_bundle(settings.models, settings.model)).seal()
         with socket.create_server((settings.host, settings.grpc_port), reuse_port=True) as listener:
             fds = {"bundle_fd": bundle_fd, "block_fd": block.fd, "listener_fd": listener.fileno()}
             child = await AsyncChild.start("digitserve.worker", environment=environment, pass_fds=tuple(fds.values()))

@@ -97,6 +97,7 @@ OTHER_VALUES = {
     "model": "letters",
     "model_version": 12,
     "served_name": "my-digits",
+    "precision": "auto",
     "shadow": "digits/3",
     "shadow_share": 0.5,
     "active_file": Path("active"),

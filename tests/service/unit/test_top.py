@@ -29,7 +29,7 @@ PAGE = """\
 # TYPE digitserve_images_total counter
 digitserve_images_total {images}
 # TYPE digitserve_model_info gauge
-digitserve_model_info{{name="digits",version="4",sha256="a",provider="CPUExecutionProvider"}} 1
+digitserve_model_info{{name="digits",version="4",sha256="a",provider="CPUExecutionProvider",precision="int8"}} 1
 # TYPE digitserve_workers gauge
 digitserve_workers 2
 # TYPE digitserve_ready_workers gauge
@@ -88,7 +88,7 @@ def test_figures_of_a_period() -> None:
     """Rates are increases per second, totals those of the page; streams count by message; memory is the sum."""
     figures = compare(page(100, cpu=1, faults=2, fast=40), page(200, cpu=2, faults=4, fast=90), 10.0)
 
-    assert (figures.model, figures.provider) == ("digits/4", "CPUExecutionProvider")
+    assert (figures.model, figures.provider, figures.precision) == ("digits/4", "CPUExecutionProvider", "int8")
     assert (figures.workers, figures.ready_workers, figures.pending_images) == (2, 2, 3)
     assert figures.images == (200, 10) and figures.requests == (400, 20)
     assert figures.cpus == pytest.approx(0.1)

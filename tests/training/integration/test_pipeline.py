@@ -37,7 +37,7 @@ from digitserve_training.fit.settings import Options, Settings
 from digitserve_training.fit.train import Training, train
 from digitserve_training.fit.weights import restore_network
 from digitserve_training.model.layers import Conv, Flatten
-from digitserve_training.model.onnx_graph import convert, serving_function
+from digitserve_training.model.onnx_graph import ServingFunction, convert
 from digitserve_training.model.preset_files import preset_to_json
 from digitserve_training.model.presets import PRESETS
 
@@ -379,7 +379,7 @@ def perturbed(network: keras.Model, amount: float) -> keras.Model:
 def test_failed_parity_writes_nothing(run_dir: Path, digits_path: Path, tmp_path: Path, test_images: Labelled) -> None:
     """If the outputs of Keras and the graph differ on test images, because of other weights, no bundle is written."""
     opened = converted_model.convert_run(run_dir, digits_path)
-    other = replace(opened, keras_function=serving_function(perturbed(restore_network(opened.state), 0.5), 1.0))
+    other = replace(opened, keras_function=ServingFunction(perturbed(restore_network(opened.state), 0.5), 1.0))
 
     with pytest.raises(ParityError, match=r"largest difference of a probability 0\.\d+.* of 200 labels differ"):
         publish(other, test_images, Destination(tmp_path / "models"))
@@ -391,7 +391,7 @@ def test_failed_export_reports_differences(
     run_dir: Path, tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the graph has wrong weights, the command ends with exit code 6 and the differences, and writes nothing."""
-    wrong = serving_function(perturbed(restore_network(checkpoint.load(run_dir)), 5.0), 1.0)
+    wrong = ServingFunction(perturbed(restore_network(checkpoint.load(run_dir)), 5.0), 1.0)
     monkeypatch.setattr(converted_model, "convert", lambda _: convert(wrong))
 
     ended = invoke("export", run_dir, "--models", tmp_path / "models")

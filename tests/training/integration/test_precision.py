@@ -15,7 +15,7 @@ from digitserve_training.export import parity
 from digitserve_training.fit.settings import Options, Settings, resolve, resolve_resumed
 from digitserve_training.fit.train import Training, train
 from digitserve_training.fit.weights import restore_network
-from digitserve_training.model.onnx_graph import convert, serving_function
+from digitserve_training.model.onnx_graph import ServingFunction, convert
 
 
 def bars(number: int) -> Labelled:
@@ -42,7 +42,7 @@ def test_bfloat16_learns_and_exports_float32(tmp_path: Path) -> None:
 
     assert state.history[-1]["validation_accuracy"] > 0.9
     assert {str(array.dtype) for array in state.arrays.values() if array.ndim} == {"float32"}
-    function = serving_function(restore_network(state), 1.0)
+    function = ServingFunction(restore_network(state), 1.0)
     graph = convert(function)
     types = {value.data_type for value in onnx.load_from_string(graph).graph.initializer}
     assert types <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.INT32}

@@ -19,12 +19,12 @@ from click.testing import CliRunner, Result
 
 from digitserve_training.cli import main
 from digitserve_training.data import splits
-from digitserve_training.errors import DataError, DivergedError, RunError
+from digitserve_training.errors import DataError, DivergedError, ParityError, RunError
 from digitserve_training.fit import checkpoint
-from digitserve_training.model.layers import Conv, Dropout, Flatten
+from digitserve_training.model.layers import Conv, Dropout, Flatten, Layer
 from digitserve_training.model.preset_files import find_preset, preset_to_json
 from digitserve_training.model.presets import Augmentation, Preset, Recipe
-from digitserve_training.tune import search
+from digitserve_training.tune import results, search, timing
 from support.digits import scanned_digits
 
 NUM_IMAGES = 300
@@ -89,7 +89,7 @@ def study_dir(tmp_path_factory: pytest.TempPathFactory, invoke: Invoke) -> Path:
 
 def table(folder: Path) -> list[dict[str, str]]:
     """Return the rows of a study's table."""
-    with (folder / search.TABLE_NAME).open(newline="") as file:
+    with (folder / results.TABLE_NAME).open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -123,10 +123,10 @@ def test_the_first_trial_is_the_base_preset(study_dir: Path) -> None:
 def test_the_best_trial_becomes_a_preset_that_trains(study_dir: Path, digits_path: Path, tmp_path: Path) -> None:
     """The preset file has the values of the trial with the lowest loss, and ``train --preset`` accepts it."""
     lowest = min(table(study_dir), key=lambda row: float(row["validation_loss"]))
-    best = find_preset(str(study_dir / search.PRESET_NAME))
+    best = find_preset(str(study_dir / results.PRESET_NAME))
     run_dir = tmp_path / "run"
 
-    options = ["--preset", study_dir / search.PRESET_NAME, "--data", digits_path, "--epochs", 1, "--run-dir", run_dir]
+    options = ["--preset", study_dir / results.PRESET_NAME, "--data", digits_path, "--epochs", 1, "--run-dir", run_dir]
     trained = CliRunner().invoke(main, ["train", *map(str, options)], catch_exceptions=False)
 
     assert trained.exit_code == 0, trained.output
@@ -149,7 +149,7 @@ def test_a_continued_study_equals_an_uninterrupted_one(study_dir: Path, tmp_path
     losses = [float(row["validation_loss"]) for row in table(tmp_path)]
     shown = [line.split()[:2] for line in second.stdout.splitlines() if " complete " in line]
     assert shown == [[str(number), "complete"] for number in np.argsort(losses)]
-    assert f"next: digitserve-train train --preset {tmp_path / search.PRESET_NAME}" in second.stdout
+    assert f"next: digitserve-train train --preset {tmp_path / results.PRESET_NAME}" in second.stdout
 
 
 def test_a_finished_study_is_unchanged(study_dir: Path, invoke: Invoke) -> None:
@@ -170,6 +170,7 @@ def test_a_finished_study_is_unchanged(study_dir: Path, invoke: Invoke) -> None:
         (["--preset", "tiny"], "preset was small, now tiny"),
         (["--vary", "width"], r"vary was ['learning-rate', "),
         (["--max-parameters", 10], "max_parameters was None, now 10"),
+        (["--objectives", "loss,time"], "objectives was ['loss'], now ['loss', 'time']"),
     ],
 )
 def test_another_search_is_rejected(study_dir: Path, invoke: Invoke, options: list[object], message: str) -> None:
@@ -202,7 +203,7 @@ def test_networks_beyond_the_limits_are_not_trained(tmp_path: Path, invoke: Invo
     rows = table(tmp_path)
     assert [(row["state"], row["validation_loss"]) for row in rows] == [("pruned", "")] * 2
     assert all("at most 100 allowed: not trained" in row["why"] for row in rows)
-    assert not (tmp_path / search.PRESET_NAME).exists()
+    assert not (tmp_path / results.PRESET_NAME).exists()
 
 
 def test_trials_worse_than_the_median_are_pruned(
@@ -268,3 +269,101 @@ def test_a_damaged_study_is_rejected(tmp_path: Path, invoke: Invoke) -> None:
 
     assert (ended.exit_code, "study.db cannot be used as a study" in ended.stderr) == (RunError.exit_code, True)
     assert (tmp_path / search.STUDY_NAME).read_text() == "no database" * 100
+
+
+SHAPED = replace(
+    SMALL,
+    layers=(
+        Conv(16, kernel=5, stride=4, batch_norm=True),
+        Conv(16, batch_norm=True),
+        Conv(16, kernel=7, padding="valid", batch_norm=True),
+        Flatten(),
+    ),
+)
+TIMED = ("--objectives", "loss,time", "--limit", 150)
+
+
+@pytest.fixture(scope="module")
+def shaped_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a preset of three convolutions as a file."""
+    path: Path = tmp_path_factory.mktemp("presets") / "shaped.json"
+    path.write_text(preset_to_json(SHAPED))
+    return path
+
+
+def test_the_pareto_front_of_loss_and_measured_time(
+    tmp_path: Path, invoke: Invoke, shaped_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search of shapes measures each network in onnxruntime and writes a valid preset for each trial that no other one
+    surpasses in loss and time. A preset that is not on the front, as from an earlier trial, is removed.
+    """
+    monkeypatch.setattr(timing, "MEASURE_S", 0.0)
+    (tmp_path / "preset-99.json").touch()
+
+    ended = invoke(tmp_path, *TIMED, "--trials", 3, preset=shaped_path)
+
+    assert ended.exit_code == 0, ended.output
+    rows = table(tmp_path)
+    assert [row["state"] for row in rows] == ["complete"] * 3
+    assert rows[0]["convolutions"] == "16 5x5/4, 16 3x3, 16 7x7 v"
+    found = [(float(row["validation_loss"]), float(row["relative_time"])) for row in rows]
+    surpassed = [any(x <= a and y <= b and (x, y) != (a, b) for x, y in found) for a, b in found]
+    front = [number for number, row in enumerate(rows) if row["front"] == "*"]
+    assert front == [number for number in range(3) if not surpassed[number]]
+    assert {path.name for path in tmp_path.glob("preset*")} == {f"preset-{number}.json" for number in front}
+    for number in front:
+        path = tmp_path / f"preset-{number}.json"
+        preset = find_preset(str(path))
+        assert preset.name == f"small-tuned-{number}"
+        assert results.describe_convolutions(preset.layers) == rows[number]["convolutions"]
+        assert f"next: digitserve-train train --preset {path}" in ended.stdout
+    first = [line.split()[0] for line in ended.stdout.splitlines() if " complete " in line]
+    assert first[: len(front)] == [str(number) for number in sorted(front, key=lambda number: found[number])]
+    assert "filters_1" not in ended.stdout
+
+
+class ScriptedReference:
+    """In place of ``timing.Reference``: the time is the share of filters of the base, without a measurement."""
+
+    def __init__(self, layers: tuple[Layer, ...]) -> None:
+        """Count the filters of the base."""
+        self._filters = self._count(layers)
+
+    def relative_time(self, layers: tuple[Layer, ...]) -> float:
+        """Return the share of filters."""
+        return self._count(layers) / self._filters
+
+    def _count(self, layers: tuple[Layer, ...]) -> int:
+        return sum(layer.filters for layer in layers if isinstance(layer, Conv))
+
+
+def test_networks_beyond_the_time_limit_are_not_trained(
+    tmp_path: Path, invoke: Invoke, shaped_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trial that takes too long is pruned before its first epoch, with any objectives."""
+    monkeypatch.setattr(search, "Reference", ScriptedReference)
+    common = ("--vary", "shape", "--max-relative-time", 0.9, "--limit", 150)
+
+    ended = invoke(tmp_path, *common, "--trials", 1, preset=shaped_path)
+
+    assert ended.exit_code == RunError.exit_code
+    (row,) = table(tmp_path)
+    assert (row["state"], row["validation_loss"], row["front"]) == ("pruned", "", "")
+    assert row["why"] == "1.0 relative_time, at most 0.9 allowed: not trained"
+
+
+def test_a_network_that_cannot_be_exported_is_pruned(
+    tmp_path: Path, invoke: Invoke, shaped_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failed export ends the trial before training, and not the study."""
+
+    def relative_time(_: object, layers: tuple[Layer, ...]) -> float:
+        raise ParityError(f"no graph of {len(layers)} layers\n(op_type:Conv)")
+
+    monkeypatch.setattr(ScriptedReference, "relative_time", relative_time)
+    monkeypatch.setattr(search, "Reference", ScriptedReference)
+
+    ended = invoke(tmp_path, *TIMED, "--trials", 1, preset=shaped_path)
+
+    assert ended.exit_code == RunError.exit_code
+    assert [(row["state"], row["why"]) for row in table(tmp_path)] == [("pruned", "no graph of 5 layers")]

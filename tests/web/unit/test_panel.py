@@ -68,7 +68,7 @@ def test_figures_are_those_of_top(
     collector = ServiceCollector(
         LABELS,
         lambda: [
-            metric("digitserve_model_info", {('a "b"\\', "4", "x", "CPUExecutionProvider"): 1}),
+            metric("digitserve_model_info", {('a "b"\\', "4", "x", "CPUExecutionProvider", "int8"): 1}),
             metric("digitserve_workers", 2),
             metric("digitserve_ready_workers", ready),
             metric("digitserve_worker_restarts", restarts * len(texts)),

@@ -1,15 +1,12 @@
-"""The commands of ``digitserve-train``: train, keep, evaluate, export, tune.
+"""The commands of ``digitserve-train``: train, keep, evaluate, export; ``tune`` has a module of its own.
 
 This module does not import TensorFlow, so help is fast and a missing extra can be explained; each command imports
-what it needs when it runs. ``_command`` turns errors into a message and an exit code.
+what it needs when it runs. ``training_command`` turns errors into a message and an exit code.
 """
 
-import sys
-from collections.abc import Callable, Iterator
-from functools import wraps
-from importlib.util import find_spec
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
@@ -25,50 +22,13 @@ from digitserve_training.cli.options import (
     Command,
     option,
 )
-from digitserve_training.data import pen_split, splits, unipen
+from digitserve_training.cli.running import interrupted, read_pen, training_command, use_threads
+from digitserve_training.cli.tune import tune_preset
+from digitserve_training.data import splits
 from digitserve_training.data.datasets import DATASETS
-from digitserve_training.data.pen_split import PenSplit
-from digitserve_training.errors import TrainingError
 from digitserve_training.fit import checkpoint, pen_images, settings
 from digitserve_training.fit.settings import PRECISIONS, Options
 from digitserve_training.model import preset_files
-from digitserve_training.model.presets import Preset
-from digitserve_training.tune.space import GROUPS
-
-PACKAGES = (
-    "tensorflow",
-    "keras",
-    "tf2onnx",
-    "onnx",
-    "matplotlib",
-    "sklearn",
-    "scipy",
-    "jinja2",
-    "optuna",
-    "tensorboard",
-)
-EXIT_CANNOT_WRITE = 1
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
-
-
-def _command(function: Callable[..., None]) -> Callable[..., None]:
-    """Check for the training extra first, and turn errors of the command into a message and an exit code."""
-
-    @wraps(function)
-    def checked(**options: Any) -> None:
-        _require_packages()
-        try:
-            function(**options)
-        except TrainingError as error:
-            _fail(str(error), error.exit_code)
-        except OSError as error:
-            _fail(f"{error.filename or 'a file'}: {error.strerror or error}", EXIT_CANNOT_WRITE)
-        except KeyboardInterrupt:
-            # Commands write files atomically, so there is nothing to clean up.
-            _interrupted("")
-
-    return checked
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXIT_CODES)
@@ -114,7 +74,7 @@ def main() -> None:
     help="Continue the run in --run-dir with the settings that it was started with.",
 )
 @THREADS
-@_command
+@training_command
 def train_run(
     data_path: Path | None,
     strokes_path: Path | None,
@@ -131,7 +91,7 @@ def train_run(
     TF_CONFIG. For a cluster, start the same command on every worker, with a run folder that all of them can read.
     """
     folder = run_dir or Path("runs") / preset_files.find_preset(values["preset"]).name
-    _use_threads(threads)
+    use_threads(threads)
     from digitserve_training.fit import distribute, teachers  # noqa: PLC0415 - TensorFlow
     from digitserve_training.fit.train import train  # noqa: PLC0415 - TensorFlow
 
@@ -141,7 +101,7 @@ def train_run(
     dataset = options.dataset or (stored.dataset if stored else splits.MNIST)
     labelled = splits.read_training(data_path, dataset)
     sha256 = splits.fingerprint(labelled)
-    pen = _read_pen(strokes_path, stored.preset if stored else preset_files.find_preset(options.preset), dataset)
+    pen = read_pen(strokes_path, stored.preset if stored else preset_files.find_preset(options.preset), dataset)
     strokes_sha256 = pen.fingerprint if pen else None
     if stored is None:
         resolved = settings.resolve(options, labelled.names, sha256, strokes_sha256)
@@ -152,17 +112,17 @@ def train_run(
         with strategy.scope():
             state = train(resolved, split, folder, resume=resume)
     except KeyboardInterrupt:
-        _interrupted(_how_to_resume(folder))
+        interrupted(_how_to_resume(folder))
     click.echo(f"{state.epoch} epochs finished, in {folder}; next: digitserve-train evaluate {folder}")
 
 
 @main.command("keep", cls=Command)
 @RUN
 @click.argument("folder", metavar="FOLDER", type=click.Path(path_type=Path))
-@_command
+@training_command
 def keep_teacher(run_dir: Path, folder: Path) -> None:
     """Write a small copy of a finished run, RUN, into FOLDER. It can only be used with --teacher."""
-    _use_threads(None)
+    use_threads(None)
     from digitserve_training.fit import teachers  # noqa: PLC0415 - TensorFlow
 
     teachers.save_teacher(run_dir, folder)
@@ -208,7 +168,7 @@ def keep_teacher(run_dir: Path, folder: Path) -> None:
 )
 @DATA
 @THREADS
-@_command
+@training_command
 def evaluate_runs(
     run_dirs: tuple[Path, ...],
     results: Path | None,
@@ -233,7 +193,7 @@ def evaluate_runs(
                 raise click.UsageError(f"{option_name} needs --pictures")
         if not run_dirs:
             raise click.UsageError("Missing argument 'RUN...'.")
-        _use_threads(threads)
+        use_threads(threads)
         from digitserve_training.evaluate import report  # noqa: PLC0415 - TensorFlow
 
         texts = report.report(run_dirs, data_path, results)
@@ -255,7 +215,7 @@ def _evaluate_own_images(
     if len(run_dirs) + (address is not None) != 1:
         raise click.UsageError("--pictures needs exactly one RUN, bundle or --address")
     if run_dirs and checkpoint.exists(run_dirs[0]):
-        _use_threads(threads)
+        use_threads(threads)
     from digitserve_training.evaluate.pictures import report  # noqa: PLC0415 - loads gRPC
 
     return report.report(address or run_dirs[0], pictures, sets, data_path, output)
@@ -290,7 +250,7 @@ def _evaluate_own_images(
     "validation accuracy.",
 )
 @THREADS
-@_command
+@training_command
 def export_run(
     run_dir: Path,
     data_path: Path | None,
@@ -302,7 +262,7 @@ def export_run(
 
     The bundle is written only if the ONNX graph gives the same outputs as Keras.
     """
-    _use_threads(threads)
+    use_threads(threads)
     from digitserve_training.export.export import Destination, export  # noqa: PLC0415 - TensorFlow
 
     exported = export(run_dir, data_path, Destination(**destination), precision)
@@ -310,127 +270,7 @@ def export_run(
         click.echo(f"{title:>12}  {text}")
 
 
-@main.command("tune", cls=Command)
-@PRESET
-@option(
-    "--epochs", group="Training", type=click.IntRange(min=1), default=3, show_default=True, help="Epochs per trial."
-)
-@SEED
-@DATA
-@STROKES
-@LIMIT
-@option(
-    "--study-dir",
-    group="Search",
-    type=click.Path(path_type=Path),
-    help="Folder of the study. Default: runs/tune-PRESET.",
-)
-@option(
-    "--trials",
-    group="Search",
-    type=click.IntRange(min=1),
-    default=20,
-    show_default=True,
-    help="Total number of finished trials.",
-)
-@option(
-    "--vary",
-    group="Search",
-    type=click.Choice(list(GROUPS)),
-    multiple=True,
-    default=list(GROUPS),
-    show_default=True,
-    help="Group of hyperparameters to vary, if the preset has them; repeat for several groups.",
-)
-@option(
-    "--max-multiply-adds",
-    group="Search",
-    type=click.IntRange(min=1),
-    help="Skip networks with more multiply-adds per image.",
-)
-@option("--max-parameters", group="Search", type=click.IntRange(min=1), help="Skip networks with more parameters.")
-@THREADS
-@_command
-def tune_preset(
-    data_path: Path | None,
-    strokes_path: Path | None,
-    study_dir: Path | None,
-    trials: int,
-    vary: tuple[str, ...],
-    max_multiply_adds: int | None,
-    max_parameters: int | None,
-    threads: int | None,
-    **values: Any,
-) -> None:
-    """Search for better hyperparameters.
-
-    The objective is the loss on validation images. The search can be stopped at any time; the same command continues it.
-    """
-    _use_threads(threads)
-    from digitserve_training.tune import search  # noqa: PLC0415 - TensorFlow
-
-    labelled = splits.read_training(data_path)
-    pen = _read_pen(strokes_path, preset_files.find_preset(values["preset"]), splits.MNIST)
-    base = settings.resolve(
-        Options(**values), labelled.names, splits.fingerprint(labelled), pen.fingerprint if pen else None
-    )
-    folder = study_dir or Path("runs") / f"tune-{base.preset.name}"
-    split = pen_images.add_pen(splits.split(labelled, base.limit, base.recipe.validation), pen)
-    try:
-        finished = search.tune(base, split, search.Search(vary, max_multiply_adds, max_parameters), folder, trials)
-    except KeyboardInterrupt:
-        _interrupted(f"; {search.num_finished(folder)} of {trials} trials are finished; continue with the same command")
-    click.echo(search.render_table(finished))
-    click.echo(f"next: digitserve-train train --preset {search.require_preset(folder)}")
-
-
-def _read_pen(path: Path | None, preset: Preset, dataset: str) -> PenSplit | None:
-    """Read the pen strokes if the training uses them; say in one line if they are missing or not used."""
-    found = pen_split.find_path(path)
-    if not pen_images.used_by(preset, dataset):
-        if path is not None:
-            click.echo(f"--strokes is not used: the recipe of '{preset.name}' on {dataset} has no pen digits")
-        return None
-    if found is None:
-        click.echo(
-            f"training without pen strokes, which the recipe of '{preset.name}' can use: get {unipen.ORIGIN}, and give "
-            f"its path with --strokes or {pen_split.ENVIRONMENT}",
-        )
-        return None
-    return pen_split.read(found)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    click.echo(f"digitserve-train: {message}", err=True)
-    sys.exit(code)
-
-
-def _interrupted(rest: str) -> NoReturn:
-    click.echo(f"\ninterrupted{rest}", err=True)
-    sys.exit(EXIT_INTERRUPTED)
-
-
-def _require_packages() -> None:
-    missing = [package for package in PACKAGES if not _installed(package)]
-    if missing:
-        _fail(
-            f"needs {', '.join(missing)}; install what is missing with: pip install 'digitserve[training]'",
-            EXIT_USAGE,
-        )
-
-
-def _installed(package: str) -> bool:
-    try:
-        return find_spec(package) is not None
-    except (ImportError, ValueError):
-        return False
-
-
-def _use_threads(threads: int | None) -> None:
-    from digitserve_training._tensorflow import use_threads  # noqa: PLC0415 - TensorFlow
-
-    if threads is not None:
-        use_threads(threads)
+main.add_command(tune_preset)
 
 
 def _how_to_resume(folder: Path) -> str:

@@ -22,7 +22,7 @@ from digitserve_training.fit import checkpoint
 from digitserve_training.fit.checkpoint import Checkpoint
 from digitserve_training.fit.weights import restore_network
 from digitserve_training.model.layers import INPUT_SHAPE
-from digitserve_training.model.onnx_graph import ServingFunction, convert, run_keras, serving_function
+from digitserve_training.model.onnx_graph import ServingFunction, convert, run_keras
 
 NUM_GOLDEN = 14
 """Validation images in ``golden.npz``; a blank image and a noise image are added."""
@@ -76,9 +76,9 @@ def convert_run(run_dir: Path, data_path: Path | None) -> ConvertedModel:
     network = restore_network(state)
     # The logarithms of these probabilities equal the logits up to a constant. onnxruntime computes them on one thread:
     # TensorFlow's results vary in the last bits, which would change the last digit of the temperature.
-    untempered = run_unverified(convert(serving_function(network, 1.0)), split.validation.images).probabilities
+    untempered = run_unverified(convert(ServingFunction(network, 1.0)), split.validation.images).probabilities
     temperature = fit_temperature(np.log(np.maximum(untempered, np.finfo(np.float32).tiny)), split.validation.labels)
-    keras_function = serving_function(network, temperature)
+    keras_function = ServingFunction(network, temperature)
     graph, golden = convert(keras_function), make_golden(keras_function, split.validation.images)
     session = open_session(graph, golden, state.settings.labels)
     return ConvertedModel(state, split, keras_function, graph, temperature, golden, session)
@@ -95,7 +95,7 @@ def restore_session(run_dir: Path, temperature: float) -> tuple[Session, str, Ch
         ParityError: the outputs of the graph differ from those of the network.
     """
     state = checkpoint.load(run_dir)
-    keras_function = serving_function(restore_network(state), temperature)
+    keras_function = ServingFunction(restore_network(state), temperature)
     graph, golden = convert(keras_function), make_golden(keras_function, np.zeros((0, *INPUT_SHAPE), np.uint8))
     return open_session(graph, golden, state.settings.labels), hashlib.sha256(graph).hexdigest(), state
 

@@ -58,7 +58,7 @@ def compare(function: ServingFunction, session: Session, images: NDArray[np.uint
     """Compare onnxruntime's outputs with Keras's, in batches of ``BATCH_SIZES``.
 
     Args:
-        function: from ``onnx_graph.serving_function``.
+        function: the network.
         session: of the graph that was converted from it.
         images: uint8[N,28,28,1], N at least 1.
     """

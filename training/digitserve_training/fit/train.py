@@ -242,6 +242,8 @@ class Training:
             for layer in self._network.layers
             if isinstance(layer, keras.layers.Dropout) and layer.rate > 0
         ]
+        if not states:
+            return
 
         def spread() -> None:
             replica = tf.distribute.get_replica_context().replica_id_in_sync_group

@@ -27,8 +27,9 @@ from digitserve_training.model.layers import (
 LARGEST_PIXEL = 255
 
 _ONE_ELEMENT = (1, 1, 1, 1)
-"""As many axes as images have. onnxruntime 1.31 combines [N,28,28,1] with a scalar of fewer axes element by element, because
-the last axis has one element: 5 us per image, a tenth to a quarter of the whole network; otherwise 0.1 us."""
+"""As many axes as images have, for graphs in which ``graph_rewrites.fold_scale`` does not remove the scale. onnxruntime 1.31
+combines [N,28,28,1] with a scalar of fewer axes element by element, because the last axis has one element: 5 us per image,
+otherwise 0.1 us."""
 
 
 def build(layers: Sequence[Layer]) -> keras.Model:

@@ -4,8 +4,6 @@
 describe what is served.
 """
 
-from typing import Any, Protocol
-
 import numpy as np
 import onnx
 import tf2onnx
@@ -15,6 +13,7 @@ from digitserve.inference.bundle import INPUT_NAME, OUTPUT_NAMES
 from digitserve.inference.session import Outputs
 from digitserve_training._tensorflow import keras, tf
 from digitserve_training.errors import ParityError
+from digitserve_training.model import graph_rewrites
 from digitserve_training.model.layers import INPUT_SHAPE
 
 OPSET = 18
@@ -24,43 +23,32 @@ BATCH_AXIS = "batch"
 _KERAS_BATCH_SIZE = 500
 
 
-class ServingFunction(Protocol):
-    """A ``tf.function`` from images uint8[N,28,28,1] to ``probabilities`` and ``ood_score``."""
+class ServingFunction:
+    """A network with the outputs of a bundle's graph, computed by Keras.
 
-    input_signature: Any
-
-    def __call__(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Classify a batch."""
-
-
-def serving_function(network: keras.Model, temperature: float) -> ServingFunction:
-    """Add the outputs of a bundle's graph to a network.
-
-    probabilities = softmax(logits / temperature), and ood_score = -logsumexp(logits). The latter is computed as
-    log(max(softmax(logits))) - max(logits): the same number with fewer operations, and no exponent can overflow.
-
-    Args:
-        network: from uint8[N,28,28,1] to float32[N,labels] logits.
-        temperature: above 0.
+    Attributes:
+        logits: ``tf.function`` from uint8[N,28,28,1] to float32[N,labels]; ``convert`` converts it.
+        temperature: divisor of the logits, above 0.
     """
 
-    def classify(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        logits = network(images, training=False)
-        untempered = tf.nn.softmax(logits)
-        probabilities = untempered if temperature == 1 else tf.nn.softmax(logits / temperature)
-        ood_score = tf.math.log(tf.reduce_max(untempered, axis=1)) - tf.reduce_max(logits, axis=1)
-        return dict(zip(OUTPUT_NAMES, (probabilities, ood_score), strict=True))
+    def __init__(self, network: keras.Model, temperature: float) -> None:
+        """Take a network from uint8[N,28,28,1] to float32[N,labels] logits, and its temperature."""
+        images_spec = tf.TensorSpec([None, *INPUT_SHAPE], tf.uint8, name=INPUT_NAME)
+        self.logits = tf.function(lambda images: network(images, training=False), input_signature=[images_spec])
+        self.temperature = temperature
 
-    images_spec = tf.TensorSpec([None, *INPUT_SHAPE], tf.uint8, name=INPUT_NAME)
-    compiled: ServingFunction = tf.function(classify, input_signature=[images_spec])
-    return compiled
+    def __call__(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Classify uint8[N,28,28,1]: probabilities = softmax(logits / temperature), ood_score = -logsumexp(logits)."""
+        logits = self.logits(images)
+        outputs = (tf.nn.softmax(logits / self.temperature), -tf.reduce_logsumexp(logits, axis=1))
+        return dict(zip(OUTPUT_NAMES, outputs, strict=True))
 
 
 def run_keras(function: ServingFunction, images: NDArray[np.uint8]) -> Outputs:
     """Run a network in Keras, in batches.
 
     Args:
-        function: from ``serving_function``.
+        function: the network.
         images: uint8[N,28,28,1].
     """
     starts = range(0, len(images), _KERAS_BATCH_SIZE)
@@ -69,10 +57,10 @@ def run_keras(function: ServingFunction, images: NDArray[np.uint8]) -> Outputs:
 
 
 def convert(function: ServingFunction) -> bytes:
-    """Convert to ONNX; equal weights give equal bytes.
+    """Convert the network to ONNX and add the outputs of a bundle; equal weights give equal bytes.
 
     Args:
-        function: from ``serving_function``.
+        function: the network.
 
     Returns:
         A serialised model with the input ``images`` and the outputs ``probabilities`` and ``ood_score``.
@@ -80,49 +68,17 @@ def convert(function: ServingFunction) -> bytes:
     Raises:
         ParityError: the graph does not pass onnx's checker.
     """
-    model, _ = tf2onnx.convert.from_function(function, function.input_signature, opset=OPSET)
-    _multiply_matrices(model)
+    model, _ = tf2onnx.convert.from_function(function.logits, function.logits.input_signature, opset=OPSET)
+    graph_rewrites.fold_scale(model)
+    graph_rewrites.multiply_matrices(model)
+    graph_rewrites.add_outputs(model, function.temperature)
+    graph_rewrites.remove_unused_constants(model)
     _normalise(model)
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ParityError(f"the converted graph does not pass onnx's checker: {error}") from None
     return bytes(model.SerializeToString(deterministic=True))
-
-
-def _multiply_matrices(model: onnx.ModelProto) -> None:
-    """Replace the convolution before Flatten by a product of matrices if its kernel covers the whole image.
-
-    onnxruntime computes a convolution image by image, and such a convolution is one row per image. A product takes the rows
-    of all images of a batch at once: for the last convolution of ``small``, 40 % of the time in float32, 25 % in int8.
-    """
-    graph = model.graph
-    constants = {constant.name: onnx.numpy_helper.to_array(constant) for constant in graph.initializer}
-    values = onnx.shape_inference.infer_shapes(model).graph.value_info
-    shapes = {value.name: [axis.dim_value for axis in value.type.tensor_type.shape.dim] for value in values}
-    nodes = [*graph.node]
-    for number, (conv, activation, flatten) in enumerate(zip(nodes, nodes[1:], nodes[2:], strict=False)):
-        if (conv.op_type, activation.op_type, flatten.op_type) != ("Conv", "Relu", "Reshape"):
-            continue
-        kernel = constants[conv.input[1]]
-        if shapes[conv.output[0]][2:] != [1, 1] or shapes[conv.input[0]][1:] != [*kernel.shape[1:]]:
-            continue
-        # Rows in the order height, width, channel: onnxruntime has channels last in memory, in float32 and in int8.
-        rows = np.ascontiguousarray(kernel.transpose(2, 3, 1, 0).reshape(-1, len(kernel)))
-        last, flat, shape, matrix = (f"{conv.name}/{name}" for name in ("last", "flat", "shape", "matrix"))
-        activation.output[0] = flatten.output[0]
-        nodes[number : number + 3] = [
-            onnx.helper.make_node("Transpose", [conv.input[0]], [last], perm=[0, 2, 3, 1]),
-            onnx.helper.make_node("Reshape", [last, shape], [flat]),
-            onnx.helper.make_node("Gemm", [flat, matrix, *conv.input[2:]], [conv.output[0]]),
-            activation,
-        ]
-        constants |= {shape: np.array([-1, len(rows)]), matrix: rows}
-        break
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(nodes)
-    used = {name for node in nodes for name in node.input}
-    graph.initializer.extend(onnx.numpy_helper.from_array(constants[name], name) for name in constants if name in used)
 
 
 def _normalise(model: onnx.ModelProto) -> None:

@@ -1,16 +1,16 @@
-"""Hyperparameter search: a preset and a budget in; a folder with the study, its table and the best preset out.
+"""Hyperparameter search: a preset and a budget in; a folder with the study, its table and the best presets out.
 
 Called by ``cli``. Each trial trains the preset with other hyperparameters for a few epochs with ``train.Training``.
-The objective is the loss on the validation images; test images are never read. Optuna draws the values and prunes
-trials that are worse than the median. The study is an SQLite file in which each trial is complete or marked as
-failed, so a search can continue after Ctrl-C, a crash or a full disk.
+The objective is the loss on the validation images, or that and the time of the network relative to the base preset's;
+test images are never read. Optuna draws the values and, if the loss is the only objective, prunes trials that are worse
+than the median. The study is an SQLite file in which each trial is complete or marked as failed, so a search can continue
+after Ctrl-C, a crash or a full disk.
 
-    base preset ▶ with_values ▶ Training ▶ validation loss after each epoch ▶ study.db ▶ trials.csv, preset.json
+    base preset ▶ with_values ▶ size, relative time ▶ Training ▶ validation loss ▶ study.db ▶ trials.csv, preset files
+                                  └▶ above a limit: pruned before training
 """
 
-import csv
 import fcntl
-import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -20,32 +20,39 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import Trial, TrialState
 from sqlalchemy import NullPool
 from sqlalchemy.exc import SQLAlchemyError
 
 from digitserve.progress import Progress
 from digitserve_training._tensorflow import keras
-from digitserve_training.atomic import replace_file
 from digitserve_training.data.splits import Split
-from digitserve_training.errors import DivergedError, RunError
+from digitserve_training.errors import DivergedError, ParityError, RunError
 from digitserve_training.fit.settings import Settings
 from digitserve_training.fit.train import Training, describe_metrics
 from digitserve_training.model.layers import Layer, count_multiply_adds, count_parameters
-from digitserve_training.model.preset_files import preset_to_json
-from digitserve_training.model.presets import Preset
-from digitserve_training.tune.space import Range, search_ranges, with_values
+from digitserve_training.tune.results import (
+    ACCURACY,
+    CONVOLUTIONS,
+    LOSS,
+    MULTIPLY_ADDS,
+    PARAMETERS,
+    TIME,
+    WHY,
+    Results,
+    describe_convolutions,
+    finished,
+    write_results,
+)
+from digitserve_training.tune.space import Range, of_shape, search_ranges, with_values
+from digitserve_training.tune.timing import Reference
 
 STUDY_NAME = "study.db"
-TABLE_NAME = "trials.csv"
-PRESET_NAME = "preset.json"
 
 STARTUP_TRIALS = 5
 """Complete trials before the first one can be pruned: the median of fewer is unreliable."""
 
 _SEARCH = "search"
-_LOSS, _ACCURACY, _WHY = "validation_loss", "validation_accuracy", "why"
-_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 @dataclass(frozen=True)
@@ -56,82 +63,61 @@ class Search:
         vary: names of the groups in ``space.GROUPS`` that may differ from the base preset.
         max_multiply_adds: a larger network is not trained; None for no limit.
         max_parameters: a network with more stored numbers is not trained; None for no limit.
+        objectives: what is minimised: the loss, or the loss and the relative time.
+        max_relative_time: a network with a longer time, as a multiple of the base preset's, is not trained; None for no
+            limit.
     """
 
     vary: tuple[str, ...]
     max_multiply_adds: int | None = None
     max_parameters: int | None = None
+    objectives: tuple[str, ...] = ("loss",)
+    max_relative_time: float | None = None
+
+    @property
+    def needs_time(self) -> bool:
+        """Whether the time of each network is measured."""
+        return "time" in self.objectives or self.max_relative_time is not None
 
 
 # -- The study ---------------------------------------------------------------------------------------------------------
 
 
-def tune(base: Settings, split: Split, search: Search, folder: Path, num_trials: int) -> list[FrozenTrial]:
+def tune(base: Settings, split: Split, search: Search, folder: Path, num_trials: int) -> Results:
     """Search until the study has ``num_trials`` finished trials; a study in the folder is continued.
 
     Args:
         base: settings of every trial, except for the hyperparameters that are drawn.
-        split: the images; the loss on the validation images is the objective.
-        search: search space and limits.
+        split: the images; the loss on the validation images is an objective.
+        search: search space, objectives and limits.
         folder: of the study.
         num_trials: number of finished trials in total, including pruned ones and those of earlier calls.
 
     Returns:
-        All trials, including failed ones.
+        All trials, and those on the Pareto front.
 
     Raises:
         RunError: the study was started with another search or other settings, is in use by another process, or cannot
-        be
-            read or written.
+            be read or written.
         KeyboardInterrupt: passed on; the current trial is marked as failed, all others are kept.
     """
     ranges = search_ranges(base.preset, search.vary)
-    with _exclusive(folder), _open_study(folder) as study, Progress() as progress:
+    with _exclusive(folder), _open_study(folder, len(search.objectives)) as study, Progress() as progress:
         _prepare(study, base, search, ranges)
-        write_results(folder, base.preset, study.trials)
+        write_results(folder, base.preset, Results.of(study))
+        objective = _Objective(base, split, search, ranges, Reference(base.layers) if search.needs_time else None)
         while len(finished(study.trials)) < num_trials:
             # The seed depends on the finished trials, so a study draws the same values in one call or in many.
             study.sampler = optuna.samplers.TPESampler(seed=base.seed + len(finished(study.trials)))
             report = _Report(progress, len(finished(study.trials)), num_trials)
             try:
-                study.optimize(lambda trial: _objective(trial, base, split, search, ranges, report), n_trials=1)  # noqa: B023 - runs one trial now
+                study.optimize(lambda trial: objective(trial, report), n_trials=1)  # noqa: B023 - runs one trial now
             except KeyboardInterrupt:
                 _retry_last(study)
                 raise
             finally:
-                write_results(folder, base.preset, study.trials)
-        return study.trials
-
-
-def finished(trials: list[FrozenTrial]) -> list[FrozenTrial]:
-    """Return the trials that are complete or pruned, and so not failed or running."""
-    return [trial for trial in trials if trial.state in _FINISHED]
-
-
-def best(trials: list[FrozenTrial]) -> FrozenTrial | None:
-    """Return the complete trial with the lowest loss, None if no trial is complete."""
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    return min(complete, key=_loss_of, default=None)
-
-
-def require_preset(folder: Path) -> Path:
-    """Return the file of the best preset.
-
-    Raises:
-        RunError: no trial is complete.
-    """
-    path = folder / PRESET_NAME
-    if not path.exists():
-        raise RunError(f"no trial is complete; {folder / TABLE_NAME} has the reasons: vary less, or raise the limits")
-    return path
-
-
-def num_finished(folder: Path) -> int:
-    """Count the finished trials of the study in a folder, 0 if there is none."""
-    if not (folder / TABLE_NAME).exists():
-        return 0
-    with (folder / TABLE_NAME).open(newline="", encoding="utf-8") as file:
-        return sum(row["state"] in {state.name.lower() for state in _FINISHED} for row in csv.DictReader(file))
+                write_results(folder, base.preset, Results.of(study))
+        return Results.of(study)
 
 
 @dataclass(frozen=True)
@@ -148,6 +134,12 @@ class _Report:
     num_finished: int
     num_trials: int
 
+    def trial(self, trial: Trial, values: Mapping[str, float]) -> None:
+        """Print the values of a trial; those of a shape as its convolutions."""
+        parts = [f"{name} {value:.3g}" for name, value in values.items() if not of_shape(name)]
+        shape = trial.user_attrs.get(CONVOLUTIONS)
+        self.progress.print("  ".join([f"trial {trial.number}", *parts, *([shape] if shape else [])]))
+
     def epoch(self, training: Training, epoch: int) -> dict[str, float]:
         """Run an epoch of the trial, and print its metrics."""
 
@@ -161,49 +153,83 @@ class _Report:
         return metrics
 
 
-def _objective(
-    trial: Trial, base: Settings, split: Split, search: Search, ranges: Mapping[str, Range], report: _Report
-) -> float:
-    values = {name: trial.suggest_float(name, of.low, of.high, log=of.log, step=of.step) for name, of in ranges.items()}
-    report.progress.print(
-        f"trial {trial.number}  " + "  ".join(f"{name} {value:.3g}" for name, value in values.items())
-    )
-    preset = with_values(base.preset, values)
-    settings = replace(base, preset=preset, learning_rate=preset.recipe.learning_rate)
-    _prune_large(trial, settings.layers, search)
-    try:
-        return _train(trial, Training(settings, split), report)
-    except DivergedError:
-        # Pruned, not failed, so that the sampler learns to avoid such values.
-        raise _pruned(trial, "diverged") from None
-    finally:
-        keras.backend.clear_session()
+@dataclass(frozen=True)
+class _Objective:
+    """Runs trials; lives for one call of ``tune``.
+
+    Attributes:
+        base: settings of every trial.
+        split: the images.
+        search: objectives and limits.
+        ranges: of the hyperparameters.
+        reference: network of the base preset, for relative times; None if no time is needed.
+    """
+
+    base: Settings
+    split: Split
+    search: Search
+    ranges: Mapping[str, Range]
+    reference: Reference | None
+
+    def __call__(self, trial: Trial, report: _Report) -> tuple[float, ...]:
+        """Run a trial, and return its loss and, if that is an objective, its relative time."""
+        values = self._draw(trial)
+        preset = with_values(self.base.preset, values)
+        settings = replace(self.base, preset=preset, learning_rate=preset.recipe.learning_rate)
+        if any(map(of_shape, values)):
+            trial.set_user_attr(CONVOLUTIONS, describe_convolutions(settings.layers))
+        report.trial(trial, values)
+        try:
+            self._measure(trial, settings.layers)
+            loss = self._train(trial, Training(settings, self.split), report)
+        # Pruned, not failed, so that the sampler learns to avoid such values and the study can continue.
+        except DivergedError:
+            raise _pruned(trial, "diverged") from None
+        except ParityError as error:
+            raise _pruned(trial, str(error).partition("\n")[0]) from None
+        finally:
+            keras.backend.clear_session()
+        return (loss, trial.user_attrs[TIME]) if "time" in self.search.objectives else (loss,)
+
+    def _draw(self, trial: Trial) -> dict[str, float]:
+        return {
+            name: trial.suggest_float(name, of.low, of.high, log=of.log, step=of.step)
+            for name, of in self.ranges.items()
+        }
+
+    def _measure(self, trial: Trial, layers: tuple[Layer, ...]) -> None:
+        """Record the size and time of a network, and prune the trial if one of them exceeds its limit."""
+        trial.set_user_attr(MULTIPLY_ADDS, count_multiply_adds(layers))
+        trial.set_user_attr(PARAMETERS, count_parameters(layers))
+        _require_at_most(trial, MULTIPLY_ADDS, self.search.max_multiply_adds)
+        _require_at_most(trial, PARAMETERS, self.search.max_parameters)
+        if self.reference is not None:
+            trial.set_user_attr(TIME, self.reference.relative_time(layers))
+            _require_at_most(trial, TIME, self.search.max_relative_time)
+
+    def _train(self, trial: Trial, training: Training, report: _Report) -> float:
+        epochs = training.settings.epochs
+        for epoch in range(1, epochs + 1):
+            metrics = report.epoch(training, epoch)
+            for name in (LOSS, ACCURACY):
+                trial.set_user_attr(name, metrics[name])
+            # Optuna prunes by one objective only: the median of fast and slow networks means nothing.
+            if len(self.search.objectives) == 1:
+                trial.report(metrics[LOSS], epoch)
+                if epoch < epochs and trial.should_prune():
+                    raise _pruned(trial, f"worse than the median after {epoch} of {epochs} epochs")
+        return metrics[LOSS]
 
 
-def _train(trial: Trial, training: Training, report: _Report) -> float:
-    epochs = training.settings.epochs
-    for epoch in range(1, epochs + 1):
-        metrics = report.epoch(training, epoch)
-        trial.report(metrics[_LOSS], epoch)
-        trial.set_user_attr(_ACCURACY, metrics[_ACCURACY])
-        if epoch < epochs and trial.should_prune():
-            raise _pruned(trial, f"worse than the median after {epoch} of {epochs} epochs")
-    return metrics[_LOSS]
-
-
-def _prune_large(trial: Trial, layers: tuple[Layer, ...], search: Search) -> None:
-    """Record the size of a network, and prune the trial if it exceeds a limit of the search."""
-    counts = {"multiply_adds": count_multiply_adds(layers), "parameters": count_parameters(layers)}
-    limits = {"multiply_adds": search.max_multiply_adds, "parameters": search.max_parameters}
-    for name, count in counts.items():
-        trial.set_user_attr(name, count)
-    for name, limit in limits.items():
-        if limit is not None and counts[name] > limit:
-            raise _pruned(trial, f"{counts[name]} {name}, at most {limit} allowed: not trained")
+def _require_at_most(trial: Trial, name: str, limit: float | None) -> None:
+    """Prune a trial whose attribute exceeds a limit of the search."""
+    value = trial.user_attrs[name]
+    if limit is not None and value > limit:
+        raise _pruned(trial, f"{value} {name}, at most {limit} allowed: not trained")
 
 
 def _pruned(trial: Trial, why: str) -> optuna.TrialPruned:
-    trial.set_user_attr(_WHY, why)
+    trial.set_user_attr(WHY, why)
     return optuna.TrialPruned(why)
 
 
@@ -223,7 +249,7 @@ def _exclusive(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _open_study(folder: Path) -> Iterator[optuna.Study]:
+def _open_study(folder: Path, num_objectives: int) -> Iterator[optuna.Study]:
     """Open the folder's study, or create one.
 
     Raises:
@@ -237,7 +263,10 @@ def _open_study(folder: Path) -> Iterator[optuna.Study]:
         storage = optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"poolclass": NullPool})
         try:
             pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS)
-            yield optuna.create_study(storage=storage, study_name="tune", pruner=pruner, load_if_exists=True)
+            directions = [optuna.study.StudyDirection.MINIMIZE] * num_objectives
+            yield optuna.create_study(
+                storage=storage, study_name="tune", pruner=pruner, directions=directions, load_if_exists=True
+            )
         finally:
             storage.remove_session()
             storage.engine.dispose()
@@ -285,77 +314,3 @@ def _require_same(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         raise RunError(
             f"a study can only be continued with its own settings, but {'; '.join(changes)}; choose another --study-dir"
         )
-
-
-# -- Results -----------------------------------------------------------------------------------------------------------
-
-
-def write_results(folder: Path, base: Preset, trials: list[FrozenTrial]) -> None:
-    """Write the table of all trials, and the best one as a preset file for ``train --preset``."""
-    table = io.StringIO()
-    rows = _rows(trials)
-    writer = csv.DictWriter(table, rows[0] if rows else ["number", "state"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    _replace(folder / TABLE_NAME, table.getvalue())
-    chosen = best(trials)
-    if chosen is not None:
-        _replace(folder / PRESET_NAME, preset_to_json(preset_of_trial(base, chosen)))
-
-
-def _replace(path: Path, text: str) -> None:
-    try:
-        with replace_file(path) as file:
-            file.write(text.encode())
-    except OSError as error:
-        raise RunError(
-            f"{path} cannot be written: {error.strerror or error}; free some space, then run the same command"
-        ) from None
-
-
-def preset_of_trial(base: Preset, trial: FrozenTrial) -> Preset:
-    """Return the preset that a trial trained, with the base's number of epochs."""
-    summary = f"{base.name} as tuned by trial {trial.number}: validation loss {_loss_of(trial):.4f}"
-    return replace(with_values(base, trial.params), summary=summary)
-
-
-def render_table(trials: list[FrozenTrial]) -> str:
-    """Return the trials as a table for the terminal, best first."""
-    rows = [{name: _short(value) for name, value in row.items()} for row in _rows(sorted(trials, key=_rank))]
-    if not rows:
-        return "no trials"
-    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
-    lines = ["  ".join(name.rjust(width) for name, width in widths.items())]
-    lines += ["  ".join(row[name].rjust(width) for name, width in widths.items()) for row in rows]
-    return "\n".join(lines)
-
-
-def _rows(trials: list[FrozenTrial]) -> list[dict[str, Any]]:
-    names = dict.fromkeys(name for trial in trials for name in trial.params)
-    return [
-        {
-            "number": trial.number,
-            "state": trial.state.name.lower(),
-            _LOSS: trial.intermediate_values.get(max(trial.intermediate_values, default=0)),
-            _ACCURACY: trial.user_attrs.get(_ACCURACY),
-            **{name: trial.params.get(name) for name in names},
-            "parameters": trial.user_attrs.get("parameters"),
-            "multiply_adds": trial.user_attrs.get("multiply_adds"),
-            _WHY: trial.user_attrs.get(_WHY),
-        }
-        for trial in trials
-    ]
-
-
-def _short(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _rank(trial: FrozenTrial) -> tuple[bool, float, int]:
-    return trial.state != TrialState.COMPLETE, _loss_of(trial), trial.number
-
-
-def _loss_of(trial: FrozenTrial) -> float:
-    return float("inf") if trial.value is None else trial.value

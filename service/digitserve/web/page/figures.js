@@ -52,6 +52,7 @@ export function compare(before, after, periodS) {
     period_s: periodS,
     model: modelName(model),
     provider: model.provider ?? "",
+    precision: model.precision ?? "",
     shadow: modelName(after.labels("digitserve_shadow_info")),
     workers: Math.trunc(after.total("digitserve_workers")),
     ready_workers: readyWorkers,

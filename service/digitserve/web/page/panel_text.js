@@ -75,7 +75,7 @@ export function describe(monitor, nowS, isPaused, toClock) {
   return {
     state: lastS === null ? "waiting" : isOld ? "old" : "current",
     note: note(monitor, nowS, isPaused, toClock),
-    model: figures?.model ? [figures.model, provider(figures), shadow(figures)].filter(Boolean).join(" · ") : "",
+    model: figures?.model ? [figures.model, provider(figures), figures.precision, shadow(figures)].filter(Boolean).join(" · ") : "",
     images: rate(monitor, "images", isKnown ? figures.images : null),
     requests: rate(monitor, "requests", isKnown ? figures.requests : null),
     latencyPeriod: errorRate && !isQuiet ? `${period}, with calls that failed` : period,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from digitserve.errors import BundleError
 from digitserve.inference.active_file import active_path, read_active, signature, write_active
-from digitserve.inference.bundle import served_files
+from digitserve.inference.selection import Int8Speed, Selection
 from digitserve.settings import Settings
 from support.bundles import write_echo_bundle
 
@@ -105,17 +105,22 @@ def test_every_replacement_changes_the_signature(tmp_path: Path) -> None:
     assert signature(path) != linked
 
 
+def served(settings: Settings) -> str:
+    """Return name and version of the bundle that a service serves at first."""
+    return str(Selection(settings, Int8Speed(is_fast=True, reason="")).served())
+
+
 def test_the_choice_of_the_served_version(tmp_path: Path) -> None:
     """``model_version`` precedes the active file, which precedes the highest version; a missing active version is an error."""
     for version in (1, 2, 3):
         write_echo_bundle(tmp_path, version)
-    assert served_files(Settings(models=tmp_path)).path.name == "3"
+    assert served(Settings(models=tmp_path)) == "digits/3"
     write_active(active_path(tmp_path, "digits"), 2)
-    assert served_files(Settings(models=tmp_path)).path.name == "2"
-    assert served_files(Settings(models=tmp_path, model_version=1)).path.name == "1"
+    assert served(Settings(models=tmp_path)) == "digits/2"
+    assert served(Settings(models=tmp_path, model_version=1)) == "digits/1"
     elsewhere = tmp_path / "elsewhere"
     write_active(elsewhere, 1)
-    assert served_files(Settings(models=tmp_path, active_file=elsewhere)).path.name == "1"
+    assert served(Settings(models=tmp_path, active_file=elsewhere)) == "digits/1"
     write_active(elsewhere, 9)
     with pytest.raises(BundleError, match="has no version 9; available: 1, 2, 3"):
-        served_files(Settings(models=tmp_path, active_file=elsewhere))
+        served(Settings(models=tmp_path, active_file=elsewhere))

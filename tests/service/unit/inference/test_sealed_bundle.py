@@ -1,4 +1,4 @@
-"""Verified bundles in memory, and the choice of the shadow version."""
+"""Verified bundles in memory."""
 
 import gc
 import os
@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from digitserve.errors import BundleError, StartupError
+from digitserve.errors import BundleError
 from digitserve.inference.bundle_files import BundleFiles
-from digitserve.inference.sealed_bundle import SealedBundle, shadow_bundle
-from digitserve.settings import Settings
+from digitserve.inference.sealed_bundle import SealedBundle
 from support.bundles import write_echo_bundle
 from support.child_modules import open_descriptors
 
@@ -42,31 +41,3 @@ def test_a_damaged_bundle_is_not_sealed(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="check 'sha256' failed"):
         SealedBundle(BundleFiles.read(path))
     assert open_descriptors() == before
-
-
-def test_the_shadow_version_of_a_setting(tmp_path: Path) -> None:
-    """A version belongs to the model that is served, unless a name precedes it; without the setting there is none."""
-    write_echo_bundle(tmp_path, 3)
-    write_echo_bundle(tmp_path, 2, name="letters")
-    assert shadow_bundle(Settings(models=tmp_path)) is None
-    assert str(shadow_bundle(Settings(models=tmp_path, shadow="3"))) == "digits/3"
-    assert str(shadow_bundle(Settings(models=tmp_path, shadow="letters/2"))) == "letters/2"
-
-
-@pytest.mark.parametrize(
-    ("shadow", "message"),
-    [
-        ("5", "--shadow: check 'files' failed: model 'digits' has no version 5; available: 3"),
-        ("letters/3", "--shadow: check 'files' failed: no version of model 'letters'"),
-        ("letters", "--shadow: got 'letters'; expected a version such as 5, or a name and a version such as digits/5"),
-        ("../digits/3", "--shadow: got"),
-        ("", "--shadow: got"),
-    ],
-)
-def test_a_shadow_version_that_cannot_be_served_is_a_refusal_to_start(
-    tmp_path: Path, shadow: str, message: str
-) -> None:
-    """The message names the flag, and says what is expected or available."""
-    write_echo_bundle(tmp_path, 3)
-    with pytest.raises(StartupError, match=message):
-        shadow_bundle(Settings(models=tmp_path, shadow=shadow))

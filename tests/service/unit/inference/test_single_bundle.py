@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -11,7 +12,7 @@ from click.testing import CliRunner, Result
 from digitserve.cli import main
 from digitserve.errors import BundleError, StartupError
 from digitserve.inference import bundle
-from digitserve.inference.sealed_bundle import shadow_bundle
+from digitserve.inference.selection import Int8Speed, Selection
 from digitserve.settings import Settings
 from support.bundles import write_echo_bundle
 
@@ -37,6 +38,11 @@ def copied(path: Path, folder: Path, **changes: object) -> Path:
     return folder
 
 
+def selection(**settings: Any) -> Selection:
+    """Return the selection of a service with these settings."""
+    return Selection(Settings(**settings), Int8Speed(is_fast=True, reason="VNNI"))
+
+
 def test_the_folder_of_the_models_may_be_one_bundle(path: Path, tmp_path: Path) -> None:
     """KServe copies a bundle to /mnt/models: its name and version come from the manifest, whatever --model is."""
     folder = copied(path, tmp_path / "mnt" / "models")
@@ -44,7 +50,7 @@ def test_the_folder_of_the_models_may_be_one_bundle(path: Path, tmp_path: Path) 
     assert found == folder
     manifest = bundle.read_bundle(found).manifest
     assert (manifest.name, manifest.version) == ("digits", 1)
-    served = bundle.parse_bundle(bundle.served_files(Settings(models=folder, model="letters")))
+    served = selection(models=folder, model="letters").served()
     assert served.manifest == manifest
 
 
@@ -52,12 +58,12 @@ def test_one_bundle_has_no_versions_to_select(path: Path, tmp_path: Path) -> Non
     """A version that is selected in any way is refused, because the folder cannot have another one."""
     folder = copied(path, tmp_path / "bundle")
     with pytest.raises(BundleError, match=r"got version 2 .* one bundle itself, without other versions"):
-        bundle.served_files(Settings(models=folder, model_version=2))
+        selection(models=folder, model_version=2).served()
     (tmp_path / "active").write_text("1")
     with pytest.raises(BundleError, match=r"got version 1 .* one bundle itself"):
-        bundle.served_files(Settings(models=folder, active_file=tmp_path / "active"))
+        selection(models=folder, active_file=tmp_path / "active").served()
     with pytest.raises(StartupError, match=r"--shadow: .* one bundle itself"):
-        shadow_bundle(Settings(models=folder, shadow="3"))
+        selection(models=folder, shadow="3").shadow()
 
 
 def run(folder: Path, *arguments: str) -> Result:

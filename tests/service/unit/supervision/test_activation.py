@@ -53,6 +53,19 @@ def test_a_version_that_cannot_be_served_is_not_activated(tmp_path: Path, fault:
     assert (tmp_path / "digits" / "active").read_text() == "1\n"
 
 
+def test_the_int8_bundle_is_verified_before_activation(tmp_path: Path) -> None:
+    """With --precision, services may serve the int8 bundle of the version: if it fails a check, the version is not activated."""
+    write_echo_bundle(tmp_path, 1)
+    path = write_echo_bundle(tmp_path, 1, name="digits-int8") / "model.onnx"
+    graph = path.read_bytes()
+    path.write_bytes(b"damaged")
+    result = run(tmp_path, "activate", "digits/1")
+    assert result.exit_code == ExitCode.NEGATIVE
+    assert f"check 'sha256' failed: model.onnx in {path.parent}" in result.stderr
+    path.write_bytes(graph)
+    assert run(tmp_path, "activate", "digits/1").exit_code == ExitCode.OK
+
+
 @pytest.mark.parametrize(
     "model",
     [

@@ -9,7 +9,7 @@ export function page(images, { ready = 2, pending = 0, restarts = 0, faults = 0,
 # HELP digitserve_images_total Images classified.
 # TYPE digitserve_images_total counter
 digitserve_images_total ${images}
-digitserve_model_info{name="digits",provider="CPUExecutionProvider",sha256="a",version="4"} 1
+digitserve_model_info{name="digits",provider="CPUExecutionProvider",precision="int8",sha256="a",version="4"} 1
 digitserve_workers 2
 digitserve_ready_workers ${ready}
 digitserve_worker_restarts_total ${restarts}

@@ -50,7 +50,7 @@ test("with requests: rates, times, batches, workers", () => {
   // 4 images of 1 ms on 2 workers.
   assert.deepEqual([description.pending, description.work], ["4", "About 2\u00a0ms of work"]);
   assert.deepEqual(description.details, ["1 restart", "0.50 CPUs per worker", "200\u00a0MB"]);
-  assert.equal(description.model, "digits/4 · CPU");
+  assert.equal(description.model, "digits/4 · CPU · int8");
   assert.equal(description.images.words, "now 100, highest 100");
 });
 
