@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from digitserve.inference.bundle import Golden, find_bundle
+from digitserve.inference.bundle import Golden
 from digitserve.inference.session import Session
 from digitserve_training._tensorflow import keras, tf
 from digitserve_training.data.splits import LABELS
