@@ -44,7 +44,8 @@ from digitserve.batching.prepare import decide_verdicts, prepare
 from digitserve.errors import RequestError
 from digitserve.inference.bundle import Bundle
 from digitserve.inference.session import Session
-from digitserve.protocol.codec import Encoder, Limits, Request, decode
+from digitserve.protocol.codec import Limits, Request, decode
+from digitserve.protocol.encoder import Encoder
 from digitserve.protocol.names import CLASSIFY, SERVICE
 from digitserve.protocol.status import Status
 from digitserve.settings import Settings
