@@ -115,7 +115,11 @@ def subtract_backgrounds(
         Strengths of all, float32[N, H, W], 0 where there is no ink; and the ink of each, None for an image without: less
         contrast than ``MIN_CONTRAST``, or not more than noise alone has.
     """
-    noisy = _find_noisy(lights, lows, fitted)
+    noisy = [
+        index
+        for index, residual in enumerate(fitted)
+        if residual is not None or not _is_flat(lights[index] <= lows[index] + 1)
+    ]
     if len(noisy) == len(lights):
         strengths, have_ink = _scale_noisy(_complete(lights, noisy, fitted))
         return strengths, [
@@ -173,15 +177,6 @@ def _slide(extreme: np.ufunc, image: FloatImage, size: int) -> FloatImage:
 
 def _is_flat(extreme: NDArray[np.bool_]) -> bool:
     return bool(np.count_nonzero(extreme) > FLAT_SHARE * extreme.size)
-
-
-def _find_noisy(lights: FloatImage, lows: Sequence[float], fitted: Sequence[FloatImage | None]) -> list[int]:
-    """Return the images whose background is not clean, or was fitted before."""
-    if all(residual is not None for residual in fitted):
-        return list(range(len(lights)))
-    lowest = lights <= _column([low + 1 for low in lows])
-    most = FLAT_SHARE * lowest[0].size
-    return [index for index, flags in enumerate(lowest) if fitted[index] is not None or np.count_nonzero(flags) <= most]
 
 
 def _column(numbers: Sequence[float]) -> FloatImage | np.float32:
@@ -277,10 +272,10 @@ def _fit(lights: FloatImage) -> FloatImage:
     cells = cells.reshape(-1) if num_images == 1 else cells.reshape(num_images, -1, 1)
     coefficients, fit = fit_to(cells), np.empty_like(cells)
     for _ in range(FIT_ROUNDS):
-        surface_of(coefficients, out=fit)
-        np.add(fit, _ONE, out=fit)
+        surface_of(coefficients, fit)
+        np.add(fit, _ONE, fit)
         np.minimum(cells, fit, out=cells)
-        fit_to(cells, out=coefficients)
+        fit_to(cells, coefficients)
     if num_images == 1:
         backgrounds = _powers(height).dot(coefficients.reshape(3, 3)).dot(_powers(width).T)[None]
     else:

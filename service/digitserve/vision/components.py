@@ -133,9 +133,10 @@ def segment_all(masks: NDArray[np.bool_]) -> list[Segmentation | None]:
     rows = _row_bits(masks)
     near, far = _shears(height)
     sheared = np.zeros((num_masks, 5, height), np.uint64)
-    np.left_shift(rows[:, None], near, out=sheared[:, :3])
+    each = rows[:, None]
+    np.left_shift(each, near, sheared[:, :3])
     if height + width > MAX_SIDE:
-        np.right_shift(rows[:, None], far, out=sheared[:, 3:])
+        np.right_shift(each, far, sheared[:, 3:])
     projections = np.bitwise_or.reduce(sheared, axis=2).tolist()
     occupied = (rows != 0).tobytes()
     found: list[Segmentation | None] = []

@@ -301,7 +301,8 @@ def _frame_shape(
     """
     if segmentation is None:
         return BLANK
-    box, longest = segmentation.box, segmentation.box.longest
+    box = segmentation.box
+    longest = box.longest
     if longest < max(mask.shape) * SMALL_DIGIT_SHARE and max(view.gray.shape) > 2 * MAX_SEGMENTED_SIDE:
         around = enlarge(box, mask.shape, view.gray.shape, longest * SMALL_DIGIT_MARGIN)
         return _frame(view.part(around, ink, view.looks))

@@ -24,10 +24,11 @@ def reduce_by_block_means(gray: Gray) -> FloatImage:
     Returns:
         float32[..., h, w], a new array; grey levels from 0 to 255.
     """
-    *outer, height, width = gray.shape
+    height, width = gray.shape[-2:]
     factor = -(-max(height, width) // MAX_REDUCED_SIDE)
     if factor == 1:
         return gray.astype(np.float32)
+    outer = gray.shape[:-2]
     if min(height, width) < factor:
         floats: FloatImage = gray.astype(np.float32)
         size = max(1, height // factor), max(1, width // factor)
