@@ -10,10 +10,11 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from digitserve.errors import InvalidRequest, NotServed
 from digitserve.open_inference import open_inference_pb2 as oip
-from digitserve.protocol.codec import Answer, Request
+from digitserve.protocol.codec import Request
 from digitserve.protocol.infer import InferDecoder
 from digitserve.protocol.infer_parts import MAX_FIELDS, MAX_ID_BYTES
 from digitserve.protocol.names import Verdict
+from digitserve.protocol.records import Answer
 from digitserve.types import Framing, Ink
 from support.decode_checks import LIMITS, assert_helpful
 

@@ -126,7 +126,7 @@ class Batcher(Generic[E]):
 
     def is_large(self, num_images: int, framing_work: int) -> bool:
         """Return whether a request would wait in the queue of large requests; arguments as in ``Entry``."""
-        own_s = self._seconds(num_images, num_images * framing_work)
+        own_s = num_images * (self.image_s.seconds + framing_work * self.work_s.seconds)
         return num_images > self._max_batch_size or own_s > self._max_batch_s
 
     def refusal(self, left_s: float, source: Source) -> RequestError | None:
@@ -175,24 +175,24 @@ class Batcher(Generic[E]):
         """
         if self.draining:
             raise self.draining_error()
-        entry.large = self.is_large(entry.num_images, entry.framing_work)
-        waiting, own_images, limit = self._small_images, entry.source.small_images, self.limit_images
+        num_images, num_bytes, source = entry.num_images, entry.num_bytes, entry.source
+        entry.large = self.is_large(num_images, entry.framing_work)
+        waiting, own_images, limit = self._small_images, source.small_images, self.limit_images
         if entry.large:
-            waiting, own_images = self.pending_images - waiting, entry.source.large_images
+            waiting, own_images = self.pending_images - waiting, source.large_images
             limit = self._max_pending_images
-        num_images, num_bytes = (1, 1) if patient else (entry.num_images + own_images // OWN_SHARE, entry.num_bytes)
-        if waiting + num_images > limit:
+        if waiting + (1 if patient else num_images + own_images // OWN_SHARE) > limit:
             self._rejects = True
             raise _fresh(self._refusals.too_many_images(self._wait_s(large=entry.large)))
         # One request is always admitted; otherwise a large one could never be.
         used_bytes = self._pending_bytes if patient else self._pending_bytes + self._held_bytes
-        if used_bytes and used_bytes + num_bytes > self._max_pending_bytes:
+        if used_bytes and used_bytes + (1 if patient else num_bytes) > self._max_pending_bytes:
             raise _fresh(self._refusals.too_many_bytes(self._wait_s(large=True)))
         if entry.deadline != math.inf:
             self._check_deadline(entry, now)
         (self._large if entry.large else self._small).append(entry)
-        self._add_pending(entry, entry.num_images)
-        self._pending_bytes += entry.num_bytes
+        self._add_pending(entry, num_images)
+        self._pending_bytes += num_bytes
 
     def hold(self, num_bytes: int) -> bool:
         """Count the memory of a request that a patient caller holds; return false if it exceeds the limit."""
@@ -260,14 +260,17 @@ class Batcher(Generic[E]):
         finished = []
         row = 0
         for entry, start, stop in batch.parts:
-            count = stop - start
+            end = row + stop - start
             if not entry.cancelled:
-                entry.answers += answers[row : row + count]
+                if start:
+                    entry.answers += answers[row:end]
+                else:
+                    entry.answers = answers[row:end]
                 entry.preprocess_s += preprocess_s
                 entry.inference_s += inference_s
-                if len(entry.answers) == entry.num_images:
+                if stop == entry.num_images:
                     finished.append(entry)
-            row += count
+            row = end
         return finished
 
     def close(self) -> list[E]:
@@ -316,13 +319,32 @@ class Batcher(Generic[E]):
 
     def _add_small(self, batch: Batch[E], now: float) -> None:
         """Add small requests in the order of arrival, as long as there is room."""
-        while self._small and (room := self._room(batch, self._small[0], self._max_batch_size)):
-            entry = self._small[0]
-            if self._is_over(entry, now):
+        small, parts, limit = self._small, batch.parts, self._max_batch_size
+        counted = limit * self.image_s.seconds <= self._max_batch_s  # a full batch is short enough
+        num_whole = 0  # images of whole requests: the usual ones need no call, and are subtracted together
+        while small:
+            entry = small[0]
+            whole = counted and not (entry.framing_work or batch.framing_work or entry.num_batched)
+            num_images = entry.num_images
+            room = limit - batch.num_images if whole else self._room(batch, entry, limit)
+            if not room:
+                break
+            if entry.cancelled or entry.deadline <= now:
                 self._drop(batch, entry)
-                self._small.popleft()
+                small.popleft()
+            elif whole and num_images <= room:
+                entry.num_batched = num_images
+                entry.first_batch = now
+                entry.source.small_images -= num_images
+                self._pending_bytes -= entry.num_bytes
+                batch.num_images += num_images
+                num_whole += num_images
+                parts.append((entry, 0, num_images))
+                small.popleft()
             elif self._add_part(batch, entry, room, now):
-                self._small.popleft()
+                small.popleft()
+        self.pending_images -= num_whole
+        self._small_images -= num_whole
 
     def _add_large(self, batch: Batch[E], limit: int, now: float) -> None:
         """Add what fits of each large request; one that is not yet complete goes to the end of the queue."""
@@ -375,13 +397,15 @@ class Batcher(Generic[E]):
         """Add images of an entry to the pending ones, or take them off if negative."""
         work = images * entry.framing_work
         self.pending_images += images
-        self._pending_work += work
         if entry.large:
             entry.source.large_images += images
         else:
             entry.source.small_images += images
             self._small_images += images
-            self._small_work += work
+        if work:
+            self._pending_work += work
+            if not entry.large:
+                self._small_work += work
 
     def _wait_s(self, *, large: bool) -> float:
         """Return the estimated seconds for all pending requests, or for the small ones."""

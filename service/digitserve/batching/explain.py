@@ -8,7 +8,7 @@ The pipeline calls it on the worker's one thread, after ``prepare`` and for such
 import numpy as np
 
 from digitserve.batching.prepare import Images, Prepared
-from digitserve.protocol.codec import Preparation, Removed
+from digitserve.protocol.encoder import Preparation, Removed
 from digitserve.protocol.names import Artefact
 from digitserve.types import Framing, Gray, Ink
 from digitserve.vision.channel import select_channel

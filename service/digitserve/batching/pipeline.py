@@ -22,7 +22,8 @@ from digitserve.batching.shadow import Shadow
 from digitserve.errors import DeadlineUnmeetable, RequestError
 from digitserve.inference.bundle import Bundle
 from digitserve.inference.session import Session
-from digitserve.protocol.codec import Encoder, Preparation, Request
+from digitserve.protocol.codec import Request
+from digitserve.protocol.encoder import Encoder, Preparation
 from digitserve.protocol.names import Code, Method
 from digitserve.protocol.records import Outcome
 from digitserve.telemetry.recorder import Recorder
@@ -93,9 +94,11 @@ class PendingRequest(Entry):
 
     def __init__(self, responder: Responder, request: Request, now: float) -> None:
         """Wait from ``now``, monotonic time in seconds."""
-        work = _framing_work(request)
-        deadline = _monotonic(responder.deadline, now)
-        super().__init__(request.num_images, work, len(request.pixels), now, deadline, responder.source)
+        # Without calls of functions: there is one for each request.
+        work = _framing_work(request) if request.framing is _MNIST else 0
+        deadline = responder.deadline
+        deadline = math.inf if deadline > _MAX_DEADLINE else now + (deadline - time.time())
+        Entry.__init__(self, request.num_images, work, len(request.pixels), now, deadline, responder.source)
         self.responder = responder
         self.request = request
         self.plain = not (request.top_k or request.explain or request.form)
@@ -234,7 +237,7 @@ class Pipeline:
         iteration_s = done - max(self._completed, batch.parts[0][0].arrived)
         self._completed = done
         finished = self._batcher.complete(batch, answers, ready - formed, done - ready, iteration_s)
-        self._recorder.batch(class_index, verdicts, confidence, ready - formed, done - ready)
+        self._recorder.batch(class_indices, verdicts, confidences, ready - formed, done - ready)
         self._send(finished, batch.num_images)
         if self._shadow is not None:
             self._shadow.offer(prepared, class_index, verdicts, probabilities)
@@ -249,7 +252,7 @@ class Pipeline:
             prepared: the batch.
         """
         groups: dict[int, list[int]] = {}
-        row = 0
+        row, num_labels = 0, outcome.probabilities.shape[1]
         for pending, start, stop in batch.parts:
             request, end = pending.request, row + stop - start
             if request.explain or request.form is not None:
@@ -257,7 +260,7 @@ class Pipeline:
                 if request.explain:
                     pending.preparations += tuple(explain(request, start, stop, prepared, row))
             elif request.top_k:
-                groups.setdefault(request.top_k, []).extend(range(row, end))
+                groups.setdefault(min(request.top_k, num_labels), []).extend(range(row, end))
             row = end
         for top_k, rows in groups.items():
             if len(rows) == len(records):
@@ -268,15 +271,7 @@ class Pipeline:
 
     def _send(self, finished: list[PendingRequest], batch_size: int) -> None:
         """Send answers, after recording their calls: a caller that has its answer finds it in the metrics."""
-        answered: list[tuple[Responder, bytes]] = []
-        queued_s: list[float] = []
-        for pending in finished:
-            queue_s = pending.first_batch - pending.arrived
-            body = self._encode(pending, queue_s, batch_size)
-            if body is not None:
-                answered.append((pending.responder, body))
-                queued_s.append(queue_s)
-        self._recorder.requests_queued(queued_s)
+        answered = self._encode_all(finished, batch_size)
         now = self._clock()
         seconds: dict[Method, list[float]] = {}
         last: Method | None = None
@@ -297,6 +292,27 @@ class Pipeline:
         for responder, body in answered:
             responder.reply(body)
 
+    def _encode_all(self, finished: list[PendingRequest], batch_size: int) -> list[tuple[Responder, bytes]]:
+        """Encode the answers to requests, and record how long these waited."""
+        answered: list[tuple[Responder, bytes]] = []
+        queued_s: list[float] = []
+        encode_records = self._encoder.encode_records
+        for pending in finished:
+            queue_s = pending.first_batch - pending.arrived
+            seconds = queue_s, pending.preprocess_s, pending.inference_s
+            try:
+                if pending.plain:
+                    body = encode_records(pending.answers, seconds, batch_size)
+                else:
+                    body = self._encode(pending, seconds, batch_size)
+            except Exception:
+                self._fail([pending])  # affects no other request
+                continue
+            answered.append((pending.responder, body))
+            queued_s.append(queue_s)
+        self._recorder.requests_queued(queued_s)
+        return answered
+
     def _log_slow(self, finished: list[PendingRequest], answered: list[tuple[Responder, bytes]], now: float) -> None:
         """Log the slow calls among those that are about to be answered."""
         sizes = {id(responder): len(body) for responder, body in answered}
@@ -311,21 +327,15 @@ class Pipeline:
                     response_bytes=response_bytes,
                 )  # fmt: skip
 
-    def _encode(self, pending: PendingRequest, queue_s: float, batch_size: int) -> bytes | None:
-        """Return the answer to a request; ``None`` when encoding failed, which affects no other request."""
+    def _encode(self, pending: PendingRequest, seconds: tuple[float, float, float], batch_size: int) -> bytes:
+        """Return the answer to a request that is not plain."""
         request = pending.request
-        try:
-            seconds = queue_s, pending.preprocess_s, pending.inference_s
-            if not pending.plain:
-                if request.form is not None:
-                    return request.form.encode(pending.answers)
-                if request.explain:
-                    answers, preparations = pending.answers, pending.preparations
-                    return self._encoder.encode(answers, request.top_k, seconds, batch_size, preparations)
-            return self._encoder.encode_records(pending.answers, seconds, batch_size)
-        except Exception:
-            self._fail([pending])
-            return None
+        if request.form is not None:
+            return request.form.encode(pending.answers)
+        if request.explain:
+            answers, preparations = pending.answers, pending.preparations
+            return self._encoder.encode(answers, request.top_k, seconds, batch_size, preparations)
+        return self._encoder.encode_records(pending.answers, seconds, batch_size)
 
     def _fail(self, requests: list[PendingRequest]) -> None:
         """Answer with an internal error: a fixed text for the callers, the traceback for the log."""
@@ -339,8 +349,3 @@ class Pipeline:
 def _framing_work(request: Request) -> int:
     """Return the work of framing one image of a request."""
     return framing_work(request.height, request.width, request.channels) if request.framing is _MNIST else 0
-
-
-def _monotonic(deadline: float, now: float) -> float:
-    """Convert a deadline from Unix time to monotonic time."""
-    return math.inf if deadline > _MAX_DEADLINE else now + (deadline - time.time())

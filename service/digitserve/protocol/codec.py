@@ -1,26 +1,21 @@
-"""Bytes of the protocol to requests, and answers to bytes. Knows protobuf, not gRPC.
+"""Bytes of the protocol to requests. Knows protobuf, not gRPC.
 
-    body ──decode──▶ Request ──prepare, network──▶ Answer ──encode──▶ body
+    body ──decode──▶ Request ──prepare, network, ``encoder``──▶ body
 
 ``infer`` and ``tensors`` do the same for the Open Inference Protocol. Called on the worker's one thread, a few times per
 request: what can be built once is not built per request.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-import numpy as np
 from google.protobuf.message import DecodeError, Message
-from numpy.typing import NDArray
 
 from digitserve.errors import InvalidRequest, NotServed, TooLarge
-from digitserve.protocol.names import Artefact, Verdict
-from digitserve.protocol.plain import PlainEncoder
-from digitserve.protocol.records import Outcome, RecordEncoder
-from digitserve.types import IMAGE_SIZE, Box, Framing, Ink, default_framing, default_ink
+from digitserve.protocol.records import Answer
+from digitserve.types import IMAGE_SIZE, Framing, Ink, default_framing, default_ink
 from digitserve.v1 import digits_pb2 as pb
 
 IMAGE_BYTES = IMAGE_SIZE * IMAGE_SIZE
@@ -39,12 +34,12 @@ CHANNELS = {
 _MAX_CHANNELS = max(CHANNELS.values())
 _MAX_HEADER_BYTES = 128
 """Upper bound of a request's size without its pixels, with a model version of usual length."""
-_INK = {
+INKS = {
     pb.INK_LIGHT_ON_DARK: Ink.LIGHT_ON_DARK,
     pb.INK_DARK_ON_LIGHT: Ink.DARK_ON_LIGHT,
     pb.INK_AUTO: Ink.AUTO,
 }
-_FRAMING = {pb.FRAMING_AS_IS: Framing.AS_IS, pb.FRAMING_MNIST: Framing.MNIST}
+FRAMINGS = {pb.FRAMING_AS_IS: Framing.AS_IS, pb.FRAMING_MNIST: Framing.MNIST}
 _FORMAT_NAMES = {
     pb.PIXEL_FORMAT_UNSPECIFIED: "GRAY8",
     pb.PIXEL_FORMAT_GRAY8: "GRAY8",
@@ -54,40 +49,32 @@ _FORMAT_NAMES = {
 # Looked up for each request: the methods of protobuf's enums build a list.
 _KNOWN_INK = frozenset(pb.Ink.values())
 _KNOWN_FRAMING = frozenset(pb.Framing.values())
-_INK_NUMBERS = {ink: number for number, ink in _INK.items()}
-_FRAMING_NUMBERS = {framing: number for number, framing in _FRAMING.items()}
-_BLANK = Verdict.BLANK
 
-_STATED: tuple[dict[str, Any], ...] = (
-    {},
-    {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
-    {"height": IMAGE_SIZE, "width": IMAGE_SIZE, "num_images": 1},
-    {"height": IMAGE_SIZE, "width": IMAGE_SIZE, "num_images": 1, "pixel_format": pb.PIXEL_FORMAT_GRAY8},
-)
-"""Fields beside the pixels with which clients send one image of the network's size, and which change nothing."""
+Layouts: TypeAlias = dict[int, tuple[tuple[bytes, bytes, int, int, tuple[Any, ...]], ...]]
+"""Layouts of messages by their lengths: the bytes before and after the pixels, the start and end of the pixels, and the fields
+of the ``Request`` after its pixels. The other messages of a client usually differ from one only in their pixels.
+"""
 
-_Forms = dict[int, tuple[bytes, bytes]]
-"""By the length of such a message: its bytes before and after the pixels."""
+MAX_LAYOUTS = 64
+"""Most lengths whose layouts are kept; beyond it, all are discarded."""
 
+_MAX_OF_LENGTH = 4
+"""Most layouts of one length: clients may differ in ``top_k`` only."""
 
-def _forms(serialize: Callable[[pb.ClassifyRequest], bytes]) -> _Forms:
-    """Return the forms of such a message as ``serialize`` returns it."""
-    forms = {}
-    for stated in _STATED:
-        pixels = b"\xff" * IMAGE_BYTES
-        body = serialize(pb.ClassifyRequest(pixels=pixels, **stated))
-        before, _, after = body.partition(pixels)
-        forms[len(body)] = before, after
-    return forms
+_MAX_AFTER_BYTES = 128
+"""Most bytes after the pixels. Fewer pixels are not kept either, so a message cannot have its pixels there once more."""
 
+_PIXELS_TAG = bytes([pb.ClassifyRequest.PIXELS_FIELD_NUMBER << 3 | 2])
+_REQUEST_TAG = bytes([pb.ClassifyStreamRequest.REQUEST_FIELD_NUMBER << 3 | 2])
 
-_FORMS = _forms(lambda request: request.SerializeToString())
-_STREAM_FORMS = _forms(lambda request: pb.ClassifyStreamRequest(request=request).SerializeToString())
 _CONTINUED = 0x80
 """Set in each byte of a varint that is not the last."""
 
 _RESPONSE_TAG = bytes([pb.ClassifyStreamResponse.RESPONSE_FIELD_NUMBER << 3 | 2])
 """Tag of a length-delimited field."""
+
+_RESPONSE_STARTS = [_RESPONSE_TAG + bytes([size]) for size in range(_CONTINUED)]
+"""The tag and the length of bodies whose length is one byte: of answers to one image."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +87,8 @@ class Limits:
         max_images: most images per request.
         max_request_bytes: largest message.
         native_framing: default framing of 28x28 images, see ``types.native_framing``.
+        layouts: of messages that were decoded with these limits.
+        stream_layouts: the same for those of streams.
     """
 
     model_version: str
@@ -107,11 +96,8 @@ class Limits:
     max_images: int
     max_request_bytes: int
     native_framing: Framing = Framing.AUTO
-
-    @cached_property
-    def fields_of_one_image(self) -> tuple[Any, ...]:
-        """Fields after the pixels of the ``Request`` for one 28x28 image without any other field."""
-        return (1, IMAGE_SIZE, IMAGE_SIZE, 1, default_ink(self.native_framing), self.native_framing, 0, False, None)
+    layouts: Layouts = field(default_factory=dict, init=False, repr=False, compare=False)
+    stream_layouts: Layouts = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def too_large_error(self) -> TooLarge:
         """Return the error for a message over the limit."""
@@ -132,14 +118,6 @@ class Limits:
         return InvalidRequest(
             f"got {num_images} images; expected at most {self.max_images}: send them in several requests"
         )
-
-
-Answer: TypeAlias = tuple[int, float, Verdict, float, NDArray[np.float32]]
-"""The answer for one image: index of the most probable label, its probability, the verdict, the out-of-distribution score
-(higher means less like the training data), and the probabilities of all labels, float32[labels].
-
-A plain tuple: there is one per image, and a named one takes 0.4 us more.
-"""
 
 
 class Form(Protocol):
@@ -177,56 +155,56 @@ class Request(NamedTuple):
     form: Form | None = None
 
 
-class Removed(NamedTuple):
-    """What framing removed from an image.
-
-    Attributes:
-        artefact: what it is.
-        box: its bounding box; None if that is not known.
-    """
-
-    artefact: Artefact
-    box: Box | None = None
-
-
-class Preparation(NamedTuple):
-    """How an image was converted to the network's input.
-
-    Attributes:
-        pixels: the network's input, IMAGE_BYTES bytes, row-major, light on dark.
-        framing: AS_IS if the pixels stayed in their places.
-        ink: polarity, never AUTO; None if framing found no ink.
-        box: of the ink, in pixels of the request's image; None for AS_IS and without ink.
-        removed: what framing removed, outermost first.
-    """
-
-    pixels: bytes
-    framing: Framing
-    ink: Ink | None
-    box: Box | None = None
-    removed: Sequence[Removed] = ()
+_new_request = tuple.__new__
+"""Creates a ``Request`` from a tuple of all its fields: a call of the class takes twice as long."""
 
 
 def decode(body: bytes, limits: Limits) -> Request:
     """Parse and check a ``ClassifyRequest``.
 
+    Messages with the layout of an earlier one are recognised by few comparisons, without protobuf.
+
     Raises:
         InvalidRequest: the message states what was received, what is expected, and which image.
         NotServed: the request names another model version.
     """
-    return _decode_one_image(body, _FORMS, limits) or _check(parse(pb.ClassifyRequest, body), limits)
+    for before, after, start, stop, fields in limits.layouts.get(len(body), ()):
+        if body.startswith(before) and body.endswith(after):
+            return _new_request(Request, (body[start:stop], *fields))
+    request = _check(parse(pb.ClassifyRequest, body), limits)
+    _remember(limits.layouts, b"", body, request)
+    return request
 
 
 def decode_stream_request(body: bytes, limits: Limits) -> Request:
-    """Parse and check a ``ClassifyStreamRequest``; raises as ``decode`` does."""
-    return _decode_one_image(body, _STREAM_FORMS, limits) or _check(
-        parse(pb.ClassifyStreamRequest, body).request, limits
-    )
+    """Parse and check a ``ClassifyStreamRequest``; see ``decode``."""
+    for before, after, start, stop, fields in limits.stream_layouts.get(len(body), ()):
+        if body.startswith(before) and body.endswith(after):
+            return _new_request(Request, (body[start:stop], *fields))
+    request = _check(parse(pb.ClassifyStreamRequest, body).request, limits)
+    rest = len(body) - len(_REQUEST_TAG)
+    _remember(limits.stream_layouts, _REQUEST_TAG + varint(rest - len(varint(rest))), body, request)
+    return request
+
+
+def _remember(layouts: Layouts, start: bytes, body: bytes, request: Request) -> None:
+    """Keep the layout of a message if it is the usual one: its pixels come first, right after ``start``."""
+    pixels, *fields = request
+    before = start + _PIXELS_TAG + varint(len(pixels))
+    stop = len(before) + len(pixels)
+    if not len(body) - stop <= _MAX_AFTER_BYTES < len(pixels):
+        return
+    if body.startswith(before) and body.startswith(pixels, len(before)):
+        if len(layouts) >= MAX_LAYOUTS:
+            layouts.clear()
+        same = layouts.get(len(body), ())[: _MAX_OF_LENGTH - 1]
+        layouts[len(body)] = (before, body[stop:], len(before), stop, tuple(fields)), *same
 
 
 def encode_stream_response(body: bytes) -> bytes:
     """Return a ``ClassifyStreamResponse`` that holds a serialized ``ClassifyResponse``, without parsing it."""
-    return _RESPONSE_TAG + varint(len(body)) + body
+    size = len(body)
+    return b"".join((_RESPONSE_STARTS[size] if size < _CONTINUED else _RESPONSE_TAG + varint(size), body))
 
 
 def encode_stream_error(status: Message) -> bytes:
@@ -246,18 +224,6 @@ def parse(kind: Any, body: bytes) -> Any:
         raise InvalidRequest(
             f"got {len(body)} bytes that are not a {kind.DESCRIPTOR.name}; expected protobuf"
         ) from None
-
-
-def _decode_one_image(body: bytes, forms: _Forms, limits: Limits) -> Request | None:
-    """Recognise the most common requests by few comparisons: one image of the network's size with default treatment."""
-    form = forms.get(len(body))
-    if form is None:
-        return None
-    before, after = form
-    if not (body.startswith(before) and body.endswith(after)):
-        return None
-    start = len(before)
-    return Request(body[start : start + IMAGE_BYTES], *limits.fields_of_one_image)
 
 
 def varint(number: int) -> bytes:
@@ -281,7 +247,7 @@ def _check(message: pb.ClassifyRequest, limits: Limits) -> Request:
     height, width = _sides(message, limits)
     num_images = _num_images(message, len(pixels), height * width * channels, limits)
     ink, framing = resolve_treatment(
-        _INK.get(stated_ink), _FRAMING.get(stated_framing), height, width, limits.native_framing
+        INKS.get(stated_ink), FRAMINGS.get(stated_framing), height, width, limits.native_framing
     )
     return Request(pixels, num_images, height, width, channels, ink, framing, message.top_k, message.explain)
 
@@ -372,90 +338,3 @@ def _length_error(message: pb.ClassifyRequest, num_bytes: int, image_bytes: int)
     return InvalidRequest(
         f"num_images: got {message.num_images}; expected {num_images}, from the length of pixels ({each})"
     )
-
-
-class Encoder:
-    """Encodes ``ClassifyResponse`` messages for one model; owned by the pipeline.
-
-    Attributes:
-        plain_records: the bound method ``PlainEncoder.records``: predictions without alternatives, for all images of a batch.
-        encode_records: the bound method ``PlainEncoder.finish``: the response to a request, from the records of its images.
-    """
-
-    def __init__(self, name: str, version: str, labels: tuple[str, ...]) -> None:
-        """Encode for a model of this name and version, with the labels in the order of their indices."""
-        self._labels = labels
-        self._model = pb.ClassifyResponse(model_name=name, model_version=version).SerializeToString()
-        plain = PlainEncoder(labels, self._model)
-        self.plain_records = plain.records
-        self.encode_records = plain.finish
-        self._records = RecordEncoder(labels, self._record)
-
-    def encode(
-        self, answers: list[Answer], top_k: int, seconds: tuple[float, float, float], batch_size: int,
-        preparations: Sequence[Preparation] = (),
-    ) -> bytes:  # fmt: skip
-        """Encode the response to a request with preparations.
-
-        Args:
-            answers: one for each image, in order.
-            top_k: classes to list for each image.
-            seconds: in the queue, in preprocessing, in the network.
-            batch_size: of the batch that answered the last image.
-            preparations: one for each image, or none.
-        """
-        # A new message per response: protobuf frees what a reused one held before only with the message itself.
-        response = pb.ClassifyResponse()
-        for answer in answers:
-            prediction = response.predictions.add()
-            self._set_fields(prediction, answer, top_k)
-        if preparations:
-            for prediction, preparation in zip(response.predictions, preparations, strict=True):
-                _set_preparation(prediction.preparation, preparation)
-        timing = response.timing
-        timing.queue_s, timing.preprocess_s, timing.inference_s = seconds
-        timing.batch_size = batch_size
-        # Two concatenated messages are one message with the fields of both.
-        return response.SerializeToString() + self._model
-
-    def records(self, outcome: Outcome, top_k: int) -> list[bytes]:
-        """Encode the predictions with ``top_k`` classes, at least 1, for all images of a batch that have no preparations."""
-        return self._records.encode(outcome, top_k)
-
-    def _record(self, outcome: Outcome, row: int, top_k: int) -> bytes:
-        """Encode the prediction for one image of a batch."""
-        class_index, confidence, verdicts, ood_score, probabilities = outcome
-        answer = int(class_index[row]), float(confidence[row]), verdicts[row], float(ood_score[row]), probabilities[row]
-        response = pb.ClassifyResponse()
-        self._set_fields(response.predictions.add(), answer, top_k)
-        return response.SerializeToString()
-
-    def _set_fields(self, prediction: pb.Prediction, answer: Answer, top_k: int) -> None:
-        class_index, confidence, verdict, ood_score, probabilities = answer
-        if verdict is not _BLANK:
-            prediction.label = self._labels[class_index]
-            prediction.class_index = class_index
-            prediction.confidence = confidence
-            if top_k:
-                self._add_top(prediction, probabilities, top_k)
-        prediction.verdict = verdict  # type: ignore[assignment] # Verdict has the numbers of pb.Verdict
-        prediction.ood_score = ood_score
-
-    def _add_top(self, prediction: pb.Prediction, probabilities: NDArray[np.float32], top_k: int) -> None:
-        for index in np.argsort(-probabilities, kind="stable")[:top_k].tolist():
-            prediction.top.add(label=self._labels[index], class_index=index, confidence=float(probabilities[index]))
-
-
-def _set_preparation(message: pb.Preparation, preparation: Preparation) -> None:
-    message.pixels = preparation.pixels
-    message.framing = _FRAMING_NUMBERS[preparation.framing]
-    if preparation.ink is not None:
-        message.ink = _INK_NUMBERS[preparation.ink]
-    if preparation.box is not None:
-        message.box.CopyFrom(_to_box(preparation.box))
-    for artefact, box in preparation.removed:
-        message.removed.add(artefact=artefact, box=None if box is None else _to_box(box))
-
-
-def _to_box(box: Box) -> pb.Box:
-    return pb.Box(top=box.top, bottom=box.bottom, left=box.left, right=box.right)

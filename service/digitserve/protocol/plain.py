@@ -4,11 +4,11 @@
 
 Only confidence, score and times differ between responses with the same labels, verdicts and batch size. Protobuf serializes
 their constant parts once, and ``struct`` inserts the numbers: a fifth of the time that protobuf needs. Owned by
-``codec.Encoder``; called on the worker's one thread.
+``encoder.Encoder``; called on the worker's one thread.
 """
 
 from collections.abc import Callable, Sequence
-from struct import Struct, pack
+from struct import Struct
 
 from digitserve.protocol.names import Verdict
 from digitserve.protocol.records import MARK, NUMBER
@@ -17,8 +17,10 @@ from digitserve.v1 import digits_pb2 as pb
 _Form = tuple[Callable[..., bytes], bytes, bytes]
 """Packs a prediction; its bytes before the confidence; its bytes between confidence and score."""
 
-_Timing = tuple[Callable[..., bytes], bytes, bytes, bytes, bytes]
-"""Packs the times and the model; its bytes before, between and after the three times."""
+_Timing = tuple[bytes, bytes, bytes, bytes]
+"""The bytes before, between and after the three times; the last ones include the model."""
+
+_pack_number = Struct("<f").pack
 
 
 class PlainEncoder:
@@ -33,6 +35,9 @@ class PlainEncoder:
         ]
         # By batch size: there are as many as images in the largest batch.
         self._timings: dict[int, _Timing] = {}
+        # Of the last batch, and what the responses to all its requests have in common.
+        self._last = 0.0, 0.0, 0
+        self._before_queue, self._end = self._ending(*self._last)
 
     def records(
         self, class_index: Sequence[int], confidence: Sequence[float], verdicts: Sequence[Verdict],
@@ -54,17 +59,24 @@ class PlainEncoder:
             seconds: in the queue, in preprocessing, in the network.
             batch_size: of the batch that answered the last image.
         """
-        pack_all, first, second, third, end = self._timings.get(batch_size) or self._new_timing(batch_size)
         queue_s, preprocess_s, inference_s = seconds
-        records.append(pack_all(first, queue_s, second, preprocess_s, third, inference_s, end))
+        last = preprocess_s, inference_s, batch_size
+        if last != self._last:
+            self._before_queue, self._end = self._ending(*last)
+            self._last = last
+        records += self._before_queue, _pack_number(queue_s), self._end
         return b"".join(records)
+
+    def _ending(self, preprocess_s: float, inference_s: float, batch_size: int) -> tuple[bytes, bytes]:
+        """Return the bytes before the time in the queue, and all bytes after it."""
+        before, second, third, end = self._timings.get(batch_size) or self._new_timing(batch_size)
+        return before, b"".join((second, _pack_number(preprocess_s), third, _pack_number(inference_s), end))
 
     def _new_timing(self, batch_size: int) -> _Timing:
         timing = pb.Timing(queue_s=NUMBER, preprocess_s=NUMBER, inference_s=NUMBER, batch_size=batch_size)
         body = pb.ClassifyResponse(timing=timing).SerializeToString() + self._model
         first, second, third, end = body.split(MARK)
-        layout = Struct(f"<{len(first)}sf{len(second)}sf{len(third)}sf{len(end)}s")
-        self._timings[batch_size] = layout.pack, first, second, third, end
+        self._timings[batch_size] = first, second, third, end
         return self._timings[batch_size]
 
 
@@ -85,4 +97,4 @@ def _blank() -> bytes:
 
 
 def _pack_blank(_before: bytes, _confidence: float, between: bytes, ood_score: float) -> bytes:
-    return between + pack("<f", ood_score)
+    return between + _pack_number(ood_score)

@@ -4,12 +4,12 @@
 
 A record is a row of bytes: constant fields, padded to the length of the longest one, and numbers in fixed columns. A mask of the
 same shape drops the padding. Protobuf serializes the constant fields once, and numpy fills the rows. Owned by
-``codec.Encoder``; called on the worker's one thread.
+``encoder.Encoder``; called on the worker's one thread.
 """
 
 from collections.abc import Callable, Sequence
 from struct import unpack
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,14 @@ _CONTINUED = 0x80
 
 _Bytes = NDArray[np.uint8]
 _Flags = NDArray[np.bool_]
+
+
+Answer: TypeAlias = tuple[int, float, Verdict, float, NDArray[np.float32]]
+"""The answer for one image: index of the most probable label, its probability, the verdict, the out-of-distribution score
+(higher means less like the training data), and the probabilities of all labels, float32[labels].
+
+A plain tuple: there is one per image, and a named one takes 0.4 us more.
+"""
 
 
 class _Rows(NamedTuple):
@@ -69,8 +77,8 @@ class Outcome(NamedTuple):
     ood_score: NDArray[np.float32]
     probabilities: NDArray[np.float32]
 
-    def answers(self, start: int, stop: int) -> list[tuple[int, float, Verdict, float, NDArray[np.float32]]]:
-        """Return the answers for a range of images; see ``codec.Answer``."""
+    def answers(self, start: int, stop: int) -> list[Answer]:
+        """Return the answers for a range of images."""
         rows = slice(start, stop)
         class_index, confidence = self.class_index[rows].tolist(), self.confidence[rows].tolist()
         ood_score, probabilities = self.ood_score[rows].tolist(), self.probabilities[rows]

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digitserve.open_inference import open_inference_pb2 as pb
-from digitserve.protocol.codec import Answer, varint
+from digitserve.protocol.codec import varint
 from digitserve.protocol.names import Verdict
+from digitserve.protocol.records import Answer
 
 NO_LABEL = -1
 """Value of the output ``label`` for a blank image, which has no label."""

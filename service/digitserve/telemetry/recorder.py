@@ -32,6 +32,8 @@ _ACCEPTED = Verdict.ACCEPTED
 _COLUMNS = [LABELLED_VERDICTS.index(verdict) if verdict in LABELLED_VERDICTS else None for verdict in Verdict]
 """Place of each verdict among the series of a label; ``None`` for verdicts without a label."""
 
+_ACCEPTED_COLUMN = LABELLED_VERDICTS.index(_ACCEPTED)
+
 _MAX_SINGLE = 8
 """Most values that are added one by one: for more of them numpy is faster."""
 
@@ -105,6 +107,9 @@ class Recorder:
         self._closed = dict(zip(CloseReason, map(_view, cells["digitserve_connections_closed"]), strict=True))
         self._refused = dict(zip(RefusalReason, map(_view, cells["digitserve_streams_refused"]), strict=True))
         self._predictions = _view(cells["digitserve_predictions"][:, 0])
+        # Of one verdict, for each label; that of blank images comes after all of them.
+        predictions = cells["digitserve_predictions"][: len(labels) * len(LABELLED_VERDICTS), 0]
+        self._accepted_predictions = predictions[_ACCEPTED_COLUMN :: len(LABELLED_VERDICTS)]
         self._lines_omitted = _view(cells["digitserve_request_lines_omitted"][:, 0])
         self.requests = requests or RequestLog()
         self.requests.count_omitted = self._count_omitted_line
@@ -181,8 +186,8 @@ class Recorder:
         self._refused[reason][0] += 1
 
     def batch(
-        self, class_index: Sequence[int], verdicts: Sequence[Verdict], confidence: Sequence[float],
-        preprocess_s: float, inference_s: float,
+        self, class_index: Sequence[int] | NDArray[np.int64], verdicts: Sequence[Verdict],
+        confidence: Sequence[float] | NDArray[np.floating], preprocess_s: float, inference_s: float,
     ) -> None:  # fmt: skip
         """Record a batch that has run.
 
@@ -198,13 +203,19 @@ class Recorder:
         self._batch_size.observe(num_images)
         self._preprocess_s.observe(preprocess_s)
         self._inference_s.observe(inference_s)
+        counts, num_columns = self._predictions, len(LABELLED_VERDICTS)
+        # The series of a label are neighbours, one for each verdict; the series of blank images is the last.
+        if num_images > _MAX_SINGLE and verdicts.count(_ACCEPTED) == num_images:
+            self._confidence.observe_many(confidence)
+            self._accepted_predictions += np.bincount(class_index, minlength=self._num_labels)
+            return
+        if isinstance(class_index, np.ndarray):
+            class_index = class_index.tolist()
         self._confidence.observe_many(
             [value for value, verdict in zip(confidence, verdicts, strict=True) if verdict is _ACCEPTED]
         )
-        counts, num_columns = self._predictions, len(LABELLED_VERDICTS)
         blank = num_columns * self._num_labels
         for index, verdict in zip(class_index, verdicts, strict=True):
-            # The series of a label are neighbours, one for each verdict; the series of blank images is the last.
             column = _COLUMNS[verdict]
             counts[blank if column is None else num_columns * index + column] += 1
 

@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from onnx import TensorProto, helper
 
 from digitserve.inference.bundle import Golden, write_bundle
-from digitserve.protocol.codec import Encoder
+from digitserve.protocol.encoder import Encoder
 from digitserve.protocol.names import CLASSIFY, GET_MODEL, REFLECTION, SERVICE
 from digitserve.protocol.status import INTERNAL
 from digitserve.v1 import digits_pb2 as pb

@@ -352,6 +352,21 @@ def test_networks_beyond_the_time_limit_are_not_trained(
     assert row["why"] == "1.0 relative_time, at most 0.9 allowed: not trained"
 
 
+def test_a_repeated_network_is_not_trained(tmp_path: Path, invoke: Invoke, shaped_path: Path) -> None:
+    """A trial with other values that give the network of an earlier trial is pruned."""
+    common = ("--vary", "shape", "--limit", 150)
+    assert invoke(tmp_path, *common, "--trials", 1, preset=shaped_path).exit_code == 0
+    with opened(tmp_path) as study:
+        # Without the second convolution, its kernel does not matter.
+        base = study.trials[0].params | {"depth_2": 0.0}
+        study.enqueue_trial(base)
+        study.enqueue_trial(base | {"kernel_2": 2.0})
+
+    assert invoke(tmp_path, *common, "--trials", 3, preset=shaped_path).exit_code == 0
+
+    assert [row["why"] for row in table(tmp_path)] == ["", "", "equal to trial 1: not trained"]
+
+
 def test_a_network_that_cannot_be_exported_is_pruned(
     tmp_path: Path, invoke: Invoke, shaped_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

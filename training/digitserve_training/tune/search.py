@@ -31,6 +31,7 @@ from digitserve_training.errors import DivergedError, ParityError, RunError
 from digitserve_training.fit.settings import Settings
 from digitserve_training.fit.train import Training, describe_metrics
 from digitserve_training.model.layers import Layer, count_multiply_adds, count_parameters
+from digitserve_training.model.presets import Preset
 from digitserve_training.tune.results import (
     ACCURACY,
     CONVOLUTIONS,
@@ -179,6 +180,7 @@ class _Objective:
         if any(map(of_shape, values)):
             trial.set_user_attr(CONVOLUTIONS, describe_convolutions(settings.layers))
         report.trial(trial, values)
+        self._prune_repeated(trial, preset)
         try:
             self._measure(trial, settings.layers)
             loss = self._train(trial, Training(settings, self.split), report)
@@ -196,6 +198,12 @@ class _Objective:
             name: trial.suggest_float(name, of.low, of.high, log=of.log, step=of.step)
             for name, of in self.ranges.items()
         }
+
+    def _prune_repeated(self, trial: Trial, preset: Preset) -> None:
+        """Prune a trial that would train what an earlier one trained: several shapes give the same network."""
+        for earlier in finished(trial.study.trials):
+            if with_values(self.base.preset, earlier.params) == preset:
+                raise _pruned(trial, f"equal to trial {earlier.number}: not trained")
 
     def _measure(self, trial: Trial, layers: tuple[Layer, ...]) -> None:
         """Record the size and time of a network, and prune the trial if one of them exceeds its limit."""

@@ -20,7 +20,7 @@ BATCH_SIZE = 64
 """The service's default for its largest batch."""
 
 MEASURE_S = 1.0
-"""CPU time of one measurement. On a busy machine, repeated measurements then differ by about one percent."""
+"""CPU time of one measurement. On a busy machine, repeated measurements then differ by one to three percent."""
 
 MIN_ROUNDS = 9
 """Rounds of a measurement, however long a round takes."""

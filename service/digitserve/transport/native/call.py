@@ -1,17 +1,19 @@
 """Unary calls: the ``UnaryCall`` of ``handlers`` on an HTTP/2 stream.
 
-    Connection ──on_whole_message, on_data──▶ Call ──on_message──▶ UnaryHandler
+    Connection ──on_data──▶ Call ──on_message──▶ UnaryHandler
     Output ◀──headers, message, trailers───── Call ◀──reply, fail── UnaryHandler
 
-Created by ``connection`` for each request of a unary method; used on the worker's one thread.
+Created by ``connection`` for each request of a unary method; used on the worker's one thread. A message that arrives as a whole
+is passed to the handler by ``connection`` itself.
 """
+
+from struct import Struct
 
 from digitserve.protocol.names import Code
 from digitserve.protocol.status import NO_MESSAGE, Status
 from digitserve.transport.handlers import UnaryHandler
 from digitserve.transport.native import frames
-from digitserve.transport.native.frames import END_HEADERS, END_STREAM, FRAME_BYTES, HEADERS, pack_id
-from digitserve.transport.native.head import RequestHead
+from digitserve.transport.native.frames import END_HEADERS, END_STREAM, FRAME_BYTES, HEADERS, KIND_BITS
 from digitserve.transport.native.message import (
     MESSAGE_PREFIX_BYTES,
     OK_TRAILERS,
@@ -21,41 +23,26 @@ from digitserve.transport.native.message import (
     inflated_bytes,
     parse_prefix,
 )  # fmt: skip
-from digitserve.transport.native.multiplex import UNCOMPRESSED, Output, RpcStream
+from digitserve.transport.native.multiplex import RpcStream
 
 # The fixed parts of the frames of an answer: all but stream id and message.
 _HEADERS_START = frames.frame(HEADERS, END_HEADERS, 0, RESPONSE_HEADERS)[:5]
 _TRAILERS_START = frames.frame(HEADERS, END_HEADERS | END_STREAM, 0, OK_TRAILERS)[:5]
 _FIXED_BYTES = 3 * frames.HEADER_BYTES + len(RESPONSE_HEADERS) + len(OK_TRAILERS)
-_NO_FLAGS = b"\0"
+_pack_start = Struct(f">5sI{len(RESPONSE_HEADERS)}sIBIBI").pack
+"""HEADERS; the header of DATA: length and type, flags, stream id; the prefix of the message: not compressed, length."""
+
+_pack_end = Struct(f">5sI{len(OK_TRAILERS)}s").pack
 
 
 class Call(RpcStream):
     """A ``UnaryCall``. It collects the message until the end of the request."""
 
-    __slots__ = ("_compressed", "_handler", "_num_bytes")
+    __slots__ = ("_compressed", "_num_bytes")  # both are set with the buffer: most calls have none
 
-    def __init__(
-        self,
-        connection: Output,
-        stream_id: int,
-        head: RequestHead,
-        accepted: float,
-        deadline: float,
-        handler: UnaryHandler,
-    ) -> None:
-        super().__init__(connection, stream_id, head, accepted, deadline)
-        self._handler = handler
-        self._compressed = False
-        self._num_bytes = -1  # of the message with its prefix; unknown before the prefix
+    handler: UnaryHandler
 
     # Called by the connection.
-
-    def on_whole_message(self, body: bytes) -> None:
-        """Take a request that is one frame with one message that is not compressed: the common case."""
-        self.remote_closed = True
-        if self.open:
-            self._handler.on_message(self, body)
 
     def on_data(self, payload: bytes, *, ended: bool) -> None:
         """Collect the message, and hand it over at the end of the request."""
@@ -90,7 +77,7 @@ class Call(RpcStream):
         self._release()
         if self.open:
             self.open = False
-            self._handler.on_close(self)
+            self.handler.on_close(self)
             self.context = None
 
     def fail_locally(self, status: Status, more: bytes = b"") -> None:
@@ -98,9 +85,9 @@ class Call(RpcStream):
         self.open = False
         self._close(RESPONSE_HEADERS + encode_status(status) + more)
         if status.code is Code.DEADLINE_EXCEEDED:
-            self._handler.on_close(self)
+            self.handler.on_close(self)
         else:
-            self._handler.on_failed(self, status)
+            self.handler.on_failed(self, status)
         self.context = None
 
     # Called by the handler; see UnaryCall.
@@ -120,16 +107,12 @@ class Call(RpcStream):
             and connection.may_send_fixed_blocks
         ):
             connection.send_window -= size
-            stream_id = pack_id(self.stream_id)
-            connection.send_parts(
-                (
-                    _HEADERS_START, stream_id, RESPONSE_HEADERS,
-                    pack_id(size << 8), _NO_FLAGS, stream_id, UNCOMPRESSED, pack_id(len(body)), body,
-                    _TRAILERS_START, stream_id, OK_TRAILERS,
-                ),
-                _FIXED_BYTES + size,
-            )  # fmt: skip
-            connection.remove(self)
+            stream_id = self.stream_id
+            start = _pack_start(
+                _HEADERS_START, stream_id, RESPONSE_HEADERS, size << KIND_BITS, 0, stream_id, 0, len(body)
+            )
+            end = _pack_end(_TRAILERS_START, stream_id, OK_TRAILERS)
+            connection.send_last(stream_id, (start, body, end), _FIXED_BYTES + size)
             return
         connection.send_block(self.stream_id, RESPONSE_HEADERS, 0)
         self._queue(body)
@@ -146,6 +129,8 @@ class Call(RpcStream):
         buffer = self.buffer
         if buffer is None:
             buffer = self.buffer = bytearray()
+            self._compressed = False
+            self._num_bytes = -1  # of the message with its prefix; unknown before the prefix
         if not self._hold(len(buffer) + len(payload)):
             self._fail_without_room()
             return
@@ -157,7 +142,7 @@ class Call(RpcStream):
             self._compressed, size = parse_prefix(buffer)
             self._num_bytes = MESSAGE_PREFIX_BYTES + size
             if size > self._connection.limits.max_message_bytes:
-                self._handler.on_too_large(self)
+                self.handler.on_too_large(self)
                 return
         if len(buffer) > self._num_bytes:
             raise MessageError("got more than one message, expected exactly one")
@@ -193,7 +178,7 @@ class Call(RpcStream):
         if self._compressed:
             body = self._connection.budget.inflate.inflate(body or b"", num_bytes, max_bytes)
         if body is None:
-            self._handler.on_too_large(self)
+            self.handler.on_too_large(self)
         else:
-            self._handler.on_message(self, body)
+            self.handler.on_message(self, body)
         return True

@@ -10,7 +10,7 @@ refused: otherwise the two sides would disagree about both.
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import structlog
 
@@ -21,15 +21,18 @@ from digitserve.telemetry.request_log import Refused
 from digitserve.transport.handlers import StreamHandler, UnaryHandler
 from digitserve.transport.native import frames
 from digitserve.transport.native.call import Call
-from digitserve.transport.native.control import PRIORITY_BYTES, ConnectionFailure
+from digitserve.transport.native.control import PRIORITY_BYTES, ConnectionFailure, without_padding
 from digitserve.transport.native.frames import (
     CONTINUATION,
     DATA,
     END_HEADERS,
     END_STREAM,
     FRAME_BYTES,
+    HEADER_BYTES,
     HEADERS,
     INITIAL_WINDOW,
+    KIND_BITS,
+    KIND_MASK,
     MAX_STREAM_ID,
     PADDED,
     PREFACE,
@@ -41,7 +44,13 @@ from digitserve.transport.native.frames import (
 from digitserve.transport.native.head import Problem, RequestHead, trailers_problem
 from digitserve.transport.native.hpack import Decoder, HpackError, encode_fields
 from digitserve.transport.native.limits import FIRST_WINDOW, Counts, Limits, ReceiveBudget
-from digitserve.transport.native.message import MESSAGE_PREFIX_BYTES, RESPONSE_HEADERS, encode_answer, encode_status
+from digitserve.transport.native.message import (
+    MESSAGE_PREFIX_BYTES,
+    RESPONSE_HEADERS,
+    encode_answer,
+    encode_status,
+    unpack_prefix,
+)  # fmt: skip
 from digitserve.transport.native.multiplex import RpcStream
 from digitserve.transport.native.stream import Stream
 from digitserve.transport.native.time_limits import TimeLimits
@@ -66,7 +75,12 @@ _ACCEPT_ENCODING = encode_fields([(b"grpc-accept-encoding", b"identity,gzip")])
 _log = structlog.get_logger("digitserve.transport.native.connection")
 
 
-class Method(NamedTuple):
+_HALF_WINDOW = CONNECTION_WINDOW // 2
+_FORM_OF_HEADERS = END_HEADERS | PADDED | WITH_PRIORITY
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
     """An RPC method that is served: exactly one of the handlers is set."""
 
     unary: UnaryHandler | None = None
@@ -165,9 +179,10 @@ class Connection(TimeLimits):
 
     # Frames.
 
-    def _parse(self, buffer: bytes) -> bytes:  # noqa: C901, PLR0912 - the hot path calls no function
+    def _parse(self, buffer: bytes) -> bytes:  # noqa: C901, PLR0912, PLR0915 - the hot path calls no function
         """Handle all whole frames, and return the rest."""
         position, end = 0, len(buffer)
+        max_whole_bytes = self._max_whole_bytes
         if not self._preface_done:
             if not PREFACE.startswith(buffer[: len(PREFACE)]):
                 raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "expected the connection preface of HTTP/2")
@@ -175,57 +190,77 @@ class Connection(TimeLimits):
                 return buffer
             position, self._preface_done = len(PREFACE), True
         streams = self.streams
-        while end - position >= frames.HEADER_BYTES and not self.closing:
-            upper, lower, kind, flags, stream_id = unpack_header(buffer, position)
-            length = upper << 8 | lower
+        expects_one = not self._settings_received or self._block is not None  # only frames of one type
+        while end - position >= HEADER_BYTES and not self.closing:
+            kind, flags, stream_id = unpack_header(buffer, position)
+            length = kind >> KIND_BITS
+            kind &= KIND_MASK
             if length > FRAME_BYTES:
                 raise ConnectionFailure(
                     ErrorCode.FRAME_SIZE_ERROR, f"got a frame of {length} bytes, expected at most {FRAME_BYTES}"
                 )
-            start = position + frames.HEADER_BYTES
+            start = position + HEADER_BYTES
             position = start + length
             if position > end:
-                return buffer[start - frames.HEADER_BYTES :]
+                return buffer[start - HEADER_BYTES :]
             stream_id &= MAX_STREAM_ID
-            if not self._settings_received and kind != SETTINGS:
-                raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "expected SETTINGS as the first frame")
-            if self._block is not None and (kind != CONTINUATION or stream_id != self._block_id):
-                raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "expected CONTINUATION of the open header block")
+            if expects_one:
+                self._check_expected(kind, stream_id)
             if kind == DATA:
                 stream = streams.get(stream_id)
-                self._receive_window -= length
-                if self._receive_window < CONNECTION_WINDOW // 2:
+                self._receive_window = window = self._receive_window - length
+                if window < _HALF_WINDOW:
                     self._restore_window()
                 if stream is None or stream.remote_closed:
                     self._on_late_data(stream_id, flags, length)
                     continue
-                stream.receive_window -= length
-                if stream.receive_window < 0:
+                stream.receive_window = window = stream.receive_window - length
+                if window < 0:
                     self._reset(stream_id, ErrorCode.FLOW_CONTROL_ERROR)
                     continue
-                if flags == END_STREAM and stream.__class__ is Call and stream.buffer is None:
+                if (
+                    flags == END_STREAM
+                    and MESSAGE_PREFIX_BYTES <= length <= max_whole_bytes
+                    and stream.__class__ is Call
+                    and stream.buffer is None
+                ):
                     # The common case: the whole request is one message in one frame.
-                    body_start = start + MESSAGE_PREFIX_BYTES
+                    compressed, size = unpack_prefix(buffer, start)
+                    expected = stream.head.content_length
                     if (
-                        MESSAGE_PREFIX_BYTES <= length <= self._max_whole_bytes
-                        and not buffer[start]
-                        and int.from_bytes(buffer[start + 1 : body_start], "big") == length - MESSAGE_PREFIX_BYTES
-                        and stream.head.content_length in (None, length)
+                        not compressed
+                        and size == length - MESSAGE_PREFIX_BYTES
+                        and (expected is None or expected == length)
                     ):
-                        stream.on_whole_message(buffer[body_start:position])
+                        stream.remote_closed = True
+                        if stream.open:
+                            stream.handler.on_message(stream, buffer[start + MESSAGE_PREFIX_BYTES : position])
                         continue
                 self._on_data(stream, flags, buffer[start:position])
             elif kind == HEADERS:
-                self._on_headers(stream_id, flags, buffer[start:position])
-            elif kind == CONTINUATION:
-                self._on_continuation(flags, buffer[start:position])
+                if flags & _FORM_OF_HEADERS == END_HEADERS and stream_id & 1:
+                    self._on_block(stream_id, flags, buffer[start:position])
+                else:
+                    self._on_headers(stream_id, flags, buffer[start:position])
+                    expects_one = self._block is not None
             else:
-                self._on_control_frame(kind, flags, stream_id, buffer[start:position])
+                if kind == CONTINUATION:
+                    self._on_continuation(flags, buffer[start:position])
+                else:
+                    self._on_control_frame(kind, flags, stream_id, buffer[start:position])
+                expects_one = self._block is not None
         return buffer[position:]
+
+    def _check_expected(self, kind: int, stream_id: int) -> None:
+        """Check a frame while only one kind of frame is allowed."""
+        if not self._settings_received and kind != SETTINGS:
+            raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "expected SETTINGS as the first frame")
+        if self._block is not None and (kind != CONTINUATION or stream_id != self._block_id):
+            raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "expected CONTINUATION of the open header block")
 
     def _on_data(self, stream: RpcStream, flags: int, payload: bytes) -> None:
         if flags & PADDED:
-            payload = _without_padding(payload)
+            payload = without_padding(payload)
         ended = bool(flags & END_STREAM)
         if not payload and not ended:
             self._count_control_frame()
@@ -267,7 +302,7 @@ class Connection(TimeLimits):
             raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, f"got HEADERS on stream {stream_id}, expected an odd one")
         num_before = PRIORITY_BYTES if flags & WITH_PRIORITY else 0
         if flags & PADDED:
-            payload = _without_padding(payload, num_before)
+            payload = without_padding(payload, num_before)
         if len(payload) < num_before:
             raise ConnectionFailure(ErrorCode.FRAME_SIZE_ERROR, "got HEADERS that end within their priority")
         payload = payload[num_before:]
@@ -319,20 +354,23 @@ class Connection(TimeLimits):
             self.streams[stream_id] = stream
             stream.remote_closed = bool(flags & END_STREAM)
             stream.start()
-            if stream.open:
-                self._has_known_encoding(stream)
+            if stream.open and head.encoding not in _ENCODINGS:
+                _fail_unknown_encoding(stream)
             return
         handler = self._unknown if method is None or method.unary is None else method.unary
         status = handler.refusal(deadline, self.source)
         if status is not None:
             self._reject(stream_id, flags, head, status)
             return
-        call = Call(self, stream_id, head, self._now, deadline, handler)
-        self.streams[stream_id] = call
-        call.remote_closed = bool(flags & END_STREAM)
+        self.streams[stream_id] = call = Call(self, stream_id, head, self._now, deadline, handler)
+        if flags & END_STREAM:
+            call.remote_closed = True
         handler.on_accept(call)
-        if call.open and self._has_known_encoding(call) and flags & END_STREAM:
-            call.on_data(b"", ended=True)
+        if call.open:
+            if head.encoding not in _ENCODINGS:
+                _fail_unknown_encoding(call)
+            elif flags & END_STREAM:
+                call.on_data(b"", ended=True)
 
     def _reject(self, stream_id: int, flags: int, head: RequestHead, status: Status) -> None:
         """Answer an RPC before its message is read; the message is ignored."""
@@ -343,17 +381,6 @@ class Connection(TimeLimits):
         if self._now >= self._requests.refusals_from:
             caller = Refused(self.peer, head.fields, self._now, self._arrived + head.timeout_s)
             self._requests.refused(head.path.decode("latin-1"), caller, status, self._now)
-
-    def _has_known_encoding(self, stream: RpcStream) -> bool:
-        """Return whether the messages of a request can be decompressed; otherwise fail it."""
-        encoding = stream.head.encoding
-        if encoding in _ENCODINGS:
-            return True
-        status = Status(
-            Code.UNIMPLEMENTED, f"got grpc-encoding {encoding.decode('ascii', 'replace')}, expected identity or gzip"
-        )
-        stream.fail_locally(status, _ACCEPT_ENCODING)
-        return False
 
     def _on_problem(self, stream_id: int, flags: int, head: RequestHead) -> None:
         """Answer a request that is no gRPC call."""
@@ -405,16 +432,8 @@ class Connection(TimeLimits):
         self._reset(stream_id, code, RefusalReason.TOO_MANY)
 
 
-def _without_padding(payload: bytes, num_before: int = 0) -> bytes:
-    """Return the content of a padded frame (RFC 9113, sections 6.1 and 6.2).
-
-    Args:
-        payload: of the frame.
-        num_before: bytes of other fields at the start of the content.
-    """
-    if len(payload) < 1 + num_before:
-        raise ConnectionFailure(ErrorCode.FRAME_SIZE_ERROR, "got a padded frame that ends within its fixed fields")
-    padding = payload[0]
-    if padding + num_before >= len(payload):
-        raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "got a frame whose padding is longer than its payload")
-    return payload[1 : len(payload) - padding]
+def _fail_unknown_encoding(stream: RpcStream) -> None:
+    """Fail a request whose messages cannot be decompressed."""
+    encoding = stream.head.encoding.decode("ascii", "replace")
+    status = Status(Code.UNIMPLEMENTED, f"got grpc-encoding {encoding}, expected identity or gzip")
+    stream.fail_locally(status, _ACCEPT_ENCODING)

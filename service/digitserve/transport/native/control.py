@@ -302,6 +302,21 @@ class ControlFrames(Output):
             raise ConnectionFailure(ErrorCode.ENHANCE_YOUR_CALM, "got too many resets and errors of streams")
 
 
+def without_padding(payload: bytes, num_before: int = 0) -> bytes:
+    """Return the content of a padded frame (RFC 9113, sections 6.1 and 6.2).
+
+    Args:
+        payload: of the frame.
+        num_before: bytes of other fields at the start of the content.
+    """
+    if len(payload) < 1 + num_before:
+        raise ConnectionFailure(ErrorCode.FRAME_SIZE_ERROR, "got a padded frame that ends within its fixed fields")
+    padding = payload[0]
+    if padding + num_before >= len(payload):
+        raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "got a frame whose padding is longer than its payload")
+    return payload[1 : len(payload) - padding]
+
+
 def _require(stream_id: int, name: str) -> None:
     if not stream_id:
         raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, f"got {name} on stream 0, expected a request's stream")

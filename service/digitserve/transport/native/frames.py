@@ -55,8 +55,13 @@ class ErrorCode(IntEnum):
 pack_id = struct.Struct(">I").pack
 """A stream id, or any other 32-bit number, as four bytes."""
 
-unpack_header = struct.Struct(">HBBBI").unpack_from
-"""The header of a frame: upper 16 and lower 8 bits of the length, type, flags, stream id with its reserved bit."""
+_HEADER = struct.Struct(">IBI")
+
+unpack_header, pack_header = _HEADER.unpack_from, _HEADER.pack
+"""The header of a frame: length and, in the lowest 8 bits, type; flags; stream id with its reserved bit."""
+
+KIND_BITS, KIND_MASK = 8, 0xFF
+"""Of the type of a frame in that first number."""
 
 _SETTING = struct.Struct(">HI")
 

@@ -12,6 +12,7 @@ import re
 import urllib.parse
 import zlib
 from functools import lru_cache
+from struct import Struct
 
 from digitserve.protocol.status import Status
 from digitserve.transport.native import frames
@@ -32,6 +33,11 @@ GZIP_SIZE_BYTES = 4
 
 SMALL_BYTES = 1 << 16
 """Messages up to this size are always decompressed immediately: this takes no longer than classifying their images."""
+
+_PREFIX = Struct(">BI")
+
+unpack_prefix, pack_prefix = _PREFIX.unpack_from, _PREFIX.pack
+"""The prefix of a message: compressed flag and length."""
 
 RESPONSE_HEADERS = encode_fields([(b":status", b"200"), (b"content-type", b"application/grpc")])
 OK_TRAILERS = encode_fields([(b"grpc-status", b"0")])

@@ -17,20 +17,25 @@ from digitserve.protocol.names import Code
 from digitserve.protocol.status import Status
 from digitserve.telemetry.block import CloseReason, RefusalReason
 from digitserve.transport.native import frames
-from digitserve.transport.native.frames import DATA, END_STREAM, FRAME_BYTES, INITIAL_WINDOW, pack_id
+from digitserve.transport.native.frames import (
+    DATA,
+    END_STREAM,
+    FRAME_BYTES,
+    INITIAL_WINDOW,
+    KIND_BITS,
+    pack_header,
+    pack_id,
+)  # fmt: skip
 from digitserve.transport.native.head import Field, RequestHead
 from digitserve.transport.native.hpack import TABLE_SIZE_ZERO
 from digitserve.transport.native.limits import FIRST_WINDOW, Counts, Limits, ReceiveBudget
-from digitserve.transport.native.message import encode_answer
+from digitserve.transport.native.message import encode_answer, pack_prefix
 from digitserve.types import Source
 
 OVERLOADED = Status(
     Code.RESOURCE_EXHAUSTED, "the server holds too many unfinished messages of all its clients; retry later"
 )
 EXPIRED = Status(Code.DEADLINE_EXCEEDED, "the deadline of the call has passed")
-
-UNCOMPRESSED = b"\0"
-"""Flag of a message that is not compressed."""
 
 STREAM_BYTES = 1_500
 """About what an open stream takes in memory, without messages and header fields (measured)."""
@@ -152,12 +157,15 @@ class Output:
         self._output.append(part)
         self.num_unsent_bytes += len(part)
 
-    def send_parts(self, parts: Iterable[bytes], num_bytes: int) -> None:
-        """Append several pieces to the output, ``num_bytes`` in all."""
+    def send_last(self, stream_id: int, parts: Iterable[bytes], num_bytes: int) -> None:
+        """Append the last frames of an open stream to the output, ``num_bytes`` in all, and remove the stream."""
         if not self._output:
             self._on_output()
         self._output += parts
         self.num_unsent_bytes += num_bytes
+        self.streams.pop(stream_id, None)
+        if self._final_id is not None:
+            self._close_if_drained()
 
     def send_block(self, stream_id: int, block: bytes, flags: int) -> None:
         """Append header fields to the output."""
@@ -188,7 +196,8 @@ class Output:
     def remove(self, stream: "RpcStream") -> None:
         """Remove an open stream."""
         self.streams.pop(stream.stream_id, None)
-        self._close_if_drained()
+        if self._final_id is not None:
+            self._close_if_drained()
 
     def _close_if_drained(self) -> None:
         if self._final_id is not None and not self.streams and not self.answered:
@@ -208,6 +217,7 @@ class RpcStream:
 
     Attributes:
         stream_id: of the HTTP/2 stream.
+        handler: of the method.
         accepted: monotonic time in seconds.
         deadline: Unix time in seconds.
         source: of the connection.
@@ -221,12 +231,15 @@ class RpcStream:
     """
 
     __slots__ = (
-        "_connection", "_held_bytes", "_outbox", "_reserved", "_trailers", "accepted", "buffer", "context", "deadline", "head",
-        "num_received", "open", "receive_window", "remote_closed", "send_window", "source", "stream_id",
+        "_connection", "_held_bytes", "_outbox", "_reserved", "_trailers", "accepted", "buffer", "context", "deadline", "handler",
+        "head", "num_received", "open", "receive_window", "remote_closed", "send_window", "source", "stream_id",
     )  # fmt: skip
 
-    def __init__(self, connection: Output, stream_id: int, head: RequestHead, accepted: float, deadline: float) -> None:
+    def __init__(
+        self, connection: Output, stream_id: int, head: RequestHead, accepted: float, deadline: float, handler: Any
+    ) -> None:
         self._connection = connection
+        self.handler = handler
         self.stream_id = stream_id
         self.head = head
         self.accepted = accepted
@@ -334,9 +347,10 @@ class RpcStream:
             self._on_finished()
 
     def _send_data(self, part: bytes | memoryview) -> None:
-        self._connection.send_window -= len(part)
-        self.send_window -= len(part)
-        self._connection.send(frames.frame(DATA, 0, self.stream_id, bytes(part)))
+        connection, size = self._connection, len(part)
+        connection.send_window -= size
+        self.send_window -= size
+        connection.send(pack_header(size << KIND_BITS | DATA, 0, self.stream_id) + part)
 
     def _on_sent(self) -> None:
         """Do what follows a message that was sent as a whole."""
@@ -347,7 +361,7 @@ class RpcStream:
     def _queue(self, body: bytes) -> None:
         if self._outbox is None:
             self._outbox = deque()
-        self._outbox.append(b"".join((UNCOMPRESSED, pack_id(len(body)), body)))
+        self._outbox.append(pack_prefix(0, len(body)) + body)
 
     def _close(self, block: bytes) -> None:
         """Send the last header block: trailers, or all there is of an answer without a message."""

@@ -21,6 +21,7 @@ from digitserve.transport.native.message import (
     encode_status,
     inflated_bytes,
     parse_prefix,
+    unpack_prefix,
 )  # fmt: skip
 from digitserve.transport.native.multiplex import Output, RpcStream
 
@@ -28,7 +29,9 @@ from digitserve.transport.native.multiplex import Output, RpcStream
 class Stream(RpcStream):
     """A ``ServerStream``. It keeps what arrives before the handler reads, at most its receive window."""
 
-    __slots__ = ("_delivering", "_handler", "_reading", "_reported", "_reserved_since", "_waits")
+    __slots__ = ("_delivering", "_num_written", "_reading", "_reported", "_reserved_since", "_waits")
+
+    handler: StreamHandler
 
     def __init__(
         self,
@@ -39,12 +42,12 @@ class Stream(RpcStream):
         deadline: float,
         handler: StreamHandler,
     ) -> None:
-        super().__init__(connection, stream_id, head, accepted, deadline)
-        self._handler = handler
+        super().__init__(connection, stream_id, head, accepted, deadline, handler)
         self.buffer = bytearray()
         self._reading = False
         self._delivering = False
         self._reported = False
+        self._num_written = 0  # messages that are sent and not yet reported
         self._reserved_since = math.inf
         self._waits = False
 
@@ -57,6 +60,18 @@ class Stream(RpcStream):
         buffer = self.buffer
         if not self.open or buffer is None:
             return
+        if not buffer and self._reading and not self._delivering and len(payload) >= MESSAGE_PREFIX_BYTES:
+            compressed, size = unpack_prefix(payload)
+            num_expected = len(payload) - MESSAGE_PREFIX_BYTES
+            if not compressed and size == num_expected <= self._connection.limits.max_message_bytes:
+                # The common case: a frame is one message that the handler waits for.
+                self._reading, self._delivering = False, True
+                try:
+                    self.handler.on_message(self, payload[MESSAGE_PREFIX_BYTES:])
+                finally:
+                    self._delivering = False
+                self._deliver()
+                return
         if not self._hold(len(buffer) + len(payload)):
             self._fail_without_room()
             return
@@ -93,7 +108,7 @@ class Stream(RpcStream):
     def start(self) -> None:
         """Send the response headers, and report the stream to its handler."""
         self._connection.send_block(self.stream_id, RESPONSE_HEADERS, 0)
-        self._handler.on_accept(self)
+        self.handler.on_accept(self)
 
     def read(self) -> None:
         """Request the next message; at most one read may be outstanding."""
@@ -120,11 +135,15 @@ class Stream(RpcStream):
         self.pump()
 
     def _on_sent(self) -> None:
-        self._connection.defer(self._report_written)
+        if not self._num_written:
+            self._connection.defer(self._report_written)
+        self._num_written += 1
 
     def _report_written(self) -> None:
-        if self.open:
-            self._handler.on_written(self)
+        num_written, self._num_written = self._num_written, 0
+        for _ in range(num_written):
+            if self.open:
+                self.handler.on_written(self)
 
     def _on_finished(self) -> None:
         self._report(cancelled=False)
@@ -132,7 +151,7 @@ class Stream(RpcStream):
     def _report(self, *, cancelled: bool) -> None:
         if not self._reported:
             self._reported = True
-            self._handler.on_close(self, cancelled=cancelled)
+            self.handler.on_close(self, cancelled=cancelled)
             self.context = None
 
     def _deliver(self) -> None:
@@ -166,7 +185,7 @@ class Stream(RpcStream):
         if buffer:
             raise MessageError("got a message that ends too early")
         self._reading = False
-        self._handler.on_end(self)
+        self.handler.on_end(self)
         return True
 
     def _deliver_message(self, buffer: bytearray, stop: int, *, compressed: bool) -> bool:
@@ -192,7 +211,7 @@ class Stream(RpcStream):
         if body is None:
             return self._deliver_too_large()
         self._reading = False
-        self._handler.on_message(self, body)
+        self.handler.on_message(self, body)
         return True
 
     def _wait(self) -> None:
@@ -203,7 +222,7 @@ class Stream(RpcStream):
     def _deliver_too_large(self) -> bool:
         self._reading = False
         self._release()
-        self._handler.on_too_large(self)
+        self.handler.on_too_large(self)
         return False
 
     def _reserve(self) -> bool:

@@ -29,6 +29,7 @@ KINDS: dict[str, dict[str, Any] | None] = {
     "plain": {},
     "three": {"top_k": 3},
     "all": {"top_k": 10},
+    "more than all": {"top_k": 99},
     "explained": {"explain": True},
     "explained with alternatives": {"explain": True, "top_k": 2},
     "ModelInfer": None,

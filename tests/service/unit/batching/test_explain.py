@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from digitserve.batching.explain import explain
 from digitserve.batching.prepare import GrayImages, prepare
-from digitserve.protocol.codec import Preparation
+from digitserve.protocol.encoder import Preparation
 from digitserve.types import Framing, Ink
 from digitserve.vision.framing import frame
 from support.framing_cases import THREE, draw_strokes

@@ -1,6 +1,9 @@
 """Decoding of requests, with the message of each rejection, and encoding of responses."""
 
+import random
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,18 +14,18 @@ from hypothesis import strategies as st
 from digitserve.errors import InvalidRequest, NotServed
 from digitserve.protocol.codec import (
     IMAGE_BYTES,
-    Answer,
-    Encoder,
+    MAX_LAYOUTS,
     Limits,
-    Preparation,
-    Removed,
     Request,
     decode,
     decode_stream_request,
     encode_stream_error,
     encode_stream_response,
+    varint,
 )  # fmt: skip
+from digitserve.protocol.encoder import Encoder, Preparation, Removed
 from digitserve.protocol.names import Artefact, Verdict
+from digitserve.protocol.records import Answer
 from digitserve.types import Box, Framing, Ink, native_framing
 from digitserve.v1 import digits_pb2 as pb
 from support.memory import allocated_bytes
@@ -70,19 +73,81 @@ def test_many_default_images_are_decoded_byte_for_byte() -> None:
     assert decode_fields(pixels=body) == Request(body, 3, 28, 28, 1, Ink.AUTO, Framing.AUTO, 0, False)
 
 
-@given(st.binary(min_size=IMAGE_BYTES, max_size=IMAGE_BYTES))
-def test_the_fast_path_decodes_as_protobuf_does(image: bytes) -> None:
-    """Messages with the length or the prefix of the most common request are decoded as protobuf decodes them."""
-    common = pb.ClassifyRequest(pixels=image).SerializeToString()
-    assert decode(common, LIMITS).pixels == image
-    for longer in (common + common, common + pb.ClassifyRequest(top_k=3).SerializeToString()):
-        message = pb.ClassifyRequest.FromString(longer)
-        request = decode(longer, LIMITS)
-        assert (request.pixels, request.top_k) == (message.pixels, message.top_k)
-    as_long = pb.ClassifyRequest(pixels=image[:-2], top_k=3).SerializeToString()
-    assert len(as_long) == len(common)
-    with pytest.raises(InvalidRequest, match="got 782 bytes"):
-        decode(as_long, LIMITS)
+FIELDS: dict[str, st.SearchStrategy[Any]] = {
+    "height": st.sampled_from([0, 14, 28]), "width": st.sampled_from([0, 28, 56]), "num_images": st.sampled_from([0, 1, 2]),
+    "pixel_format": st.sampled_from([0, 1]), "ink": st.integers(0, 3), "framing": st.integers(0, 2),
+    "top_k": st.integers(0, 3), "model_version": st.sampled_from(["", "7"]), "explain": st.booleans(),
+}  # fmt: skip
+MORE = st.sampled_from([b"", b"\x0a\x00", b"\x0a\x02ab", b"\x40\x03", b"\xa8\x1f\x01", b"\x0a", b"\0", b"a" * 200])
+"""What may follow a message: nothing, other pixels, another ``top_k``, an unknown field, or bytes that are no field."""
+
+
+def outcome(decoder: Callable[[bytes, Limits], Request], body: bytes, limits: Limits) -> Request | str:
+    """Return the request, or the error."""
+    try:
+        return decoder(body, limits)
+    except InvalidRequest as error:
+        return str(error)
+
+
+@given(
+    st.lists(st.tuples(st.fixed_dictionaries({}, optional=FIELDS), st.integers(0, 2), MORE, st.integers()), min_size=2),
+    st.booleans(),
+)
+def test_known_layouts_decode_as_protobuf_does(
+    messages: list[tuple[dict[str, Any], int, bytes, int]], on_stream: bool
+) -> None:
+    """A message is decoded as if no other one had come before it, and so are others with the same layout."""
+    used = replace(LIMITS)
+    for fields, num_images, more, seed in messages:
+        for image_seed in (seed, seed + 1, seed):
+            image = random.Random(image_seed).randbytes(num_images * IMAGE_BYTES)
+            body = pb.ClassifyRequest(pixels=image, **fields).SerializeToString() + more
+            decoder = decode
+            if on_stream:
+                body = b"\x0a" + varint(len(body)) + body
+                decoder = decode_stream_request
+            assert outcome(decoder, body, used) == outcome(decoder, body, replace(LIMITS))
+    assert len(used.layouts) + len(used.stream_layouts) <= MAX_LAYOUTS
+
+
+def test_the_second_message_of_a_layout_is_decoded_without_protobuf(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages that differ from an earlier one only in their pixels are recognised; those with other fields are not."""
+    limits = replace(LIMITS)
+    messages = [
+        pb.ClassifyRequest(pixels=pixels(3 * IMAGE_BYTES)[start:] + bytes(start), top_k=top_k)
+        for start in range(2)
+        for top_k in (1, 2)
+    ]
+    bodies = [message.SerializeToString() for message in messages]
+    first = [decode(body, limits) for body in bodies[:2]]
+    on_stream = [pb.ClassifyStreamRequest(request=message).SerializeToString() for message in messages]
+    assert [decode_stream_request(body, limits) for body in on_stream[:2]] == first
+    monkeypatch.setattr("digitserve.protocol.codec.parse", lambda *_: 1 // 0)
+    second = [decode(body, limits) for body in bodies[2:]]
+    assert [request.top_k for request in second] == [1, 2]
+    assert [request.pixels for request in second] == [message.pixels for message in messages[2:]]
+    assert [decode_stream_request(body, limits) for body in on_stream[2:]] == second
+    with pytest.raises(ZeroDivisionError):
+        decode(pb.ClassifyRequest(pixels=pixels(3 * IMAGE_BYTES), top_k=3).SerializeToString(), limits)
+
+
+def test_pixels_that_are_stated_twice_are_no_layout() -> None:
+    """The last ones count, as in protobuf, also if the first message of the layout had the same pixels twice."""
+    limits, size = replace(LIMITS), pb.ClassifyRequest(height=1, width=2).SerializeToString()
+    last = b"\x0a\x02ab"
+    for first in (last, b"\x0a\x02xy"):
+        assert decode(first + size + last, limits).pixels == b"ab"
+
+
+def test_few_layouts_are_kept() -> None:
+    """Clients that send many sizes and numbers of classes occupy a limited amount of memory."""
+    limits = replace(LIMITS, max_images=1000)
+    for num_images in range(1, 200):
+        for top_k in range(1, 10):
+            decode(pb.ClassifyRequest(pixels=bytes(num_images * IMAGE_BYTES), top_k=top_k).SerializeToString(), limits)
+        assert len(limits.layouts) <= MAX_LAYOUTS
+    assert max(map(len, limits.layouts.values())) < 9
 
 
 @given(st.integers(1, 5), st.booleans())

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from digitserve.protocol.codec import Encoder
+from digitserve.protocol.encoder import Encoder
 from digitserve.protocol.names import Verdict
 from digitserve.protocol.records import Outcome
 from digitserve.v1 import digits_pb2 as pb

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from digitserve.open_inference import open_inference_pb2 as oip
-from digitserve.protocol.codec import Answer
 from digitserve.protocol.infer import InferDecoder
 from digitserve.protocol.names import Verdict
+from digitserve.protocol.records import Answer
 from digitserve.protocol.tensors import NO_LABEL
 from support.decode_checks import LIMITS
 from support.infer_checks import OUTPUTS, infer_request, new_decoder, tensors

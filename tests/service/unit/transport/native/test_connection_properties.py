@@ -287,7 +287,7 @@ def test_internal_errors_are_found_by_these_tests() -> None:
     """The check of ``test_no_bytes_break_a_connection`` can fail: an exception ends in GOAWAY with this text."""
     peer = Peer()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Connection, "_on_headers", lambda *_: 1 // 0)
+        patch.setattr(Connection, "_on_block", lambda *_: 1 // 0)
         peer.send(headers(1))
     assert peer.failure == ErrorCode.INTERNAL_ERROR
     assert b"internal error" in peer.output
