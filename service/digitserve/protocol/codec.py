@@ -62,7 +62,9 @@ _MAX_OF_LENGTH = 4
 """Most layouts of one length: clients may differ in ``top_k`` only."""
 
 _MAX_AFTER_BYTES = 128
-"""Most bytes after the pixels. Fewer pixels are not kept either, so a message cannot have its pixels there once more."""
+"""Most bytes after the pixels. A layout is kept only if its pixels have more bytes. So the bytes after them cannot contain a
+second field of pixels of the same length, which would replace the first one.
+"""
 
 _PIXELS_TAG = bytes([pb.ClassifyRequest.PIXELS_FIELD_NUMBER << 3 | 2])
 _REQUEST_TAG = bytes([pb.ClassifyStreamRequest.REQUEST_FIELD_NUMBER << 3 | 2])
