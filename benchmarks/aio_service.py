@@ -3,8 +3,9 @@
     handler :event loop ──decode, check, enqueue──▶ batching thread ──run, encode──▶ one call_soon_threadsafe per batch
 
 It answers ``digitserve.v1.DigitService/Classify`` with the same bundle, checks and response, by the same functions
-(``protocol.codec``, ``batching.prepare``, ``inference.session``). It has what makes such a service fast: uvloop, batches
-of all queued requests without a timer, a bounded queue, one hand-over per batch, bytes in and bytes out.
+(``protocol.codec``, ``batching.prepare``, ``inference.session``, ``protocol.encoder``). It has what makes such a service fast:
+uvloop, batches of all queued requests without a timer, a bounded queue, one hand-over per batch, bytes in and bytes out, and
+predictions that are encoded for the whole batch at once.
 
 Variants measured, in requests/s on one core with 64 connections, within one hour on a noisy machine (rounds alternated, so
 ranges overlap):
@@ -72,7 +73,7 @@ Answered = list[tuple[asyncio.Future[bytes], bytes | Exception]]
 
 
 class Network:
-    """Runs batches and encodes responses; called by one thread only."""
+    """Runs batches and encodes responses; called by one thread only. ``mosec_service`` uses it too."""
 
     def __init__(self, bundle: Bundle, stats: NDArray[np.float64], clock: Callable[[], float]) -> None:
         """Verify the bundle and warm up."""
@@ -88,13 +89,22 @@ class Network:
         """Return the responses of a batch; an unexpected error is the answer to its whole batch."""
         waiting = [call for call in batch if not call.reply.cancelled()]
         try:
-            return self._answer(waiting) if waiting else []
+            bodies = self.encode([call.request for call in waiting], [call.arrived for call in waiting])
         except Exception as error:
             return [(call.reply, error) for call in waiting]
+        return [(call.reply, body) for call, body in zip(waiting, bodies, strict=True)]
 
-    def _answer(self, batch: list[PendingCall]) -> Answered:
+    def encode(self, requests: list[Request], arrived: list[float]) -> list[bytes]:
+        """Run a batch, and return the response to each request.
+
+        Args:
+            requests: of the batch.
+            arrived: when each of them arrived, in seconds of the clock.
+        """
+        if not requests:
+            return []
         formed = self._clock()
-        prepared = prepare([(call.request, 0, call.request.num_images) for call in batch])
+        prepared = prepare([(request, 0, request.num_images) for request in requests])
         ready = self._clock()
         probabilities, scores = self._run(prepared.images)
         inference_s = self._clock() - ready
@@ -103,17 +113,14 @@ class Network:
         class_index, confidence = probabilities.argmax(axis=1).tolist(), probabilities.max(axis=1).tolist()
         # The load asks for no alternatives.
         records = self._encoder.plain_records(class_index, confidence, verdicts, ood_score)
-        num_images = len(records)
-        self._stats += (len(batch), 0, 1, num_images)
-        answered: Answered = []
-        row = 0
-        for call in batch:
-            request = call.request
-            seconds = (formed - call.arrived, ready - formed, inference_s)
+        self._stats += (len(requests), 0, 1, len(records))
+        bodies, row = [], 0
+        for request, arrived_s in zip(requests, arrived, strict=True):
+            seconds = (formed - arrived_s, ready - formed, inference_s)
             own = records[row : row + request.num_images]
-            answered.append((call.reply, self._encoder.encode_records(own, seconds, num_images)))
+            bodies.append(self._encoder.encode_records(own, seconds, len(records)))
             row += request.num_images
-        return answered
+        return bodies
 
     def _run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Run a batch, in slices if one large request exceeds the maximal batch size."""
@@ -208,7 +215,7 @@ class Service:
         return b""
 
 
-async def serve(models: Path, port: int, stats: NDArray[np.float64], window_s: float, niceness: int) -> None:
+async def serve(bundle: Bundle, port: int, stats: NDArray[np.float64], window_s: float, niceness: int) -> None:
     """Serve until SIGTERM."""
     options = (
         ("grpc.so_reuseport", 1),
@@ -217,7 +224,7 @@ async def serve(models: Path, port: int, stats: NDArray[np.float64], window_s: f
         ("grpc.server.max_pending_requests_hard_limit", 1 << 30),
     )
     server = grpc.aio.server(options=options)
-    service = Service(bundles.served(models), stats, window_s, niceness)
+    service = Service(bundle, stats, window_s, niceness)
     handlers: dict[str, Any] = {CLASSIFY.name: grpc.unary_unary_rpc_method_handler(service.classify)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     server.add_registered_method_handlers(SERVICE, handlers)
@@ -238,6 +245,7 @@ def main() -> None:
     """Run as a command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models", type=Path, default=Path("models"), help="folder of the bundles")
+    parser.add_argument("--model", help="name of the model; by default that of digitserve serve")
     parser.add_argument("--port", type=int, required=True, help="port for gRPC on 127.0.0.1")
     parser.add_argument("--stats", type=Path, help=f"file that holds the counts {', '.join(STATS)}, as float64")
     parser.add_argument(
@@ -247,7 +255,8 @@ def main() -> None:
     options = parser.parse_args()
     # A mapped file: it can be read at any time, and costs the service one addition per batch.
     stats = np.memmap(options.stats, np.float64, "w+", shape=(len(STATS),)) if options.stats else np.zeros(len(STATS))
-    uvloop.run(serve(options.models, options.port, stats, options.window_ms / 1e3, options.nice))
+    bundle = bundles.served(options.models, options.model)
+    uvloop.run(serve(bundle, options.port, stats, options.window_ms / 1e3, options.nice))
     sys.stdout.write(" ".join(f"{name}={int(value)}" for name, value in zip(STATS, stats, strict=True)) + "\n")
 
 

@@ -1,14 +1,15 @@
 """Benchmarks of digitserve on given cores, under load from other cores.
 
-    python -m benchmarks.compare --models models --seconds 5 --rounds 3 --write docs/benchmarks.md
+    python -m benchmarks.compare --models models --seconds 3 --rounds 3 --write docs/benchmarks.md
     python -m benchmarks.compare --against COMMIT --loads single idle
 
-The first form compares both transports of digitserve with their floors, with a good ``grpc.aio`` service and, if its
-environment exists, with mosec (``python -m benchmarks.mosec`` creates it). The second form compares digitserve with another
-commit (``against``). All servers of a round take turns at each load, so that other activity of the machine affects all of
-them: only ratios within a round are reliable. In each run the server's own counter must agree with the load generator,
-otherwise the benchmark fails. The load generators are ``replay`` for single images, which is checked once against h2load, and
-``digitserve bench`` for all others. Goodput under overload is measured by ``overload``.
+The first form compares digitserve with lower bounds, with the first release, with good services on ``grpc.aio`` and, if its
+environment exists, on mosec (``python -m benchmarks.mosec`` creates it): each with the float32 and the int8 network, see
+``matrix``. The second form compares digitserve with another commit (``against``). All servers of a round take turns at each
+load, so that other activity of the machine affects all of them: only ratios within a round are reliable. In each run the
+server's own counter must agree with the load generator, otherwise the benchmark fails. The load generators are ``replay`` for
+single images, which is checked once against h2load, and ``digitserve bench`` for all others. Goodput under overload is measured
+by ``overload``.
 """
 
 import argparse
@@ -26,61 +27,20 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from benchmarks import bundles, installation, overload, ratios, runs, targets
+from benchmarks import accuracy, bundles, installation, overload, ratios, releases, runs, targets
 from benchmarks import load as loads
 from benchmarks.against import ROUNDS as AGAINST_ROUNDS
 from benchmarks.against import AgainstCommit
-from benchmarks.installation import ROOT, BenchError
+from benchmarks.installation import ROOT, BenchError, Installation
 from benchmarks.load import LOADS, Load, add_cores, parse_cores, require_programs
+from benchmarks.matrix import FLOOR_OF, SERVERS, TRANSPORTS
+from benchmarks.peers import FIRST_RELEASE, MOSEC_PYTHON, Empty, FirstRelease, Mosec
+from benchmarks.releases import Network
 from benchmarks.runs import print_progress
-from benchmarks.servers import (
-    INT8_MODEL,
-    MOSEC_PYTHON,
-    Aio,
-    AioWindow,
-    Digitserve,
-    Empty,
-    EmptyGrpcio,
-    EmptyNative,
-    EmptyNativeTls,
-    Grpcio,
-    GrpcioInt8,
-    Mosec,
-    Native,
-    NativeInt8,
-    NativeTls,
-    Server,
-)  # fmt: skip
-from digitserve.inference.bundle import Bundle
+from benchmarks.servers import Digitserve, Native, NativeTls, Server
+from digitserve.inference.bundle import Bundle, read_bundle
 
 ROUNDS = 3
-
-_SINGLE = ("single", "single, grpcio", "single, grpc-go")
-_H2LOAD = ("h2load", "h2load, one")
-
-SERVERS: dict[type[Server], tuple[str, ...]] = {
-    Native: tuple(LOADS),
-    NativeTls: _H2LOAD,
-    Grpcio: tuple(name for name in LOADS if name not in _H2LOAD),
-    NativeInt8: (*_SINGLE, "stream", "large"),
-    GrpcioInt8: (*_SINGLE, "stream", "large"),
-    EmptyNative: (*_SINGLE, "single, one", "stream", "framed", "idle", *_H2LOAD),
-    EmptyNativeTls: _H2LOAD,
-    EmptyGrpcio: (*_SINGLE, "single, one", "stream", "framed", "idle"),
-    Aio: ("single",),
-    AioWindow: ("single",),
-    Mosec: ("single",),
-}
-"""The loads of each server: the floors give the same answer to every message, and the peers have one method."""
-
-TRANSPORTS = (
-    (Native.name, Grpcio.name),
-    (NativeInt8.name, GrpcioInt8.name),
-    (NativeTls.name, Native.name),
-    (EmptyNative.name, EmptyGrpcio.name),
-    (EmptyNativeTls.name, EmptyNative.name),
-)
-"""Pairs of servers whose ratios are reported."""
 
 BESIDE = {
     "beside": Load(connections=2, images=1024),
@@ -88,12 +48,15 @@ BESIDE = {
 }
 """Loads of large requests, while another client sends single images."""
 
+FLOOR_S = 3.0
+"""Longest measurement of a floor."""
+
 HEALTH_INTERVAL_S = 0.05
 HEALTH_TIMEOUT_S = 1.0
 
 
 class Comparison:
-    """All rounds of one invocation: digitserve, its floors and its peer.
+    """All rounds of one invocation: digitserve, its floors, its peers and the first release.
 
     Attributes:
         rounds: the figures of each round, see ``targets.Figures``.
@@ -105,7 +68,10 @@ class Comparison:
         """Prepare."""
         self._options = options
         self._bundle = bundle
-        self._expected: dict[str, runs.Answer] = {}
+        self._expected: dict[tuple[str, str], runs.Answer] = {}
+        self._networks = bundles.networks(options.models)
+        self._kinds = [kind for kind in SERVERS if kind.name in options.servers and self._is_available(kind)]
+        self._installed: Installation | None = None
         self.rounds: list[dict[str, float]] = []
         self.overloads: list[overload.Cell] = []
         self.h2load_ratio: float | None = None
@@ -113,6 +79,9 @@ class Comparison:
     def run(self) -> None:
         """Run all rounds."""
         require_programs("openssl")
+        if any(issubclass(kind, FirstRelease) for kind in self._kinds):
+            self._installed = installation.install(FIRST_RELEASE, self._options.cache)
+            self._installed.verify()
         for number in range(1, self._options.rounds + 1):
             self.rounds.append({})
             self._measure_floors(number)
@@ -139,59 +108,85 @@ class Comparison:
             "Written by `make bench`. Only ratios within a round are reliable; absolute figures change with the load of the machine.",
             f"{setup} The network has {multiply_adds:,.0f} multiply-adds.{left_out}",
             "## Targets",
+            f"{targets.DEFINITIONS} {targets.floors(self.rounds)}",
             targets.table(targets.targets(multiply_adds, options.scale), self.rounds),
+            "## First release and this release",
+            (
+                f"The first release is commit {FIRST_RELEASE[:10]}, version 0.1.0; its networks are in benchmarks/models. Accuracy: "
+                "share of right labels, as `python -m benchmarks.accuracy` recorded it; empty if it did not. Core: [handwriting of "
+                "other people](models.md#handwriting-of-other-people), framed by this code."
+            ),
+            releases.networks(self._describe_networks(), self.rounds),
+            releases.services(self.rounds),
             *([overload.describe(self.overloads)] if self.overloads else []),
             *self._describe_transports(),
             "## Figures: median of all rounds",
             targets.rates(self.rounds),
-            targets.floors(self.rounds),
         ]
         if self.h2load_ratio is not None:
             parts.append(
                 f"The load generator measured {self.h2load_ratio:.2f} times the rate that h2load measured on the same server."
             )
         parts.append(
-            f"{loads.DESCRIPTION} The servers `empty` answer without reading the request. E is the rate of `empty native` under "
-            "the same load. mosec serves the same network, checks and answers over HTTP/1; it is measured by h2load, on 256 "
-            "connections, and only if `python -m benchmarks.mosec` has installed it."
+            f"{loads.DESCRIPTION} The servers `empty` answer without reading the request. grpc.aio, uvloop and a batching thread "
+            "have the same networks, checks and answers; `window`: it waits up to 6 ms for larger batches. mosec has them too, "
+            "over HTTP/1; it is measured by h2load, with a connection per request in flight, and only if "
+            "`python -m benchmarks.mosec` has installed it. `first network`: this code with the networks of the first release."
         )
         return "\n\n".join(parts) + "\n"
 
     def _measure_floors(self, number: int) -> None:
-        models = str(self._options.models.resolve())
-        for name, arguments in {
-            "image_s": ("network", "--batch-size", "64", "--models", models),
-            "single_s": ("network", "--batch-size", "1", "--models", models),
-            "framing_s": ("framing", "--side", "64"),
-        }.items():
-            print_progress(f"round {number}: {name}")
-            self.rounds[-1][name] = measure_floor(self._options.cores, self._options.seconds, *arguments)
-        self.rounds[-1]["image_s"] /= 64
+        figures, paths = self.rounds[-1], list(map(str, self._networks.values()))
+        print_progress(f"round {number}: networks and framing alone")
+        times_s = self._measure_floor("network", *paths, "--batch-size", "64")
+        figures |= {name: batch_s / 64 for name, batch_s in zip(self._networks, times_s, strict=True)}
+        (figures["single_s"],) = self._measure_floor("network", str(self._networks["image_s"]), "--batch-size", "1")
+        (figures["framing_s"],) = self._measure_floor("framing", "--side", "64")
+
+    def _measure_floor(self, *arguments: str) -> list[float]:
+        """Return the seconds of floors, measured on the first core of the servers."""
+        core = str(parse_cores(self._options.cores)[0])
+        command = ["taskset", "-c", core, sys.executable, "-m", "benchmarks.floors", *arguments]
+        command += ["--seconds", str(min(self._options.seconds, FLOOR_S))]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+        seconds: list[float] = json.loads(done.stdout)
+        return seconds
 
     def _measure_servers(self, number: int) -> None:
         """Start all servers, and measure them in turn at each load: in every second round, the last one first."""
-        options = self._options
         with ExitStack() as running:
-            servers = []
-            for kind in SERVERS:
-                if kind.name in options.servers and self._is_available(kind):
-                    start_s = time.monotonic()
-                    servers.append(running.enter_context(kind(options.models, options.cores)))
-                    self.rounds[-1][f"{kind.name}/ready_s"] = time.monotonic() - start_s
-                    self._check_answers(servers[-1])
-            for load_name in options.loads:
+            servers = self._start_servers(number, running)
+            for load_name in self._options.loads:
                 for server in servers if number % 2 else reversed(servers):
                     if load_name in SERVERS[type(server)]:
                         self._measure(number, server, server.name, load_name)
             for server in servers:
+                self.rounds[-1][f"{server.name}/memory"] = server.memory_bytes()
                 if type(server) is Native:
                     self._measure_others(number, server)
 
+    def _start_servers(self, number: int, running: ExitStack) -> list[Server]:
+        servers: dict[type[Server], Server] = {}
+        for kind in self._kinds if number % 2 else reversed(self._kinds):
+            installed = self._installed if issubclass(kind, FirstRelease) else None
+            start_s = time.monotonic()
+            server = running.enter_context(kind(self._options.models, self._options.cores, installed))
+            self.rounds[-1][f"{kind.name}/ready_s"] = time.monotonic() - start_s
+            self._check_answers(server)
+            servers[kind] = server
+        for floor, kind in FLOOR_OF.items():
+            if {floor, kind} <= servers.keys():
+                runs.check_same_scheduling(servers[floor], servers[kind])
+        return [servers[kind] for kind in self._kinds]
+
     def _is_available(self, kind: type[Server]) -> bool:
-        if kind is Mosec:
-            return MOSEC_PYTHON.exists()
-        int8 = kind in {NativeInt8, GrpcioInt8}
-        return not int8 or (self._bundle.manifest.name != INT8_MODEL and (self._options.models / INT8_MODEL).exists())
+        is_installed = not issubclass(kind, Mosec) or MOSEC_PYTHON.exists()
+        return is_installed and (not kind.int8 or "int8_image_s" in self._networks)
+
+    def _describe_networks(self) -> list[Network]:
+        recorded = accuracy.read()
+        manifests = {figure: read_bundle(folder).manifest for figure, folder in self._networks.items()}
+        return [Network(manifest, figure, recorded.get(manifest.sha256)) for figure, manifest in manifests.items()]
 
     def _measure(self, number: int, server: Server, name: str, load_name: str) -> None:
         print_progress(f"round {number}: {name}, {load_name}")
@@ -200,7 +195,6 @@ class Comparison:
 
     def _measure_others(self, number: int, server: Native) -> None:
         options, figures = self._options, self.rounds[-1]
-        figures["worker_bytes"] = server.worker_bytes()
         for load_name, load in BESIDE.items():
             print_progress(f"round {number}: {server.name}, {load_name}")
             self._measure_beside(server, load_name, load)
@@ -233,10 +227,12 @@ class Comparison:
         figures["health_s"] = max(figures.get("health_s", 0.0), *answer_times_s)
 
     def _check_answers(self, server: Server) -> None:
-        if isinstance(server, Empty | Mosec | NativeTls):
+        # The first release frames images in another way.
+        if isinstance(server, Empty | Mosec | NativeTls | FirstRelease):
             return
         answer = runs.classify_golden(server, self._bundle)
-        runs.check_same_answers(server.name, answer, self._expected.setdefault(answer.model_name, answer))
+        network = answer.model_name, answer.model_version
+        runs.check_same_answers(server.name, answer, self._expected.setdefault(network, answer))
 
 
 @contextmanager
@@ -272,19 +268,12 @@ def checking_health(server: Server) -> Iterator[list[float]]:
         raise BenchError(f"{server.name}: health check under load: got {faults[0]}, expected SERVING")
 
 
-def measure_floor(cores: str, seconds: float, *arguments: str) -> float:
-    """Return the seconds that a floor takes, measured on the first of these cores."""
-    command = ["taskset", "-c", str(parse_cores(cores)[0]), sys.executable, "-m", "benchmarks.floors", *arguments]
-    command += ["--seconds", str(min(seconds, 3.0))]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
-
-
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     names = [kind.name for kind in SERVERS]
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", type=Path, default=Path("models"), help="folder of the bundles")
-    parser.add_argument("--seconds", type=float, default=5.0, help="per measured run (default 5)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="per measured run (default 3)")
     parser.add_argument("--rounds", type=int, help=f"default {ROUNDS}; with --against {AGAINST_ROUNDS}")
     add_cores(parser)
     parser.add_argument("--loads", nargs="+", choices=LOADS, default=list(LOADS), help="default all")

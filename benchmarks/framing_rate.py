@@ -1,5 +1,5 @@
-"""Microseconds of framing one image, in single calls of ``frame`` and in a request as a worker prepares it; and of reducing
-a photo of 12 megapixels in the client.
+"""Microseconds of framing one image: in single calls of ``frame``, in a request, and in single-image requests that a worker
+prepares in one batch; and of reducing a photo of 12 megapixels in the client.
 
     DIGITSERVE_MNIST=mnist.npz python -m benchmarks.framing_rate --json before.json
     DIGITSERVE_MNIST=mnist.npz python -m benchmarks.framing_rate --against before.json
@@ -90,7 +90,10 @@ def photos() -> dict[str, Gray]:
         "GRAY8": np.ascontiguousarray(colors[..., 0]),
         "RGB8": colors,
         "RGBA8, opaque": np.concatenate([colors, opaque], axis=2),
-        "RGBA8, transparent": np.concatenate([colors, colors[..., :1]], axis=2),
+        "RGBA8, translucent": np.concatenate([colors, colors[..., :1]], axis=2),
+        "RGBA8, half transparent": np.concatenate(
+            [colors, opaque * (np.arange(PHOTO_SIZE[1]) % 1000 < 500)[:, None].astype(np.uint8)], axis=2
+        ),
     }
 
 
@@ -102,11 +105,17 @@ def measured() -> list[Call]:
     """Return the calls to measure."""
     calls: list[Call] = []
     images = kinds()
+    np.empty(1 << 22, np.uint8)  # once it is freed, malloc keeps the arrays of a group, as in a worker
     for name, group in images.items():
         request = request_of(group)
         calls += [
             (f"{name}, single", len(group), partial(frame_singly, group)),
             (f"{name}, request of {len(group)}", len(group), partial(prepare, [(request, 0, len(group))])),
+            (
+                f"{name}, {len(group)} requests",
+                len(group),
+                partial(prepare, [(request_of(image[None]), 0, 1) for image in group]),
+            ),
         ]
     as_is = images["28x28 clean"]
     factor = Reduction.to_side(*PHOTO_SIZE, MAX_SIDE).factor

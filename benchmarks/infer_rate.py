@@ -107,11 +107,11 @@ def measure(server: Native, load: Load, num_images: int, seconds: float) -> tupl
     Raises:
         BenchError: the service counted a different number of images.
     """
-    num_ok, cpu_s, start_s = server.num_ok(), server.cpu_s(), time.monotonic()
+    before, cpu_s, start_s = server.num_images(), server.cpu_s(), time.monotonic()
     answered = load.run(seconds) * num_images
     elapsed_s, cpu_s = time.monotonic() - start_s, server.cpu_s() - cpu_s
-    if server.num_ok() - num_ok != answered:
-        raise BenchError(f"got {answered} answers; the service counted {server.num_ok() - num_ok}")
+    if (counted := server.num_images() - before) != answered:
+        raise BenchError(f"got {answered} answers; the service counted {counted}")
     return answered / elapsed_s, cpu_s * 1e6 / answered
 
 

@@ -22,6 +22,9 @@ DEBIAN_PACKAGES = {"h2load": "nghttp2-client", "openssl": "openssl", "taskset": 
 WARM_UP_S = 1.0
 """Longest load before the measurement; a shorter measurement, as in tests, has a warm-up of its own length."""
 
+H2LOAD_STOP_S = 30.0
+"""Longest wait for the end of h2load: on a busy machine it may wait for connections that it never opened."""
+
 
 @dataclass(frozen=True)
 class Load:
@@ -170,7 +173,10 @@ def run_h2load(
             "-d", body.name, "-H", "content-type: application/grpc", "-H", "te: trailers",
             f"{scheme}://127.0.0.1:{port}{'/inference' if http1 else CLASSIFY.path}",
         ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + 30)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + H2LOAD_STOP_S)
+        except subprocess.TimeoutExpired:
+            raise BenchError(f"h2load did not end {H2LOAD_STOP_S:.0f} s after its time; is the machine busy?") from None
     rate = re.search(r"^finished in .*?, ([\d.]+) req/s", done.stdout, re.MULTILINE)
     if done.returncode or rate is None or not re.search(r"\b0 failed, 0 errored, 0 timeout", done.stdout):
         raise BenchError(f"h2load reported failures or no answers:\n{done.stdout}{done.stderr}")

@@ -11,7 +11,7 @@ import sys
 import sysconfig
 import venv
 
-from benchmarks.servers import MOSEC_PYTHON
+from benchmarks.peers import MOSEC_PYTHON
 
 REQUIREMENT = "mosec==0.9.8"
 

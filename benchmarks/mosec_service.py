@@ -2,12 +2,13 @@
 
     Rust front end :own threads ──bodies, Unix socket──▶ one Python process: decode, prepare, run, encode
 
-A request body is a ``ClassifyRequest`` of one 28x28 image, and the response a ``ClassifyResponse``, by the same functions as
-in the service. mosec knows no deadlines per request, admits by a count of requests, and cannot split requests over batches.
-Runs in the environment that ``mosec`` creates.
+A request body is a ``ClassifyRequest``, and the response a ``ClassifyResponse``, by the same functions as in the service. mosec
+knows no deadlines per request, admits by a count of requests, and counts requests, not images, in a batch: so a batch of large
+requests runs in slices. Runs in the environment that ``mosec`` creates.
 """
 
 import argparse
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,9 @@ import mosec
 import numpy as np
 
 from benchmarks import bundles
-from benchmarks.aio_service import STATS
-from digitserve.batching.prepare import decide_verdicts, prepare
+from benchmarks.aio_service import MAX_PENDING_IMAGES, STATS, Network
 from digitserve.errors import RequestError
-from digitserve.inference.session import Session
 from digitserve.protocol.codec import Limits, Request, decode
-from digitserve.protocol.encoder import Encoder
 from digitserve.settings import Settings
 from digitserve.types import native_framing
 
@@ -28,6 +26,7 @@ from digitserve.types import native_framing
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--model")
     parser.add_argument("--stats", type=Path, required=True)
     # mosec parses the others.
     return parser.parse_known_args()[0]
@@ -41,15 +40,14 @@ class Classifier(mosec.Worker):  # type: ignore[misc] # mosec is not installed w
     def __init__(self) -> None:
         super().__init__()
         options = _options()
-        bundle = bundles.served(options.models)
+        bundle = bundles.served(options.models, options.model)
         manifest, settings = bundle.manifest, Settings()
-        self._session = Session(bundle, num_threads=1)
-        self._session.warm_up(settings.batch_limit)
-        self._threshold = manifest.ood_threshold
-        self._encoder = Encoder(manifest.name, str(manifest.version), manifest.labels)
+        stats = np.memmap(options.stats, np.float64, "w+", shape=(len(STATS),))
+        self._network = Network(bundle, stats, time.monotonic)
         framing = native_framing(manifest.labels)
-        self._limits = Limits(str(manifest.version), settings.max_side, 1, settings.max_request_bytes, framing)
-        self._stats = np.memmap(options.stats, np.float64, "w+", shape=(len(STATS),))
+        self._limits = Limits(
+            str(manifest.version), settings.max_side, MAX_PENDING_IMAGES, settings.max_request_bytes, framing
+        )
 
     def deserialize(self, data: bytes) -> Request:
         """Check a body; an error ends its request only."""
@@ -64,16 +62,7 @@ class Classifier(mosec.Worker):  # type: ignore[misc] # mosec is not installed w
 
     def forward(self, data: list[Request]) -> Any:
         """Answer a batch."""
-        prepared = prepare([(request, 0, 1) for request in data])
-        outputs = self._session.run(prepared.images)
-        class_index = outputs.probabilities.argmax(axis=1).tolist()
-        confidence = outputs.probabilities.max(axis=1).tolist()
-        ood_score = outputs.ood_score.tolist()
-        verdicts = decide_verdicts(ood_score, self._threshold, prepared)
-        # The load asks for no alternatives.
-        records = self._encoder.plain_records(class_index, confidence, verdicts, ood_score)
-        self._stats[STATS.index("ok")] += len(data)
-        return [self._encoder.encode_records([record], (0.0, 0.0, 0.0), len(data)) for record in records]
+        return self._network.encode(data, [time.monotonic()] * len(data))
 
 
 def main() -> None:

@@ -19,10 +19,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from benchmarks import bundles
 from benchmarks.installation import ROOT, BenchError
 from benchmarks.load import add_cores
 from benchmarks.runs import print_progress
-from benchmarks.servers import INT8_MODEL, Digitserve, Native, NativeInt8
+from benchmarks.servers import Digitserve, Native, NativeInt8
 from digitserve.protocol.names import Code
 
 GOAL = 0.9
@@ -161,7 +162,7 @@ class Overload:
         )
         return Cell(
             self._server.name, self._kind, multiple, deadline_ms, capacity, self._served_us, self._rejected_us,
-            report, self._server.worker_bytes(),
+            report, self._server.memory_bytes(),
         )  # fmt: skip
 
     def _measure(self, *flags: str) -> tuple[dict[str, Any], float]:
@@ -185,7 +186,7 @@ def measure(models: Path, cores: str, load_cores: str, seconds: float) -> list[C
     """Measure all loads: float32 with both kinds of requests, int8 with single images."""
     cells = []
     kinds: list[tuple[type[Digitserve], tuple[Kind, ...]]] = [(Native, (SINGLE, LARGE))]
-    if (models / INT8_MODEL).exists():
+    if (models / bundles.INT8_MODEL).exists():
         kinds.append((NativeInt8, (SINGLE,)))
     for server_kind, request_kinds in kinds:
         with server_kind(models, cores) as server:

@@ -174,7 +174,7 @@ def run(connections: list[Replay], in_flight: int, seconds: float) -> dict[str, 
     while unanswered:
         for descriptor, _ in epoll.poll():
             connection = by_descriptor[descriptor]
-            connection.receive(0.0)
+            connection.receive(time.monotonic())
             if connection.num_answered == connection.num_sent:
                 unanswered.discard(descriptor)
     p50_s, p99_s = np.quantile([each for connection in connections for each in connection.latencies_s], (0.5, 0.99))

@@ -14,7 +14,8 @@ import grpc
 from benchmarks import load as loads
 from benchmarks.installation import BenchError
 from benchmarks.load import LOADS, Load
-from benchmarks.servers import Mosec, Server
+from benchmarks.peers import Mosec
+from benchmarks.servers import Server
 from digitserve.inference.bundle import Bundle
 from digitserve.protocol.names import CLASSIFY
 from digitserve.v1 import digits_pb2 as pb
@@ -39,9 +40,9 @@ def measure(server: Server, load_name: str, load_cores: str, seconds: float) -> 
     load = LOADS[load_name]
     if load.by_h2load or isinstance(server, Mosec):
         return _measure_by_h2load(server, load, load_cores, seconds)
-    num_ok, cpu_s = server.num_ok(), server.cpu_s()
+    num_images, cpu_s = server.num_images(), server.cpu_s()
     report = loads.run(load, load_cores, server.grpc_port, server.metrics_url(), seconds)
-    num_ok, cpu_s = (server.num_ok() - num_ok) // load.images, server.cpu_s() - cpu_s
+    num_ok, cpu_s = (server.num_images() - num_images) // load.images, server.cpu_s() - cpu_s
     if report.num_sent != num_ok:
         raise BenchError(
             f"{server.name}, {load_name}: the load generator got {report.num_sent} answers, the server counted {num_ok}"
@@ -55,11 +56,12 @@ def measure(server: Server, load_name: str, load_cores: str, seconds: float) -> 
 
 def _measure_by_h2load(server: Server, load: Load, load_cores: str, seconds: float) -> dict[str, float]:
     """Load a server with h2load. It aborts the last requests, so its count differs from the server's, and has no percentiles."""
-    num_ok, cpu_s = server.num_ok(), server.cpu_s()
+    num_images, cpu_s = server.num_images(), server.cpu_s()
     rate = loads.run_h2load(
         load, load_cores, server.grpc_port, seconds, http1=isinstance(server, Mosec), scheme=server.scheme
     )
-    cpu_us = (server.cpu_s() - cpu_s) * 1e6 / (server.num_ok() - num_ok)
+    num_ok, cpu_s = (server.num_images() - num_images) / load.images, server.cpu_s() - cpu_s
+    cpu_us = cpu_s * 1e6 / num_ok
     return dict(zip(METRICS, (rate, math.nan, math.nan, cpu_us), strict=True))
 
 
@@ -70,6 +72,16 @@ def classify_golden(server: Server, bundle: Bundle) -> Answer:
         call = channel.unary_unary(CLASSIFY.path, pb.ClassifyRequest.SerializeToString, pb.ClassifyResponse.FromString)
         answer: Answer = call(request, timeout=_ANSWER_TIMEOUT_S)
     return answer
+
+
+def check_same_scheduling(server: Server, expected: Server) -> None:
+    """Check that the kernel schedules two servers alike: otherwise one is no floor of the other.
+
+    Raises:
+        BenchError: it does not.
+    """
+    if (got := server.scheduling()) != (wanted := expected.scheduling()):
+        raise BenchError(f"{server.name}: got {got}, expected {wanted}, as {expected.name}")
 
 
 def check_same_answers(name: str, got: Answer, expected: Answer) -> None:

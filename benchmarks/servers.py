@@ -1,6 +1,7 @@
 """Servers to measure: each is started on given cores, reports its own counters, and is always stopped.
 
-Each server runs in its own session, so that its CPU time includes all its processes: workers have process groups of their own.
+digitserve is here, all others are in ``peers``. Each server runs in its own session, so that its CPU time includes all its
+processes: workers have process groups of their own.
 """
 
 import contextlib
@@ -10,7 +11,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
@@ -18,20 +18,15 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 
 from benchmarks.aio_service import STATS
-from benchmarks.installation import CACHE, BenchError, Installation
-
-INT8_MODEL = "digits-int8"
-
-MOSEC_PYTHON = CACHE / "mosec" / "bin" / "python"
-"""Interpreter of the environment that ``python -m benchmarks.mosec`` creates."""
+from benchmarks.bundles import FLOAT32_MODEL, INT8_MODEL
+from benchmarks.installation import BenchError, Installation
 
 READY_S = 30.0
 """Longest wait until a server is ready."""
@@ -46,28 +41,46 @@ UNVERIFIED = ssl.create_default_context()
 UNVERIFIED.check_hostname, UNVERIFIED.verify_mode = False, ssl.CERT_NONE
 
 
+class Scheduling(NamedTuple):
+    """How the kernel schedules a process.
+
+    Attributes:
+        policy: such as ``os.SCHED_BATCH``.
+        niceness: -20 to 19.
+        cores: on which it may run.
+    """
+
+    policy: int
+    niceness: int
+    cores: frozenset[int]
+
+
 class Server:
     """A server of one or more processes on its cores. Runs from the start to the end of a ``with`` statement.
 
     Attributes:
         name: for tables.
+        int8: whether it has the int8 network.
+        own_models: folder of its networks, if it has others than most servers.
         grpc_port: port of its gRPC service on 127.0.0.1.
         http_port: port of its metrics page, if it has one.
         scheme: ``https`` with TLS.
     """
 
     name = ""
+    int8 = False
+    own_models: Path | None = None
     scheme = "http"
 
     def __init__(self, models: Path, cores: str, installation: Installation | None = None) -> None:
         """Choose ports; the server is not started yet.
 
         Args:
-            models: folder of the bundles.
+            models: folder of the bundles, unless it has ``own_models``.
             cores: for ``taskset``, such as ``0,2-3``.
             installation: the installation to run; that of this process by default.
         """
-        self._models = models.resolve()
+        self._models = (self.own_models or models).resolve()
         self._cores = cores
         self._installation = installation or Installation()
         self._folder = tempfile.TemporaryDirectory()
@@ -87,9 +100,20 @@ class Server:
         """Return the URL of its metrics page; servers without one do not listen there."""
         return f"http://127.0.0.1:{self.http_port}/metrics"
 
-    def num_ok(self) -> int:
-        """Return how many requests, or messages of streams, it has answered with OK, by its own counter."""
-        return int(np.fromfile(self.stats_path, np.float64, len(STATS))[STATS.index("ok")])
+    def num_images(self) -> int:
+        """Return how many images it has classified, by its own counter."""
+        return int(np.fromfile(self.stats_path, np.float64, len(STATS))[STATS.index("images")])
+
+    @property
+    def model_flags(self) -> list[str]:
+        """Flags that select its network."""
+        model = INT8_MODEL if self.int8 else self.own_models and FLOAT32_MODEL
+        return ["--models", str(self._models), *(["--model", model] if model else [])]
+
+    @property
+    def pid(self) -> int:
+        """The process that answers."""
+        return self._process.pid
 
     def __enter__(self) -> Self:
         """Start the server, and wait until it is ready."""
@@ -139,6 +163,17 @@ class Server:
         """Return the CPU seconds that its processes have used."""
         return sum(_cpu_s(self._process.pid)) / os.sysconf("SC_CLK_TCK")
 
+    def scheduling(self) -> Scheduling:
+        """Return how the kernel schedules the process that answers."""
+        pid = self.pid
+        priority = os.getpriority(os.PRIO_PROCESS, pid)
+        return Scheduling(os.sched_getscheduler(pid), priority, frozenset(os.sched_getaffinity(pid)))
+
+    def memory_bytes(self) -> int:
+        """Return the resident memory of the process that answers."""
+        pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
 
 @dataclass(frozen=True)
 class WorkerState:
@@ -164,7 +199,7 @@ class Digitserve(Server):
     def command(self) -> list[str]:
         """Return the command that starts it."""
         return [
-            self._installation.program, "serve", "--models", str(self._models),
+            self._installation.program, "serve", *self.model_flags,
             "--grpc-port", str(self.grpc_port), "--http-port", str(self.http_port), *self.flags,
         ]  # fmt: skip
 
@@ -175,9 +210,15 @@ class Digitserve(Server):
         except (urllib.error.URLError, ConnectionError):
             return False
 
-    def num_ok(self) -> int:
-        """Return the number of classified images; all requests of a load have equally many."""
+    def num_images(self) -> int:
+        """Return the number of classified images."""
         return int(self.sample("digitserve_images_total"))
+
+    @property
+    def pid(self) -> int:
+        """The first worker."""
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        return min(map(int, children))
 
     def sample(self, name: str) -> float:
         """Return a sample of ``/metrics`` that has no labels."""
@@ -190,10 +231,6 @@ class Digitserve(Server):
         """Return the seconds spent on batches, framing included, and the number of batches."""
         spent_s = sum(self.sample(f"digitserve_{what}_seconds_sum") for what in ("inference", "preprocess"))
         return spent_s, self.sample("digitserve_batch_size_count")
-
-    def worker_bytes(self) -> int:
-        """Return the resident memory of a worker."""
-        return self.worker_state().memory_bytes
 
     def total(self, name: str) -> int:
         """Return the sum of all samples of ``/metrics`` with a name."""
@@ -209,11 +246,9 @@ class Digitserve(Server):
 
     def worker_state(self) -> WorkerState:
         """Return the resources of the first worker."""
-        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
-        worker = Path("/proc") / min(children, key=int)
-        pages = int((worker / "statm").read_text().split()[1])
+        worker = Path("/proc") / str(self.pid)
         threads, descriptors = (len(list((worker / what).iterdir())) for what in ("task", "fd"))
-        return WorkerState(pages * os.sysconf("SC_PAGE_SIZE"), descriptors, threads)
+        return WorkerState(self.memory_bytes(), descriptors, threads)
 
     def _get(self, path: str) -> str:
         # With a certificate the banner shows https; older versions have no TLS on this port.
@@ -252,92 +287,14 @@ class NativeInt8(Native):
     """The int8 network on the native transport."""
 
     name = "native int8"
-    flags = (*Native.flags, "--model", INT8_MODEL)
+    int8 = True
 
 
 class GrpcioInt8(Grpcio):
     """The int8 network on gRPC core."""
 
     name = "grpcio int8"
-    flags = (*Grpcio.flags, "--model", INT8_MODEL)
-
-
-class Mosec(Server):
-    """The same network, checks and answers behind mosec's HTTP/1 front end; see ``mosec``."""
-
-    name = "mosec"
-
-    def command(self) -> list[str]:
-        """Return the command that starts it."""
-        return [
-            str(MOSEC_PYTHON), "-m", "benchmarks.mosec_service", "--models", str(self._models),
-            "--address", "127.0.0.1", "--port", str(self.grpc_port), "--stats", str(self.stats_path),
-        ]  # fmt: skip
-
-    def is_ready(self) -> bool:
-        """Return whether its metrics page, which is on the same port, shows that it is available."""
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{self.grpc_port}/") as response:
-            return response.status == HTTPStatus.OK and self.stats_path.exists()
-        return False
-
-
-class Aio(Server):
-    """The ``grpc.aio`` service: a batch is what is in the queue when the batching thread is free."""
-
-    name = "grpc.aio"
-    flags: tuple[str, ...] = ()
-
-    def command(self) -> list[str]:
-        """Return the command that starts it."""
-        return [
-            sys.executable, "-m", "benchmarks.aio_service", "--models", str(self._models),
-            "--port", str(self.grpc_port), "--stats", str(self.stats_path), *self.flags,
-        ]  # fmt: skip
-
-
-class AioWindow(Aio):
-    """The same with a batching window: slower when idle, faster under this load."""
-
-    name = "grpc.aio, window"
-    flags = ("--window-ms", "6")
-
-
-class Empty(Server):
-    """The floor E: an empty RPC, or an empty message on a stream, under the scheduling policy of a worker."""
-
-    transport = ""
-
-    def command(self) -> list[str]:
-        """Return the command that starts it."""
-        return [
-            "chrt", "--batch", "0", sys.executable, "-m", "benchmarks.floors", "empty", "--transport", self.transport,
-            "--port", str(self.grpc_port), "--stats", str(self.stats_path),
-        ]  # fmt: skip
-
-
-class EmptyNative(Empty):
-    """The floor of the native transport."""
-
-    name = "empty native"
-    transport = "native"
-
-
-class EmptyNativeTls(EmptyNative):
-    """The same with TLS."""
-
-    name = "empty native tls"
-    scheme = "https"
-
-    def command(self) -> list[str]:
-        """Return the command that starts it."""
-        return [*super().command(), *make_certificate(Path(self._folder.name))]
-
-
-class EmptyGrpcio(Empty):
-    """The floor of grpcio."""
-
-    name = "empty grpcio"
-    transport = "grpcio"
+    int8 = True
 
 
 def make_certificate(folder: Path) -> list[str]:

@@ -36,7 +36,7 @@ def unclear(image: Gray) -> tuple[bool, bool] | None:
     if high == low or min(gray.shape) < pen_ink.SQUARE_SIDES_PX[0] // 4:
         return None
     border = measure_border(gray, low, high)
-    if abs(border.lightness) >= CLEAR_BORDER_LIGHTNESS or residuals(gray, low, high) is not None:
+    if abs(border.lightness) >= CLEAR_BORDER_LIGHTNESS or residuals(gray[None], [low], [high])[0] is not None:
         return None
     return border.lightness > 0, find_reduced_ink(gray, low, high, border)[0] is Ink.DARK_ON_LIGHT
 

@@ -67,7 +67,7 @@ BROKEN: dict[str, tuple[str, str, object]] = {
     "unknown values in a message": ("messages", "digitserve.protocol.codec._KNOWN_INK", range(-(1 << 31), 1 << 31)),
     "a part of a part of a part": ("framing", "support.fuzz_requests.MAX_LOOKS", 0),
     "work without limit": ("framing", "support.fuzz_requests.MAX_OPERATIONS", 100),
-    "an exception in a batch": ("batches", "digitserve.vision.framing.segment", fail),
+    "an exception in a batch": ("batches", "digitserve.vision.framing.segment_all", fail),
     "a picture of any size": ("images", "digitserve.vision.image_files._check_size", ignore),
     "numbers that are not finite": ("manifests", "digitserve.inference.bundle._refuse_constant", float),
     "custom operators": ("graphs", "digitserve.inference.graph_check._check_node", ignore),

@@ -12,7 +12,8 @@ from digitserve.batching.prepare import Prepared, prepare
 from digitserve.protocol.codec import Limits, Request, decode
 from digitserve.types import Ink
 from digitserve.v1 import digits_pb2 as pb
-from digitserve.vision.framing import MAX_LOOKS, Framed, frame, frame_colors
+from digitserve.vision.framing import MAX_LOOKS, frame, frame_colors
+from digitserve.vision.views import Framed
 from support.decode_checks import check_decode
 from support.fuzz_source import CHOICES, Source, Target
 from support.infer_checks import check_infer, infer_request

@@ -3,7 +3,7 @@
     pixels ──▶ gray ──┬─ AS_IS: unchanged, or inverted for dark ink ─┬▶ check ──▶ images, blank, several
                       ├─ AUTO: unchanged ────────────────────────────┘  all such images of the batch together; those of
                       │                                                 AUTO that do not look like MNIST's are framed
-                      └─ MNIST: frame ──────────────────────────────────▶ images, blank, several
+                      └─ MNIST: frame, those of one size together ──────▶ images, blank, several
 
 Framed images keep the verdict of framing, which checks the image at its full size. Checking the framed 28x28 image again
 would call some single digits several. The worker calls ``prepare`` on its one thread for each batch, and
@@ -21,8 +21,9 @@ from digitserve.protocol.names import Verdict
 from digitserve.types import IMAGE_SIZE, Framing, Gray, Ink, default_framing, default_ink
 from digitserve.vision.batch_checks import as_is, check
 from digitserve.vision.channel import select_channel
-from digitserve.vision.framing import Framed, frame, frame_colors
+from digitserve.vision.framing import MAX_GROUP_PIXELS, frame_all, frame_all_colors
 from digitserve.vision.gray import to_gray
+from digitserve.vision.views import Framed
 
 _FIXED_WORK = 1 << 18
 """Work of framing an image apart from its pixels, in grey pixels."""
@@ -96,6 +97,18 @@ class Prepared(NamedTuple):
     spans_image: NDArray[np.bool_]
 
 
+class _Group(NamedTuple):
+    """Images of one size, format and polarity, from all requests of a batch: they are framed together.
+
+    Attributes:
+        pixels: of each part.
+        rows: of each image, in the batch.
+    """
+
+    pixels: list[bytes | memoryview]
+    rows: list[int]
+
+
 def framing_work(height: int, width: int, channels: int = 1) -> int:
     """Return the units of work of framing one image of this size and number of channels."""
     return height * width * _CHANNEL_WORK[channels] + _FIXED_WORK
@@ -111,29 +124,38 @@ def prepare(parts: Sequence[tuple[Images, int, int]]) -> Prepared:
     Returns:
         The images of all parts, in order.
     """
+    # By row of the batch: the pixels of a framed image, or at the first row of another part those of the whole part.
     chunks: list[bytes | memoryview] = []
-    framed: list[tuple[int, Sequence[Framed]]] = []
+    groups: dict[tuple[int, int, int, Ink, int], _Group] = {}
     undecided: list[tuple[int, int]] = []
-    row = 0
     for images, start, stop in parts:
+        row, num_images = len(chunks), stop - start
         pixels: bytes | memoryview = images.pixels
-        if stop - start < images.num_images:
+        if num_images < images.num_images:
             image_bytes = images.height * images.width * images.channels
             pixels = memoryview(pixels)[start * image_bytes : stop * image_bytes]
         framing = images.framing
+        chunks += [b""] * num_images
         if framing is _MNIST:
-            results = _frame_all(images, pixels, stop - start)
-            chunks += [result.pixels.tobytes() for result in results]
-            framed.append((row, results))
+            group = _group_of(groups, images, row)
+            group.pixels.append(pixels)
+            group.rows.extend(range(row, row + num_images))
         elif images.channels == 1 and (framing is _AUTO or images.ink is _LIGHT_ON_DARK):
-            chunks.append(pixels)
+            chunks[row] = pixels
         else:
-            chunks.append(_convert(images, pixels, stop - start).tobytes())
+            chunks[row] = _convert(images, pixels, num_images).data
         if framing is _AUTO:
-            undecided.append((row, row + stop - start))
-        row += stop - start
-    joined = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-    batch = np.frombuffer(joined, np.uint8).reshape(row, IMAGE_SIZE, IMAGE_SIZE, 1)
+            undecided.append((row, row + num_images))
+    framed: list[tuple[int, Framed]] = []
+    for (height, width, channels, ink, _), group in groups.items():
+        together = group.pixels[0] if len(group.pixels) == 1 else b"".join(group.pixels)
+        colors = np.frombuffer(together, np.uint8).reshape(-1, height, width, channels)
+        results = frame_all(colors[..., 0], ink) if channels == 1 else frame_all_colors(colors, ink)
+        for row, result in zip(group.rows, results, strict=True):
+            chunks[row] = result.pixels.data
+            framed.append((row, result))
+    joined = chunks[0] if len(parts) == 1 and not framed else b"".join(chunks)
+    batch = np.frombuffer(joined, np.uint8).reshape(-1, IMAGE_SIZE, IMAGE_SIZE, 1)
     return _check(batch, framed, undecided)
 
 
@@ -181,13 +203,14 @@ def decide_verdicts(ood_score: Sequence[float], threshold: float, prepared: Prep
     return found
 
 
-def _frame_all(images: Images, pixels: bytes | memoryview, num_images: int) -> list[Framed]:
-    """Frame images one by one."""
-    shape = (num_images, images.height, images.width, images.channels)
-    colors = np.frombuffer(pixels, np.uint8).reshape(shape)
-    if images.channels == 1:
-        return [frame(image, images.ink) for image in colors[..., 0]]
-    return [frame_colors(image, images.ink) for image in colors]
+def _group_of(groups: dict[tuple[int, int, int, Ink, int], _Group], images: Images, row: int) -> _Group:
+    """Return the group of images that are framed together with these; a new one is added. Large images are not grouped."""
+    height, width = images.height, images.width
+    key = height, width, images.channels, images.ink, row if height * width > MAX_GROUP_PIXELS else -1
+    group = groups.get(key)
+    if group is None:
+        groups[key] = group = _Group([], [])
+    return group
 
 
 def _convert(images: Images, pixels: bytes | memoryview, num_images: int) -> Gray:
@@ -198,14 +221,12 @@ def _convert(images: Images, pixels: bytes | memoryview, num_images: int) -> Gra
     return as_is(to_gray(pixels, num_images, IMAGE_SIZE, IMAGE_SIZE, images.channels), images.ink)
 
 
-def _check(
-    batch: Gray, framed: Sequence[tuple[int, Sequence[Framed]]], undecided: Sequence[tuple[int, int]]
-) -> Prepared:
+def _check(batch: Gray, framed: Sequence[tuple[int, Framed]], undecided: Sequence[tuple[int, int]]) -> Prepared:
     """Check what framing did not, and frame what was left undecided.
 
     Args:
         batch: uint8[N,28,28,1].
-        framed: results of framing, each group with its first row in the batch.
+        framed: rows of the batch with the results of framing.
         undecided: first row, and row after the last, of images whose framing is AUTO.
     """
     gray = batch[..., 0]
@@ -214,15 +235,13 @@ def _check(
         partly = 0 < num_undecided < len(batch)
         checked = check(gray, _flags(len(batch), undecided) if partly else num_undecided > 0)
         return Prepared(batch if checked.images is gray else checked.images[..., None], *checked[1:])
-    found = np.zeros((3, len(batch)), np.bool_)
-    for row, results in framed:
-        found[:, row : row + len(results)] = [
-            [result.blank for result in results],
-            [result.several for result in results],
-            [result.spans_image for result in results],
-        ]
-    rest = ~_flags(len(batch), [(row, row + len(results)) for row, results in framed])
-    if rest.any():
+    flags = [(False, False, False)] * len(batch)
+    for row, result in framed:
+        flags[row] = result[1:4]  # blank, several and spans_image
+    found = np.array(flags, np.bool_).T
+    if len(framed) < len(batch):
+        rest = np.ones(len(batch), np.bool_)
+        rest[[row for row, _ in framed]] = False
         alone = gray[rest]
         checked = check(alone, _flags(len(batch), undecided)[rest])
         found[:, rest] = checked[1:]

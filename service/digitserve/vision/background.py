@@ -4,7 +4,9 @@
 per image size; keeps no other state.
 """
 
-from functools import lru_cache
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -43,8 +45,8 @@ WINDOW_SHARE = 0.2
 MIN_WINDOW = 5
 """Its smallest width in pixels."""
 
-_ONE = np.ones((), np.float32)
-"""An array, because numpy would convert a Python number in each iteration."""
+_ZERO, _ONE, _WHITE = np.zeros((), np.float32), np.ones((), np.float32), np.full((), 255, np.float32)
+"""Arrays, because numpy would convert a Python number in each call."""
 
 
 class InkStrength(NamedTuple):
@@ -71,48 +73,73 @@ class Residuals(NamedTuple):
     dark: FloatImage
 
 
-def residuals(image: FloatImage, low: float, high: float) -> Residuals | None:
-    """Fit the background for each polarity.
+def residuals(images: FloatImage, lows: Sequence[float], highs: Sequence[float]) -> list[Residuals | None]:
+    """Fit the backgrounds of images of one size for each polarity.
 
     Args:
-        image: float32[H, W], grey levels from 0 to 255.
-        low: its lowest grey level.
-        high: its highest grey level.
+        images: float32[N, H, W], grey levels from 0 to 255.
+        lows: lowest grey level of each.
+        highs: highest grey level of each.
 
     Returns:
-        None for an image with a clean background.
+        None for each image with a clean background.
     """
-    if _is_flat(image <= low + 1) or _is_flat(image >= high - 1):
-        return None
-    return Residuals(_residual(image), _residual(255 - image))
+    found: list[Residuals | None] = [None] * len(images)
+    uneven = [
+        index
+        for index, (image, low, high) in enumerate(zip(images, lows, highs, strict=True))
+        if not (_is_flat(image <= low + 1) or _is_flat(image >= high - 1))
+    ]
+    if uneven:
+        both = np.empty((2, len(uneven), *images.shape[1:]), np.float32)
+        both[0] = images if len(uneven) == len(images) else images[uneven]
+        np.subtract(_WHITE, both[0], out=both[1])
+        light, dark = _fit(both.reshape(-1, *images.shape[1:])).reshape(both.shape)
+        for row, index in enumerate(uneven):
+            found[index] = Residuals(light[row], dark[row])
+    return found
 
 
-def subtract_background(light: FloatImage, low: float, high: float, residual: FloatImage | None) -> InkStrength | None:
-    """Find the ink of an image.
+def subtract_backgrounds(
+    lights: FloatImage, lows: Sequence[float], highs: Sequence[float], fitted: Sequence[FloatImage | None]
+) -> tuple[FloatImage, list[InkStrength | None]]:
+    """Find the ink of images of one size.
 
     Args:
-        light: float32[H, W], grey levels from 0 to 255, strokes lighter than the background.
-        low: its lowest grey level.
-        high: its highest grey level.
-        residual: of ``residuals``, if it was computed before; it is overwritten.
+        lights: float32[N, H, W], grey levels from 0 to 255, strokes lighter than the background.
+        lows: lowest grey level of each.
+        highs: highest grey level of each.
+        fitted: the residual of each, of ``residuals``, if it was computed before; it may be overwritten.
 
     Returns:
-        None when there is no ink: less contrast than ``MIN_CONTRAST``, or not more than noise alone has.
+        Strengths of all, float32[N, H, W], 0 where there is no ink; and the ink of each, None for an image without: less
+        contrast than ``MIN_CONTRAST``, or not more than noise alone has.
     """
-    if residual is None:
-        if _is_flat(light <= low + 1):
-            strength = light - low
-            strength *= 1 / (high - low)
-            return InkStrength(strength, clean=True)
-        residual = _residual(light)
-    return _strength(residual)
+    noisy = [
+        index
+        for index, residual in enumerate(fitted)
+        if residual is not None or not _is_flat(lights[index] <= lows[index] + 1)
+    ]
+    if len(noisy) == len(lights):
+        strengths, have_ink = _scale_noisy(_complete(lights, noisy, fitted))
+        return strengths, [
+            InkStrength(strength, False) if has_ink else None  # noqa: FBT003 - keywords cost time
+            for strength, has_ink in zip(strengths, have_ink, strict=True)
+        ]
+    strengths = _scale_clean(lights, lows, highs)
+    found: list[InkStrength | None] = [InkStrength(strength, True) for strength in strengths]  # noqa: FBT003
+    if noisy:
+        strengths[noisy], have_ink = _scale_noisy(_complete(lights, noisy, fitted))
+        for index, has_ink in zip(noisy, have_ink, strict=True):
+            found[index] = InkStrength(strengths[index], False) if has_ink else None  # noqa: FBT003
+    return strengths, found
 
 
 def subtract_local_background(light: FloatImage) -> InkStrength | None:
     """Find the ink of an image whose background has steps: the hard edge of a shadow.
 
     The background is a grey opening: what strokes narrower than a window leave. It follows steps exactly. Slower than
-    ``subtract_background``, and blind to strokes as wide as the window.
+    ``subtract_backgrounds``, and blind to strokes as wide as the window.
 
     Args:
         light: float32[H, W], grey levels from 0 to 255, strokes lighter than the background.
@@ -122,7 +149,8 @@ def subtract_local_background(light: FloatImage) -> InkStrength | None:
     """
     size = max(MIN_WINDOW, int(WINDOW_SHARE * max(light.shape))) | 1
     eroded = _slide(np.minimum, light, size)
-    return _strength(light - _slide(np.maximum, eroded, size))
+    (strength,), (has_ink,) = _scale_noisy((light - _slide(np.maximum, eroded, size))[None])
+    return InkStrength(strength, clean=False) if has_ink else None
 
 
 def is_shaded(strength: FloatImage) -> bool:
@@ -147,50 +175,85 @@ def _slide(extreme: np.ufunc, image: FloatImage, size: int) -> FloatImage:
     return padded
 
 
-def _strength(residual: FloatImage) -> InkStrength | None:
-    """Scale a residual to ink strength, in place; None when there is no ink."""
-    background, noise, full = _estimate_levels(residual)
-    if full - background < max(MIN_CONTRAST, MIN_CONTRAST_IN_NOISE * noise):
-        return None
-    floor = background + NOISE_FLOOR * noise
-    residual -= floor
-    residual *= 1 / (full - floor)
-    return InkStrength(residual.clip(0, 1, out=residual), clean=False)
-
-
 def _is_flat(extreme: NDArray[np.bool_]) -> bool:
     return bool(np.count_nonzero(extreme) > FLAT_SHARE * extreme.size)
 
 
-def _estimate_levels(residual: FloatImage) -> tuple[float, float, float]:
+def _column(numbers: Sequence[float]) -> FloatImage | np.float32:
+    """Return a number for each image, to be broadcast over its pixels."""
+    return np.float32(numbers[0]) if len(numbers) == 1 else np.array(numbers, np.float32)[:, None, None]
+
+
+def _scale_clean(lights: FloatImage, lows: Sequence[float], highs: Sequence[float]) -> FloatImage:
+    """Scale images to ink strength."""
+    factors = _column([1 / (high - low) for low, high in zip(lows, highs, strict=True)])
+    if not any(lows):
+        return lights * factors
+    strengths = lights - _column(lows)
+    strengths *= factors
+    return strengths
+
+
+def _complete(lights: FloatImage, noisy: list[int], fitted: Sequence[FloatImage | None]) -> FloatImage:
+    """Return the residuals of the noisy ones of all images: float32[len(noisy), H, W]."""
+    to_fit = [index for index in noisy if fitted[index] is None]
+    if len(to_fit) == len(lights):
+        return _fit(lights)
+    added = iter(_fit(lights[to_fit]) if to_fit else ())
+    found = [next(added) if (residual := fitted[index]) is None else residual for index in noisy]
+    return found[0][None] if len(found) == 1 else np.stack(found)
+
+
+def _scale_noisy(residuals: FloatImage) -> tuple[FloatImage, list[bool]]:
+    """Scale residuals of images to ink strength, in place; also return which of them have ink. The others become 0."""
+    flat = residuals.reshape(len(residuals), -1)
+    ordered = flat[:, :: max(1, flat.shape[1] // 2048)].copy()
+    ordered.sort(axis=1)
+    floors, factors, have_ink = [], [], []
+    for levels in ordered:
+        background, noise, full = _estimate_levels(levels)
+        has_ink = full - background >= max(MIN_CONTRAST, MIN_CONTRAST_IN_NOISE * noise)
+        floor = background + NOISE_FLOOR * noise
+        floors.append(floor)
+        factors.append(1 / (full - floor) if has_ink else 0.0)
+        have_ink.append(has_ink)
+    residuals -= _column(floors)
+    residuals *= _column(factors)
+    residuals.clip(_ZERO, _ONE, out=residuals)
+    return residuals, have_ink
+
+
+def _estimate_levels(ordered: FloatImage) -> tuple[float, float, float]:
     """Estimate the background, its noise (one standard deviation) and full ink from the distribution of grey levels.
 
     The background is the lower mode: its median, after values more than three deviations above it are removed, iterated.
     The deviation is estimated below the median, where there is no ink. Full ink is the median of the pixels that have at
     least half the peak, so that soft edges and uneven light that the fit left over do not affect it.
+
+    Args:
+        ordered: float32[N], sorted grey levels.
     """
-    ordered = residual.ravel()[:: max(1, residual.size // 2048)].copy()
-    ordered.sort()
-    count, before = len(ordered), 0
+    levels: Sequence[float] = ordered.data  # its items are Python's numbers, without a call into numpy
+    num_levels = len(levels)
+    count, before = num_levels, 0
     background = noise = 0.0
     for _ in range(5):
         if count == before:
             break
         before = count
-        background = ordered.item(count // 2)
+        background = levels[count // 2]
         # 16 % of a normal distribution lie below one standard deviation.
-        noise = max(background - ordered.item(int(count * 0.16)), 0.5)
-        count = max(int(ordered.searchsorted(np.float32(background + 3 * noise))), 1)
-    ink = ordered[count:]
-    if not len(ink):
+        noise = max(background - levels[int(count * 0.16)], 0.5)
+        count = max(bisect_left(levels, float(np.float32(background + 3 * noise))), 1)
+    if count == num_levels:
         return background, noise, background
-    peak = ink.item(int(len(ink) * PEAK_QUANTILE))
-    strong = ink[int(ink.searchsorted(np.float32((background + peak) / 2))) :]
-    return background, noise, strong.item(len(strong) // 2)
+    peak = levels[count + int((num_levels - count) * PEAK_QUANTILE)]
+    start = bisect_left(levels, float(np.float32((background + peak) / 2)), count)
+    return background, noise, levels[start + (num_levels - start) // 2]
 
 
-def _residual(light: FloatImage) -> FloatImage:
-    """Subtract a quadratic background surface from an image whose ink is lighter than its background.
+def _fit(lights: FloatImage) -> FloatImage:
+    """Subtract a quadratic background surface from images of one size whose ink is lighter than their background.
 
     The surface is fitted to the minima of a grid of cells. In each iteration, cells above the fit are lowered to it, so that
     strokes lose their influence. The minimum of a noisy cell is below its mean, so the surface is too low by as much;
@@ -199,29 +262,42 @@ def _residual(light: FloatImage) -> FloatImage:
     Source: Lieber and Mahadevan-Jansen, "Automated method for subtraction of fluorescence from biological Raman
         spectra", 2003, on baselines under peaks.
     """
-    height, width = light.shape
+    num_images, height, width = lights.shape
     rows, columns = min(GRID_SIZE, height), min(GRID_SIZE, width)
-    cells = _cell_minima(light, rows, columns).ravel()
+    cells = _cell_minima(lights, rows, columns)
     solve, surface = _quadratic(rows, columns)
-    coefficients, fit = solve.dot(cells), np.empty_like(cells)
+    # A product of stacks calls BLAS for each image, so the result does not depend on the other images. For a single image
+    # ``dot`` makes the same call in a third of the time.
+    fit_to, surface_of = (solve.dot, surface.dot) if num_images == 1 else (_each(solve), _each(surface))
+    cells = cells.reshape(-1) if num_images == 1 else cells.reshape(num_images, -1, 1)
+    coefficients, fit = fit_to(cells), np.empty_like(cells)
     for _ in range(FIT_ROUNDS):
-        surface.dot(coefficients, out=fit)
-        fit += _ONE
+        surface_of(coefficients, fit)
+        np.add(fit, _ONE, fit)
         np.minimum(cells, fit, out=cells)
-        solve.dot(cells, out=coefficients)
-    background = _powers(height).dot(coefficients.reshape(3, 3)).dot(_powers(width).T)
-    residual: FloatImage = np.subtract(light, background, out=background)
+        fit_to(cells, coefficients)
+    if num_images == 1:
+        backgrounds = _powers(height).dot(coefficients.reshape(3, 3)).dot(_powers(width).T)[None]
+    else:
+        backgrounds = np.matmul(np.matmul(_powers(height), coefficients.reshape(-1, 3, 3)), _powers(width).T)
+    residual: FloatImage = np.subtract(lights, backgrounds, out=backgrounds)
     return residual
 
 
-def _cell_minima(image: FloatImage, rows: int, columns: int) -> FloatImage:
-    """Return the lowest grey level of each cell of a grid: float32[rows, columns]."""
-    height, width = image.shape
-    band_height = -(-height // rows)
-    bands = image.take(_band_rows(height, rows), axis=0).reshape(band_height, rows * width)
-    bands = np.minimum.reduce(bands, axis=0).reshape(rows, width)
-    cells: FloatImage = np.minimum.reduceat(bands, _cell_starts(width, columns), axis=1)
-    return cells
+def _each(matrix: FloatImage) -> Callable[..., FloatImage]:
+    """Return the function that multiplies a matrix with each of a stack."""
+    return partial(np.matmul, matrix)
+
+
+def _cell_minima(images: FloatImage, rows: int, columns: int) -> FloatImage:
+    """Return the lowest grey level of each cell of a grid on each image: float32[N, rows, columns]."""
+    num_images, height, width = images.shape
+    bands = images.take(_band_rows(height, rows), axis=1).reshape(num_images, -(-height // rows), rows * width)
+    bands = np.minimum.reduce(bands, axis=1).reshape(num_images * rows, width)
+    # Columns as rows: minima of contiguous numbers, which ``reduceat`` along the last axis is slower than.
+    cells = bands.T.take(_band_rows(width, columns), axis=0).reshape(-(-width // columns), -1)
+    minima: FloatImage = np.minimum.reduce(cells, axis=0).reshape(columns, num_images, rows).transpose(1, 2, 0)
+    return minima
 
 
 @lru_cache(maxsize=256)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from digitserve.types import IMAGE_SIZE, FloatImage, Gray, Ink
 from digitserve.vision.background import FLAT_SHARE, MIN_CONTRAST
 from digitserve.vision.components import find_gaps, project, segment, segment_rows
-from digitserve.vision.framing import frame
+from digitserve.vision.framing import frame_all
 from digitserve.vision.polarity import find_ink, find_reduced_ink, measure_border
 
 FOREGROUND_LEVEL = 96
@@ -260,13 +260,16 @@ def _treat(
 ) -> Gray:
     """Return a copy of a batch in which some images are framed or stretched as decided; the checks are updated in place."""
     images = images.copy()
+    to_frame = []
     for index in indices:
         treatment = decide(images[index])
         if treatment is Treatment.STRETCH:
             images[index] = _stretch(images[index])
             blank[index], several[index], _ = _check_one(images[index])
         elif treatment is Treatment.FRAME:
-            framed = frame(images[index], Ink.AUTO)
+            to_frame.append(index)
+    if to_frame:
+        for index, framed in zip(to_frame, frame_all(images[to_frame], Ink.AUTO), strict=True):
             if not framed.blank:
                 images[index] = framed.pixels
                 blank[index], several[index], spans_image[index] = False, framed.several, framed.spans_image

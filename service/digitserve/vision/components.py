@@ -23,6 +23,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digitserve.types import Box
+from digitserve.vision.packed_masks import (
+    dilate,
+    erode,
+    flood_fill,
+    min_components,
+    neighbours,
+    num_runs,
+    project_columns,
+)
 
 MIN_AREA_RATIO = 0.12
 """Smallest area of a second shape against the largest component's, in pixels: a thin 1 beside a thick 0 has 0.13."""
@@ -115,13 +124,56 @@ def segment(mask: NDArray[np.bool_]) -> Segmentation | None:
     Returns:
         None for an empty mask.
     """
-    rows = _row_bits(mask)
-    outline = _outline(rows, *mask.shape)
-    if outline is None:
-        return None
-    box, gapless = outline
-    if gapless:
-        return Segmentation(box, False, _edge_width(rows, box), 1)  # noqa: FBT003 - keywords cost time
+    return segment_all(mask[None])[0]
+
+
+def segment_all(masks: NDArray[np.bool_]) -> list[Segmentation | None]:
+    """Find the components of masks of one size, as ``segment`` does: bool[N, H, W]."""
+    num_masks, height, width = masks.shape
+    rows = _row_bits(masks)
+    near, far = _shears(height)
+    sheared = np.zeros((num_masks, 5, height), np.uint64)
+    each = rows[:, None]
+    np.left_shift(each, near, sheared[:, :3])
+    if height + width > MAX_SIDE:
+        np.right_shift(each, far, sheared[:, 3:])
+    projections = np.bitwise_or.reduce(sheared, axis=2).tolist()
+    occupied = (rows != 0).tobytes()
+    found: list[Segmentation | None] = []
+    for index, (down, near_right, near_left, far_right, far_left) in enumerate(projections):
+        if not down:
+            found.append(None)
+            continue
+        right, left = near_right | far_right << MAX_SIDE, near_left | far_left << MAX_SIDE
+        # Pixels that touch at a corner are two diagonals apart.
+        right |= right << 1
+        left |= left << 1
+        start = index * height
+        top, bottom = (
+            occupied.find(1, start, start + height) - start,
+            occupied.rfind(1, start, start + height) + 1 - start,
+        )
+        # The carry of an addition clears a projection that is a single run of ones.
+        if (
+            occupied.find(0, start + top, start + bottom) < 0
+            and not down & (down + (down & -down))
+            and not right & (right + (right & -right))
+            and not left & (left + (left & -left))
+        ):
+            box = Box(top, bottom, (down & -down).bit_length() - 1, down.bit_length())
+            found.append(Segmentation(box, False, _edge_width(rows[index], box), 1))  # noqa: FBT003 - keywords cost time
+        else:
+            found.append(_segment_parts(masks[index], rows[index]))
+    return found
+
+
+def _segment_parts(mask: NDArray[np.bool_], rows: NDArray[np.uint64]) -> Segmentation:
+    """Find the components of a mask by flood fills.
+
+    Args:
+        mask: bool[H, W], not empty.
+        rows: uint64[H], its rows as integers.
+    """
     bits, stride = _pack(mask), _stride(mask)
     components = _search(bits, stride)
     box, several = _summarise(bits, stride, components)
@@ -159,9 +211,9 @@ def _summarise(bits: int, stride: int, components: Sequence[Component]) -> tuple
 def _summarise_texture(bits: int, stride: int) -> tuple[Box, bool]:
     """Do the same for a texture: its thickest component may be a digit in noise, the others are specks."""
     rest = bits
-    while thinner := _erode(rest, stride):
+    while thinner := erode(rest, stride):
         rest = thinner
-    thickest, _ = _flood_fill(rest & -rest, bits, stride, MAX_FILL_STEPS)
+    thickest, _ = flood_fill(rest & -rest, bits, stride, MAX_FILL_STEPS)
     several = thickest.bit_count() < MIN_SHARE_IN_TEXTURE * bits.bit_count()
     return _measure(bits if several else thickest, stride).box, several
 
@@ -203,30 +255,12 @@ def find_gaps(projections: NDArray[np.uint64]) -> NDArray[np.bool_]:
 
 def _edge_width(rows: NDArray[np.uint64], box: Box) -> int:
     """Return the number of columns that are occupied in the two outermost rows of a box, at the side where less are."""
-    if box.height == 1:
+    top, bottom, _, _ = box
+    if bottom - top == 1:
         return 0
-    first, second, last_but_one, last = (
-        rows.item(row) for row in (box.top, box.top + 1, box.bottom - 2, box.bottom - 1)
-    )
-    return min(int(first | second).bit_count(), int(last_but_one | last).bit_count())
-
-
-def _outline(rows: NDArray[np.uint64], height: int, width: int) -> tuple[Box, bool] | None:
-    """Return the bounding box of all pixels of a mask, and whether its projections in all four directions have no gap."""
-    occupied = (rows != 0).tobytes()
-    top, bottom = occupied.find(1), occupied.rfind(1) + 1
-    if not bottom:
-        return None
-    near, far = _shears(height)
-    down, right, left = np.bitwise_or.reduce(rows << near, axis=1).tolist()
-    if height + width > MAX_SIDE:
-        beyond_right, beyond_left = np.bitwise_or.reduce(rows >> far, axis=1).tolist()
-        right |= beyond_right << MAX_SIDE
-        left |= beyond_left << MAX_SIDE
-    box = Box(top, bottom, (down & -down).bit_length() - 1, down.bit_length())
-    return box, occupied.find(0, top, bottom) < 0 and _is_run(down) and _is_run(right | right << 1) and _is_run(
-        left | left << 1
-    )
+    first: int = rows.item(top) | rows.item(top + 1)
+    last: int = rows.item(bottom - 2) | rows.item(bottom - 1)
+    return min(first.bit_count(), last.bit_count())
 
 
 def _row_bits(masks: NDArray[np.bool_]) -> NDArray[np.uint64]:
@@ -263,16 +297,16 @@ def find_components(mask: NDArray[np.bool_]) -> list[Component]:
 
 def _search(bits: int, stride: int) -> list[Component]:
     """Do the same for a packed mask."""
-    if _min_components(bits, stride) > MAX_COMPONENTS:
-        bits &= _neighbours(bits, stride)
-        if _min_components(bits, stride) > MAX_COMPONENTS:
+    if min_components(bits, stride) > MAX_COMPONENTS:
+        bits &= neighbours(bits, stride)
+        if min_components(bits, stride) > MAX_COMPONENTS:
             return []
-    if _num_runs(bits, 1) > MAX_RUNS or _num_runs(bits, stride) > MAX_RUNS:
+    if num_runs(bits, 1) > MAX_RUNS or num_runs(bits, stride) > MAX_RUNS:
         return []
     found: list[Component] = []
     steps = MAX_FILL_STEPS
     while bits:
-        one, steps = _flood_fill(bits & -bits, bits, stride, steps)
+        one, steps = flood_fill(bits & -bits, bits, stride, steps)
         if steps < 0 or len(found) == MAX_COMPONENTS:
             return []
         found.append(_measure(one, stride))
@@ -284,38 +318,16 @@ def count_components(mask: NDArray[np.bool_], at_most: int) -> int:
     """Count the 8-connected components of a mask, but no further than to ``at_most``, which is returned for a texture too."""
     stride = _stride(mask)
     bits = _pack(mask)
-    if _min_components(bits, stride) >= at_most:
+    if min_components(bits, stride) >= at_most:
         return at_most
     count, steps = 0, MAX_FILL_STEPS
     while bits and count < at_most:
-        one, steps = _flood_fill(bits & -bits, bits, stride, steps)
+        one, steps = flood_fill(bits & -bits, bits, stride, steps)
         if steps < 0:
             return at_most
         count += 1
         bits &= ~one
     return count
-
-
-def _min_components(bits: int, stride: int) -> int:
-    """Return the number of components of a packed mask minus that of its holes: its Euler characteristic.
-
-    Source: Gray, "Local properties of binary images in two dimensions", 1971: corners minus edges plus pixels.
-    """
-    beside, below = bits | bits << 1, bits | bits << stride
-    corners = beside | beside << stride
-    return corners.bit_count() - beside.bit_count() - below.bit_count() + bits.bit_count()
-
-
-def _num_runs(bits: int, step: int) -> int:
-    """Count the runs of pixels of a packed mask, each pixel ``step`` bits after the one before."""
-    return (bits & ~(bits << step)).bit_count()
-
-
-def _neighbours(bits: int, stride: int) -> int:
-    """Return the pixels of which at least one of the eight neighbours is set."""
-    beside = bits << 1 | bits >> 1
-    rows = beside | bits
-    return beside | rows << stride | rows >> stride
 
 
 def _is_separate_shape(other: Component, largest: Component) -> bool:
@@ -326,7 +338,7 @@ def _is_separate_shape(other: Component, largest: Component) -> bool:
         return False
     dilated = largest.bits
     for _ in range(_min_gap(max(largest.box.longest, other.box.longest))):
-        dilated = _dilate(dilated, largest.stride)
+        dilated = dilate(dilated, largest.stride)
     return not dilated & other.bits
 
 
@@ -348,58 +360,10 @@ def _pack(mask: NDArray[np.bool_]) -> int:
     return int.from_bytes(np.packbits(padded, bitorder="little").tobytes(), "little")
 
 
-def _project_columns(bits: int, height: int, stride: int) -> int:
-    """Return the OR of all rows of a packed mask. Each step halves the number of rows."""
-    while height > 1:
-        half = (height + 1) // 2
-        bits = bits & ((1 << half * stride) - 1) | bits >> half * stride
-        height = half
-    return bits
-
-
-def _is_run(projection: int) -> bool:
-    # The carry of the addition clears a single run of ones.
-    return not projection & (projection + (projection & -projection))
-
-
-def _dilate(bits: int, stride: int) -> int:
-    """Grow a packed mask by one pixel in all eight directions."""
-    across = bits | bits << 1 | bits >> 1
-    return across | across << stride | across >> stride
-
-
-def _erode(bits: int, stride: int) -> int:
-    """Shrink a packed mask by one pixel in all eight directions; what is outside of it counts as clear."""
-    across = bits & bits << 1 & bits >> 1
-    return across & across << stride & across >> stride
-
-
-def _flood_fill(seed: int, mask: int, stride: int, steps: int) -> tuple[int, int]:
-    """Grow a seed within a packed mask to the whole component that contains it.
-
-    Args:
-        seed: pixels of the component.
-        mask: the component and any others.
-        stride: bits per row.
-        steps: most steps.
-
-    Returns:
-        The component, and the steps that are left; below 0 if they were too few.
-    """
-    while steps >= 0:
-        steps -= 1
-        grown = _dilate(seed, stride) & mask
-        grown |= mask & ~(mask + grown)  # the carry of the addition fills each run to its end along the row
-        if grown == seed:
-            break
-        seed = grown
-    return seed, steps
-
-
 def _measure(bits: int, stride: int) -> Component:
     """Return a packed component with its area and bounding box."""
     top = ((bits & -bits).bit_length() - 1) // stride
     bottom = (bits.bit_length() - 1) // stride + 1
-    columns = _project_columns(bits >> top * stride, bottom - top, stride)
+    columns = project_columns(bits >> top * stride, bottom - top, stride)
     box = Box(top, bottom, (columns & -columns).bit_length() - 1, columns.bit_length())
     return Component(bits, stride, bits.bit_count(), box)

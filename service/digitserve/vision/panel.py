@@ -52,11 +52,11 @@ def may_hold_panel(segmentation: Segmentation, shape: tuple[int, ...]) -> bool:
         segmentation: of the mask.
         shape: of the mask.
     """
-    box = segmentation.box
+    top, bottom, left, right = segmentation.box
     return (
-        segmentation.edge_width >= MIN_EDGE_FILL * box.width
-        and box.height >= MIN_SIDE * shape[0]
-        and box.width >= MIN_SIDE * shape[1]
+        segmentation.edge_width >= MIN_EDGE_FILL * (right - left)
+        and bottom - top >= MIN_SIDE * shape[0]
+        and right - left >= MIN_SIDE * shape[1]
     )
 
 

@@ -14,30 +14,33 @@ MAX_REDUCED_SIDE = 128
 
 
 def reduce_by_block_means(gray: Gray) -> FloatImage:
-    """Reduce a large image to at most ``MAX_REDUCED_SIDE`` pixels a side; convert a smaller one to float32.
+    """Reduce large images of one size to at most ``MAX_REDUCED_SIDE`` pixels a side; convert smaller ones to float32.
 
     Rows and columns that do not fill a block, at the bottom and at the right, are cut off.
 
     Args:
-        gray: uint8[H, W].
+        gray: uint8[..., H, W].
 
     Returns:
-        float32, a new array; grey levels from 0 to 255.
+        float32[..., h, w], a new array; grey levels from 0 to 255.
     """
-    height, width = gray.shape
+    height, width = gray.shape[-2:]
     factor = -(-max(height, width) // MAX_REDUCED_SIDE)
     if factor == 1:
         return gray.astype(np.float32)
+    outer = gray.shape[:-2]
     if min(height, width) < factor:
         floats: FloatImage = gray.astype(np.float32)
-        return resize(floats, max(1, height // factor), max(1, width // factor))
+        size = max(1, height // factor), max(1, width // factor)
+        resized = [resize(image, *size) for image in floats.reshape(-1, height, width)]
+        return np.stack(resized).reshape(*outer, *size)
     height, width = height // factor, width // factor
-    whole = gray[: height * factor, : width * factor].reshape(height, factor, -1)
-    rows = np.add.reduce(whole, axis=1, dtype=np.uint16)  # 255 * 257 fits: factors up to 257
+    whole = gray[..., : height * factor, : width * factor].reshape(*outer, height, factor, width * factor)
+    rows = np.add.reduce(whole, axis=-2, dtype=np.uint16)  # 255 * 257 fits: factors up to 257
     # Not a product with ones: with so few columns some builds of BLAS read past the array and report invalid values.
-    sums = rows[:, ::factor].astype(np.uint32)
+    sums = rows[..., ::factor].astype(np.uint32)
     for column in range(1, factor):
-        sums += rows[:, column::factor]
+        sums += rows[..., column::factor]
     means: FloatImage = np.multiply(sums, 1 / factor**2, dtype=np.float32)
     return means
 
@@ -49,15 +52,15 @@ def resize(image: FloatImage, height: int, width: int) -> FloatImage:
         float32[height, width]; ``image`` itself if it has that size.
     """
     if image.shape[0] != height:
-        image = _resize_weights(image.shape[0], height).dot(image)
+        image = axis_weights(image.shape[0], height).dot(image)
     if image.shape[1] != width:
-        image = image.dot(_resize_weights(image.shape[1], width).T)
+        image = image.dot(axis_weights(image.shape[1], width).T)
     return image
 
 
 @lru_cache(maxsize=1024)
-def _resize_weights(size_in: int, size_out: int) -> FloatImage:
-    """Return the weights float32[size_out, size_in] of one axis; pixels outside the image count as background (0).
+def axis_weights(size_in: int, size_out: int) -> FloatImage:
+    """Return the weights float32[size_out, size_in] that resample one axis; pixels outside the image count as background (0).
 
     Source: Keys, "Cubic convolution interpolation for digital image processing", 1981, with a = -1/2.
     """

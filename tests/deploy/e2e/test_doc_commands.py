@@ -22,6 +22,7 @@ import yaml
 from PIL import Image
 
 from digitserve.cli import main
+from digitserve.inference.model_folder import find_bundle
 from support.digits import MODELS, scanned_digits
 from support.doc_commands import PAGES, ROOT, Step, steps
 from support.prometheus import command
@@ -59,7 +60,7 @@ OUTPUTS = {
     r"^curl.*digit.png.*v1/classify": r'"label": ?"{label}"',
     r"import Image|urlopen|await fetch": r"{label} [\d.]+ \w+",
     r"GetModel": r'"name": "digits"',
-    r"models list": "digits/4",
+    r"models list": r"digits/\d+",
     r"classify --json": r'"label": ?"',
 }
 """By pattern: what these commands print."""
@@ -105,7 +106,7 @@ def run_step(step: Step, folder: Path, service: Service) -> subprocess.Completed
     """Run a command or program against the service."""
     text = re.sub(r"(127\.0\.0\.1|localhost|digitserve):50051", service.grpc_address, step.text)
     text = re.sub(r"(127\.0\.0\.1|localhost):8080", service.http_url.removeprefix("http://"), text)
-    text = text.replace("FOLDER", "models").replace("digits/5", "digits/4")
+    text = re.sub(r"\bdigits/\d+", f"digits/{find_bundle(MODELS, 'digits').name}", text.replace("FOLDER", "models"))
     grpc_port, http_port = (address.rpartition(":")[2] for address in (service.grpc_address, service.http_url))
     environment = os.environ | {
         "DIGITSERVE_GRPC_PORT": grpc_port, "DIGITSERVE_HTTP_PORT": http_port, "HOME": str(folder),

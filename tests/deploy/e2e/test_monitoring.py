@@ -18,6 +18,7 @@ import grpc
 import numpy as np
 import pytest
 
+from digitserve.inference.model_folder import find_bundle
 from digitserve.protocol.names import CLASSIFY, CLASSIFY_STREAM, GET_MODEL
 from digitserve.v1 import digits_pb2 as pb
 from support.certificates import make_certificate
@@ -87,7 +88,8 @@ def monitored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitored]:
     folder = tmp_path_factory.mktemp("monitoring")
     command("prometheus")
     certificate = make_certificate(folder / "certificate", "-nodes", "-days", "90")
-    shadow = ("--shadow", "digits-int8/4", "--max-pending-images", str(MAX_PENDING_IMAGES), "--workers", "1")
+    int8 = f"digits-int8/{find_bundle(MODELS, 'digits-int8').name}"
+    shadow = ("--shadow", int8, "--max-pending-images", str(MAX_PENDING_IMAGES), "--workers", "1")
     with ExitStack() as stack, ThreadPoolExecutor() as starters:
         starting = [
             starters.submit(stack.enter_context, run_service(MODELS, folder / f"{name}.log", *flags))

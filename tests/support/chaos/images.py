@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from digitserve.inference.model_folder import find_bundle
 from digitserve.open_inference import open_inference_pb2 as oip
 from digitserve.v1 import digits_pb2 as pb
 from support.digits import MODELS
 from support.infer_checks import infer_request
 
-DIGITS = MODELS / "digits" / "4" / "golden.npz"
+DIGITS = find_bundle(MODELS, "digits") / "golden.npz"
 MAX_SCORE = -5.0
 """Digits of MNIST, whose scores are below ``MAX_SCORE``, and other images."""
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from digitserve.inference.bundle import Bundle, read_bundle, write_bundle
+from digitserve.inference.model_folder import find_bundle
 from support.digits import MODELS
 
 NAME = "digits"
@@ -19,8 +20,8 @@ def write_models(folder: Path) -> list[Bundle]:
     Their scores differ by far more than the oracle's tolerance.
     """
     bundles = []
-    for version, path in ((4, MODELS / "digits" / "4"), (5, MODELS / "digits-int8" / "4")):
-        bundle = read_bundle(path)
+    for version, name in ((4, "digits"), (5, "digits-int8")):
+        bundle = read_bundle(find_bundle(MODELS, name))
         manifest = replace(bundle.manifest, name=NAME, version=version)
         bundles.append(read_bundle(write_bundle(folder, manifest, bundle.graph, bundle.golden)))
     damaged = write_bundle(

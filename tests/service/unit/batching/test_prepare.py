@@ -159,6 +159,39 @@ def test_requests_keep_their_rows_whatever_they_are_mixed_with() -> None:
         assert prepared.several[rows].tolist() == alone.several.tolist() == [False, False, True]
 
 
+@pytest.mark.parametrize("max_group_pixels", [1, 1 << 17])
+def test_images_of_several_requests_are_framed_together_as_alone(
+    max_group_pixels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests of the same and of other sizes, colours, framings and polarities in one batch get the rows they have alone."""
+    monkeypatch.setattr("digitserve.batching.prepare.MAX_GROUP_PIXELS", max_group_pixels)
+    ring = np.zeros((3, 40, 40), np.uint8)
+    ring[:2, 8:32, 12:28] = 220
+    ring[0, 12:28, 16:24] = 0
+    noisy = np.frombuffer(noise(2 * 40 * 40), np.uint8).reshape(2, 40, 40)
+    requests = [
+        gray_request(ring),
+        gray_request(255 - ring[:1]),
+        gray_request(np.repeat(ring[:, 5:35], 2, axis=1)),
+        gray_request(noisy, ink=pb.INK_LIGHT_ON_DARK),
+        gray_request(noisy[:, :28, :28]),
+        request(pixels=np.repeat(ring[..., None], 3, axis=3).tobytes(), height=40, width=40, num_images=3,
+                pixel_format=pb.PIXEL_FORMAT_RGB8),
+        gray_request(ring[1:], ink=pb.INK_LIGHT_ON_DARK),
+        gray_request(255 - ring[:2]),
+        gray_request(ring[:, 6:34, 6:34], framing=pb.FRAMING_AS_IS, ink=pb.INK_DARK_ON_LIGHT),
+    ]  # fmt: skip
+
+    together, row = prepare([(one, one.num_images // 2, one.num_images) for one in requests]), 0
+
+    for one in requests:
+        alone = prepare([(one, one.num_images // 2, one.num_images)])
+        for ours, theirs in zip(together, alone, strict=True):
+            assert (ours[row : row + len(theirs)] == theirs).all()
+        row += len(alone.images)
+    assert row == len(together.images)
+
+
 @given(
     num_images=st.integers(1, 5),
     cut=st.tuples(st.integers(0, 4), st.integers(1, 5)),

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from digitserve.types import Box, Ink
-from digitserve.vision import components
+from digitserve.vision import packed_masks
 from digitserve.vision.components import (
     MAX_FILL_STEPS,
     MAX_SIDE,
@@ -114,14 +114,14 @@ def pattern(height: int, width: int, code: int) -> Mask:
 def test_the_work_on_any_mask_is_bounded(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Dots, lines, combs, mazes and zigzags take no more steps of flood fills than a page of digits may."""
     steps = 0
-    dilate = components._dilate
+    dilate = packed_masks.dilate
 
     def counting(bits: int, stride: int) -> int:
         nonlocal steps
         steps += 1
         return dilate(bits, stride)
 
-    monkeypatch.setattr(components, "_dilate", counting)
+    monkeypatch.setattr(packed_masks, "dilate", counting)
     for mask in (pattern(side, side, code) for code in range(56)):
         for turned in (mask, mask.T, mask[::-1], ~mask):
             for search in (find_components, lambda one: count_components(one, 16)):

@@ -6,8 +6,9 @@ from PIL import Image
 
 from digitserve.types import Gray, Ink
 from digitserve.vision.batch_checks import Treatment, decide
-from digitserve.vision.framing import BLANK, Framed, Removed, frame, frame_colors
+from digitserve.vision.framing import frame, frame_colors
 from digitserve.vision.polarity import find_ink
+from digitserve.vision.views import BLANK, Framed, Removed
 from support.framing_cases import CASES, SEVEN, THREE, bands, draw_strokes, framed, gray, page_edge, plot, sheet
 
 REFERENCE = frame(gray(sheet())[..., 0], Ink.AUTO)
