@@ -77,17 +77,19 @@ def _choose(inks: Sequence[Gray], generator: np.random.Generator) -> Gray:
 
 def _part(ink: Gray, generator: np.random.Generator) -> int:
     """Return the number of columns of a part of a neighbour."""
-    return max(MIN_PART_PX, round(ink.shape[1] * generator.uniform(*PART)))
+    return max(MIN_PART_PX, round(ink.shape[1] * float(generator.uniform(*PART))))
 
 
 def _join(left: Gray, right: Gray, generator: np.random.Generator) -> Gray:
     """Move two digits together at random heights until they touch or overlap."""
     height = max(len(left), len(right)) + int(generator.integers(0, SLACK_PX + 1))
-    tops = [int(generator.integers(0, height - len(ink) + 1)) for ink in (left, right)]
-    padded = [
-        np.pad(ink, ((top, height - top - len(ink)), (0, 0))) for ink, top in zip((left, right), tops, strict=True)
-    ]
-    return join(*padded, int(generator.integers(0, MAX_OVERLAP_PX + 1)))
+    left, right = (_pad_to_height(ink, height, generator) for ink in (left, right))
+    return join(left, right, int(generator.integers(0, MAX_OVERLAP_PX + 1)))
+
+
+def _pad_to_height(ink: Gray, height: int, generator: np.random.Generator) -> Gray:
+    top = int(generator.integers(0, height - len(ink) + 1))
+    return np.pad(ink, ((top, height - top - len(ink)), (0, 0)))
 
 
 def join(left: Gray, right: Gray, overlap_px: int) -> Gray:
