@@ -77,7 +77,7 @@ def _choose(inks: Sequence[Gray], generator: np.random.Generator) -> Gray:
 
 def _part(ink: Gray, generator: np.random.Generator) -> int:
     """Return the number of columns of a part of a neighbour."""
-    return max(MIN_PART_PX, round(ink.shape[1] * float(generator.uniform(*PART))))
+    return max(MIN_PART_PX, int(ink.shape[1] * generator.uniform(*PART)))
 
 
 def _join(left: Gray, right: Gray, generator: np.random.Generator) -> Gray:
