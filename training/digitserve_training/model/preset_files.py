@@ -195,6 +195,8 @@ def _check(preset: Preset) -> None:
         raise _InvalidError("name", repr(preset.name), "a plain name such as compact-tuned")
     if not 0 < preset.recipe.validation < 1:
         raise _InvalidError("recipe.validation", str(preset.recipe.validation), "more than 0 and less than 1")
+    if preset.recipe.certain_outliers and not preset.recipe.outliers:
+        raise _InvalidError("recipe.certain_outliers", str(preset.recipe.certain_outliers), "0 without outliers")
     _check_layers(preset.network(1), INPUT_SHAPE, "layers")
 
 

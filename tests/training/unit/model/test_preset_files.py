@@ -120,6 +120,7 @@ def test_presets_are_found_by_name_and_by_file(tmp_path: Path) -> None:
         (["recipe", "learning_rate"], "1", r"learning_rate is '1'; expected a finite number"),
         (["recipe", "schedule"], "step", r"schedule is 'step'; expected one of 'cosine', 'constant'"),
         (["recipe", "validation"], 0, r"recipe\.validation is 0\.0; expected more than 0 and less than 1"),
+        (["recipe", "certain_outliers"], 0.5, r"recipe\.certain_outliers is 0\.5; expected 0 without outliers"),
         (["recipe", "momentum"], 0.9, r"recipe\.momentum is unknown; expected only epochs, batch_size"),
         (["augmentation", "thin"], 1.5, r"augmentation\.thin is 1\.5; expected a number from 0 to 1"),
         (["augmentation", "shift_px"], -1, r"augmentation\.shift_px is -1; expected a finite number of at least 0"),
