@@ -62,7 +62,7 @@ _MAX_OF_LENGTH = 4
 """Most layouts of one length: clients may differ in ``top_k`` only."""
 
 _MAX_AFTER_BYTES = 128
-"""Most bytes after the pixels. Fewer pixels are not kept either, so a message cannot have its pixels there once more."""
+"""Most bytes after the pixels. A layout has more pixels than that, so a message cannot have its pixels there once more."""
 
 _PIXELS_TAG = bytes([pb.ClassifyRequest.PIXELS_FIELD_NUMBER << 3 | 2])
 _REQUEST_TAG = bytes([pb.ClassifyStreamRequest.REQUEST_FIELD_NUMBER << 3 | 2])
@@ -192,9 +192,8 @@ def _remember(layouts: Layouts, start: bytes, body: bytes, request: Request) -> 
     pixels, *fields = request
     before = start + _PIXELS_TAG + varint(len(pixels))
     stop = len(before) + len(pixels)
-    if not len(body) - stop <= _MAX_AFTER_BYTES < len(pixels):
-        return
-    if body.startswith(before) and body.startswith(pixels, len(before)):
+    # Then these are the pixels of the request: what follows them is too short to hold as many once more.
+    if len(body) - stop <= _MAX_AFTER_BYTES < len(pixels) and body.startswith(before):
         if len(layouts) >= MAX_LAYOUTS:
             layouts.clear()
         same = layouts.get(len(body), ())[: _MAX_OF_LENGTH - 1]
