@@ -3,8 +3,9 @@
     handler :event loop ──decode, check, enqueue──▶ batching thread ──run, encode──▶ one call_soon_threadsafe per batch
 
 It answers ``digitserve.v1.DigitService/Classify`` with the same bundle, checks and response, by the same functions
-(``protocol.codec``, ``batching.prepare``, ``inference.session``), predictions encoded for the whole batch at once. It has what makes such a service fast: uvloop, batches
-of all queued requests without a timer, a bounded queue, one hand-over per batch, bytes in and bytes out.
+(``protocol.codec``, ``batching.prepare``, ``inference.session``, ``protocol.encoder``). It has what makes such a service fast:
+uvloop, batches of all queued requests without a timer, a bounded queue, one hand-over per batch, bytes in and bytes out, and
+predictions that are encoded for the whole batch at once.
 
 Variants measured, in requests/s on one core with 64 connections, within one hour on a noisy machine (rounds alternated, so
 ranges overlap):
@@ -94,7 +95,12 @@ class Network:
         return [(call.reply, body) for call, body in zip(waiting, bodies, strict=True)]
 
     def encode(self, requests: list[Request], arrived: list[float]) -> list[bytes]:
-        """Run a batch, and return a response to each request, of which some arrived earlier than others."""
+        """Run a batch, and return the response to each request.
+
+        Args:
+            requests: of the batch.
+            arrived: when each of them arrived, in seconds of the clock.
+        """
         if not requests:
             return []
         formed = self._clock()

@@ -6,9 +6,10 @@
 The first form compares digitserve with lower bounds, with the first release, with good services on ``grpc.aio`` and, if its
 environment exists, on mosec (``python -m benchmarks.mosec`` creates it): each with the float32 and the int8 network, see
 ``matrix``. The second form compares digitserve with another commit (``against``). All servers of a round take turns at each
-load, so that other activity of the machine affects all of them: only ratios within a round are reliable. In each run the server's own counter must agree with the load generator,
-otherwise the benchmark fails. The load generators are ``replay`` for single images, which is checked once against h2load, and
-``digitserve bench`` for all others. Goodput under overload is measured by ``overload``.
+load, so that other activity of the machine affects all of them: only ratios within a round are reliable. In each run the
+server's own counter must agree with the load generator, otherwise the benchmark fails. The load generators are ``replay`` for
+single images, which is checked once against h2load, and ``digitserve bench`` for all others. Goodput under overload is measured
+by ``overload``.
 """
 
 import argparse

@@ -162,7 +162,7 @@ def _listen(settings: Settings) -> socket.socket:
 
 
 def measure_networks(folders: list[Path], seconds: float, batch_size: int) -> list[float]:
-    """Return the seconds that onnxruntime alone takes for a batch of each bundle, on one thread: medians of interleaved rounds."""
+    """Return the seconds that onnxruntime alone takes for a batch, for each bundle: one thread, medians of interleaved rounds."""
     bundles = [read_bundle(folder) for folder in folders]
     sessions = [Session(bundle, num_threads=1) for bundle in bundles]
     golden = bundles[0].golden.images

@@ -1,4 +1,7 @@
-"""The first release beside this one: accuracy of the networks, images/s and CPU time. Pure functions to Markdown; for ``compare``."""
+"""The first release beside this one: accuracy of the networks, images/s and CPU time.
+
+Pure functions to Markdown; ``compare`` calls them.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,6 +1,7 @@
 """Servers to measure: each is started on given cores, reports its own counters, and is always stopped.
 
-digitserve is here, all others are in ``peers``. Each server runs in its own session, so that its CPU time includes all its processes: workers have process groups of their own.
+digitserve is here, all others are in ``peers``. Each server runs in its own session, so that its CPU time includes all its
+processes: workers have process groups of their own.
 """
 
 import contextlib

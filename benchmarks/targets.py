@@ -53,7 +53,16 @@ class Target:
 
 def targets(multiply_adds: float, worker_counts: Sequence[int]) -> list[Target]:
     """Return the targets for one server core, and for each number of workers in ``worker_counts``."""
-    listed = [
+    listed = [*_throughput(), *_latency_and_memory(), *map(_scaling, worker_counts)]
+    if multiply_adds <= SMALL_NETWORK:
+        for server, peer, bound in zip(SERVED, ("grpc.aio", "grpc.aio int8"), (5, 7), strict=True):
+            listed.append(_relative(f"{server}/single/rate", f"{peer}/single/rate", bound, "{:.2f}"))
+    return listed
+
+
+def _throughput() -> list[Target]:
+    """Return the targets for rates, and for the CPU time that determines them."""
+    return [
         *(
             _maximum(
                 f"empty RPC, {load}: CPU", lambda figures, load=load: figures[f"empty native/{load}/cpu_us"],
@@ -73,7 +82,7 @@ def targets(multiply_adds: float, worker_counts: Sequence[int]) -> list[Target]:
             for server, bound in zip(SERVED, (0.85, 0.80), strict=True)
         ),
         *(
-            _beside_network(server, load, bound) for load, bound in (("large", 4), ("single", 14)) for server in SERVED
+            _without_network(server, load, bound) for load, bound in (("large", 4), ("single", 14)) for server in SERVED
         ),
         *(
             _relative(f"{server}/{load}/rate", f"{server}/single/rate", bound)
@@ -89,6 +98,12 @@ def targets(multiply_adds: float, worker_counts: Sequence[int]) -> list[Target]:
         ),
         _framed(),
         _maximum("framing time of a 64x64 image", lambda figures: figures["framing_s"] * 1e6, 40, "{:.0f} us", "framing_s"),
+    ]  # fmt: skip
+
+
+def _latency_and_memory() -> list[Target]:
+    """Return the targets for latency, for the start and for memory."""
+    return [
         _maximum("idle: p50", lambda figures: figures["native/idle/p50_s"] * 1e3, 0.4, "{:.2f} ms", "native/idle/p50_s"),
         _maximum(
             "idle: p99 relative to p50", lambda figures: figures["native/idle/p99_s"] / figures["native/idle/p50_s"],
@@ -107,19 +122,16 @@ def targets(multiply_adds: float, worker_counts: Sequence[int]) -> list[Target]:
         _no_more("time from start to ready", "ready_s"),
         _maximum("memory of a worker", lambda figures: figures["native/memory"] / 1e6, 130, "{:.0f} MB", "native/memory"),
         _no_more("memory of a worker", "memory"),
-        *(
-            Target(
-                f"large, {number} workers: rate relative to {number} times that of one",
-                lambda figures, number=number: figures[f"{number} workers/large/rate"] / number / figures["native/large/rate"],
-                0.9, True, "{:.0%}", (f"{number} workers/large/rate", "native/large/rate"),
-            )
-            for number in worker_counts
-        ),
     ]  # fmt: skip
-    if multiply_adds <= SMALL_NETWORK:
-        for server, peer, bound in zip(SERVED, ("grpc.aio", "grpc.aio int8"), (5, 7), strict=True):
-            listed.append(_relative(f"{server}/single/rate", f"{peer}/single/rate", bound, "{:.2f}"))
-    return listed
+
+
+def _scaling(num_workers: int) -> Target:
+    """Return the target for a number of workers on as many cores."""
+    rate, of_one = f"{num_workers} workers/large/rate", "native/large/rate"
+    name = f"large, {num_workers} workers: rate relative to {num_workers} times that of one"
+    return Target(
+        name, lambda figures: figures[rate] / num_workers / figures[of_one], 0.9, True, "{:.0%}", (rate, of_one)
+    )
 
 
 def network_s(server: str) -> str:
@@ -149,14 +161,16 @@ def _of_limit(server: str, load: str, bound: float) -> Target:
     return Target(name, value, bound, True, "{:.0%}", (rate, empty_us, image_s))
 
 
-def _beside_network(server: str, load: str, bound: float) -> Target:
-    """Return a target for the CPU time of an image that is not the network's."""
+def _without_network(server: str, load: str, bound: float) -> Target:
+    """Return a target for the CPU time of an image except for the network."""
     cpu_us, image_s, num_images = f"{server}/{load}/cpu_us", network_s(server), LOADS[load].images
 
     def value(figures: Figures) -> float:
         return figures[cpu_us] / num_images - figures[image_s] * 1e6
 
-    return _maximum(f"{server}, {load}: CPU of an image beside the network", value, bound, "{:.1f} us", cpu_us, image_s)
+    return _maximum(
+        f"{server}, {load}: CPU of an image without the network", value, bound, "{:.1f} us", cpu_us, image_s
+    )
 
 
 def _no_more(what: str, metric: str) -> Target:

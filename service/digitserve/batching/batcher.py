@@ -126,6 +126,7 @@ class Batcher(Generic[E]):
 
     def is_large(self, num_images: int, framing_work: int) -> bool:
         """Return whether a request would wait in the queue of large requests; arguments as in ``Entry``."""
+        # As ``_seconds``, without the call: this runs once per request.
         own_s = num_images * (self.image_s.seconds + framing_work * self.work_s.seconds)
         return num_images > self._max_batch_size or own_s > self._max_batch_s
 
@@ -320,8 +321,9 @@ class Batcher(Generic[E]):
     def _add_small(self, batch: Batch[E], now: float) -> None:
         """Add small requests in the order of arrival, as long as there is room."""
         small, parts, limit = self._small, batch.parts, self._max_batch_size
-        counted = limit * self.image_s.seconds <= self._max_batch_s  # a full batch is short enough
-        num_whole = 0  # images of whole requests: the usual ones need no call, and are subtracted together
+        counted = limit * self.image_s.seconds <= self._max_batch_s  # without framing, no batch takes too long
+        # Most requests need no framing and fit as a whole. They are added without a call, and subtracted together at the end.
+        num_whole = 0
         while small:
             entry = small[0]
             whole = counted and not (entry.framing_work or batch.framing_work or entry.num_batched)

@@ -1,6 +1,6 @@
 """How images were prepared, for requests with ``explain``.
 
-    images of a request, Prepared ──explain──▶ Preparation for each image ──codec.Encoder──▶ ClassifyResponse
+    images of a request, Prepared ──explain──▶ Preparation for each image ──Encoder──▶ ClassifyResponse
 
 The pipeline calls it on the worker's one thread, after ``prepare`` and for such requests only.
 """

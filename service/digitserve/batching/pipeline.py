@@ -94,7 +94,7 @@ class PendingRequest(Entry):
 
     def __init__(self, responder: Responder, request: Request, now: float) -> None:
         """Wait from ``now``, monotonic time in seconds."""
-        # Without calls of functions: there is one for each request.
+        # As few calls as possible, because this runs once per request.
         work = _framing_work(request) if request.framing is _MNIST else 0
         deadline = responder.deadline
         deadline = math.inf if deadline > _MAX_DEADLINE else now + (deadline - time.time())
@@ -219,9 +219,9 @@ class Pipeline:
         outputs = self._session.run(prepared.images)
         done = self._clock()
         probabilities = outputs.probabilities
-        # Lists from here on: for the single image of an idle service a numpy call costs more than the loop it replaces.
         class_indices = probabilities.argmax(axis=1)
         confidences = probabilities[np.arange(batch.num_images), class_indices]
+        # Lists too: for the single image of an idle service a numpy call costs more than the loop that it replaces.
         class_index, confidence, ood_score = class_indices.tolist(), confidences.tolist(), outputs.ood_score.tolist()
         verdicts = decide_verdicts(ood_score, self._ood_threshold, prepared)
         plain = [pending.plain for pending, _, _ in batch.parts]
@@ -243,7 +243,7 @@ class Pipeline:
             self._shadow.offer(prepared, class_index, verdicts, probabilities)
 
     def _replace(self, records: list[Any], outcome: Outcome, batch: Batch[PendingRequest], prepared: Prepared) -> None:
-        """Replace the records of requests that are not plain: by those with alternatives, or by answers.
+        """Replace the records of requests that are not plain by records with alternatives, or by answers for ``_encode``.
 
         Args:
             records: plain, one for each row of the batch.

@@ -124,7 +124,7 @@ def prepare(parts: Sequence[tuple[Images, int, int]]) -> Prepared:
     Returns:
         The images of all parts, in order.
     """
-    # Pixels that begin at each row of the batch; those of a part that is not framed are at its first row.
+    # By row of the batch: the pixels of a framed image, or at the first row of another part those of the whole part.
     chunks: list[bytes | memoryview] = []
     groups: dict[tuple[int, int, int, Ink, int], _Group] = {}
     undecided: list[tuple[int, int]] = []
@@ -204,9 +204,9 @@ def decide_verdicts(ood_score: Sequence[float], threshold: float, prepared: Prep
 
 
 def _group_of(groups: dict[tuple[int, int, int, Ink, int], _Group], images: Images, row: int) -> _Group:
-    """Return the group of images that are framed together with these, added if it is new.
+    """Return the group of images that are framed together with these; a new one is added.
 
-    Images so large that each is framed alone form their own group: joining their pixels would take memory and time for nothing.
+    Images so large that each is framed alone are not grouped: joining their pixels would take memory and time for nothing.
     """
     height, width = images.height, images.width
     key = height, width, images.channels, images.ink, row if 2 * height * width > MAX_GROUP_PIXELS else -1
@@ -240,7 +240,7 @@ def _check(batch: Gray, framed: Sequence[tuple[int, Framed]], undecided: Sequenc
         return Prepared(batch if checked.images is gray else checked.images[..., None], *checked[1:])
     flags = [(False, False, False)] * len(batch)
     for row, result in framed:
-        flags[row] = result[1:4]
+        flags[row] = result[1:4]  # blank, several and spans_image
     found = np.array(flags, np.bool_).T
     if len(framed) < len(batch):
         rest = np.ones(len(batch), np.bool_)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 from google.protobuf.message import DecodeError, Message
 
 from digitserve.errors import InvalidRequest, NotServed, TooLarge
-from digitserve.protocol.records import Answer
+from digitserve.protocol.records import CONTINUED, Answer
 from digitserve.types import IMAGE_SIZE, Framing, Ink, default_framing, default_ink
 from digitserve.v1 import digits_pb2 as pb
 
@@ -62,18 +62,17 @@ _MAX_OF_LENGTH = 4
 """Most layouts of one length: clients may differ in ``top_k`` only."""
 
 _MAX_AFTER_BYTES = 128
-"""Most bytes after the pixels. A layout has more pixels than that, so a message cannot have its pixels there once more."""
+"""Most bytes after the pixels. A layout is kept only if its pixels have more bytes. So the bytes after them cannot contain a
+second field of pixels of the same length, which would replace the first one.
+"""
 
 _PIXELS_TAG = bytes([pb.ClassifyRequest.PIXELS_FIELD_NUMBER << 3 | 2])
 _REQUEST_TAG = bytes([pb.ClassifyStreamRequest.REQUEST_FIELD_NUMBER << 3 | 2])
 
-_CONTINUED = 0x80
-"""Set in each byte of a varint that is not the last."""
-
 _RESPONSE_TAG = bytes([pb.ClassifyStreamResponse.RESPONSE_FIELD_NUMBER << 3 | 2])
 """Tag of a length-delimited field."""
 
-_RESPONSE_STARTS = [_RESPONSE_TAG + bytes([size]) for size in range(_CONTINUED)]
+_RESPONSE_STARTS = [_RESPONSE_TAG + bytes([size]) for size in range(CONTINUED)]
 """The tag and the length of bodies whose length is one byte: of answers to one image."""
 
 
@@ -203,7 +202,7 @@ def _remember(layouts: Layouts, start: bytes, body: bytes, request: Request) -> 
 def encode_stream_response(body: bytes) -> bytes:
     """Return a ``ClassifyStreamResponse`` that holds a serialized ``ClassifyResponse``, without parsing it."""
     size = len(body)
-    return b"".join((_RESPONSE_STARTS[size] if size < _CONTINUED else _RESPONSE_TAG + varint(size), body))
+    return b"".join((_RESPONSE_STARTS[size] if size < CONTINUED else _RESPONSE_TAG + varint(size), body))
 
 
 def encode_stream_error(status: Message) -> bytes:
@@ -228,8 +227,8 @@ def parse(kind: Any, body: bytes) -> Any:
 def varint(number: int) -> bytes:
     """Encode a length as protobuf does: seven bits per byte, the lowest first."""
     written = bytearray()
-    while number >= _CONTINUED:
-        written.append(number % _CONTINUED | _CONTINUED)
+    while number >= CONTINUED:
+        written.append(number % CONTINUED | CONTINUED)
         number >>= 7
     written.append(number)
     return bytes(written)

@@ -4,7 +4,7 @@
     Pipeline ──answers, preparations of a request that asks for them───────────────────────────────────────▶ Encoder ──▶ body
 
 Owned by the pipeline; called on the worker's one thread. ``plain`` encodes the usual predictions, ``records`` those with
-alternatives; protobuf encodes the few others.
+alternatives; protobuf encodes responses with preparations, and predictions for which ``records`` would be slower.
 """
 
 from collections.abc import Sequence

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from struct import Struct
 
 from digitserve.protocol.names import Verdict
-from digitserve.protocol.records import MARK, NUMBER
+from digitserve.protocol.records import MARK, NUMBER, template
 from digitserve.v1 import digits_pb2 as pb
 
 _Form = tuple[Callable[..., bytes], bytes, bytes]
@@ -81,19 +81,12 @@ class PlainEncoder:
 
 
 def _form(label: str, class_index: int, verdict: Verdict) -> _Form:
+    prediction = template(label, class_index, verdict)
+    parts = pb.ClassifyResponse(predictions=[prediction]).SerializeToString().split(MARK)
     if verdict is Verdict.BLANK:
-        return _pack_blank, b"", _blank()
-    prediction = pb.Prediction(label=label, class_index=class_index, confidence=NUMBER, ood_score=NUMBER)
-    prediction.verdict = verdict  # type: ignore[assignment] # Verdict has the numbers of pb.Verdict
-    before, between, _ = pb.ClassifyResponse(predictions=[prediction]).SerializeToString().split(MARK)
+        return _pack_blank, b"", parts[0]
+    before, between, _ = parts
     return Struct(f"<{len(before)}sf{len(between)}sf").pack, before, between
-
-
-def _blank() -> bytes:
-    """Return the bytes of the prediction for a blank image before its score, with which it ends."""
-    prediction = pb.Prediction(ood_score=NUMBER)
-    prediction.verdict = Verdict.BLANK  # type: ignore[assignment] # Verdict has the numbers of pb.Verdict
-    return pb.ClassifyResponse(predictions=[prediction]).SerializeToString().removesuffix(MARK)
 
 
 def _pack_blank(_before: bytes, _confidence: float, between: bytes, ood_score: float) -> bytes:

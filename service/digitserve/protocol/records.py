@@ -29,10 +29,16 @@ MARK = b"\xf9\xfa\xfb\x3e"
 
 NUMBER: float = unpack("<f", MARK)[0]
 
-_NUM_VERDICTS = max(Verdict) + 1
-_FLOAT_BYTES = 4
-_CONTINUED = 0x80
+CONTINUED = 0x80
 """Set in each byte of a varint that is not the last."""
+
+_PREDICTIONS_TAG = pb.ClassifyResponse.PREDICTIONS_FIELD_NUMBER << 3 | 2
+"""Tag of a length-delimited field."""
+
+_VERDICTS = range(max(Verdict) + 1)
+"""Numbers of verdicts, without gaps, so that they are indices."""
+
+_FLOAT_BYTES = 4
 
 _Bytes = NDArray[np.uint8]
 _Flags = NDArray[np.bool_]
@@ -103,12 +109,12 @@ class RecordEncoder:
         """
         self._encode_one = encode_one
         self._num_labels = len(labels)
-        forms = [_prediction(label, index, verdict) for index, label in enumerate(labels) for verdict in _verdicts()]
+        forms = [_constant_fields(label, index, verdict) for index, label in enumerate(labels) for verdict in _VERDICTS]
         before = _rows([form[0] for form in forms])
         between = _rows([form[1] for form in forms])
         scores = _rows([_class_score(label, index) for index, label in enumerate(labels)])
         number = np.ones((len(forms), _FLOAT_BYTES), np.bool_)
-        blank = np.array([verdict == Verdict.BLANK for _ in labels for verdict in _verdicts()])
+        blank = np.array([verdict == Verdict.BLANK for _ in labels for verdict in _VERDICTS])
         zeros = np.zeros_like(number, np.uint8)
         self._scores = _Rows(
             np.hstack((scores.fields, zeros[: len(labels)])), np.hstack((scores.kept, number[: len(labels)])),
@@ -133,7 +139,7 @@ class RecordEncoder:
             top = outcome.probabilities.take(order + first[:, None])
             # Protobuf omits zeros.
             if top.all() and outcome.ood_score.all():
-                return self._fill(outcome, order, top, long=width >= _CONTINUED)
+                return self._fill(outcome, order, top, long=width >= CONTINUED)
         return [self._encode_one(outcome, row, num_top) for row in range(num_images)]
 
     def _fill(
@@ -149,7 +155,7 @@ class RecordEncoder:
         """
         num_images, num_top = order.shape
         predictions, scores = self._predictions, self._scores
-        forms = outcome.class_index * _NUM_VERDICTS + np.fromiter(outcome.verdicts, np.int64, num_images)
+        forms = outcome.class_index * len(_VERDICTS) + np.fromiter(outcome.verdicts, np.int64, num_images)
         first = 3 if long else 2
         middle = first + predictions.fields.shape[1]
         rows = np.empty((num_images, middle + num_top * scores.fields.shape[1]), np.uint8)
@@ -175,9 +181,9 @@ class RecordEncoder:
         rows[:, 0] = _PREDICTIONS_TAG
         stops = lengths + 2
         if long:
-            more = lengths >= _CONTINUED
-            rows[:, 1] = lengths % _CONTINUED + more * _CONTINUED
-            rows[:, 2] = lengths // _CONTINUED
+            more = lengths >= CONTINUED
+            rows[:, 1] = lengths % CONTINUED + more * CONTINUED
+            rows[:, 2] = lengths // CONTINUED
             kept[:, 2] = more
             stops += more
         else:
@@ -190,23 +196,19 @@ class RecordEncoder:
         return records
 
 
-_PREDICTIONS_TAG = pb.ClassifyResponse.PREDICTIONS_FIELD_NUMBER << 3 | 2
-"""Tag of a length-delimited field."""
-
-
-def _verdicts() -> range:
-    return range(_NUM_VERDICTS)
-
-
-def _prediction(label: str, class_index: int, verdict: int) -> tuple[bytes, bytes]:
-    """Return the fields up to the confidence, none for a blank image, and those between it and the score."""
+def template(label: str, class_index: int, verdict: int) -> pb.Prediction:
+    """Return a prediction with ``NUMBER`` as its confidence and score; that for a blank image has only a score."""
     prediction = pb.Prediction(ood_score=NUMBER)
     prediction.verdict = verdict  # type: ignore[assignment] # Verdict has the numbers of pb.Verdict
-    if verdict == Verdict.BLANK:
-        return b"", prediction.SerializeToString().removesuffix(MARK)
-    prediction.MergeFrom(pb.Prediction(label=label, class_index=class_index, confidence=NUMBER))
-    before, between, _ = prediction.SerializeToString().split(MARK)
-    return before, between
+    if verdict != Verdict.BLANK:
+        prediction.MergeFrom(pb.Prediction(label=label, class_index=class_index, confidence=NUMBER))
+    return prediction
+
+
+def _constant_fields(label: str, class_index: int, verdict: int) -> tuple[bytes, bytes]:
+    """Return the fields up to the confidence, none for a blank image, and those between it and the score."""
+    *before, between, _ = template(label, class_index, verdict).SerializeToString().split(MARK)
+    return b"".join(before), between
 
 
 def _class_score(label: str, class_index: int) -> bytes:

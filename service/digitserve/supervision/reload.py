@@ -105,6 +105,7 @@ class Reloader:
 
     def activate(self, bundle: SealedBundle) -> None:
         """Serve a version as soon as possible; a reload in progress is cancelled."""
+        # The name too: with --precision, the int8 bundle of the same version may be activated later.
         if str(bundle) == str(self.active):
             if bundle.digest != self.active.digest:
                 self.refuse(f"{bundle} has other files than the {bundle} that is served; export it as another version")

@@ -1,7 +1,8 @@
 """Whether this processor multiplies 8-bit integers fast: with VNNI instructions, AVX512_VNNI or AVX_VNNI.
 
-``int8_speed`` is called once, in the supervisor, for ``--precision auto``. int8 has been measured with VNNI only, so ``auto`` selects
-float32 on all other processors, also on ARM, which has instructions of its own. Intel's AMX exists only together with AVX512_VNNI.
+``serve`` and ``serve --tune`` call ``int8_speed`` once, for ``--precision auto``. int8 has been measured with VNNI only. So ``auto``
+selects float32 on all other processors, including ARM, although ARM has other instructions for int8. Intel's AMX needs no rule,
+because processors with it have AVX512_VNNI.
 """
 
 import ctypes

@@ -107,7 +107,7 @@ class Recorder:
         self._closed = dict(zip(CloseReason, map(_view, cells["digitserve_connections_closed"]), strict=True))
         self._refused = dict(zip(RefusalReason, map(_view, cells["digitserve_streams_refused"]), strict=True))
         self._predictions = _view(cells["digitserve_predictions"][:, 0])
-        # Of one verdict, for each label; that of blank images comes after all of them.
+        # The series of a label are neighbours, one for each verdict; the series of blank images is the last.
         predictions = cells["digitserve_predictions"][: len(labels) * len(LABELLED_VERDICTS), 0]
         self._accepted_predictions = predictions[_ACCEPTED_COLUMN :: len(LABELLED_VERDICTS)]
         self._lines_omitted = _view(cells["digitserve_request_lines_omitted"][:, 0])
@@ -203,8 +203,6 @@ class Recorder:
         self._batch_size.observe(num_images)
         self._preprocess_s.observe(preprocess_s)
         self._inference_s.observe(inference_s)
-        counts, num_columns = self._predictions, len(LABELLED_VERDICTS)
-        # The series of a label are neighbours, one for each verdict; the series of blank images is the last.
         if num_images > _MAX_SINGLE and verdicts.count(_ACCEPTED) == num_images:
             self._confidence.observe_many(confidence)
             self._accepted_predictions += np.bincount(class_index, minlength=self._num_labels)
@@ -218,6 +216,7 @@ class Recorder:
         self._confidence.observe_many(
             [value for value, verdict in zip(confidence, verdicts, strict=True) if verdict is _ACCEPTED]
         )
+        counts, num_columns = self._predictions, len(LABELLED_VERDICTS)
         blank = num_columns * self._num_labels
         for index, verdict in zip(class_index, verdicts, strict=True):
             column = _COLUMNS[verdict]

@@ -139,7 +139,7 @@ def subtract_local_background(light: FloatImage) -> InkStrength | None:
     """Find the ink of an image whose background has steps: the hard edge of a shadow.
 
     The background is a grey opening: what strokes narrower than a window leave. It follows steps exactly. Slower than
-    ``subtract_background``, and blind to strokes as wide as the window.
+    ``subtract_backgrounds``, and blind to strokes as wide as the window.
 
     Args:
         light: float32[H, W], grey levels from 0 to 255, strokes lighter than the background.

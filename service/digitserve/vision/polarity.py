@@ -101,7 +101,7 @@ def find_reduced_ink(image: FloatImage, low: float, high: float, border: Border)
 
     Returns:
         The polarity; and the residual of the background for that polarity if it had to be computed, for reuse by
-        ``subtract_background``.
+        ``subtract_backgrounds``.
     """
     return find_reduced_inks(image[None], [low], [high], [border])[0]
 

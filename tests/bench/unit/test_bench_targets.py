@@ -50,8 +50,8 @@ def rows(figures: dict[str, float], multiply_adds: float = SMALL_NETWORK) -> dic
         ("native, single: images/s relative to 1/(1/E + 1/B_new)", "104%", "yes"),
         ("native int8, single: images/s relative to 1/(1/E + 1/B_new)", "90%", "yes"),
         ("native, large: images/s relative to 1/(1/E + 1/B_new)", "83%", "**no**"),
-        ("native, large: CPU of an image beside the network", "5.0 us", "**no**"),
-        ("native, single: CPU of an image beside the network", "10.0 us", "yes"),
+        ("native, large: CPU of an image without the network", "5.0 us", "**no**"),
+        ("native, single: CPU of an image without the network", "10.0 us", "yes"),
         ("native, single, grpcio: rate relative to native, single", "90%", "yes"),
         # Such a server answers 4,000 requests/s.
         ("framed: rate relative to 1/(1/E + 1/B_new + framing time)", "90%", "yes"),

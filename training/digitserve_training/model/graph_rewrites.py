@@ -18,7 +18,8 @@ _LINEAR = ("Conv", "MatMul", "Gemm")
 def fold_scale(model: onnx.ModelProto) -> None:
     """Multiply the weights of the first layer by the scale of the pixels instead of the pixels.
 
-    Nothing changes unless the graph starts with Cast, Mul, Add (of 0), at most one Reshape, and a single layer with weights.
+    A network of ``networks.build`` starts with Cast, Mul and Add (of 0). Nothing changes unless a layer with weights follows, with
+    at most one Reshape before it, and no other operator reads the pixels.
     """
     graph, constants = model.graph, _constants(model)
     cast, scale, offset = graph.node[:3]

@@ -29,10 +29,12 @@ from digitserve.transport.native.multiplex import RpcStream
 _HEADERS_START = frames.frame(HEADERS, END_HEADERS, 0, RESPONSE_HEADERS)[:5]
 _TRAILERS_START = frames.frame(HEADERS, END_HEADERS | END_STREAM, 0, OK_TRAILERS)[:5]
 _FIXED_BYTES = 3 * frames.HEADER_BYTES + len(RESPONSE_HEADERS) + len(OK_TRAILERS)
+
 _pack_start = Struct(f">5sI{len(RESPONSE_HEADERS)}sIBIBI").pack
 """HEADERS; the header of DATA: length and type, flags, stream id; the prefix of the message: not compressed, length."""
 
 _pack_end = Struct(f">5sI{len(OK_TRAILERS)}s").pack
+"""HEADERS with the trailers."""
 
 
 class Call(RpcStream):

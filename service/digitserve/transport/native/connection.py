@@ -72,11 +72,13 @@ _REFUSALS = {
 _ENCODINGS = {b"identity", b"gzip"}
 _ACCEPT_ENCODING = encode_fields([(b"grpc-accept-encoding", b"identity,gzip")])
 
-_log = structlog.get_logger("digitserve.transport.native.connection")
-
-
 _HALF_WINDOW = CONNECTION_WINDOW // 2
-_FORM_OF_HEADERS = END_HEADERS | PADDED | WITH_PRIORITY
+"""Bytes of the connection's window below which it is restored."""
+
+_FORM_FLAGS = END_HEADERS | PADDED | WITH_PRIORITY
+"""Flags that determine what HEADERS contains; with END_HEADERS alone it is exactly a whole header block."""
+
+_log = structlog.get_logger("digitserve.transport.native.connection")
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,11 +192,11 @@ class Connection(TimeLimits):
                 return buffer
             position, self._preface_done = len(PREFACE), True
         streams = self.streams
-        expects_one = not self._settings_received or self._block is not None  # only frames of one type
+        expects_one = not self._settings_received or self._block is not None  # only one type of frame is allowed now
         while end - position >= HEADER_BYTES and not self.closing:
-            kind, flags, stream_id = unpack_header(buffer, position)
-            length = kind >> KIND_BITS
-            kind &= KIND_MASK
+            length_and_kind, flags, stream_id = unpack_header(buffer, position)
+            length = length_and_kind >> KIND_BITS
+            kind = length_and_kind & KIND_MASK
             if length > FRAME_BYTES:
                 raise ConnectionFailure(
                     ErrorCode.FRAME_SIZE_ERROR, f"got a frame of {length} bytes, expected at most {FRAME_BYTES}"
@@ -238,7 +240,7 @@ class Connection(TimeLimits):
                         continue
                 self._on_data(stream, flags, buffer[start:position])
             elif kind == HEADERS:
-                if flags & _FORM_OF_HEADERS == END_HEADERS and stream_id & 1:
+                if flags & _FORM_FLAGS == END_HEADERS and stream_id & 1:
                     self._on_block(stream_id, flags, buffer[start:position])
                 else:
                     self._on_headers(stream_id, flags, buffer[start:position])
@@ -252,7 +254,7 @@ class Connection(TimeLimits):
         return buffer[position:]
 
     def _check_expected(self, kind: int, stream_id: int) -> None:
-        """Check a frame while only one kind of frame is allowed."""
+        """Check a frame while only one type of frame is allowed."""
         if not self._settings_received and kind != SETTINGS:
             raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "expected SETTINGS as the first frame")
         if self._block is not None and (kind != CONTINUATION or stream_id != self._block_id):

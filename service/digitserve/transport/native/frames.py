@@ -61,7 +61,7 @@ unpack_header, pack_header = _HEADER.unpack_from, _HEADER.pack
 """The header of a frame: length and, in the lowest 8 bits, type; flags; stream id with its reserved bit."""
 
 KIND_BITS, KIND_MASK = 8, 0xFF
-"""Of the type of a frame in that first number."""
+"""Size and mask of the type within that first number."""
 
 _SETTING = struct.Struct(">HI")
 

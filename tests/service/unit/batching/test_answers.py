@@ -1,6 +1,5 @@
 """Answers of batches whose requests get different kinds of answers."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,13 +16,12 @@ from digitserve.protocol.codec import Limits, Request, decode
 from digitserve.protocol.infer import InferDecoder
 from digitserve.telemetry.block import Block
 from digitserve.telemetry.recorder import Recorder
-from digitserve.types import IMAGE_SIZE, Source
+from digitserve.types import IMAGE_SIZE
 from digitserve.v1 import digits_pb2 as pb
+from support.responder import BUNDLE, LABELS, Responder
 
-LABELS = tuple("0123456789")
 LIMITS = Limits("1", 4096, 4096, 1 << 24)
 BATCH_SIZE = 16
-BUNDLE: Any = SimpleNamespace(manifest=SimpleNamespace(name="digits", version=1, labels=LABELS, ood_threshold=0.5))
 
 KINDS: dict[str, dict[str, Any] | None] = {
     "plain": {},
@@ -34,33 +32,6 @@ KINDS: dict[str, dict[str, Any] | None] = {
     "explained with alternatives": {"explain": True, "top_k": 2},
     "ModelInfer": None,
 }
-
-
-class Responder:
-    """Keeps its answer; it is its own caller."""
-
-    open = True
-    accepted = 0.0
-    deadline = 1e19
-    peer = completes = None
-    metadata = ()
-
-    def __init__(self) -> None:
-        self.source = Source()
-        self.body = b""
-
-    @property
-    def caller(self) -> "Responder":
-        return self
-
-    def reply(self, body: bytes) -> None:
-        self.body = body
-
-    def reject(self, error: Exception) -> None:
-        raise AssertionError(error)
-
-    def fail(self) -> None:
-        raise AssertionError("failed")
 
 
 class Network:
@@ -95,7 +66,7 @@ def make_request(kind: str, num_images: int, seed: int) -> Request:
 
 
 def answer(requests: list[Request], batch_size: int) -> list[bytes]:
-    """Return the answers to requests that are admitted together, at a time that stands still."""
+    """Return the answers to requests that are admitted together, with a clock that is stopped."""
     batcher = Batcher[PendingRequest](
         max_batch_size=batch_size, max_pending_images=1000, max_pending_bytes=1 << 24, max_batch_s=1.0, image_s=1e-3,
         work_s=1e-9,
@@ -107,7 +78,8 @@ def answer(requests: list[Request], batch_size: int) -> list[bytes]:
         pipeline.admit(responder, request)
     while pipeline.run_batch():
         pass
-    return [responder.body for responder in responders]
+    assert [len(responder.bodies) for responder in responders] == [1] * len(requests)
+    return [responder.bodies[0] for responder in responders]
 
 
 def without_batch_size(body: bytes) -> bytes:

@@ -1,6 +1,5 @@
 """What the pipeline measures: the clock is that of the test, and a fake session advances it."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,44 +11,15 @@ from digitserve.batching.entries import Batch
 from digitserve.batching.pipeline import PendingRequest, Pipeline
 from digitserve.inference.session import Outputs
 from digitserve.protocol.codec import Limits, Request, decode
-from digitserve.protocol.names import CLASSIFY, MODEL_INFER, Method
+from digitserve.protocol.names import CLASSIFY, MODEL_INFER
 from digitserve.telemetry.block import Block
 from digitserve.telemetry.recorder import Recorder
 from digitserve.telemetry.request_log import RequestLog
-from digitserve.types import Source, native_framing
+from digitserve.types import native_framing
 from digitserve.v1 import digits_pb2 as pb
+from support.responder import BUNDLE, LABELS, Responder
 
-LABELS = tuple("0123456789")
 NETWORK_S = 0.010
-BUNDLE: Any = SimpleNamespace(manifest=SimpleNamespace(name="digits", version=1, labels=LABELS, ood_threshold=0.5))
-
-
-class Responder:
-    """Counts its answers; it is its own caller."""
-
-    open = True
-    accepted = 0.0
-    deadline = 1e19
-    peer = None
-    metadata = ()
-
-    def __init__(self, completes: Method | None = None) -> None:
-        self.completes = completes
-        self.source = Source()
-        self.num_answers = 0
-
-    @property
-    def caller(self) -> "Responder":
-        return self
-
-    def reply(self, body: bytes) -> None:
-        self.num_answers += 1
-
-    def reject(self, error: Exception) -> None:
-        raise AssertionError(error)
-
-    def fail(self) -> None:
-        raise AssertionError("failed")
 
 
 class RecordingBatcher(Batcher[PendingRequest]):
@@ -118,7 +88,7 @@ def test_an_iteration_is_measured_from_batch_to_batch_and_without_idle_time() ->
     worker.now += 0.001
     assert worker.pipeline.run_batch()
     assert worker.batcher.iterations_s == pytest.approx([0.002 + NETWORK_S, 0.003 + NETWORK_S, 0.001 + NETWORK_S])
-    assert [responder.num_answers for responder in responders] == [1] * 13
+    assert [len(responder.bodies) for responder in responders] == [1] * 13
 
 
 def test_a_slow_call_has_one_line_whatever_else_is_in_its_batch() -> None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from digitserve.errors import BundleError, SettingsError, StartupError
-from digitserve.inference.selection import Int8Speed, Selection, int8_folder
+from digitserve.inference.model_folder import int8_folder
+from digitserve.inference.selection import Int8Speed, Selection
 from digitserve.settings import Settings
 from support.bundles import write_echo_bundle
 from support.digits import MODELS
@@ -27,7 +28,7 @@ def write_int8(models: Path, version: int, **changes: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Versions 1 and 2 have an int8 bundle, 3 has none, and those of 4 and 5 are not what their name promises."""
+    """Versions 1 and 2 have an int8 bundle, 3 has none. That of 4 is from another run, and that of 5 is in float32."""
     folder = tmp_path_factory.mktemp("models")
     for version in (1, 2, 3, 4, 5):
         write_echo_bundle(folder, version, training={**RUN, "precision": "float32"})

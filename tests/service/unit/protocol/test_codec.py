@@ -1,4 +1,4 @@
-"""Decoding of requests, with the message of each rejection, and encoding of responses."""
+"""Decoding of requests, with the message of each rejection, and messages of streams."""
 
 import random
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from google.rpc import status_pb2
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from digitserve.errors import InvalidRequest, NotServed
@@ -23,16 +23,10 @@ from digitserve.protocol.codec import (
     encode_stream_response,
     varint,
 )  # fmt: skip
-from digitserve.protocol.encoder import Encoder, Preparation, Removed
-from digitserve.protocol.names import Artefact, Verdict
-from digitserve.protocol.records import Answer
-from digitserve.types import Box, Framing, Ink, native_framing
+from digitserve.types import Framing, Ink, native_framing
 from digitserve.v1 import digits_pb2 as pb
-from support.memory import allocated_bytes
 
 LIMITS = Limits(model_version="7", max_side=40, max_images=6, max_request_bytes=1 << 20)
-LABELS = tuple("abcdefghij")
-VERDICTS = (Verdict.ACCEPTED, Verdict.UNFAMILIAR, Verdict.BLANK, Verdict.SEVERAL)
 
 
 def pixels(num_bytes: int, seed: int = 0) -> bytes:
@@ -78,6 +72,9 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "pixel_format": st.sampled_from([0, 1]), "ink": st.integers(0, 3), "framing": st.integers(0, 2),
     "top_k": st.integers(0, 3), "model_version": st.sampled_from(["", "7"]), "explain": st.booleans(),
 }  # fmt: skip
+NUM_BYTES = st.sampled_from([0, IMAGE_BYTES - 2, IMAGE_BYTES, 2 * IMAGE_BYTES])
+"""Of pixels. Two bytes less than an image and ``top_k`` are as long as an image alone."""
+
 MORE = st.sampled_from([b"", b"\x0a\x00", b"\x0a\x02ab", b"\x40\x03", b"\xa8\x1f\x01", b"\x0a", b"\0", b"a" * 200])
 """What may follow a message: nothing, other pixels, another ``top_k``, an unknown field, or bytes that are no field."""
 
@@ -91,7 +88,7 @@ def outcome(decoder: Callable[[bytes, Limits], Request], body: bytes, limits: Li
 
 
 @given(
-    st.lists(st.tuples(st.fixed_dictionaries({}, optional=FIELDS), st.integers(0, 2), MORE, st.integers()), min_size=2),
+    st.lists(st.tuples(st.fixed_dictionaries({}, optional=FIELDS), NUM_BYTES, MORE, st.integers()), min_size=2),
     st.booleans(),
 )
 def test_known_layouts_decode_as_protobuf_does(
@@ -99,9 +96,9 @@ def test_known_layouts_decode_as_protobuf_does(
 ) -> None:
     """A message is decoded as if no other one had come before it, and so are others with the same layout."""
     used = replace(LIMITS)
-    for fields, num_images, more, seed in messages:
+    for fields, num_bytes, more, seed in messages:
         for image_seed in (seed, seed + 1, seed):
-            image = random.Random(image_seed).randbytes(num_images * IMAGE_BYTES)
+            image = random.Random(image_seed).randbytes(num_bytes)
             body = pb.ClassifyRequest(pixels=image, **fields).SerializeToString() + more
             decoder = decode
             if on_stream:
@@ -206,31 +203,6 @@ def test_an_explicit_default_changes_nothing(fields: dict[str, object]) -> None:
 
     assert decode(message.SerializeToString(), LIMITS) == expected
     assert decode_stream_request(pb.ClassifyStreamRequest(request=message).SerializeToString(), LIMITS) == expected
-
-
-@given(
-    st.fixed_dictionaries(
-        {"num_bytes": st.sampled_from((IMAGE_BYTES - 2, IMAGE_BYTES, IMAGE_BYTES + 2))},
-        optional={
-            "height": st.sampled_from((27, 28)), "width": st.sampled_from((28, 29)), "num_images": st.sampled_from((1, 2)),
-            "pixel_format": st.sampled_from((1, 2)), "top_k": st.just(3), "explain": st.just(True), "ink": st.just(1),
-        },
-    )
-)  # fmt: skip
-def test_the_fast_path_accepts_no_other_fields(fields: dict[str, int]) -> None:
-    """Messages that resemble the most common ones are decoded, or rejected, as one with an unknown field is.
-
-    An unknown field has no effect, and no message of the fast path has one.
-    """
-    body = pb.ClassifyRequest(pixels=pixels(fields.pop("num_bytes")), **fields).SerializeToString()
-
-    def outcome(message: bytes) -> Request | str:
-        try:
-            return decode(message, LIMITS)
-        except InvalidRequest as error:
-            return str(error)
-
-    assert outcome(body) == outcome(body + b"\xa0\x06\x01")
 
 
 def test_an_unknown_field_of_a_newer_client_is_ignored() -> None:
@@ -345,125 +317,6 @@ def test_defaults_of_ink_and_framing_are_those_of_the_protocol(
     assert (request.ink, request.framing) == expected
 
 
-def test_verdicts_have_the_numbers_of_the_proto() -> None:
-    """``Verdict`` is the enum of the proto, name by name."""
-    assert {f"VERDICT_{verdict.name}": verdict.value for verdict in Verdict} == dict(pb.Verdict.items())
-
-
-def make_answer(seed: int, verdict: Verdict = Verdict.ACCEPTED) -> Answer:
-    """Make an answer as the pipeline does, from ten probabilities."""
-    generator = np.random.default_rng(seed)
-    probabilities = generator.dirichlet(np.ones(10)).astype(np.float32)
-    index = int(probabilities.argmax())
-    return index, float(probabilities[index]), verdict, float(generator.normal()), probabilities
-
-
-def parsed(body: bytes) -> pb.ClassifyResponse:
-    """Parse a response."""
-    return pb.ClassifyResponse.FromString(body)
-
-
-def test_a_response_holds_the_answers_in_order() -> None:
-    """It has label, class, confidence, verdict and score of each image, the model, and the times."""
-    encoder = Encoder("digits", "7", LABELS)
-    answers = [
-        make_answer(seed, verdict)
-        for seed, verdict in enumerate((Verdict.ACCEPTED, Verdict.UNFAMILIAR, Verdict.SEVERAL))
-    ]
-    response = parsed(encoder.encode(answers, 0, (0.5, 0.25, 0.125), 48))
-    assert (response.model_name, response.model_version) == ("digits", "7")
-    timing = response.timing
-    assert (timing.queue_s, timing.preprocess_s, timing.inference_s, timing.batch_size) == (0.5, 0.25, 0.125, 48)
-    assert len(response.predictions) == 3
-    for answer, prediction in zip(answers, response.predictions, strict=True):
-        class_index, confidence, verdict, ood_score, _ = answer
-        assert prediction.label == LABELS[class_index]
-        assert prediction.class_index == class_index
-        assert prediction.confidence == np.float32(confidence)
-        assert prediction.verdict == verdict
-        assert prediction.ood_score == np.float32(ood_score)
-        assert not prediction.top
-
-
-def plain_answers(verdicts: list[Verdict]) -> st.SearchStrategy[list[tuple[int, float, Verdict, float]]]:
-    """Return lists of the fields of answers with these verdicts, without probabilities."""
-    score = st.floats(-1e9, 1e9, width=32)
-    fields = st.tuples(st.integers(0, 9), st.floats(0, 1, width=32), st.sampled_from(verdicts), score)
-    return st.lists(fields, min_size=1, max_size=70)
-
-
-@given(
-    plain_answers(VERDICTS) | plain_answers([verdict for verdict in VERDICTS if verdict is not Verdict.BLANK]),
-    st.tuples(*[st.floats(0, 1e6, width=32)] * 3),
-    st.integers(1, 65_536),
-)
-def test_plain_responses_have_the_fields_of_the_message(
-    answers: list[tuple[int, float, Verdict, float]], seconds: tuple[float, float, float], size: int
-) -> None:
-    """Responses that are assembled without a message parse to the message that they stand for, blank images included. Their
-    bytes are those of protobuf, unless a number is zero, which protobuf omits.
-    """
-    labels = ("", *LABELS[1:-1], "\u0451" * 200)
-    encoder = Encoder("digits", "7", labels)
-
-    class_indices, confidences, verdicts, scores = zip(*answers, strict=True)
-    body = encoder.encode_records(encoder.plain_records(class_indices, confidences, verdicts, scores), seconds, size)
-
-    timing = pb.Timing(queue_s=seconds[0], preprocess_s=seconds[1], inference_s=seconds[2], batch_size=size)
-    expected = pb.ClassifyResponse(model_name="digits", model_version="7", timing=timing)
-    for class_index, confidence, verdict, ood_score in answers:
-        prediction = expected.predictions.add(verdict=verdict, ood_score=ood_score)
-        if verdict is not Verdict.BLANK:
-            prediction.MergeFrom(
-                pb.Prediction(label=labels[class_index], class_index=class_index, confidence=confidence)
-            )
-    assert parsed(body) == expected
-    if all(scores) and all(confidences) and all(seconds):
-        model = pb.ClassifyResponse(model_name="digits", model_version="7").SerializeToString()
-        expected.ClearField("model_name")
-        expected.ClearField("model_version")
-        assert body == expected.SerializeToString() + model
-
-
-def test_a_blank_image_has_no_label() -> None:
-    """A blank image has its verdict, and neither label, confidence nor alternatives."""
-    encoder = Encoder("digits", "7", LABELS)
-    encoder.encode([make_answer(1)], 0, (0, 0, 0), 1)
-    for top_k in (0, 3):
-        (prediction,) = parsed(encoder.encode([make_answer(2, Verdict.BLANK)], top_k, (0, 0, 0), 1)).predictions
-        assert prediction.verdict == pb.VERDICT_BLANK
-        assert (prediction.label, prediction.class_index, prediction.confidence) == ("", 0, 0.0)
-        assert not prediction.top
-
-
-def test_preparations_are_encoded_beside_their_predictions() -> None:
-    """Every field is encoded; a preparation without ink has none; without preparations there is no such field."""
-    encoder = Encoder("digits", "7", LABELS)
-    full = Preparation(
-        pixels(IMAGE_BYTES), Framing.MNIST, Ink.DARK_ON_LIGHT, Box(1, 20, 3, 40),
-        (Removed(Artefact.PAGE_EDGE), Removed(Artefact.BORDER, Box(0, 2, 0, 50))),
-    )  # fmt: skip
-    blank = Preparation(bytes(IMAGE_BYTES), Framing.MNIST, None)
-    answers = [make_answer(1), make_answer(2, Verdict.BLANK)]
-    first, second = parsed(encoder.encode(answers, 0, (0, 0, 0), 2, [full, blank])).predictions
-    assert first.preparation == pb.Preparation(
-        pixels=full.pixels, framing=pb.FRAMING_MNIST, ink=pb.INK_DARK_ON_LIGHT,
-        box=pb.Box(top=1, bottom=20, left=3, right=40),
-        removed=[
-            pb.Removed(artefact=pb.ARTEFACT_PAGE_EDGE),
-            pb.Removed(artefact=pb.ARTEFACT_BORDER, box=pb.Box(bottom=2, right=50)),
-        ],
-    )  # fmt: skip
-    assert second.preparation == pb.Preparation(pixels=blank.pixels, framing=pb.FRAMING_MNIST)
-    assert not any(one.HasField("preparation") for one in parsed(encoder.encode(answers, 0, (0, 0, 0), 2)).predictions)
-
-
-@pytest.mark.parametrize("artefact", Artefact)
-def test_artefacts_have_the_numbers_of_the_protocol(artefact: Artefact) -> None:
-    """An artefact is encoded as its number."""
-    assert pb.Artefact.Name(artefact.value) == f"ARTEFACT_{artefact.name}"
-
-
 def test_a_request_may_ask_how_its_images_were_prepared() -> None:
     """``explain`` is decoded; it changes nothing else."""
     body = pixels(IMAGE_BYTES)
@@ -479,61 +332,3 @@ def test_a_message_that_is_too_large_is_rejected_with_advice() -> None:
         "reduce the image to at most 2051 pixels a side or send it as GRAY8"
     )
     assert limits.max_request_bytes > 4 * 2051**2
-
-
-@pytest.mark.parametrize(("top_k", "listed"), [(1, 1), (3, 3), (10, 10), (2**32 - 1, 10)])
-def test_top_k_lists_the_most_probable_first_including_the_label(top_k: int, listed: int) -> None:
-    """The list is sorted, begins with the label, and has at most as many classes as there are labels."""
-    answer = make_answer(5)
-    (prediction,) = parsed(Encoder("digits", "7", LABELS).encode([answer], top_k, (0, 0, 0), 1)).predictions
-    assert len(prediction.top) == listed
-    assert (prediction.top[0].label, prediction.top[0].confidence) == (prediction.label, prediction.confidence)
-    confidences = [score.confidence for score in prediction.top]
-    assert confidences == sorted(confidences, reverse=True)
-    assert all(score.label == LABELS[score.class_index] for score in prediction.top)
-    assert all(score.confidence == answer[-1][score.class_index] for score in prediction.top)
-
-
-def test_the_label_is_first_in_its_list_when_classes_tie() -> None:
-    """Label and list break a tie the same way."""
-    probabilities = np.array([0.1, 0.3, 0.3, 0.3, 0, 0, 0, 0, 0, 0], np.float32)
-    answer = int(probabilities.argmax()), 0.3, Verdict.ACCEPTED, 0.0, probabilities
-    (prediction,) = parsed(Encoder("digits", "7", LABELS).encode([answer], 4, (0, 0, 0), 1)).predictions
-    assert [score.class_index for score in prediction.top] == [1, 2, 3, 0]
-    assert prediction.label == prediction.top[0].label
-
-
-@given(
-    st.lists(
-        st.tuples(st.lists(st.tuples(st.integers(0, 99), st.sampled_from(VERDICTS)), min_size=1, max_size=4), st.integers(0, 4)),
-        min_size=2, max_size=8,
-    )
-)  # fmt: skip
-@settings(max_examples=60)
-def test_responses_of_one_encoder_are_independent(
-    requests: list[tuple[list[tuple[int, Verdict]], int]],
-) -> None:
-    """One encoder for all requests encodes each response as a new encoder would."""
-    encoder = Encoder("digits", "7", LABELS)
-    for number, (wanted, top_k) in enumerate(requests):
-        answers = [make_answer(seed, verdict) for seed, verdict in wanted]
-        seconds = (float(number), number / 2, number / 4)
-        fresh = Encoder("digits", "7", LABELS).encode(answers, top_k, seconds, number)
-        assert parsed(encoder.encode(answers, top_k, seconds, number)) == parsed(fresh)
-
-
-def test_encoding_does_not_leak_memory() -> None:
-    """Allocated memory does not grow with the number of encoded responses."""
-    encoder = Encoder("digits", "7", LABELS)
-    probabilities = np.full(10, 0.1, np.float32)
-    answers = [(index % 10, 0.9, VERDICTS[index % 4], -3.0, probabilities) for index in range(64)]
-
-    def encode() -> None:
-        encoder.encode(answers, 3, (0.001, 0.001, 0.001), 64)
-
-    encode()
-    before = allocated_bytes()
-    for _ in range(200):
-        encode()
-    # Not 0: other threads of this process may allocate.
-    assert allocated_bytes() - before < 8 * 200 * len(answers)
