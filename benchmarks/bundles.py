@@ -7,7 +7,8 @@ they are. They are not served by default, and not part of the package or the ima
 import os
 from pathlib import Path
 
-from digitserve.inference.bundle import Bundle, find_bundle, read_bundle
+from digitserve.inference.bundle import Bundle, read_bundle
+from digitserve.inference.model_folder import find_bundle
 from digitserve.settings import Settings
 
 FIRST_RELEASE = Path(__file__).parent / "models"

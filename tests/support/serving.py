@@ -21,7 +21,8 @@ import grpc
 from prometheus_client.parser import text_string_to_metric_families
 
 from digitserve.client import CHANNEL_OPTIONS
-from digitserve.inference.bundle import find_bundle, read_bundle
+from digitserve.inference.bundle import read_bundle
+from digitserve.inference.model_folder import find_bundle
 from digitserve.protocol.names import CLASSIFY, CLASSIFY_STREAM
 from digitserve.settings import Settings
 from digitserve.telemetry.block import Block

@@ -33,7 +33,7 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from digitserve.errors import BundleError, NoModelError
+from digitserve.errors import BundleError
 from digitserve.inference.bundle_files import BundleFiles
 from digitserve.inference.graph_check import check_graph
 from digitserve.npy import view_array
@@ -162,63 +162,11 @@ def graph_signature(num_labels: int) -> tuple[tuple[TensorSpec, ...], tuple[Tens
     )
 
 
-def list_versions(models: Path, name: str) -> list[int]:
-    """Return the versions of a model, lowest first; other directories, such as a partly written version, are ignored.
-
-    Raises:
-        BundleError: the folder cannot be read.
-    """
-    try:
-        entries = list((models / name).iterdir())
-        return sorted(int(entry.name) for entry in entries if VERSION.fullmatch(entry.name) and entry.is_dir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise BundleError("files", f"{models / name} cannot be read: {error.strerror}") from None
-
-
 def is_name(name: Any) -> bool:
     """Return whether this can be the name of a model: it is part of paths, answers and metrics."""
     return (
         isinstance(name, str) and name.isprintable() and "/" not in name and 0 < len(name.strip()) <= MAX_LABEL_LENGTH
     )
-
-
-def is_bundle(folder: Path) -> bool:
-    """Return whether a folder is a bundle, and not a folder of models."""
-    try:
-        return (folder / "manifest.json").is_file()
-    except OSError:
-        return False
-
-
-def find_bundle(models: Path, name: str, version: int | None = None) -> Path:
-    """Return the folder of a version, by default the highest; that of the models if it is a bundle.
-
-    Raises:
-        BundleError: there is no such model or version; the message lists the available versions.
-    """
-    if is_bundle(models):
-        if version is not None:
-            raise BundleError(
-                "files",
-                f"got version {version} of a model, but {models} is one bundle itself, without other versions; "
-                "to select versions, use a folder with <name>/<version>/",
-            )
-        return models
-    available = list_versions(models, name)
-    if not available:
-        missing = "" if models.is_dir() else " (no such folder)"
-        raise NoModelError(
-            f"no version of model '{name}' in {models.absolute()}{missing}; expected {models / name}/<integer>/ "
-            "(--models names the folder of all models, --model one of them)"
-        )
-    wanted = available[-1] if version is None else version
-    if wanted not in available:
-        raise BundleError(
-            "files", f"model '{name}' has no version {wanted}; available: {', '.join(map(str, available))}"
-        )
-    return models / name / str(wanted)
 
 
 def read_bundle(path: Path) -> Bundle:

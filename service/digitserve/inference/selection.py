@@ -17,14 +17,13 @@ import structlog
 
 from digitserve.errors import SettingsError, StartupError
 from digitserve.inference.active_file import active_path, read_active, signature
-from digitserve.inference.bundle import Manifest, find_bundle, is_bundle, list_versions
+from digitserve.inference.bundle import Manifest
 from digitserve.inference.bundle_files import BundleFiles
+from digitserve.inference.model_folder import INT8_SUFFIX, find_bundle, int8_folder, is_bundle
 from digitserve.inference.sealed_bundle import SealedBundle
 from digitserve.settings import VERSION, Settings
 
 INT8 = "int8"
-INT8_SUFFIX = "-int8"
-"""The name of a model in int8 is that of the float32 model with this suffix."""
 
 PINNED = "pinned"
 """Reason if ``--precision`` names the precision."""
@@ -159,17 +158,6 @@ class Selection:
         if int8.manifest.precision != INT8 or _run(int8.manifest) != _run(named.manifest):
             return f"{int8} is not {named} in int8: its manifest describes another training"
         return int8
-
-
-def int8_folder(models: Path, name: str, version: int) -> Path | None:
-    """Return the folder of the int8 bundle of a version; None if there is none.
-
-    Raises:
-        BundleError: the folder of the models cannot be read.
-    """
-    if is_bundle(models) or version not in list_versions(models, name + INT8_SUFFIX):
-        return None
-    return find_bundle(models, name + INT8_SUFFIX, version)
 
 
 def _read(folder: Path) -> SealedBundle:

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from digitserve.errors import BundleError, NoModelError, StartupError
 from digitserve.inference.active_file import active_path, read_active, write_active
-from digitserve.inference.bundle import Manifest, find_bundle, is_bundle, list_versions, read_bundle
-from digitserve.inference.selection import int8_folder
+from digitserve.inference.bundle import Manifest, read_bundle
+from digitserve.inference.model_folder import find_bundle, int8_folder, is_bundle, list_versions
 from digitserve.supervision.verification import verify
 
 

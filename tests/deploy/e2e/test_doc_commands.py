@@ -22,7 +22,7 @@ import yaml
 from PIL import Image
 
 from digitserve.cli import main
-from digitserve.inference.bundle import find_bundle
+from digitserve.inference.model_folder import find_bundle
 from support.digits import MODELS, scanned_digits
 from support.doc_commands import PAGES, ROOT, Step, steps
 from support.prometheus import command

@@ -18,7 +18,7 @@ import grpc
 import numpy as np
 import pytest
 
-from digitserve.inference.bundle import find_bundle
+from digitserve.inference.model_folder import find_bundle
 from digitserve.protocol.names import CLASSIFY, CLASSIFY_STREAM, GET_MODEL
 from digitserve.v1 import digits_pb2 as pb
 from support.certificates import make_certificate

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from PIL import Image
 
 from digitserve.cli.exit_codes import ExitCode
-from digitserve.inference.bundle import find_bundle
+from digitserve.inference.model_folder import find_bundle
 from support.bundles import echo_image, write_echo_bundle
 from support.digits import MODELS
 from support.packages import ROOT, Environment, build

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from grpc import insecure_channel
 
-from digitserve.inference.bundle import find_bundle
+from digitserve.inference.model_folder import find_bundle
 from support.bundles import write_echo_bundle
 from support.certificates import make_certificate
 from support.containers import RESTRICTED, Container, container

@@ -7,7 +7,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from digitserve.inference.bundle import find_bundle
+from digitserve.inference.model_folder import find_bundle
 from support.containers import run_once
 from support.digits import MODELS
 from support.image import BASE, run

@@ -20,7 +20,8 @@ import yaml
 from grpc_health.v1 import health_pb2
 
 from digitserve.client import Client
-from digitserve.inference.bundle import find_bundle, read_bundle
+from digitserve.inference.bundle import read_bundle
+from digitserve.inference.model_folder import find_bundle
 from digitserve.types import Framing
 from support.digits import MODELS
 from support.image import ROOT, free_port, run

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from digitserve.inference.bundle import find_bundle, read_bundle
+from digitserve.inference.bundle import read_bundle
+from digitserve.inference.model_folder import find_bundle
 from digitserve.inference.session import Session
 from digitserve.v1 import digits_pb2 as pb
 from digitserve.v1 import digits_pb2_grpc
@@ -22,6 +24,9 @@ from digitserve_training.synth import non_digits
 from digitserve_training.synth.scans import simulate_scan
 from support.digits import MODELS, mnist_test, needs_mnist, scanned_digits
 from support.serving import PATIENCE_S, Service, run_service
+
+PROGRESS = re.compile(r" *\d+%  ")
+"""A line of ``digitserve.progress`` in a file, every 30 seconds."""
 
 IN_FLIGHT = 2000
 """Images under way at the same time: fewer than a worker's limit of pending images."""
@@ -183,7 +188,8 @@ def test_report_and_manifest_agree() -> None:
 @pytest.mark.skipif(find_spec("tensorflow") is None, reason="training needs the extra 'training'")
 def test_train_evaluate_export_serve(tmp_path: Path) -> None:
     """The commands ``train``, ``evaluate`` and ``export`` on a small data set make a bundle that ``serve`` accepts and that reaches
-    the accuracy of its manifest. They print no log messages of TensorFlow, absl or oneDNN: standard error stays empty.
+    the accuracy of its manifest. They print no log messages of TensorFlow, absl or oneDNN: standard error has lines of progress
+    only, and only if the machine is slow.
     """
     images, labels = scanned_digits()
     frames = np.zeros((len(images), 28, 28), np.uint8)
@@ -207,7 +213,8 @@ def test_train_evaluate_export_serve(tmp_path: Path) -> None:
             check=False,
             timeout=170,
         )
-        assert (ended.returncode, ended.stderr) == (0, "")
+        progress = [line for line in ended.stderr.splitlines() if PROGRESS.match(line)]
+        assert (ended.returncode, ended.stderr.splitlines()) == (0, progress)
 
     quality = json.loads((tmp_path / "models/digits/1/manifest.json").read_text())["quality"]
     with run_service(tmp_path / "models", tmp_path / "log", "--workers", "1") as service:

@@ -13,7 +13,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from digitserve.inference.bundle import find_bundle, read_bundle
+from digitserve.inference.bundle import read_bundle
+from digitserve.inference.model_folder import find_bundle
 from digitserve.inference.session import Session
 from digitserve.supervision.vnni import vnni
 from support.bundles import write_echo_bundle

@@ -14,8 +14,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from digitserve import worker
 from digitserve.child_process import AsyncChild, ChannelClosed
-from digitserve.inference.bundle import find_bundle
 from digitserve.inference.bundle_files import BundleFiles
+from digitserve.inference.model_folder import find_bundle
 from digitserve.protocol.names import CLASSIFY
 from digitserve.settings import Settings
 from digitserve.telemetry.block import Block

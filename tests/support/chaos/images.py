@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from digitserve.inference.bundle import find_bundle
+from digitserve.inference.model_folder import find_bundle
 from digitserve.open_inference import open_inference_pb2 as oip
 from digitserve.v1 import digits_pb2 as pb
 from support.digits import MODELS

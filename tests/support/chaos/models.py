@@ -3,7 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
-from digitserve.inference.bundle import Bundle, find_bundle, read_bundle, write_bundle
+from digitserve.inference.bundle import Bundle, read_bundle, write_bundle
+from digitserve.inference.model_folder import find_bundle
 from support.digits import MODELS
 
 NAME = "digits"

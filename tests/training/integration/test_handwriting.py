@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from digitserve.inference.bundle import list_versions, read_bundle
+from digitserve.inference.bundle import read_bundle
+from digitserve.inference.model_folder import list_versions
 from digitserve.inference.session import Session
 from digitserve.types import Ink
 from digitserve.vision.framing import frame

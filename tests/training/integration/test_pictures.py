@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from digitserve.inference.bundle import list_versions
+from digitserve.inference.model_folder import list_versions
 from digitserve_training.cli import main
 from support.digits import MODELS, scanned_digits
 from support.serving import RunningWorker, command, run_worker

@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from digitserve.inference import bundle
+from digitserve.inference import bundle, model_folder
 from digitserve.inference.session import Session
 from digitserve_training._tensorflow import keras
 from digitserve_training.cli import main
@@ -324,7 +324,7 @@ def test_exports_are_reproducible_and_numbered(run_dir: Path, tmp_path: Path, in
     for name in ("model.onnx", "golden.npz"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
     assert (rejected.exit_code, "never overwritten" in rejected.stderr) == (RunError.exit_code, True)
-    assert bundle.list_versions(tmp_path, "again") == [1, 2]
+    assert model_folder.list_versions(tmp_path, "again") == [1, 2]
 
 
 def test_no_bundle_of_an_unfinished_run(digits_path: Path, tmp_path: Path, invoke: Invoke) -> None:

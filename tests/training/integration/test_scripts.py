@@ -9,7 +9,8 @@ import numpy as np
 from compare_bundles import compare_pictures, compare_sets, count
 from PIL import Image
 
-from digitserve.inference.bundle import find_bundle, read_bundle
+from digitserve.inference.bundle import read_bundle
+from digitserve.inference.model_folder import find_bundle
 from digitserve.inference.session import Session
 from digitserve_training.data.splits import Labelled
 from digitserve_training.evaluate.corruption_suite import CORRUPTIONS

@@ -11,7 +11,7 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
-from digitserve.inference import bundle
+from digitserve.inference import bundle, model_folder
 from digitserve.inference.bundle import Manifest, graph_signature
 from digitserve_training._tensorflow import tf
 from digitserve_training.data import splits
@@ -150,7 +150,7 @@ def resolve_destination(destination: Destination, settings: Settings) -> Destina
     name = default if destination.name is None else destination.name
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise RunError(f"'{name}' is not a valid model name; expected a plain name such as digits")
-    taken = bundle.list_versions(models, name)
+    taken = model_folder.list_versions(models, name)
     if version in taken:
         raise RunError(
             f"{models / name / str(version)} exists, and a bundle is never overwritten: choose another version"

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from digitserve.errors import BundleError
-from digitserve.inference import bundle
+from digitserve.inference import bundle, model_folder
 from support.bundles import LABELS, echo_golden, echo_graph, manifest, write_echo_bundle
 
 NOBODY = 65534
@@ -84,7 +84,7 @@ def test_a_failed_write_leaves_no_files(tmp_path: Path) -> None:
     """After a failed write there is neither a version nor a part of one."""
     with pytest.raises(FileNotFoundError):
         bundle.write_bundle(tmp_path, manifest(), echo_graph(), echo_golden(), report=tmp_path / "missing")
-    assert bundle.list_versions(tmp_path, "digits") == []
+    assert model_folder.list_versions(tmp_path, "digits") == []
     assert not list((tmp_path / "digits").iterdir())
 
 
@@ -121,7 +121,7 @@ def test_a_partly_written_version_is_not_listed(tmp_path: Path) -> None:
     (tmp_path / "digits" / "3.tmp").mkdir()
     (tmp_path / "digits" / "latest").mkdir()
     (tmp_path / "digits" / "4").write_text("a file")
-    assert bundle.list_versions(tmp_path, "digits") == [2]
+    assert model_folder.list_versions(tmp_path, "digits") == [2]
 
 
 def test_only_one_spelling_of_a_version_is_listed(tmp_path: Path) -> None:
@@ -129,17 +129,17 @@ def test_only_one_spelling_of_a_version_is_listed(tmp_path: Path) -> None:
     write_echo_bundle(tmp_path, 5)
     for name in ("07", "0", "\u0669", "\u00b2", "-3", "+8"):
         (tmp_path / "digits" / name).mkdir()
-    assert bundle.list_versions(tmp_path, "digits") == [5]
-    assert bundle.find_bundle(tmp_path, "digits").name == "5"
+    assert model_folder.list_versions(tmp_path, "digits") == [5]
+    assert model_folder.find_bundle(tmp_path, "digits").name == "5"
 
 
 def test_versions_are_sorted_as_numbers(tmp_path: Path) -> None:
     """9 comes before 10, and the highest version is the default."""
     for version in (9, 10, 2):
         (tmp_path / "digits" / str(version)).mkdir(parents=True)
-    assert bundle.list_versions(tmp_path, "digits") == [2, 9, 10]
-    assert bundle.find_bundle(tmp_path, "digits") == tmp_path / "digits" / "10"
-    assert bundle.find_bundle(tmp_path, "digits", 9) == tmp_path / "digits" / "9"
+    assert model_folder.list_versions(tmp_path, "digits") == [2, 9, 10]
+    assert model_folder.find_bundle(tmp_path, "digits") == tmp_path / "digits" / "10"
+    assert model_folder.find_bundle(tmp_path, "digits", 9) == tmp_path / "digits" / "9"
 
 
 def test_the_error_for_an_unknown_version_lists_the_available_ones(tmp_path: Path) -> None:
@@ -147,14 +147,14 @@ def test_the_error_for_an_unknown_version_lists_the_available_ones(tmp_path: Pat
     for version in (2, 10):
         (tmp_path / "digits" / str(version)).mkdir(parents=True)
     with pytest.raises(BundleError, match="model 'digits' has no version 3; available: 2, 10"):
-        bundle.find_bundle(tmp_path, "digits", 3)
+        model_folder.find_bundle(tmp_path, "digits", 3)
 
 
 def test_the_error_for_an_unknown_model_says_what_was_expected(tmp_path: Path) -> None:
     """It names the expected directory, also if the directory of all models is missing."""
     for models in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(BundleError, match="no version of model 'letters' in .*; expected .*letters/<integer>/"):
-            bundle.find_bundle(models, "letters")
+            model_folder.find_bundle(models, "letters")
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "manifest.json", "golden.npz"])
@@ -278,7 +278,7 @@ def test_a_folder_that_cannot_be_read_fails_the_files_check(tmp_path: Path) -> N
     write_echo_bundle(tmp_path)
     (tmp_path / "digits").chmod(0)
     with unprivileged(), pytest.raises(BundleError, match="digits cannot be read: Permission denied"):
-        bundle.find_bundle(tmp_path, "digits")
+        model_folder.find_bundle(tmp_path, "digits")
 
 
 def test_the_default_golden_tolerance_is_the_strict_one(path: Path) -> None:

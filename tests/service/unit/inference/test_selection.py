@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from digitserve.errors import BundleError, SettingsError, StartupError
-from digitserve.inference.selection import Int8Speed, Selection, int8_folder
+from digitserve.inference.model_folder import int8_folder
+from digitserve.inference.selection import Int8Speed, Selection
 from digitserve.settings import Settings
 from support.bundles import write_echo_bundle
 from support.digits import MODELS
