@@ -52,7 +52,8 @@ FLOOR_S = 3.0
 """Longest measurement of a floor."""
 
 HEALTH_INTERVAL_S = 0.05
-HEALTH_TIMEOUT_S = 1.0
+HEALTH_TIMEOUT_S = 30.0
+"""An answer after more than a second misses its target, but it is one: on a busy machine the measurement goes on."""
 
 
 class Comparison:
@@ -240,7 +241,7 @@ def checking_health(server: Server) -> Iterator[list[float]]:
     """Call the health service repeatedly; yield a list of the seconds that each answer took.
 
     Raises:
-        BenchError: an answer was not SERVING, or took more than a second.
+        BenchError: an answer was not SERVING, or there was none in ``HEALTH_TIMEOUT_S``.
     """
     answer_times_s, faults, stop = [0.0], [], threading.Event()
 

@@ -27,7 +27,8 @@ from digitserve.inference.bundle_files import BundleFiles
 from digitserve.npy import MAGIC
 from digitserve.v1 import digits_pb2 as pb
 from digitserve.vision import image_files
-from digitserve.web.decoder_process import Question, decode
+from digitserve.web.decoder_messages import Question
+from digitserve.web.decoder_process import decode
 from support.bundles import echo_golden, echo_graph, manifest
 from support.fuzz_source import CHOICES, Source, Target
 from support.memory import limited_to

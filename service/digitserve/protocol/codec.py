@@ -191,9 +191,8 @@ def _remember(layouts: Layouts, start: bytes, body: bytes, request: Request) -> 
     pixels, *fields = request
     before = start + _PIXELS_TAG + varint(len(pixels))
     stop = len(before) + len(pixels)
-    if not len(body) - stop <= _MAX_AFTER_BYTES < len(pixels):
-        return
-    if body.startswith(before) and body.startswith(pixels, len(before)):
+    # Then these are the pixels of the request: what follows them is too short to hold as many once more.
+    if len(body) - stop <= _MAX_AFTER_BYTES < len(pixels) and body.startswith(before):
         if len(layouts) >= MAX_LAYOUTS:
             layouts.clear()
         same = layouts.get(len(body), ())[: _MAX_OF_LENGTH - 1]

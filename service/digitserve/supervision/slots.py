@@ -40,6 +40,9 @@ _log = structlog.get_logger("digitserve.supervision.slots")
 class SlotEvents(Protocol):
     """Receiver of a slot's events. A slot calls it on the supervisor's event loop."""
 
+    def worker_started(self) -> None:
+        """A worker process runs, and needs nothing from the supervisor until it is ready."""
+
     def worker_ready(self, provider: str) -> None:
         """A worker accepts requests; ``provider`` is its onnxruntime execution provider."""
 
@@ -63,6 +66,7 @@ class WorkerSlot:
 
     Attributes:
         bundle: that this slot's next worker serves.
+        was_started: whether a worker process of this slot has run.
         was_ready: whether a worker of this slot has been ready.
         refusal: why no worker runs or starts; ``None`` again once a worker is ready.
     """
@@ -77,7 +81,7 @@ class WorkerSlot:
         """
         self.bundle = bundle
         self.refusal: str | None = None
-        self.was_ready = False
+        self.was_started = self.was_ready = False
         self._plan = plan
         self._events = events
         self._backoff = RestartBackoff()
@@ -206,6 +210,11 @@ class WorkerSlot:
             worker.kill()
 
     # Events of the workers.
+
+    def worker_started(self, _worker: WorkerProcess) -> None:
+        """A worker process runs."""
+        self.was_started = True
+        self._events.worker_started()
 
     def worker_ready(self, worker: WorkerProcess) -> None:
         """A worker accepts requests."""
@@ -344,6 +353,7 @@ class InlineSlot:
 
     Attributes:
         bundle: that the worker serves.
+        was_started: always true: there is no process.
         was_ready: whether the worker has been ready.
         refusal: always ``None``: ``run`` raises instead.
         token: see ``WorkerSlot``.
@@ -351,6 +361,7 @@ class InlineSlot:
     """
 
     pids = ()
+    was_started = True
 
     def __init__(self, plan: WorkerPlan, bundle: SealedBundle, events: SlotEvents) -> None:
         """Prepare; nothing is started. The arguments are those of ``WorkerSlot``."""

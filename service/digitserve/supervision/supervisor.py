@@ -6,7 +6,7 @@ of the HTTP API on to workers; it never classifies.
 
     serve ──▶ Supervisor ──▶ one slot per worker (``slots``)
                          ──▶ replacement of the workers when another version is activated (``reload``)
-                         ──▶ /metrics, /livez, /readyz (``http``), and the HTTP API (``web``)
+                         ──▶ /metrics, /livez, /readyz, the page and the HTTP API (``http_port``), loaded while the workers start
 
     SIGTERM ──▶ not ready ──▶ lame duck time ends, HTTP API accepts no more ──▶ its open requests are received and answered
             ──▶ workers drain, each closes the last copy of its socket ──▶ all workers ended ──▶ HTTP closes ──▶ exit
@@ -25,12 +25,10 @@ import sys
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
-from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
-from starlette.requests import Request
 
 from digitserve.errors import SettingsError, StartupError
 from digitserve.file_watch import FileWatch
@@ -38,13 +36,10 @@ from digitserve.inference.bundle import NAME_RULE, is_name
 from digitserve.inference.sealed_bundle import SealedBundle
 from digitserve.inference.selection import Selection
 from digitserve.passed_sockets import Passing, Secret
-from digitserve.protocol.status import Status
 from digitserve.settings import Settings, endpoint
 from digitserve.supervision import descriptors, device
 from digitserve.supervision.cpu_budget import cpu_budget
-from digitserve.supervision.http import HttpServer, credentials, make_app
 from digitserve.supervision.http_access import HttpAccess
-from digitserve.supervision.http_log import FailureLog
 from digitserve.supervision.ports import SlotListeners, listen, reserve
 from digitserve.supervision.reload import ActiveFileWatcher, Reloader
 from digitserve.supervision.resident_memory import resident_bytes
@@ -52,9 +47,11 @@ from digitserve.supervision.slots import InlineSlot, WorkerSlot
 from digitserve.supervision.vnni import int8_speed
 from digitserve.supervision.worker_process import WorkerPlan
 from digitserve.telemetry.collector import ServiceCollector
-from digitserve.telemetry.request_log import RequestLog
 from digitserve.telemetry.supervisor_metrics import metric
-from digitserve.web.api import Api
+
+if TYPE_CHECKING:
+    from digitserve.supervision.http_port import HttpPort
+    from digitserve.web.api import Api
 
 KILL_MARGIN_S = 2.0
 """Seconds after the grace period before a worker that still runs is killed."""
@@ -156,14 +153,14 @@ class Supervisor:
         self._exit_code = 0
         self._num_unanswered = 0
         self._signalled = False
-        self._worker_ready = asyncio.Event()
+        self._worker_changed = asyncio.Event()
         self._stop = asyncio.Event()
         self._listeners = listeners
         self._http_socket = http_socket
+        self._max_http_connections = max_http_connections
+        self._http: HttpPort | None = None
         self._shadow = shadow
         self._collector = collector = ServiceCollector(bundle.manifest.labels, self._service_metrics)
-        registry = CollectorRegistry()
-        registry.register(collector)
         self._access = access
         self._cpu_budget = cpu_budget()
         num_workers = settings.workers or 1
@@ -185,9 +182,6 @@ class Supervisor:
         slot_type = WorkerSlot if settings.workers else InlineSlot
         self._slots: Sequence[WorkerSlot | InlineSlot] = [slot_type(plan, bundle, self) for plan in plans]
         self._reloader = Reloader(self._slots, bundle)
-        self._api = Api(settings, self._slots, lambda request: _refusal(access, request))
-        app = make_app(self, registry, access, self._api.routes)
-        self._http = HttpServer(FailureLog(app, RequestLog(settings.log_requests_per_s)), access, max_http_connections)
 
     @property
     def num_ready(self) -> int:
@@ -226,15 +220,18 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._handle_signal)
-        http = self._start_task("HTTP server", self._http.run_on(self._http_socket))
         slots = [self._start_task(f"slot {number}", slot.run()) for number, slot in enumerate(self._slots)]
         reload = self._start_task("reload", self._reloader.run())
         watch = FileWatch([self._watcher(loop)])
+        tasks = [reload, *slots]
         try:
-            await self._wait_until_ready()
+            await self._wait_until(lambda: all(slot.was_started for slot in self._slots))
+            http = self._http = self._new_http_port()
+            tasks.append(self._start_task("HTTP server", http.run(self._http_socket)))
+            await self._wait_until(lambda: self.num_ready > 0 and all(slot.was_ready for slot in self._slots))
             # As in workers; a full collection would delay all requests of the HTTP port by tens of milliseconds every few seconds.
-            gc.collect()
             gc.freeze()
+            gc.enable()
             if not self._stop.is_set():
                 print_banner(self._banner())
                 watch.start()
@@ -242,7 +239,7 @@ class Supervisor:
             reload.cancel()
             if self._refusal is not None:
                 raise self._refusal
-            await self._drain(slots)
+            await self._drain(http, slots)
         finally:
             self._stop.set()
             reload.cancel()
@@ -250,9 +247,11 @@ class Supervisor:
             for slot in self._slots:
                 slot.kill()
             self._close_listeners()
-            self._http.should_exit = True
-            await asyncio.gather(http, reload, *slots, return_exceptions=True)
-            await self._api.close()
+            if self._http is not None:
+                self._http.stop()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if self._http is not None:
+                await self._http.api.close()
             for connector in self._connectors:
                 connector.close()
         if self._shadow is not None:
@@ -278,11 +277,15 @@ class Supervisor:
             on_activated=partial(post, reloader.activate), on_refused=partial(post, reloader.refuse), on_removed=partial(post, reloader.keep),
         )  # fmt: skip
 
+    def worker_started(self) -> None:
+        """Continue to start, if this was the last slot without a worker."""
+        self._worker_changed.set()
+
     def worker_ready(self, provider: str) -> None:
         """Note the execution provider that the banner and the metrics show."""
         self._provider = provider
         self._direct_connections()
-        self._worker_ready.set()
+        self._worker_changed.set()
 
     def worker_draining(self) -> None:
         """Assign new connections to the other workers."""
@@ -331,31 +334,37 @@ class Supervisor:
         self._signalled = True
         self._stop.set()
 
-    async def _wait_until_ready(self) -> None:
-        """Wait until each slot has had a ready worker and one is ready now, or until the service stops."""
+    def _new_http_port(self) -> "HttpPort":
+        """Import and build the HTTP port. The workers start meanwhile, and need about as long."""
+        from digitserve.supervision.http_port import HttpPort  # noqa: PLC0415 - after the workers have started
+
+        return HttpPort(self.settings, self, self._slots, self._collector, self._access, self._max_http_connections)
+
+    async def _wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait until a condition is true, or until the service stops. It is checked after each event of a worker's start."""
         stop = asyncio.create_task(self._stop.wait())
-        while not (stop.done() or (self.num_ready and all(slot.was_ready for slot in self._slots))):
-            self._worker_ready.clear()
-            ready = asyncio.create_task(self._worker_ready.wait())
-            await asyncio.wait([ready, stop], return_when=asyncio.FIRST_COMPLETED)
-            ready.cancel()
+        while not (stop.done() or condition()):
+            self._worker_changed.clear()
+            changed = asyncio.create_task(self._worker_changed.wait())
+            await asyncio.wait([changed, stop], return_when=asyncio.FIRST_COMPLETED)
+            changed.cancel()
         stop.cancel()
 
-    async def _drain(self, slots: Sequence["asyncio.Task[None]"]) -> None:
+    async def _drain(self, http: "HttpPort", slots: Sequence["asyncio.Task[None]"]) -> None:
         _log.info("draining", grace_s=self.settings.grace_s)
-        self._http.drain()
+        http.drain()
         for slot in self._slots:
             slot.lame_duck()
         # Each worker has the last copy of its socket now: clients are refused as soon as it has closed that.
         self._close_listeners()
         for connector in self._connectors:
             connector.drain()
-        workers = self._start_task("drain", self._drain_workers())
+        workers = self._start_task("drain", self._drain_workers(http.api))
         _, late = await asyncio.wait(slots, timeout=self.settings.grace_s + KILL_MARGIN_S)
         workers.cancel()
-        await self._api.wait_until_idle(HTTP_MARGIN_S)
-        if self._api.num_open:
-            self.requests_unanswered(self._api.num_open)
+        await http.api.wait_until_idle(HTTP_MARGIN_S)
+        if http.api.num_open:
+            self.requests_unanswered(http.api.num_open)
         if late:
             self._fail(EXIT_INCOMPLETE)
             _log.error("workers did not end within the grace period, killing them", num_workers=len(late))
@@ -364,13 +373,13 @@ class Supervisor:
         elif not self._exit_code:
             _log.info("drained")
 
-    async def _drain_workers(self) -> None:
+    async def _drain_workers(self, api: "Api") -> None:
         """After the lame duck time, accept no more requests of the HTTP API. Drain the workers once the accepted ones are answered."""
         settings = self.settings
         lame_duck_s = min(settings.lame_duck_s, settings.grace_s)
         await asyncio.sleep(lame_duck_s)
-        self._api.drain()
-        await self._api.wait_until_idle(HTTP_SHARE * settings.grace_s - lame_duck_s)
+        api.drain()
+        await api.wait_until_idle(HTTP_SHARE * settings.grace_s - lame_duck_s)
         for slot in self._slots:
             slot.drain()
 
@@ -428,12 +437,12 @@ class Supervisor:
             {
                 ("supervisor",): resident_bytes([os.getpid()]),
                 ("workers",): resident_bytes(pids),
-                ("decoders",): resident_bytes(self._api.pids),
+                ("decoders",): resident_bytes([] if self._http is None else self._http.api.pids),
             },
         )
         yield from self._access.metrics()
-        yield from self._http.connections.metrics()
-        yield metric("digitserve_http_requests", self._api.num_answers)
+        if self._http is not None:
+            yield from self._http.metrics()
         yield metric("digitserve_reloads", {("completed",): reloader.num_completed, ("failed",): reloader.num_failed})
 
 
@@ -441,8 +450,3 @@ def _precision(bundle: SealedBundle) -> str:
     """Return the part of the banner about the precision."""
     parts = (bundle.manifest.precision, bundle.choice and f"({bundle.choice})")
     return "".join(f"  {part}" for part in parts if part)
-
-
-def _refusal(access: HttpAccess, request: Request) -> Status | None:
-    authorization, is_verified = credentials(request)
-    return access.refusal(authorization, is_verified=is_verified)

@@ -76,6 +76,9 @@ class WorkerPlan:
 class WorkerEvents(Protocol):
     """Receiver of the events of a worker, on the supervisor's event loop."""
 
+    def worker_started(self, worker: "WorkerProcess") -> None:
+        """The process runs, and has been sent all that it needs to become ready."""
+
     def worker_ready(self, worker: "WorkerProcess") -> None:
         """The worker accepts requests."""
 
@@ -185,6 +188,7 @@ class WorkerProcess:
                 async with child:
                     self._child, self.pid = child, child.pid
                     await child.send(start)
+                    self._events.worker_started(self)
                     return await self._supervise(child, block)
         finally:
             self._child = None

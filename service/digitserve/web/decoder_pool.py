@@ -22,7 +22,7 @@ from digitserve.protocol.names import Code
 from digitserve.protocol.status import Status
 from digitserve.vision.reduction import Reduction
 from digitserve.web.answers import Failure, internal
-from digitserve.web.decoder_process import PREFIX, Answer, Question
+from digitserve.web.decoder_messages import PREFIX, Answer, Question
 
 MODULE = "digitserve.web.decoder_process"
 

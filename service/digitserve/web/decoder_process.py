@@ -13,10 +13,8 @@ import os
 import resource
 import signal
 import socket
-import struct
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -25,6 +23,7 @@ from digitserve.errors import ImageFileError
 from digitserve.v1 import digits_pb2 as pb
 from digitserve.vision.image_files import BoundedImages, TooManyPixels, read_bounded
 from digitserve.vision.reduction import Reduction, reduce_by_block_means
+from digitserve.web.decoder_messages import PREFIX, Answer, Question
 from digitserve.web.messages import Sizes, serialize, too_many_images
 
 BYTES_PER_PIXEL = 24
@@ -33,44 +32,9 @@ BYTES_PER_PIXEL = 24
 NUM_BODIES, EXTRA_BYTES = 3, 1 << 25
 """Memory for the body, the pixels and the request, in bodies of the largest size, and for what the libraries keep."""
 
-PREFIX = struct.Struct(">II")
-"""Before each message: the length of its JSON part, and of the bytes that follow it."""
-
 RAW_HINT = "for raw pixels give the query parameters width and height"
 
 _FORMATS = {1: pb.PIXEL_FORMAT_GRAY8, 3: pb.PIXEL_FORMAT_RGB8, 4: pb.PIXEL_FORMAT_RGBA8}
-
-
-class Question(NamedTuple):
-    """What the supervisor asks with a file.
-
-    Attributes:
-        max_side: longest side that is sent to the workers; 0 for no limit.
-        max_images: of the file.
-    """
-
-    max_side: int
-    max_images: int
-
-
-class Answer(NamedTuple):
-    """How the decoding ended.
-
-    Attributes:
-        error: the message for the client; empty if the image was decoded.
-        is_too_large: whether the error is that there are too many pixels.
-        reduction: from the images in the file to the pixels of the request; None if they were not reduced.
-    """
-
-    error: str = ""
-    is_too_large: bool = False
-    reduction: Reduction | None = None
-
-    @classmethod
-    def from_list(cls, values: list[Any]) -> Self:
-        """Return the answer from its JSON form."""
-        error, is_too_large, reduction = values
-        return cls(error, is_too_large, None if reduction is None else Reduction(*reduction))
 
 
 def decode(body: bytes, question: Question, max_pixels: int) -> tuple[Answer, bytes]:

@@ -78,6 +78,9 @@ class Service:
             self.least_ready = min(self.least_ready, self.num_ready)
         self.most_workers = max(self.most_workers, len(child_processes()))
 
+    def worker_started(self) -> None:
+        self._observe()
+
     def worker_ready(self, provider: str) -> None:
         self._observe()
 

@@ -43,6 +43,9 @@ class Recorder:
         if event == kind and self.events.count(event) == times:
             self.slot.drain()
 
+    def worker_started(self) -> None:
+        """Not recorded: each worker starts once."""
+
     def worker_ready(self, provider: str) -> None:
         self._record(f"ready {provider}")
 
@@ -400,6 +403,7 @@ class ShortLivedSlot:
     def __init__(self, *arguments: Any) -> None:
         self._events = arguments[-1]
         self._drain = asyncio.Event()
+        self.was_started = True
         self.is_ready = self.was_ready = False
         self.refusal = None
         self.lame_duck = self.drain = self.kill = self._drain.set

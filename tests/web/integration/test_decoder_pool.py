@@ -15,8 +15,8 @@ from digitserve.settings import Settings
 from digitserve.v1 import digits_pb2 as pb
 from digitserve.web import decoder_pool
 from digitserve.web.answers import Failure
+from digitserve.web.decoder_messages import Question
 from digitserve.web.decoder_pool import Decoder, DecoderPool
-from digitserve.web.decoder_process import Question
 from support.serving import PATIENCE_S, wait_until
 
 Use = Callable[[DecoderPool], Awaitable[None]]

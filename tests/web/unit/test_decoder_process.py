@@ -10,7 +10,8 @@ from digitserve.client.predictions import ModelInfo
 from digitserve.client.requests import group, request_options, split
 from digitserve.v1 import digits_pb2 as pb
 from digitserve.vision.reduction import Reduction
-from digitserve.web.decoder_process import Question, decode
+from digitserve.web.decoder_messages import Question
+from digitserve.web.decoder_process import decode
 
 MAX_PIXELS = 1 << 14
 

@@ -1,5 +1,6 @@
 """Preparation of images: nothing is changed without need, and each image has one verdict."""
 
+import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
@@ -8,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from digitserve.batching.prepare import Prepared, decide_verdicts, framing_work, prepare, prepare_gray, prepare_image
+from digitserve.batching.prepare import (
+    GrayImages,
+    Prepared,
+    decide_verdicts,
+    framing_work,
+    prepare,
+    prepare_gray,
+    prepare_image,
+)
 from digitserve.protocol.codec import IMAGE_BYTES, Limits, Request, decode
 from digitserve.protocol.names import Verdict
 from digitserve.types import Framing, Ink
@@ -281,6 +290,19 @@ def test_a_framed_image_is_several_only_if_framing_says_so() -> None:
     assert prepared.several.tolist() == [one.several for one in framed]
     checked_again = verdicts(prepared.images[..., 0])[1]
     assert (checked_again & ~prepared.several).any(), "these digits do not show the difference"
+
+
+def test_large_images_are_not_copied_together() -> None:
+    """The memory for framing images of which no two are framed together does not grow with their number."""
+    side, num_images = 300, 20
+    image = GrayImages(noise(side * side * 3), 1, side, side, Ink.AUTO, Framing.MNIST, channels=3)
+    prepare([(image, 0, 1)])  # tables that are kept
+    tracemalloc.start()
+    try:
+        prepare([(image, 0, 1)] * num_images)
+        assert tracemalloc.get_traced_memory()[1] < num_images * len(image.pixels) / 2
+    finally:
+        tracemalloc.stop()
 
 
 def test_framing_work_grows_with_pixels_and_channels() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from digitserve.inference import bundle, providers
+from digitserve.inference import bundle, model_folder, providers
 from digitserve.inference.io_binding import BoundRun, DirectRun, bucket_size
 from support.bundles import echo_graph, echo_image
 from support.digits import MODELS
@@ -28,7 +28,7 @@ class Runs:
 @pytest.fixture(scope="module")
 def shipped() -> Runs:
     """Open the network that the project ships with."""
-    shipped_bundle = bundle.read_bundle(bundle.find_bundle(MODELS, "digits", None))
+    shipped_bundle = bundle.read_bundle(model_folder.find_bundle(MODELS, "digits", None))
     session = providers.open_session(shipped_bundle.graph, "cpu", 1)
     golden = shipped_bundle.golden.images
     shifted = [np.roll(golden, (down, right), (1, 2)) for down in (-1, 0, 2) for right in (-2, 0, 1)]

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from digitserve.cli import main
 from digitserve.errors import BundleError, StartupError
-from digitserve.inference import bundle
+from digitserve.inference import bundle, model_folder
 from digitserve.inference.selection import Int8Speed, Selection
 from digitserve.settings import Settings
 from support.bundles import write_echo_bundle
@@ -46,7 +46,7 @@ def selection(**settings: Any) -> Selection:
 def test_the_folder_of_the_models_may_be_one_bundle(path: Path, tmp_path: Path) -> None:
     """KServe copies a bundle to /mnt/models: its name and version come from the manifest, whatever --model is."""
     folder = copied(path, tmp_path / "mnt" / "models")
-    found = bundle.find_bundle(folder, "letters")
+    found = model_folder.find_bundle(folder, "letters")
     assert found == folder
     manifest = bundle.read_bundle(found).manifest
     assert (manifest.name, manifest.version) == ("digits", 1)
@@ -100,10 +100,10 @@ def test_the_version_in_a_manifest_is_checked(path: Path, tmp_path: Path) -> Non
 
 def test_a_folder_without_permission_is_no_bundle(tmp_path: Path) -> None:
     """``is_bundle`` never raises: a folder that is missing, wrong or has an impossible name is not a bundle."""
-    assert not bundle.is_bundle(tmp_path / "missing")
+    assert not model_folder.is_bundle(tmp_path / "missing")
     (tmp_path / "manifest.json").mkdir()
-    assert not bundle.is_bundle(tmp_path)
-    assert not bundle.is_bundle(Path("a" * 5000))
+    assert not model_folder.is_bundle(tmp_path)
+    assert not model_folder.is_bundle(Path("a" * 5000))
 
 
 def test_clients_may_see_another_name(path: Path) -> None:

@@ -218,6 +218,22 @@ def test_predictions_are_counted_by_label_and_verdict(predictions: list[tuple[in
     block.close()
 
 
+def test_confidences_are_counted_alike_in_batches_of_all_sizes() -> None:
+    """A confidence belongs to the same bucket whether its batch is small or large, also beside the limit of a bucket."""
+    limits = np.array(CONFIDENCE_BUCKETS, np.float32)
+    small, large = Block(LABELS), Block(LABELS)
+    for block, size in ((small, 1), (large, len(limits))):
+        recorder = Recorder(block, LABELS)
+        for start in range(0, len(limits), size):
+            confidence = limits[start : start + size]
+            class_index = np.zeros(len(confidence), np.int64)
+            recorder.batch(class_index, [Verdict.ACCEPTED] * len(confidence), confidence, 0.0, 0.0)
+    counted = [block.cells["digitserve_confidence"][0].tolist() for block in (small, large)]
+    assert counted[0] == pytest.approx(counted[1])
+    for block in (small, large):
+        block.close()
+
+
 def test_the_loop_reports_omitted_lines() -> None:
     """The number of omitted lines is logged once in an iteration of the worker's loop, a minute after the first of them."""
     recorder = Recorder(Block(LABELS), LABELS, RequestLog(lines_per_s=1.0))
