@@ -1,11 +1,13 @@
 """Knowledge distillation: students learn from teachers, runs store their teachers, and unfit teachers are rejected."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from numpy.typing import NDArray
 
 from digitserve_training._tensorflow import tf
 from digitserve_training.cli import main
@@ -13,7 +15,7 @@ from digitserve_training.data import splits
 from digitserve_training.data.splits import Labelled
 from digitserve_training.errors import RunError
 from digitserve_training.fit import checkpoint, settings, teachers
-from digitserve_training.fit.pool import CERTAIN_OUTLIER
+from digitserve_training.fit.pool import CERTAIN_OUTLIER, Pool
 from digitserve_training.fit.settings import Options, Settings, TeacherRun
 from digitserve_training.fit.train import Training, hard_targets, train
 from digitserve_training.fit.weights import restore_network
@@ -97,6 +99,26 @@ def test_certain_images_keep_their_target(teacher_dir: Path) -> None:
     assert mixed[blended] == pytest.approx(soft[blended], abs=1e-6)
     rest = ~certain & ~blended
     assert mixed[rest] == pytest.approx(0.25 * targets[rest] + 0.75 * soft[rest], abs=1e-6)
+
+
+def test_certain_outliers_are_used_in_the_second_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three epochs, the last two have certain outliers."""
+    used = []
+
+    class RecordingPool(Pool):
+        """A pool that records whether certain outliers were asked for."""
+
+        def batches(self, epoch: int, *, certain_outliers: bool = True) -> Iterator[NDArray[np.int64]]:
+            """Record, then yield one batch."""
+            used.append((epoch, certain_outliers))
+            yield np.arange(8)
+
+    monkeypatch.setattr("digitserve_training.fit.train.Pool", RecordingPool)
+    training = Training(resolve(epochs=3), SPLIT)
+    for epoch in (1, 2, 3):
+        training.run_epoch(epoch)
+
+    assert used == [(1, False), (2, True), (3, True)]
 
 
 def test_checkpoints_store_teachers(teacher_dir: Path, tmp_path: Path) -> None:

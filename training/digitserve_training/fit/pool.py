@@ -52,28 +52,23 @@ class Pool:
             parts.append(_scans(training, seed))
         # What is added to each batch: how many per training image, and where in ``images`` they are.
         self._added: list[tuple[float, range]] = []
+        self._added_late: list[tuple[float, range]] = []
         if pen:
-            self._add(parts, recipe.pen, pen_images.training_digits(pen, len(training), seed))
+            _add(self._added, parts, recipe.pen, pen_images.training_digits(pen, len(training), seed))
         if recipe.outliers:
-            self._add(parts, recipe.outliers, _outliers(min(MAX_OUTLIERS, len(training)), pen, seed))
+            _add(self._added, parts, recipe.outliers, _outliers(min(MAX_OUTLIERS, len(training)), pen, seed))
         if recipe.certain_outliers:
-            self._add(
-                parts, recipe.certain_outliers, _certain_outliers(min(MAX_OUTLIERS, len(training)), training, seed)
-            )
+            certain = _certain_outliers(min(MAX_OUTLIERS, len(training)), training, seed)
+            _add(self._added_late, parts, recipe.certain_outliers, certain)
         self.images = np.concatenate([part.images for part in parts])
         self.labels = np.concatenate([part.labels for part in parts])
-
-    def _add(self, parts: list[Labelled], per_training_image: float, part: Labelled) -> None:
-        start = sum(map(len, parts))
-        parts.append(part)
-        self._added.append((per_training_image, range(start, start + len(part))))
 
     @property
     def steps_per_epoch(self) -> int:
         """Batches in one pass over the training images."""
         return -(-self._num_training // self._recipe.batch_size)
 
-    def batches(self, epoch: int) -> Iterator[NDArray[np.int64]]:
+    def batches(self, epoch: int, *, certain_outliers: bool = True) -> Iterator[NDArray[np.int64]]:
         """Yield one pass over the training images in random order, as indices into ``images``.
 
         Each training image occurs once, either itself or its scan. Pen digits and outliers are drawn at random for each
@@ -81,23 +76,31 @@ class Pool:
 
         Args:
             epoch: counted from 1; equal epochs give equal batches.
+            certain_outliers: whether to add them. Without them, batches are those of a recipe without certain outliers.
         """
         generator = np.random.default_rng((self._seed, epoch))
         order = generator.permutation(self._num_training)
         if self._recipe.scanned:
             order += self._num_training * (generator.random(len(order)) < self._recipe.scanned)
+        added = self._added + self._added_late if certain_outliers else self._added
         for start in range(0, len(order), self._recipe.batch_size):
             digits = order[start : start + self._recipe.batch_size]
             batch = np.concatenate(
                 [digits]
                 + [
                     generator.integers(images.start, images.stop, round(len(digits) * per_training_image))
-                    for per_training_image, images in self._added
+                    for per_training_image, images in added
                 ]
             )
-            if self._added:
+            if added:
                 generator.shuffle(batch)
             yield batch
+
+
+def _add(added: list[tuple[float, range]], parts: list[Labelled], per_training_image: float, part: Labelled) -> None:
+    start = sum(map(len, parts))
+    parts.append(part)
+    added.append((per_training_image, range(start, start + len(part))))
 
 
 def _scans(training: Labelled, seed: int) -> Labelled:

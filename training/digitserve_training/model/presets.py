@@ -75,8 +75,9 @@ class Recipe:
         scanned: share of the training images that are replaced by a simulated scan, framed as the service does it.
         outliers: images that are not digits, per training image. If above 0, the network also learns the probability
             that an image is a digit, see ``train``.
-        certain_outliers: patterns, tangles of strokes and digits that touch, per training image, in a recipe with
-            outliers. Their targets come from no teacher: teachers that never saw such images take some for a digit.
+        certain_outliers: patterns, tangles of strokes and digits that touch, per training image, in the second half of
+            the epochs and only in a recipe with outliers. Their targets come from no teacher: teachers that never saw
+            such images take some for a digit.
         pen: images of pen digits per training image, in a run with pen strokes. Half of its outliers are pen characters.
         distillation: weight of the teachers' probabilities in each target, in a run with teachers.
         mixup: share of the images that are blended with another image of their batch, in a run with teachers. The

@@ -1,6 +1,7 @@
 """Pen digits and letters in the pool of a training, and pen digits in its validation images."""
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,16 @@ def test_batches_have_their_shares(split: Split, pen: PenSplit) -> None:
     taken = np.concatenate(batches)
     assert sorted((taken[taken < first_pen] % NUM_TRAINING).tolist()) == list(range(NUM_TRAINING))
     assert not np.array_equal(batches[0], np.sort(batches[0])), "the kinds are mixed within a batch"
+
+
+def test_batches_without_certain_outliers(split: Split, pen: PenSplit) -> None:
+    """Batches without certain outliers are those of the same recipe without them."""
+    with_pen = pen_images.add_pen(split, pen)
+    plain = Pool(with_pen, replace(RECIPE, certain_outliers=0.0), seed=1)
+
+    without = [*Pool(with_pen, RECIPE, seed=1).batches(2, certain_outliers=False)]
+
+    assert all(np.array_equal(one, other) for one, other in zip(without, plain.batches(2), strict=True))
 
 
 def test_half_of_the_outliers_are_pen_characters(split: Split, pen: PenSplit) -> None:
