@@ -120,8 +120,9 @@ def run_prometheus(folder: Path, services: Sequence[Service]) -> Iterator[Promet
             stdout=output, stderr=output,
         )  # fmt: skip
     try:
-        pattern = re.compile(r'msg="Listening on" address=(\S+)')
-        wait_until(lambda: process.poll() is not None or pattern.search(log.read_text()), "Prometheus listens")
+        # It listens before it has read its database, and answers 503 until then.
+        pattern = re.compile(r'msg="Listening on" address=(\S+)(?s:.*)msg="Server is ready to receive web requests')
+        wait_until(lambda: process.poll() is not None or pattern.search(log.read_text()), "Prometheus is ready")
         listening = pattern.search(log.read_text())
         assert listening, log.read_text()
         yield Prometheus(f"http://{listening[1]}")

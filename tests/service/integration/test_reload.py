@@ -31,7 +31,7 @@ def _short_trial(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _nothing_is_left() -> Iterator[None]:
     """After each test as many processes and descriptors exist as before."""
-    echo_bundle(1), echo_bundle(2), echo_bundle(3)
+    echo_bundle(1), echo_bundle(2), echo_bundle(3), echo_bundle(1, 2.0, "digits-int8")
     descriptors, processes = open_descriptors(), child_processes()
     yield
     assert (open_descriptors(), child_processes()) == (descriptors, processes)
@@ -275,7 +275,7 @@ def test_a_version_is_never_changed(script: Script) -> None:
 def test_the_same_version_in_another_precision_is_another_bundle(script: Script) -> None:
     """If digits/1 is served and digits-int8/1 is activated, because it was added later, the workers are replaced."""
     script(SERVE)
-    int8 = echo_bundle.__wrapped__(1, 2.0, "digits-int8")
+    int8 = echo_bundle(1, 2.0, "digits-int8")
 
     async def interact(service: Service) -> None:
         service.reloader.activate(int8)

@@ -18,6 +18,7 @@ from digitserve.file_watch import FileWatch
 from digitserve.inference.active_file import write_active
 from digitserve.settings import Settings
 from digitserve.supervision import ports, supervisor, worker_process
+from digitserve.supervision.http import HttpServer
 from digitserve.supervision.slots import WorkerSlot
 from digitserve.supervision.supervisor import EXIT_FAULT, EXIT_INCOMPLETE
 from digitserve.supervision.worker_process import WorkerPlan
@@ -466,7 +467,7 @@ def test_a_failure_of_the_http_server_ends_the_service(
     async def fail(*_: object) -> None:
         raise OSError("no HTTP")
 
-    monkeypatch.setattr(supervisor.HttpServer, "run_on", fail)
+    monkeypatch.setattr(HttpServer, "run_on", fail)
     script("ready()\nwait_for_drain()")
     code, _, lines = serve(models)
     assert code == EXIT_FAULT

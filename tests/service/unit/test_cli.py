@@ -60,7 +60,7 @@ def test_python_m_digitserve_is_the_command() -> None:
     assert digitserve.__version__ == version("digitserve")
 
 
-@pytest.mark.parametrize("imported", ["click", "structlog", "uvicorn"])
+@pytest.mark.parametrize("imported", ["click", "structlog", "prometheus_client"])
 def test_ctrl_c_during_the_start(tmp_path: Path, imported: str) -> None:
     """Ctrl-C while the command imports its modules ends it with exit code 130 and without a traceback."""
     (tmp_path / f"{imported}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nos._exit(7)\n")
