@@ -200,10 +200,10 @@ class Training:
         seed = self._seed(number, replica.replica_id_in_sync_group)
         recipe = self._recipe
         augmented = augment(tf.gather(images, indices), seed, self.settings.preset.augmentation)
-        labels = tf.gather(labels, indices)
-        targets = hard_targets(labels, len(self.settings.labels), recipe)
+        share = tf.gather(labels, indices)
+        targets = hard_targets(share, len(self.settings.labels), recipe)
         if self._teachers:
-            certain = labels == CERTAIN_OUTLIER
+            certain = share == CERTAIN_OUTLIER
             augmented, targets = teachers.distil(self._teachers, augmented, targets, certain, seed, recipe)
         with tf.GradientTape() as tape:
             losses = cross_entropy(self._network(augmented, training=True), targets, recipe)
