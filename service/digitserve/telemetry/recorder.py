@@ -210,9 +210,8 @@ class Recorder:
         if isinstance(class_index, np.ndarray):
             class_index = class_index.tolist()
         if isinstance(confidence, np.ndarray):
-            confidence = (
-                confidence.tolist()
-            )  # numpy would compare its float32 numbers with limits that it rounds to float32
+            # numpy would compare its float32 numbers with limits that it rounds to float32.
+            confidence = confidence.tolist()
         self._confidence.observe_many(
             [value for value, verdict in zip(confidence, verdicts, strict=True) if verdict is _ACCEPTED]
         )
