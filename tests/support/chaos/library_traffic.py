@@ -120,9 +120,10 @@ class AsyncCalls:
 
     def __init__(self, service: Service, num_tasks: int) -> None:
         self._num_tasks = num_tasks
-        self._loop = asyncio.new_event_loop()
+        # Its end waits for the ends of cancelled calls: without that, gRPC core keeps their channels, which connect again.
+        self._runner = asyncio.Runner()
         self._channels: list[tuple[str, Any]] = []
-        self._loop.run_until_complete(self._open(service))
+        self._runner.run(self._open(service))
 
     async def _open(self, service: Service) -> None:
         for client, options in ((checker.AIO, PLAIN), (checker.AIO_RETRIES, (*CHANNEL_OPTIONS, *SEPARATE))):
@@ -131,11 +132,11 @@ class AsyncCalls:
 
     def run(self, traffic: Traffic, rng: random.Random) -> None:
         """Send requests until the traffic ends."""
-        self._loop.run_until_complete(self._run(traffic, rng.getrandbits(32)))
+        self._runner.run(self._run(traffic, rng.getrandbits(32)))
 
     def abort(self) -> None:
         """End the calls that wait for a connection; called on another thread while ``run`` runs."""
-        asyncio.run_coroutine_threadsafe(self._client.close(), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self._client.close(), self._runner.get_loop()).result()
 
     def close(self) -> None:
         """Close all connections."""
@@ -143,8 +144,8 @@ class AsyncCalls:
         async def close() -> None:
             await asyncio.gather(*(channel.close() for _, channel in self._channels), self._client.close())
 
-        self._loop.run_until_complete(close())
-        self._loop.close()
+        self._runner.run(close())
+        self._runner.close()
 
     async def _run(self, traffic: Traffic, seed: int) -> None:
         async with asyncio.TaskGroup() as tasks:
