@@ -14,6 +14,9 @@ from support.serving import PATIENCE_S, Service
 
 CLASSIFY = "/digitserve.v1.DigitService/Classify"
 
+PAUSE_S = 0.01
+"""Pause of a caller after a call that failed."""
+
 
 def classify(channel: grpc.Channel, number: int, *, wait_for_ready: bool = True, token: str = "") -> int:
     """Classify one image and return the number that the answer encodes."""
@@ -101,5 +104,8 @@ class Load(Callers):
                 except grpc.RpcError as error:
                     outcome = error.code().name
                     self.failures.append(error.debug_error_string())
+                    # Refused calls fail at once: without a pause they leave no time for other threads, and gRPC core frees closed
+                    # channels too late.
+                    self.stopping.wait(PAUSE_S)
                 with self._lock:
                     self.outcomes[outcome] += 1
