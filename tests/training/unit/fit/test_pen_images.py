@@ -1,7 +1,6 @@
 """Pen digits and letters in the pool of a training, and pen digits in its validation images."""
 
 import dataclasses
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +65,7 @@ def test_batches_have_their_shares(split: Split, pen: PenSplit) -> None:
 def test_batches_without_certain_outliers(split: Split, pen: PenSplit) -> None:
     """Batches without certain outliers are those of the same recipe without them."""
     with_pen = pen_images.add_pen(split, pen)
-    plain = Pool(with_pen, replace(RECIPE, certain_outliers=0.0), seed=1)
+    plain = Pool(with_pen, dataclasses.replace(RECIPE, certain_outliers=0.0), seed=1)
 
     without = [*Pool(with_pen, RECIPE, seed=1).batches(2, certain_outliers=False)]
 
