@@ -1,4 +1,4 @@
-"""Facts of the protocol, stated once: names of services and methods, gRPC's status codes, verdicts, artefacts."""
+"""Facts of the protocol, stated once: names of services and methods, gRPC's status codes, enums of the messages."""
 
 from enum import IntEnum
 from typing import NamedTuple
@@ -31,6 +31,8 @@ class Method(NamedTuple):
 
 CLASSIFY = Method("unary", SERVICE, "Classify")
 CLASSIFY_STREAM = Method("bidi_stream", SERVICE, "ClassifyStream")
+READ = Method("unary", SERVICE, "Read")
+READ_STREAM = Method("bidi_stream", SERVICE, "ReadStream")
 GET_MODEL = Method("unary", SERVICE, "GetModel")
 SERVER_LIVE = Method("unary", OPEN_INFERENCE_SERVICE, "ServerLive")
 SERVER_READY = Method("unary", OPEN_INFERENCE_SERVICE, "ServerReady")
@@ -104,3 +106,32 @@ class Artefact(IntEnum):
     PAGE_EDGE = 1
     RECTANGLE = 2
     BORDER = 3
+
+
+class Layout(IntEnum):
+    """How the numbers are arranged in an image; the numbers are those of ``digitserve.v1.Layout``."""
+
+    UNSPECIFIED = 0
+    PAGE = 1
+    LINE = 2
+    CELLS = 3
+
+
+class MarkKind(IntEnum):
+    """What a mark in a line is; the numbers are those of ``digitserve.v1.MarkKind``."""
+
+    UNSPECIFIED = 0
+    DIGIT = 1
+    SEPARATOR = 2
+    UNREAD = 3
+    EMPTY = 4
+
+
+class IgnoredKind(IntEnum):
+    """Why ink is part of no line; the numbers are those of ``digitserve.v1.IgnoredKind``."""
+
+    UNSPECIFIED = 0
+    RULING = 1
+    SPECK = 2
+    SHAPE = 3
+    OTHER_LINE = 4

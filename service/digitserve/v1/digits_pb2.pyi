@@ -42,6 +42,29 @@ class Verdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     VERDICT_UNFAMILIAR: _ClassVar[Verdict]
     VERDICT_BLANK: _ClassVar[Verdict]
     VERDICT_SEVERAL: _ClassVar[Verdict]
+
+class Layout(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LAYOUT_UNSPECIFIED: _ClassVar[Layout]
+    LAYOUT_PAGE: _ClassVar[Layout]
+    LAYOUT_LINE: _ClassVar[Layout]
+    LAYOUT_CELLS: _ClassVar[Layout]
+
+class MarkKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MARK_KIND_UNSPECIFIED: _ClassVar[MarkKind]
+    MARK_KIND_DIGIT: _ClassVar[MarkKind]
+    MARK_KIND_SEPARATOR: _ClassVar[MarkKind]
+    MARK_KIND_UNREAD: _ClassVar[MarkKind]
+    MARK_KIND_EMPTY: _ClassVar[MarkKind]
+
+class IgnoredKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    IGNORED_KIND_UNSPECIFIED: _ClassVar[IgnoredKind]
+    IGNORED_KIND_RULING: _ClassVar[IgnoredKind]
+    IGNORED_KIND_SPECK: _ClassVar[IgnoredKind]
+    IGNORED_KIND_SHAPE: _ClassVar[IgnoredKind]
+    IGNORED_KIND_OTHER_LINE: _ClassVar[IgnoredKind]
 PIXEL_FORMAT_UNSPECIFIED: PixelFormat
 PIXEL_FORMAT_GRAY8: PixelFormat
 PIXEL_FORMAT_RGB8: PixelFormat
@@ -62,6 +85,20 @@ VERDICT_ACCEPTED: Verdict
 VERDICT_UNFAMILIAR: Verdict
 VERDICT_BLANK: Verdict
 VERDICT_SEVERAL: Verdict
+LAYOUT_UNSPECIFIED: Layout
+LAYOUT_PAGE: Layout
+LAYOUT_LINE: Layout
+LAYOUT_CELLS: Layout
+MARK_KIND_UNSPECIFIED: MarkKind
+MARK_KIND_DIGIT: MarkKind
+MARK_KIND_SEPARATOR: MarkKind
+MARK_KIND_UNREAD: MarkKind
+MARK_KIND_EMPTY: MarkKind
+IGNORED_KIND_UNSPECIFIED: IgnoredKind
+IGNORED_KIND_RULING: IgnoredKind
+IGNORED_KIND_SPECK: IgnoredKind
+IGNORED_KIND_SHAPE: IgnoredKind
+IGNORED_KIND_OTHER_LINE: IgnoredKind
 
 class ClassifyRequest(_message.Message):
     __slots__ = ("pixels", "height", "width", "num_images", "pixel_format", "ink", "framing", "top_k", "model_version", "explain")
@@ -239,3 +276,103 @@ class Model(_message.Message):
     quality: _containers.ScalarMap[str, float]
     precision: str
     def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., sha256: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., ink: _Optional[_Union[Ink, str]] = ..., framing: _Optional[_Union[Framing, str]] = ..., ood_threshold: _Optional[float] = ..., execution_provider: _Optional[str] = ..., max_request_bytes: _Optional[int] = ..., max_images_per_request: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., quality: _Optional[_Mapping[str, float]] = ..., precision: _Optional[str] = ...) -> None: ...
+
+class ReadRequest(_message.Message):
+    __slots__ = ("pixels", "height", "width", "pixel_format", "ink", "layout", "num_digits", "pattern", "min_confidence", "placeholder", "top_k", "model_version")
+    PIXELS_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    PIXEL_FORMAT_FIELD_NUMBER: _ClassVar[int]
+    INK_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    NUM_DIGITS_FIELD_NUMBER: _ClassVar[int]
+    PATTERN_FIELD_NUMBER: _ClassVar[int]
+    MIN_CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    PLACEHOLDER_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    pixels: bytes
+    height: int
+    width: int
+    pixel_format: PixelFormat
+    ink: Ink
+    layout: Layout
+    num_digits: int
+    pattern: str
+    min_confidence: float
+    placeholder: str
+    top_k: int
+    model_version: str
+    def __init__(self, pixels: _Optional[bytes] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., pixel_format: _Optional[_Union[PixelFormat, str]] = ..., ink: _Optional[_Union[Ink, str]] = ..., layout: _Optional[_Union[Layout, str]] = ..., num_digits: _Optional[int] = ..., pattern: _Optional[str] = ..., min_confidence: _Optional[float] = ..., placeholder: _Optional[str] = ..., top_k: _Optional[int] = ..., model_version: _Optional[str] = ...) -> None: ...
+
+class ReadResponse(_message.Message):
+    __slots__ = ("lines", "ignored", "model_name", "model_version", "timing")
+    LINES_FIELD_NUMBER: _ClassVar[int]
+    IGNORED_FIELD_NUMBER: _ClassVar[int]
+    MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    TIMING_FIELD_NUMBER: _ClassVar[int]
+    lines: _containers.RepeatedCompositeFieldContainer[ReadLine]
+    ignored: _containers.RepeatedCompositeFieldContainer[Ignored]
+    model_name: str
+    model_version: str
+    timing: Timing
+    def __init__(self, lines: _Optional[_Iterable[_Union[ReadLine, _Mapping]]] = ..., ignored: _Optional[_Iterable[_Union[Ignored, _Mapping]]] = ..., model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
+
+class ReadStreamRequest(_message.Message):
+    __slots__ = ("request",)
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    request: ReadRequest
+    def __init__(self, request: _Optional[_Union[ReadRequest, _Mapping]] = ...) -> None: ...
+
+class ReadStreamResponse(_message.Message):
+    __slots__ = ("response", "error")
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    response: ReadResponse
+    error: _status_pb2.Status
+    def __init__(self, response: _Optional[_Union[ReadResponse, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
+
+class ReadLine(_message.Message):
+    __slots__ = ("text", "confidence", "box", "marks", "matches")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    MARKS_FIELD_NUMBER: _ClassVar[int]
+    MATCHES_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    confidence: float
+    box: Box
+    marks: _containers.RepeatedCompositeFieldContainer[Mark]
+    matches: bool
+    def __init__(self, text: _Optional[str] = ..., confidence: _Optional[float] = ..., box: _Optional[_Union[Box, _Mapping]] = ..., marks: _Optional[_Iterable[_Union[Mark, _Mapping]]] = ..., matches: _Optional[bool] = ...) -> None: ...
+
+class Mark(_message.Message):
+    __slots__ = ("text", "kind", "box", "label", "class_index", "confidence", "verdict", "ood_score", "top")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    CLASS_INDEX_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    OOD_SCORE_FIELD_NUMBER: _ClassVar[int]
+    TOP_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    kind: MarkKind
+    box: Box
+    label: str
+    class_index: int
+    confidence: float
+    verdict: Verdict
+    ood_score: float
+    top: _containers.RepeatedCompositeFieldContainer[ClassScore]
+    def __init__(self, text: _Optional[str] = ..., kind: _Optional[_Union[MarkKind, str]] = ..., box: _Optional[_Union[Box, _Mapping]] = ..., label: _Optional[str] = ..., class_index: _Optional[int] = ..., confidence: _Optional[float] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., ood_score: _Optional[float] = ..., top: _Optional[_Iterable[_Union[ClassScore, _Mapping]]] = ...) -> None: ...
+
+class Ignored(_message.Message):
+    __slots__ = ("kind", "box")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    kind: IgnoredKind
+    box: Box
+    def __init__(self, kind: _Optional[_Union[IgnoredKind, str]] = ..., box: _Optional[_Union[Box, _Mapping]] = ...) -> None: ...

@@ -45,6 +45,16 @@ class DigitServiceStub:
                 request_serializer=digitserve_dot_v1_dot_digits__pb2.ClassifyStreamRequest.SerializeToString,
                 response_deserializer=digitserve_dot_v1_dot_digits__pb2.ClassifyStreamResponse.FromString,
                 _registered_method=True)
+        self.Read = channel.unary_unary(
+                '/digitserve.v1.DigitService/Read',
+                request_serializer=digitserve_dot_v1_dot_digits__pb2.ReadRequest.SerializeToString,
+                response_deserializer=digitserve_dot_v1_dot_digits__pb2.ReadResponse.FromString,
+                _registered_method=True)
+        self.ReadStream = channel.stream_stream(
+                '/digitserve.v1.DigitService/ReadStream',
+                request_serializer=digitserve_dot_v1_dot_digits__pb2.ReadStreamRequest.SerializeToString,
+                response_deserializer=digitserve_dot_v1_dot_digits__pb2.ReadStreamResponse.FromString,
+                _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/digitserve.v1.DigitService/GetModel',
                 request_serializer=digitserve_dot_v1_dot_digits__pb2.GetModelRequest.SerializeToString,
@@ -71,6 +81,20 @@ class DigitServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Read(self, request, context):
+        """Reads the numbers in an image: finds lines, separates the digits, and classifies each.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadStream(self, request_iterator, context):
+        """The same for many requests on one stream, with the order and the errors of ClassifyStream.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetModel(self, request, context):
         """Describes the model that is served.
         """
@@ -90,6 +114,16 @@ def add_DigitServiceServicer_to_server(servicer, server):
                     servicer.ClassifyStream,
                     request_deserializer=digitserve_dot_v1_dot_digits__pb2.ClassifyStreamRequest.FromString,
                     response_serializer=digitserve_dot_v1_dot_digits__pb2.ClassifyStreamResponse.SerializeToString,
+            ),
+            'Read': grpc.unary_unary_rpc_method_handler(
+                    servicer.Read,
+                    request_deserializer=digitserve_dot_v1_dot_digits__pb2.ReadRequest.FromString,
+                    response_serializer=digitserve_dot_v1_dot_digits__pb2.ReadResponse.SerializeToString,
+            ),
+            'ReadStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.ReadStream,
+                    request_deserializer=digitserve_dot_v1_dot_digits__pb2.ReadStreamRequest.FromString,
+                    response_serializer=digitserve_dot_v1_dot_digits__pb2.ReadStreamResponse.SerializeToString,
             ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
@@ -152,6 +186,60 @@ class DigitService:
             '/digitserve.v1.DigitService/ClassifyStream',
             digitserve_dot_v1_dot_digits__pb2.ClassifyStreamRequest.SerializeToString,
             digitserve_dot_v1_dot_digits__pb2.ClassifyStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Read(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/digitserve.v1.DigitService/Read',
+            digitserve_dot_v1_dot_digits__pb2.ReadRequest.SerializeToString,
+            digitserve_dot_v1_dot_digits__pb2.ReadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/digitserve.v1.DigitService/ReadStream',
+            digitserve_dot_v1_dot_digits__pb2.ReadStreamRequest.SerializeToString,
+            digitserve_dot_v1_dot_digits__pb2.ReadStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,
