@@ -37,8 +37,6 @@ if __name__ == "__main__":
     # Until the event loop runs: a collection of what is being imported frees nothing, and takes 10 ms of the start (measured).
     gc.disable()
 
-import structlog
-
 from digitserve import log
 from digitserve.access import NOTHING_VALID, LastValid
 from digitserve.batching.batcher import Batcher
@@ -49,6 +47,7 @@ from digitserve.errors import StartupError
 from digitserve.inference.bundle import Bundle, Manifest, parse_bundle
 from digitserve.inference.bundle_files import BundleFiles
 from digitserve.inference.session import Session
+from digitserve.log import get_logger
 from digitserve.passed_sockets import PassedListener
 from digitserve.protocol.codec import Limits
 from digitserve.protocol.infer import InferDecoder
@@ -114,7 +113,7 @@ EXIT_REFUSED = 3
 EXIT_CRASHED = 70
 EXIT_ORPHANED = 71
 
-_log = structlog.get_logger("digitserve.worker")
+_log = get_logger("digitserve.worker")
 
 
 class Worker:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
-import structlog
 
 from digitserve.batching.batcher import Batcher
 from digitserve.batching.entries import Batch, Entry
@@ -22,6 +21,7 @@ from digitserve.batching.shadow import Shadow
 from digitserve.errors import DeadlineUnmeetable, RequestError
 from digitserve.inference.bundle import Bundle
 from digitserve.inference.session import Session
+from digitserve.log import get_logger
 from digitserve.protocol.codec import Request
 from digitserve.protocol.encoder import Encoder, Preparation
 from digitserve.protocol.names import Code, Method
@@ -36,7 +36,7 @@ _MAX_DEADLINE = 1e18
 # Members of an enum are slow to look up, and this one is needed for each request.
 _MNIST = Framing.MNIST
 
-_log = structlog.get_logger("digitserve.batching.pipeline")
+_log = get_logger("digitserve.batching.pipeline")
 
 
 class Responder(Protocol):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 DEFAULT_SECTION = "Options"
 
 _REQUIRED_MODULES = {
-    "serve": ("onnxruntime", "prometheus_client", "starlette", "structlog", "uvicorn"),
+    "serve": ("onnxruntime", "prometheus_client", "starlette", "uvicorn"),
     "bench": ("hpack", "prometheus_client"),
 }
 """By extra: top-level modules of its packages."""

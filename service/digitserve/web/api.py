@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
-import structlog
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from digitserve.log import get_logger
 from digitserve.protocol.codec import CHANNELS, Limits
 from digitserve.protocol.names import CLASSIFY, GET_MODEL, Code
 from digitserve.protocol.status import Status
@@ -50,7 +50,7 @@ _HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 Endpoint = Callable[[Request], Awaitable[Response]]
 Result = TypeVar("Result")
 
-_log = structlog.get_logger("digitserve.web.api")
+_log = get_logger("digitserve.web.api")
 
 
 class Api:

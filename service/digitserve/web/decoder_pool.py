@@ -15,9 +15,8 @@ import signal
 import socket
 from typing import NamedTuple
 
-import structlog
-
 from digitserve.child_process import AsyncChild
+from digitserve.log import get_logger
 from digitserve.protocol.names import Code
 from digitserve.protocol.status import Status
 from digitserve.vision.reduction import Reduction
@@ -61,7 +60,7 @@ _LATE = Status(
 _TOO_SLOW = Status(Code.INVALID_ARGUMENT, "image: takes too much time to decode; expected a smaller or simpler one")
 _CRASHED = Status(Code.INVALID_ARGUMENT, "image: cannot be decoded (the decoder ended); expected a complete file")
 
-_log = structlog.get_logger("digitserve.web.decoder_pool")
+_log = get_logger("digitserve.web.decoder_pool")
 
 
 class Decoded(NamedTuple):

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from structlog.testing import capture_logs
 
 from digitserve.batching.batcher import Batcher
 from digitserve.batching.entries import Batch
@@ -17,6 +16,7 @@ from digitserve.telemetry.recorder import Recorder
 from digitserve.telemetry.request_log import RequestLog
 from digitserve.types import native_framing
 from digitserve.v1 import digits_pb2 as pb
+from support.log_lines import capture_logs
 from support.responder import BUNDLE, LABELS, Responder
 
 NETWORK_S = 0.010

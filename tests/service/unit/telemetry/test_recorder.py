@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from structlog.testing import capture_logs
 
 from digitserve.protocol.names import CLASSIFY, HEALTH_WATCH, Code, Verdict
 from digitserve.telemetry.block import (
@@ -26,6 +25,7 @@ from digitserve.telemetry.block import (
 )  # fmt: skip
 from digitserve.telemetry.recorder import Histogram, Recorder
 from digitserve.telemetry.request_log import REPORT_S, RequestLog
+from support.log_lines import capture_logs
 
 LABELS = tuple("0123456789")
 VERDICTS = (Verdict.ACCEPTED, Verdict.UNFAMILIAR, Verdict.BLANK, Verdict.SEVERAL)
