@@ -42,7 +42,8 @@ import structlog
 from digitserve import log
 from digitserve.access import NOTHING_VALID, LastValid
 from digitserve.batching.batcher import Batcher
-from digitserve.batching.pipeline import PendingRequest, Pipeline
+from digitserve.batching.pending import PendingRequest
+from digitserve.batching.pipeline import Pipeline
 from digitserve.batching.shadow import Shadow
 from digitserve.child_process import Channel, ChannelClosed
 from digitserve.errors import StartupError

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import grpc
 import pytest
 
-from digitserve.batching.pipeline import PendingRequest
+from digitserve.batching.pending import PendingRequest
 from digitserve.protocol.names import CLASSIFY, MODEL_INFER
 from digitserve.protocol.tensors import IdForm
 from digitserve.transport.classify import CallResponder
