@@ -100,6 +100,11 @@ class PendingRequest(Entry):
         }
 
 
+def monotonic_deadline(deadline: float, now: float) -> float:
+    """Convert the deadline of a ``Responder`` to monotonic time in seconds, infinite if the caller set none."""
+    return math.inf if deadline > _MAX_DEADLINE else now + (deadline - time.time())
+
+
 def framing_work_of(request: Request) -> int:
     """Return the work of framing one image of a request."""
     return framing_work(request.height, request.width, request.channels) if request.framing is _MNIST else 0

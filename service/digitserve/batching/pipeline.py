@@ -38,6 +38,7 @@ class Pipeline:
     """Everything between a decoded request and its answer.
 
     Attributes:
+        answered: whether the last iteration has answered requests.
         refusal: the bound method ``Batcher.refusal``: the handler calls it for each call, without another function between.
     """
 
@@ -53,6 +54,7 @@ class Pipeline:
         """Answer with ``session``, which runs the graph of ``bundle``; offer answered batches to ``shadow``."""
         manifest = bundle.manifest
         self._batcher = batcher
+        self.answered = False
         self.refusal = batcher.refusal
         self._session = session
         self._recorder = recorder
@@ -113,6 +115,7 @@ class Pipeline:
     def run_batch(self) -> bool:
         """Form the next batch, run it and send the answers that are complete; return whether there was a batch."""
         batch = self._batcher.form(self._clock())
+        self.answered = False
         if batch is None:
             return False
         for pending in batch.expired:
@@ -175,6 +178,7 @@ class Pipeline:
             class_indices, verdicts, confidences, ready - formed, done - ready, num_candidates=len(candidate_rows)
         )
         if finished:
+            self.answered = True
             self._send(finished, batch.num_images)
         if self._shadow is not None and class_index:
             self._shadow.offer(prepared, class_index, verdicts, probabilities)
