@@ -128,6 +128,15 @@ EXIT_ORPHANED = 71
 _log = structlog.get_logger("digitserve.worker")
 
 
+def new_reader(manifest: Manifest) -> StepReader | None:
+    """Return what reads images with a model; None if its labels are not the ten digits."""
+    if sorted(manifest.labels) != list("0123456789"):
+        return None
+    from digitserve.reading.reader import Reader  # noqa: PLC0415
+
+    return Reader(manifest.labels, manifest.ood_threshold)
+
+
 class Worker:
     """Serves one bundle on one port. ``run`` belongs to one thread; ``drain`` may be called from any.
 
@@ -145,7 +154,7 @@ class Worker:
         last_valid: LastValid = NOTHING_VALID,
         shadow: Bundle | None = None,
         inside: socket.socket | str | None = None,
-        new_reader: Callable[[Manifest], StepReader | None] = lambda manifest: _new_reader(manifest),
+        new_reader: Callable[[Manifest], StepReader | None] = new_reader,
     ) -> None:
         """Verify the bundle, warm up, and build the server; no connection is accepted yet.
 
@@ -390,15 +399,6 @@ class Worker:
             or self._read_streams.has_unsent_answers()
             or self._server.has_unanswered()
         )
-
-
-def _new_reader(manifest: Manifest) -> StepReader | None:
-    """Return what reads images with a model; None if its labels are not the ten digits."""
-    if sorted(manifest.labels) != list("0123456789"):
-        return None
-    from digitserve.reading.reader import Reader  # noqa: PLC0415
-
-    return Reader(manifest.labels, manifest.ood_threshold)
 
 
 def _new_server(

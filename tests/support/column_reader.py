@@ -31,6 +31,7 @@ class ColumnReader:
     Attributes:
         candidates: most images per step.
         pauses: steps before the first images.
+        is_held: whether readings make such steps only.
         closed: number of readings that were closed before their end.
         on_step: called in each step.
     """
@@ -40,6 +41,7 @@ class ColumnReader:
     ) -> None:
         self.candidates = candidates
         self.pauses = pauses
+        self.is_held = False
         self.closed = 0
         self.on_step = on_step
 
@@ -57,7 +59,9 @@ class ColumnReader:
             raise
 
     def _read(self, pixels: Gray, options: ReadOptions) -> Generator[Gray | None, Scores | None, Reading]:
-        for _ in range(self.pauses):
+        num_pauses = 0
+        while num_pauses < self.pauses or self.is_held:
+            num_pauses += 1
             self.on_step(options)
             yield None
         if options.pattern == "limit":
