@@ -37,12 +37,13 @@ if __name__ == "__main__":
     # Until the event loop runs: a collection of what is being imported frees nothing, and takes 10 ms of the start (measured).
     gc.disable()
 
+from typing import TYPE_CHECKING
+
 import structlog
 
 from digitserve import log
 from digitserve.access import NOTHING_VALID, LastValid
 from digitserve.batching.batcher import Batcher
-from digitserve.batching.pending import PendingRequest
 from digitserve.batching.pipeline import Pipeline
 from digitserve.batching.readings import Readings
 from digitserve.batching.shadow import Shadow
@@ -85,6 +86,9 @@ from digitserve.transport.read_stream import read_stream_handler
 from digitserve.transport.reflection import ReflectionHandler, Schema
 from digitserve.transport.respond import RespondHandler
 from digitserve.types import native_framing
+
+if TYPE_CHECKING:
+    from digitserve.batching.pending import PendingRequest
 
 IDLE_POLL_S = 0.1
 """Longest wait for an event: the delay until ``drain`` is noticed, and the interval of heartbeats while idle."""
@@ -144,7 +148,7 @@ class Worker:
         provider: onnxruntime's name of the execution provider in use.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - one for each thing that the supervisor has decided
         self,
         settings: Settings,
         bundle: Bundle,

@@ -1,6 +1,6 @@
 """A reader for tests of what is around it: each 28 columns of an image are one digit, as its network sees it.
 
-    echo_row(3, 1, 4) ──Read──▶ ColumnReader ──28x28 images──▶ echo network ──▶ a line "314", with scores 3, 1 and 4
+echo_row(3, 1, 4) ──Read──▶ ColumnReader ──28x28 images──▶ echo network ──▶ a line "314", with scores 3, 1 and 4
 """
 
 from collections.abc import Callable, Generator

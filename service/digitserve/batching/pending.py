@@ -7,16 +7,18 @@ Used by ``pipeline`` and ``readings``, on the worker's one thread.
 
 import math
 import time
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from digitserve.batching.entries import Entry
 from digitserve.batching.prepare import framing_work
 from digitserve.errors import RequestError
 from digitserve.protocol.codec import Request
-from digitserve.protocol.encoder import Preparation
 from digitserve.protocol.names import Method
 from digitserve.telemetry.request_log import Caller
 from digitserve.types import Framing, Source
+
+if TYPE_CHECKING:
+    from digitserve.protocol.encoder import Preparation
 
 _MAX_DEADLINE = 1e18
 """Unix time in seconds. Where a call has no deadline, gRPC gives about 9.2e18."""

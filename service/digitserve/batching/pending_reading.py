@@ -1,9 +1,13 @@
 """One admitted request to read an image, from its admission to its answer. Used by ``readings`` and ``reading_queue``."""
 
-from digitserve.batching.candidates import Candidates
+from typing import TYPE_CHECKING
+
 from digitserve.batching.pending import Responder, monotonic_deadline
-from digitserve.batching.stepwise import Scores, Steps
 from digitserve.protocol.read_codec import ReadRequest
+
+if TYPE_CHECKING:
+    from digitserve.batching.candidates import Candidates
+    from digitserve.batching.stepwise import Scores, Steps
 
 FIXED_PIXELS = 1 << 16
 """Work of reading an image apart from its pixels, in pixels."""

@@ -168,12 +168,14 @@ class Pipeline:
         if candidate_rows:
             # What callers have asked to classify is measured without them: alerts on drift compare it with the past.
             finished = _deliver(finished)
-            class_indices, confidences, probabilities = (
-                np.delete(column, candidate_rows, axis=0) for column in (class_indices, confidences, probabilities)
+            kept = np.ones(batch.num_images, np.bool_)
+            kept[candidate_rows] = False
+            class_indices, confidences, probabilities = class_indices[kept], confidences[kept], probabilities[kept]
+            prepared = Prepared(
+                prepared.images[kept], prepared.blank[kept], prepared.several[kept], prepared.spans_image[kept]
             )
-            prepared = Prepared(*(np.delete(column, candidate_rows, axis=0) for column in prepared))
             class_index = class_indices.tolist()
-            verdicts = np.delete(np.array(verdicts, object), candidate_rows).tolist()
+            verdicts = [verdict for verdict, is_kept in zip(verdicts, kept.tolist(), strict=True) if is_kept]
         self._recorder.batch(
             class_indices, verdicts, confidences, ready - formed, done - ready, num_candidates=len(candidate_rows)
         )

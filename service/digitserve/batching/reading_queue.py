@@ -1,12 +1,15 @@
 """Which reading starts next: readings of small and of large images separately, the sources in turn. Owned by ``readings``.
 
-    add ──▶ waiting, by source ──take──▶ at most so many started ──end
+add ──▶ waiting, by source ──take──▶ at most so many started ──end
 """
 
 from collections import OrderedDict, deque
+from typing import TYPE_CHECKING
 
 from digitserve.batching.pending_reading import PendingReading
-from digitserve.types import Source
+
+if TYPE_CHECKING:
+    from digitserve.types import Source
 
 SMALL_PIXELS = 1 << 18
 """Most pixels of a small image: a field of a form, or a few lines."""

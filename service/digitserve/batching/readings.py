@@ -26,7 +26,7 @@ from digitserve.batching.pending_reading import FIXED_PIXELS, PendingReading
 from digitserve.batching.reading_queue import ReadingQueue
 from digitserve.batching.refusals import Refusals, fresh
 from digitserve.batching.stepwise import Scores, StepReader, Steps
-from digitserve.errors import DeadlineUnmeetable, Overloaded, RequestError, Unsupported
+from digitserve.errors import DeadlineUnmeetable, RequestError, Unsupported
 from digitserve.protocol.names import Code, Method
 from digitserve.protocol.read_codec import ReadRequest
 from digitserve.protocol.read_encoder import ReadEncoder
@@ -215,9 +215,7 @@ class Readings:
         try:
             if reading.steps is None:
                 reading.steps = self._start(reading)
-            images = reading.steps.send(scores)
-            if images is not None and not len(images):
-                raise ValueError("got no candidates; expected at least one, or None")
+            images = _advance(reading.steps, scores)
         except StopIteration as stop:
             self._count_step(reading, started)
             self._answer(reading, stop.value)
@@ -358,6 +356,14 @@ class Readings:
         if not self._all:
             self._work_s.decay()
         return self._refusals.late(needed_s)
+
+
+def _advance(steps: Steps, scores: Scores | None) -> Gray | None:
+    """Run a step; return what it yields."""
+    images = steps.send(scores)
+    if images is not None and not len(images):
+        raise ValueError("got no candidates; expected at least one, or None")
+    return images
 
 
 class _CandidateResponder:

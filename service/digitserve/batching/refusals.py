@@ -42,8 +42,7 @@ class Refusals:
         self._too_many_bytes = _overloaded(f"{max_bytes} bytes")
         self._late = tuple(
             DeadlineUnmeetable(
-                f"the answer needs {needed}, and the deadline of the call is earlier; "
-                f"allow more time, or {less}"
+                f"the answer needs {needed}, and the deadline of the call is earlier; allow more time, or {less}"
             )
             for needed in (*(f"up to {step_ms} ms" for step_ms in STEPS_MS), f"more than {STEPS_MS[-1]} ms")
         )

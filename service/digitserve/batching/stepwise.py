@@ -1,6 +1,6 @@
 """How a request is read step by step: the interface between ``readings`` and ``digitserve.reading``.
 
-    Readings ──send(Scores or None)──▶ Steps ──▶ candidates for the network, None after some milliseconds, or the Reading
+Readings ──send(Scores or None)──▶ Steps ──▶ candidates for the network, None after some milliseconds, or the Reading
 """
 
 from collections.abc import Generator

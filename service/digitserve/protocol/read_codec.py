@@ -104,7 +104,9 @@ def _check(message: pb.ReadRequest, limits: Limits) -> ReadRequest:
 
 def _options(message: pb.ReadRequest) -> ReadOptions:
     if message.num_digits > MAX_DIGITS:
-        raise InvalidRequest(f"num_digits: got {message.num_digits}; expected at most {MAX_DIGITS}, or 0 for any number")
+        raise InvalidRequest(
+            f"num_digits: got {message.num_digits}; expected at most {MAX_DIGITS}, or 0 for any number"
+        )
     if len(message.pattern) > MAX_PATTERN_CHARACTERS:
         raise InvalidRequest(
             f"pattern: got {len(message.pattern)} characters; expected at most {MAX_PATTERN_CHARACTERS}"

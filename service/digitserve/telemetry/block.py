@@ -64,7 +64,8 @@ METHODS = (
 METHOD_OF_PATH = {method.path: method for method in METHODS if method is not OTHER_METHOD}
 
 REASONS = tuple(
-    error.reason for error in (InvalidRequest, NotServed, TooLarge, Unsupported, Overloaded, DeadlineUnmeetable, Draining)
+    error.reason
+    for error in (InvalidRequest, NotServed, TooLarge, Unsupported, Overloaded, DeadlineUnmeetable, Draining)
 )
 
 
@@ -137,7 +138,7 @@ LABELLED_VERDICTS = (Verdict.ACCEPTED, Verdict.UNFAMILIAR, Verdict.SEVERAL)
 """Verdicts whose predictions have a label; blank images have none."""
 
 
-MARK_KINDS = tuple(kind for kind in MarkKind if kind is not MarkKind.UNSPECIFIED)
+MARK_KINDS: tuple[MarkKind, ...] = tuple(kind for kind in MarkKind if kind is not MarkKind.UNSPECIFIED)
 
 
 @dataclass(frozen=True)

@@ -280,9 +280,7 @@ class ClassifyStreamHandler:
         requests = self._recorder.requests
         if requests.admits(reason, now):
             fields = {} if message.pending is None else message.pending.log_fields(now)
-            requests.write(
-                "message failed", self._method, message, status.code, reason, now, status.message, **fields
-            )
+            requests.write("message failed", self._method, message, status.code, reason, now, status.message, **fields)
 
     def write_later(self, state: StreamState) -> None:
         """Write the answers of a stream at the next ``flush``."""

@@ -109,7 +109,10 @@ def test_any_bytes_are_decoded_or_rejected(body: bytes) -> None:
         ({"min_confidence": 1.5}, ["got 1.5"]),
         ({"min_confidence": math.nan}, ["got nan"]),
         ({"min_confidence": math.inf}, ["got inf"]),
-        *(({"placeholder": text}, ["placeholder: got"]) for text in ("??", "0", "٣", "½", " ", "\n", "\0", ".", "-", "x" * 999)),
+        *(
+            ({"placeholder": text}, ["placeholder: got"])
+            for text in ("??", "0", "٣", "½", " ", "\n", "\0", ".", "-", "x" * 999)
+        ),
     ],
 )
 def test_invalid_requests_are_rejected(fields: dict[str, Any], parts: list[str]) -> None:
