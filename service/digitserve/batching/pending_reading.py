@@ -1,13 +1,17 @@
 """One admitted request to read an image, from its admission to its answer. Used by ``readings`` and ``reading_queue``."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from digitserve.batching.pending import Responder, monotonic_deadline
+from digitserve.batching.stepwise import Scores
+from digitserve.errors import RequestError
+from digitserve.protocol.names import Method
 from digitserve.protocol.read_codec import ReadRequest
+from digitserve.telemetry.request_log import Caller
 
 if TYPE_CHECKING:
     from digitserve.batching.candidates import Candidates
-    from digitserve.batching.stepwise import Scores, Steps
+    from digitserve.batching.stepwise import Steps
 
 FIXED_PIXELS = 1 << 16
 """Work of reading an image apart from its pixels, in pixels."""
@@ -71,3 +75,58 @@ class PendingReading:
             "queue_ms": round(self.queue_s(now) * 1e3, 3),
             "compute_ms": round((self.step_s + self.inference_s) * 1e3, 3),
         }
+
+
+class Owner(Protocol):
+    """What the candidates of a reading need of ``Readings``."""
+
+    def resume(self, reading: PendingReading, scores: Scores) -> None:
+        """Continue a reading whose candidates are classified."""
+
+    def reject(self, reading: PendingReading, error: RequestError) -> None:
+        """Answer with an error."""
+
+    def fail(self, reading: PendingReading) -> None:
+        """Answer with an internal error; the pipeline has logged it."""
+
+
+class CandidateResponder:
+    """The ``Responder`` of the candidates of a reading; lives until they have their scores. It gets no answer."""
+
+    __slots__ = ("_reading", "_readings", "accepted", "deadline", "source")
+
+    completes: Method | None = None
+
+    def __init__(self, readings: Owner, reading: PendingReading) -> None:
+        responder = reading.responder
+        self._readings = readings
+        self._reading = reading
+        self.accepted = responder.accepted
+        self.deadline = responder.deadline
+        self.source = responder.source
+
+    @property
+    def open(self) -> bool:
+        """Whether the reading still waits."""
+        return not self._reading.over
+
+    @property
+    def caller(self) -> Caller:
+        """That of the reading."""
+        return self._reading.responder.caller
+
+    def take(self, scores: Scores) -> None:
+        """Continue the reading."""
+        self._readings.resume(self._reading, scores)
+
+    def reply(self, body: bytes) -> None:
+        """Never called: candidates get scores."""
+        raise NotImplementedError
+
+    def reject(self, error: RequestError) -> None:
+        """Reject the reading."""
+        self._readings.reject(self._reading, error)
+
+    def fail(self) -> None:
+        """Fail the reading."""
+        self._readings.fail(self._reading)

@@ -22,17 +22,16 @@ from digitserve.batching.batcher import OWN_SHARE, Batcher
 from digitserve.batching.candidates import Candidates
 from digitserve.batching.estimate import Estimate
 from digitserve.batching.pending import PendingRequest, Responder
-from digitserve.batching.pending_reading import FIXED_PIXELS, PendingReading
+from digitserve.batching.pending_reading import FIXED_PIXELS, CandidateResponder, PendingReading
 from digitserve.batching.reading_queue import ReadingQueue
 from digitserve.batching.refusals import Refusals, fresh
 from digitserve.batching.stepwise import Scores, StepReader, Steps
 from digitserve.errors import DeadlineUnmeetable, RequestError, Unsupported
-from digitserve.protocol.names import Code, Method
+from digitserve.protocol.names import Code
 from digitserve.protocol.read_codec import ReadRequest
 from digitserve.protocol.read_encoder import ReadEncoder
 from digitserve.protocol.readings import Reading
 from digitserve.telemetry.recorder import Recorder
-from digitserve.telemetry.request_log import Caller
 from digitserve.types import Gray, Source
 
 STEPS_S = 0.002
@@ -243,7 +242,7 @@ class Readings:
 
     def _ask(self, reading: PendingReading, images: Gray) -> None:
         """Queue candidates for the network."""
-        responder = _CandidateResponder(self, reading)
+        responder = CandidateResponder(self, reading)
         reading.candidates = Candidates(responder, images, self._clock(), reading.deadline, responder.take)
         self._batcher.add(reading.candidates)
 
@@ -364,45 +363,3 @@ def _advance(steps: Steps, scores: Scores | None) -> Gray | None:
     if images is not None and not len(images):
         raise ValueError("got no candidates; expected at least one, or None")
     return images
-
-
-class _CandidateResponder:
-    """The ``Responder`` of the candidates of a reading; lives until they have their scores. It gets no answer."""
-
-    __slots__ = ("_reading", "_readings", "accepted", "deadline", "source")
-
-    completes: Method | None = None
-
-    def __init__(self, readings: Readings, reading: PendingReading) -> None:
-        responder = reading.responder
-        self._readings = readings
-        self._reading = reading
-        self.accepted = responder.accepted
-        self.deadline = responder.deadline
-        self.source = responder.source
-
-    @property
-    def open(self) -> bool:
-        """Whether the reading still waits."""
-        return not self._reading.over
-
-    @property
-    def caller(self) -> Caller:
-        """That of the reading."""
-        return self._reading.responder.caller
-
-    def take(self, scores: Scores) -> None:
-        """Continue the reading."""
-        self._readings.resume(self._reading, scores)
-
-    def reply(self, body: bytes) -> None:
-        """Never called: candidates get scores."""
-        raise NotImplementedError
-
-    def reject(self, error: RequestError) -> None:
-        """Reject the reading."""
-        self._readings.reject(self._reading, error)
-
-    def fail(self) -> None:
-        """Fail the reading."""
-        self._readings.fail(self._reading)
