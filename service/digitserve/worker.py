@@ -71,6 +71,7 @@ from digitserve.protocol.names import (
     Method,
 )  # fmt: skip
 from digitserve.protocol.read_encoder import ReadEncoder
+from digitserve.reading.reader import DIGIT_LABELS, Reader
 from digitserve.settings import Settings
 from digitserve.telemetry.block import Block
 from digitserve.telemetry.recorder import Recorder
@@ -134,10 +135,8 @@ _log = structlog.get_logger("digitserve.worker")
 
 def new_reader(manifest: Manifest) -> StepReader | None:
     """Return what reads images with a model; None if its labels are not the ten digits."""
-    if sorted(manifest.labels) != list("0123456789"):
+    if manifest.labels != DIGIT_LABELS:
         return None
-    from digitserve.reading.reader import Reader  # noqa: PLC0415
-
     return Reader(manifest.labels, manifest.ood_threshold)
 
 
