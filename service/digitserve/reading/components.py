@@ -13,6 +13,12 @@ from digitserve.reading.pieces import Mask, Piece
 from digitserve.reading.runs import Indices, Runs, find_runs, label_runs
 from digitserve.types import Box
 
+MIN_HEIGHT = 8
+"""Height, in working pixels, from which ink counts for the typical height of digits."""
+
+MAX_ASPECT = 2.5
+"""Width against height up to which ink counts for it: rules and hyphens do not."""
+
 
 class Components(NamedTuple):
     """The 8-connected components of a mask.
@@ -28,6 +34,31 @@ class Components(NamedTuple):
     first: Indices
     boxes: Indices
     areas: Indices
+
+    @property
+    def heights(self) -> Indices:
+        """Height of each box."""
+        return self.boxes[:, 1] - self.boxes[:, 0]
+
+    @property
+    def widths(self) -> Indices:
+        """Width of each box."""
+        return self.boxes[:, 3] - self.boxes[:, 2]
+
+    def digit_height(self, page_height: int) -> float:
+        """Return the typical height of digits: the median of likely ones, weighted by their height.
+
+        So many specks do not outweigh a few digits.
+        """
+        heights, widths = self.heights, self.widths
+        likely = (heights >= MIN_HEIGHT) & (widths <= MAX_ASPECT * heights)
+        if (likely & (heights <= page_height / 2)).any():
+            likely &= heights <= page_height / 2
+        chosen = np.sort(heights[likely])
+        if not len(chosen):
+            return float(max(heights.max(initial=0), MIN_HEIGHT))
+        weights = np.cumsum(chosen)
+        return float(chosen[np.searchsorted(weights, weights[-1] / 2)])
 
     def box(self, index: int) -> Box:
         """Return the box of a component."""

@@ -14,7 +14,7 @@ from digitserve.errors import InvalidRequest
 from digitserve.protocol.names import IgnoredKind, Layout
 from digitserve.protocol.readings import Ignored, ReadOptions
 from digitserve.reading.components import Components, find_components, to_pieces
-from digitserve.reading.lines import MIN_DIGIT_SHARE, digit_height, group_lines
+from digitserve.reading.lines import MIN_DIGIT_SHARE, group_lines
 from digitserve.reading.pieces import Arrangement, InkImage, Piece, TextLine
 from digitserve.reading.strokes import join_strokes
 from digitserve.types import Box
@@ -56,8 +56,7 @@ def lay_out(ink: InkImage, options: ReadOptions) -> Generator[None, None, Arrang
     """
     components = find_components(ink.mask)
     yield
-    heights, widths = _sides(components)
-    height = digit_height(heights, widths, len(ink.mask))
+    height = components.digit_height(len(ink.mask))
     pieces, ignored = _sort_out(ink, components, height)
     yield
     lines, specks = group_lines(pieces, height)
@@ -71,14 +70,9 @@ def lay_out(ink: InkImage, options: ReadOptions) -> Generator[None, None, Arrang
     return Arrangement(lines, ignored)
 
 
-def _sides(components: Components) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    boxes = components.boxes
-    return boxes[:, 1] - boxes[:, 0], boxes[:, 3] - boxes[:, 2]
-
-
 def _sort_out(ink: InkImage, components: Components, height: float) -> tuple[list[Piece], list[Ignored]]:
     """Divide components into pieces and ignored ink."""
-    heights, widths = _sides(components)
+    heights, widths = components.heights, components.widths
     longest = np.maximum(heights, widths)
     shapes = _are_shapes(components, ink.mask.shape, height)
     specks = ~shapes & (longest < max(MIN_MARK_SHARE * height, MIN_MARK_SIDE))
@@ -105,7 +99,7 @@ def _sort_out(ink: InkImage, components: Components, height: float) -> tuple[lis
 
 def _are_shapes(components: Components, page: tuple[int, ...], height: float) -> NDArray[np.bool_]:
     """Return which components are too large, too full, too flat, or the edge of something at the border: bool[N]."""
-    heights, widths = _sides(components)
+    heights, widths = components.heights, components.widths
     boxes = components.boxes
     cut = (boxes[:, 0] == 0) | (boxes[:, 2] == 0) | (boxes[:, 1] == page[0]) | (boxes[:, 3] == page[1])
     fill = components.areas / (heights * widths)

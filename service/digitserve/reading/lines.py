@@ -9,16 +9,9 @@ found from the middles of high pieces; points, commas and hyphens are attached a
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from digitserve.reading.pieces import Piece, TextLine
 from digitserve.types import FloatImage
-
-MIN_HEIGHT = 8
-"""Height, in working pixels, from which ink counts for the typical height of digits."""
-
-MAX_ASPECT = 2.5
-"""Width against height up to which ink counts for it: rules and hyphens do not."""
 
 MIN_DIGIT_SHARE = 0.5
 """Height of a piece, as a share of the typical height of digits, from which it may be a digit by itself."""
@@ -37,27 +30,6 @@ ABOVE, BELOW, BESIDE = 0.55, 0.75, 1.2
 
 FLATTER_IS_LIKELIER = 1.0
 """Share by which the score of a slope is reduced per unit of slope, so that a column of single digits counts as level."""
-
-
-def digit_height(heights: NDArray[np.intp], widths: NDArray[np.intp], page_height: int) -> float:
-    """Return the typical height of digits among components.
-
-    Args:
-        heights: intp[N]; of the components' boxes.
-        widths: intp[N].
-        page_height: in the same pixels.
-
-    Returns:
-        The median of likely digits, weighted by their height, so that many specks do not outweigh a few digits.
-    """
-    likely = (heights >= MIN_HEIGHT) & (widths <= MAX_ASPECT * heights)
-    if (likely & (heights <= page_height / 2)).any():
-        likely &= heights <= page_height / 2
-    chosen = np.sort(heights[likely])
-    if not len(chosen):
-        return float(max(heights.max(initial=0), MIN_HEIGHT))
-    weights = np.cumsum(chosen)
-    return float(chosen[np.searchsorted(weights, weights[-1] / 2)])
 
 
 def group_lines(pieces: Sequence[Piece], height: float) -> tuple[list[TextLine], list[Piece]]:

@@ -1,18 +1,22 @@
 """Pixels to ink: polarity, local background, strength of the ink at working resolution.
 
-    pixels ──reduced to MAX_SIDE──▶ grey ──polarity──▶ lightness ──closing──▶ background
-           lightness, background, local ink level ──▶ strength ──enlarged if small──▶ InkImage
+    pixels ──reduced to MAX_SIDE──▶ grey ──polarity──▶ lightness ──closing──▶ contrast ──components──▶ height of digits
+           lightness ──reduced if digits are high──▶ closing ──▶ contrast ──local ink level──▶ strength
+                                                                 ──enlarged if small──▶ InkImage
 
 ``reader`` calls it on a worker's thread; no state is kept. The background is a morphological closing: dark strokes narrower than
 its window are filled, and the edges of larger dark areas, such as hard shadows, stay where they are. Ink is weighed against the
-darkest ink nearby, so that a pencil is found beside a marker, and in a shadow.
+darkest ink nearby, so that a pencil is found beside a marker, and in a shadow. High digits are reduced, because means of pixels
+have less noise: faint strokes stay whole.
 """
 
 from collections.abc import Generator
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from digitserve.reading.components import find_components
 from digitserve.reading.pieces import InkImage
 from digitserve.types import FloatImage, Gray, Ink
 from digitserve.vision.channel import select_channel
@@ -55,8 +59,32 @@ proportion to the light that falls on the paper.
 TO_DEVIATION = 1.4826
 """Standard deviation of normal noise against the median of its absolute values."""
 
+MAX_DIGIT_HEIGHT = 96
+"""Height of digits, in pixels, from which the image is reduced, to half of that at least: the network sees 20 pixels."""
+
+LEVEL_SHARE = 0.5
+"""Side of the square in which ink is weighed against the darkest, as a share of the height of digits: strokes of one digit differ."""
+
 BAND_ROWS = 256
 """Rows of which the strength is computed between two yields."""
+
+
+class _Contrast(NamedTuple):
+    """Contrast of dark ink to its background, in grey levels of paper in full light.
+
+    Attributes:
+        contrast: float32[h, w].
+        background: uint8[h, w]; grey level of the paper.
+        gain: float32[h, w]; contrast per grey level of difference.
+        offset: mean contrast of the paper; subtracted already.
+        faintest: contrast below which nothing is ink.
+    """
+
+    contrast: FloatImage
+    background: Gray
+    gain: FloatImage
+    offset: np.float32
+    faintest: np.float32
 
 
 def extract_ink(pixels: Gray, ink: Ink) -> Generator[None, None, InkImage]:
@@ -68,6 +96,9 @@ def extract_ink(pixels: Gray, ink: Ink) -> Generator[None, None, InkImage]:
 
     Returns:
         The ink; all background for an image without contrast.
+
+    Raises:
+        InvalidRequest: noise or texture, see ``runs.find_runs``.
     """
     factor = -(-max(pixels.shape[:2]) // MAX_SIDE)
     if factor > 1:
@@ -77,51 +108,87 @@ def extract_ink(pixels: Gray, ink: Ink) -> Generator[None, None, InkImage]:
     yield
     if ink is Ink.AUTO:
         ink = find_ink(gray)
-    strength = yield from _strength(
-        gray if ink is Ink.DARK_ON_LIGHT else 255 - gray, of_reflection=ink is Ink.DARK_ON_LIGHT
-    )
+    of_reflection = ink is Ink.DARK_ON_LIGHT
+    light = gray if of_reflection else 255 - gray
+    strength, reduction = yield from _strength(light, of_reflection=of_reflection)
     height, width = strength.shape
     enlargement = min(-(-SMALL_SIDE // min(height, width)), MAX_ENLARGEMENT, max(MAX_SIDE // max(height, width), 1))
-    if enlargement > 1:
+    if enlargement > 1 and reduction == 1:
         strength = resize(strength, height * enlargement, width * enlargement).clip(0, 1)
-    return InkImage(strength, strength > INK_SHARE, ink, factor / enlargement)
+        return InkImage(strength, strength > INK_SHARE, ink, factor / enlargement)
+    return InkImage(strength, strength > INK_SHARE, ink, factor * reduction)
 
 
-def _strength(light: Gray, *, of_reflection: bool) -> Generator[None, None, FloatImage]:
-    """Return the strength of dark ink, float32[H, W] from 0 to 1.
+def _strength(light: Gray, *, of_reflection: bool) -> Generator[None, None, tuple[FloatImage, int]]:
+    """Return the strength of dark ink, float32[h, w] from 0 to 1, and by which factor the image was reduced for it.
 
     Args:
         light: uint8[H, W]; the paper is lighter than the ink.
         of_reflection: whether the contrast of ink is in proportion to the light on the paper.
     """
     height, width = light.shape
+    window = _window(height, width)
     factor = 2 if max(height, width) >= HALVED_SIDE else 1
+    reduced = _reduce(light, factor)
+    found = yield from _contrast(reduced, window // factor, of_reflection=of_reflection)
+    levels = _levels(found, window // factor)
+    yield
+    components = find_components(found.contrast > INK_SHARE * levels)
+    digits = components.digit_height(reduced.shape[0]) * factor
+    yield
+    reduction = max(int(2 * digits // MAX_DIGIT_HEIGHT), 1)
+    if reduction > 1:
+        light = _reduce(light, reduction)
+        found = yield from _contrast(light, window // reduction, of_reflection=of_reflection)
+        factor = 1
+        height, width = light.shape
+    levels = _levels(found, round(LEVEL_SHARE * digits / (factor * reduction)))
+    scale: FloatImage = 1 / levels
+    level = (found.background * found.gain - found.offset) * scale
+    scale *= found.gain
+    yield
     if height % factor or width % factor:
         light = np.pad(light, ((0, height % factor), (0, width % factor)), "edge")
-    reduced = reduce_by_block_means(light, factor) if factor > 1 else light
-    window = _window(height, width) // factor
-    background = _close(reduced, window)
-    yield
-    gain = _gain(background) if of_reflection else np.ones(background.shape, np.float32)
-    samples = (background[::4, ::4].astype(np.float32) - light[:: 4 * factor, :: 4 * factor]) * gain[::4, ::4]
-    offset = np.float32(np.median(samples))
-    noise = TO_DEVIATION * float(np.median(np.abs(samples - offset)))
-    contrast = (background - reduced) * gain - offset
-    rank = min(NUM_DARKEST, contrast.size // NUM_DARKEST)
-    darkest = -float(np.partition(-contrast.reshape(-1), rank)[rank])
-    faintest = max(NOISE_DEVIATIONS * noise, FAINT_SHARE * darkest, MIN_CONTRAST)
-    yield
-    levels = _spread(contrast.clip(0, 255).astype(np.uint8), window, np.maximum)
-    scale: FloatImage = 1 / np.maximum(levels, np.float32(faintest / INK_SHARE))
-    level = (background * gain - offset) * scale
-    scale *= gain
-    yield
     strength = np.empty(light.shape, np.float32)
     for top in range(0, len(light), BAND_ROWS):
         rows, blocks = slice(top, top + BAND_ROWS), slice(top // factor, (top + BAND_ROWS) // factor)
         strength[rows] = _divide(light[rows], level[blocks], scale[blocks], factor)
         yield
-    return strength[:height, :width]
+    return strength[:height, :width], reduction
+
+
+def _reduce(light: Gray, factor: int) -> Gray:
+    return reduce_by_block_means(light, factor) if factor > 1 else light
+
+
+def _contrast(light: Gray, window: int, *, of_reflection: bool) -> Generator[None, None, _Contrast]:
+    """Return the contrast of dark ink.
+
+    Args:
+        light: uint8[h, w].
+        window: of the closing, in the same pixels.
+        of_reflection: see ``_strength``.
+    """
+    background = _close(light, window)
+    yield
+    gain = _gain(background) if of_reflection else np.ones(background.shape, np.float32)
+    contrast = (background - light) * gain
+    samples = contrast[::4, ::4]
+    offset = np.float32(np.median(samples))
+    noise = TO_DEVIATION * float(np.median(np.abs(samples - offset)))
+    contrast -= offset
+    rank = min(NUM_DARKEST, contrast.size // NUM_DARKEST)
+    darkest = -float(np.partition(-contrast.reshape(-1), rank)[rank])
+    faintest = np.float32(max(NOISE_DEVIATIONS * noise, FAINT_SHARE * darkest, MIN_CONTRAST))
+    yield
+    return _Contrast(contrast, background, gain, offset, faintest)
+
+
+def _levels(found: _Contrast, window: int) -> FloatImage:
+    """Return the contrast of the darkest ink around each pixel, at least what makes the faintest ink count: float32[h, w]."""
+    levels = _spread(found.contrast.clip(0, 255).astype(np.uint8), window, np.maximum)
+    at_least: FloatImage = np.maximum(levels, found.faintest / np.float32(INK_SHARE))
+    return at_least
 
 
 def _gain(background: Gray) -> FloatImage:
