@@ -16,8 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from digitserve.reading.components import find_components
-from digitserve.reading.pieces import InkImage
+from digitserve.reading.components import find_components, run_pixels
+from digitserve.reading.pieces import InkImage, Mask
+from digitserve.reading.runs import find_pixels, find_runs, label_runs
 from digitserve.types import FloatImage, Gray, Ink
 from digitserve.vision.channel import select_channel
 from digitserve.vision.polarity import find_ink
@@ -36,14 +37,16 @@ MAX_ENLARGEMENT = 3
 HALVED_SIDE = 1000
 """Longest side, in pixels, from which the background is computed at half resolution."""
 
-INK_SHARE = 0.4
-"""Strength above which a pixel is ink: of the photos in real-ink, thin strokes stay whole, and near ones stay apart."""
+INK_SHARE, REDUCED_INK_SHARE = 0.4, 0.3
+"""Strength above which a pixel is ink. Near strokes stay apart; where the image was reduced, there is less noise, and faint
+strokes stay whole, of the photos of pencil in real-ink.
+"""
 
-NOISE_DEVIATIONS = 5
-"""Standard deviations of the paper's noise below which nothing is ink."""
+NOISE_DEVIATIONS, CERTAIN_DEVIATIONS = 3.5, 10
+"""Standard deviations of the paper's noise below which nothing is ink; those that each component of ink must have somewhere."""
 
-FAINT_SHARE = 0.12
-"""Share of the contrast of the page's darkest ink below which nothing is ink: the other side of thin paper has less."""
+FAINT_SHARE, CERTAIN_SHARE = 0.06, 0.2
+"""The same as shares of the contrast of the page's darkest ink: the other side of thin paper has less than the second."""
 
 MIN_CONTRAST = 8
 """Grey levels of contrast below which nothing is ink."""
@@ -62,7 +65,7 @@ TO_DEVIATION = 1.4826
 MAX_DIGIT_HEIGHT = 96
 """Height of digits, in pixels, from which the image is reduced, to half of that at least: the network sees 20 pixels."""
 
-LEVEL_SHARE = 0.5
+LEVEL_SHARE = 0.35
 """Side of the square in which ink is weighed against the darkest, as a share of the height of digits: strokes of one digit differ."""
 
 BAND_ROWS = 256
@@ -78,6 +81,7 @@ class _Contrast(NamedTuple):
         gain: float32[h, w]; contrast per grey level of difference.
         offset: mean contrast of the paper; subtracted already.
         faintest: contrast below which nothing is ink.
+        certain: contrast that ink must have somewhere.
     """
 
     contrast: FloatImage
@@ -85,6 +89,7 @@ class _Contrast(NamedTuple):
     gain: FloatImage
     offset: np.float32
     faintest: np.float32
+    certain: np.float32
 
 
 def extract_ink(pixels: Gray, ink: Ink) -> Generator[None, None, InkImage]:
@@ -116,7 +121,8 @@ def extract_ink(pixels: Gray, ink: Ink) -> Generator[None, None, InkImage]:
     if enlargement > 1 and reduction == 1:
         strength = resize(strength, height * enlargement, width * enlargement).clip(0, 1)
         return InkImage(strength, strength > INK_SHARE, ink, factor / enlargement)
-    return InkImage(strength, strength > INK_SHARE, ink, factor * reduction)
+    share = INK_SHARE if reduction == 1 else REDUCED_INK_SHARE
+    return InkImage(strength, strength > share, ink, factor * reduction)
 
 
 def _strength(light: Gray, *, of_reflection: bool) -> Generator[None, None, tuple[FloatImage, int]]:
@@ -131,7 +137,7 @@ def _strength(light: Gray, *, of_reflection: bool) -> Generator[None, None, tupl
     factor = 2 if max(height, width) >= HALVED_SIDE else 1
     reduced = _reduce(light, factor)
     found = yield from _contrast(reduced, window // factor, of_reflection=of_reflection)
-    levels = _levels(found, window // factor)
+    levels = _levels(found, window // factor, INK_SHARE)
     yield
     components = find_components(found.contrast > INK_SHARE * levels)
     digits = components.digit_height(reduced.shape[0]) * factor
@@ -142,7 +148,8 @@ def _strength(light: Gray, *, of_reflection: bool) -> Generator[None, None, tupl
         found = yield from _contrast(light, window // reduction, of_reflection=of_reflection)
         factor = 1
         height, width = light.shape
-    levels = _levels(found, round(LEVEL_SHARE * digits / (factor * reduction)))
+    share = INK_SHARE if reduction == 1 else REDUCED_INK_SHARE
+    levels = _levels(found, round(LEVEL_SHARE * digits / (factor * reduction)), share)
     scale: FloatImage = 1 / levels
     level = (found.background * found.gain - found.offset) * scale
     scale *= found.gain
@@ -154,7 +161,29 @@ def _strength(light: Gray, *, of_reflection: bool) -> Generator[None, None, tupl
         rows, blocks = slice(top, top + BAND_ROWS), slice(top // factor, (top + BAND_ROWS) // factor)
         strength[rows] = _divide(light[rows], level[blocks], scale[blocks], factor)
         yield
-    return strength[:height, :width], reduction
+    strength = strength[:height, :width]
+    _clear_faint(strength, strength > share, found.contrast > found.certain, factor)
+    yield
+    return strength, reduction
+
+
+def _clear_faint(strength: FloatImage, mask: Mask, certain: Mask, factor: int) -> None:
+    """Clear ink in place that is faint everywhere: its component has no pixel that is certain.
+
+    Args:
+        strength: float32[H, W].
+        mask: bool[H, W]; where it is ink.
+        certain: bool[h, w]; reduced by ``factor``.
+        factor: pixels of ``strength`` per pixel of ``certain``.
+    """
+    runs = find_runs(mask)
+    labels, count = label_runs(runs)
+    kept = np.zeros(count, np.bool_)
+    rows, columns = np.nonzero(certain)
+    for offset in range(factor):
+        kept[labels[find_pixels(runs, rows * factor + offset, columns * factor + offset)]] = True
+    faint = runs.select(~kept[labels])
+    strength.reshape(-1)[run_pixels(faint, strength.shape[1])] = 0
 
 
 def _reduce(light: Gray, factor: int) -> Gray:
@@ -180,14 +209,15 @@ def _contrast(light: Gray, window: int, *, of_reflection: bool) -> Generator[Non
     rank = min(NUM_DARKEST, contrast.size // NUM_DARKEST)
     darkest = -float(np.partition(-contrast.reshape(-1), rank)[rank])
     faintest = np.float32(max(NOISE_DEVIATIONS * noise, FAINT_SHARE * darkest, MIN_CONTRAST))
+    certain = np.float32(max(CERTAIN_DEVIATIONS * noise, CERTAIN_SHARE * darkest, 2 * MIN_CONTRAST))
     yield
-    return _Contrast(contrast, background, gain, offset, faintest)
+    return _Contrast(contrast, background, gain, offset, faintest, certain)
 
 
-def _levels(found: _Contrast, window: int) -> FloatImage:
+def _levels(found: _Contrast, window: int, share: float) -> FloatImage:
     """Return the contrast of the darkest ink around each pixel, at least what makes the faintest ink count: float32[h, w]."""
     levels = _spread(found.contrast.clip(0, 255).astype(np.uint8), window, np.maximum)
-    at_least: FloatImage = np.maximum(levels, found.faintest / np.float32(INK_SHARE))
+    at_least: FloatImage = np.maximum(levels, found.faintest / np.float32(share))
     return at_least
 
 

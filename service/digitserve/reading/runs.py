@@ -64,6 +64,15 @@ def find_runs(mask: Mask) -> Runs:
     return Runs(row, start, changes[1::2] - row * (width + 1))
 
 
+def find_pixels(runs: Runs, rows: Indices, columns: Indices) -> Indices:
+    """Return the indices of the runs that hold any of these pixels; pixels outside of all runs are left out."""
+    stride = int(max(runs.stop.max(initial=0), columns.max(initial=0))) + 1
+    positions = rows * stride + columns
+    found = np.searchsorted(runs.row * stride + runs.start, positions, "right") - 1
+    inside = (found >= 0) & (positions < (runs.row * stride + runs.stop)[found]) if len(runs.row) else found >= 0
+    return found[inside]
+
+
 def label_runs(runs: Runs, *, gap: int = 0) -> tuple[Indices, int]:
     """Find the 8-connected components of runs.
 
