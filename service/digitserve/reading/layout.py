@@ -16,6 +16,7 @@ from digitserve.protocol.readings import Ignored, ReadOptions
 from digitserve.reading.components import Components, find_components, to_pieces
 from digitserve.reading.lines import MIN_DIGIT_SHARE, group_lines
 from digitserve.reading.pieces import Arrangement, InkImage, Piece, TextLine
+from digitserve.reading.rulings import Rulings, choose_rules, cover, find_candidates, remove
 from digitserve.reading.strokes import join_strokes
 from digitserve.types import Box
 
@@ -57,7 +58,13 @@ def lay_out(ink: InkImage, options: ReadOptions) -> Generator[None, None, Arrang
     components = find_components(ink.mask)
     yield
     height = components.digit_height(len(ink.mask))
+    rulings = yield from _take_rulings(ink, height)
+    if rulings.horizontal or rulings.vertical:
+        components = find_components(ink.mask)
+        yield
+        height = components.digit_height(len(ink.mask))
     pieces, ignored = _sort_out(ink, components, height)
+    ignored += [Ignored(IgnoredKind.RULING, rule.box(ink.mask.shape)) for rule in rulings.horizontal + rulings.vertical]
     yield
     lines, specks = group_lines(pieces, height)
     ignored += [Ignored(IgnoredKind.SPECK, piece.box) for piece in specks]
@@ -68,6 +75,23 @@ def lay_out(ink: InkImage, options: ReadOptions) -> Generator[None, None, Arrang
         lines, others = _dominant(lines)
         ignored += others
     return Arrangement(lines, ignored)
+
+
+def _take_rulings(ink: InkImage, height: float) -> Generator[None, None, Rulings]:
+    """Find ruled lines and remove them from the ink in place."""
+    across = find_candidates(ink.mask, height, horizontal=True)
+    yield
+    down = find_candidates(ink.mask, height, horizontal=False)
+    yield
+    rulings = choose_rules(across, down, ink.mask.shape, height)
+    if rulings.horizontal or rulings.vertical:
+        zone = cover(ink.mask.shape, rulings)
+        remove(ink.mask, rulings.horizontal)
+        yield
+        remove(ink.mask, rulings.vertical)
+        ink.strength[zone & ~ink.mask] = 0
+        yield
+    return rulings
 
 
 def _sort_out(ink: InkImage, components: Components, height: float) -> tuple[list[Piece], list[Ignored]]:

@@ -1,0 +1,348 @@
+"""Ruled lines, boxes and combs: where they are, and their removal without damage to the digits that touch or cross them.
+
+    runs across the line's direction, thin ones ──components──▶ straight segments ──chained──▶ rules
+    rules: long ones; sides of boxes, whose ends meet; ticks of a comb, which are regular
+
+``layout`` calls it on a worker's thread; no state is kept. Horizontal rules are found from the runs of the transposed mask, vertical
+ones from the runs of the mask, by the same functions: a position ``along`` the rule, and an ``across`` one. A digit that crosses a
+rule makes the run there longer than the rule is thick; such runs stay, so its stroke stays whole.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from digitserve.reading.components import run_pixels
+from digitserve.reading.pieces import Mask
+from digitserve.reading.runs import Indices, Runs, find_runs, label_runs
+from digitserve.types import Box
+
+MAX_SLOPE = 0.12
+"""Slope of a rule: seven degrees."""
+
+MAX_THICKNESS_SHARE, MAX_THICKNESS = 0.2, 4
+"""Thickness of a rule: a share of the height of digits, but at least this many pixels."""
+
+MIN_SEGMENT_SHARE, MIN_SEGMENT = 0.25, 6
+"""Length of a straight segment: a share of the height of digits, but at least this many pixels."""
+
+MAX_SEGMENTS = 1000
+"""Segments that are considered, longest first: a grid of 400 cells with a digit in each has about 800."""
+
+MIN_STRAIGHT_SHARE = 0.8
+"""Share of a segment's runs that lie on one straight line."""
+
+MAX_HOLE_SHARE = 0.4
+"""Background between two segments of one rule, as a share of the height of digits: faint rules are broken."""
+
+MIN_LONG = 3
+"""Length of a rule that is one by its length alone, as a multiple of the height of digits."""
+
+MIN_SIDE_SHARE = 0.8
+"""Length of a side of a box, as a share of the height of digits."""
+
+MIN_TICKS, MAX_TICK_DEVIATION = 3, 0.2
+"""Ticks of a comb: their least number, and how much their lengths and distances differ."""
+
+
+@dataclass(slots=True, eq=False)
+class Rule:
+    """A straight or slightly curved line.
+
+    Attributes:
+        along: float64[K]; knots, ascending: columns of a horizontal rule, rows of a vertical one.
+        across: float64[K]; the rule's middle at the knots.
+        thickness: in pixels.
+        horizontal: its direction.
+    """
+
+    along: NDArray[np.float64]
+    across: NDArray[np.float64]
+    thickness: float
+    horizontal: bool
+
+    @property
+    def start(self) -> float:
+        """First position along."""
+        return float(self.along[0])
+
+    @property
+    def stop(self) -> float:
+        """Last position along."""
+        return float(self.along[-1])
+
+    @property
+    def length(self) -> float:
+        """Distance of its ends."""
+        return self.stop - self.start
+
+    def at(self, along: float) -> float:
+        """Return its middle at a position along; beyond its ends that of the end."""
+        return float(np.interp(along, self.along, self.across))
+
+    def box(self, shape: tuple[int, ...]) -> Box:
+        """Return the box of the rule within a mask of this shape."""
+        half = self.thickness / 2
+        low, high = int(self.across.min() - half), int(self.across.max() + half) + 1
+        start, stop = int(self.start), int(self.stop) + 1
+        top, bottom, left, right = (low, high, start, stop) if self.horizontal else (start, stop, low, high)
+        return Box(max(top, 0), min(bottom, shape[0]), max(left, 0), min(right, shape[1]))
+
+
+class Rulings(NamedTuple):
+    """The rules of an image.
+
+    Attributes:
+        horizontal: from top to bottom.
+        vertical: from left to right.
+    """
+
+    horizontal: list[Rule]
+    vertical: list[Rule]
+
+
+def find_candidates(mask: Mask, height: float, *, horizontal: bool) -> list[Rule]:
+    """Find straight thin lines of one direction, of any length from a segment's; strokes of digits are among them.
+
+    Args:
+        mask: bool[H, W].
+        height: typical height of digits.
+        horizontal: the direction.
+    """
+    across_mask = np.ascontiguousarray(mask.T) if horizontal else mask
+    runs = find_runs(across_mask)
+    thin = runs.select(runs.length <= max(MAX_THICKNESS_SHARE * height, MAX_THICKNESS))
+    segments = _find_segments(thin, max(MIN_SEGMENT_SHARE * height, MIN_SEGMENT), horizontal=horizontal)
+    return _chain(segments, across_mask, MAX_HOLE_SHARE * height)
+
+
+def choose_rules(horizontal: list[Rule], vertical: list[Rule], shape: tuple[int, ...], height: float) -> Rulings:
+    """Choose the candidates that are rules: long ones, sides of boxes, ticks of combs.
+
+    Args:
+        horizontal: candidates of ``find_candidates``.
+        vertical: the same.
+        shape: of the mask.
+        height: typical height of digits.
+    """
+    rows = [rule for rule in horizontal if rule.length >= MIN_LONG * height]
+    columns = [rule for rule in vertical if rule.length >= MIN_LONG * height]
+    sides_across = [rule for rule in horizontal if MIN_SIDE_SHARE * height <= rule.length < MIN_LONG * height]
+    sides_down = [rule for rule in vertical if MIN_SIDE_SHARE * height <= rule.length < MIN_LONG * height]
+    # Of sides that meet only other short sides, those are dropped that meet nothing at one end, until all do.
+    while True:
+        kept_across = [rule for rule in sides_across if _spans(rule, columns + sides_down, shape[1], height)]
+        kept_down = [rule for rule in sides_down if _spans(rule, rows + kept_across, shape[0], height)]
+        if len(kept_across) == len(sides_across) and len(kept_down) == len(sides_down):
+            break
+        sides_across, sides_down = kept_across, kept_down
+    rows += sides_across
+    columns += sides_down
+    if rows:
+        others = [rule for rule in vertical if rule.length < MIN_LONG * height and rule not in columns]
+        columns += _find_ticks(others, rows)
+    return Rulings(
+        sorted(rows, key=lambda rule: rule.at((rule.start + rule.stop) / 2)),
+        sorted(columns, key=lambda rule: rule.at((rule.start + rule.stop) / 2)),
+    )
+
+
+def remove(mask: Mask, rules: list[Rule]) -> None:
+    """Remove rules of one direction from a mask, in place; strokes that cross them stay.
+
+    Args:
+        mask: bool[H, W].
+        rules: of one direction.
+    """
+    if not rules:
+        return
+    across_mask = mask.T if rules[0].horizontal else mask
+    runs = find_runs(np.ascontiguousarray(across_mask))
+    removed = np.zeros(len(runs.row), np.bool_)
+    for rule in rules:
+        first, last = np.searchsorted(runs.row, [rule.start - 2, rule.stop + 3])
+        part = slice(int(first), int(last))
+        middle = np.interp(runs.row[part], rule.along, rule.across)
+        reach = rule.thickness / 2 + 1
+        on_rule = (runs.start[part] <= middle + reach) & (runs.stop[part] >= middle - reach)
+        thin = runs.length[part] <= rule.thickness + max(2, rule.thickness / 2)
+        removed[part] |= on_rule & thin
+    gone = runs.select(removed)
+    rows, columns = np.divmod(run_pixels(gone, across_mask.shape[1]), across_mask.shape[1])
+    across_mask[rows, columns] = False
+
+
+def cover(shape: tuple[int, ...], rulings: Rulings) -> Mask:
+    """Return the pixels on and beside the rules, where what is left of them may be: bool[H, W]."""
+    zone = np.zeros(shape, np.bool_)
+    for rule in rulings.horizontal + rulings.vertical:
+        view = zone.T if rule.horizontal else zone
+        along = np.arange(max(int(rule.start) - 2, 0), min(int(rule.stop) + 3, len(view)))
+        middle = np.interp(along, rule.along, rule.across)
+        reach = rule.thickness / 2 + 2
+        for offset in np.arange(-reach, reach + 1):
+            view[along, np.clip(np.rint(middle + offset).astype(np.intp), 0, view.shape[1] - 1)] = True
+    return zone
+
+
+def _find_segments(thin: Runs, min_length: float, *, horizontal: bool) -> list[Rule]:
+    """Return the components of thin runs that are straight."""
+    labels, count = label_runs(thin)
+    if not count:
+        return []
+    first = np.full(count, np.iinfo(np.intp).max)
+    np.minimum.at(first, labels, thin.row)
+    last = np.zeros(count, np.intp)
+    np.maximum.at(last, labels, thin.row)
+    lengths = last - first + 1
+    chosen = np.flatnonzero(lengths >= min_length)
+    chosen = np.sort(chosen[np.argsort(-lengths[chosen], kind="stable")[:MAX_SEGMENTS]])
+    order = np.argsort(labels, kind="stable")
+    bounds = np.searchsorted(labels[order], np.stack([chosen, chosen + 1]))
+    middles = (thin.start + thin.stop - 1) / 2
+    segments = []
+    for begin, end in bounds.T.tolist():
+        part = order[begin:end]
+        segment = _fit(thin.row[part], middles[part], thin.length[part], min_length, horizontal=horizontal)
+        if segment is not None:
+            segments.append(segment)
+    return segments
+
+
+def _fit(
+    along: Indices, across: NDArray[np.float64], lengths: Indices, min_length: float, *, horizontal: bool
+) -> Rule | None:
+    """Fit a straight line to runs, without those beside it; None if too few are on it."""
+    thickness = float(np.median(lengths))
+    tolerance = max(1.0, thickness / 2, 0.006 * len(along))
+    on_line = np.ones(len(along), np.bool_)
+    slope = level = 0.0
+    for _ in range(3):
+        x, y = along[on_line], across[on_line]
+        mean_x, mean_y = x.mean(), y.mean()
+        spread = float(((x - mean_x) ** 2).sum())
+        if not spread:
+            return None
+        slope = float(((x - mean_x) * (y - mean_y)).sum()) / spread
+        level = float(mean_y - slope * mean_x)
+        deviation = np.abs(across - level - slope * along)
+        on_line = deviation <= max(tolerance, float(np.median(deviation)))
+    on_line = deviation <= tolerance
+    if abs(slope) > MAX_SLOPE or np.count_nonzero(on_line) < MIN_STRAIGHT_SHARE * len(along):
+        return None
+    x = along[on_line]
+    start, stop = float(x.min()), float(x.max())
+    if stop - start + 1 < min_length:
+        return None
+    ends = np.array([start, stop])
+    return Rule(ends, level + slope * ends, thickness, horizontal)
+
+
+def _chain(segments: list[Rule], across_mask: Mask, max_hole: float) -> list[Rule]:
+    """Join the segments of one rule: collinear, and with ink between them, of digits that cross it, or a short hole."""
+    chains: list[Rule] = []
+    for segment in sorted(segments, key=lambda segment: segment.start):
+        best, best_offset = None, np.inf
+        for chain in chains:
+            gap = segment.start - chain.stop
+            if gap < -1 or gap > 12 * max_hole:
+                continue
+            offset = abs(_extrapolate(chain, segment.start) - float(segment.across[0]))
+            tolerance = max(2.0, chain.thickness / 2) + 0.02 * max(gap, 0)
+            if offset < min(tolerance, best_offset) and _similar(chain.thickness, segment.thickness):
+                best, best_offset = chain, offset
+        if best is not None and _is_bridged(best, segment, across_mask, max_hole):
+            weight = best.length / (best.length + segment.length)
+            best.thickness = best.thickness * weight + segment.thickness * (1 - weight)
+            best.along = np.concatenate([best.along, np.maximum(segment.along, best.stop + 0.5)])
+            best.across = np.concatenate([best.across, segment.across])
+        else:
+            chains.append(segment)
+    return chains
+
+
+def _similar(one: float, two: float) -> bool:
+    low, high = sorted((one, two))
+    return high <= 2 * low + 2
+
+
+def _extrapolate(chain: Rule, along: float) -> float:
+    """Return where a chain would be beyond its end, from the slope of the whole."""
+    slope = (chain.across[-1] - chain.across[0]) / max(chain.length, 1.0)
+    return float(chain.across[-1] + slope * (along - chain.stop))
+
+
+def _is_bridged(chain: Rule, segment: Rule, across_mask: Mask, max_hole: float) -> bool:
+    """Return whether there is ink all the way between two segments, apart from a hole."""
+    first, last = int(chain.stop) + 1, int(segment.start)
+    if last - first <= max_hole / 4:
+        return True
+    along = np.arange(first, last)
+    middle = np.interp(along, [chain.stop, segment.start], [chain.across[-1], segment.across[0]])
+    places = np.clip(np.rint(middle).astype(np.intp), 1, across_mask.shape[1] - 2)
+    inked = across_mask[along, places] | across_mask[along, places - 1] | across_mask[along, places + 1]
+    return int(np.count_nonzero(~inked)) <= max_hole and int(np.count_nonzero(~inked)) <= chain.length / 2
+
+
+def _spans(side: Rule, others: list[Rule], end_of_image: int, height: float) -> bool:
+    """Return whether a side meets or crosses two rules, or the border of the image, that are a box's side apart.
+
+    Args:
+        side: a short straight line.
+        others: rules across it.
+        end_of_image: size of the image along it.
+        height: typical height of digits.
+    """
+    met = [crossing for other in others if (crossing := _crossing(side, other)) is not None]
+    if side.start <= 1:
+        met.append(0)
+    if side.stop >= end_of_image - 2:
+        met.append(end_of_image)
+    return bool(met) and max(met) - min(met) >= MIN_SIDE_SHARE * height
+
+
+def _crossing(side: Rule, other: Rule) -> float | None:
+    """Return where, along a side, another rule crosses or meets it."""
+    reach = side.thickness + other.thickness + 2
+    place = other.at(side.at((side.start + side.stop) / 2))
+    if not side.start - reach <= place <= side.stop + reach:
+        return None
+    return place if other.start - reach <= side.at(place) <= other.stop + reach else None
+
+
+def _meets(other: Rule, along: float, across: float, thickness: float) -> bool:
+    """Return whether another rule passes, or ends, near a point: ``along`` and ``across`` are the other's directions."""
+    reach = thickness + other.thickness + 2
+    return other.start - reach <= along <= other.stop + reach and abs(other.at(along) - across) <= reach
+
+
+def _find_ticks(candidates: list[Rule], rows: list[Rule]) -> list[Rule]:
+    """Return short vertical lines that start from a horizontal rule, are of one length, and at regular distances."""
+    found: list[Rule] = []
+    for row in rows:
+        for end in (-1, 0):
+            ticks = [
+                rule
+                for rule in candidates
+                if _meets(row, float(rule.across[end]), float(rule.along[end]), rule.thickness)
+                and rule.thickness <= 2 * row.thickness + 1
+            ]
+            if len(ticks) < MIN_TICKS:
+                continue
+            length = float(np.median([tick.length for tick in ticks]))
+            ticks = [tick for tick in ticks if abs(tick.length - length) <= MAX_TICK_DEVIATION * length + 2]
+            if _are_regular(sorted(tick.at(tick.start) for tick in ticks)):
+                found += [tick for tick in ticks if tick not in found]
+    return found
+
+
+def _are_regular(places: list[float]) -> bool:
+    """Return whether places are at equal distances; some may be missing."""
+    if len(places) < MIN_TICKS:
+        return False
+    gaps = np.diff(places)
+    steps = gaps / np.median(gaps)
+    near = np.abs(steps - np.rint(steps)) <= MAX_TICK_DEVIATION
+    return bool(near.all() and (np.rint(steps) >= 1).all())
