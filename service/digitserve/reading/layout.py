@@ -15,7 +15,7 @@ from digitserve.protocol.names import IgnoredKind, Layout
 from digitserve.protocol.readings import Ignored, ReadOptions
 from digitserve.reading.components import Components, find_components, to_pieces
 from digitserve.reading.lines import MIN_DIGIT_SHARE, group_lines
-from digitserve.reading.pieces import Arrangement, InkImage, Piece, TextLine
+from digitserve.reading.pieces import Arrangement, InkImage, Mask, Piece, TextLine
 from digitserve.reading.rulings import Rulings, choose_rules, cover, find_candidates, remove
 from digitserve.reading.strokes import join_strokes
 from digitserve.types import Box
@@ -45,6 +45,10 @@ MIN_MARK_STRENGTH = 0.6
 """Strength of the strongest pixel of a small mark: of the same pen as the digits, not of the paper's texture."""
 
 
+MIN_SHARE_ON_RULE = 0.5
+"""Share of a piece beside a rule from which it is what is left of the rule: a digit that touches a rule has less."""
+
+
 def lay_out(ink: InkImage, options: ReadOptions) -> Generator[None, None, Arrangement]:
     """Find the lines of an image; yield after at most about 10 ms.
 
@@ -58,12 +62,14 @@ def lay_out(ink: InkImage, options: ReadOptions) -> Generator[None, None, Arrang
     components = find_components(ink.mask)
     yield
     height = components.digit_height(len(ink.mask))
-    rulings = yield from _take_rulings(ink, height)
+    rulings, zone = yield from _take_rulings(ink, height)
     if rulings.horizontal or rulings.vertical:
         components = find_components(ink.mask)
         yield
         height = components.digit_height(len(ink.mask))
     pieces, ignored = _sort_out(ink, components, height)
+    if zone is not None:
+        pieces = [piece for piece in pieces if not _is_left_of_rule(piece, zone)]
     ignored += [Ignored(IgnoredKind.RULING, rule.box(ink.mask.shape)) for rule in rulings.horizontal + rulings.vertical]
     yield
     lines, specks = group_lines(pieces, height)
@@ -77,8 +83,9 @@ def lay_out(ink: InkImage, options: ReadOptions) -> Generator[None, None, Arrang
     return Arrangement(lines, ignored)
 
 
-def _take_rulings(ink: InkImage, height: float) -> Generator[None, None, Rulings]:
-    """Find ruled lines and remove them from the ink in place."""
+def _take_rulings(ink: InkImage, height: float) -> Generator[None, None, tuple[Rulings, Mask | None]]:
+    """Find ruled lines and remove them from the ink in place; return them, and where what is left of them may be."""
+    zone = None
     across = find_candidates(ink.mask, height, horizontal=True)
     yield
     down = find_candidates(ink.mask, height, horizontal=False)
@@ -91,7 +98,14 @@ def _take_rulings(ink: InkImage, height: float) -> Generator[None, None, Rulings
         remove(ink.mask, rulings.vertical)
         ink.strength[zone & ~ink.mask] = 0
         yield
-    return rulings
+    return rulings, zone
+
+
+def _is_left_of_rule(piece: Piece, zone: Mask) -> bool:
+    """Return whether a piece is what is left of a removed rule: most of it is beside the rule."""
+    box = piece.box
+    on_rule = int(np.count_nonzero(zone[box.top : box.bottom, box.left : box.right] & piece.mask))
+    return on_rule >= MIN_SHARE_ON_RULE * piece.area
 
 
 def _sort_out(ink: InkImage, components: Components, height: float) -> tuple[list[Piece], list[Ignored]]:

@@ -25,8 +25,8 @@ MAX_SLOPE = 0.12
 MAX_THICKNESS_SHARE, MAX_THICKNESS = 0.2, 4
 """Thickness of a rule: a share of the height of digits, but at least this many pixels."""
 
-MIN_SEGMENT_SHARE, MIN_SEGMENT = 0.25, 6
-"""Length of a straight segment: a share of the height of digits, but at least this many pixels."""
+MIN_SEGMENT_SHARE, MIN_TICK_SHARE, MIN_SEGMENT = 0.25, 0.15, 5
+"""Length of a straight segment, and of a vertical one, which may be a tick: a share of the height of digits, but at least this many pixels."""
 
 MAX_SEGMENTS = 1000
 """Segments that are considered, longest first: a grid of 400 cells with a digit in each has about 800."""
@@ -37,6 +37,15 @@ MIN_STRAIGHT_SHARE = 0.8
 MAX_HOLE_SHARE = 0.4
 """Background between two segments of one rule, as a share of the height of digits: faint rules are broken."""
 
+MAX_GAP_HOLES = 6
+"""Distance of two segments of one rule that digits on it separate, as a multiple of such a hole."""
+
+CURVATURE = 0.006
+"""How far a rule on curved paper may leave a straight line, as a share of its length."""
+
+NUM_FITS = 3
+"""Fits of a line to a segment, each without the runs that were beside the one before."""
+
 MIN_LONG = 3
 """Length of a rule that is one by its length alone, as a multiple of the height of digits."""
 
@@ -46,32 +55,35 @@ MIN_SIDE_SHARE = 0.8
 MIN_TICKS, MAX_TICK_DEVIATION = 3, 0.2
 """Ticks of a comb: their least number, and how much their lengths and distances differ."""
 
+MAX_TICKS, MIN_STEP, MIN_REGULAR_SHARE = 60, 8, 0.6
+"""Ticks that are compared; their least distance in pixels; share of lines like ticks on a rule that are at regular distances."""
+
 
 @dataclass(slots=True, eq=False)
 class Rule:
     """A straight or slightly curved line.
 
     Attributes:
-        along: float64[K]; knots, ascending: columns of a horizontal rule, rows of a vertical one.
-        across: float64[K]; the rule's middle at the knots.
+        along: knots, ascending: columns of a horizontal rule, rows of a vertical one.
+        across: the rule's middle at the knots.
         thickness: in pixels.
         horizontal: its direction.
     """
 
-    along: NDArray[np.float64]
-    across: NDArray[np.float64]
+    along: list[float]
+    across: list[float]
     thickness: float
     horizontal: bool
 
     @property
     def start(self) -> float:
         """First position along."""
-        return float(self.along[0])
+        return self.along[0]
 
     @property
     def stop(self) -> float:
         """Last position along."""
-        return float(self.along[-1])
+        return self.along[-1]
 
     @property
     def length(self) -> float:
@@ -82,10 +94,22 @@ class Rule:
         """Return its middle at a position along; beyond its ends that of the end."""
         return float(np.interp(along, self.along, self.across))
 
+    def beyond(self, along: float) -> float:
+        """Return where it would be beyond its last position, from the slope of the whole."""
+        slope = (self.across[-1] - self.across[0]) / max(self.length, 1.0)
+        return self.across[-1] + slope * (along - self.stop)
+
+    def extend(self, segment: "Rule") -> None:
+        """Append a segment that continues it."""
+        weight = self.length / (self.length + segment.length)
+        self.thickness = self.thickness * weight + segment.thickness * (1 - weight)
+        self.along += [max(place, self.stop + 0.5) for place in segment.along]
+        self.across += segment.across
+
     def box(self, shape: tuple[int, ...]) -> Box:
         """Return the box of the rule within a mask of this shape."""
         half = self.thickness / 2
-        low, high = int(self.across.min() - half), int(self.across.max() + half) + 1
+        low, high = int(min(self.across) - half), int(max(self.across) + half) + 1
         start, stop = int(self.start), int(self.stop) + 1
         top, bottom, left, right = (low, high, start, stop) if self.horizontal else (start, stop, low, high)
         return Box(max(top, 0), min(bottom, shape[0]), max(left, 0), min(right, shape[1]))
@@ -114,7 +138,8 @@ def find_candidates(mask: Mask, height: float, *, horizontal: bool) -> list[Rule
     across_mask = np.ascontiguousarray(mask.T) if horizontal else mask
     runs = find_runs(across_mask)
     thin = runs.select(runs.length <= max(MAX_THICKNESS_SHARE * height, MAX_THICKNESS))
-    segments = _find_segments(thin, max(MIN_SEGMENT_SHARE * height, MIN_SEGMENT), horizontal=horizontal)
+    share = MIN_SEGMENT_SHARE if horizontal else MIN_TICK_SHARE
+    segments = _find_segments(thin, max(share * height, MIN_SEGMENT), horizontal=horizontal)
     return _chain(segments, across_mask, MAX_HOLE_SHARE * height)
 
 
@@ -188,90 +213,105 @@ def cover(shape: tuple[int, ...], rulings: Rulings) -> Mask:
 
 
 def _find_segments(thin: Runs, min_length: float, *, horizontal: bool) -> list[Rule]:
-    """Return the components of thin runs that are straight."""
+    """Return the components of thin runs that are straight, by their starts."""
     labels, count = label_runs(thin)
-    if not count:
-        return []
     first = np.full(count, np.iinfo(np.intp).max)
     np.minimum.at(first, labels, thin.row)
     last = np.zeros(count, np.intp)
     np.maximum.at(last, labels, thin.row)
     lengths = last - first + 1
     chosen = np.flatnonzero(lengths >= min_length)
-    chosen = np.sort(chosen[np.argsort(-lengths[chosen], kind="stable")[:MAX_SEGMENTS]])
-    order = np.argsort(labels, kind="stable")
-    bounds = np.searchsorted(labels[order], np.stack([chosen, chosen + 1]))
-    middles = (thin.start + thin.stop - 1) / 2
-    segments = []
-    for begin, end in bounds.T.tolist():
-        part = order[begin:end]
-        segment = _fit(thin.row[part], middles[part], thin.length[part], min_length, horizontal=horizontal)
-        if segment is not None:
-            segments.append(segment)
-    return segments
+    chosen = chosen[np.argsort(-lengths[chosen], kind="stable")[:MAX_SEGMENTS]]
+    numbers = np.full(count, -1)
+    numbers[chosen] = np.arange(len(chosen))
+    of_runs = numbers[labels]
+    inside = of_runs >= 0
+    return _fit(thin.select(inside), of_runs[inside], len(chosen), min_length, horizontal=horizontal)
 
 
-def _fit(
-    along: Indices, across: NDArray[np.float64], lengths: Indices, min_length: float, *, horizontal: bool
-) -> Rule | None:
-    """Fit a straight line to runs, without those beside it; None if too few are on it."""
-    thickness = float(np.median(lengths))
-    tolerance = max(1.0, thickness / 2, 0.006 * len(along))
-    on_line = np.ones(len(along), np.bool_)
-    slope = level = 0.0
-    for _ in range(3):
-        x, y = along[on_line], across[on_line]
-        mean_x, mean_y = x.mean(), y.mean()
-        spread = float(((x - mean_x) ** 2).sum())
-        if not spread:
-            return None
-        slope = float(((x - mean_x) * (y - mean_y)).sum()) / spread
-        level = float(mean_y - slope * mean_x)
-        deviation = np.abs(across - level - slope * along)
-        on_line = deviation <= max(tolerance, float(np.median(deviation)))
-    on_line = deviation <= tolerance
-    if abs(slope) > MAX_SLOPE or np.count_nonzero(on_line) < MIN_STRAIGHT_SHARE * len(along):
-        return None
-    x = along[on_line]
-    start, stop = float(x.min()), float(x.max())
-    if stop - start + 1 < min_length:
-        return None
-    ends = np.array([start, stop])
-    return Rule(ends, level + slope * ends, thickness, horizontal)
+def _fit(runs: Runs, numbers: Indices, count: int, min_length: float, *, horizontal: bool) -> list[Rule]:
+    """Fit a straight line to each component, without the runs beside it; leave out those that have too few on it.
+
+    Args:
+        runs: of all components.
+        numbers: intp[N]; the component of each run.
+        count: of components.
+        min_length: in pixels.
+        horizontal: the direction.
+    """
+    if not count:
+        return []
+    along, across = runs.row.astype(np.float64), (runs.start + runs.stop - 1) / 2
+
+    def total(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.bincount(numbers, values, count)
+
+    order = np.lexsort((runs.length, numbers))
+    sizes = np.bincount(numbers, minlength=count)
+    thickness = runs.length[order][np.cumsum(sizes) - sizes + sizes // 2]
+    tolerance = np.maximum(np.maximum(1.0, thickness / 2), CURVATURE * sizes)
+    weights = np.ones(len(numbers))
+    for _ in range(NUM_FITS):
+        weight = np.maximum(total(weights), 1)
+        mean_along, mean_across = total(weights * along) / weight, total(weights * across) / weight
+        x, y = along - mean_along[numbers], across - mean_across[numbers]
+        slope = total(weights * x * y) / np.maximum(total(weights * x * x), 1e-9)
+        deviation = np.abs(y - slope[numbers] * x)
+        weights = (deviation <= np.maximum(tolerance, total(deviation) / sizes)[numbers]).astype(np.float64)
+    on_line = deviation <= tolerance[numbers]
+    start = np.full(count, np.inf)
+    np.minimum.at(start, numbers[on_line], along[on_line])
+    stop = np.full(count, -np.inf)
+    np.maximum.at(stop, numbers[on_line], along[on_line])
+    straight = total(on_line.astype(np.float64)) >= MIN_STRAIGHT_SHARE * sizes
+    good = np.flatnonzero(straight & (np.abs(slope) <= MAX_SLOPE) & (stop - start + 1 >= min_length))
+    ends = np.stack([start, stop], axis=1)[good]
+    middles = mean_across[good, None] + slope[good, None] * (ends - mean_along[good, None])
+    order = np.argsort(ends[:, 0], kind="stable")
+    return [
+        Rule(*knots, float(thick), horizontal)
+        for *knots, thick in zip(ends[order].tolist(), middles[order].tolist(), thickness[good][order], strict=True)
+    ]
 
 
 def _chain(segments: list[Rule], across_mask: Mask, max_hole: float) -> list[Rule]:
-    """Join the segments of one rule: collinear, and with ink between them, of digits that cross it, or a short hole."""
+    """Join the segments of one rule: collinear, and with ink between them, of digits that cross it, or a short hole.
+
+    Args:
+        segments: by their starts.
+        across_mask: bool[along, across].
+        max_hole: pixels without ink between two segments.
+    """
     chains: list[Rule] = []
-    for segment in sorted(segments, key=lambda segment: segment.start):
+    max_gap = MAX_GAP_HOLES * max_hole
+    # Chains by the place of their ends across: those that a segment may continue are in its band or beside it.
+    band = MAX_SLOPE * max_gap + MAX_THICKNESS
+    ends: dict[int, list[Rule]] = {}
+    for segment in segments:
+        number = int(segment.across[0] // band)
+        near = [chain for index in (number - 1, number, number + 1) for chain in ends.get(index, ())]
         best, best_offset = None, np.inf
-        for chain in chains:
+        for chain in near:
             gap = segment.start - chain.stop
-            if gap < -1 or gap > 12 * max_hole:
+            if not -1 <= gap <= max_gap:
                 continue
-            offset = abs(_extrapolate(chain, segment.start) - float(segment.across[0]))
+            offset = abs(chain.beyond(segment.start) - segment.across[0])
             tolerance = max(2.0, chain.thickness / 2) + 0.02 * max(gap, 0)
             if offset < min(tolerance, best_offset) and _similar(chain.thickness, segment.thickness):
                 best, best_offset = chain, offset
         if best is not None and _is_bridged(best, segment, across_mask, max_hole):
-            weight = best.length / (best.length + segment.length)
-            best.thickness = best.thickness * weight + segment.thickness * (1 - weight)
-            best.along = np.concatenate([best.along, np.maximum(segment.along, best.stop + 0.5)])
-            best.across = np.concatenate([best.across, segment.across])
+            ends[int(best.across[-1] // band)].remove(best)
+            best.extend(segment)
         else:
+            best = segment
             chains.append(segment)
+        ends.setdefault(int(best.across[-1] // band), []).append(best)
     return chains
 
 
 def _similar(one: float, two: float) -> bool:
     low, high = sorted((one, two))
     return high <= 2 * low + 2
-
-
-def _extrapolate(chain: Rule, along: float) -> float:
-    """Return where a chain would be beyond its end, from the slope of the whole."""
-    slope = (chain.across[-1] - chain.across[0]) / max(chain.length, 1.0)
-    return float(chain.across[-1] + slope * (along - chain.stop))
 
 
 def _is_bridged(chain: Rule, segment: Rule, across_mask: Mask, max_hole: float) -> bool:
@@ -326,23 +366,35 @@ def _find_ticks(candidates: list[Rule], rows: list[Rule]) -> list[Rule]:
             ticks = [
                 rule
                 for rule in candidates
-                if _meets(row, float(rule.across[end]), float(rule.along[end]), rule.thickness)
+                if _meets(row, rule.across[end], rule.along[end], rule.thickness)
                 and rule.thickness <= 2 * row.thickness + 1
             ]
             if len(ticks) < MIN_TICKS:
                 continue
             length = float(np.median([tick.length for tick in ticks]))
             ticks = [tick for tick in ticks if abs(tick.length - length) <= MAX_TICK_DEVIATION * length + 2]
-            if _are_regular(sorted(tick.at(tick.start) for tick in ticks)):
-                found += [tick for tick in ticks if tick not in found]
+            places = np.array([tick.across[end] for tick in ticks])
+            found += [
+                tick for tick, regular in zip(ticks, _regular(places), strict=True) if regular and tick not in found
+            ]
     return found
 
 
-def _are_regular(places: list[float]) -> bool:
-    """Return whether places are at equal distances; some may be missing."""
-    if len(places) < MIN_TICKS:
-        return False
-    gaps = np.diff(places)
-    steps = gaps / np.median(gaps)
-    near = np.abs(steps - np.rint(steps)) <= MAX_TICK_DEVIATION
-    return bool(near.all() and (np.rint(steps) >= 1).all())
+def _regular(places: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which places are at equal distances, of which some may be missing: bool[N]; none if most are not.
+
+    Args:
+        places: float64[N]; along a comb.
+    """
+    best = np.zeros(len(places), np.bool_)
+    distances = np.abs(places[:MAX_TICKS, None] - places)
+    for step in np.unique(np.rint(np.diff(np.sort(places[:MAX_TICKS])))):
+        if step < MIN_STEP:
+            continue
+        steps = distances / step
+        regular = np.abs(steps - np.rint(steps)) <= MAX_TICK_DEVIATION
+        most = regular[int(np.argmax(regular.sum(axis=1)))]
+        if np.count_nonzero(most) > np.count_nonzero(best):
+            best = most
+    enough = np.count_nonzero(best) >= max(MIN_TICKS, MIN_REGULAR_SHARE * len(places))
+    return best if enough else np.zeros(len(places), np.bool_)
