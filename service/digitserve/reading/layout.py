@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from digitserve.errors import InvalidRequest
 from digitserve.protocol.names import IgnoredKind, Layout
 from digitserve.protocol.readings import Ignored, ReadOptions
+from digitserve.reading.cells import fill_cells, find_cells
 from digitserve.reading.components import Components, find_components, to_pieces
 from digitserve.reading.lines import MIN_DIGIT_SHARE, group_lines
 from digitserve.reading.pieces import Arrangement, InkImage, Mask, Piece, TextLine
@@ -72,6 +73,10 @@ def lay_out(ink: InkImage, options: ReadOptions) -> Generator[None, None, Arrang
         pieces = [piece for piece in pieces if not _is_left_of_rule(piece, zone)]
     ignored += [Ignored(IgnoredKind.RULING, rule.box(ink.mask.shape)) for rule in rulings.horizontal + rulings.vertical]
     yield
+    rows = find_cells(rulings, height) if options.layout is Layout.CELLS else []
+    if rows:
+        lines, outside = fill_cells(pieces, rows, height)
+        return Arrangement(lines, ignored + [_ignore_outside(piece, height) for piece in outside])
     lines, specks = group_lines(pieces, height)
     ignored += [Ignored(IgnoredKind.SPECK, piece.box) for piece in specks]
     yield
@@ -81,6 +86,12 @@ def lay_out(ink: InkImage, options: ReadOptions) -> Generator[None, None, Arrang
         lines, others = _dominant(lines)
         ignored += others
     return Arrangement(lines, ignored)
+
+
+def _ignore_outside(piece: Piece, height: float) -> Ignored:
+    """Return ink that is in no cell."""
+    small = piece.box.height < MIN_DIGIT_SHARE * height
+    return Ignored(IgnoredKind.SPECK if small else IgnoredKind.OTHER_LINE, piece.box)
 
 
 def _take_rulings(ink: InkImage, height: float) -> Generator[None, None, tuple[Rulings, Mask | None]]:
