@@ -46,6 +46,9 @@ MIN_MARK_STRENGTH = 0.6
 """Strength of the strongest pixel of a small mark: of the same pen as the digits, not of the paper's texture."""
 
 
+MAX_BRIDGE_SHARE = 0.12
+"""Height of the break, as a share of the height of digits, that a removed rule may leave in a stroke."""
+
 MIN_SHARE_ON_RULE = 0.5
 """Share of a piece beside a rule from which it is what is left of the rule: a digit that touches a rule has less."""
 
@@ -80,8 +83,9 @@ def lay_out(ink: InkImage, options: ReadOptions) -> Generator[None, None, Arrang
     lines, specks = group_lines(pieces, height)
     ignored += [Ignored(IgnoredKind.SPECK, piece.box) for piece in specks]
     yield
+    thickest = max((rule.thickness + 1 for rule in rulings.horizontal + rulings.vertical), default=0)
     for line in lines:
-        join_strokes(line)
+        join_strokes(line, min(thickest, MAX_BRIDGE_SHARE * line.height))
     if options.layout is Layout.LINE and lines:
         lines, others = _dominant(lines)
         ignored += others

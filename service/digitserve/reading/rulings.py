@@ -31,8 +31,10 @@ MIN_SEGMENT_SHARE, MIN_TICK_SHARE, MIN_SEGMENT = 0.25, 0.15, 5
 MAX_SEGMENTS = 1000
 """Segments that are considered, longest first: a grid of 400 cells with a digit in each has about 800."""
 
-MIN_STRAIGHT_SHARE = 0.8
-"""Share of a segment's runs that lie on one straight line."""
+MIN_STRAIGHT_SHARE, MIN_OWN_SHARE = 0.8, 0.5
+"""Share of a segment's length that has a run on its straight line; share of a component's runs on it, the others being parts of
+digits that touch it.
+"""
 
 MAX_HOLE_SHARE = 0.4
 """Background between two segments of one rule, as a share of the height of digits: faint rules are broken."""
@@ -250,7 +252,8 @@ def _fit(runs: Runs, numbers: Indices, count: int, min_length: float, *, horizon
     sizes = np.bincount(numbers, minlength=count)
     thickness = runs.length[order][np.cumsum(sizes) - sizes + sizes // 2]
     tolerance = np.maximum(np.maximum(1.0, thickness / 2), CURVATURE * sizes)
-    weights = np.ones(len(numbers))
+    # The rule is thinner than the digits that touch it.
+    weights = (runs.length <= 1.5 * thickness[numbers] + 1).astype(np.float64)
     for _ in range(NUM_FITS):
         weight = np.maximum(total(weights), 1)
         mean_along, mean_across = total(weights * along) / weight, total(weights * across) / weight
@@ -263,7 +266,8 @@ def _fit(runs: Runs, numbers: Indices, count: int, min_length: float, *, horizon
     np.minimum.at(start, numbers[on_line], along[on_line])
     stop = np.full(count, -np.inf)
     np.maximum.at(stop, numbers[on_line], along[on_line])
-    straight = total(on_line.astype(np.float64)) >= MIN_STRAIGHT_SHARE * sizes
+    num_on_line = total(on_line.astype(np.float64))
+    straight = (num_on_line >= MIN_STRAIGHT_SHARE * (stop - start + 1)) & (num_on_line >= MIN_OWN_SHARE * sizes)
     good = np.flatnonzero(straight & (np.abs(slope) <= MAX_SLOPE) & (stop - start + 1 >= min_length))
     ends = np.stack([start, stop], axis=1)[good]
     middles = mean_across[good, None] + slope[good, None] * (ends - mean_along[good, None])

@@ -28,13 +28,23 @@ MAX_POINT_SIDE, POINT_ZONE = 0.3, 0.65
 """A small mark that is no higher and no wider, and whose middle lies below this share of the line's height, may be a point."""
 
 
-def join_strokes(line: TextLine) -> None:
-    """Join the broken strokes of a line, in place."""
+def join_strokes(line: TextLine, bridge: float = 0) -> None:
+    """Join the broken strokes of a line, in place.
+
+    Args:
+        line: its pieces are replaced.
+        bridge: thickness of the rules that were removed and may have broken strokes, in pixels.
+    """
     pieces = sorted(line.pieces, key=lambda piece: piece.box.left)
     index = 0
     while index < len(pieces):
         found = next(
-            (other for other in _neighbours(pieces, index) if _is_one(pieces[index], pieces[other], line.height)), None
+            (
+                other
+                for other in _neighbours(pieces, index)
+                if _is_one(pieces[index], pieces[other], line.height, bridge)
+            ),
+            None,
         )
         if found is None:
             index += 1
@@ -59,7 +69,7 @@ def _neighbours(pieces: list[Piece], index: int) -> list[int]:
     return [other for other in reach if pieces[other].box.left <= right + pieces[index].box.height * MAX_BREAK]
 
 
-def _is_one(first: Piece, second: Piece, height: float) -> bool:
+def _is_one(first: Piece, second: Piece, height: float, bridge: float) -> bool:
     """Return whether two pieces are parts of one digit of about this height."""
     one, two = first.box, second.box
     part, body = (first, second) if one.height < two.height else (second, first)
@@ -83,7 +93,7 @@ def _is_one(first: Piece, second: Piece, height: float) -> bool:
             and middle < (body.box.top + body.box.bottom) / 2
         )
         limit = MAX_BAR_GAP if is_bar else MAX_GAP
-    return _are_near(first, second, max(round(limit * height), 2))
+    return _are_near(first, second, max(round(max(limit * height, bridge)), 2))
 
 
 def _are_near(first: Piece, second: Piece, distance: int) -> bool:
