@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from digitserve.reading.pieces import Piece, TextLine
-from digitserve.reading.rulings import Rule, Rulings
+from digitserve.reading.rulings import MIN_TICKS, Rule, Rulings
 from digitserve.reading.strokes import join
 from digitserve.types import Box
 
@@ -28,6 +28,9 @@ MIN_RISE_SHARE = 0.1
 
 OPEN_HEIGHT_SHARE = 1.5
 """Height of a cell of a comb, whose ticks are low, as a multiple of the height of digits."""
+
+MAX_TICK_SHARE = 0.8
+"""Length of a comb's tick, as a share of the height of digits; longer verticals are sides of boxes."""
 
 MIN_PART_SHARE = 0.25
 """Share of a piece's ink in a second cell from which it is split: two digits that touch across the border."""
@@ -111,6 +114,7 @@ def _cells_on(bottom: Rule, rulings: Rulings, height: float) -> list[Box]:
         if meets and vertical.start <= row - MIN_RISE_SHARE * height:
             sides.append((column, vertical))
     sides.sort(key=lambda side: side[0])
+    sides = _complete(sides, bottom, height)
     cells = []
     for (left, first), (right, second) in pairwise(sides):
         if right - left < MIN_CELL_SHARE * height:
@@ -123,6 +127,29 @@ def _cells_on(bottom: Rule, rulings: Rulings, height: float) -> list[Box]:
                 Box(max(round(top), 0), round(base) + 1, round(first.at(middle)), round(second.at(middle)) + 1)
             )
     return cells
+
+
+def _complete(sides: list[tuple[float, Rule]], bottom: Rule, height: float) -> list[tuple[float, Rule]]:
+    """Return the ticks of a comb with those that are missing, because a digit hides them, at the regular distance.
+
+    Args:
+        sides: columns and verticals, from left to right.
+        bottom: the comb's horizontal.
+        height: typical height of digits.
+    """
+    if len(sides) <= MIN_TICKS or any(vertical.length >= MAX_TICK_SHARE * height for _, vertical in sides):
+        return sides
+    step = float(np.median(np.diff([column for column, _ in sides])))
+    complete = [sides[0]]
+    before = round((sides[0][0] - bottom.start) / step)
+    for column, vertical in [*sides[1:], (bottom.stop, sides[-1][1])]:
+        last, tick = complete[-1]
+        missing = round((column - last) / step) - (column != bottom.stop)
+        complete += [(last + step * number, tick.moved(step * number)) for number in range(1, missing + 1)]
+        if column != bottom.stop:
+            complete.append((column, vertical))
+    first, tick = sides[0]
+    return [(first - step * number, tick.moved(-step * number)) for number in range(before, 0, -1)] + complete
 
 
 def _top(column: float, base: float, sides: tuple[Rule, Rule], horizontal: Sequence[Rule], height: float) -> float:

@@ -83,9 +83,9 @@ def lay_out(ink: InkImage, options: ReadOptions) -> Generator[None, None, Arrang
     lines, specks = group_lines(pieces, height)
     ignored += [Ignored(IgnoredKind.SPECK, piece.box) for piece in specks]
     yield
-    thickest = max((rule.thickness + 1 for rule in rulings.horizontal + rulings.vertical), default=0)
+    bridge = rulings.thickness + 1 if zone is not None else 0
     for line in lines:
-        join_strokes(line, min(thickest, MAX_BRIDGE_SHARE * line.height))
+        join_strokes(line, min(bridge, MAX_BRIDGE_SHARE * line.height))
     if options.layout is Layout.LINE and lines:
         lines, others = _dominant(lines)
         ignored += others
@@ -108,9 +108,9 @@ def _take_rulings(ink: InkImage, height: float) -> Generator[None, None, tuple[R
     rulings = choose_rules(across, down, ink.mask.shape, height)
     if rulings.horizontal or rulings.vertical:
         zone = cover(ink.mask.shape, rulings)
-        remove(ink.mask, rulings.horizontal)
+        remove(ink.mask, rulings.horizontal, rulings.thickness)
         yield
-        remove(ink.mask, rulings.vertical)
+        remove(ink.mask, rulings.vertical, rulings.thickness)
         ink.strength[zone & ~ink.mask] = 0
         yield
     return rulings, zone

@@ -57,8 +57,8 @@ MIN_SIDE_SHARE = 0.8
 MIN_TICKS, MAX_TICK_DEVIATION = 3, 0.2
 """Ticks of a comb: their least number, and how much their lengths and distances differ."""
 
-MAX_TICKS, MIN_STEP, MIN_REGULAR_SHARE = 60, 8, 0.6
-"""Ticks that are compared; their least distance in pixels; share of lines like ticks on a rule that are at regular distances."""
+MAX_TICKS, MIN_STEP_SHARE, MIN_REGULAR_SHARE = 60, 0.4, 0.6
+"""Ticks that are compared; their least distance, as a share of the height of digits; share of lines like ticks on a rule that are at regular distances."""
 
 
 @dataclass(slots=True, eq=False)
@@ -108,6 +108,10 @@ class Rule:
         self.along += [max(place, self.stop + 0.5) for place in segment.along]
         self.across += segment.across
 
+    def moved(self, distance: float) -> "Rule":
+        """Return it moved across its direction."""
+        return Rule(self.along, [place + distance for place in self.across], self.thickness, self.horizontal)
+
     def box(self, shape: tuple[int, ...]) -> Box:
         """Return the box of the rule within a mask of this shape."""
         half = self.thickness / 2
@@ -127,6 +131,11 @@ class Rulings(NamedTuple):
 
     horizontal: list[Rule]
     vertical: list[Rule]
+
+    @property
+    def thickness(self) -> float:
+        """Thickness of the thickest rule; 0 if there is none."""
+        return max((rule.thickness for rule in self.horizontal + self.vertical), default=0.0)
 
 
 def find_candidates(mask: Mask, height: float, *, horizontal: bool) -> list[Rule]:
@@ -169,19 +178,20 @@ def choose_rules(horizontal: list[Rule], vertical: list[Rule], shape: tuple[int,
     columns += sides_down
     if rows:
         others = [rule for rule in vertical if rule.length < MIN_LONG * height and rule not in columns]
-        columns += _find_ticks(others, rows)
+        columns += _find_ticks(others, rows, height)
     return Rulings(
         sorted(rows, key=lambda rule: rule.at((rule.start + rule.stop) / 2)),
         sorted(columns, key=lambda rule: rule.at((rule.start + rule.stop) / 2)),
     )
 
 
-def remove(mask: Mask, rules: list[Rule]) -> None:
+def remove(mask: Mask, rules: list[Rule], beyond: float) -> None:
     """Remove rules of one direction from a mask, in place; strokes that cross them stay.
 
     Args:
         mask: bool[H, W].
         rules: of one direction.
+        beyond: pixels beyond the ends of a rule that are removed too: the thickness of a rule that it meets.
     """
     if not rules:
         return
@@ -189,7 +199,7 @@ def remove(mask: Mask, rules: list[Rule]) -> None:
     runs = find_runs(np.ascontiguousarray(across_mask))
     removed = np.zeros(len(runs.row), np.bool_)
     for rule in rules:
-        first, last = np.searchsorted(runs.row, [rule.start - 2, rule.stop + 3])
+        first, last = np.searchsorted(runs.row, [rule.start - 2 - beyond, rule.stop + 3 + beyond])
         part = slice(int(first), int(last))
         middle = np.interp(runs.row[part], rule.along, rule.across)
         reach = rule.thickness / 2 + 1
@@ -204,9 +214,10 @@ def remove(mask: Mask, rules: list[Rule]) -> None:
 def cover(shape: tuple[int, ...], rulings: Rulings) -> Mask:
     """Return the pixels on and beside the rules, where what is left of them may be: bool[H, W]."""
     zone = np.zeros(shape, np.bool_)
+    beyond = 2 + int(rulings.thickness)
     for rule in rulings.horizontal + rulings.vertical:
         view = zone.T if rule.horizontal else zone
-        along = np.arange(max(int(rule.start) - 2, 0), min(int(rule.stop) + 3, len(view)))
+        along = np.arange(max(int(rule.start) - beyond, 0), min(int(rule.stop) + 1 + beyond, len(view)))
         middle = np.interp(along, rule.along, rule.across)
         reach = rule.thickness / 2 + 2
         for offset in np.arange(-reach, reach + 1):
@@ -362,7 +373,7 @@ def _meets(other: Rule, along: float, across: float, thickness: float) -> bool:
     return other.start - reach <= along <= other.stop + reach and abs(other.at(along) - across) <= reach
 
 
-def _find_ticks(candidates: list[Rule], rows: list[Rule]) -> list[Rule]:
+def _find_ticks(candidates: list[Rule], rows: list[Rule], height: float) -> list[Rule]:
     """Return short vertical lines that start from a horizontal rule, are of one length, and at regular distances."""
     found: list[Rule] = []
     for row in rows:
@@ -379,22 +390,25 @@ def _find_ticks(candidates: list[Rule], rows: list[Rule]) -> list[Rule]:
             ticks = [tick for tick in ticks if abs(tick.length - length) <= MAX_TICK_DEVIATION * length + 2]
             places = np.array([tick.across[end] for tick in ticks])
             found += [
-                tick for tick, regular in zip(ticks, _regular(places), strict=True) if regular and tick not in found
+                tick
+                for tick, regular in zip(ticks, _regular(places, MIN_STEP_SHARE * height), strict=True)
+                if regular and tick not in found
             ]
     return found
 
 
-def _regular(places: NDArray[np.float64]) -> NDArray[np.bool_]:
+def _regular(places: NDArray[np.float64], min_step: float) -> NDArray[np.bool_]:
     """Return which places are at equal distances, of which some may be missing: bool[N]; none if most are not.
 
     Args:
         places: float64[N]; along a comb.
+        min_step: least distance, in pixels.
     """
     best = np.zeros(len(places), np.bool_)
     distances = np.abs(places[:MAX_TICKS, None] - places)
-    for step in np.unique(np.rint(np.diff(np.sort(places[:MAX_TICKS])))):
-        if step < MIN_STEP:
-            continue
+    for step in np.unique(np.rint(np.diff(np.sort(places[:MAX_TICKS]))))[::-1]:
+        if step < min_step:
+            break
         steps = distances / step
         regular = np.abs(steps - np.rint(steps)) <= MAX_TICK_DEVIATION
         most = regular[int(np.argmax(regular.sum(axis=1)))]
