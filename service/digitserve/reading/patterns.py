@@ -1,11 +1,11 @@
-"""What a line must look like: a small regular expression and a number of digits, as one automaton.
+r"""What a line must look like: a small regular expression and a number of digits, as one automaton.
 
     pattern ──parse──▶ states ──LineAutomaton──▶ search, a step per character
 
 ``reader`` compiles once per request; ``search`` steps. Python's ``re`` cannot be used: it matches whole texts only, while the
 search needs to know after each character whether the rest can still match. No state is kept between requests.
 
-Syntax: digits, ``.`` ``,`` ``/`` ``-`` and the space stand for themselves; ``\\d`` any digit; ``[0-36]`` some digits;
+Syntax: digits, ``.`` ``,`` ``/`` ``-`` and the space stand for themselves; ``\d`` any digit; ``[0-36]`` some digits;
 ``{n}`` and ``{m,n}`` repetitions; ``?`` an optional part; ``|`` alternatives; ``( )`` groups.
 """
 
