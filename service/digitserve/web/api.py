@@ -40,7 +40,7 @@ MAX_IMAGES = 64
 """Most images of a request: converting 64 explained predictions to JSON blocks the event loop for 4 ms (measured)."""
 
 FIELDS_BYTES = 1 << 12
-"""Most bytes of the fields of a request beside its pixels: two texts of 200 characters, and numbers."""
+"""Most bytes of the fields of a request beside its pixels: a pattern, a version, and numbers."""
 
 REQUEST_S = 60.0
 """Longest time of a request. Its other limits add up to less: 20 s for the body, twice 15 s to decode it, 5 s for the answer."""

@@ -28,6 +28,9 @@ _MAX_NUMBER = 1 << 16
 _MAX_TEXT = 200
 """Most characters of a value that an error quotes, and of a version."""
 
+_MAX_PATTERN = 256
+"""Most characters of a pattern: as many as ``reading`` accepts."""
+
 _MAX_DIGITS = 20
 """Most characters of a number: Python converts longer ones in quadratic time."""
 
@@ -115,6 +118,12 @@ def _parse_text(value: str) -> str:
     return value
 
 
+def _parse_pattern(value: str) -> str:
+    if len(value) > _MAX_PATTERN:
+        raise ValueError(value)
+    return value
+
+
 def _parse_character(value: str) -> str:
     if len(value) != 1:
         raise ValueError(value)
@@ -168,7 +177,7 @@ READ_PARAMETERS = (
             [layout.name.lower() for layout in Layout if layout], Layout.PAGE.name.lower()),
     _integer("num_digits", "Digits that each line has, with layout=cells cells; 0: any number.", 0, MAX_NUM_DIGITS, 0),
     Parameter("pattern", "What each line must look like, such as \\d{5}; without it, anything.",
-              {"type": "string", "maxLength": _MAX_TEXT}, _parse_text, ""),
+              {"type": "string", "maxLength": _MAX_PATTERN}, _parse_pattern, ""),
     Parameter("min_confidence", "Digits with a lower confidence are not read.",
               {"type": "number", "minimum": 0, "maximum": 1, "default": 0}, _parse_share, 0.0),
     Parameter("placeholder", "Stands in the text for what was not read.",

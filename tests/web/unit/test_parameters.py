@@ -87,7 +87,7 @@ def test_all_parameters_of_read() -> None:
         ([("layout", "book")], "query: layout: got 'book'; expected page, line, cells"),
         ([("min_confidence", "nan")], "query: min_confidence: got 'nan'; expected a number from 0 to 1"),
         ([("placeholder", "??")], "query: placeholder: got '??'; expected one character"),
-        ([("pattern", "1" * 201)], "query: pattern: got '" + "1" * 200 + "...'; expected at most 200 characters"),
+        ([("pattern", "1" * 257)], "query: pattern: got '" + "1" * 200 + "...'; expected at most 256 characters"),
         ([("height", "28")], "query: got only one of width and height; expected both for raw pixels, none for a file"),
     ],
 )
