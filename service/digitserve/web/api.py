@@ -241,9 +241,11 @@ def _prediction_boxes(response: pb.ClassifyResponse) -> Iterable[pb.Box]:
 
 def _reading_boxes(response: pb.ReadResponse) -> Iterable[pb.Box]:
     for line in response.lines:
-        for owner in (line, *line.marks):
-            if owner.HasField("box"):
-                yield owner.box
+        if line.HasField("box"):
+            yield line.box
+        for mark in line.marks:
+            if mark.HasField("box"):
+                yield mark.box
     for ignored in response.ignored:
         if ignored.HasField("box"):
             yield ignored.box

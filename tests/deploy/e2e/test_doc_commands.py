@@ -58,7 +58,7 @@ NOT_RUN = {
 OUTPUTS = {
     r"classify --top-k 3 your-digit.png": r"your-digit.png: {label}  ",
     r"^curl.*digit.png.*v1/classify": r'"label": ?"{label}"',
-    r"import Image|urlopen|await fetch": r"{label} [\d.]+ \w+",
+    r"(?s:import Image(?!.*client\.read))|urlopen|await fetch": r"{label} [\d.]+ \w+",
     r"GetModel": r'"name": "digits"',
     r"models list": r"digits/\d+",
     r"classify --json": r'"label": ?"',

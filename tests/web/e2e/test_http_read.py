@@ -71,7 +71,7 @@ def test_raw_pixels_and_options(service: Service) -> None:
     height, width = form.shape
     query = f"?height={height}&width={width}&layout=cells&num_digits=5"
     assert texts(read(service, form.tobytes(), query)) == ["40 72"]
-    unread = read(service, encoded(PAGE, "PNG"), "?min_confidence=1&placeholder=_&pattern=%5Cd%7B9%7D")
+    unread = read(service, encoded(PAGE, "PNG"), "?min_confidence=1&placeholder=_&pattern=%5Cd%7B40%7D")
     assert [(line["text"], line["matches"]) for line in unread["lines"]] == [("_____", False), ("____", False)]
 
 
