@@ -96,7 +96,7 @@ function setMode() {
   }
   element("answer").hidden = modeName !== "digit";
   element("reading").hidden = modeName !== "number";
-  element("options").hidden = modeName !== "number";
+  element("more").hidden = modeName !== "number";
   element("invitation").textContent = mode().invitation;
   element("command").textContent = `curl --data-binary @${mode().file} ${location.origin}${mode().path}`;
   pictures.offerExamples(modeName);

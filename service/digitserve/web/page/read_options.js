@@ -11,6 +11,8 @@ export class ReadOptions {
 
   /** @param {() => void} onChange called when an option has a new value */
   constructor(onChange) {
+    // On a narrow screen the answer is nearer without them.
+    element("more").toggleAttribute("open", matchMedia("(min-width: 52rem)").matches);
     this.#form.addEventListener("change", onChange);
     // Enter in a field changes it already; there is nothing to submit.
     this.#form.addEventListener("submit", (event) => event.preventDefault());
