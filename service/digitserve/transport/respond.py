@@ -21,8 +21,8 @@ from digitserve.types import Source
 
 _UNKNOWN = Status(
     Code.UNIMPLEMENTED,
-    f"this server has no such method; {SERVICE} has Classify, ClassifyStream and GetModel; {OPEN_INFERENCE_SERVICE} has "
-    "ModelInfer, ModelMetadata, ModelReady, ServerLive, ServerMetadata and ServerReady",
+    f"this server has no such method; {SERVICE} has Classify, ClassifyStream, Read, ReadStream and GetModel; "
+    f"{OPEN_INFERENCE_SERVICE} has ModelInfer, ModelMetadata, ModelReady, ServerLive, ServerMetadata and ServerReady",
 )
 _TOO_LARGE = Status(Code.RESOURCE_EXHAUSTED, "the message exceeds the limit of this server")
 

@@ -68,7 +68,7 @@ class Decoded(NamedTuple):
     """A decoded file.
 
     Attributes:
-        request: serialized ``ClassifyRequest`` with the pixels.
+        request: serialized request with the pixels.
         reduction: from the images in the file to these pixels; None if they were not reduced.
     """
 
@@ -219,18 +219,16 @@ class DecoderPool:
         """Process ids of those that run."""
         return [decoder.pid for decoder in (self._small, self._large) if decoder.pid]
 
-    async def decode(self, body: bytes, max_side: int, max_images: int) -> Decoded:
+    async def decode(self, body: bytes, question: Question) -> Decoded:
         """Decode a file: a picture, or the images of a ``.npy`` file.
 
         Args:
             body: the file.
-            max_side: longest side in pixels; larger pictures are reduced. 0 for no limit.
-            max_images: of the file.
+            question: how.
 
         Raises:
             Failure: it cannot be decoded, or too many wait.
         """
-        question = Question(max_side, max_images)
         try:
             return await self._small.decode(body, question)
         except _TooLarge:

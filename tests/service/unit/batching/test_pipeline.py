@@ -8,7 +8,8 @@ from structlog.testing import capture_logs
 
 from digitserve.batching.batcher import Batcher
 from digitserve.batching.entries import Batch
-from digitserve.batching.pipeline import PendingRequest, Pipeline
+from digitserve.batching.pending import PendingRequest
+from digitserve.batching.pipeline import Pipeline
 from digitserve.inference.session import Outputs
 from digitserve.protocol.codec import Limits, Request, decode
 from digitserve.protocol.names import CLASSIFY, MODEL_INFER
