@@ -111,14 +111,14 @@ class Writer:
     def write(self, sheet: FloatImage, text: str, center: int, left: int, scale: float, level: float = 45) -> None:
         """Write a text from left to right around a row; a slash is the only separator."""
         for character in text:
-            ink = slash(round(22 * scale), 2.4 * scale) if character == "/" else self.digit(character, scale)
+            ink = slash(round(31 * scale), 2.4 * scale) if character == "/" else self.digit(character, scale)
             write_on(sheet, ink, center - ink.shape[0] // 2, left, level)
             left += ink.shape[1] + round(GAP * scale)
 
 
 def slash(height: int, thickness: float) -> FloatImage:
     """Return the ink of a slash, 0 to 1."""
-    width = height // 2
+    width = round(0.55 * height)
     y, x = np.mgrid[:height, :width]
     distance = np.abs(width - 1 - x - y * (width - 1 - thickness) / (height - 1) - thickness / 2)
     return np.asarray((thickness / 2 + 0.5 - distance).clip(0, 1), np.float64)

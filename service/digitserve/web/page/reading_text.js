@@ -86,15 +86,15 @@ export function kindOf({ kind, text, confidence, verdict }) {
     case "MARK_KIND_EMPTY":
       return "Empty cell";
     case "MARK_KIND_SEPARATOR":
-      return `${SEPARATORS[text] ?? "Separator"}, ${percent(confidence)}`;
+      return `${SEPARATORS[text] ?? "Separator"}: ${percent(confidence)}`;
     default:
-      return confidence < SURE ? "Digit, check it" : "Digit";
+      return `${confidence < SURE ? "Digit, check it" : "Digit"}: ${percent(confidence)}`;
   }
 }
 
 /**
  * @param {Mark} mark
- * @returns {Score[]} its labels, most probable first; none for separators and empty cells
+ * @returns {Score[]} its labels by the network alone, most probable first; none for separators and empty cells
  */
 export function scoresOf({ label, confidence, top }) {
   if (!label) {
@@ -109,7 +109,8 @@ export function scoresOf({ label, confidence, top }) {
  */
 export function describeMark(mark) {
   const scores = scoresOf(mark).map(({ label, confidence }) => `${label} ${percent(confidence ?? 0)}`);
-  return [`${mark.text.trim()} ${kindOf(mark)}`.trim(), ...scores].join(", ");
+  const name = `${mark.text.trim()} ${kindOf(mark)}`.trim();
+  return scores.length ? `${name}. By the network: ${scores.join(", ")}` : name;
 }
 
 /**

@@ -19,13 +19,13 @@ test("a mark is sure, to check, or not read; separators and empty cells are neit
   const doubtful = { ...digit, confidence: 0.8 };
   assert.deepEqual([digit, doubtful, unread, slash, cell].map(classOf), ["sure", "check", "unread", "separator", "empty"]);
   assert.equal(classOf({ ...slash, confidence: 0.6 }), "check");
-  assert.equal(kindOf(doubtful), "Digit, check it");
+  assert.equal(plain(kindOf(doubtful)), "Digit, check it: 80.0 %");
 });
 
 test("all about a mark is in its name", () => {
-  assert.equal(plain(describeMark(digit)), "7 Digit, 7 80.0 %, 1 15.0 %");
-  assert.equal(plain(describeMark(unread)), "? Not read: not similar to the training images, 7 80.0 %, 1 15.0 %");
-  assert.equal(plain(describeMark(slash)), "/ Slash, 97.0 %");
+  assert.equal(plain(describeMark(digit)), "7 Digit: 99.9 %. By the network: 7 80.0 %, 1 15.0 %");
+  assert.equal(plain(describeMark(unread)), "? Not read: not similar to the training images. By the network: 7 80.0 %, 1 15.0 %");
+  assert.equal(plain(describeMark(slash)), "/ Slash: 97.0 %");
   assert.equal(describeMark(cell), "Empty cell");
 });
 
