@@ -20,6 +20,8 @@ export class Lines {
   #marks = [];
   /** @type {HTMLElement | undefined} */
   #selected = undefined;
+  /** The lines that are shown, as JSON. */
+  #content = "";
 
   /** @param {(index: number) => void} onMark called when the pointer or the focus is on a mark */
   constructor(onMark) {
@@ -39,13 +41,24 @@ export class Lines {
     });
   }
 
-  /** @param {Line[]} lines that replace those that are shown */
+  /**
+   * Replace the lines that are shown. If they are the same, focus and corrections stay.
+   *
+   * @param {Line[]} lines
+   * @returns {boolean} whether they are others
+   */
   show(lines) {
+    const content = JSON.stringify(lines);
+    if (content === this.#content) {
+      return false;
+    }
+    this.#content = content;
     this.#marks = [];
     this.#selected = undefined;
     this.#list.replaceChildren(...lines.map((line, index) => this.#newLine(line, index + 1)));
     // Without the clipboard, which needs https or localhost, each line is copied by hand.
     this.#copyAll.hidden = lines.length < 2 || !navigator.clipboard;
+    return true;
   }
 
   /** @param {number} index of the mark that is emphasised */

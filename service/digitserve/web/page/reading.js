@@ -16,6 +16,8 @@ import { decoding, milliseconds, times } from "./words.js";
 
 /** @typedef {import("./pictures.js").Box} Box */
 /** @typedef {import("./reading_text.js").Mark} Mark */
+/** @typedef {import("./reading_text.js").Line} Line */
+/** @typedef {import("./reading_text.js").Ignored} Ignored */
 /** @typedef {import("./reading_text.js").ReadResponse} ReadResponse */
 
 /** Of the list of times. */
@@ -68,10 +70,7 @@ export class Reading {
    * @returns {string} the answer in words, for users of a screen reader
    */
   show(response, { ms, headers }, isPicture) {
-    this.#fill(response.lines.length ? "read" : "nothing", summarise(response), "");
-    this.#marks = response.lines.flatMap(({ marks }) => marks);
-    this.#lines.show(response.lines);
-    this.#ignored.textContent = describeIgnored(response.ignored);
+    this.#fill(response.lines.length ? "read" : "nothing", summarise(response), "", response.lines, response.ignored);
     const { queue_s, preprocess_s, inference_s, batch_size } = response.timing;
     this.#times.replaceChildren(
       ...times(TERMS, [
@@ -128,15 +127,19 @@ export class Reading {
    * @param {string} kind
    * @param {string} summary
    * @param {string} message
+   * @param {Line[]} lines
+   * @param {Ignored[]} ignored
    */
-  #fill(kind, summary, message) {
+  #fill(kind, summary, message, lines = [], ignored = []) {
     this.#section.dataset.kind = kind;
     this.#summary.textContent = summary;
     this.#message.textContent = message;
-    this.#marks = [];
-    this.#lines.show([]);
-    this.#ignored.textContent = "";
+    this.#ignored.textContent = describeIgnored(ignored);
     this.#detail.hidden = kind !== "read";
+    if (!this.#lines.show(lines)) {
+      return;
+    }
+    this.#marks = lines.flatMap(({ marks }) => marks);
     this.#detail.dataset.mark = "";
     part(this.#detail, ".character").textContent = "";
     part(this.#detail, ".kind").textContent = NO_MARK;
