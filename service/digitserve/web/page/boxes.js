@@ -46,7 +46,7 @@ export class Boxes {
     this.#selected = undefined;
   }
 
-  /** @param {number} index of the mark that is emphasised */
+  /** @param {number} index of the mark that is emphasised; -1 for none */
   select(index) {
     this.#selected?.classList.remove("selected");
     this.#selected = this.#rects[index];

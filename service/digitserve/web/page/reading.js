@@ -38,6 +38,8 @@ export class Reading {
   #boxes = new Boxes();
   /** @type {Mark[]} of all lines */
   #marks = [];
+  /** Index of the mark that is shown in detail; -1 if none is. */
+  #selected = -1;
 
   /** Show no answer. */
   clear() {
@@ -92,6 +94,7 @@ export class Reading {
     const marks = this.#marks.map((mark) => mark.box && { box: mark.box, name: classOf(mark) });
     const ignored = response.ignored.flatMap(({ box }) => (box ? [{ box, name: "ignored" }] : []));
     this.#boxes.show(parent, area, marks, ignored);
+    this.#boxes.select(this.#selected);
   }
 
   /** Show no boxes. */
@@ -115,6 +118,7 @@ export class Reading {
   /** @param {number} index of the mark that is shown in detail */
   select(index) {
     const mark = this.#marks[index];
+    this.#selected = index;
     part(this.#detail, ".character").textContent = mark.text.trim();
     part(this.#detail, ".kind").textContent = kindOf(mark);
     this.#bars.show(scoresOf(mark), mark.kind === "MARK_KIND_DIGIT" ? mark.label : "");
@@ -140,6 +144,7 @@ export class Reading {
       return;
     }
     this.#marks = lines.flatMap(({ marks }) => marks);
+    this.#selected = -1;
     this.#detail.dataset.mark = "";
     part(this.#detail, ".character").textContent = "";
     part(this.#detail, ".kind").textContent = NO_MARK;
