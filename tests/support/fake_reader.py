@@ -65,10 +65,17 @@ def _unary(function: Any, request: Any, response: Any) -> Any:
 
 
 @contextmanager
-def serve_fake_reader() -> Iterator[str]:
-    """Serve it on a port of its own, and yield the address."""
+def serve_fake_reader(num_refusals: int = 0) -> Iterator[str]:
+    """Serve it on a port of its own, and yield the address; it refuses the first calls with UNAVAILABLE."""
+    refusals = iter(range(num_refusals))
+
+    def read(request: pb.ReadRequest, context: grpc.ServicerContext) -> pb.ReadResponse:
+        if next(refusals, None) is not None:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "ends")
+        return _read(request, context)
+
     handlers = {
-        "Read": _unary(_read, pb.ReadRequest, pb.ReadResponse),
+        "Read": _unary(read, pb.ReadRequest, pb.ReadResponse),
         "GetModel": _unary(_get_model, pb.GetModelRequest, pb.GetModelResponse),
         "ReadStream": grpc.stream_stream_rpc_method_handler(
             _read_stream, pb.ReadStreamRequest.FromString, pb.ReadStreamResponse.SerializeToString

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from digitserve.protocol.names import Layout
+from digitserve.protocol.read_codec import MAX_DIGITS, MAX_PATTERN_CHARACTERS
 from digitserve.protocol.readings import DEFAULT_PLACEHOLDER
 from digitserve.types import Framing, Ink
 from digitserve.v1 import digits_pb2 as pb
@@ -19,17 +20,11 @@ MAX_TIMEOUT_S = 5.0
 
 MAX_TOP_K = 1_000
 
-MAX_NUM_DIGITS = 1_000
-"""Most digits of a line: more than one has room for."""
-
 _MAX_NUMBER = 1 << 16
 """Largest width, height and ``max_side``: the largest value of ``--max-side``."""
 
 _MAX_TEXT = 200
 """Most characters of a value that an error quotes, and of a version."""
-
-_MAX_PATTERN = 256
-"""Most characters of a pattern: as many as ``reading`` accepts."""
 
 _MAX_DIGITS = 20
 """Most characters of a number: Python converts longer ones in quadratic time."""
@@ -119,7 +114,7 @@ def _parse_text(value: str) -> str:
 
 
 def _parse_pattern(value: str) -> str:
-    if len(value) > _MAX_PATTERN:
+    if len(value) > MAX_PATTERN_CHARACTERS:
         raise ValueError(value)
     return value
 
@@ -175,9 +170,9 @@ READ_PARAMETERS = (
     *_RAW,
     _choice("layout", "Any number of lines; one line; or rows of boxes or ruled cells with at most one digit each.",
             [layout.name.lower() for layout in Layout if layout], Layout.PAGE.name.lower()),
-    _integer("num_digits", "Digits that each line has, with layout=cells cells; 0: any number.", 0, MAX_NUM_DIGITS, 0),
+    _integer("num_digits", "Digits that each line has, with layout=cells cells; 0: any number.", 0, MAX_DIGITS, 0),
     Parameter("pattern", "What each line must look like, such as \\d{5}; without it, anything.",
-              {"type": "string", "maxLength": _MAX_PATTERN}, _parse_pattern, ""),
+              {"type": "string", "maxLength": MAX_PATTERN_CHARACTERS}, _parse_pattern, ""),
     Parameter("min_confidence", "Digits with a lower confidence are not read.",
               {"type": "number", "minimum": 0, "maximum": 1, "default": 0}, _parse_share, 0.0),
     Parameter("placeholder", "Stands in the text for what was not read.",

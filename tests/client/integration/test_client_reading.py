@@ -1,4 +1,4 @@
-"""``read`` and ``read_stream`` of both clients, against a service whose readings repeat what it was asked."""
+"""``read`` and ``read_stream`` of both clients, against a service whose readings repeat what it was asked, and a real worker."""
 
 import asyncio
 from collections.abc import Iterator
@@ -11,15 +11,31 @@ import pytest
 from PIL import Image
 
 from digitserve.client import AsyncClient, Client, ClientError, InvalidRequest, Reading, RequestRejected, Unreachable
+from support.bundles import echo_image, write_echo_bundle
 from support.clients import KINDS, awaited
+from support.column_reader import ColumnReader
 from support.fake_reader import REFUSED, serve_fake_reader
-from support.serving import LOCAL, PATIENCE_S
+from support.serving import LOCAL, PATIENCE_S, RunningWorker, run_worker
 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     with serve_fake_reader() as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningWorker]:
+    """Run a worker that reads 28 columns as a digit."""
+    models = tmp_path_factory.mktemp("models")
+    write_echo_bundle(models)
+    with run_worker(models, new_reader=lambda _: ColumnReader()) as running:
+        yield running
+
+
+def row_of(*numbers: int) -> np.ndarray:
+    """Return an image whose marks have these numbers as OOD scores."""
+    return np.concatenate([echo_image(number) for number in numbers], axis=1)
 
 
 def read(kind: str, address: str, image: Any, **options: Any) -> Reading:
@@ -90,3 +106,35 @@ def test_a_refused_image_of_a_stream_is_named(address: str, kind: str) -> None:
     assert caught.value.index == 0
     with pytest.raises(InvalidRequest, match="min_confidence"):
         read_stream(kind, address, [], min_confidence=2)
+
+
+@KINDS
+def test_an_unavailable_service_is_asked_again(kind: str) -> None:
+    """A call that a worker refuses because it ends is retried, as for ``classify``."""
+    with serve_fake_reader(num_refusals=2) as address:
+        assert read(kind, address, np.full((2, 3), 9, np.uint8), placeholder="_").text == "2/3\n_"
+
+
+@KINDS
+def test_a_worker_reads(worker: RunningWorker, kind: str) -> None:
+    """A real worker answers single calls and streams; its errors are those of the client library."""
+    reading = read(kind, worker.address, row_of(70001, 2, 3), top_k=1)
+    assert (reading.text, reading.model, reading.timing.batch_size) == ("123", "digits", 3)
+    assert [mark.ood_score for mark in reading.lines[0].marks] == [70001, 2, 3]
+    assert [mark.top[0].label for mark in reading.lines[0].marks] == ["1", "2", "3"]
+    with pytest.raises(RequestRejected, match="expected a closing bracket"):
+        read(kind, worker.address, row_of(1), pattern="(")
+
+    outcomes = read_stream(kind, worker.address, [row_of(number, number + 1) for number in range(50)])
+    scores = [[mark.ood_score for mark in one.lines[0].marks] for one in outcomes if isinstance(one, Reading)]
+    assert scores == [[number, number + 1] for number in range(50)]
+
+
+@KINDS
+def test_a_large_image_of_a_stream_fails_in_its_place(worker: RunningWorker, kind: str) -> None:
+    """An image that the service refuses has its error in its place; with the default ``max_side`` it would be reduced."""
+    images = [row_of(1), np.zeros((4200, 28), np.uint8), row_of(2)]
+    first, refused, last = read_stream(kind, worker.address, images, max_side=None, return_exceptions=True)
+    assert isinstance(first, Reading) and isinstance(last, Reading)
+    assert isinstance(refused, RequestRejected) and refused.index == 1
+    assert "4200x28" in str(refused)
