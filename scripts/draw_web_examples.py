@@ -168,7 +168,7 @@ def main() -> None:
         "scribble.png": scribble(random),
         "empty.jpg": paper(220, 220, random),
         "number.png": written(writer, "28306", 340),
-        "date.png": written(writer, "14/07/26", 440),
+        "date.png": written(writer, "14/07/26", 460),
         "lines.jpg": lines(writer, random),
         "cells.png": cells(writer),
     }
