@@ -23,7 +23,8 @@ OpenPage = Callable[..., Page]
 
 TOKEN = "a-token-of-enough-characters"  # noqa: S105 - of a test
 
-MAX_REQUEST_BYTES = 65536
+MAX_REQUEST_BYTES = 131072
+"""More than the pixels of a drawing of numbers."""
 
 
 @pytest.fixture(scope="module")
