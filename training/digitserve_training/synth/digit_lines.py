@@ -7,7 +7,7 @@ Does not import TensorFlow.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -25,14 +25,20 @@ MAX_OVERLAP = 3.0
 MIN_GAP_PX = 2
 """Smallest distance between the ink of digits that do not touch, in pixels of the drawing."""
 
-MAX_NESTING = 0.25
-"""Largest share of a digit's width that may be under or over its neighbour, as a 4 beside a 7."""
+MAX_NESTING = 0.4
+"""Largest share of the narrower digit's width that may be under or over its neighbour, as a 4 beside a 7."""
+
+MAX_SHIFT = 0.25
+"""Largest shift up or down of a digit that would have to go further under its neighbour to touch it, in heights."""
 
 TOUCH_LEVEL = 0.4
 """Ink strength from which pixels touch: the edge of a stroke."""
 
 GAP_LEVEL = 0.1
 """Ink strength from which a pixel keeps its distance: also the faint side of an edge."""
+
+FAINT = 0.05
+"""Ink strength below which a pixel is empty."""
 
 SEPARATORS = ".,/-"
 
@@ -92,7 +98,8 @@ def draw_digit(text: str, image: Gray, longest_px: float, slant: float, lowest: 
     size = (width + 2 * room, height)
     slanted = np.asarray(source.transform(size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC), np.float32)
     ink = sharpen(slanted / WHITE, scale)
-    ink[ink < 1 / 255] = 0
+    # Interpolation leaves traces beside strokes.
+    ink[ink < FAINT] = 0
     return Piece(text, crop(ink), lowest)
 
 
@@ -149,23 +156,34 @@ def compose(pieces: Sequence[Piece], gaps_px: Sequence[float], touching: Sequenc
     Returns:
         The line. Ink that does not touch has a distance of at least ``MIN_GAP_PX`` in all directions.
     """
-    above = max(len(piece.ink) - piece.lowest for piece in pieces)
-    below = max(0, *(piece.lowest for piece in pieces))
-    padded = [_to_height(piece, above, above + below) for piece in pieces]
-    line, lefts = padded[0], [0]
-    for ink, gap, touches in zip(padded[1:], gaps_px, touching, strict=True):
-        start = _touching_start(line, ink, gap) if touches else _separate_start(line, ink, max(MIN_GAP_PX, gap))
-        start = max(0, start)
-        joined = np.zeros((above + below, max(line.shape[1], start + ink.shape[1])), np.float32)
-        joined[:, : line.shape[1]] = line
-        np.maximum(joined[:, start : start + ink.shape[1]], ink, out=joined[:, start : start + ink.shape[1]])
-        line = joined
+    pieces = [*pieces]
+    reach = max(1, int(MAX_SHIFT * max(len(piece.ink) for piece in pieces)))
+    above = max(len(piece.ink) - piece.lowest for piece in pieces) + reach
+    height = above + max(0, *(piece.lowest for piece in pieces)) + reach
+    line, lefts = _to_height(pieces[0], above, height), [0]
+    for index, (gap, touches) in enumerate(zip(gaps_px, touching, strict=True), start=1):
+        least = _least_start(line, pieces[index - 1], pieces[index])
+        if touches:
+            # Only the neighbour: an earlier character may reach over it.
+            neighbour = np.zeros_like(line)
+            neighbour[:, lefts[-1] :][:, : pieces[index - 1].ink.shape[1]] = _to_height(
+                pieces[index - 1], above, height
+            )
+            pieces[index], start = _move_together(neighbour, pieces[index], above, gap, least)
+            ink = _to_height(pieces[index], above, height)
+        else:
+            ink = _to_height(pieces[index], above, height)
+            start = max(least, _separate_start(line, ink, max(MIN_GAP_PX, gap)))
+        line = np.pad(line, ((0, 0), (0, max(0, start + ink.shape[1] - line.shape[1]))))
+        np.maximum(line[:, start : start + ink.shape[1]], ink, out=line[:, start : start + ink.shape[1]])
         lefts.append(start)
+    rows = np.flatnonzero(line.any(axis=1))
+    top, bottom = int(rows[0]), int(rows[-1]) + 1
     boxes = tuple(
-        Box(above - len(piece.ink) + piece.lowest, above + piece.lowest, left, left + piece.ink.shape[1])
+        Box(above - top - len(piece.ink) + piece.lowest, above - top + piece.lowest, left, left + piece.ink.shape[1])
         for piece, left in zip(pieces, lefts, strict=True)
     )
-    return InkLine("".join(piece.text for piece in pieces), line, boxes, above)
+    return InkLine("".join(piece.text for piece in pieces), line[top:bottom], boxes, above - top)
 
 
 def _to_height(piece: Piece, above: int, height: int) -> FloatImage:
@@ -173,13 +191,31 @@ def _to_height(piece: Piece, above: int, height: int) -> FloatImage:
     return np.pad(piece.ink, ((top, height - top - len(piece.ink)), (0, 0)))
 
 
-def _touching_start(line: FloatImage, ink: FloatImage, overlap_px: float) -> int:
-    return line.shape[1] - round(overlap_px) - free_columns(line >= TOUCH_LEVEL, ink >= TOUCH_LEVEL)
+def _least_start(line: FloatImage, left: Piece, right: Piece) -> int:
+    """Return the first column of a character that is as far under or over its neighbour as allowed."""
+    return max(0, int(line.shape[1] - MAX_NESTING * min(left.ink.shape[1], right.ink.shape[1])))
+
+
+def _move_together(neighbour: FloatImage, piece: Piece, above: int, overlap_px: float, least: int) -> tuple[Piece, int]:
+    """Move a character to the left until it touches its neighbour; if it would go too far under its neighbour, also up or down.
+
+    Returns:
+        The character at its height, and its first column.
+    """
+    best = piece, -1
+    for shift in range(1 + 2 * int(MAX_SHIFT * len(piece.ink))):
+        moved = replace(piece, lowest=piece.lowest + (-1) ** shift * ((shift + 1) // 2))
+        ink = _to_height(moved, above, len(neighbour))
+        start = neighbour.shape[1] - round(overlap_px) - free_columns(neighbour >= TOUCH_LEVEL, ink >= TOUCH_LEVEL)
+        if start > best[1]:
+            best = moved, start
+        if start >= least:
+            break
+    return best[0], max(0, best[1])
 
 
 def _separate_start(line: FloatImage, ink: FloatImage, gap_px: float) -> int:
     """Return the column from which all ink keeps a distance, in its own row and in the rows near it."""
     grown = np.pad(line >= GAP_LEVEL, ((MIN_GAP_PX, MIN_GAP_PX), (0, 0)))
     near = np.any([grown[shift : shift + len(line)] for shift in range(2 * MIN_GAP_PX + 1)], axis=0)
-    start = line.shape[1] + round(gap_px) - free_columns(near, ink >= GAP_LEVEL)
-    return max(start, line.shape[1] - int(MAX_NESTING * ink.shape[1]))
+    return int(line.shape[1]) + round(gap_px) - free_columns(near, ink >= GAP_LEVEL)

@@ -224,4 +224,5 @@ def _with_rulings(
         pen.rectangle((left, high, right, low), outline=level, width=thickness)
     else:
         pen.line((left, low, right, low), level, thickness)
-    return np.maximum(ink, np.asarray(drawn, np.float32) / WHITE)
+    ruled: FloatImage = np.maximum(ink, np.asarray(drawn, np.float32) / WHITE)
+    return ruled

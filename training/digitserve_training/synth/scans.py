@@ -165,5 +165,5 @@ def shade(shape: tuple[int, ...], generator: np.random.Generator) -> FloatImage:
     """Draw a smooth brightness gradient: float32[height,width], 0 to 1."""
     coarse = generator.random((3, 3), np.float32)
     coarse = (coarse - coarse.min()) / max(float(np.ptp(coarse)), 1e-6)
-    smooth = Image.fromarray(coarse).resize(shape[::-1], Image.Resampling.BICUBIC)
+    smooth = Image.fromarray(coarse).resize((shape[1], shape[0]), Image.Resampling.BICUBIC)
     return np.asarray(smooth, np.float32).clip(0, 1)
