@@ -1,0 +1,82 @@
+"""From the network's scores to probabilities, and from the search's to calibrated confidences.
+
+    probabilities, ood_score ──▶ weight that a part is one digit ──search──▶ posterior ──▶ confidence of a line
+
+``reader`` calls it on a worker's thread; no state is kept. The constants were fitted on synthetic fields of five digits from
+MNIST's training images.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+DIGIT_POWER = 1.0
+"""Weight of the network's probability that a part is a digit."""
+
+LINK_COST = 8.0
+"""Cost of a distance between two cuts, per height of digits, in natural logarithms."""
+
+CUT_COST = 1.0
+"""Cost of ink on a cut, per height of digits."""
+
+DIGIT_COST = 1.0
+"""Cost of each further digit in a piece: one shape is one digit more often than two."""
+
+HEIGHT_COST = 10.0
+"""Cost of a part that is lower than 0.7 digits, per square of the difference."""
+
+LINE_SLOPE, LINE_OFFSET = 1.0, 0.0
+"""Logistic calibration of the posterior of a line."""
+
+
+def digit_probability(ood_score: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the probability that an image shows one digit.
+
+    The network is trained with one more outcome, "no digit", whose logit is 0; ``ood_score`` is minus the logarithm of the sum
+    of the exponentials of the others.
+    """
+    score = np.clip(ood_score.astype(np.float64), -30, 30)
+    result: NDArray[np.float64] = 1 / (1 + np.exp(score))
+    return result
+
+
+def part_weights(
+    probabilities: NDArray[np.float32], ood_score: NDArray[np.float32], heights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the weights of parts as digits: float64[S, 10].
+
+    Args:
+        probabilities: float32[S, 10].
+        ood_score: float32[S].
+        heights: float64[S], of the parts, against the height of digits.
+    """
+    low = np.clip(0.7 - heights, 0, None)
+    geometry = np.exp(-HEIGHT_COST * low * low - DIGIT_COST)
+    weights: NDArray[np.float64] = (digit_probability(ood_score) ** DIGIT_POWER * geometry)[:, None] * probabilities
+    return weights
+
+
+def link_weights(distances: NDArray[np.float32], costs: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the weights of two cuts for one boundary, that at which a digit ends and that at which the next one starts.
+
+    Many cuts that are near each other count as much as a single one.
+
+    Args:
+        distances: float32[N, N], of ``candidates.Parts``.
+        costs: float32[N], ink on each.
+
+    Returns:
+        float64[N, N]; a row sums to at most 1 for any number of cuts.
+    """
+    near = np.exp(-LINK_COST * distances.astype(np.float64))
+    share = 1 / near.sum(axis=1)
+    cost = np.exp(-CUT_COST * costs.astype(np.float64) / 2)
+    weights: NDArray[np.float64] = near * (share * cost)[:, None] * (share * cost)
+    return weights
+
+
+def calibrate_line(probability: float) -> float:
+    """Return the calibrated probability that a line's text is right, from its posterior."""
+    clipped = min(max(probability, 1e-6), 1 - 1e-6)
+    return 1 / (1 + math.exp(-(LINE_OFFSET + LINE_SLOPE * math.log(clipped / (1 - clipped)))))

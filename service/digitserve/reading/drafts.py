@@ -1,0 +1,178 @@
+"""Lines while they are read: pieces with their candidates, scores and texts.
+
+    TextLine ──draft_line──▶ LineDraft ──scores of whole pieces──▶ doubtful pieces cut ──scores of parts──▶ texts of each piece
+
+``reader`` owns the drafts of a request and advances them on a worker's thread.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from digitserve.reading.candidates import Parts
+from digitserve.reading.confidence import digit_probability, link_weights, part_weights
+from digitserve.reading.pieces import Piece, TextLine
+from digitserve.reading.search import PieceText, read_piece
+from digitserve.reading.separators import Baseline, separators
+from digitserve.reading.strokes import join
+from digitserve.types import Box, FloatImage
+
+SURE_DIGIT, SURE_LABEL = 0.97, 0.98
+"""Probabilities, that a piece is one digit and of its label, above which it is not cut."""
+
+WIDE, MIN_CUT_WIDTH, MIN_CUT_HEIGHT = 1.15, 0.35, 0.5
+"""Width of a piece, against the height of digits, from which it is always cut; and size of the smallest piece that is cut."""
+
+NARROWEST = 0.25
+"""Mean width of touching digits, likewise, at least."""
+
+MIN_DIGIT_HEIGHT = 0.45
+"""Height below which a piece that does not look like a digit is dust, not a digit that cannot be read."""
+
+MIN_WEIGHT = 1e-9
+"""Smallest weight of a text, so that a pattern can still choose it."""
+
+
+@dataclass(slots=True)
+class Scored:
+    """What the network says about one candidate.
+
+    Attributes:
+        box: in working pixels.
+        probabilities: float32[10].
+        ood_score: higher means less like the training data.
+    """
+
+    box: Box
+    probabilities: NDArray[np.float32]
+    ood_score: float
+
+
+@dataclass(slots=True)
+class PieceDraft:
+    """A piece while it is read.
+
+    Attributes:
+        piece: its ink.
+        strength: its own ink, of ``candidates.crop``.
+        separators: what separators it may be, with probabilities.
+        whole: the piece as one digit.
+        parts: what it was cut into; None if it was not.
+        scored: of the parts.
+        texts: that it may show, weights summing to 1, highest first.
+    """
+
+    piece: Piece
+    strength: FloatImage
+    separators: tuple[tuple[str, float], ...] = ()
+    whole: Scored | None = None
+    parts: Parts | None = None
+    scored: list[Scored] = field(default_factory=list)
+    texts: list[PieceText] = field(default_factory=list)
+
+    def is_doubtful(self, height: float) -> bool:
+        """Return whether it may be several digits, or parts of them."""
+        if not self.can_be_cut(height) or self.whole is None:
+            return False
+        if self.piece.box.width >= WIDE * height:
+            return True
+        is_digit = float(digit_probability(np.float32([self.whole.ood_score]))[0])
+        return is_digit < SURE_DIGIT or float(self.whole.probabilities.max()) < SURE_LABEL
+
+    def can_be_cut(self, height: float) -> bool:
+        """Return whether it is large enough for two digits, and no separator for sure."""
+        box = self.piece.box
+        is_separator = sum(probability for _, probability in self.separators) > SURE_LABEL
+        return box.width >= MIN_CUT_WIDTH * height and box.height >= MIN_CUT_HEIGHT * height and not is_separator
+
+    def score_parts(self, parts: Parts, probabilities: NDArray[np.float32], ood_score: NDArray[np.float32]) -> None:
+        """Take the network's scores of the parts."""
+        self.parts = parts
+        self.scored = [
+            Scored(box, row, score)
+            for box, row, score in zip(parts.boxes, probabilities, ood_score.tolist(), strict=True)
+        ]
+
+    def find_texts(self, height: float) -> None:
+        """Weigh the texts that the piece may show."""
+        if self.whole is None:
+            raise AssertionError("the whole piece has no scores yet")
+        is_separator = sum(probability for _, probability in self.separators)
+        is_digit = float(digit_probability(np.float32([self.whole.ood_score]))[0])
+        share = (1 - is_separator) * max(is_digit, MIN_WEIGHT)
+        texts = [
+            PieceText(str(label), share * probability, (-1,))
+            for label, probability in enumerate(self.whole.probabilities.tolist())
+        ]
+        texts += [PieceText(character, probability, (-1,)) for character, probability in self.separators]
+        if self.piece.box.height < MIN_DIGIT_HEIGHT * height:
+            texts.append(PieceText("", (1 - is_separator) * (1 - is_digit), ()))
+        if self.parts is not None and self.scored:
+            texts += self._texts_of_parts(height, 1 - is_separator)
+        total = sum(text.weight for text in texts)
+        texts.sort(key=lambda text: -text.weight)
+        self.texts = [text._replace(weight=text.weight / total) for text in texts if text.weight > 0]
+
+    def _texts_of_parts(self, height: float, share: float) -> list[PieceText]:
+        parts = self.parts
+        if parts is None:
+            return []
+        weights = part_weights(
+            np.stack([scored.probabilities for scored in self.scored]),
+            np.array([scored.ood_score for scored in self.scored], np.float32),
+            np.array([scored.box.height / height for scored in self.scored]),
+        )
+        links = link_weights(parts.distances, parts.costs)
+        most = max(2, int(self.piece.box.width / (NARROWEST * height)))
+        found = read_piece(parts.starts, parts.ends, weights, links, most)
+        return [text._replace(weight=share * text.weight) for text in found if text.segments]
+
+
+@dataclass(slots=True)
+class LineDraft:
+    """A line while it is read.
+
+    Attributes:
+        line: of ``layout``.
+        baseline: where its digits stand.
+        pieces: from left to right; with cells one per cell that is not empty.
+        cells: with cells, for each cell the index of its piece; None for an empty one.
+    """
+
+    line: TextLine
+    baseline: Baseline
+    pieces: list[PieceDraft]
+    cells: list[int | None] | None = None
+
+    @property
+    def height(self) -> float:
+        """Height of digits, in working pixels."""
+        return self.baseline.height
+
+
+def fill_cells(line: TextLine, cells: list[Box]) -> tuple[list[Piece], list[int | None]]:
+    """Join the pieces of each cell.
+
+    Returns:
+        One piece per cell that is not empty, and for each cell the index of its piece.
+    """
+    joined: list[Piece] = []
+    indices: list[int | None] = []
+    for cell in cells:
+        inside = [piece for piece in line.pieces if cell.left <= (piece.box.left + piece.box.right) / 2 < cell.right]
+        if not inside:
+            indices.append(None)
+            continue
+        whole = inside[0]
+        for piece in inside[1:]:
+            whole = join(whole, piece)
+        indices.append(len(joined))
+        joined.append(whole)
+    return joined, indices
+
+
+def find_separators(draft: LineDraft) -> None:
+    """Find which pieces of a line may be separators."""
+    for piece in draft.pieces:
+        piece.separators = tuple(separators(piece.piece, draft.baseline))

@@ -1,0 +1,174 @@
+"""What an image shows before the network is asked: lines of pieces, and ink that is neither digit nor separator.
+
+    InkImage ──▶ components ──▶ pieces, specks and shapes ignored ──▶ lines ──▶ broken strokes joined
+
+``reader`` advances ``lay_out`` on a worker's thread; no state is kept.
+"""
+
+from collections.abc import Generator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from digitserve.errors import InvalidRequest
+from digitserve.protocol.names import IgnoredKind, Layout
+from digitserve.protocol.readings import Ignored, ReadOptions
+from digitserve.reading.cells import fill_cells, find_cells
+from digitserve.reading.components import Components, find_components, to_pieces
+from digitserve.reading.lines import MIN_DIGIT_SHARE, group_lines
+from digitserve.reading.pieces import Arrangement, InkImage, Mask, Piece, TextLine
+from digitserve.reading.rulings import Rulings, choose_rules, cover, find_candidates, remove
+from digitserve.reading.strokes import join_strokes
+from digitserve.types import Box
+
+MAX_PIECES = 4000
+"""Pieces above which an image is refused, ten times those of a page of 400 digits."""
+
+MAX_IGNORED = 200
+"""Ignored ink that is reported, largest first."""
+
+MIN_MARK_SHARE, MIN_MARK_SIDE = 0.06, 2
+"""Longest side of the smallest mark: a share of the height of digits, and in pixels."""
+
+MAX_HEIGHT_SHARE = 5
+"""Height of the highest digit, as a multiple of the typical height of digits."""
+
+MAX_CUT_HEIGHT, MAX_CUT_WIDTH = 1.6, 2.5
+"""The same of ink that the border of the image cuts, and its width: more is the edge of a page or a shadow."""
+
+MAX_FLATNESS, MAX_FLAT_HEIGHT = 6, 0.15
+"""Width against height from which ink is a dash of a rule, not a hyphen, if it is no higher than this share of a digit."""
+
+MAX_FILL = 0.9
+"""Share of its box that the ink of a digit covers at most, if the box is as high and wide as a digit: a filled field has more."""
+
+MIN_MARK_STRENGTH = 0.6
+"""Strength of the strongest pixel of a small mark: of the same pen as the digits, not of the paper's texture."""
+
+
+MAX_BRIDGE_SHARE = 0.12
+"""Height of the break, as a share of the height of digits, that a removed rule may leave in a stroke."""
+
+MIN_SHARE_ON_RULE = 0.5
+"""Share of a piece beside a rule from which it is what is left of the rule: a digit that touches a rule has less."""
+
+
+def lay_out(ink: InkImage, options: ReadOptions) -> Generator[None, None, Arrangement]:
+    """Find the lines of an image; yield after at most about 10 ms.
+
+    Args:
+        ink: of ``page.extract_ink``; ruled lines are removed from its arrays in place.
+        options: how the numbers are arranged.
+
+    Raises:
+        InvalidRequest: more strokes or components than any page of numbers.
+    """
+    components = find_components(ink.mask)
+    yield
+    height = components.digit_height(len(ink.mask))
+    rulings, zone = yield from _take_rulings(ink, height)
+    if rulings.horizontal or rulings.vertical:
+        components = find_components(ink.mask)
+        yield
+        height = components.digit_height(len(ink.mask))
+    pieces, ignored = _sort_out(ink, components, height)
+    if zone is not None:
+        pieces = [piece for piece in pieces if not _is_left_of_rule(piece, zone)]
+    ignored += [Ignored(IgnoredKind.RULING, rule.box(ink.mask.shape)) for rule in rulings.horizontal + rulings.vertical]
+    yield
+    rows = find_cells(rulings, height) if options.layout is Layout.CELLS else []
+    if rows:
+        lines, outside = fill_cells(pieces, rows, height)
+        return Arrangement(lines, ignored + [_ignore_outside(piece, height) for piece in outside])
+    lines, specks = group_lines(pieces, height)
+    ignored += [Ignored(IgnoredKind.SPECK, piece.box) for piece in specks]
+    yield
+    bridge = rulings.thickness + 1 if zone is not None else 0
+    for line in lines:
+        join_strokes(line, min(bridge, MAX_BRIDGE_SHARE * line.height))
+    if options.layout is Layout.LINE and lines:
+        lines, others = _dominant(lines)
+        ignored += others
+    return Arrangement(lines, ignored)
+
+
+def _ignore_outside(piece: Piece, height: float) -> Ignored:
+    """Return ink that is in no cell."""
+    small = piece.box.height < MIN_DIGIT_SHARE * height
+    return Ignored(IgnoredKind.SPECK if small else IgnoredKind.OTHER_LINE, piece.box)
+
+
+def _take_rulings(ink: InkImage, height: float) -> Generator[None, None, tuple[Rulings, Mask | None]]:
+    """Find ruled lines and remove them from the ink in place; return them, and where what is left of them may be."""
+    zone = None
+    across = find_candidates(ink.mask, height, horizontal=True)
+    yield
+    down = find_candidates(ink.mask, height, horizontal=False)
+    yield
+    rulings = choose_rules(across, down, ink.mask.shape, height)
+    if rulings.horizontal or rulings.vertical:
+        zone = cover(ink.mask.shape, rulings)
+        remove(ink.mask, rulings.horizontal, rulings.thickness)
+        yield
+        remove(ink.mask, rulings.vertical, rulings.thickness)
+        ink.strength[zone & ~ink.mask] = 0
+        yield
+    return rulings, zone
+
+
+def _is_left_of_rule(piece: Piece, zone: Mask) -> bool:
+    """Return whether a piece is what is left of a removed rule: most of it is beside the rule."""
+    box = piece.box
+    on_rule = int(np.count_nonzero(zone[box.top : box.bottom, box.left : box.right] & piece.mask))
+    return on_rule >= MIN_SHARE_ON_RULE * piece.area
+
+
+def _sort_out(ink: InkImage, components: Components, height: float) -> tuple[list[Piece], list[Ignored]]:
+    """Divide components into pieces and ignored ink."""
+    heights, widths = components.heights, components.widths
+    longest = np.maximum(heights, widths)
+    shapes = _are_shapes(components, ink.mask.shape, height)
+    specks = ~shapes & (longest < max(MIN_MARK_SHARE * height, MIN_MARK_SIDE))
+    chosen = np.flatnonzero(~shapes & ~specks)
+    if len(chosen) > MAX_PIECES:
+        raise InvalidRequest(
+            f"the image has {len(chosen)} separate pieces of ink, more than {MAX_PIECES}; send a part of the page"
+        )
+    pieces, ignored = [], []
+    for piece in to_pieces(components, chosen):
+        box = piece.box
+        if box.height < MIN_DIGIT_SHARE * height:
+            strength = ink.strength[box.top : box.bottom, box.left : box.right][piece.mask]
+            if float(strength.max()) < MIN_MARK_STRENGTH:
+                ignored.append(Ignored(IgnoredKind.SPECK, box))
+                continue
+        pieces.append(piece)
+    for kind, flags in ((IgnoredKind.SHAPE, shapes), (IgnoredKind.SPECK, specks)):
+        indices = np.flatnonzero(flags)
+        largest = indices[np.argsort(-longest[indices], kind="stable")][: MAX_IGNORED - len(ignored)]
+        ignored += [Ignored(kind, components.box(index)) for index in largest.tolist()]
+    return pieces, ignored
+
+
+def _are_shapes(components: Components, page: tuple[int, ...], height: float) -> NDArray[np.bool_]:
+    """Return which components are too large, too full, too flat, or the edge of something at the border: bool[N]."""
+    heights, widths = components.heights, components.widths
+    boxes = components.boxes
+    cut = (boxes[:, 0] == 0) | (boxes[:, 2] == 0) | (boxes[:, 1] == page[0]) | (boxes[:, 3] == page[1])
+    fill = components.areas / (heights * widths)
+    flat = (widths >= MAX_FLATNESS * heights) & (heights <= MAX_FLAT_HEIGHT * height)
+    full = (fill > MAX_FILL) & (np.minimum(heights, widths) > MIN_DIGIT_SHARE * height)
+    at_edge = cut & ((heights > MAX_CUT_HEIGHT * height) | (widths > MAX_CUT_WIDTH * height) & (heights < height / 2))
+    shapes: NDArray[np.bool_] = (heights > MAX_HEIGHT_SHARE * height) | flat | full | at_edge
+    return shapes
+
+
+def _dominant(lines: list[TextLine]) -> tuple[list[TextLine], list[Ignored]]:
+    """Return the line with most ink of digits, and the others as ignored ink."""
+    best = max(lines, key=lambda line: sum(piece.box.height for piece in line.pieces))
+    return [best], [Ignored(IgnoredKind.OTHER_LINE, _extent(line)) for line in lines if line is not best]
+
+
+def _extent(line: TextLine) -> Box:
+    tops, bottoms, lefts, rights = zip(*(piece.box for piece in line.pieces), strict=True)
+    return Box(min(tops), max(bottoms), min(lefts), max(rights))

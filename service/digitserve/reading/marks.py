@@ -1,0 +1,171 @@
+"""The texts that were chosen for a line's pieces to its marks, text and confidence.
+
+``reader`` calls it on a worker's thread; no state is kept.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from digitserve.protocol.names import IgnoredKind, MarkKind, Verdict
+from digitserve.protocol.readings import Ignored, Line, Mark, ReadOptions
+from digitserve.reading.confidence import calibrate_line
+from digitserve.reading.drafts import LineDraft, PieceDraft, Scored
+from digitserve.reading.patterns import DIGITS
+from digitserve.reading.search import LineText
+from digitserve.types import Box
+
+WIDE_GAP, WIDER_THAN_OTHERS = 1.2, 2.0
+"""Gap between two marks that is a space: against the height of digits, and against the median gap of the line."""
+
+PART_ALLOWANCE = 2.0
+"""How much higher than the model's threshold the score of a part of touching digits may be: its strokes are cut, but its neighbours
+confirm it. On validation fields the network's outcome "no digit" is still less probable than the digit.
+"""
+
+
+class Scale(NamedTuple):
+    """From working pixels to pixels of the request.
+
+    Attributes:
+        factor: pixels of the request per working pixel.
+        height: of the request's image.
+        width: of the request's image.
+    """
+
+    factor: float
+    height: int
+    width: int
+
+    def box(self, box: Box) -> Box:
+        """Return a box in pixels of the request; at least one pixel, inside the image."""
+        top = min(int(box.top * self.factor), self.height - 1)
+        left = min(int(box.left * self.factor), self.width - 1)
+        bottom = min(max(round(box.bottom * self.factor), top + 1), self.height)
+        right = min(max(round(box.right * self.factor), left + 1), self.width)
+        return Box(max(top, 0), bottom, max(left, 0), right)
+
+
+def wide_gaps(draft: LineDraft) -> list[bool]:
+    """Return for each piece whether a wide gap follows it."""
+    boxes = [piece.piece.box for piece in draft.pieces]
+    if not boxes:
+        return []
+    reached = np.maximum.accumulate([box.right for box in boxes])
+    gaps = np.array([box.left for box in boxes[1:]], np.float64) - reached[:-1]
+    usual = float(np.median(gaps)) if len(gaps) > 2 else 0.0  # noqa: PLR2004 - a median of less shows nothing
+    wide = (gaps >= WIDE_GAP * draft.height) & (gaps >= WIDER_THAN_OTHERS * usual)
+    return [*wide.tolist(), False]
+
+
+def compose(
+    draft: LineDraft, found: LineText, options: ReadOptions, scale: Scale, threshold: float, *, matches: bool
+) -> tuple[Line | None, list[Ignored]]:
+    """Build a line from the texts chosen for its pieces.
+
+    Args:
+        draft: the line.
+        found: the chosen texts.
+        options: of the request.
+        scale: of its boxes.
+        threshold: ``ood_score`` above which a whole piece is unfamiliar.
+        matches: whether the text is one that the request allows.
+
+    Returns:
+        The line, None if it has no mark; and ink that is no mark.
+    """
+    ignored: list[Ignored] = []
+    groups: list[list[Mark]] = []
+    for piece, choice in zip(draft.pieces, found.choices, strict=True):
+        marks = _marks(piece, choice, found.probability, options, scale, threshold)
+        if not marks:
+            ignored.append(Ignored(IgnoredKind.SPECK, scale.box(piece.piece.box)))
+        groups.append(marks)
+    if draft.cells is not None and draft.line.cells is not None:
+        marks = _in_cells(draft.cells, draft.line.cells, groups, options, scale)
+        text = "".join(mark.text for mark in marks)
+    else:
+        marks = [mark for group in groups for mark in group]
+        text = _spaced(groups, wide_gaps(draft))
+    if not any(mark.kind is not MarkKind.EMPTY for mark in marks):
+        return None, ignored
+    unread = any(mark.kind is MarkKind.UNREAD for mark in marks)
+    confidence = 0.0 if unread else calibrate_line(found.probability)
+    box = _around([mark.box for mark in marks if mark.kind is not MarkKind.EMPTY])
+    return Line(text, confidence, box, tuple(marks), matches), ignored
+
+
+def _marks(
+    piece: PieceDraft, choice: int, line_probability: float, options: ReadOptions, scale: Scale, threshold: float
+) -> list[Mark]:
+    """Return the marks of a piece; none if it is no mark."""
+    chosen = piece.texts[choice]
+    marks = []
+    for position, (character, segment) in enumerate(zip(chosen.text, chosen.segments, strict=True)):
+        # A line cannot be right unless its marks are, also where a pattern made a mark certain.
+        confidence = min(1.0, max(_marginal(piece, chosen.text, position), line_probability))
+        if character not in DIGITS:
+            marks.append(Mark(character, MarkKind.SEPARATOR, scale.box(piece.piece.box), confidence=confidence))
+            continue
+        scored = piece.whole if segment < 0 else piece.scored[segment]
+        if scored is not None:
+            limit = threshold if segment < 0 else threshold + PART_ALLOWANCE
+            marks.append(_digit(character, scored, confidence, options, scale, limit))
+    return marks
+
+
+def _marginal(piece: PieceDraft, text: str, position: int) -> float:
+    """Return the share of the texts of the same length with the same character at a position."""
+    return sum(
+        other.weight for other in piece.texts if len(other.text) == len(text) and other.text[position] == text[position]
+    )
+
+
+def _digit(character: str, scored: Scored, confidence: float, options: ReadOptions, scale: Scale, limit: float) -> Mark:
+    familiar = scored.ood_score <= limit
+    read = familiar and confidence >= options.min_confidence
+    order = np.argsort(-scored.probabilities, kind="stable")[: options.top_k].tolist()
+    return Mark(
+        character if read else options.placeholder,
+        MarkKind.DIGIT if read else MarkKind.UNREAD,
+        scale.box(scored.box),
+        int(character),
+        confidence,
+        Verdict.ACCEPTED if familiar else Verdict.UNFAMILIAR,
+        scored.ood_score,
+        tuple((index, float(scored.probabilities[index])) for index in order),
+    )
+
+
+def _in_cells(
+    cells: Sequence[int | None],
+    boxes: Sequence[Box],
+    groups: Sequence[Sequence[Mark]],
+    options: ReadOptions,
+    scale: Scale,
+) -> list[Mark]:
+    """Return one mark per cell."""
+    marks = []
+    for index, box in zip(cells, boxes, strict=True):
+        if index is None or not groups[index]:
+            marks.append(Mark(" ", MarkKind.EMPTY, scale.box(box)))
+        else:
+            marks.append(groups[index][0])
+    return marks
+
+
+def _spaced(groups: Sequence[Sequence[Mark]], gaps: Sequence[bool]) -> str:
+    """Return the text of marks with a space at each wide gap between them."""
+    text, pending = "", False
+    for group, gap in zip(groups, gaps, strict=True):
+        if group:
+            text += (" " if pending and text else "") + "".join(mark.text for mark in group)
+            pending = False
+        pending = pending or gap
+    return text
+
+
+def _around(boxes: Sequence[Box]) -> Box:
+    tops, bottoms, lefts, rights = zip(*boxes, strict=True)
+    return Box(min(tops), max(bottoms), min(lefts), max(rights))

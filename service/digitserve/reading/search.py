@@ -1,0 +1,217 @@
+"""The texts that a piece, or a line, may show, and how probable they are.
+
+    parts of a piece, scored by the network ──read_piece──▶ texts of the piece
+    texts of the pieces of a line, automaton ──read_line──▶ text of the line
+
+``reader`` calls it on a worker's thread; no state is kept. The weight of a text is summed over all cuttings that give it (forward
+algorithm), so the share of the best text is a posterior probability. Two cuts that are near may both be used: the left digit
+ends at one, the right digit starts at the other, because strokes of touching digits share ink.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from digitserve.reading.patterns import LineAutomaton, State
+
+MAX_TEXTS = 24
+"""Texts of one length that are kept for a piece; the eleventh best is right in less than 1 of 1 000 touching pieces."""
+
+MAX_LINE_TEXTS = 4
+"""Texts that are kept per state of the automaton."""
+
+Weights = NDArray[np.float64]
+
+
+class PieceText(NamedTuple):
+    """One text that a piece may show.
+
+    Attributes:
+        text: its characters; empty for ink that is no mark.
+        weight: not normalised.
+        segments: of the best cutting, one per character: index of the part; -1 for the whole piece.
+    """
+
+    text: str
+    weight: float
+    segments: tuple[int, ...]
+
+
+def read_piece(
+    starts: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    weights: Weights,
+    links: Weights,
+    max_digits: int,
+) -> list[PieceText]:
+    """Find the texts of a piece that is cut into parts.
+
+    Args:
+        starts: int64[S], first node of each part.
+        ends: int64[S], last node; nodes are numbered from left to right, parts may not go backwards.
+        weights: float64[S, 10], that the part is one digit with this label.
+        links: float64[N, N], that a digit ends at the first node and the next one starts at the second.
+        max_digits: of a text.
+
+    Returns:
+        Texts of at least two digits, highest weight first.
+    """
+    num_nodes = len(links)
+    steps = np.zeros((num_nodes, num_nodes, 10))
+    steps[starts, ends] = weights
+    flat = steps.reshape(num_nodes, -1)
+    part_at = np.full((num_nodes, num_nodes), -1)
+    part_at[starts, ends] = np.arange(len(starts))
+    texts = [""]
+    reached = np.zeros((1, num_nodes))
+    reached[0, 0] = 1
+    found: list[tuple[str, float]] = []
+    for length in range(1, max_digits + 1):
+        after = (reached @ flat).reshape(len(texts), num_nodes, 10)
+        if length > 1:
+            final = after[:, -1]
+            found += [(texts[row] + str(label), float(final[row, label])) for row, label in _largest(final, MAX_TEXTS)]
+        after[:, -1] = 0
+        going_on = np.einsum("tnl,nm->tlm", after, links)
+        best = _largest(going_on.sum(axis=2), MAX_TEXTS)
+        if not best:
+            break
+        texts = [texts[row] + str(label) for row, label in best]
+        reached = np.stack([going_on[row, label] for row, label in best])
+    found.sort(key=lambda item: -item[1])
+    return [
+        PieceText(text, weight, _best_cutting(text, steps, links, part_at) if rank < MAX_TEXTS else ())
+        for rank, (text, weight) in enumerate(found)
+    ]
+
+
+def _largest(values: Weights, most: int) -> list[tuple[int, int]]:
+    """Return the positions of the largest positive values of a table."""
+    flat = values.ravel()
+    order = np.argsort(-flat, kind="stable")[:most]
+    return [divmod(int(index), values.shape[1]) for index in order if flat[index] > 0]
+
+
+def _best_cutting(text: str, steps: Weights, links: Weights, part_at: NDArray[np.int64]) -> tuple[int, ...]:
+    """Return the parts of the heaviest single cutting that gives a text."""
+    num_nodes = len(links)
+    reached = np.zeros(num_nodes)
+    reached[0] = 1
+    back: list[tuple[NDArray[np.intp], NDArray[np.intp]]] = []
+    for position, character in enumerate(text):
+        linked = reached[:, None] * (links if position else np.eye(num_nodes))
+        from_node = linked.argmax(axis=0)
+        through = linked.max(axis=0)[:, None] * steps[:, :, int(character)]
+        start = through.argmax(axis=0)
+        back.append((from_node, start))
+        reached = through.max(axis=0)
+        if position < len(text) - 1:
+            reached[-1] = 0
+    segments = []
+    node = num_nodes - 1
+    for from_node, start in reversed(back):
+        segments.append(int(part_at[start[node], node]))
+        node = int(from_node[start[node]])
+    return tuple(reversed(segments))
+
+
+class LineText(NamedTuple):
+    """A text of a line.
+
+    Attributes:
+        choices: for each piece, the index of its text.
+        probability: weight of all cuttings that give this text, against all that are allowed.
+    """
+
+    choices: tuple[int, ...]
+    probability: float
+
+
+def read_line(
+    pieces: Sequence[Sequence[PieceText]], gaps: Sequence[bool], automaton: LineAutomaton | None
+) -> LineText | None:
+    """Find the best text of a line.
+
+    Args:
+        pieces: the texts of each piece, weights summing to 1, highest first.
+        gaps: whether a wide gap follows the piece.
+        automaton: what is allowed; None for any text.
+
+    Returns:
+        None if no text is allowed.
+    """
+    if automaton is None:
+        probability = 1.0
+        for texts in pieces:
+            probability *= texts[0].weight
+        return LineText((0,) * len(pieces), probability)
+    # Per state: texts so far, each with the weight of all its cuttings and the choices of the heaviest one.
+    states: dict[State, dict[str, tuple[float, float, tuple[int, ...]]]] = {automaton.start: {"": (1.0, 1.0, ())}}
+    for texts, gap in zip(pieces, gaps, strict=True):
+        states = _extend(states, texts, automaton, gap=gap)
+        if not states:
+            return None
+    finals: dict[str, tuple[float, float, tuple[int, ...]]] = {}
+    for state, kept in states.items():
+        if automaton.accepts(state):
+            for text, entry in kept.items():
+                _add(finals, text, *entry)
+    total = sum(weight for weight, _, _ in finals.values())
+    if not total > 0:
+        return None
+    weight, _, choices = max(finals.values(), key=lambda entry: entry[0])
+    return LineText(choices, weight / total)
+
+
+def _extend(
+    states: dict[State, dict[str, tuple[float, float, tuple[int, ...]]]],
+    texts: Sequence[PieceText],
+    automaton: LineAutomaton,
+    *,
+    gap: bool,
+) -> dict[State, dict[str, tuple[float, float, tuple[int, ...]]]]:
+    """Add a piece to the texts of each state."""
+    following: dict[State, dict[str, tuple[float, float, tuple[int, ...]]]] = {}
+    for state, kept in states.items():
+        for choice, option in enumerate(texts):
+            after = automaton.run(option.text, state)
+            if after is None or not option.weight > 0:
+                continue
+            ways = [after]
+            if gap:
+                spaced = automaton.step(after, " ")
+                if spaced is not None and spaced != after:
+                    ways.append(spaced)
+            for way in ways:
+                target = following.setdefault(way, {})
+                for text, (weight, best, choices) in kept.items():
+                    _add(
+                        target,
+                        text + option.text,
+                        weight * option.weight,
+                        best * option.weight,
+                        (*choices, choice),
+                    )
+    for state, kept in following.items():
+        if len(kept) > MAX_LINE_TEXTS:
+            best_texts = sorted(kept.items(), key=lambda item: -item[1][0])[:MAX_LINE_TEXTS]
+            following[state] = dict(best_texts)
+    return following
+
+
+def _add(
+    entries: dict[str, tuple[float, float, tuple[int, ...]]],
+    text: str,
+    weight: float,
+    best: float,
+    choices: tuple[int, ...],
+) -> None:
+    known = entries.get(text)
+    if known is None:
+        entries[text] = weight, best, choices
+    elif best > known[1]:
+        entries[text] = known[0] + weight, best, choices
+    else:
+        entries[text] = known[0] + weight, known[1], known[2]
