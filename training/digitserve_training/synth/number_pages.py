@@ -107,13 +107,19 @@ def _rotate(ink: FloatImage, boxes: Sequence[Box], degrees: float) -> tuple[Floa
         place = numbers[box.top : box.bottom, box.left : box.right]
         place[ink[box.top : box.bottom, box.left : box.right] > 0.1] = number
     turned = np.asarray(Image.fromarray(numbers).rotate(degrees, Image.Resampling.NEAREST, expand=True))
-    found = [_bounds(turned, number) for number in range(1, len(boxes) + 1)]
-    return np.asarray(rotated, np.float32) / WHITE, found
+    return np.asarray(rotated, np.float32) / WHITE, _bounds(turned, len(boxes))
 
 
-def _bounds(numbers: Gray, number: int) -> Box:
-    rows, columns = np.nonzero(numbers == number)
-    return Box(int(rows.min()), int(rows.max()) + 1, int(columns.min()), int(columns.max()) + 1)
+def _bounds(numbers: Gray, count: int) -> list[Box]:
+    """Return the bounding boxes of the pixels with the numbers 1 to ``count``."""
+    rows, columns = np.nonzero(numbers)
+    found = numbers[rows, columns]
+    low, high = np.full((count + 1, 2), max(numbers.shape)), np.zeros((count + 1, 2), np.int64)
+    positions = np.stack([rows, columns], axis=1)
+    np.minimum.at(low, found, positions)
+    np.maximum.at(high, found, positions + 1)
+    bounds = np.stack([low[1:, 0], high[1:, 0], low[1:, 1], high[1:, 1]], axis=1)
+    return [Box(*map(int, one)) for one in bounds]
 
 
 def cells(
