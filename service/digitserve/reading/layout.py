@@ -105,7 +105,7 @@ def _take_rulings(ink: InkImage, height: float) -> Generator[None, None, tuple[R
     yield
     down = find_candidates(ink.mask, height, horizontal=False)
     yield
-    rulings = choose_rules(across, down, ink.mask.shape, height)
+    rulings = choose_rules(across, down, ink.mask, height)
     if rulings.horizontal or rulings.vertical:
         zone = cover(ink.mask.shape, rulings)
         remove(ink.mask, rulings.horizontal, rulings.thickness)
