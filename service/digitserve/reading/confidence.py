@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 WHOLE_SLOPE, WHOLE_OFFSET, WHOLE_WIDTH = 1.75, 1.4, 14.5
 """Logistic of the network's score that a piece is one digit and not several, and of the width beyond a usual digit's."""
 
-PART_SLOPE, PART_OFFSET = 0.8, 6.2
-"""Logistic of the network's score that a part between two cuts is one digit."""
+PART_SLOPE, PART_OFFSET, PART_POWER = 0.8, 6.2, 2.0
+"""Logistic of the network's score that a part between two cuts is one digit, and its power: the best cuttings count most."""
 
 USUAL_WIDTH = 0.9
 """Width of a digit, against the height of the line's digits, that few digits have."""
@@ -68,7 +68,7 @@ def part_weights(
     low = np.clip(0.7 - heights, 0, None)
     geometry = np.exp(-HEIGHT_COST * low * low - DIGIT_COST)
     score = np.clip(PART_SLOPE * (ood_score.astype(np.float64) + PART_OFFSET), -30, 30)
-    weights: NDArray[np.float64] = (geometry / (1 + np.exp(score)))[:, None] * probabilities
+    weights: NDArray[np.float64] = (geometry / (1 + np.exp(score)) ** PART_POWER)[:, None] * probabilities
     return weights
 
 
@@ -84,7 +84,8 @@ def link_weights(distances: NDArray[np.float32], costs: NDArray[np.float32]) -> 
     Returns:
         float64[N, N]; a row sums to at most 1 for any number of cuts.
     """
-    near = np.exp(-LINK_COST * distances.astype(np.float64))
+    # A digit never starts right of where the one before it ends: the ink between them would be part of neither.
+    near = np.tril(np.exp(-LINK_COST * distances.astype(np.float64)))
     share = 1 / near.sum(axis=1)
     cost = np.exp(-CUT_COST * costs.astype(np.float64) / 2)
     weights: NDArray[np.float64] = near * (share * cost)[:, None] * (share * cost)
