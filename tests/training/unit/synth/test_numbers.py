@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
-from digitserve.types import Gray
+from digitserve.types import Box, Gray
 from digitserve_training.synth import number_pages, numbers, pen_ink
 from digitserve_training.synth.digit_lines import (
     GAP_LEVEL,
@@ -105,7 +105,7 @@ def test_digits_touch_or_keep_a_distance(seed: int, touches: bool) -> None:
         assert not (_grow(near[0] >= GAP_LEVEL, 2) & (near[1] >= GAP_LEVEL)).any()
 
 
-def _ink_of(box: numbers.Box, piece: Piece, shape: tuple[int, ...]) -> np.ndarray:
+def _ink_of(box: Box, piece: Piece, shape: tuple[int, ...]) -> np.ndarray:
     ink = np.zeros(shape, np.float32)
     assert (box.height, box.width) == piece.ink.shape
     ink[box.top : box.bottom, box.left : box.right] = piece.ink

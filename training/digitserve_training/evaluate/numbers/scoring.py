@@ -88,9 +88,10 @@ def score_digits(shown: Digits, reading: Reading) -> DigitScore:
 
 def edit_distance(first: Sequence[str], second: Sequence[str]) -> int:
     """Count the insertions, deletions and replacements that turn one sequence into the other (Levenshtein 1965)."""
-    row = [*range(len(second) + 1)]
+    row: list[int] = [*range(len(second) + 1)]
     for above, one in enumerate(first, start=1):
-        diagonal, row[0] = row[0], above
+        diagonal: int = row[0]
+        row[0] = above
         for index, other in enumerate(second, start=1):
             diagonal, row[index] = row[index], min(row[index] + 1, row[index - 1] + 1, diagonal + (one != other))
     return row[-1]
