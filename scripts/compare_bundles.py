@@ -24,7 +24,7 @@ from digitserve_training.evaluate import evaluation_sets, scores
 from digitserve_training.evaluate.evaluation import Measurement, measure, run
 from digitserve_training.evaluate.evaluation_sets import EvaluationSet, EvaluationSets
 from digitserve_training.evaluate.formatting import group_thousands, percent
-from digitserve_training.evaluate.pictures.classifier import LocalClassifier
+from digitserve_training.evaluate.pictures.classifier import LocalClassifier, Network
 from digitserve_training.evaluate.pictures.figures import Figures, Judged
 from digitserve_training.evaluate.pictures.listing import list_pictures
 
@@ -88,7 +88,7 @@ def compare_pictures(
     """Yield the rows of the image files of a folder; those that are not a single digit are not used."""
     labels = bundles[0].manifest.labels
     classifiers = [
-        LocalClassifier(str(bundle.path), labels, session, bundle.manifest.ood_threshold)
+        LocalClassifier(Network(str(bundle.path), labels, session, bundle.manifest.ood_threshold))
         for bundle, session in zip(bundles, sessions, strict=True)
     ]
     pictures = [picture for picture in list_pictures(folder, labels, sets) if picture.label]

@@ -65,7 +65,7 @@ def find_cells(rulings: Rulings, height: float) -> list[list[Box]]:
             rows.append([])
         rows[-1].append(cell)
         level = _level(cell, slope)
-    return [sorted(row, key=lambda cell: cell.left) for row in rows]
+    return [_without_doubles(row) for row in rows]
 
 
 def fill_cells(
@@ -127,6 +127,17 @@ def _cells_on(bottom: Rule, rulings: Rulings, height: float) -> list[Box]:
                 Box(max(round(top), 0), round(base) + 1, round(first.at(middle)), round(second.at(middle)) + 1)
             )
     return cells
+
+
+def _without_doubles(row: Sequence[Box]) -> list[Box]:
+    """Return the cells of a row from left to right; of two at one place, on a double line, the lower one."""
+    single: list[Box] = []
+    for cell in sorted(row, key=lambda cell: cell.left):
+        if single and single[-1].right - cell.left > cell.width / 2:
+            single[-1] = min(single[-1], cell, key=lambda box: box.height)
+        else:
+            single.append(cell)
+    return single
 
 
 def _complete(sides: list[tuple[float, Rule]], bottom: Rule, height: float) -> list[tuple[float, Rule]]:

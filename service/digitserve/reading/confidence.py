@@ -11,34 +11,48 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-DIGIT_POWER = 1.0
-"""Weight of the network's probability that a part is a digit."""
+WHOLE_SLOPE, WHOLE_OFFSET, WHOLE_WIDTH = 1.75, 1.4, 14.5
+"""Logistic of the network's score that a piece is one digit and not several, and of the width beyond a usual digit's."""
 
-LINK_COST = 8.0
+PART_SLOPE, PART_OFFSET, PART_POWER = 0.8, 6.2, 2.0
+"""Logistic of the network's score that a part between two cuts is one digit, and its power: the best cuttings count most."""
+
+USUAL_WIDTH = 0.9
+"""Width of a digit, against the height of the line's digits, that few digits have."""
+
+LINK_COST = 5.0
 """Cost of a distance between two cuts, per height of digits, in natural logarithms."""
 
-CUT_COST = 1.0
+CUT_COST = 1.3
 """Cost of ink on a cut, per height of digits."""
 
-DIGIT_COST = 1.0
-"""Cost of each further digit in a piece: one shape is one digit more often than two."""
+DIGIT_COST = 0.43
+"""Cost of each digit of a piece with several: one shape is one digit more often."""
 
-HEIGHT_COST = 10.0
+HEIGHT_COST = 20.0
 """Cost of a part that is lower than 0.7 digits, per square of the difference."""
 
 LINE_SLOPE, LINE_OFFSET = 1.0, 0.0
 """Logistic calibration of the posterior of a line."""
 
 
-def digit_probability(ood_score: NDArray[np.float32]) -> NDArray[np.float64]:
+def digit_probability(ood_score: float) -> float:
     """Return the probability that an image shows one digit.
 
     The network is trained with one more outcome, "no digit", whose logit is 0; ``ood_score`` is minus the logarithm of the sum
     of the exponentials of the others.
     """
-    score = np.clip(ood_score.astype(np.float64), -30, 30)
-    result: NDArray[np.float64] = 1 / (1 + np.exp(score))
-    return result
+    return 1 / (1 + math.exp(max(-30.0, min(ood_score, 30.0))))
+
+
+def whole_weight(ood_score: float, width: float) -> float:
+    """Return the weight of a piece as one digit, from 0 to 1.
+
+    Args:
+        ood_score: of the piece.
+        width: of the piece, against the height of digits.
+    """
+    return digit_probability(WHOLE_SLOPE * (ood_score + WHOLE_OFFSET) + WHOLE_WIDTH * max(0.0, width - USUAL_WIDTH))
 
 
 def part_weights(
@@ -53,7 +67,8 @@ def part_weights(
     """
     low = np.clip(0.7 - heights, 0, None)
     geometry = np.exp(-HEIGHT_COST * low * low - DIGIT_COST)
-    weights: NDArray[np.float64] = (digit_probability(ood_score) ** DIGIT_POWER * geometry)[:, None] * probabilities
+    score = np.clip(PART_SLOPE * (ood_score.astype(np.float64) + PART_OFFSET), -30, 30)
+    weights: NDArray[np.float64] = (geometry / (1 + np.exp(score)) ** PART_POWER)[:, None] * probabilities
     return weights
 
 
@@ -69,7 +84,8 @@ def link_weights(distances: NDArray[np.float32], costs: NDArray[np.float32]) -> 
     Returns:
         float64[N, N]; a row sums to at most 1 for any number of cuts.
     """
-    near = np.exp(-LINK_COST * distances.astype(np.float64))
+    # A digit never starts right of where the one before it ends: the ink between them would be part of neither.
+    near = np.tril(np.exp(-LINK_COST * distances.astype(np.float64)))
     share = 1 / near.sum(axis=1)
     cost = np.exp(-CUT_COST * costs.astype(np.float64) / 2)
     weights: NDArray[np.float64] = near * (share * cost)[:, None] * (share * cost)

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digitserve.reading.candidates import Parts
-from digitserve.reading.confidence import digit_probability, link_weights, part_weights
+from digitserve.reading.confidence import digit_probability, link_weights, part_weights, whole_weight
+from digitserve.reading.patterns import DIGITS
 from digitserve.reading.pieces import Piece, TextLine
-from digitserve.reading.search import PieceText, read_piece
-from digitserve.reading.separators import Baseline, separators
+from digitserve.reading.search import PieceText, Weights, best_cutting, read_piece
+from digitserve.reading.separators import Baseline, is_below_digit, separators
 from digitserve.reading.strokes import join
 from digitserve.types import Box, FloatImage
 
@@ -77,7 +78,7 @@ class PieceDraft:
             return False
         if self.piece.box.width >= WIDE * height:
             return True
-        is_digit = float(digit_probability(np.float32([self.whole.ood_score]))[0])
+        is_digit = digit_probability(self.whole.ood_score)
         return is_digit < SURE_DIGIT or float(self.whole.probabilities.max()) < SURE_LABEL
 
     def can_be_cut(self, height: float) -> bool:
@@ -99,34 +100,41 @@ class PieceDraft:
         if self.whole is None:
             raise AssertionError("the whole piece has no scores yet")
         is_separator = sum(probability for _, probability in self.separators)
-        is_digit = float(digit_probability(np.float32([self.whole.ood_score]))[0])
-        share = (1 - is_separator) * max(is_digit, MIN_WEIGHT)
+        is_digit = digit_probability(self.whole.ood_score)
+        whole = whole_weight(self.whole.ood_score, self.piece.box.width / height) if self.scored else is_digit
+        share = (1 - is_separator) * max(whole, MIN_WEIGHT)
         texts = [
-            PieceText(str(label), share * probability, (-1,))
+            PieceText(str(label), share * probability)
             for label, probability in enumerate(self.whole.probabilities.tolist())
         ]
-        texts += [PieceText(character, probability, (-1,)) for character, probability in self.separators]
+        texts += [PieceText(character, probability) for character, probability in self.separators]
         if self.piece.box.height < MIN_DIGIT_HEIGHT * height:
-            texts.append(PieceText("", (1 - is_separator) * (1 - is_digit), ()))
+            texts.append(PieceText("", (1 - is_separator) * (1 - is_digit)))
         if self.parts is not None and self.scored:
-            texts += self._texts_of_parts(height, 1 - is_separator)
+            weights, links = self._weights(self.parts, height)
+            most = max(2, int(self.piece.box.width / (NARROWEST * height)))
+            found = read_piece(self.parts.starts, self.parts.ends, weights, links, most)
+            texts += [text._replace(weight=(1 - is_separator) * text.weight) for text in found]
         total = sum(text.weight for text in texts)
         texts.sort(key=lambda text: -text.weight)
         self.texts = [text._replace(weight=text.weight / total) for text in texts if text.weight > 0]
 
-    def _texts_of_parts(self, height: float, share: float) -> list[PieceText]:
-        parts = self.parts
-        if parts is None:
-            return []
+    def _weights(self, parts: Parts, height: float) -> tuple[Weights, Weights]:
+        """Return the weights of the parts and of the links between cuts."""
         weights = part_weights(
             np.stack([scored.probabilities for scored in self.scored]),
             np.array([scored.ood_score for scored in self.scored], np.float32),
             np.array([scored.box.height / height for scored in self.scored]),
         )
-        links = link_weights(parts.distances, parts.costs)
-        most = max(2, int(self.piece.box.width / (NARROWEST * height)))
-        found = read_piece(parts.starts, parts.ends, weights, links, most)
-        return [text._replace(weight=share * text.weight) for text in found if text.segments]
+        return weights, link_weights(parts.distances, parts.costs)
+
+    def candidates_of(self, text: PieceText, height: float) -> list[Scored | None]:
+        """Return for each character of a text what the network said about its ink; None for a separator."""
+        if not text.is_cut or self.parts is None:
+            return [self.whole if character in DIGITS else None for character in text.text]
+        weights, links = self._weights(self.parts, height)
+        parts = best_cutting(text.text, self.parts.starts, self.parts.ends, weights, links)
+        return [self.scored[part] for part in parts]
 
 
 @dataclass(slots=True)
@@ -174,5 +182,7 @@ def fill_cells(line: TextLine, cells: list[Box]) -> tuple[list[Piece], list[int 
 
 def find_separators(draft: LineDraft) -> None:
     """Find which pieces of a line may be separators."""
+    boxes = [piece.piece.box for piece in draft.pieces]
     for piece in draft.pieces:
-        piece.separators = tuple(separators(piece.piece, draft.baseline))
+        if not is_below_digit(piece.piece.box, boxes, draft.baseline):
+            piece.separators = tuple(separators(piece.piece, draft.baseline))

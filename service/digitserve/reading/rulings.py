@@ -57,6 +57,9 @@ MIN_SIDE_SHARE = 0.8
 MIN_TICKS, MAX_TICK_DEVIATION = 3, 0.2
 """Ticks of a comb: their least number, and how much their lengths and distances differ."""
 
+MAX_TICK_SHARE, FREE_ROWS = 0.6, 4
+"""Length of a tick, as a share of the height of digits: a row of ones is no comb; rows without ink beyond its free end."""
+
 MAX_TICKS, MIN_STEP_SHARE, MIN_REGULAR_SHARE = 60, 0.4, 0.6
 """Ticks that are compared; their least distance, as a share of the height of digits; share of lines like ticks on a rule that are at regular distances."""
 
@@ -154,15 +157,16 @@ def find_candidates(mask: Mask, height: float, *, horizontal: bool) -> list[Rule
     return _chain(segments, across_mask, MAX_HOLE_SHARE * height)
 
 
-def choose_rules(horizontal: list[Rule], vertical: list[Rule], shape: tuple[int, ...], height: float) -> Rulings:
+def choose_rules(horizontal: list[Rule], vertical: list[Rule], mask: Mask, height: float) -> Rulings:
     """Choose the candidates that are rules: long ones, sides of boxes, ticks of combs.
 
     Args:
         horizontal: candidates of ``find_candidates``.
         vertical: the same.
-        shape: of the mask.
+        mask: bool[H, W].
         height: typical height of digits.
     """
+    shape = mask.shape
     rows = [rule for rule in horizontal if rule.length >= MIN_LONG * height]
     columns = [rule for rule in vertical if rule.length >= MIN_LONG * height]
     sides_across = [rule for rule in horizontal if MIN_SIDE_SHARE * height <= rule.length < MIN_LONG * height]
@@ -178,7 +182,7 @@ def choose_rules(horizontal: list[Rule], vertical: list[Rule], shape: tuple[int,
     columns += sides_down
     if rows:
         others = [rule for rule in vertical if rule.length < MIN_LONG * height and rule not in columns]
-        columns += _find_ticks(others, rows, height)
+        columns += _find_ticks(others, rows, mask, height)
     return Rulings(
         sorted(rows, key=lambda rule: rule.at((rule.start + rule.stop) / 2)),
         sorted(columns, key=lambda rule: rule.at((rule.start + rule.stop) / 2)),
@@ -373,9 +377,10 @@ def _meets(other: Rule, along: float, across: float, thickness: float) -> bool:
     return other.start - reach <= along <= other.stop + reach and abs(other.at(along) - across) <= reach
 
 
-def _find_ticks(candidates: list[Rule], rows: list[Rule], height: float) -> list[Rule]:
+def _find_ticks(candidates: list[Rule], rows: list[Rule], mask: Mask, height: float) -> list[Rule]:
     """Return short vertical lines that start from a horizontal rule, are of one length, and at regular distances."""
     found: list[Rule] = []
+    candidates = [rule for rule in candidates if rule.length <= MAX_TICK_SHARE * height]
     for row in rows:
         for end in (-1, 0):
             ticks = [
@@ -383,6 +388,7 @@ def _find_ticks(candidates: list[Rule], rows: list[Rule], height: float) -> list
                 for rule in candidates
                 if _meets(row, rule.across[end], rule.along[end], rule.thickness)
                 and rule.thickness <= 2 * row.thickness + 1
+                and _is_free(rule, -1 - end, mask)
             ]
             if len(ticks) < MIN_TICKS:
                 continue
@@ -395,6 +401,14 @@ def _find_ticks(candidates: list[Rule], rows: list[Rule], height: float) -> list
                 if regular and tick not in found
             ]
     return found
+
+
+def _is_free(tick: Rule, end: int, mask: Mask) -> bool:
+    """Return whether a vertical line ends in background at its first (0) or last (-1) knot: strokes of digits go on in a curve."""
+    row, column = round(tick.along[end]), round(tick.across[end])
+    rows = slice(max(row - FREE_ROWS, 0), max(row - 1, 0)) if end == 0 else slice(row + 2, row + FREE_ROWS + 1)
+    reach = round(tick.thickness)
+    return not mask[rows, max(column - reach, 0) : column + reach + 1].any()
 
 
 def _regular(places: NDArray[np.float64], min_step: float) -> NDArray[np.bool_]:

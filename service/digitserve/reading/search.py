@@ -31,12 +31,12 @@ class PieceText(NamedTuple):
     Attributes:
         text: its characters; empty for ink that is no mark.
         weight: not normalised.
-        segments: of the best cutting, one per character: index of the part; -1 for the whole piece.
+        is_cut: whether its characters are parts of the piece.
     """
 
     text: str
     weight: float
-    segments: tuple[int, ...]
+    is_cut: bool = False
 
 
 def read_piece(
@@ -59,11 +59,7 @@ def read_piece(
         Texts of at least two digits, highest weight first.
     """
     num_nodes = len(links)
-    steps = np.zeros((num_nodes, num_nodes, 10))
-    steps[starts, ends] = weights
-    flat = steps.reshape(num_nodes, -1)
-    part_at = np.full((num_nodes, num_nodes), -1)
-    part_at[starts, ends] = np.arange(len(starts))
+    flat = _steps(starts, ends, weights, num_nodes).reshape(num_nodes, -1)
     texts = [""]
     reached = np.zeros((1, num_nodes))
     reached[0, 0] = 1
@@ -81,10 +77,14 @@ def read_piece(
         texts = [texts[row] + str(label) for row, label in best]
         reached = np.stack([going_on[row, label] for row, label in best])
     found.sort(key=lambda item: -item[1])
-    return [
-        PieceText(text, weight, _best_cutting(text, steps, links, part_at) if rank < MAX_TEXTS else ())
-        for rank, (text, weight) in enumerate(found)
-    ]
+    return [PieceText(text, weight, is_cut=True) for text, weight in found]
+
+
+def _steps(starts: NDArray[np.int64], ends: NDArray[np.int64], weights: Weights, num_nodes: int) -> Weights:
+    """Return the weights of parts by their nodes: float64[N, N, 10]."""
+    steps = np.zeros((num_nodes, num_nodes, 10))
+    steps[starts, ends] = weights
+    return steps
 
 
 def _largest(values: Weights, most: int) -> list[tuple[int, int]]:
@@ -94,9 +94,14 @@ def _largest(values: Weights, most: int) -> list[tuple[int, int]]:
     return [divmod(int(index), values.shape[1]) for index in order if flat[index] > 0]
 
 
-def _best_cutting(text: str, steps: Weights, links: Weights, part_at: NDArray[np.int64]) -> tuple[int, ...]:
-    """Return the parts of the heaviest single cutting that gives a text."""
+def best_cutting(
+    text: str, starts: NDArray[np.int64], ends: NDArray[np.int64], weights: Weights, links: Weights
+) -> tuple[int, ...]:
+    """Return the parts of the heaviest single cutting that gives a text of ``read_piece``, by the Viterbi algorithm."""
     num_nodes = len(links)
+    steps = _steps(starts, ends, weights, num_nodes)
+    part_at = np.full((num_nodes, num_nodes), -1)
+    part_at[starts, ends] = np.arange(len(starts))
     reached = np.zeros(num_nodes)
     reached[0] = 1
     back: list[tuple[NDArray[np.intp], NDArray[np.intp]]] = []

@@ -55,6 +55,16 @@ def _center(box: Box) -> float:
     return (box.left + box.right) / 2
 
 
+def is_below_digit(box: Box, others: Sequence[Box], baseline: Baseline) -> bool:
+    """Return whether a small mark shares columns with a digit, as a stroke of it does."""
+    height = MIN_SLASH * baseline.height
+    return any(
+        min(box.right, other.right) - max(box.left, other.left) > (box.right - box.left) / 2
+        for other in others
+        if other.height >= height
+    )
+
+
 def separators(piece: Piece, baseline: Baseline) -> Sequence[tuple[str, float]]:
     """Return the separators that a piece may be, with their probabilities; their sum is at most 1."""
     box = piece.box

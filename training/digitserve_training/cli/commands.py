@@ -141,12 +141,28 @@ def keep_teacher(run_dir: Path, folder: Path) -> None:
     "sub-folder of images per label (any other name: not a single digit).",
 )
 @option(
+    "--numbers",
+    group="Numbers",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER|FILE.csv",
+    help="Read these image files of numbers and nothing else; RUN is one run or one bundle. FOLDER contains numbers.csv with "
+    "the columns file, text and optionally set; slashes in a text separate lines.",
+)
+@option(
+    "--simulated",
+    group="Numbers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Read N synthetic images of each kind, made from test images of MNIST: fields, pages and ruled cells; RUN is one "
+    "run or one bundle.",
+)
+@option(
     "--set",
     "sets",
     group="Own images",
     multiple=True,
     metavar="NAME",
-    help="With --pictures: evaluate only on this set of labels.csv; repeat for several.",
+    help="With --pictures or --numbers: evaluate only on this set of the table; repeat for several.",
 )
 @option(
     "--address",
@@ -158,13 +174,15 @@ def keep_teacher(run_dir: Path, folder: Path) -> None:
     "--results",
     group="Output",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="JSON file of results: a row per run is added to it, and the report compares the run with its other rows.",
+    help="JSON file of results: a row per run is added to it, and the report compares the run with its other rows. With "
+    "--numbers or --simulated: a row per set or kind is added to a file of its own.",
 )
 @option(
     "--output",
     group="Output",
     type=click.Path(path_type=Path, file_okay=False),
-    help="With --pictures: folder of the report. Default: RUN/pictures for a run, else ./pictures.",
+    help="With --pictures, --numbers or --simulated: folder of the report. Default: RUN/pictures or RUN/numbers for a run, "
+    "else ./pictures or ./numbers.",
 )
 @DATA
 @THREADS
@@ -175,13 +193,20 @@ def evaluate_runs(
     data_path: Path | None,
     threads: int | None,
     pictures: Path | None,
+    numbers: Path | None,
+    simulated: int | None,
     **own_images: Any,
 ) -> None:
     """Evaluate networks on validation, test, corrupted and out-of-distribution images; write a report into each RUN/report.
 
-    With --pictures, measure one run, bundle or running service on your own image files instead.
+    With --pictures, measure one run, bundle or running service on your own image files instead. With --numbers or
+    --simulated, measure how well it reads whole numbers.
     """
-    if pictures is not None:
+    if sum(chosen is not None for chosen in (pictures, numbers, simulated)) > 1:
+        raise click.UsageError("--pictures, --numbers and --simulated exclude each other")
+    if numbers is not None or simulated is not None:
+        texts = _read_numbers(run_dirs, numbers or simulated, data_path, results, threads, **own_images)
+    elif pictures is not None:
         if results is not None:
             raise click.UsageError(
                 "--results and --pictures exclude each other: the file is for results on test images"
@@ -190,7 +215,7 @@ def evaluate_runs(
     else:
         for option_name, name in (("--set", "sets"), ("--address", "address"), ("--output", "output")):
             if own_images[name]:
-                raise click.UsageError(f"{option_name} needs --pictures")
+                raise click.UsageError(f"{option_name} needs --pictures{'' if name == 'address' else ' or --numbers'}")
         if not run_dirs:
             raise click.UsageError("Missing argument 'RUN...'.")
         use_threads(threads)
@@ -219,6 +244,32 @@ def _evaluate_own_images(
     from digitserve_training.evaluate.pictures import report  # noqa: PLC0415 - loads gRPC
 
     return report.report(address or run_dirs[0], pictures, sets, data_path, output)
+
+
+def _read_numbers(
+    run_dirs: tuple[Path, ...],
+    source: Path | int | None,
+    data_path: Path | None,
+    results: Path | None,
+    threads: int | None,
+    *,
+    sets: tuple[str, ...],
+    address: str | None,
+    output: Path | None,
+) -> Iterator[str]:
+    """Let one run or bundle read numbers: image files or, if ``source`` is a number, synthetic images."""
+    if len(run_dirs) != 1 or address:
+        raise click.UsageError("--numbers and --simulated need exactly one RUN or bundle, and no --address")
+    if checkpoint.exists(run_dirs[0]):
+        use_threads(threads)
+    from digitserve_training.evaluate.numbers import report  # noqa: PLC0415 - loads gRPC
+
+    if isinstance(source, Path):
+        return report.report_files(run_dirs[0], source, sets, data_path, output, results)
+    if sets:
+        raise click.UsageError("--set needs --pictures or --numbers")
+    assert source is not None
+    return report.report_simulated(run_dirs[0], source, data_path, output, results)
 
 
 @main.command("export", cls=Command)

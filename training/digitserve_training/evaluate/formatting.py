@@ -1,6 +1,7 @@
 """Numbers as text for the report, its charts, the table of results and the terminal."""
 
 import unicodedata
+from collections.abc import Sequence
 
 
 def percent(share: float, decimals: int = 2) -> str:
@@ -21,3 +22,15 @@ def align_right(text: str, width: int) -> str:
 def num_columns(text: str) -> int:
     """Return the width of a text in terminal columns: wide East Asian characters take two."""
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
+def align_table(rows: Sequence[Sequence[str]]) -> str:
+    """Align the columns: the first one to the left, the others to the right; an empty row becomes an empty line."""
+    widths = [max(map(num_columns, column)) for column in zip(*filter(None, rows), strict=True)]
+    return "\n".join(
+        "  ".join(
+            align_right(cell, width) if column else cell + " " * (width - num_columns(cell))
+            for column, (cell, width) in enumerate(zip(row, widths, strict=False))
+        )
+        for row in rows
+    )

@@ -6,13 +6,18 @@ TensorFlow.
 """
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from digitserve.types import Gray, Ink
+from digitserve.types import FloatImage, Gray, Ink
 from digitserve.vision.framing import frame
+
+Drawing = TypeVar("Drawing", Gray, FloatImage)
+
+WHITE = np.float32(255)
 
 DOTS_PER_PIXEL = 4
 """Black-and-white dots along each side of one pixel of a coarse scan."""
@@ -74,8 +79,22 @@ def simulate_scan(digit: Gray, parameters: ScanParameters, generator: np.random.
     ink = _place(crop(digit), height, width, generator)
     if generator.random() < parameters.clean_share:
         return (ink * 255).round().astype(np.uint8)
+    return put_on_paper(ink, parameters, generator)
+
+
+def put_on_paper(ink: FloatImage, parameters: ScanParameters, generator: np.random.Generator) -> Gray:
+    """Draw dark ink on light, unevenly lit, noisy paper.
+
+    Args:
+        ink: float32[height,width], 0 for paper to 1 for ink.
+        parameters: only shading and noise are used.
+        generator: source of all random values.
+
+    Returns:
+        uint8[height,width].
+    """
     brightness = generator.uniform(190, 255)
-    paper = brightness - parameters.max_shading * generator.random() * _shading(height, width, generator)
+    paper = brightness - parameters.max_shading * generator.random() * shade(ink.shape, generator)
     ink_level = generator.uniform(0, 90)
     scan = paper + ink * (np.minimum(ink_level, paper) - paper)
     scan += generator.normal(0, parameters.max_noise * generator.random(), scan.shape)
@@ -108,7 +127,7 @@ def _aspect_factors(generator: np.random.Generator) -> tuple[float, float]:
     return (1.0, longer) if generator.random() < 0.5 else (longer, 1.0)
 
 
-def crop(digit: Gray) -> Gray:
+def crop(digit: Drawing) -> Drawing:
     """Crop to the bounding box of the ink."""
     rows, columns = np.flatnonzero(digit.any(axis=1)), np.flatnonzero(digit.any(axis=0))
     if len(rows) == 0:
@@ -120,9 +139,8 @@ def _place(ink: Gray, height: int, width: int, generator: np.random.Generator) -
     """Scale ink to 50 to 90 % of the page and put it at a random position: float32[height,width], 0 to 1."""
     scale = generator.uniform(0.5, 0.9) * min(height / ink.shape[0], width / ink.shape[1])
     size = (max(2, round(ink.shape[1] * scale)), max(3, round(ink.shape[0] * scale)))
-    scaled = np.asarray(Image.fromarray(ink).resize(size, Image.Resampling.BICUBIC), np.float32) / 255
-    # Bicubic interpolation blurs enlarged strokes; the edge of a real stroke is sharp at every size.
-    scaled = ((scaled - 0.5) * max(1.0, scale / 2) + 0.5).clip(0, 1) if scale > 2 else scaled
+    scaled = np.asarray(Image.fromarray(ink).resize(size, Image.Resampling.BICUBIC), np.float32)
+    scaled = sharpen(scaled / WHITE, scale)
     page = np.zeros((height, width), np.float32)
     top = generator.integers(0, height - scaled.shape[0] + 1)
     left = generator.integers(0, width - scaled.shape[1] + 1)
@@ -130,9 +148,22 @@ def _place(ink: Gray, height: int, width: int, generator: np.random.Generator) -
     return page
 
 
-def _shading(height: int, width: int, generator: np.random.Generator) -> NDArray[np.float32]:
+def sharpen(ink: FloatImage, scale: float) -> FloatImage:
+    """Make the edges of enlarged strokes sharp, as those of real strokes are at every size: interpolation blurs them.
+
+    Args:
+        ink: float32[height,width], 0 to 1.
+        scale: by which it was enlarged.
+    """
+    if scale <= 2:
+        return ink
+    sharp: FloatImage = ((ink - 0.5) * (scale / 2) + 0.5).clip(0, 1)
+    return sharp
+
+
+def shade(shape: tuple[int, ...], generator: np.random.Generator) -> FloatImage:
     """Draw a smooth brightness gradient: float32[height,width], 0 to 1."""
     coarse = generator.random((3, 3), np.float32)
     coarse = (coarse - coarse.min()) / max(float(np.ptp(coarse)), 1e-6)
-    smooth = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    smooth = Image.fromarray(coarse).resize((shape[1], shape[0]), Image.Resampling.BICUBIC)
     return np.asarray(smooth, np.float32).clip(0, 1)

@@ -7,6 +7,7 @@ not import TensorFlow.
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from digitserve.types import Gray, Ink
@@ -104,12 +105,24 @@ def join(left: Gray, right: Gray, overlap_px: int) -> Gray:
         uint8[H,width]; the lighter pixel where both drawings have one. If no row has ink of both, the drawings
         themselves overlap.
     """
-    ink = [drawing >= INK_LEVEL for drawing in (left, right)]
-    rows = ink[0].any(axis=1) & ink[1].any(axis=1)
-    free = ink[0][rows, ::-1].argmax(axis=1) + ink[1][rows].argmax(axis=1)
-    start = left.shape[1] - overlap_px - (int(free.min()) if rows.any() else 0)
+    start = left.shape[1] - overlap_px - free_columns(left >= INK_LEVEL, right >= INK_LEVEL)
     first, start = max(0, -start), max(0, start)
     joined = np.zeros((len(left), max(first + left.shape[1], start + right.shape[1])), np.uint8)
     joined[:, first : first + left.shape[1]] = left
     joined[:, start : start + right.shape[1]] = np.maximum(joined[:, start : start + right.shape[1]], right)
     return joined
+
+
+def free_columns(left: NDArray[np.bool_], right: NDArray[np.bool_]) -> int:
+    """Count the columns by which a drawing can be moved to the left until it touches the one beside it in some row.
+
+    Args:
+        left: bool[H,W], true for ink.
+        right: bool[H,V], directly beside it.
+
+    Returns:
+        The number of columns; 0 if no row has ink of both.
+    """
+    rows = left.any(axis=1) & right.any(axis=1)
+    free = left[rows, ::-1].argmax(axis=1) + right[rows].argmax(axis=1)
+    return int(free.min()) if rows.any() else 0

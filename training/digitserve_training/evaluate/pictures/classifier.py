@@ -71,23 +71,35 @@ class Classifier(Protocol):
         """
 
 
-class LocalClassifier:
-    """A network in this process."""
+class Network(NamedTuple):
+    """A network in this process.
 
-    def __init__(self, name: str, labels: tuple[str, ...], session: Session, threshold: float) -> None:
-        """Answer with ``session``; above ``threshold`` an image is unfamiliar."""
-        self.name = name
-        self.labels = labels
-        self._session = session
-        self._threshold = threshold
+    Attributes:
+        name: of the model, for titles.
+        labels: that the network knows.
+        session: that runs it, calibrated.
+        threshold: OOD score above which an image is unfamiliar.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    session: Session
+    threshold: float
+
+
+class LocalClassifier:
+    """Answers with a network in this process."""
+
+    def __init__(self, network: Network) -> None:
+        """Answer with ``network``."""
+        self.name = network.name
+        self.labels = network.labels
+        self._session = network.session
+        self._threshold = network.threshold
 
     def classify(self, pixels: Pixels) -> Answer:
         """Reduce the image as the client does, prepare it as the service does, run the network and decide the verdict."""
-        height, width, _ = pixels.shape
-        factor = Reduction.to_side(height, width, MAX_SIDE).factor
-        if factor > 1:
-            pixels = reduce_by_block_means(pixels, factor)
-        prepared = prepare_image(pixels, native_framing(self.labels))
+        prepared = prepare_image(reduce_as_client(pixels), native_framing(self.labels))
         outputs = self._session.run(prepared.images)
         ood_score = float(outputs.ood_score[0])
         (verdict,) = decide_verdicts([ood_score], self._threshold, prepared)
@@ -95,6 +107,17 @@ class LocalClassifier:
             return Answer("", 0.0, verdict, ood_score)
         index = int(outputs.probabilities[0].argmax())
         return Answer(self.labels[index], float(outputs.probabilities[0, index]), verdict, ood_score)
+
+
+def reduce_as_client(pixels: Pixels) -> Pixels:
+    """Reduce an image with a side over ``MAX_SIDE`` pixels as the client does; others are returned unchanged.
+
+    Args:
+        pixels: uint8[H,W,C].
+    """
+    height, width, _ = pixels.shape
+    factor = Reduction.to_side(height, width, MAX_SIDE).factor
+    return reduce_by_block_means(pixels, factor) if factor > 1 else pixels
 
 
 class ServiceClassifier:
@@ -139,6 +162,11 @@ def connect(address: str) -> Iterator[Classifier]:
 
 
 def open_model(folder: Path, data_path: Path | None) -> Classifier:
+    """Open a run or a bundle to classify images; see ``open_network``."""
+    return LocalClassifier(open_network(folder, data_path))
+
+
+def open_network(folder: Path, data_path: Path | None) -> Network:
     """Open a run or a bundle.
 
     Args:
@@ -162,10 +190,10 @@ def open_model(folder: Path, data_path: Path | None) -> Classifier:
     except BundleError as error:
         raise RunError(f"the bundle {folder} cannot be used: {error}") from None
     manifest = bundle.manifest
-    return LocalClassifier(f"{manifest.name}/{manifest.version}", manifest.labels, session, manifest.ood_threshold)
+    return Network(f"{manifest.name}/{manifest.version}", manifest.labels, session, manifest.ood_threshold)
 
 
-def _open_run(run_dir: Path, data_path: Path | None) -> Classifier:
+def _open_run(run_dir: Path, data_path: Path | None) -> Network:
     """Open a run with the calibration of its report, or else of its validation images."""
     from digitserve_training.evaluate import converted_model  # noqa: PLC0415 - TensorFlow
     from digitserve_training.evaluate.calibration import ood_threshold  # noqa: PLC0415 - only here
@@ -176,7 +204,7 @@ def _open_run(run_dir: Path, data_path: Path | None) -> Classifier:
         session, sha256, state = converted_model.restore_session(run_dir, calibration.temperature)
         # Another graph: the run was continued after the report.
         if sha256 == calibration.graph_sha256:
-            return LocalClassifier(name, state.settings.labels, session, calibration.threshold)
+            return Network(name, state.settings.labels, session, calibration.threshold)
     model = converted_model.convert_run(run_dir, data_path)
     threshold = ood_threshold(measure(model.session, model.split.validation).ood_score)
-    return LocalClassifier(name, model.state.settings.labels, model.session, threshold)
+    return Network(name, model.state.settings.labels, model.session, threshold)

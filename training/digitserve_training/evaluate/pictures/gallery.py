@@ -25,7 +25,7 @@ def render(evaluation: PictureEvaluation, mistakes: Sequence[Mistake]) -> str:
         mistakes: the first of its mistakes, with their images.
     """
     environment = make_environment()
-    environment.filters |= {"png": _png, "points": lambda share: f"{share * 100:+.2f}"}
+    environment.filters |= {"png": png_url, "points": lambda share: f"{share * 100:+.2f}"}
     template = environment.get_template("pictures/pictures.html.jinja")
     return template.render(
         evaluation=evaluation,
@@ -73,7 +73,8 @@ def _key_figures(evaluation: PictureEvaluation) -> Iterator[KeyFigure]:
         )
 
 
-def _png(image: Image.Image) -> str:
+def png_url(image: Image.Image) -> str:
+    """Return an image as the value of HTML's ``src`` attribute."""
     png = io.BytesIO()
     image.save(png, "PNG", optimize=True)
     return data_url(png.getvalue())

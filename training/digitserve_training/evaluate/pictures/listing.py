@@ -7,9 +7,10 @@
 """
 
 import csv
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 from digitserve_training.data.picture_folder import list_entries
 from digitserve_training.errors import DataError
@@ -37,6 +38,25 @@ class Picture:
     set: str
 
 
+class Row(NamedTuple):
+    """One line of a table of image files.
+
+    Attributes:
+        file: path relative to the folder of the table, with forward slashes.
+        shown: what it shows.
+        set: name of the set that it belongs to; empty if it belongs to none.
+        where: the line, for messages.
+    """
+
+    file: str
+    shown: str
+    set: str
+    where: str
+
+
+Listed = TypeVar("Listed", Picture, Row)
+
+
 def list_pictures(folder: Path, labels: Collection[str], sets: Collection[str] = ()) -> list[Picture]:
     """List the image files of a folder with their labels.
 
@@ -54,22 +74,32 @@ def list_pictures(folder: Path, labels: Collection[str], sets: Collection[str] =
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; expected a folder with {LABELS_NAME} or one sub-folder per class")
     has_table = (folder / LABELS_NAME).is_file()
-    found = _from_csv(folder, labels) if has_table else [*_from_folders(folder, labels)]
-    selected = [picture for picture in found if not sets or picture.set in sets]
-    if unknown := sorted(set(sets) - {picture.set for picture in found}):
-        names = sorted({picture.set for picture in found if picture.set})
-        raise DataError(
-            f"{folder} has no set {', '.join(unknown)}; its sets are: {', '.join(names) or 'none, ' + _no_sets(folder)}"
-        )
+    found = _from_table(folder, labels) if has_table else [*_from_folders(folder, labels)]
+    no_sets = f"{LABELS_NAME} has no column set" if has_table else "each sub-folder is named after a label"
+    selected = select_sets(found, sets, folder, no_sets)
     if not selected:
         raise DataError(f"{folder} contains no image file; expected image files in its sub-folders")
     return selected
 
 
-def _no_sets(folder: Path) -> str:
-    if (folder / LABELS_NAME).is_file():
-        return f"because {LABELS_NAME} has no column set"
-    return "because each sub-folder is named after a label"
+def select_sets(found: Sequence[Listed], sets: Collection[str], source: Path, no_sets: str) -> list[Listed]:
+    """Select the files of some sets; all files if no set is named.
+
+    Args:
+        found: the files.
+        sets: names of the sets.
+        source: of the files, for the message.
+        no_sets: why there may be no sets, for the message.
+
+    Raises:
+        DataError: no file is in one of the sets.
+    """
+    if unknown := sorted(set(sets) - {one.set for one in found}):
+        names = sorted({one.set for one in found if one.set})
+        raise DataError(
+            f"{source} has no set {', '.join(unknown)}; its sets are: {', '.join(names) or 'none, because ' + no_sets}"
+        )
+    return [one for one in found if not sets or one.set in sets]
 
 
 def _from_folders(folder: Path, labels: Collection[str]) -> Iterator[Picture]:
@@ -91,53 +121,68 @@ def _from_folders(folder: Path, labels: Collection[str]) -> Iterator[Picture]:
             yield Picture(file, of_class.name, "") if of_class.name in labels else Picture(file, "", of_class.name)
 
 
-def _from_csv(folder: Path, labels: Collection[str]) -> list[Picture]:
-    path = folder / LABELS_NAME
+def _from_table(folder: Path, labels: Collection[str]) -> list[Picture]:
+    return [Picture(row.file, _check_label(row, labels), row.set) for row in read_table(folder / LABELS_NAME, "label")]
+
+
+def read_table(path: Path, column: str) -> list[Row]:
+    """Read a table of image files.
+
+    Args:
+        path: of a file with comma-separated values; files are relative to its folder.
+        column: name of the column that says what a file shows.
+
+    Raises:
+        DataError: the layout is different, or a file is missing.
+    """
     try:
         # Spreadsheets write a byte order mark.
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file)
-            missing = [name for name in ("file", "label") if name not in (rows.fieldnames or ())]
+            missing = [name for name in ("file", column) if name not in (rows.fieldnames or ())]
             if missing:
                 raise DataError(
-                    f"{path} has the columns {', '.join(rows.fieldnames or ['none'])}; expected file and label, "
+                    f"{path} has the columns {', '.join(rows.fieldnames or ['none'])}; expected file and {column}, "
                     "separated by commas"
                 )
-            pictures = [_to_picture(row, f"{path}, line {rows.line_num}", labels) for row in rows]
+            listed = [_to_row(row, column, f"{path}, line {rows.line_num}") for row in rows]
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read: {error}; expected comma-separated values in UTF-8") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; make it readable") from None
-    if not pictures:
+    if not listed:
         raise DataError(f"{path} lists no file; expected one line per image file")
-    _require_different(path, pictures)
-    if absent := [picture.file for picture in pictures if not (folder / picture.file).is_file()]:
+    _require_different(path, listed)
+    if absent := [row.file for row in listed if not (path.parent / row.file).is_file()]:
         raise DataError(
-            f"{path} lists {len(absent)} files that do not exist in {folder}: {_name_some(absent)}; "
+            f"{path} lists {len(absent)} files that do not exist in {path.parent}: {_name_some(absent)}; "
             "correct the names or remove the lines"
         )
-    return pictures
+    return listed
 
 
-def _to_picture(row: dict[str, str | None], where: str, labels: Collection[str]) -> Picture:
-    file, label = row["file"], row["label"]
-    if not file or label is None:
-        raise DataError(f"{where}: got {'no file' if not file else 'no label'}; expected a file and a label")
-    label = label.strip()
-    if label and label not in labels:
+def _to_row(row: dict[str, str | None], column: str, where: str) -> Row:
+    file, shown = row["file"], row[column]
+    if not file or shown is None:
+        raise DataError(f"{where}: got no {'file' if not file else column}; expected a file and a {column}")
+    return Row(file, shown.strip(), (row.get("set") or "").strip(), where)
+
+
+def _check_label(row: Row, labels: Collection[str]) -> str:
+    if row.shown and row.shown not in labels:
         raise DataError(
-            f"{where}: the label is {label!r}; expected one of the model's labels, {', '.join(labels)}, or nothing if "
-            "the image should not be accepted"
+            f"{row.where}: the label is {row.shown!r}; expected one of the model's labels, {', '.join(labels)}, or "
+            "nothing if the image should not be accepted"
         )
-    return Picture(file, label, (row.get("set") or "").strip())
+    return row.shown
 
 
-def _require_different(path: Path, pictures: Iterable[Picture]) -> None:
+def _require_different(path: Path, rows: Iterable[Row]) -> None:
     seen: set[str] = set()
-    for picture in pictures:
-        if picture.file in seen:
-            raise DataError(f"{path} lists {picture.file} twice; expected one line per file")
-        seen.add(picture.file)
+    for row in rows:
+        if row.file in seen:
+            raise DataError(f"{path} lists {row.file} twice; expected one line per file")
+        seen.add(row.file)
 
 
 def _name_some(names: list[str]) -> str:

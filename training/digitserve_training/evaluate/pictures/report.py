@@ -5,7 +5,7 @@ not grow with their size. Does not import TensorFlow, unless the model is a run.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -56,7 +56,7 @@ def report(
         pictures = list_pictures(folder, classifier.labels, sets)
         evaluation = evaluate(classifier, folder, pictures)
     yield table.render(evaluation)
-    yield f"report: {_write(output or _default_output(model), folder, evaluation)}"
+    yield f"report: {_write(output or default_output(model, FOLDER), folder, evaluation)}"
 
 
 def evaluate(classifier: Classifier, folder: Path, pictures: Sequence[Picture]) -> PictureEvaluation:
@@ -86,9 +86,9 @@ def _open(model: Path | str, data_path: Path | None) -> AbstractContextManager[C
     return connect(model) if isinstance(model, str) else nullcontext(open_model(model, data_path))
 
 
-def _default_output(model: Path | str) -> Path:
-    """Return the folder of the report: a bundle is never changed, and a service has no folder here."""
-    return model / FOLDER if isinstance(model, Path) and checkpoint.exists(model) else Path(FOLDER)
+def default_output(model: Path | str, name: str) -> Path:
+    """Return the folder ``name`` of the report: a bundle is never changed, and a service has no folder here."""
+    return model / name if isinstance(model, Path) and checkpoint.exists(model) else Path(name)
 
 
 def _write(output: Path, folder: Path, evaluation: PictureEvaluation) -> Path:
@@ -99,8 +99,22 @@ def _write(output: Path, folder: Path, evaluation: PictureEvaluation) -> Path:
         FIGURES_NAME: (json.dumps(as_json(evaluation), indent=2) + "\n").encode(),
     }
     files |= {SHEET_NAME.format(number): png for number, png in enumerate(sheet.draw_pages(mistakes), start=1)}
+    return write_files(output, files, SHEETS)
+
+
+def write_files(output: Path, files: Mapping[str, bytes], replaced: str) -> Path:
+    """Write the files of a report and return the path of its page.
+
+    Args:
+        output: folder of the report.
+        files: contents by name; one of them is ``PAGE_NAME``.
+        replaced: pattern of the names of files of an earlier report that are removed.
+
+    Raises:
+        RunError: they cannot be written.
+    """
     try:
-        replace_files(output, files, SHEETS)
+        replace_files(output, files, replaced)
     except OSError as error:
         raise RunError(
             f"the report cannot be written to {output}: {error.strerror or error}; an earlier report is unchanged: "

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from digitserve_training.evaluate.formatting import align_right, num_columns, percent
+from digitserve_training.evaluate.formatting import align_table, percent
 from digitserve_training.evaluate.pictures.figures import REPORTED, Figures, PictureEvaluation
 
 MAX_FAILURES = 10
@@ -24,7 +24,7 @@ def render(evaluation: PictureEvaluation) -> str:
     if evaluation.others.num_images:
         groups = {"all": evaluation.others} | (evaluation.others_by_set if [*evaluation.others_by_set] != [""] else {})
         parts.append(
-            _table(
+            align_table(
                 [
                     ("not a single digit", "images", *VERDICTS),
                     *((name or WITHOUT_SET, str(one.num_images), *_verdicts(one)) for name, one in groups.items()),
@@ -45,7 +45,7 @@ def _digits(evaluation: PictureEvaluation) -> str:
     for title, figures_of in groups:
         rows += [(), (title, *COLUMNS, *VERDICTS[1:])] if title != "all" else [("", *COLUMNS, *VERDICTS[1:])]
         rows += [(name or WITHOUT_SET, *_cells(figures)) for name, figures in figures_of.items()]
-    return _table(rows)
+    return align_table(rows)
 
 
 def _cells(figures: Figures) -> Iterable[str]:
@@ -67,7 +67,7 @@ def _confusion(evaluation: PictureEvaluation) -> str:
     """Return the confusion matrix, with dots for zeros; without a column for blank images if there are none."""
     counts = evaluation.confusion
     num_shown = len(evaluation.labels) + any(line[-1] for line in counts)
-    return _table(
+    return align_table(
         [
             ("label \\ answer", *(*evaluation.labels, "blank")[:num_shown]),
             *(
@@ -83,15 +83,3 @@ def _failures(evaluation: PictureEvaluation) -> str:
     num_hidden = len(evaluation.failures) - len(shown)
     more = [f"  and {num_hidden} more, listed in pictures.json"] if num_hidden else []
     return "\n".join([f"{len(evaluation.failures)} files got no answer and are in no figure:", *shown, *more])
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    """Align the columns: the first one to the left, the others to the right; an empty row becomes an empty line."""
-    widths = [max(map(num_columns, column)) for column in zip(*filter(None, rows), strict=True)]
-    return "\n".join(
-        "  ".join(
-            align_right(cell, width) if column else cell + " " * (width - num_columns(cell))
-            for column, (cell, width) in enumerate(zip(row, widths, strict=False))
-        )
-        for row in rows
-    )

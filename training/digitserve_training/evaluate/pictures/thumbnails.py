@@ -61,17 +61,18 @@ def read_mistakes(folder: Path, mistakes: Iterable[Judged], labels: Sequence[str
         yield Mistake(judged, reduce(pixels), Image.fromarray(prepare_image(pixels, native).images[0, ..., 0]))
 
 
-def reduce(pixels: NDArray[np.uint8]) -> Image.Image:
-    """Fit an image into SIDE_PX x SIDE_PX: large images are smoothed, small ones keep sharp pixels.
+def reduce(pixels: NDArray[np.uint8], side_px: int = SIDE_PX) -> Image.Image:
+    """Fit an image into a square: large images are smoothed, small ones keep sharp pixels.
 
     Args:
         pixels: uint8[H,W,C] with C of 1, 3 or 4.
+        side_px: side of the square.
 
     Returns:
         An RGB image.
     """
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    scale = SIDE_PX / max(image.size)
+    scale = side_px / max(image.size)
     width, height = (max(1, round(side * (scale if scale < 1 else int(scale)))) for side in image.size)
     image = image.resize((width, height), Image.Resampling.BOX if scale < 1 else Image.Resampling.NEAREST)
     if image.mode == "RGBA":
