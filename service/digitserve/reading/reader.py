@@ -8,6 +8,7 @@ that only few are cut.
 """
 
 from collections.abc import Callable, Generator, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -230,4 +231,4 @@ def _search(draft: LineDraft, automaton: LineAutomaton | None) -> LineText | Non
 def _empty_cells(cells: Sequence[int | None]) -> list[bool]:
     """Return for each piece whether an empty cell follows before the next one."""
     filled = [position for position, index in enumerate(cells) if index is not None]
-    return [after - before > 1 for before, after in zip(filled, filled[1:], strict=False)] + [False]
+    return [after - before > 1 for before, after in pairwise(filled)] + [False]
