@@ -1,6 +1,6 @@
 """Accuracy of model bundles, recorded in ``accuracy.json`` for the tables of ``releases``.
 
-    python -m benchmarks.accuracy models/digits/4 benchmarks/models/digits/3 --pictures FOLDER
+    python -m benchmarks.accuracy models/digits/5 benchmarks/models/digits/3 --pictures FOLDER
 
 Needs the package's extra ``training``, but not TensorFlow, and MNIST as ``digitserve-train`` does. The images of the corruption
 suite and FOLDER are those of ``digitserve-train evaluate``. A bundle is identified by the hash of its graph, so a record never

@@ -1,7 +1,7 @@
 """Draw scans of digits beside page edges, folds and bands, as a folder for ``digitserve-train evaluate --pictures``.
 
     python -m scripts.draw_page_edges OUT [--seed 5] [--count 500]
-    digitserve-train evaluate models/digits/4 --pictures OUT
+    digitserve-train evaluate models/digits/5 --pictures OUT
 
 The digits are MNIST's test images (``DIGITSERVE_MNIST``), enlarged, on grainy paper. Each scan has one artefact at one side.
 """

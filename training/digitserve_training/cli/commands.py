@@ -136,7 +136,7 @@ def keep_teacher(run_dir: Path, folder: Path) -> None:
     group="Own images",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="Evaluate on these image files and on nothing else; RUN is one run or one bundle, such as models/digits/4. FOLDER "
+    help="Evaluate on these image files and on nothing else; RUN is one run or one bundle, such as models/digits/5. FOLDER "
     "contains labels.csv with the columns file, label and optionally set (no label: not a single digit), or one "
     "sub-folder of images per label (any other name: not a single digit).",
 )

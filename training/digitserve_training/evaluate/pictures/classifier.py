@@ -182,7 +182,7 @@ def open_network(folder: Path, data_path: Path | None) -> Network:
     if not (folder / MANIFEST_NAME).is_file():
         raise RunError(
             f"{folder} contains neither a run ({checkpoint.FILE_NAME}) nor a bundle ({MANIFEST_NAME}); expected a folder "
-            "such as runs/compact or models/digits/4"
+            "such as runs/compact or models/digits/5"
         )
     try:
         bundle = read_bundle(folder.resolve())
