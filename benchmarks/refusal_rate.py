@@ -20,7 +20,8 @@ import numpy as np
 from benchmarks import bundles
 from benchmarks.client_styles import STYLES, header_blocks
 from digitserve.batching.batcher import Batcher
-from digitserve.batching.pipeline import PendingRequest, Pipeline
+from digitserve.batching.pending import PendingRequest
+from digitserve.batching.pipeline import Pipeline
 from digitserve.bench import frames
 from digitserve.bench.frames import DATA, END_HEADERS, END_STREAM, HEADERS
 from digitserve.bench.plan import Size

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from benchmarks import bundles
 from digitserve.batching.batcher import Batcher
-from digitserve.batching.pipeline import PendingRequest, Pipeline
+from digitserve.batching.pending import PendingRequest
+from digitserve.batching.pipeline import Pipeline
 from digitserve.bench.plan import Size
 from digitserve.bench.traffic import draw
 from digitserve.inference.bundle import Bundle

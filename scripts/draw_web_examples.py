@@ -6,6 +6,7 @@ Digits are test images of MNIST; all else is generated, the same in each run.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,12 @@ Gray = NDArray[np.uint8]
 
 MNIST, PAPER, EDGE, LEFT, RIGHT = 18, 4, 15, 84, 0
 """Numbers of the test images."""
+
+FIRST = 40
+"""Number of the test image from which on digits for numbers are taken."""
+
+GAP = 5
+"""Between the digits of a number, in pixels of MNIST."""
 
 QUALITY = 80
 """Of the JPEG files."""
@@ -85,9 +92,72 @@ def letter(random: np.random.Generator) -> FloatImage:
     return middle(white(160, 160), enlarge(strokes.draw_character(LETTER_STROKES["R"], random), 2.4), 30)
 
 
+class Writer:
+    """Writes texts with one image per digit; each image is used once."""
+
+    def __init__(self, images: Gray, labels: NDArray[np.integer[Any]]) -> None:
+        """Take the images of the digits.
+
+        Args:
+            images: uint8[N, 28, 28], light on dark.
+            labels: of the images.
+        """
+        self._images = {str(digit): iter(images[labels == digit]) for digit in range(10)}
+
+    def digit(self, character: str, scale: float) -> FloatImage:
+        """Return the ink of a digit, 0 to 1."""
+        return enlarge(next(self._images[character]), scale)
+
+    def write(self, sheet: FloatImage, text: str, center: int, left: int, scale: float, level: float = 45) -> None:
+        """Write a text from left to right around a row; a slash is the only separator."""
+        for character in text:
+            ink = slash(round(31 * scale), 2.4 * scale) if character == "/" else self.digit(character, scale)
+            write_on(sheet, ink, center - ink.shape[0] // 2, left, level)
+            left += ink.shape[1] + round(GAP * scale)
+
+
+def slash(height: int, thickness: float) -> FloatImage:
+    """Return the ink of a slash, 0 to 1."""
+    width = round(0.55 * height)
+    y, x = np.mgrid[:height, :width]
+    distance = np.abs(width - 1 - x - y * (width - 1 - thickness) / (height - 1) - thickness / 2)
+    return np.asarray((thickness / 2 + 0.5 - distance).clip(0, 1), np.float64)
+
+
+def written(writer: Writer, text: str, width: int) -> FloatImage:
+    """Draw a text on white."""
+    image = white(120, width)
+    writer.write(image, text, 60, 24, 2.6, 30)
+    return image
+
+
+def lines(writer: Writer, random: np.random.Generator) -> FloatImage:
+    """Draw lines of numbers on paper in uneven light."""
+    sheet = paper(168, 272, random)
+    for center, text in ((32, "40718"), (84, "2569"), (136, "93350")):
+        writer.write(sheet, text, center, 40, 1.6)
+    return sheet
+
+
+def cells(writer: Writer) -> FloatImage:
+    """Draw a row of cells of a form; the last one is empty."""
+    image = white(96, 336)
+    side = 52
+    for x in range(12, 12 + 6 * side + 1, side):
+        image[20:74, x : x + 2] = 120
+    for y in (20, 20 + side):
+        image[y : y + 2, 12 : 14 + 6 * side] = 120
+    for index, character in enumerate("80124"):
+        ink = writer.digit(character, 1.7)
+        write_on(image, ink, 47 - ink.shape[0] // 2, 39 + index * side - ink.shape[1] // 2, 30)
+    return image
+
+
 def main() -> None:
     """Write the pictures."""
-    images = splits.read_test().images[..., 0]
+    test = splits.read_test()
+    images = test.images[..., 0]
+    writer = Writer(images[FIRST:], test.labels[FIRST:])
     random = np.random.default_rng(7)
     pictures = {
         "mnist.png": images[MNIST].astype(np.float64),
@@ -97,6 +167,10 @@ def main() -> None:
         "letter.png": letter(random),
         "scribble.png": scribble(random),
         "empty.jpg": paper(220, 220, random),
+        "number.png": written(writer, "28306", 340),
+        "date.png": written(writer, "14/07/26", 460),
+        "lines.jpg": lines(writer, random),
+        "cells.png": cells(writer),
     }
     for name, pixels in pictures.items():
         image = Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8))

@@ -18,7 +18,7 @@ from digitserve.client import Client
 from support.browser import DESKTOP, PHONE, draw, run_browser
 from support.pen_strokes import DIGITS, LETTER
 from support.serving import Service, run_service
-from support.web_page import UNFAMILIAR, expect_answer, expect_state, ready
+from support.web_page import UNFAMILIAR, expect_answer, expect_lines, expect_state, marks, numbers, ready
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs/images"
@@ -45,6 +45,7 @@ def main() -> None:
             take(browser, service, f"page-{colors}", draw_three, colors, **UPPER_PART)
             take(browser, service, f"page-phone-{colors}", draw_three, colors, **PHONE)
         take(browser, service, "page-not-recognised", draw_letter, "light", **UPPER_PART)
+        take(browser, service, "page-numbers", read_date, "light", **UPPER_PART)
         take(browser, service, "page-panel", show_load(service), "light", **DESKTOP)
         take(browser, service, "page-gone", stop(service), "light", **PHONE)
 
@@ -85,6 +86,17 @@ def draw_letter(page: Page) -> None:
     draw(page, LETTER)
     expect(page.locator("#verdict")).to_have_text(UNFAMILIAR)
     expect(page.locator(".box.drawn")).to_be_visible()
+
+
+def read_date(page: Page) -> None:
+    """Read the date of an example, and show a digit in detail."""
+    numbers(page)
+    # The first file starts a process that decodes; the times are those of the second.
+    for name, text in [("A number", "28306"), ("A date", "14/07/26")]:
+        page.get_by_role("list", name="Examples").get_by_role("button", name=name).click()
+        expect_lines(page, text)
+    marks(page).nth(4).hover()
+    expect(page.locator(".boxes .selected")).to_be_visible()
 
 
 def show_load(service: Service) -> Callable[[Page], Any]:

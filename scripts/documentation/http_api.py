@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from digitserve.web.api import MAX_IMAGES
-from digitserve.web.openapi import CLASSIFY_PATH, description
+from digitserve.web.openapi import CLASSIFY_PATH, READ_PATH, description
 from documentation.markup import table
 
 _API: dict[str, Any] = json.loads(description(MAX_IMAGES))
-_CLASSIFY: dict[str, Any] = _API["paths"][CLASSIFY_PATH]["post"]
+_CLASSIFY, _READ = (_API["paths"][path]["post"] for path in (CLASSIFY_PATH, READ_PATH))
 
 
 def routes_table() -> str:
@@ -34,9 +34,24 @@ def body() -> str:
 
 def parameters_table() -> str:
     """Return the query parameters of ``POST /v1/classify``, as Markdown."""
+    return _parameters(_CLASSIFY)
+
+
+def read_body() -> str:
+    """Return what the body of ``POST /v1/read`` contains, as Markdown."""
+    description: str = _READ["description"]
+    return description
+
+
+def read_parameters_table() -> str:
+    """Return the query parameters of ``POST /v1/read``, as Markdown."""
+    return _parameters(_READ)
+
+
+def _parameters(operation: dict[str, Any]) -> str:
     rows = (
         (f"`{each['name']}`", _values(each["schema"]), _default(each["schema"]), each["description"])
-        for each in _CLASSIFY["parameters"]
+        for each in operation["parameters"]
     )
     return table(("Parameter", "Values", "Default", "Meaning"), rows)
 
@@ -74,7 +89,7 @@ def _values(schema: dict[str, Any]) -> str:
     if schema["type"] == "boolean":
         return "`true`, `false`"
     if schema["type"] == "string":
-        return f"at most {schema['maxLength']} characters"
+        return "one character" if schema["maxLength"] == 1 else f"at most {schema['maxLength']} characters"
     least = f"{schema['minimum']} to" if "minimum" in schema else f"above {schema['exclusiveMinimum']}, at most"
     return f"{least} {schema['maximum']:g}"
 

@@ -214,7 +214,7 @@ def _requests() -> list[Panel]:
         ),
         graph(
             "Messages of streams, by code",
-            "Answered messages of ClassifyStream. The stream itself ends with OK, even if messages fail.",
+            "Answered messages of ClassifyStream and ReadStream. The stream itself ends with OK, even if messages fail.",
             units.RequestsPerSecond,
             (rate("digitserve_stream_messages", "grpc_code"), "{{grpc_code}}"),
             stacked=True,

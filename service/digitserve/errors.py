@@ -5,7 +5,7 @@
                 │                    │              └ any other exception: a fault of the service; INTERNAL with a fixed
                 │                    │                text, details only in the log
                 │                    └ DeadlineUnmeetable: the answer cannot be ready by the caller's deadline
-                ├ InvalidRequest, NotServed, TooLarge: fault of the caller; the message states what was received, what is
+                ├ InvalidRequest, NotServed, TooLarge, Unsupported: fault of the caller; the message states what was received, what is
                 │ expected, and which image
                 └ Overloaded, Draining: temporary; retry later or on another connection
 
@@ -19,6 +19,7 @@
     │   ├── InvalidRequest
     │   ├── NotServed
     │   ├── TooLarge
+    │   ├── Unsupported
     │   ├── Overloaded
     │   ├── DeadlineUnmeetable
     │   └── Draining
@@ -69,6 +70,12 @@ class TooLarge(RequestError):
     """The message exceeds the largest allowed size."""
 
     reason = "too_large"
+
+
+class Unsupported(RequestError):
+    """The method needs another kind of model than the one that is served."""
+
+    reason = "unsupported"
 
 
 class Overloaded(RequestError):

@@ -15,9 +15,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
-import structlog
-
 from digitserve.errors import SettingsError
+from digitserve.log import get_logger
 
 INTERVAL_S = 1.0
 """Time between two checks. Reading certificates and tokens takes less than 0.1 ms."""
@@ -27,7 +26,7 @@ MAX_FILE_BYTES = 1 << 20
 
 Value = TypeVar("Value")
 
-_log = structlog.get_logger("digitserve.file_watch")
+_log = get_logger("digitserve.file_watch")
 
 
 class WatchedValue(Generic[Value]):

@@ -1,8 +1,10 @@
 """Log lines on standard error: text on a terminal, JSON elsewhere. Each process calls ``configure`` once at its start.
 
-    our modules ──structlog──────────────────────▶ _Renderer ──▶ _Output ──▶ LineWriter ──▶ standard error
-    libraries ──logging, warnings──▶ _LibraryHandler ──▲
-    uncaught exceptions ──hooks of Python──────────────┘
+    our modules ──Logger──────────────┐
+    libraries ──logging, warnings──▶ logging ──▶ _Handler ──▶ LineWriter ──▶ standard error
+    uncaught exceptions ──hooks───────┘
+
+Our modules log an event and its fields: ``_log = get_logger("digitserve.module")``, ``_log.info("event", field=value)``.
 
 Logging never affects the service: it neither raises nor waits. Lines that cannot be written are lost, and counted. Each
 kind of line has a bounded rate. What C++ libraries of a worker write to its standard error is logged by the supervisor
@@ -26,9 +28,6 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
-import structlog
-from structlog.typing import EventDict
-
 from digitserve.log_format import EXCEPTION, Fields, json_line, text_line
 
 MAX_LINES = 20
@@ -41,6 +40,48 @@ STDERR = 2
 
 LIMITED_BY = "_limited_by"
 """Field that is not written: the kind of a line for its limit. None for lines whose rate their module bounds."""
+
+FIELDS = "digitserve_fields"
+"""Attribute of the records of our modules: the fields of the event. Those of libraries do not have it."""
+
+
+class Logger:
+    """A logger of one of our modules. Arguments by name are the fields of the event; with ``exc_info``, an exception, there is a traceback."""
+
+    def __init__(self, name: str) -> None:
+        self._logger = logging.getLogger(name)
+
+    def info(self, event: str, /, **fields: object) -> None:
+        """Log an event of normal operation."""
+        self._log(logging.INFO, event, fields)
+
+    def warning(self, event: str, /, **fields: object) -> None:
+        """Log an event that may need attention."""
+        self._log(logging.WARNING, event, fields)
+
+    def error(self, event: str, /, **fields: object) -> None:
+        """Log a failure."""
+        self._log(logging.ERROR, event, fields)
+
+    def exception(self, event: str, /, **fields: object) -> None:
+        """Log a failure with the exception that is being handled."""
+        self._log(logging.ERROR, event, {"exc_info": sys.exception()} | fields)
+
+    def critical(self, event: str, /, **fields: object) -> None:
+        """Log the end of the process."""
+        self._log(logging.CRITICAL, event, fields)
+
+    def _log(self, level: int, event: str, fields: Fields) -> None:
+        error: Any = fields.pop("exc_info", None)
+        self._logger.log(level, event, exc_info=error, extra={FIELDS: fields})
+
+
+def get_logger(name: str = "digitserve") -> Logger:
+    """Return a logger; the name is ``digitserve``, or starts with ``digitserve.``. May be called before ``configure``."""
+    return Logger(name)
+
+
+_log = get_logger(__name__)
 
 
 class LineWriter:
@@ -163,91 +204,48 @@ class _RateLimit:
         return {"drops_more_for_s": round(start + PERIOD_S - now, 1)} if last else {}
 
 
-class _Renderer:
-    """The processor of structlog: renders an event as a line, or drops it."""
-
-    def __init__(
-        self, line: Callable[[Fields], str], context: Fields, limit: _RateLimit, lose: Callable[[], None]
-    ) -> None:
-        self._line = line
-        self._context = context
-        self._limit = limit
-        self._lose = lose
-
-    def __call__(self, output: "_Output", level: str, event: EventDict) -> str:
-        """Return the line.
-
-        Raises:
-            DropEvent: the rate of such lines exceeds the limit, or the line cannot be rendered and was counted as lost.
-        """
-        try:
-            line = self._render(output.name, level, event)
-        except Exception:
-            self._lose()
-            raise structlog.DropEvent from None
-        if line is None:
-            raise structlog.DropEvent
-        return line
-
-    def _render(self, logger: str, level: str, event: EventDict) -> str | None:
-        fields: Fields = dict(event)
-        message = str(fields.pop("event"))
-        exception = _traceback(fields.pop("exc_info", None))
-        kind = fields.pop(LIMITED_BY, (logger, message))
-        added = {} if kind is None else self._limit.admit(kind)
-        return (
-            None
-            if added is None
-            else self._line(fixed(level, logger, message) | self._context | fields | added | {EXCEPTION: exception})
-        )
-
-
 def fixed(level: str, logger: str, message: str) -> Fields:
     """Return the first fields of every line."""
     now = datetime.now(UTC).isoformat(timespec="microseconds").removesuffix("+00:00")
     return {"time": f"{now}Z", "level": level, "logger": logger, "message": message}
 
 
-def _traceback(exc_info: Any) -> str | None:
-    """Return a traceback, without values of local variables: they contain images of callers."""
-    error: BaseException | None
-    if isinstance(exc_info, BaseException):
-        error = exc_info
-    elif isinstance(exc_info, tuple):
-        error = exc_info[1]
-    else:
-        error = sys.exc_info()[1] if exc_info else None
-    return None if error is None else "".join(traceback.format_exception(error)).rstrip()
+class _Handler(logging.Handler):
+    """Writes records as lines: all of our modules, warnings and errors of libraries."""
 
-
-class _Output:
-    """The end of structlog's chain for one logger: writes what ``_Renderer`` returned."""
-
-    def __init__(self, writer: LineWriter, name: str = "digitserve") -> None:
+    def __init__(self, line: Callable[[Fields], str], context: Fields, limit: _RateLimit, writer: LineWriter) -> None:
+        super().__init__()
+        self.addFilter(lambda record: record.levelno >= logging.WARNING or hasattr(record, FIELDS))
+        self._line = line
+        self._context = context
+        self._limit = limit
         self._writer = writer
-        self.name = name
-
-    def msg(self, line: str) -> None:
-        """Write a line."""
-        self._writer.write(line + "\n")
-
-    debug = info = warning = error = critical = msg
-
-
-class _LibraryHandler(logging.Handler):
-    """Passes log lines of libraries to structlog."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Log a record of the standard library's ``logging``."""
+        """Write a line, unless its rate exceeds the limit. If it cannot be rendered, it counts as lost."""
         try:
-            structlog.get_logger(record.name).log(
-                record.levelno, record.getMessage(), exc_info=record.exc_info or None, **{LIMITED_BY: record.name}
-            )
+            line = self._render(record)
         except Exception:
-            self.handleError(record)
+            self._writer.lose()
+            return
+        if line is not None:
+            self._writer.write(line + "\n")
+
+    def _render(self, record: logging.LogRecord) -> str | None:
+        message = record.getMessage()
+        fields: Fields = {LIMITED_BY: (record.name, message)} | getattr(record, FIELDS, {LIMITED_BY: record.name})
+        kind = fields.pop(LIMITED_BY)
+        added = {} if kind is None else self._limit.admit(kind)
+        if added is None:
+            return None
+        first = fixed(record.levelname.lower(), record.name, message)
+        return self._line(first | self._context | fields | added | {EXCEPTION: _traceback(record)})
+
+
+def _traceback(record: logging.LogRecord) -> str | None:
+    """Return a traceback, without values of local variables: they contain images of callers."""
+    error = record.exc_info[1] if record.exc_info else None
+    return None if error is None else "".join(traceback.format_exception(error)).rstrip()
 
 
 def configure(
@@ -266,17 +264,14 @@ def configure(
         fd,
         lambda count: line(fixed("error", __name__, "log lines were lost") | context | {"num_lines": count}) + "\n",
     )
-    structlog.configure(
-        processors=[_Renderer(line, context, _RateLimit(clock), writer.lose)],
-        logger_factory=lambda *name: _Output(writer, *name),
-        cache_logger_on_first_use=True,
-    )
     root = logging.getLogger()
-    for handler in [handler for handler in root.handlers if isinstance(handler, _LibraryHandler)]:
+    for handler in [handler for handler in root.handlers if isinstance(handler, _Handler)]:
         root.removeHandler(handler)
-    root.addHandler(_LibraryHandler())
+    root.addHandler(_Handler(line, context, _RateLimit(clock), writer))
+    # The level of libraries remains that of the root, WARNING.
+    logging.getLogger("digitserve").setLevel(logging.DEBUG)
     logging.captureWarnings(capture=True)
-    # A line of a library that cannot be formatted is lost; by default a traceback is printed.
+    # A line of a library that a handler of its own cannot format is lost; by default a traceback is printed.
     logging.raiseExceptions = False
     sys.excepthook = _on_uncaught
     threading.excepthook = _on_thread_failed
@@ -285,29 +280,24 @@ def configure(
     atexit.register(_discard_unwritten_lines)
 
 
-def _logger() -> Any:
-    # Not one for the whole process: it would keep the first configuration, and tests have several.
-    return structlog.get_logger(__name__)
-
-
 def _on_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Log the exception with which the process ends."""
     if issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)
     else:
-        _logger().critical("uncaught exception", exc_info=error)
+        _log.critical("uncaught exception", exc_info=error)
 
 
 def _on_thread_failed(failure: threading.ExceptHookArgs) -> None:
     """Log the exception with which a thread ends."""
     if failure.exc_type is not SystemExit:
-        _logger().error("a thread failed", thread=failure.thread and failure.thread.name, exc_info=failure.exc_value)
+        _log.error("a thread failed", thread=failure.thread and failure.thread.name, exc_info=failure.exc_value)
 
 
 def _on_unraisable(failure: "sys.UnraisableHookArgs") -> None:
     """Log an exception that cannot be raised, such as one of a finalizer."""
     # Without the object: its representation may contain anything.
-    _logger().error("ignored an exception", kind=type(failure.object).__name__, exc_info=failure.exc_value)
+    _log.error("ignored an exception", kind=type(failure.object).__name__, exc_info=failure.exc_value)
 
 
 def _discard_unwritten_lines() -> None:

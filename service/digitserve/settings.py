@@ -401,7 +401,7 @@ def environment_value(
 
 
 def _warn_ignored(variable: str, value: str) -> None:
-    # Not with structlog: logging is not configured yet, and the client library is installed without it.
+    # Not as a log line: logging is not configured yet, and never is in the client library.
     with contextlib.suppress(OSError):
         sys.stderr.write(f"digitserve: ignoring {variable}={value}, which Kubernetes injects for a Service\n")
 

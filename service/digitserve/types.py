@@ -70,15 +70,17 @@ class Source:
         is_connection: whether it stands for all RPCs of a connection; false if the transport does not know the connection.
         small_images: pending images of its small requests.
         large_images: pending images of its large requests.
+        num_readings: its requests to read an image that are not answered yet.
         num_watches: open health watches.
     """
 
-    __slots__ = ("is_connection", "large_images", "num_watches", "small_images")
+    __slots__ = ("is_connection", "large_images", "num_readings", "num_watches", "small_images")
 
     def __init__(self, *, is_connection: bool = True) -> None:
         self.is_connection = is_connection
         self.small_images = 0
         self.large_images = 0
+        self.num_readings = 0
         self.num_watches = 0
 
 

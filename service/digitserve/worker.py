@@ -37,18 +37,21 @@ if __name__ == "__main__":
     # Until the event loop runs: a collection of what is being imported frees nothing, and takes 10 ms of the start (measured).
     gc.disable()
 
-import structlog
+from typing import TYPE_CHECKING
 
 from digitserve import log
 from digitserve.access import NOTHING_VALID, LastValid
 from digitserve.batching.batcher import Batcher
-from digitserve.batching.pipeline import PendingRequest, Pipeline
+from digitserve.batching.pipeline import Pipeline
+from digitserve.batching.readings import Readings
 from digitserve.batching.shadow import Shadow
+from digitserve.batching.stepwise import StepReader
 from digitserve.child_process import Channel, ChannelClosed
 from digitserve.errors import StartupError
 from digitserve.inference.bundle import Bundle, Manifest, parse_bundle
 from digitserve.inference.bundle_files import BundleFiles
 from digitserve.inference.session import Session
+from digitserve.log import get_logger
 from digitserve.passed_sockets import PassedListener
 from digitserve.protocol.codec import Limits
 from digitserve.protocol.infer import InferDecoder
@@ -60,23 +63,32 @@ from digitserve.protocol.names import (
     HEALTH_LIST,
     HEALTH_WATCH,
     MODEL_INFER,
+    READ,
+    READ_STREAM,
     REFLECTION,
     REFLECTION_V1,
     Method,
 )  # fmt: skip
+from digitserve.protocol.read_encoder import ReadEncoder
+from digitserve.reading.reader import DIGIT_LABELS, Reader
 from digitserve.settings import Settings
 from digitserve.telemetry.block import Block
 from digitserve.telemetry.recorder import Recorder
 from digitserve.telemetry.request_log import RequestLog
 from digitserve.transport.classify import ClassifyHandler, InferResponder
-from digitserve.transport.classify_stream import ClassifyStreamHandler
+from digitserve.transport.classify_stream import WINDOW_BATCHES, ClassifyStreamHandler
 from digitserve.transport.handlers import Respond, Server, StreamHandler, UnaryHandler
 from digitserve.transport.health import Health
 from digitserve.transport.model import ModelHandler
 from digitserve.transport.open_inference import OpenInference
+from digitserve.transport.read import read_handler
+from digitserve.transport.read_stream import read_stream_handler
 from digitserve.transport.reflection import ReflectionHandler, Schema
 from digitserve.transport.respond import RespondHandler
 from digitserve.types import native_framing
+
+if TYPE_CHECKING:
+    from digitserve.batching.pending import PendingRequest
 
 IDLE_POLL_S = 0.1
 """Longest wait for an event: the delay until ``drain`` is noticed, and the interval of heartbeats while idle."""
@@ -107,6 +119,9 @@ FRAMING_UNIT_S = 4e-10
 MAX_PENDING_REQUESTS = 8
 """Most memory held by waiting requests, in requests of the maximal size."""
 
+IMAGES_PER_READING = 64
+"""There may be 1/64 as many unanswered readings as pending images: a field of a form has about as many candidates."""
+
 GC_THRESHOLD = 20_000
 """Allocations between two garbage collections: more than a full batch holds, because traversing that would free nothing."""
 
@@ -114,7 +129,14 @@ EXIT_REFUSED = 3
 EXIT_CRASHED = 70
 EXIT_ORPHANED = 71
 
-_log = structlog.get_logger("digitserve.worker")
+_log = get_logger("digitserve.worker")
+
+
+def new_reader(manifest: Manifest) -> StepReader | None:
+    """Return what reads images with a model; None if its labels are not the ten digits."""
+    if manifest.labels != DIGIT_LABELS:
+        return None
+    return Reader(manifest.labels, manifest.ood_threshold)
 
 
 class Worker:
@@ -124,7 +146,7 @@ class Worker:
         provider: onnxruntime's name of the execution provider in use.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - one for each thing that the supervisor has decided
         self,
         settings: Settings,
         bundle: Bundle,
@@ -134,6 +156,7 @@ class Worker:
         last_valid: LastValid = NOTHING_VALID,
         shadow: Bundle | None = None,
         inside: socket.socket | str | None = None,
+        new_reader: Callable[[Manifest], StepReader | None] = new_reader,
     ) -> None:
         """Verify the bundle, warm up, and build the server; no connection is accepted yet.
 
@@ -147,6 +170,7 @@ class Worker:
             shadow: second version to compare with, if any.
             inside: accepts connections of the supervisor, without TLS and tokens; the worker closes it when it drains. With
                 gRPC core a secret instead, which calls of the supervisor must have as their token. None: there are none.
+            new_reader: returns what reads images with a model, None if its labels do not allow it.
 
         Raises:
             StartupError: a bundle or the execution provider failed a check.
@@ -175,7 +199,11 @@ class Worker:
             work_s=FRAMING_UNIT_S,
         )
         self._pipeline = Pipeline(self._batcher, session, served, self._recorder, shadow=self._shadow)
-        self._streams = ClassifyStreamHandler(self._pipeline, limits, settings.batch_limit, self._recorder)
+        self._readings = self._new_readings(served.manifest, new_reader(served.manifest))
+        self._streams = ClassifyStreamHandler(
+            self._pipeline, limits, WINDOW_BATCHES * settings.batch_limit, self._recorder
+        )
+        self._read_streams = read_stream_handler(self._readings, limits, self._recorder)
         self._health = Health(self._recorder, settings.connection_limit)
         self._reflections: dict[Method, ReflectionHandler] = {}
         if settings.reflection == "on":
@@ -198,9 +226,15 @@ class Worker:
                 MODEL_INFER: ClassifyHandler(
                     self._pipeline, limits, self._recorder, responder=InferResponder, decode=decoder.decode
                 ),
+                READ: read_handler(self._readings, limits, self._recorder),
                 **{method: RespondHandler(method, handler, self._recorder) for method, handler in respond.items()},
             },
-            streams={CLASSIFY_STREAM: self._streams, HEALTH_WATCH: self._health, **self._reflections},
+            streams={
+                CLASSIFY_STREAM: self._streams,
+                READ_STREAM: self._read_streams,
+                HEALTH_WATCH: self._health,
+                **self._reflections,
+            },
             listener=listener,
             last_valid=last_valid,
             inside=inside,
@@ -292,6 +326,7 @@ class Worker:
                 break
         self._server.begin_shutdown()
         self._streams.drain()
+        self._read_streams.drain()
         self._health.close_watches()
         for reflection in self._reflections.values():
             reflection.drain()
@@ -302,7 +337,8 @@ class Worker:
             and (self._has_unanswered() or time.monotonic() < linger_ends)
         ):
             self._run_once()
-        num_unanswered = self._streams.num_unsent_answers() + self._pipeline.close()
+        num_unanswered = self._streams.num_unsent_answers() + self._read_streams.num_unsent_answers()
+        num_unanswered += self._readings.close() + self._pipeline.close()
         self._server.cancel_all()
         while not self._stopped:
             self._run_once()
@@ -317,7 +353,7 @@ class Worker:
         shadow = self._shadow
         shadow_waits = shadow is not None and shadow.waits
         timeout_s = SHADOW_IDLE_S if shadow_waits else IDLE_POLL_S
-        handled = self._server.poll(0.0 if self._batcher.has_pending() else timeout_s)
+        handled = self._server.poll(0.0 if self._batcher.has_pending() or self._readings.can_advance() else timeout_s)
         self._stopped = handled is None
         if shadow is not None and shadow_waits:
             # The server has sent the answers of its batch.
@@ -327,7 +363,11 @@ class Worker:
             ends = time.monotonic() + MAX_RUN_S
             while self._batcher.has_backlog() and time.monotonic() < ends:
                 self._pipeline.run_batch()
+        if self._readings.can_advance():
+            self._readings.advance(busy=self._pipeline.answered)
+            self._pipeline.begin_iteration()
         self._streams.flush()
+        self._read_streams.flush()
         return ran or bool(handled)
 
     def _new_shadow(self, bundle: Bundle | None, served: Manifest, num_threads: int) -> Shadow | None:
@@ -342,8 +382,25 @@ class Worker:
             raise StartupError(f"--shadow: {error}") from error
         return Shadow(session, bundle.manifest, served, settings.shadow_share, self._recorder)
 
+    def _new_readings(self, served: Manifest, reader: StepReader | None) -> Readings:
+        settings = self._settings
+        return Readings(
+            self._batcher,
+            reader,
+            ReadEncoder(served.name, str(served.version), served.labels),
+            self._recorder,
+            max_readings=max(1, settings.max_pending_images // IMAGES_PER_READING),
+            max_bytes=MAX_PENDING_REQUESTS * settings.max_request_bytes // 2,
+        )
+
     def _has_unanswered(self) -> bool:
-        return self._batcher.has_pending() or self._streams.has_unsent_answers() or self._server.has_unanswered()
+        return (
+            self._batcher.has_pending()
+            or self._readings.can_advance()
+            or self._streams.has_unsent_answers()
+            or self._read_streams.has_unsent_answers()
+            or self._server.has_unanswered()
+        )
 
 
 def _new_server(

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from digitserve.inference.bundle import read_bundle
+from digitserve.inference.model_folder import find_bundle
 from digitserve.protocol.names import CLASSIFY, MODEL_INFER
 from support.chaos import plan
 from support.chaos.checker import CLIENT, CLIENTS, GRPCIO, KINDS, PROMISES, STREAM, WIRE, Counts, Episode, check
@@ -24,13 +25,14 @@ from support.chaos.traffic import draw_call
 from support.digits import MODELS
 from support.serving import wait_until
 
-VERSION = "4"
+FOLDER = find_bundle(MODELS, "digits")
+VERSION = FOLDER.name
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def oracle() -> Oracle:
-    return Oracle(Images(1), [read_bundle(MODELS / "digits" / VERSION)])
+    return Oracle(Images(1), [read_bundle(FOLDER)])
 
 
 @dataclass

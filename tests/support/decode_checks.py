@@ -1,10 +1,11 @@
-"""Checks of what ``protocol.codec.decode`` returns for any bytes, independently of its code."""
+"""Checks of what ``decode`` and ``decode_read`` of the protocol return for any bytes, independently of their code."""
 
 from google.protobuf.message import DecodeError
 
 from digitserve.batching.prepare import prepare
 from digitserve.errors import InvalidRequest, NotServed
 from digitserve.protocol.codec import Limits, Request, decode, decode_stream_request
+from digitserve.protocol.read_codec import ReadRequest, decode_read, decode_read_stream_request
 from digitserve.types import Framing, Ink
 from digitserve.v1 import digits_pb2 as pb
 from support.protobuf import field
@@ -79,5 +80,50 @@ def check_decode(body: bytes) -> None:
         else:
             assert message is not None and is_valid(message)
             assert_consistent(request, message)
+            outcomes.append(request)
+    assert outcomes[0] == outcomes[1]
+
+
+def is_valid_read(message: pb.ReadRequest) -> bool:
+    """Return whether the comments of the proto allow a message, independently of ``decode_read``."""
+    known = message.pixel_format in range(4) and message.ink in range(4) and message.layout in range(4)
+    if not known or message.model_version not in {"", "7"} or not (message.height and message.width):
+        return False
+    num_bytes = message.height * message.width * (1, 1, 3, 4)[message.pixel_format]
+    placeholder = message.placeholder
+    return (
+        max(message.height, message.width) <= LIMITS.max_side and len(message.pixels) == num_bytes
+        and message.num_digits <= 64 and len(message.pattern) <= 256
+        and message.min_confidence >= 0 and message.min_confidence <= 1
+        and len(placeholder) <= 1 and placeholder.isprintable() and placeholder not in {" ", ".", ",", "/", "-"}
+        and not (placeholder and (placeholder.isnumeric() or placeholder.isspace()))
+    )  # fmt: skip
+
+
+def check_decode_read(body: bytes) -> None:
+    """Decode as a call of ``Read`` and as a message of a stream, and compare both with protobuf's parser."""
+    try:
+        message = pb.ReadRequest.FromString(body)
+    except DecodeError:
+        message = None
+    outcomes: list[ReadRequest | type] = []
+    for decode_body, sent in ((decode_read, body), (decode_read_stream_request, field(1, body))):
+        try:
+            request = decode_body(sent, LIMITS)
+        except (InvalidRequest, NotServed) as error:
+            assert_helpful(error)
+            assert message is None or not is_valid_read(message)
+            outcomes.append(type(error))
+        else:
+            assert message is not None and is_valid_read(message)
+            options = request.options
+            assert (request.pixels, request.height, request.width) == (message.pixels, message.height, message.width)
+            assert len(request.pixels) == request.height * request.width * request.channels
+            assert (options.num_digits, options.pattern, options.top_k) == (
+                message.num_digits, message.pattern, message.top_k,
+            )  # fmt: skip
+            assert options.layout == (message.layout or 1)
+            assert options.placeholder == (message.placeholder or "?")
+            assert options.ink is [Ink.AUTO, Ink.LIGHT_ON_DARK, Ink.DARK_ON_LIGHT, Ink.AUTO][message.ink]
             outcomes.append(request)
     assert outcomes[0] == outcomes[1]

@@ -192,8 +192,8 @@ def http(choices: bytes) -> None:
 class InlineDecoder:
     """Decodes in this process."""
 
-    async def decode(self, body: bytes, max_side: int, max_images: int) -> Decoded:
-        answer, request = decode(body, Question(max_side, max_images), MAX_PIXELS)
+    async def decode(self, body: bytes, question: Question) -> Decoded:
+        answer, request = decode(body, question, MAX_PIXELS)
         if answer.error:
             raise Failure.invalid(answer.error)
         return Decoded(request, answer.reduction)
@@ -248,6 +248,7 @@ REQUESTS = (
     b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0",
     b"POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello", b"GET /v1/model HTTP/1.1\r\nHost: a\r\n\r\n",
     b"POST /v1/classify?width=2&height=2&top_k=3&explain=true HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n1234",
+    b"POST /v1/read?width=2&height=2&layout=cells&pattern=%5Cd HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n1234",
     b"POST /v1/classify?timeout_s=0.1 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n6\r\nGIF89a\r\n0\r\n\r\n",
     b"POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\n" + bytes(100), b"GET /v1/openapi.json?x=1 HTTP/1.0\r\n\r\n",
     b"GET http://a:b@[::1]:x/metrics HTTP/1.1\r\nHost: [\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nA: " + b"x" * 2_000,

@@ -14,7 +14,7 @@ from digitserve.types import Ink
 from digitserve.v1 import digits_pb2 as pb
 from digitserve.vision.framing import MAX_LOOKS, frame, frame_colors
 from digitserve.vision.views import Framed
-from support.decode_checks import check_decode
+from support.decode_checks import check_decode, check_decode_read
 from support.fuzz_source import CHOICES, Source, Target
 from support.infer_checks import check_infer, infer_request
 
@@ -212,6 +212,17 @@ def _message_seeds() -> Iterator[bytes]:
         yield pb.ClassifyRequest(**full | changes).SerializeToString()  # type: ignore[arg-type] # of each field
 
 
+def _read_seeds() -> Iterator[bytes]:
+    """Yield requests to read, valid and nearly so."""
+    image = {"pixels": bytes(6), "height": 2, "width": 3}
+    for fields in (
+        {}, {"height": 3}, {"pixels": bytes(18), "pixel_format": 2}, {"layout": 3, "num_digits": 64}, {"num_digits": 65},
+        {"pattern": r"\d{5}"}, {"pattern": "1" * 257}, {"min_confidence": 0.5}, {"min_confidence": float("nan")},
+        {"placeholder": "_"}, {"placeholder": "1"}, {"placeholder": "\x00"}, {"ink": 7}, {"model_version": "7", "top_k": 3},
+    ):  # fmt: skip
+        yield pb.ReadRequest(**(image | fields)).SerializeToString()  # type: ignore[arg-type]
+
+
 def _infer_seeds() -> Iterator[bytes]:
     """Return requests of ModelInfer with each field, and others that are wrong in one."""
     full = infer_request(
@@ -230,6 +241,7 @@ def _infer_seeds() -> Iterator[bytes]:
 
 TARGETS = {
     "tensors": Target(check_infer, tuple(_infer_seeds()), 3_000),
+    "read_messages": Target(check_decode_read, tuple(_read_seeds()), 3_000),
     "messages": Target(check_decode, tuple(_message_seeds()), 3_000),
     "framing": Target(framing, (*PICTURES, *CHOICES), 300),
     "batches": Target(batches, (*(b"\3" + picture[1:] * 4 for picture in PICTURES), *CHOICES), 600),

@@ -60,6 +60,23 @@ TWO_DIGITS: Drawing = [
 """1 and 0 side by side."""
 
 
+def number(digits: str, top: float = 0.25, height: float = 0.5) -> Drawing:
+    """Return digits side by side, centred on the wide pad of the mode "Numbers", where x is from -0.5 to 1.5.
+
+    Args:
+        digits: at most five fit.
+        top: of the square of a digit.
+        height: of the square of a digit.
+    """
+    step = 0.72 * height
+    left = 0.5 - step * len(digits) / 2 - (height - step) / 2
+    return [
+        [(left + step * place + height * x, top + height * y) for x, y in stroke]
+        for place, digit in enumerate(digits)
+        for stroke in DIGITS[digit][0]
+    ]
+
+
 STEP = 0.1
 """Distance of the points that a hand of usual speed leaves."""
 

@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +20,16 @@ from typing import Any, NamedTuple
 import grpc
 from prometheus_client.parser import text_string_to_metric_families
 
+from digitserve.batching.stepwise import StepReader
 from digitserve.client import CHANNEL_OPTIONS
-from digitserve.inference.bundle import read_bundle
+from digitserve.inference.bundle import Manifest, read_bundle
 from digitserve.inference.model_folder import find_bundle
-from digitserve.protocol.names import CLASSIFY, CLASSIFY_STREAM
+from digitserve.protocol.names import CLASSIFY, CLASSIFY_STREAM, READ, READ_STREAM
 from digitserve.settings import Settings
 from digitserve.telemetry.block import Block
 from digitserve.telemetry.collector import ServiceCollector
 from digitserve.v1 import digits_pb2 as pb
-from digitserve.worker import IDLE_POLL_S, Worker
+from digitserve.worker import IDLE_POLL_S, Worker, new_reader
 
 TRANSPORTS = ("grpcio", "native")
 """Values of the setting ``transport``; the tests of the RPCs must pass on each."""
@@ -74,6 +75,18 @@ class RunningWorker:
             pb.ClassifyStreamResponse.FromString,
         )
         return call((pb.ClassifyStreamRequest(request=request) for request in requests), timeout=timeout_s)
+
+    def read(self, request: pb.ReadRequest, timeout_s: float | None = PATIENCE_S) -> pb.ReadResponse:
+        """Call ``Read``."""
+        call = self.channel.unary_unary(READ.path, pb.ReadRequest.SerializeToString, pb.ReadResponse.FromString)
+        return call(request, timeout=timeout_s)
+
+    def read_stream(self, requests: Iterable[pb.ReadRequest], timeout_s: float | None = PATIENCE_S) -> Any:
+        """Call ``ReadStream``; the returned call iterates over ``ReadStreamResponse`` messages."""
+        call = self.channel.stream_stream(
+            READ_STREAM.path, pb.ReadStreamRequest.SerializeToString, pb.ReadStreamResponse.FromString
+        )
+        return call((pb.ReadStreamRequest(request=request) for request in requests), timeout=timeout_s)
 
     def handled(self, method: str = "Classify") -> dict[str, int]:
         """Return how many calls of a method ended, by code."""
@@ -121,7 +134,12 @@ class RunningWorker:
 
 
 @contextmanager
-def run_worker(models: Path, collector: ServiceCollector | None = None, **changes: object) -> Iterator[RunningWorker]:
+def run_worker(
+    models: Path,
+    collector: ServiceCollector | None = None,
+    new_reader: Callable[[Manifest], StepReader | None] = new_reader,
+    **changes: object,
+) -> Iterator[RunningWorker]:
     """Run a worker on a thread of this process, and drain it at the end of the ``with`` block."""
     settings = Settings(models=models, **{"grpc_port": 0, "lame_duck_s": 0.0, **changes})  # type: ignore[arg-type]
     bundle = read_bundle(find_bundle(models, settings.model))
@@ -129,7 +147,7 @@ def run_worker(models: Path, collector: ServiceCollector | None = None, **change
     # With SO_REUSEPORT, because several workers may share a port.
     address = (LOCAL, settings.grpc_port)
     listener = socket.create_server(address, reuse_port=True) if settings.transport == "native" else None
-    worker = Worker(settings, bundle, block, num_threads=1, listener=listener)
+    worker = Worker(settings, bundle, block, num_threads=1, listener=listener, new_reader=new_reader)
     address = f"{LOCAL}:{worker.listen()}"
     thread = threading.Thread(target=worker.run)
     thread.start()

@@ -78,6 +78,35 @@ def _share(text: str) -> tuple[str, float]:
     return found[1], float(found[2])
 
 
+def numbers(page: Page) -> Page:
+    """Change to the mode "Numbers"."""
+    page.get_by_role("navigation", name="Mode").get_by_role("link", name="Numbers").click()
+    expect(page.locator("html")).to_have_attribute("data-mode", "number")
+    return page
+
+
+def lines(page: Page) -> Locator:
+    """Return the lines that were read."""
+    return page.get_by_role("list", name="Lines").get_by_role("listitem")
+
+
+def texts(page: Page) -> Locator:
+    """Return the fields with the texts of the lines."""
+    return lines(page).get_by_role("textbox")
+
+
+def marks(page: Page) -> Locator:
+    """Return the buttons of all marks."""
+    return lines(page).get_by_role("toolbar").get_by_role("button")
+
+
+def expect_lines(page: Page, *expected: str) -> None:
+    """Wait until the page shows exactly these texts."""
+    expect(texts(page)).to_have_count(len(expected))
+    for field, text in zip(texts(page).all(), expected, strict=True):
+        expect(field).to_have_value(text)
+
+
 def drop(page: Page, content: bytes, name: str, kind: str) -> None:
     """Drop a file on the pad."""
     transfer = page.evaluate_handle(

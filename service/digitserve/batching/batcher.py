@@ -16,7 +16,8 @@ from typing import Any, Generic
 
 from digitserve.batching.entries import Batch, E
 from digitserve.batching.estimate import Estimate
-from digitserve.batching.refusals import Refusals
+from digitserve.batching.overload import OverloadLimit
+from digitserve.batching.refusals import Refusals, fresh
 from digitserve.errors import DeadlineUnmeetable, Draining, Overloaded, RequestError
 from digitserve.types import Source
 
@@ -36,14 +37,6 @@ overload requests wait for at most 2/3 of the time to their deadlines, and one s
 BACKLOG_BATCHES = 4
 """Full batches of pending small requests from which on there is a backlog."""
 
-OVERLOAD_SHARE = 4
-"""While requests are rejected continuously, only 1/4 of the images may wait, or a full batch if that is more. A longer queue would
-not answer more requests: it would only add latency, and memory that no longer fits into CPU caches. With a shorter one,
-requests with many images would be rejected by an empty queue, and each of these rejections would continue the overload."""
-
-OVERLOAD_AFTER_S, OVERLOAD_ENDS_S = 0.1, 0.5
-"""Time of continuous rejections after which only ``OVERLOAD_SHARE`` may wait, and time without rejections after which more may."""
-
 OWN_SHARE = 4
 """A request is admitted while its source has fewer pending images than this multiple of the room that is left. So one source
 alone gets 4/5 of the queue, and n sources that send too much get 4/(4n + 1) each. The rest is always free: a source that sends
@@ -55,8 +48,7 @@ class Batcher(Generic[E]):
 
     Attributes:
         pending_images: images admitted and not yet in a batch.
-        limit_images: most pending images of small requests; a part of ``max_pending_images`` while requests are rejected
-            continuously.
+        limit: on pending images of small requests.
         image_s: estimated seconds of the network per image, in a full batch.
         iteration_image_s: estimated seconds of a whole iteration of the worker's loop per image, without framing: receiving,
             rejecting, running a batch, answering. It is used to decide whether a deadline can be met.
@@ -96,10 +88,7 @@ class Batcher(Generic[E]):
         self._pending_work = 0
         self._small_images = 0
         self._small_work = 0
-        self.limit_images = max_pending_images
-        self._rejects = False
-        self._rejects_since = math.inf
-        self._rejected_at = -math.inf
+        self.limit = OverloadLimit(max_pending_images, max_batch_size)
         self._refusals = Refusals(max_pending_images, max_pending_bytes)
         self.pending_images = 0
         self.image_s = Estimate(image_s)
@@ -148,8 +137,8 @@ class Batcher(Generic[E]):
         image_s, size = self.iteration_image_s.seconds, self._max_batch_size
         num_images = self._small_images + source.small_images // OWN_SHARE
         wait_s = num_images * image_s + self._small_work * self.work_s.seconds
-        if num_images >= self.limit_images:
-            self._rejects = True
+        if num_images >= self.limit.images:
+            self.limit.rejects = True
             return self._refusals.too_many_images(wait_s)
         # If a full batch is pending already, the batch of this request will be full too.
         own_images = size - num_images % size if num_images >= size else 1
@@ -178,22 +167,29 @@ class Batcher(Generic[E]):
             raise self.draining_error()
         num_images, num_bytes, source = entry.num_images, entry.num_bytes, entry.source
         entry.large = self.is_large(num_images, entry.framing_work)
-        waiting, own_images, limit = self._small_images, source.small_images, self.limit_images
+        waiting, own_images, limit = self._small_images, source.small_images, self.limit.images
         if entry.large:
             waiting, own_images = self.pending_images - waiting, source.large_images
             limit = self._max_pending_images
         if waiting + (1 if patient else num_images + own_images // OWN_SHARE) > limit:
-            self._rejects = True
-            raise _fresh(self._refusals.too_many_images(self._wait_s(large=entry.large)))
+            self.limit.rejects = True
+            raise fresh(self._refusals.too_many_images(self._wait_s(large=entry.large)))
         # One request is always admitted; otherwise a large one could never be.
         used_bytes = self._pending_bytes if patient else self._pending_bytes + self._held_bytes
         if used_bytes and used_bytes + (1 if patient else num_bytes) > self._max_pending_bytes:
-            raise _fresh(self._refusals.too_many_bytes(self._wait_s(large=True)))
+            raise fresh(self._refusals.too_many_bytes(self._wait_s(large=True)))
         if entry.deadline != math.inf:
             self._check_deadline(entry, now)
         (self._large if entry.large else self._small).append(entry)
         self._add_pending(entry, num_images)
         self._pending_bytes += num_bytes
+
+    def add(self, entry: E) -> None:
+        """Queue images of a request that was admitted already, as a large request: no limit applies."""
+        entry.large = True
+        self._large.append(entry)
+        self._add_pending(entry, entry.num_images)
+        self._pending_bytes += entry.num_bytes
 
     def hold(self, num_bytes: int) -> bool:
         """Count the memory of a request that a patient caller holds; return false if it exceeds the limit."""
@@ -209,7 +205,7 @@ class Batcher(Generic[E]):
 
     def held_error(self) -> Overloaded:
         """Return the error for a request that can neither be admitted nor held."""
-        return _fresh(self._refusals.too_many_bytes(self._wait_s(large=True)))
+        return fresh(self._refusals.too_many_bytes(self._wait_s(large=True)))
 
     def cancel(self, entry: E) -> None:
         """Drop an entry whose caller is gone or has got an error; does nothing the second time."""
@@ -221,7 +217,7 @@ class Batcher(Generic[E]):
 
     def form(self, now: float) -> Batch[E] | None:
         """Take the next batch from the queues; ``None`` if they are empty."""
-        self._limit(now)
+        self.limit.update(now)
         if not self.has_pending():
             return None
         batch: Batch[E] = Batch()
@@ -297,21 +293,9 @@ class Batcher(Generic[E]):
         if now + needed_s > entry.deadline:
             raise DeadlineUnmeetable(str(self._late(needed_s)))
 
-    def _limit(self, now: float) -> None:
-        """Set the limit on small requests: lower while requests are rejected continuously."""
-        if self._rejects:
-            self._rejects, self._rejected_at = False, now
-            self._rejects_since = min(self._rejects_since, now)
-        elif now >= self._rejected_at + OVERLOAD_ENDS_S:
-            self._rejects_since = math.inf
-        self.limit_images = self._max_pending_images
-        if now >= self._rejects_since + OVERLOAD_AFTER_S:
-            overload_images = max(self._max_pending_images // OVERLOAD_SHARE, self._max_batch_size)
-            self.limit_images = min(overload_images, self._max_pending_images)
-
     def _late(self, needed_s: float) -> DeadlineUnmeetable:
         """Return the error for a request whose answer needs ``needed_s``."""
-        self._rejects = True
+        self.limit.rejects = True
         if not self.pending_images:
             self.image_s.decay()
             self.iteration_image_s.decay()
@@ -352,7 +336,7 @@ class Batcher(Generic[E]):
         """Add what fits of each large request; one that is not yet complete goes to the end of the queue."""
         for _ in range(len(self._large)):
             entry = self._large[0]
-            if self._is_over(entry, now):
+            if entry.cancelled or entry.deadline <= now:
                 self._drop(batch, entry)
                 self._large.popleft()
             elif room := self._room(batch, entry, limit):
@@ -368,10 +352,6 @@ class Batcher(Generic[E]):
             by_time = int(left_s / self._seconds(1, entry.framing_work))
             images = min(images, max(by_time, 0 if batch.num_images else 1))
         return images
-
-    @staticmethod
-    def _is_over(entry: E, now: float) -> bool:
-        return entry.cancelled or entry.deadline <= now
 
     def _drop(self, batch: Batch[E], entry: E) -> None:
         """Cancel an entry that has expired, and list it in the batch; one that was cancelled before is not listed."""
@@ -418,8 +398,3 @@ class Batcher(Generic[E]):
 
     def _seconds(self, images: int, framing_work: int) -> float:
         return images * self.image_s.seconds + framing_work * self.work_s.seconds
-
-
-def _fresh(error: Overloaded) -> Overloaded:
-    """Return a copy that may be raised."""
-    return Overloaded(str(error), error.retry_after_s)

@@ -3,121 +3,42 @@
     handlers ──admit──▶ Pipeline ──▶ Batcher ──form──▶ prepare ──▶ Session ──▶ responder.reply
 
 One function admits for every method, and one function runs what was admitted. Owned by the worker and called on its one
-thread only. Knows no gRPC: answers go to the caller through the ``Responder`` that the handler passes to ``admit``.
+thread only. Knows no gRPC: answers go to the caller through the ``Responder`` that the handler passes to ``admit``. Rows of a batch may also
+be the candidates of a reading, see ``readings``.
 """
 
-import math
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import structlog
 
 from digitserve.batching.batcher import Batcher
-from digitserve.batching.entries import Batch, Entry
+from digitserve.batching.candidates import Candidates
+from digitserve.batching.entries import Batch
 from digitserve.batching.explain import explain
-from digitserve.batching.prepare import Prepared, decide_verdicts, framing_work, prepare
+from digitserve.batching.pending import PendingRequest, Responder, framing_work_of
+from digitserve.batching.prepare import Prepared, decide_verdicts, prepare
 from digitserve.batching.shadow import Shadow
-from digitserve.errors import DeadlineUnmeetable, RequestError
+from digitserve.errors import DeadlineUnmeetable
 from digitserve.inference.bundle import Bundle
 from digitserve.inference.session import Session
+from digitserve.log import get_logger
 from digitserve.protocol.codec import Request
-from digitserve.protocol.encoder import Encoder, Preparation
+from digitserve.protocol.encoder import Encoder
 from digitserve.protocol.names import Code, Method
 from digitserve.protocol.records import Outcome
 from digitserve.telemetry.recorder import Recorder
-from digitserve.telemetry.request_log import Caller
-from digitserve.types import Framing, Source
+from digitserve.types import Source
 
-_MAX_DEADLINE = 1e18
-"""Unix time in seconds. Where a call has no deadline, gRPC gives about 9.2e18."""
-
-# Members of an enum are slow to look up, and this one is needed for each request.
-_MNIST = Framing.MNIST
-
-_log = structlog.get_logger("digitserve.batching.pipeline")
-
-
-class Responder(Protocol):
-    """Interface between transport and pipeline: what waits for one answer, a call or a message of a stream.
-
-    Exactly one of ``reply``, ``reject`` and ``fail`` is called, unless the request is cancelled.
-
-    Attributes:
-        accepted: monotonic time in seconds when the request arrived.
-        deadline: Unix time in seconds, more than 1e18 when the caller set none.
-        source: of the request.
-    """
-
-    accepted: float
-    deadline: float
-    source: Source
-
-    @property
-    def completes(self) -> Method | None:
-        """The method whose RPC ends with this answer; ``None`` for a message of a stream.
-
-        The pipeline records such RPCs as ended with OK before it sends their answers. All other ends of RPCs are recorded
-        by their handlers.
-        """
-
-    @property
-    def open(self) -> bool:
-        """Whether it still waits for an answer."""
-
-    @property
-    def caller(self) -> Caller:
-        """Its call or stream, for log lines."""
-
-    def reply(self, body: bytes) -> None:
-        """Send the answer, a serialized ``ClassifyResponse`` or what the form of the request has encoded."""
-
-    def reject(self, error: RequestError) -> None:
-        """Record and send an error."""
-
-    def fail(self) -> None:
-        """Record and send an internal error."""
-
-
-class PendingRequest(Entry):
-    """An admitted request: what the batcher schedules, and what the pipeline needs to answer it.
-
-    Attributes:
-        responder: takes the answer.
-        request: the decoded request.
-        plain: whether the answer has no alternatives and preparations, and its usual form.
-        preparations: if the request asks for them, one for each image of the batches that are complete.
-    """
-
-    __slots__ = ("plain", "preparations", "request", "responder")
-
-    def __init__(self, responder: Responder, request: Request, now: float) -> None:
-        """Wait from ``now``, monotonic time in seconds."""
-        # As few calls as possible, because this runs once per request.
-        work = _framing_work(request) if request.framing is _MNIST else 0
-        deadline = responder.deadline
-        deadline = math.inf if deadline > _MAX_DEADLINE else now + (deadline - time.time())
-        Entry.__init__(self, request.num_images, work, len(request.pixels), now, deadline, responder.source)
-        self.responder = responder
-        self.request = request
-        self.plain = not (request.top_k or request.explain or request.form)
-        self.preparations: tuple[Preparation, ...] = ()
-
-    def log_fields(self, now: float) -> dict[str, object]:
-        """Return what log lines state about it; ``now`` is monotonic time in seconds."""
-        return {
-            "images": self.num_images,
-            "request_bytes": self.num_bytes,
-            "queue_ms": round(((self.first_batch or now) - self.arrived) * 1e3, 3),
-            "compute_ms": round((self.preprocess_s + self.inference_s) * 1e3, 3),
-        }
+_log = get_logger("digitserve.batching.pipeline")
 
 
 class Pipeline:
     """Everything between a decoded request and its answer.
 
     Attributes:
+        answered: whether the last iteration has answered requests.
         refusal: the bound method ``Batcher.refusal``: the handler calls it for each call, without another function between.
     """
 
@@ -133,6 +54,7 @@ class Pipeline:
         """Answer with ``session``, which runs the graph of ``bundle``; offer answered batches to ``shadow``."""
         manifest = bundle.manifest
         self._batcher = batcher
+        self.answered = False
         self.refusal = batcher.refusal
         self._session = session
         self._recorder = recorder
@@ -173,7 +95,7 @@ class Pipeline:
 
     def is_large(self, request: Request) -> bool:
         """Return whether a request would wait in the queue of large requests."""
-        return self._batcher.is_large(request.num_images, _framing_work(request))
+        return self._batcher.is_large(request.num_images, framing_work_of(request))
 
     def cancel(self, pending: PendingRequest) -> None:
         """Drop a request whose caller no longer waits."""
@@ -193,6 +115,7 @@ class Pipeline:
     def run_batch(self) -> bool:
         """Form the next batch, run it and send the answers that are complete; return whether there was a batch."""
         batch = self._batcher.form(self._clock())
+        self.answered = False
         if batch is None:
             return False
         for pending in batch.expired:
@@ -204,6 +127,10 @@ class Pipeline:
                 self._fail([pending for pending, _, _ in batch.parts if not pending.cancelled])
         self._recorder.pending(self._batcher.pending_images)
         return True
+
+    def begin_iteration(self) -> None:
+        """Count the next iteration from now: the time before is that of readings, which the estimates of batches leave out."""
+        self._completed = self._clock()
 
     def close(self) -> int:
         """Stop admission and reject the pending requests; return their number."""
@@ -230,32 +157,59 @@ class Pipeline:
             if any(plain)
             else [b""] * len(verdicts)
         )
+        candidate_rows: list[int] = []
         if not all(plain):
             outcome = Outcome(class_indices, confidences, verdicts, outputs.ood_score, probabilities)
-            self._replace(answers, outcome, batch, prepared)
+            candidate_rows = self._replace(answers, outcome, batch, prepared)
         # If requests were pending at the end of the last batch, the iteration started then.
         iteration_s = done - max(self._completed, batch.parts[0][0].arrived)
         self._completed = done
         finished = self._batcher.complete(batch, answers, ready - formed, done - ready, iteration_s)
-        self._recorder.batch(class_indices, verdicts, confidences, ready - formed, done - ready)
-        self._send(finished, batch.num_images)
-        if self._shadow is not None:
+        if candidate_rows:
+            # What callers have asked to classify is measured without them: alerts on drift compare it with the past.
+            finished = _deliver(finished)
+            kept = np.ones(batch.num_images, np.bool_)
+            kept[candidate_rows] = False
+            class_indices, confidences, probabilities = class_indices[kept], confidences[kept], probabilities[kept]
+            prepared = Prepared(
+                prepared.images[kept], prepared.blank[kept], prepared.several[kept], prepared.spans_image[kept]
+            )
+            class_index = class_indices.tolist()
+            verdicts = [verdict for verdict, is_kept in zip(verdicts, kept.tolist(), strict=True) if is_kept]
+        self._recorder.batch(
+            class_indices, verdicts, confidences, ready - formed, done - ready, num_candidates=len(candidate_rows)
+        )
+        if finished:
+            self.answered = True
+            self._send(finished, batch.num_images)
+        if self._shadow is not None and class_index:
             self._shadow.offer(prepared, class_index, verdicts, probabilities)
 
-    def _replace(self, records: list[Any], outcome: Outcome, batch: Batch[PendingRequest], prepared: Prepared) -> None:
+    def _replace(
+        self, records: list[Any], outcome: Outcome, batch: Batch[PendingRequest], prepared: Prepared
+    ) -> list[int]:
         """Replace the records of requests that are not plain by records with alternatives, or by answers for ``_encode``.
+
+        Candidates take their columns of the outcome instead.
 
         Args:
             records: plain, one for each row of the batch.
             outcome: of the batch.
             batch: as formed.
             prepared: the batch.
+
+        Returns:
+            The rows of candidates.
         """
+        candidate_rows: list[int] = []
         groups: dict[int, list[int]] = {}
         row, num_labels = 0, outcome.probabilities.shape[1]
         for pending, start, stop in batch.parts:
             request, end = pending.request, row + stop - start
-            if request.explain or request.form is not None:
+            if isinstance(pending, Candidates):
+                pending.add(outcome.probabilities[row:end], outcome.ood_score[row:end])
+                candidate_rows.extend(range(row, end))
+            elif request.explain or request.form is not None:
                 records[row:end] = outcome.answers(row, end)
                 if request.explain:
                     pending.preparations += tuple(explain(request, start, stop, prepared, row))
@@ -268,6 +222,7 @@ class Pipeline:
             else:
                 for row, record in zip(rows, self._encoder.records(outcome.rows(rows), top_k), strict=True):
                     records[row] = record
+        return candidate_rows
 
     def _send(self, finished: list[PendingRequest], batch_size: int) -> None:
         """Send answers, after recording their calls: a caller that has its answer finds it in the metrics."""
@@ -346,6 +301,12 @@ class Pipeline:
             self._batcher.cancel(pending)
 
 
-def _framing_work(request: Request) -> int:
-    """Return the work of framing one image of a request."""
-    return framing_work(request.height, request.width, request.channels) if request.framing is _MNIST else 0
+def _deliver(finished: list[PendingRequest]) -> list[PendingRequest]:
+    """Give candidates their scores; return the requests."""
+    requests = []
+    for pending in finished:
+        if isinstance(pending, Candidates):
+            pending.deliver()
+        else:
+            requests.append(pending)
+    return requests

@@ -16,6 +16,9 @@ STEPS_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
 _STEPS_S = tuple(step_ms / 1e3 for step_ms in STEPS_MS)
 
 
+_LESS = "send fewer images per request"
+
+
 class Refusals:
     """The errors of one batcher; owned by it.
 
@@ -25,15 +28,21 @@ class Refusals:
         draining: the worker is shutting down.
     """
 
-    def __init__(self, max_images: int, max_bytes: int) -> None:
-        """Build the errors for these limits on pending requests."""
+    def __init__(self, max_images: int, max_bytes: int, images: str = "images", less: str = _LESS) -> None:
+        """Build the errors for these limits on pending requests.
+
+        Args:
+            max_images: most images.
+            max_bytes: most memory.
+            images: what is counted instead of images.
+            less: advice to callers whose requests take too long.
+        """
         self.draining = Draining("this server is shutting down; retry, and another server will answer")
-        self._too_many_images = _overloaded(f"{max_images} images")
+        self._too_many_images = _overloaded(f"{max_images} {images}")
         self._too_many_bytes = _overloaded(f"{max_bytes} bytes")
         self._late = tuple(
             DeadlineUnmeetable(
-                f"the answer needs {needed}, and the deadline of the call is earlier; "
-                "allow more time, or send fewer images per request"
+                f"the answer needs {needed}, and the deadline of the call is earlier; allow more time, or {less}"
             )
             for needed in (*(f"up to {step_ms} ms" for step_ms in STEPS_MS), f"more than {STEPS_MS[-1]} ms")
         )
@@ -59,3 +68,8 @@ def _overloaded(limit: str) -> tuple[Overloaded, ...]:
         for step_ms in STEPS_MS
     )
     return *errors, errors[-1]  # beyond the last step, the last step
+
+
+def fresh(error: Overloaded) -> Overloaded:
+    """Return a copy that may be raised."""
+    return Overloaded(str(error), error.retry_after_s)

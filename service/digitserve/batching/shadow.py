@@ -13,19 +13,19 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 
 from digitserve.batching.prepare import Prepared, decide_verdicts
 from digitserve.inference.bundle import Manifest
 from digitserve.inference.session import Session
+from digitserve.log import get_logger
 from digitserve.protocol.names import Verdict
 from digitserve.telemetry.block import ShadowResult
 from digitserve.telemetry.recorder import Recorder
 
 _ACCEPTED, _BLANK = Verdict.ACCEPTED, Verdict.BLANK
 
-_log = structlog.get_logger("digitserve.batching.shadow")
+_log = get_logger("digitserve.batching.shadow")
 
 
 class _Offered(NamedTuple):

@@ -5,7 +5,7 @@ Each command imports what it needs when it runs, so that ``--help``, shell compl
 
 import click
 
-from digitserve.cli import bench, classify, healthcheck, models, serve, top
+from digitserve.cli import bench, classify, healthcheck, models, read, serve, top
 from digitserve.cli.options import CommandGroup
 
 __all__ = ["main"]
@@ -14,7 +14,7 @@ __all__ = ["main"]
 @click.group("digitserve", cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="digitserve", prog_name="digitserve")
 def main() -> None:
-    """Classify images of handwritten digits over gRPC.
+    """Classify images of handwritten digits, and read numbers, over gRPC.
 
     \b
     Exit codes of all commands:
@@ -31,5 +31,13 @@ def main() -> None:
     """
 
 
-for command in (serve.serve, models.models, classify.classify, bench.bench, top.top, healthcheck.healthcheck):
+for command in (
+    serve.serve,
+    models.models,
+    classify.classify,
+    read.read,
+    bench.bench,
+    top.top,
+    healthcheck.healthcheck,
+):
     main.add_command(command)

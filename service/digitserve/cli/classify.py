@@ -3,68 +3,39 @@
 import json
 import os
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from digitserve.cli.exit_codes import ExitCode
-from digitserve.cli.options import Command, Option, Target, parse_size, target_options, timeout_option
-from digitserve.cli.output import print_error, print_line
+from digitserve.cli.options import (
+    Command,
+    Option,
+    Target,
+    image_source,
+    ink_option,
+    max_side_option,
+    size_option,
+    target_options,
+    timeout_option,
+    top_k_option,
+)
+from digitserve.cli.output import box_to_json, print_error, print_line, print_lines, shortest, top_to_json
 from digitserve.terminal import Terminal, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from digitserve.client import Box, Client, Prediction, Preparation
     from digitserve.vision.image_files import Pixels
 
-STDIN = "-"
-
-_INKS = ("light_on_dark", "dark_on_light", "auto")
-
-
-def _size(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[int, int] | None:
-    return None if text is None else parse_size(text)
-
 
 @click.command(cls=Command)
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=str))
-@click.option(
-    "--size",
-    cls=Option,
-    section="Images",
-    callback=_size,
-    metavar="HEIGHTxWIDTH",
-    help="Read FILES as raw grey pixels of images of this size, one byte per pixel.",
-)
-@click.option(
-    "--ink",
-    cls=Option,
-    section="Images",
-    type=click.Choice(_INKS),
-    help="Whether the strokes are lighter or darker than the background; auto detects it.  [default: decided by the "
-    "service]",
-)
-@click.option(
-    "--max-side",
-    cls=Option,
-    section="Images",
-    default=2048,
-    show_default=True,
-    type=click.IntRange(0),
-    metavar="PIXELS",
-    help="Reduce larger images by block means before they are sent, until no side is longer. 0: send all as they are.",
-)
-@click.option(
-    "--top-k",
-    cls=Option,
-    section="Output",
-    default=0,
-    type=click.IntRange(0),
-    metavar="K",
-    help="Also list the K most probable labels.",
-)
+@size_option
+@ink_option
+@max_side_option(2048)
+@top_k_option("Also list the K most probable labels.")
 @click.option("--json", "as_json", cls=Option, section="Output", is_flag=True, help="Print one JSON object per image.")
 @click.option(
     "--explain",
@@ -102,7 +73,7 @@ def classify(  # noqa: PLR0913 - one per option
         printer = _printer(client, files, top_k, as_json=as_json, explain=explain)
         for name in files:
             try:
-                images = read_images(*_source(name), size)
+                images = read_images(*image_source(name), size)
                 predictions = client.classify(
                     images, top_k=printer.top_k, ink=Ink(ink) if ink else None, explain=explain
                 )
@@ -182,18 +153,18 @@ class _DrawingPrinter(_Printer):
         if is_sheet(self._files, len(images), detailed=self._detailed):
             for index, prediction in enumerate(predictions):
                 position = _position(name, index, len(predictions))
-                _print_lines(self._drawing.add_to_sheet(position, images[index], prediction))
+                print_lines(self._drawing.add_to_sheet(position, images[index], prediction))
         else:
             self.finish()
             super().print_file(name, images, predictions)
 
     def _print_image(self, name: str, pixels: "Pixels", prediction: "Prediction") -> None:
         super()._print_image(name, pixels, prediction)
-        _print_lines(self._drawing.large(pixels, prediction))
+        print_lines(self._drawing.large(pixels, prediction))
 
     def finish(self) -> None:
         """Draw the last row of the sheet."""
-        _print_lines(self._drawing.finish_row())
+        print_lines(self._drawing.finish_row())
 
 
 def _printer(client: "Client", files: tuple[str, ...], top_k: int, *, as_json: bool, explain: bool) -> _Printer:
@@ -204,17 +175,8 @@ def _printer(client: "Client", files: tuple[str, ...], top_k: int, *, as_json: b
     return _DrawingPrinter(top_k, files, terminal, explain=explain) if terminal.colours else _Printer(top_k)
 
 
-def _print_lines(lines: "Iterable[str]") -> None:
-    for line in lines:
-        print_line(line)
-
-
 def _position(name: str, index: int, num_images: int) -> str:
     return name if num_images == 1 else f"{name}[{index}]"
-
-
-def _source(name: str) -> "tuple[Path | BinaryIO, str]":
-    return (sys.stdin.buffer, "standard input") if name == STDIN else (Path(name), name)
 
 
 def _model_name(client: "Client") -> str:
@@ -230,10 +192,7 @@ def _to_json(prediction: "Prediction") -> dict[str, Any]:
         "confidence": shortest(prediction.confidence),
         "verdict": f"VERDICT_{prediction.verdict.name}",
         "ood_score": shortest(prediction.ood_score),
-        "top": [
-            {"label": score.label, "class_index": score.class_index, "confidence": shortest(score.confidence)}
-            for score in prediction.top
-        ],
+        "top": top_to_json(prediction.top),
     }
     if prediction.preparation is not None:
         fields["preparation"] = _preparation_to_json(prediction.preparation)
@@ -246,22 +205,11 @@ def _preparation_to_json(preparation: "Preparation") -> dict[str, Any]:
         "pixels": preparation.pixels.tolist(),
         "framing": f"FRAMING_{framing.name if framing else 'UNSPECIFIED'}",
         "ink": f"INK_{ink.name if ink else 'UNSPECIFIED'}",
-        "box": _box_to_json(preparation.box),
+        "box": box_to_json(preparation.box),
         "removed": [
-            {"artefact": f"ARTEFACT_{one.artefact.name}", "box": _box_to_json(one.box)} for one in preparation.removed
+            {"artefact": f"ARTEFACT_{one.artefact.name}", "box": box_to_json(one.box)} for one in preparation.removed
         ],
     }
-
-
-def _box_to_json(box: "Box | None") -> dict[str, int] | None:
-    return None if box is None else box._asdict()
-
-
-def shortest(number: float) -> float:
-    """Return the number with the fewest digits that is the same as float32, the type in the protocol."""
-    import numpy as np
-
-    return float(str(np.float32(number)))
 
 
 def _describe(prediction: "Prediction", num_listed: int) -> str:

@@ -1,19 +1,25 @@
-"""What ``digitserve classify`` draws on a terminal: each image with its probabilities, or many images on a sheet.
+"""What ``digitserve classify`` and ``read`` draw on a terminal: each image with its probabilities, many images on a sheet, pages.
 
-    classify ──▶ Drawing ──▶ picture, terminal
+    classify, read ──▶ Drawing ──▶ picture, terminal
 
-Used on the main thread. Without a terminal that can show it, ``classify`` prints plain text instead.
+Used on the main thread. Without a terminal that can show it, the commands print plain text instead.
 """
 
 from collections.abc import Iterator, Sequence
 
 from digitserve.cli.picture import bars, picture
-from digitserve.client import Prediction, Verdict
-from digitserve.terminal import BOLD, GAP, GREEN, YELLOW, Block, Terminal, flow, stack, text_block
+from digitserve.client import Line, Mark, MarkKind, Prediction, Verdict
+from digitserve.terminal import BOLD, DIM, GAP, GREEN, RED, RESET, YELLOW, Block, Terminal, flow, stack, text_block
 from digitserve.vision.image_files import Pixels
 
 COLUMNS = 28
 """Width of a picture: as many pixels as the network sees."""
+
+PAGE_COLUMNS = 80
+"""Width of the picture of a page, and its height in pixels: 40 lines."""
+
+SURE = 0.95
+"""Confidence from which a digit of a page is drawn as accepted: of those with less, one in twenty or more is wrong."""
 
 TILE_COLUMNS = 18
 """Width of an image on a sheet: four fit into 80 columns."""
@@ -62,6 +68,23 @@ class Drawing:
         yield from flow(blocks, self._terminal.width)
         yield ""
 
+    def page(self, pixels: Pixels) -> Iterator[str]:
+        """Yield the lines of a picture: uint8[H,W,C], with numbers."""
+        yield from flow(
+            [picture(pixels, self._terminal, max(1, min(PAGE_COLUMNS, self._terminal.width)))], self._terminal.width
+        )
+
+    def reading(self, line: Line) -> str:
+        """Return the text of a line of a page: each digit in the colour of its confidence, then the confidence of the line."""
+        marks = list(reversed(line.marks))
+        shown = ""
+        for character in line.text:
+            # A space that no cell stands for is a wide gap.
+            is_mark = bool(marks) and marks[-1].text == character
+            colour = _colour(marks.pop()) if is_mark else ""
+            shown += f"\x1b[{colour}m{character}{RESET}" if colour else character
+        return f"{shown}{GAP}\x1b[{DIM}m{line.confidence:.1%}{RESET}"
+
     @property
     def _columns(self) -> int:
         return max(1, min(COLUMNS, self._terminal.width))
@@ -99,6 +122,12 @@ class Drawing:
 def is_sheet(files: Sequence[str], num_images: int, *, detailed: bool) -> bool:
     """Return whether the images of a file go on a sheet: there are many, and no further details were requested."""
     return max(len(files), num_images) > MAX_LARGE and not detailed
+
+
+def _colour(mark: Mark) -> str:
+    if mark.kind is MarkKind.UNREAD:
+        return RED
+    return (_ACCEPTED if mark.confidence >= SURE else _NOT_ACCEPTED) if mark.kind is MarkKind.DIGIT else ""
 
 
 def _summary(prediction: Prediction) -> str:

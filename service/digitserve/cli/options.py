@@ -3,11 +3,13 @@
 import functools
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
@@ -23,10 +25,13 @@ if TYPE_CHECKING:
     from digitserve.client import Client
     from digitserve.credentials import Credentials
 
+STDIN = "-"
+"""The name of standard input among the files of a command."""
+
 DEFAULT_SECTION = "Options"
 
 _REQUIRED_MODULES = {
-    "serve": ("onnxruntime", "prometheus_client", "starlette", "structlog", "uvicorn"),
+    "serve": ("onnxruntime", "prometheus_client", "starlette", "uvicorn"),
     "bench": ("hpack", "prometheus_client"),
 }
 """By extra: top-level modules of its packages."""
@@ -277,6 +282,49 @@ _TARGET_OPTIONS = (
         type=bool, metavar=None, is_flag=True,
     ),
 )  # fmt: skip
+
+
+def image_source(name: str) -> tuple[Path | BinaryIO, str]:
+    """Return the source of an image file, and its name in errors."""
+    return (sys.stdin.buffer, "standard input") if name == STDIN else (Path(name), name)
+
+
+def _size(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[int, int] | None:
+    return None if text is None else parse_size(text)
+
+
+size_option = click.option(
+    "--size",
+    cls=Option,
+    section="Images",
+    callback=_size,
+    metavar="HEIGHTxWIDTH",
+    help="Read FILES as raw grey pixels of images of this size, one byte per pixel.",
+)
+
+ink_option = click.option(
+    "--ink",
+    cls=Option,
+    section="Images",
+    type=click.Choice(("light_on_dark", "dark_on_light", "auto")),
+    help="Whether the strokes are lighter or darker than the background; auto detects it.  [default: decided by the "
+    "service]",
+)
+
+
+def max_side_option(default: int) -> Callable[[Any], Any]:
+    """Return the option ``--max-side``."""
+    return click.option(
+        "--max-side", cls=Option, section="Images", default=default, show_default=True, type=click.IntRange(0), metavar="PIXELS",
+        help="Reduce larger images by block means before they are sent, until no side is longer. 0: send all as they are.",
+    )  # fmt: skip
+
+
+def top_k_option(text: str) -> Callable[[Any], Any]:
+    """Return the option ``--top-k``."""
+    return click.option(
+        "--top-k", cls=Option, section="Output", default=0, type=click.IntRange(0), metavar="K", help=text
+    )
 
 
 def target_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,12 +1,17 @@
-"""Lines for standard output and standard error."""
+"""Lines for standard output and standard error, and parts of JSON objects."""
 
 import os
 import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from digitserve.cli.exit_codes import ExitCode
 from digitserve.errors import DigitserveError, NoModelError
+
+if TYPE_CHECKING:
+    from digitserve.client import Box, ClassScore
 
 _STDERR = 2
 
@@ -68,6 +73,12 @@ def print_line(text: str) -> None:
         raise click.exceptions.Exit(ExitCode.NEGATIVE) from None
 
 
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines, as ``print_line`` prints one."""
+    for line in lines:
+        print_line(line)
+
+
 def print_error(message: str) -> None:
     """Print an error as one line on standard error; names of arguments in the client library's advice become flags."""
     click.echo(f"digitserve: {with_flags(message)}", err=True)
@@ -85,6 +96,26 @@ def with_flags(message: str) -> str:
     for pattern, flags in _ADVICE.items():
         message = message.replace(pattern, flags)
     return message
+
+
+def top_to_json(scores: "Iterable[ClassScore]") -> list[dict[str, Any]]:
+    """Return the fields of messages ``ClassScore``."""
+    return [
+        {"label": score.label, "class_index": score.class_index, "confidence": shortest(score.confidence)}
+        for score in scores
+    ]
+
+
+def box_to_json(box: "Box | None") -> dict[str, int] | None:
+    """Return the fields of the message ``Box``; None if there is no box."""
+    return None if box is None else box._asdict()
+
+
+def shortest(number: float) -> float:
+    """Return the number with the fewest digits that is the same as float32, the type in the protocol."""
+    import numpy as np
+
+    return float(str(np.float32(number)))
 
 
 def _discard_output() -> None:

@@ -61,14 +61,12 @@ def _option(setting: Field[Any]) -> Option:
 @click.pass_context
 def _serve(context: click.Context, /, *, tune: bool, **values: Any) -> None:
     require_extra("serve")
-    import structlog
-
     from digitserve import log
 
     settings = Settings(**values)
     log.configure(settings.log_format, pid=os.getpid())
     for variable, value in context.meta.get(_INJECTED, {}).items():
-        structlog.get_logger(__name__).warning(
+        log.get_logger(__name__).warning(
             "ignored a variable that Kubernetes injects for a Service", variable=variable, value=value
         )
     try:

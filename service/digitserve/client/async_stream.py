@@ -1,4 +1,4 @@
-"""``AsyncClient.classify_stream``: as ``blocking_stream``, on the caller's event loop.
+"""``AsyncClient.classify_stream`` and ``read_stream``: as ``blocking_stream``, on the caller's event loop.
 
 Two tasks: the caller's receives; one of the stream's own takes images from the caller's iterator. gRPC sends them.
 """
@@ -6,17 +6,18 @@ Two tasks: the caller's receives; one of the stream's own takes images from the 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
 from contextlib import ExitStack, suppress
-from typing import Any
+from typing import Any, Generic
 
 import grpc.aio
 
 from digitserve.client.channel import Connection, find_disconnection_async, to_client_error
 from digitserve.client.errors import ClientError
 from digitserve.client.pool import Deadline, Pool
-from digitserve.client.predictions import Prediction
 from digitserve.client.stream_window import (
+    Result,
     StreamInterrupted,
     StreamItem,
+    StreamKind,
     StreamWindow,
     failed_outcome,
     overdue_outcome,
@@ -24,34 +25,31 @@ from digitserve.client.stream_window import (
     to_item,
     to_outcome,
 )
-from digitserve.v1 import digits_pb2 as pb
-from digitserve.vision.reduction import MAX_SIDE
 
 _WRITE_FAILED = "Internal error from Core"
 """Details of the status INTERNAL that grpc.aio itself sets when it writes to a stream that has ended, before it has received
 the stream's own status."""
 
 
-class AsyncStream:
-    """One call of ``AsyncClient.classify_stream``; lives until its iterator is exhausted or closed."""
+class AsyncStream(Generic[Result]):
+    """One call of ``AsyncClient.classify_stream`` or ``read_stream``; lives until its iterator is exhausted or closed."""
 
     def __init__(
-        self, images: AsyncIterable[object] | Iterable[object], options: pb.ClassifyRequest, window: StreamWindow,
-        pool: Pool[Connection], timeout_s: float, max_side: int | None = MAX_SIDE,
+        self, images: AsyncIterable[object] | Iterable[object], kind: StreamKind[Result], window: StreamWindow,
+        pool: Pool[Connection], timeout_s: float,
     ) -> None:  # fmt: skip
         self._images = images
-        self._options = options
+        self._kind = kind
         self._window = window
         self._pool = pool
         self._timeout_s = timeout_s
-        self._max_side = max_side
         self._changed = asyncio.Condition()
         self._input_error: BaseException | None = None
         self._borrowed = ExitStack()
         self._call: Any = None
         self._call_number = 0
 
-    async def outcomes(self, *, return_exceptions: bool) -> AsyncGenerator[Prediction | ClientError, None]:
+    async def outcomes(self, *, return_exceptions: bool) -> AsyncGenerator[Result | ClientError, None]:
         """Iterate over the outcomes, in the order of the images."""
         feeder = asyncio.create_task(self._feed())
         try:
@@ -87,7 +85,7 @@ class AsyncStream:
         index = 0
         try:
             async for image in _iterate(self._images):
-                item = to_item(index, image, self._options, self._max_side)
+                item = to_item(index, image, self._kind)
                 index += 1
                 async with self._changed:
                     self._window.add(item)
@@ -99,7 +97,7 @@ class AsyncStream:
             self._window.ended = True
             self._changed.notify_all()
 
-    async def _receive(self, item: StreamItem) -> Prediction | ClientError:
+    async def _receive(self, item: StreamItem) -> Result | ClientError:
         """Wait for the answer to the head; send it again on another stream while workers are being replaced."""
         deadline, num_failures = Deadline(self._timeout_s), 0
         while True:
@@ -110,7 +108,7 @@ class AsyncStream:
                 num_failures += 1
                 await asyncio.sleep(resume_delay_s(num_failures, deadline, interrupted.error))
 
-    async def _receive_once(self, item: StreamItem, deadline: Deadline) -> Prediction | ClientError:
+    async def _receive_once(self, item: StreamItem, deadline: Deadline) -> Result | ClientError:
         try:
             async with asyncio.timeout(deadline.remaining_s()):
                 message = await self._open_call().read()
@@ -130,7 +128,7 @@ class AsyncStream:
             if error.details() == _WRITE_FAILED:
                 raise StreamInterrupted(to_client_error(error, self._timeout_s, f"image {item.index}")) from None
             return failed_outcome(item, error, self._timeout_s)
-        return to_outcome(item, None if message is grpc.aio.EOF else message, self._options)
+        return to_outcome(item, None if message is grpc.aio.EOF else message, self._kind)
 
     async def _finish(self) -> None:
         """Wait for the status of the stream after the last answer, so that the service counts it as OK."""
@@ -144,7 +142,7 @@ class AsyncStream:
         if self._call is None:
             connection = self._borrowed.enter_context(self._pool.borrow())
             self._call_number += 1
-            self._call = connection.streams.ClassifyStream(
+            self._call = getattr(connection.streams, self._kind.stream)(
                 self._messages(self._call_number), metadata=connection.metadata(), wait_for_ready=True
             )
         return self._call
@@ -157,7 +155,7 @@ class AsyncStream:
         self._borrowed.close()
         self._call_number += 1
 
-    async def _messages(self, call_number: int) -> AsyncIterator[pb.ClassifyStreamRequest]:
+    async def _messages(self, call_number: int) -> AsyncIterator[Any]:
         """Iterate over the messages of one stream, from the head of the window. A task of gRPC's calls it."""
         index = -1
         while True:

@@ -4,7 +4,7 @@ import asyncio
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
 from contextlib import aclosing, asynccontextmanager
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal, Self, Unpack, overload
 
 import grpc.aio
 
@@ -26,13 +26,16 @@ from digitserve.client.pool import (
     retry_delay_s,
 )
 from digitserve.client.predictions import ModelInfo, Prediction
-from digitserve.client.requests import ClassifyCall, Group, Image, Images, group, request_options, split
-from digitserve.client.stream_window import STREAM_IN_FLIGHT, StreamWindow
+from digitserve.client.read_requests import LayoutName, Reader, ReadOptions
+from digitserve.client.readings import Reading
+from digitserve.client.requests import Classifier, ClassifyCall, Group, Image, Images, group, request_options, split
+from digitserve.client.stream_window import READ_STREAM_IN_FLIGHT, STREAM_IN_FLIGHT, Result, StreamKind, StreamWindow
 from digitserve.credentials import Credentials, FilePath
-from digitserve.protocol.names import SERVICE
+from digitserve.protocol.names import SERVICE, Layout
+from digitserve.protocol.readings import DEFAULT_PLACEHOLDER
 from digitserve.types import Framing, Ink
 from digitserve.v1 import digits_pb2 as pb
-from digitserve.vision.reduction import MAX_SIDE
+from digitserve.vision.reduction import MAX_SIDE, READ_SIDE
 
 
 class AsyncClient:
@@ -60,7 +63,7 @@ class AsyncClient:
         self._max_in_flight = max_in_flight
         self._max_side = max_side
         self._slots = asyncio.Semaphore(max_in_flight)
-        self._streams: weakref.WeakSet[AsyncStream] = weakref.WeakSet()
+        self._streams: weakref.WeakSet[AsyncStream[Any]] = weakref.WeakSet()
         self._model: ModelInfo | None = None
 
     async def __aenter__(self) -> Self:
@@ -134,12 +137,48 @@ class AsyncClient:
             ``aclose``, which ends the stream.
         """
         self._pool.check_open()
-        timeout_s = self._timeout_s if timeout_s is None else timeout_s
-        require_positive(max_in_flight=max_in_flight, timeout_s=timeout_s)
-        options = request_options(top_k, ink, framing, explain=explain)
-        stream = AsyncStream(images, options, StreamWindow(max_in_flight), self._pool, timeout_s, self._max_side)
-        self._streams.add(stream)
-        return self._stream(stream, timeout_s, return_exceptions=return_exceptions)
+        kind = Classifier(request_options(top_k, ink, framing, explain=explain), self._max_side)
+        return self._stream(images, kind, timeout_s, max_in_flight, return_exceptions=return_exceptions)
+
+    async def read(  # noqa: PLR0913 - all but the image are keywords with defaults
+        self, image: Image, *, layout: Layout | LayoutName = "page", num_digits: int | None = None, pattern: str = "",
+        min_confidence: float = 0.0, placeholder: str = DEFAULT_PLACEHOLDER, top_k: int = 0, ink: Ink | None = None,
+        max_side: int | None = READ_SIDE, timeout_s: float | None = None,
+    ) -> Reading:  # fmt: skip
+        """Read the numbers in an image; arguments, result and errors are those of ``Client.read``."""
+        self._pool.check_open()
+        deadline = self._deadline(timeout_s)
+        reader = Reader(layout, num_digits, pattern, min_confidence, placeholder, top_k, ink, max_side)
+        sent = reader.prepare(image, 0)
+        if self._model is None:
+            # A service that never answered is detected here; one that does not listen now is restarting, so wait for it.
+            await self._get_model(deadline)
+        request = reader.to_message(sent).request
+        response = await self._call(lambda one: one.service.Read, request, deadline, wait_for_ready=True)
+        return reader.to_result(response, sent.reduction)
+
+    @overload
+    def read_stream(
+        self, images: AsyncIterable[Image] | Iterable[Image], *, timeout_s: float | None = None,
+        max_in_flight: int = READ_STREAM_IN_FLIGHT, return_exceptions: Literal[False] = False, **options: Unpack[ReadOptions],
+    ) -> AsyncGenerator[Reading, None]: ...  # fmt: skip
+
+    @overload
+    def read_stream(
+        self, images: AsyncIterable[Image] | Iterable[Image], *, timeout_s: float | None = None,
+        max_in_flight: int = READ_STREAM_IN_FLIGHT, return_exceptions: bool, **options: Unpack[ReadOptions],
+    ) -> AsyncGenerator[Reading | ClientError, None]: ...  # fmt: skip
+
+    def read_stream(
+        self, images: AsyncIterable[Image] | Iterable[Image], *, timeout_s: float | None = None,
+        max_in_flight: int = READ_STREAM_IN_FLIGHT, return_exceptions: bool = False, **options: Unpack[ReadOptions],
+    ) -> AsyncGenerator[Reading | ClientError, None]:  # fmt: skip
+        """Read an unbounded sequence of images on one stream; arguments and errors are those of ``Client.read_stream``.
+
+        ``images`` and the end of the iteration are as for ``classify_stream``.
+        """
+        self._pool.check_open()
+        return self._stream(images, Reader(**options), timeout_s, max_in_flight, return_exceptions=return_exceptions)
 
     async def model(self, *, timeout_s: float | None = None) -> ModelInfo:
         """Return the model that the service uses and the service's limits, as ``Client.model``."""
@@ -167,9 +206,19 @@ class AsyncClient:
         self._model = model = ModelInfo.from_message(response.model)
         return model
 
-    async def _stream(
-        self, stream: AsyncStream, timeout_s: float, *, return_exceptions: bool
-    ) -> AsyncGenerator[Prediction | ClientError, None]:
+    def _stream(
+        self, images: AsyncIterable[Image] | Iterable[Image], kind: StreamKind[Result], timeout_s: float | None,
+        max_in_flight: int, *, return_exceptions: bool,
+    ) -> AsyncGenerator[Result | ClientError, None]:  # fmt: skip
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        require_positive(max_in_flight=max_in_flight, timeout_s=timeout_s)
+        stream = AsyncStream(images, kind, StreamWindow(max_in_flight), self._pool, timeout_s)
+        self._streams.add(stream)
+        return self._outcomes(stream, timeout_s, return_exceptions=return_exceptions)
+
+    async def _outcomes(
+        self, stream: AsyncStream[Result], timeout_s: float, *, return_exceptions: bool
+    ) -> AsyncGenerator[Result | ClientError, None]:
         if self._model is None:
             # Streams wait for a connection: a service that never answered is detected here.
             await self._get_model(Deadline(timeout_s))

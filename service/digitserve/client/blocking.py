@@ -8,7 +8,7 @@ import time
 import weakref
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal, Self, Unpack, overload
 
 import grpc
 
@@ -30,17 +30,20 @@ from digitserve.client.pool import (
     retry_delay_s,
 )
 from digitserve.client.predictions import ModelInfo, Prediction
-from digitserve.client.requests import ClassifyCall, Group, Image, Images, group, request_options, split
-from digitserve.client.stream_window import STREAM_IN_FLIGHT, StreamWindow
+from digitserve.client.read_requests import LayoutName, Reader, ReadOptions
+from digitserve.client.readings import Reading
+from digitserve.client.requests import Classifier, ClassifyCall, Group, Image, Images, group, request_options, split
+from digitserve.client.stream_window import READ_STREAM_IN_FLIGHT, STREAM_IN_FLIGHT, Result, StreamKind, StreamWindow
 from digitserve.credentials import Credentials, FilePath
-from digitserve.protocol.names import SERVICE
+from digitserve.protocol.names import SERVICE, Layout
+from digitserve.protocol.readings import DEFAULT_PLACEHOLDER
 from digitserve.types import Framing, Ink
 from digitserve.v1 import digits_pb2 as pb
-from digitserve.vision.reduction import MAX_SIDE
+from digitserve.vision.reduction import MAX_SIDE, READ_SIDE
 
 
 class Client:
-    """Classifies images over a pool of connections.
+    """Classifies images, and reads numbers, over a pool of connections.
 
     Any thread may call it. It cannot be used after ``fork``: create it in the process that uses it. Connections are opened at
     first use, opened again when the service closes them or restarts, and closed by ``close``.
@@ -72,7 +75,8 @@ class Client:
             timeout_s: default for each call as a whole, however many requests it needs.
             images_per_request: most images in one request.
             max_in_flight: most requests in flight; each further calling thread may have one more.
-            max_side: larger images are reduced by block means until no side is longer, in pixels; None sends all as they are.
+            max_side: of ``classify``: larger images are reduced by block means until no side is longer, in pixels; None sends
+                all as they are.
             use_proxy: whether calls to other machines use the proxy in the environment (``http_proxy``), as gRPC does. Calls to
                 this machine never do.
 
@@ -92,7 +96,7 @@ class Client:
         self._max_in_flight = max_in_flight
         self._max_side = max_side
         self._threads = ThreadPoolExecutor(max(1, max_in_flight - 1), thread_name_prefix="digitserve-client")
-        self._streams: weakref.WeakSet[BlockingStream] = weakref.WeakSet()
+        self._streams: weakref.WeakSet[BlockingStream[Any]] = weakref.WeakSet()
         self._model: ModelInfo | None = None
 
     def __enter__(self) -> Self:
@@ -196,12 +200,81 @@ class Client:
             DeadlineExceeded, Unreachable, Closed: as for ``classify``.
         """
         self._pool.check_open()
-        timeout_s = self._timeout_s if timeout_s is None else timeout_s
-        require_positive(max_in_flight=max_in_flight, timeout_s=timeout_s)
-        options = request_options(top_k, ink, framing, explain=explain)
-        stream = BlockingStream(images, options, StreamWindow(max_in_flight), self._pool, timeout_s, self._max_side)
-        self._streams.add(stream)
-        return self._stream(stream, timeout_s, return_exceptions=return_exceptions)
+        kind = Classifier(request_options(top_k, ink, framing, explain=explain), self._max_side)
+        return self._stream(images, kind, timeout_s, max_in_flight, return_exceptions=return_exceptions)
+
+    def read(  # noqa: PLR0913 - all but the image are keywords with defaults
+        self, image: Image, *, layout: Layout | LayoutName = "page", num_digits: int | None = None, pattern: str = "",
+        min_confidence: float = 0.0, placeholder: str = DEFAULT_PLACEHOLDER, top_k: int = 0, ink: Ink | None = None,
+        max_side: int | None = READ_SIDE, timeout_s: float | None = None,
+    ) -> Reading:  # fmt: skip
+        r"""Read the numbers in an image.
+
+        Args:
+            image: uint8[H,W], uint8[H,W,C] with C of 1, 3 (RGB) or 4 (RGBA), or a Pillow image.
+            layout: ``page`` for any number of lines, ``line`` for one, ``cells`` for rows of boxes with at most one digit each.
+            num_digits: digits that each line has, for ``cells`` cells; None for any number.
+            pattern: what each line must look like, such as ``\d{5}`` or ``[0-3]\d/[01]\d``: ``docs/how-to/read-numbers.md``.
+            min_confidence: digits with a lower confidence are not read, from 0 to 1.
+            placeholder: the character in the text for what was not read.
+            top_k: number of labels to list for each digit.
+            ink: whether the strokes are lighter or darker than the background; if not given, it is detected.
+            max_side: larger images are reduced by block means until no side is longer, in pixels, and until they fit into the
+                service's default limit of bytes; None sends all as they are. That of the client is for ``classify``.
+            timeout_s: for the call as a whole.
+
+        Returns:
+            Lines, digits and separators, with boxes in pixels of the image as it was given.
+
+        Raises:
+            InvalidRequest: the image has another shape or type, or an option has an invalid value.
+            RequestRejected: the service rejected the request, for example because of the pattern.
+            DeadlineExceeded, Unreachable, HandshakeFailed, Unauthenticated, Closed: as for ``classify``.
+        """
+        self._pool.check_open()
+        deadline = self._deadline(timeout_s)
+        reader = Reader(layout, num_digits, pattern, min_confidence, placeholder, top_k, ink, max_side)
+        sent = reader.prepare(image, 0)
+        if self._model is None:
+            # A service that never answered is detected here; one that does not listen now is restarting, so wait for it.
+            self._get_model(deadline)
+        request = reader.to_message(sent).request
+        response = self._call(lambda one: one.service.Read, request, deadline, wait_for_ready=True)
+        return reader.to_result(response, sent.reduction)
+
+    @overload
+    def read_stream(
+        self, images: Iterable[Image], *, timeout_s: float | None = None, max_in_flight: int = READ_STREAM_IN_FLIGHT,
+        return_exceptions: Literal[False] = False, **options: Unpack[ReadOptions],
+    ) -> Generator[Reading, None, None]: ...  # fmt: skip
+
+    @overload
+    def read_stream(
+        self, images: Iterable[Image], *, timeout_s: float | None = None, max_in_flight: int = READ_STREAM_IN_FLIGHT,
+        return_exceptions: bool, **options: Unpack[ReadOptions],
+    ) -> Generator[Reading | ClientError, None, None]: ...  # fmt: skip
+
+    def read_stream(
+        self, images: Iterable[Image], *, timeout_s: float | None = None, max_in_flight: int = READ_STREAM_IN_FLIGHT,
+        return_exceptions: bool = False, **options: Unpack[ReadOptions],
+    ) -> Generator[Reading | ClientError, None, None]:  # fmt: skip
+        """Read an unbounded sequence of images on one stream, as ``classify_stream`` classifies them.
+
+        Args:
+            images: as for ``classify_stream``.
+            timeout_s: as for ``classify_stream``.
+            max_in_flight: most images in flight.
+            return_exceptions: as for ``classify_stream``.
+            options: the other keywords of ``read``.
+
+        Returns:
+            One reading per image, in order. Its ``close`` ends the stream early.
+
+        Raises:
+            ClientError: as for ``classify_stream``.
+        """
+        self._pool.check_open()
+        return self._stream(images, Reader(**options), timeout_s, max_in_flight, return_exceptions=return_exceptions)
 
     def model(self, *, timeout_s: float | None = None) -> ModelInfo:
         """Return the model that the service uses and the service's limits.
@@ -242,8 +315,18 @@ class Client:
         return model
 
     def _stream(
-        self, stream: BlockingStream, timeout_s: float, *, return_exceptions: bool
-    ) -> Generator[Prediction | ClientError, None, None]:
+        self, images: Iterable[Image], kind: StreamKind[Result], timeout_s: float | None, max_in_flight: int, *,
+        return_exceptions: bool,
+    ) -> Generator[Result | ClientError, None, None]:  # fmt: skip
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        require_positive(max_in_flight=max_in_flight, timeout_s=timeout_s)
+        stream = BlockingStream(images, kind, StreamWindow(max_in_flight), self._pool, timeout_s)
+        self._streams.add(stream)
+        return self._outcomes(stream, timeout_s, return_exceptions=return_exceptions)
+
+    def _outcomes(
+        self, stream: BlockingStream[Result], timeout_s: float, *, return_exceptions: bool
+    ) -> Generator[Result | ClientError, None, None]:
         if self._model is None:
             # Streams wait for a connection: a service that never answered is detected here.
             self._get_model(Deadline(timeout_s))

@@ -1,4 +1,4 @@
-"""``Client.classify_stream``: one stream at a time, opened again where it stopped when a worker is replaced.
+"""``Client.classify_stream`` and ``read_stream``: one stream at a time, opened again where it stopped when a worker is replaced.
 
 Three threads: the caller's thread receives; a thread of the stream takes images from the caller's iterator; gRPC's thread
 sends them. A fourth, the watchdog, cancels the stream when an answer is overdue, because gRPC's blocking streams have no
@@ -9,17 +9,18 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, suppress
-from typing import Any
+from typing import Any, Generic
 
 import grpc
 
 from digitserve.client.channel import Connection, find_disconnection
 from digitserve.client.errors import ClientError
 from digitserve.client.pool import MAX_TIMEOUT_S, Deadline, Pool
-from digitserve.client.predictions import Prediction
 from digitserve.client.stream_window import (
+    Result,
     StreamInterrupted,
     StreamItem,
+    StreamKind,
     StreamWindow,
     failed_outcome,
     overdue_outcome,
@@ -27,23 +28,20 @@ from digitserve.client.stream_window import (
     to_item,
     to_outcome,
 )
-from digitserve.v1 import digits_pb2 as pb
-from digitserve.vision.reduction import MAX_SIDE
 
 
-class BlockingStream:
-    """One call of ``Client.classify_stream``; lives until its iterator is exhausted or closed."""
+class BlockingStream(Generic[Result]):
+    """One call of ``Client.classify_stream`` or ``read_stream``; lives until its iterator is exhausted or closed."""
 
     def __init__(
-        self, images: Iterable[object], options: pb.ClassifyRequest, window: StreamWindow, pool: Pool[Connection],
-        timeout_s: float, max_side: int | None = MAX_SIDE,
+        self, images: Iterable[object], kind: StreamKind[Result], window: StreamWindow, pool: Pool[Connection],
+        timeout_s: float,
     ) -> None:  # fmt: skip
         self._images = images
-        self._options = options
+        self._kind = kind
         self._window = window
         self._pool = pool
         self._timeout_s = timeout_s
-        self._max_side = max_side
         self._changed = threading.Condition()
         self._closed = False
         self._input_error: BaseException | None = None
@@ -52,7 +50,7 @@ class BlockingStream:
         self._call: Any = None
         self._call_number = 0
 
-    def outcomes(self, *, return_exceptions: bool) -> Generator[Prediction | ClientError, None, None]:
+    def outcomes(self, *, return_exceptions: bool) -> Generator[Result | ClientError, None, None]:
         """Iterate over the outcomes, in the order of the images."""
         feeder = threading.Thread(target=self._feed, name="digitserve-stream-input", daemon=True)
         feeder.start()
@@ -102,7 +100,7 @@ class BlockingStream:
                     image = next(images)
                 except StopIteration:
                     break
-                item = to_item(index, image, self._options, self._max_side)
+                item = to_item(index, image, self._kind)
                 index += 1
                 with self._changed:
                     self._window.add(item)
@@ -118,7 +116,7 @@ class BlockingStream:
             self._changed.wait_for(lambda: self._window.has_room or self._closed)
             return not self._closed
 
-    def _receive(self, item: StreamItem) -> Prediction | ClientError:
+    def _receive(self, item: StreamItem) -> Result | ClientError:
         """Wait for the answer to the head; send it again on another stream while workers are being replaced."""
         deadline, num_failures = Deadline(self._timeout_s), 0
         while True:
@@ -129,7 +127,7 @@ class BlockingStream:
                 num_failures += 1
                 time.sleep(resume_delay_s(num_failures, deadline, interrupted.error))
 
-    def _receive_once(self, item: StreamItem, deadline: Deadline) -> Prediction | ClientError:
+    def _receive_once(self, item: StreamItem, deadline: Deadline) -> Result | ClientError:
         self._watchdog.watch(deadline)
         try:
             message = next(self._open_call(), None)
@@ -145,7 +143,7 @@ class BlockingStream:
             return failed_outcome(item, error, self._timeout_s)
         finally:
             self._watchdog.watch(None)
-        return to_outcome(item, message, self._options)
+        return to_outcome(item, message, self._kind)
 
     def _finish(self) -> None:
         """Wait for the status of the stream after the last answer, so that the service counts it as OK."""
@@ -159,7 +157,7 @@ class BlockingStream:
         if self._call is None:
             connection = self._borrowed.enter_context(self._pool.borrow())
             self._call_number += 1
-            self._call = connection.streams.ClassifyStream(
+            self._call = getattr(connection.streams, self._kind.stream)(
                 self._messages(self._call_number), metadata=connection.metadata(), wait_for_ready=True
             )
         return self._call
@@ -172,7 +170,7 @@ class BlockingStream:
             self._call_number += 1
             self._changed.notify_all()
 
-    def _messages(self, call_number: int) -> Iterator[pb.ClassifyStreamRequest]:
+    def _messages(self, call_number: int) -> Iterator[Any]:
         """Iterate over the messages of one stream, from the head of the window. gRPC's thread calls it."""
         index = -1
         while True:

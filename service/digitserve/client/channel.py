@@ -26,7 +26,7 @@ from digitserve.client.errors import (
 from digitserve.client.handshake import NOT_CONNECTED, Security
 from digitserve.credentials import Credentials
 from digitserve.errors import CredentialsError
-from digitserve.protocol.names import CLASSIFY, GET_MODEL, SERVICE
+from digitserve.protocol.names import CLASSIFY, GET_MODEL, READ, SERVICE
 from digitserve.v1 import digits_pb2_grpc
 
 RETRY_POLICY = json.dumps(
@@ -34,7 +34,7 @@ RETRY_POLICY = json.dumps(
         "methodConfig": [
             {
                 # Not streams: see ``STREAM_OPTIONS``.
-                "name": [{"service": SERVICE, "method": method.name} for method in (CLASSIFY, GET_MODEL)],
+                "name": [{"service": SERVICE, "method": method.name} for method in (CLASSIFY, READ, GET_MODEL)],
                 "retryPolicy": {
                     "maxAttempts": 4,
                     "initialBackoff": "0.01s",

@@ -22,7 +22,7 @@ class ClientError(DigitserveError):
     """Base class of all errors that the client library raises.
 
     Attributes:
-        index: position of the failed image in the input of ``classify_stream``; None if the error concerns no single one.
+        index: position of the failed image in the input of a stream; None if the error concerns no single one.
     """
 
     index: int | None = None

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from digitserve.client.errors import InvalidRequest
 from digitserve.client.predictions import ModelInfo, Prediction, to_predictions
 from digitserve.errors import ImageFileError
+from digitserve.protocol.names import CLASSIFY_STREAM
 from digitserve.types import Framing, Ink
 from digitserve.v1 import digits_pb2 as pb
 from digitserve.vision.reduction import MAX_SIDE, Reduction, reduce_by_block_means
@@ -234,6 +235,80 @@ def request_options(
         framing=f"FRAMING_{'UNSPECIFIED' if framing is None or framing is Framing.AUTO else framing.name}",
         explain=explain,
     )
+
+
+class Sent(NamedTuple):
+    """One image as it is sent.
+
+    Attributes:
+        pixels: uint8[H,W] or uint8[H,W,C].
+        pixel_format: of them.
+        reduction: from the image as it was given; None if it is sent as it is.
+    """
+
+    pixels: Pixels
+    pixel_format: pb.PixelFormat
+    reduction: Reduction | None
+
+
+def prepare(image: object, index: int, max_side: int | None, max_bytes: int | None = None) -> Sent:
+    """Check one image, and reduce it if a side is over ``max_side``.
+
+    Args:
+        image: an array or a Pillow image.
+        index: its position in the call, for errors.
+        max_side: longest side in pixels; None to send any image as it is.
+        max_bytes: most bytes of its pixels, unless ``max_side`` is None; None for any number.
+
+    Raises:
+        InvalidRequest: it is not one image.
+    """
+    array = to_array(image, index)
+    height, width, channels = image_shape(array, index)
+    reduction = None
+    if max_side is not None:
+        max_pixels = height * width if max_bytes is None else max_bytes // channels
+        reduction = Reduction.to_fit(height, width, max_side, max_pixels)
+    if reduction is None or reduction.factor == 1:
+        return Sent(array, FORMATS[channels], None)
+    return Sent(reduce_by_block_means(array, reduction.factor), FORMATS[channels], reduction)
+
+
+class Classifier:
+    """How one call of ``classify_stream`` classifies its images.
+
+    Attributes:
+        stream: name of the RPC.
+    """
+
+    stream = CLASSIFY_STREAM.name
+
+    def __init__(self, options: pb.ClassifyRequest, max_side: int | None = MAX_SIDE) -> None:
+        """Use ``options`` for each image, from ``request_options``, and reduce those with a side over ``max_side``."""
+        self._options = options
+        self._max_side = max_side
+
+    def prepare(self, image: object, index: int) -> Sent:
+        """Check an image, and reduce it if it is too large.
+
+        Raises:
+            InvalidRequest: it is not one image.
+        """
+        return prepare(image, index, self._max_side)
+
+    def to_message(self, sent: Sent) -> pb.ClassifyStreamRequest:
+        """Return the message of an image."""
+        message = pb.ClassifyStreamRequest(request=self._options)
+        request = message.request
+        request.pixels, request.num_images, request.pixel_format = sent.pixels.tobytes(), 1, sent.pixel_format
+        request.height, request.width = sent.pixels.shape[:2]
+        return message
+
+    def to_result(self, response: pb.ClassifyResponse, reduction: Reduction | None) -> Prediction:
+        """Return the prediction of an image that was reduced in this way."""
+        options = self._options
+        (prediction,) = to_predictions(response, options.top_k, explain=options.explain, reduction=reduction)
+        return prediction
 
 
 class ClassifyCall:

@@ -1,6 +1,6 @@
-"""The images of one ``classify_stream`` that are in flight. No I/O; the streams of both clients share it.
+"""The images of one ``classify_stream`` or ``read_stream`` that are in flight. No I/O; the streams of both clients share it.
 
-    images ──to_item──▶ StreamWindow.add ──next_after──▶ ClassifyStream ──to_outcome──▶ predictions, in order
+    images ──to_item──▶ StreamWindow.add ──next_after──▶ RPC of StreamKind ──to_outcome──▶ results, in order
                                  ▲                              │
                                  └── sent again on a new stream ┘ when a worker is replaced
 
@@ -11,19 +11,24 @@ import random
 import time
 from collections import deque
 from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import grpc
 
 from digitserve.client.channel import Cause, overdue, to_client_error, to_rejection
 from digitserve.client.errors import ClientError, InvalidRequest, Unreachable
 from digitserve.client.pool import Deadline
-from digitserve.client.predictions import Prediction, to_predictions
-from digitserve.client.requests import FORMATS, image_shape, to_array
-from digitserve.v1 import digits_pb2 as pb
-from digitserve.vision.reduction import MAX_SIDE, Reduction, reduce_by_block_means
+from digitserve.client.requests import Sent
+from digitserve.vision.reduction import Reduction
+
+Result = TypeVar("Result")
+Result_co = TypeVar("Result_co", covariant=True)
 
 STREAM_IN_FLIGHT = 256
 """Images in flight on a stream: four batches of the default size, as many as a worker accepts from one stream at a time."""
+
+READ_STREAM_IN_FLIGHT = 32
+"""The same for images to read: few, because each takes many times as long."""
 
 MAX_STREAM_BYTES = 64 << 20
 """Pixels in flight on a stream. They are kept until the answer arrives, because they may have to be sent again."""
@@ -33,6 +38,23 @@ RESUMABLE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
 
 LOST_WHILE_OPENED = "Internal error from Core"
 """Details, with INTERNAL, of a stream whose connection is lost while grpc.aio opens it; services send other details."""
+
+
+class StreamKind(Protocol[Result_co]):
+    """What a stream does with its images: ``requests.Classifier`` or ``read_requests.Reader``."""
+
+    @property
+    def stream(self) -> str:
+        """Name of the RPC."""
+
+    def prepare(self, image: object, index: int) -> Sent:
+        """Check an image; raise InvalidRequest if it is not one."""
+
+    def to_message(self, sent: Sent) -> Any:
+        """Return the message of an image."""
+
+    def to_result(self, response: Any, reduction: Reduction | None) -> Result_co:
+        """Return the result of a response to an image that was reduced in this way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,30 +70,20 @@ class StreamItem:
     """
 
     index: int
-    message: pb.ClassifyStreamRequest | None
+    message: Any
     error: InvalidRequest | None = None
     num_bytes: int = 0
     reduction: Reduction | None = None
 
 
-def to_item(index: int, image: object, options: pb.ClassifyRequest, max_side: int | None = MAX_SIDE) -> StreamItem:
-    """Check one image of the input, reduce it if a side is over ``max_side``, and copy it into a message."""
+def to_item(index: int, image: object, kind: StreamKind[Any]) -> StreamItem:
+    """Check one image of the input, and copy it into a message."""
     try:
-        array = to_array(image, index)
-        height, width, channels = image_shape(array, index)
+        sent = kind.prepare(image, index)
     except InvalidRequest as error:
         error.index = index
         return StreamItem(index, None, error)
-    reduction = None
-    if max_side is not None and (height > max_side or width > max_side):
-        reduction = Reduction.to_side(height, width, max_side)
-        array = reduce_by_block_means(array, reduction.factor)
-        height, width = reduction.size
-    message = pb.ClassifyStreamRequest(request=options)
-    request = message.request
-    request.pixels, request.num_images = array.tobytes(), 1
-    request.height, request.width, request.pixel_format = height, width, FORMATS[channels]
-    return StreamItem(index, message, num_bytes=array.nbytes, reduction=reduction)
+    return StreamItem(index, kind.to_message(sent), num_bytes=sent.pixels.nbytes, reduction=sent.reduction)
 
 
 class StreamInterrupted(Exception):
@@ -86,9 +98,7 @@ class StreamInterrupted(Exception):
         self.error = error
 
 
-def to_outcome(
-    item: StreamItem, message: pb.ClassifyStreamResponse | None, options: pb.ClassifyRequest
-) -> Prediction | ClientError:
+def to_outcome(item: StreamItem, message: Any, kind: StreamKind[Result]) -> Result | ClientError:
     """Convert the answer to the head; None if the service ended the stream without one.
 
     Raises:
@@ -101,8 +111,7 @@ def to_outcome(
         if rejection.code is grpc.StatusCode.UNAVAILABLE:
             raise StreamInterrupted(rejection)
         return _at(item, rejection)
-    (prediction,) = to_predictions(message.response, options.top_k, explain=options.explain, reduction=item.reduction)
-    return prediction
+    return kind.to_result(message.response, item.reduction)
 
 
 def failed_outcome(item: StreamItem, error: grpc.RpcError, timeout_s: float) -> ClientError:

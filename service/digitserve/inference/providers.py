@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import structlog
 from numpy.typing import DTypeLike
+
+from digitserve.log import get_logger
 
 # Must be set before the import: later, onnxruntime has already written a device id into the home directory.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -45,7 +46,7 @@ _CUDA_LIBRARY = Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_c
 _SILENT, _WARNING = 4, 2
 """Log severities of onnxruntime: fatal errors only; and its default."""
 
-_log = structlog.get_logger("digitserve.inference.providers")
+_log = get_logger("digitserve.inference.providers")
 
 
 def resolve_device(device: str) -> str:

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from digitserve.errors import SettingsError, StartupError
 from digitserve.inference.active_file import active_path, read_active, signature
 from digitserve.inference.bundle import Manifest
 from digitserve.inference.bundle_files import BundleFiles
 from digitserve.inference.model_folder import INT8_SUFFIX, find_bundle, int8_folder, is_bundle
 from digitserve.inference.sealed_bundle import SealedBundle
+from digitserve.log import get_logger
 from digitserve.settings import VERSION, Settings
 
 INT8 = "int8"
@@ -31,7 +30,7 @@ PINNED = "pinned"
 _OF_THE_EXPORT = {"precision", "quantization", "versions"}
 """Entries of ``Manifest.training`` that may differ between two exports of one run."""
 
-_log = structlog.get_logger("digitserve.inference.selection")
+_log = get_logger("digitserve.inference.selection")
 
 
 @dataclass(frozen=True)

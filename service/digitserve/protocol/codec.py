@@ -40,14 +40,14 @@ INKS = {
     pb.INK_AUTO: Ink.AUTO,
 }
 FRAMINGS = {pb.FRAMING_AS_IS: Framing.AS_IS, pb.FRAMING_MNIST: Framing.MNIST}
-_FORMAT_NAMES = {
+FORMAT_NAMES = {
     pb.PIXEL_FORMAT_UNSPECIFIED: "GRAY8",
     pb.PIXEL_FORMAT_GRAY8: "GRAY8",
     pb.PIXEL_FORMAT_RGB8: "RGB8",
     pb.PIXEL_FORMAT_RGBA8: "RGBA8",
 }
 # Looked up for each request: the methods of protobuf's enums build a list.
-_KNOWN_INK = frozenset(pb.Ink.values())
+KNOWN_INK = frozenset(pb.Ink.values())
 _KNOWN_FRAMING = frozenset(pb.Framing.values())
 
 Layouts: TypeAlias = dict[int, tuple[tuple[bytes, bytes, int, int, tuple[Any, ...]], ...]]
@@ -239,7 +239,7 @@ def _check(message: pb.ClassifyRequest, limits: Limits) -> Request:
     if message.model_version not in {"", limits.model_version}:
         raise not_served(message.model_version, limits.model_version)
     pixel_format, stated_ink, stated_framing = message.pixel_format, message.ink, message.framing
-    if pixel_format not in CHANNELS or stated_ink not in _KNOWN_INK or stated_framing not in _KNOWN_FRAMING:
+    if pixel_format not in CHANNELS or stated_ink not in KNOWN_INK or stated_framing not in _KNOWN_FRAMING:
         raise _unknown(message)
     channels = CHANNELS[pixel_format]
     height, width = _sides(message, limits)
@@ -293,11 +293,15 @@ def resolve_treatment(
 
 def _unknown(message: pb.ClassifyRequest) -> InvalidRequest:
     """Return the error for the first field whose value the protocol does not have."""
-    fields: tuple[tuple[str, int, Any], ...] = (
+    return unknown_value(
         ("pixel_format", message.pixel_format, pb.PixelFormat),
         ("ink", message.ink, pb.Ink),
         ("framing", message.framing, pb.Framing),
     )
+
+
+def unknown_value(*fields: tuple[str, int, Any]) -> InvalidRequest:
+    """Return the error for the first of these fields whose value its enum does not have: name, value, enum; there is one."""
     field, value, kind = next(found for found in fields if found[1] not in found[2].values())
     return InvalidRequest(f"{field}: got {value}; expected one of {', '.join(kind.keys())}")
 
@@ -327,7 +331,7 @@ def _num_images(message: pb.ClassifyRequest, num_bytes: int, image_bytes: int, l
 def _length_error(message: pb.ClassifyRequest, num_bytes: int, image_bytes: int) -> InvalidRequest:
     """Return the error for pixels that are not ``message.num_images`` whole images."""
     shape = f"{message.height or IMAGE_SIZE}x{message.width or IMAGE_SIZE}"
-    each = f"{image_bytes} bytes for each image of {shape} {_FORMAT_NAMES[message.pixel_format]}"
+    each = f"{image_bytes} bytes for each image of {shape} {FORMAT_NAMES[message.pixel_format]}"
     if not num_bytes:
         return InvalidRequest(f"pixels: got none; expected {each}")
     num_images, rest = divmod(num_bytes, image_bytes)

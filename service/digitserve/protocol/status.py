@@ -19,6 +19,7 @@ from digitserve.errors import (
     Overloaded,
     RequestError,
     TooLarge,
+    Unsupported,
 )  # fmt: skip
 from digitserve.protocol.names import Code
 
@@ -26,6 +27,7 @@ _CODES: dict[type[RequestError], Code] = {
     InvalidRequest: Code.INVALID_ARGUMENT,
     NotServed: Code.NOT_FOUND,
     TooLarge: Code.RESOURCE_EXHAUSTED,
+    Unsupported: Code.FAILED_PRECONDITION,
     Overloaded: Code.RESOURCE_EXHAUSTED,
     DeadlineUnmeetable: Code.DEADLINE_EXCEEDED,
     Draining: Code.UNAVAILABLE,

@@ -7,7 +7,7 @@ some for each worker that it starts, even while the HTTP port has its maximum nu
 import resource
 from pathlib import Path
 
-import structlog
+from digitserve.log import get_logger
 
 MAX_DESCRIPTORS = 1 << 20
 """The limit is raised to at most this: some systems allow 1e9, and some programs allocate memory per possible descriptor."""
@@ -21,7 +21,7 @@ SUPERVISOR_RESERVE = 16
 SLOT_RESERVE = 8
 """Descriptors that a slot needs while it starts a worker: shared memory, channel, pidfd, listening socket, and Popen's."""
 
-_log = structlog.get_logger("digitserve.supervision.descriptors")
+_log = get_logger("digitserve.supervision.descriptors")
 
 
 def raise_limit(num_connections: int) -> int:

@@ -1,11 +1,10 @@
 """Resolution of ``--device auto``. The supervisor calls it once, before it starts a worker."""
 
-import structlog
-
 from digitserve.child_process import ChannelClosed, Child
+from digitserve.log import get_logger
 from digitserve.settings import Settings
 
-_log = structlog.get_logger("digitserve.supervision.device")
+_log = get_logger("digitserve.supervision.device")
 
 
 def resolve(settings: Settings) -> str:

@@ -14,9 +14,8 @@ import struct
 from collections.abc import Sequence
 from typing import Self
 
-import structlog
-
 from digitserve.errors import SettingsError
+from digitserve.log import get_logger
 
 _BACKLOG = 128
 
@@ -29,7 +28,7 @@ _LOAD_WORD, _MODULO, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x94, 0x15, 0x06
 _RANDOM = 0xFFFF_F000 + 56
 """Ancillary word SKF_AD_RANDOM: a random number instead of a part of the packet."""
 
-_log = structlog.get_logger("digitserve.supervision.ports")
+_log = get_logger("digitserve.supervision.ports")
 
 
 def reserve(host: str, port: int, flag: str) -> socket.socket:

@@ -11,12 +11,11 @@ version is refused, and the slots that have it already get the old one back in t
 import asyncio
 from collections.abc import Callable, Sequence
 
-import structlog
-
 from digitserve.errors import StartupError
 from digitserve.inference.active_file import read_active, signature
 from digitserve.inference.sealed_bundle import SealedBundle
 from digitserve.inference.selection import Selection
+from digitserve.log import get_logger
 from digitserve.supervision.slots import GIVEN_UP, InlineSlot, WorkerSlot
 
 PROVE_S = 1.0
@@ -26,7 +25,7 @@ find a version that crashes on requests. If it ends in this time, the version is
 RETRY_S = 1.0
 """Seconds before another try to give a slot the old version back, if its worker could not be started."""
 
-_log = structlog.get_logger("digitserve.supervision.reload")
+_log = get_logger("digitserve.supervision.reload")
 
 
 class ActiveFileWatcher:

@@ -15,12 +15,11 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-import structlog
-
 from digitserve.errors import StartupError
 from digitserve.inference.bundle import parse_bundle
 from digitserve.inference.bundle_files import BundleFiles
 from digitserve.inference.sealed_bundle import SealedBundle
+from digitserve.log import get_logger
 from digitserve.passed_sockets import PassedListener, Passing
 from digitserve.supervision.restart_policy import RestartBackoff
 from digitserve.supervision.worker_process import DRAIN, HAND_OVER, WorkerPlan, WorkerProcess
@@ -34,7 +33,7 @@ START_RETRY_S = 1.0
 GIVEN_UP = "given up"
 """Result of ``replace`` if another version was activated meanwhile, or the service stops."""
 
-_log = structlog.get_logger("digitserve.supervision.slots")
+_log = get_logger("digitserve.supervision.slots")
 
 
 class SlotEvents(Protocol):

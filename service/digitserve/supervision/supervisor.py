@@ -27,7 +27,6 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import structlog
 from prometheus_client.core import Metric
 
 from digitserve.errors import SettingsError, StartupError
@@ -35,6 +34,7 @@ from digitserve.file_watch import FileWatch
 from digitserve.inference.bundle import NAME_RULE, is_name
 from digitserve.inference.sealed_bundle import SealedBundle
 from digitserve.inference.selection import Selection
+from digitserve.log import get_logger
 from digitserve.passed_sockets import Passing, Secret
 from digitserve.settings import Settings, endpoint
 from digitserve.supervision import descriptors, device
@@ -69,7 +69,7 @@ EXIT_INCOMPLETE = 1
 EXIT_FAULT = 70
 """Exit code after an internal fault; as EX_SOFTWARE of sysexits.h, and as a worker that crashes."""
 
-_log = structlog.get_logger("digitserve.supervision.supervisor")
+_log = get_logger("digitserve.supervision.supervisor")
 
 
 def serve(settings: Settings, print_banner: Callable[[str], None]) -> int:

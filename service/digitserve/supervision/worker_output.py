@@ -12,9 +12,8 @@ import os
 from types import TracebackType
 from typing import Self
 
-import structlog
-
 from digitserve import log
+from digitserve.log import get_logger
 from digitserve.log_format import OUTPUT
 
 BURST_S = 0.05
@@ -23,7 +22,7 @@ BURST_S = 0.05
 MAX_BURST_BYTES = 1 << 16
 """Maximum size of one read. Output that has reached this size is logged at once."""
 
-_log = structlog.get_logger("digitserve.supervision.worker_output")
+_log = get_logger("digitserve.supervision.worker_output")
 
 
 class WorkerOutput:

@@ -14,11 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import structlog
-
 from digitserve.access import LastValid
 from digitserve.child_process import AsyncChild, ChannelClosed
 from digitserve.inference.sealed_bundle import SealedBundle
+from digitserve.log import get_logger
 from digitserve.passed_sockets import Passing, Secret
 from digitserve.settings import Settings
 from digitserve.supervision.restart_policy import START_LIMIT_S, HeartbeatMonitor
@@ -45,7 +44,7 @@ LAME_DUCK = "lame duck"
 DRAIN, HAND_OVER = "drain", "hand over"
 """Last messages to a worker, see ``digitserve.worker``. Without one, the end of the channel means that the supervisor has died."""
 
-_log = structlog.get_logger("digitserve.supervision.worker_process")
+_log = get_logger("digitserve.supervision.worker_process")
 
 
 @dataclass(frozen=True)

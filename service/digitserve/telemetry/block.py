@@ -21,7 +21,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from digitserve.errors import DeadlineUnmeetable, Draining, InvalidRequest, NotServed, Overloaded, TooLarge
+from digitserve.errors import DeadlineUnmeetable, Draining, InvalidRequest, NotServed, Overloaded, TooLarge, Unsupported
 from digitserve.protocol.names import (
     CLASSIFY,
     CLASSIFY_STREAM,
@@ -32,12 +32,15 @@ from digitserve.protocol.names import (
     MODEL_INFER,
     MODEL_METADATA,
     MODEL_READY,
+    READ,
+    READ_STREAM,
     REFLECTION,
     REFLECTION_V1,
     SERVER_LIVE,
     SERVER_METADATA,
     SERVER_READY,
     Code,
+    MarkKind,
     Method,
     Verdict,
 )  # fmt: skip
@@ -55,13 +58,14 @@ OTHER_METHOD = Method("unary", "other", "other")
 """All unknown methods. Clients choose their names, so one series for each of them could fill the memory."""
 
 METHODS = (
-    CLASSIFY, GET_MODEL, CLASSIFY_STREAM, MODEL_INFER, MODEL_METADATA, MODEL_READY, SERVER_LIVE, SERVER_METADATA,
-    SERVER_READY, HEALTH_CHECK, HEALTH_WATCH, HEALTH_LIST, REFLECTION, REFLECTION_V1, OTHER_METHOD,
+    CLASSIFY, GET_MODEL, CLASSIFY_STREAM, READ, READ_STREAM, MODEL_INFER, MODEL_METADATA, MODEL_READY, SERVER_LIVE,
+    SERVER_METADATA, SERVER_READY, HEALTH_CHECK, HEALTH_WATCH, HEALTH_LIST, REFLECTION, REFLECTION_V1, OTHER_METHOD,
 )  # fmt: skip
 METHOD_OF_PATH = {method.path: method for method in METHODS if method is not OTHER_METHOD}
 
 REASONS = tuple(
-    error.reason for error in (InvalidRequest, NotServed, TooLarge, Overloaded, DeadlineUnmeetable, Draining)
+    error.reason
+    for error in (InvalidRequest, NotServed, TooLarge, Unsupported, Overloaded, DeadlineUnmeetable, Draining)
 )
 
 
@@ -134,6 +138,9 @@ LABELLED_VERDICTS = (Verdict.ACCEPTED, Verdict.UNFAMILIAR, Verdict.SEVERAL)
 """Verdicts whose predictions have a label; blank images have none."""
 
 
+MARK_KINDS: tuple[MarkKind, ...] = tuple(kind for kind in MarkKind if kind is not MarkKind.UNSPECIFIED)
+
+
 @dataclass(frozen=True)
 class Spec:
     """One metric of a block.
@@ -177,7 +184,7 @@ def specs(labels: tuple[str, ...]) -> tuple[Spec, ...]:
             method, METHODS, latency,
         ),
         Spec(
-            "digitserve_stream_messages", "Messages of ClassifyStream answered, by the status code of the answer.", "counter",
+            "digitserve_stream_messages", "Messages of ClassifyStream and ReadStream answered, by the status code of the answer.", "counter",
             ("grpc_code",), tuple((code.label,) for code in Code),
         ),
         Spec("digitserve_images", "Images classified.", "counter"),
@@ -186,8 +193,17 @@ def specs(labels: tuple[str, ...]) -> tuple[Spec, ...]:
         Spec("digitserve_inference_seconds", "One run of the network on a batch.", "histogram", buckets=latency),
         Spec("digitserve_preprocess_seconds", "Framing and checking the images of a batch.", "histogram", buckets=latency),
         Spec("digitserve_pending_images", "Images admitted and not yet in a batch.", "gauge"),
+        Spec("digitserve_readings", "Requests to read an image that were answered.", "counter"),
+        Spec("digitserve_pending_readings", "Requests to read an image that are admitted and not yet answered.", "gauge"),
+        Spec("digitserve_reading_images", "Images that the network classified for readings.", "counter"),
+        Spec("digitserve_reading_step_seconds", "One step of a reading, without the network.", "histogram", buckets=latency),
+        Spec("digitserve_read_lines", "Lines returned.", "counter"),
         Spec(
-            "digitserve_rejected", "Classification requests rejected before admission, or not answered in time.", "counter",
+            "digitserve_read_marks", "Digits, separators, unread marks and empty cells returned.", "counter",
+            ("kind",), tuple((kind.name.lower(),) for kind in MARK_KINDS),
+        ),
+        Spec(
+            "digitserve_rejected", "Requests to classify or to read rejected before admission, or not answered in time.", "counter",
             ("reason",), tuple((reason,) for reason in REASONS),
         ),
         Spec("digitserve_connections", "Open connections.", "gauge"),

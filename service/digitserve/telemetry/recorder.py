@@ -7,14 +7,15 @@ access.
 """
 
 from bisect import bisect_left
-from collections.abc import MutableSequence, Sequence
+from collections.abc import Iterable, MutableSequence, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from digitserve.protocol.names import Code, Method, Verdict
+from digitserve.protocol.names import Code, MarkKind, Method, Verdict
 from digitserve.telemetry.block import (
     LABELLED_VERDICTS,
+    MARK_KINDS,
     METHODS,
     REASONS,
     Block,
@@ -117,6 +118,12 @@ class Recorder:
         self._shadow_skipped = _view(cells["digitserve_shadow_skipped_images"][:, 0])
         self._shadow_difference = histogram("digitserve_shadow_probability_difference")
         self._num_labels = len(labels)
+        self._readings = _view(cells["digitserve_readings"][:, 0])
+        self._pending_readings = _view(cells["digitserve_pending_readings"][:, 0])
+        self._reading_images = _view(cells["digitserve_reading_images"][:, 0])
+        self._reading_step_s = histogram("digitserve_reading_step_seconds")
+        self._read_lines = _view(cells["digitserve_read_lines"][:, 0])
+        self._read_marks = dict(zip(MARK_KINDS, map(_view, cells["digitserve_read_marks"]), strict=True))
 
     def call_started(self, method: Method) -> None:
         """Count an RPC that a client has started."""
@@ -188,6 +195,7 @@ class Recorder:
     def batch(
         self, class_index: Sequence[int] | NDArray[np.int64], verdicts: Sequence[Verdict],
         confidence: Sequence[float] | NDArray[np.floating], preprocess_s: float, inference_s: float,
+        *, num_candidates: int = 0,
     ) -> None:  # fmt: skip
         """Record a batch that has run.
 
@@ -197,10 +205,13 @@ class Recorder:
             confidence: probability of that label, for each image.
             preprocess_s: seconds of preparing the batch.
             inference_s: seconds of the network.
+            num_candidates: further images of the batch, which were classified for readings.
         """
         num_images = len(class_index)
         self._images[0] += num_images
-        self._batch_size.observe(num_images)
+        self._batch_size.observe(num_images + num_candidates)
+        if num_candidates:
+            self._reading_images[0] += num_candidates
         self._preprocess_s.observe(preprocess_s)
         self._inference_s.observe(inference_s)
         if num_images > _MAX_SINGLE and verdicts.count(_ACCEPTED) == num_images:
@@ -235,6 +246,21 @@ class Recorder:
     def shadow_skipped(self, num_images: int) -> None:
         """Count images that the shadow version has not classified."""
         self._shadow_skipped[0] += num_images
+
+    def reading_step(self, seconds: float) -> None:
+        """Record a step of a reading."""
+        self._reading_step_s.observe(seconds)
+
+    def reading(self, num_lines: int, kinds: Iterable[MarkKind]) -> None:
+        """Count a reading that is answered with so many lines, which have marks of these kinds."""
+        self._readings[0] += 1
+        self._read_lines[0] += num_lines
+        for kind in kinds:
+            self._read_marks[kind][0] += 1
+
+    def pending_readings(self, num_readings: int) -> None:
+        """Set the number of readings that are admitted and not answered yet."""
+        self._pending_readings[0] = num_readings
 
     def pending(self, num_images: int) -> None:
         """Set the number of images that wait for a batch."""

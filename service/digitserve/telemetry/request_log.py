@@ -1,6 +1,6 @@
 """Log lines of single requests: those that failed, were refused or were slow, at a bounded rate.
 
-    handlers, pipeline ──admits──▶ RequestLog ──write──▶ structlog (``digitserve.log``)
+    handlers, pipeline ──admits──▶ RequestLog ──write──▶ digitserve.log
     transports ──refused──────────────▲
 
 Owned by the ``Recorder`` of a worker and called on the worker's one thread; the HTTP server of the supervisor has its own. Calls
@@ -16,8 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-import structlog
-
+from digitserve.log import get_logger
 from digitserve.protocol.names import Code, Method
 
 REPORT_S = 60.0
@@ -54,7 +53,7 @@ _TRACEPARENT = re.compile(
 )
 _REQUEST_ID = re.compile(rb"[!-~]{1,128}")
 
-_log = structlog.get_logger("digitserve.requests")
+_log = get_logger("digitserve.requests")
 
 
 class TraceContext(NamedTuple):

@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from digitserve.protocol.names import CLASSIFY, CLASSIFY_STREAM, MODEL_INFER
+from digitserve.protocol.names import CLASSIFY, CLASSIFY_STREAM, MODEL_INFER, READ_STREAM
 from digitserve.scrape import Page
 
 QUANTILES = (0.5, 0.9, 0.99)
 
 _CALLS = (CLASSIFY, MODEL_INFER)
+_STREAMS = {CLASSIFY_STREAM.name, READ_STREAM.name}
 """Methods of which each call is one classification request; of streams, each message is one."""
 
 _STAGES = {
@@ -264,7 +265,7 @@ class _Difference:
         name = "grpc_server_handling_seconds"
         called = self._after.by(f"{name}_count", "grpc_method")
         # A stream takes as long as its client keeps it open.
-        methods = [method for method, number in called.items() if number and method != CLASSIFY_STREAM.name]
+        methods = [method for method, number in called.items() if number and method not in _STREAMS]
         latencies = {method: self.distribution(name, grpc_method=method) for method in methods}
         return latencies | {stage: self.distribution(metric) for stage, metric in _STAGES.items()}
 

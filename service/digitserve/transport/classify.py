@@ -1,4 +1,4 @@
-"""Handler of ``Classify`` and ``ModelInfer``, which differ in the encoding of requests and answers only.
+"""Handler of ``Classify`` and ``ModelInfer``, which differ in the encoding of requests and answers only; ``read`` uses it too.
 
     transport ──on_message──▶ ClassifyHandler ──admit──▶ Pipeline ──reply──▶ CallResponder ──▶ UnaryCall
 
@@ -7,19 +7,19 @@ Called on the worker's one thread.
 
 import time
 from collections.abc import Callable
+from typing import Any
 
-from digitserve.batching.pipeline import PendingRequest, Pipeline
 from digitserve.errors import DeadlineUnmeetable, InvalidRequest, RequestError
-from digitserve.protocol.codec import Limits, Request, decode
+from digitserve.protocol.codec import Limits, decode
 from digitserve.protocol.names import CLASSIFY, MODEL_INFER, Code
 from digitserve.protocol.status import INTERNAL, Status
 from digitserve.telemetry.recorder import Recorder
 from digitserve.telemetry.request_log import Caller
-from digitserve.transport.handlers import UnaryCall, unanswered_code
+from digitserve.transport.handlers import Admission, UnaryCall, unanswered_code
 from digitserve.types import Source
 
-Decode = Callable[[bytes, Limits], Request]
-"""Decodes and checks a message; raises ``InvalidRequest`` or ``NotServed``."""
+Decode = Callable[[bytes, Limits], Any]
+"""Decodes and checks a message, for the ``Admission`` of its method; raises ``InvalidRequest`` or ``NotServed``."""
 
 _INVALID = {Code.INVALID_ARGUMENT, Code.UNIMPLEMENTED, Code.INTERNAL}
 """Codes with which a transport fails invalid requests: without a message, or with an unknown or invalid encoding. Requests that
@@ -79,7 +79,7 @@ class ClassifyHandler:
 
     def __init__(
         self,
-        pipeline: Pipeline,
+        pipeline: Admission,
         limits: Limits,
         recorder: Recorder,
         clock: Callable[[], float] = time.monotonic,
@@ -139,7 +139,7 @@ class ClassifyHandler:
 
     def on_close(self, call: UnaryCall) -> None:
         """Drop the request of a call that ended before it was answered."""
-        pending: PendingRequest | None = call.context
+        pending = call.context
         if pending is not None:
             self._pipeline.cancel(pending)
         code = unanswered_code(call.deadline)
@@ -174,6 +174,6 @@ class ClassifyHandler:
         self._recorder.call_ended(self._method, status.code, now - call.accepted)
         requests = self._recorder.requests
         if requests.admits(reason, now):
-            pending: PendingRequest | None = call.context
+            pending = call.context
             fields = {"request_bytes": num_bytes} if pending is None else pending.log_fields(now)
             requests.write("call failed", self._method, call, status.code, reason, now, status.message, **fields)

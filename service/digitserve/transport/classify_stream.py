@@ -1,4 +1,4 @@
-"""Handler of ``ClassifyStream``: many requests on one stream, answered in request order.
+"""Handler of ``ClassifyStream``: many requests on one stream, answered in request order; ``read_stream`` uses it too.
 
     ServerStream ──message──▶ ClassifyStreamHandler ──admit──▶ Pipeline ──reply──▶ StreamMessage ──in order──▶ ServerStream
          ▲                                                                                                       │
@@ -16,20 +16,18 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from digitserve.batching.pipeline import PendingRequest, Pipeline
 from digitserve.errors import DeadlineUnmeetable, Draining, Overloaded, RequestError, TooLarge
 from digitserve.protocol.codec import (
     Limits,
-    Request,
     decode_stream_request,
     encode_stream_error,
     encode_stream_response,
 )  # fmt: skip
-from digitserve.protocol.names import CLASSIFY_STREAM, Code
+from digitserve.protocol.names import CLASSIFY_STREAM, Code, Method
 from digitserve.protocol.status import INTERNAL, OK, Status
 from digitserve.telemetry.recorder import Recorder
 from digitserve.telemetry.request_log import Caller
-from digitserve.transport.handlers import ServerStream, unanswered_code
+from digitserve.transport.handlers import Admission, ServerStream, unanswered_code
 
 WINDOW_BATCHES = 4
 """Limit on the images in flight of a stream, in full batches: enough for one stream to keep all batches full."""
@@ -61,7 +59,7 @@ class StreamMessage:
         deadline: of the stream, Unix time in seconds.
         num_images: counted as in flight.
         pending: the request, from its admission to its answer.
-        answer: the serialized ``ClassifyStreamResponse``, once there is one.
+        answer: the serialized message of the stream, once there is one.
     """
 
     __slots__ = ("_handler", "accepted", "answer", "deadline", "num_images", "pending", "source", "state")
@@ -75,7 +73,7 @@ class StreamMessage:
         self.deadline = state.stream.deadline
         self.source = state.stream.source
         self.num_images = 1
-        self.pending: PendingRequest | None = None
+        self.pending: Any = None
         self.answer: bytes | None = None
 
     @property
@@ -99,7 +97,7 @@ class StreamMessage:
         return self.state.stream.metadata
 
     def reply(self, body: bytes) -> None:
-        """Answer with a serialized ``ClassifyResponse``."""
+        """Answer with a serialized response."""
         self._set_answer(encode_stream_response(body))
 
     def reject(self, error: RequestError) -> None:
@@ -122,7 +120,7 @@ class StreamMessage:
         self._handler.write_later(self.state)
 
 
-_Held = tuple[StreamMessage, Request]
+_Held = tuple[StreamMessage, Any]
 
 
 class StreamState:
@@ -153,15 +151,29 @@ class StreamState:
 
 
 class ClassifyStreamHandler:
-    """Decodes and admits the messages of ``ClassifyStream``, and sends their answers in order; owned by the worker."""
+    """Decodes and admits the messages of the streams of one method, and sends their answers in order; owned by the worker."""
 
     def __init__(
-        self, pipeline: Pipeline, limits: Limits, max_batch_size: int, recorder: Recorder,
-        clock: Callable[[], float] = time.monotonic,
+        self, pipeline: Admission, limits: Limits, window_images: int, recorder: Recorder,
+        clock: Callable[[], float] = time.monotonic, *, method: Method = CLASSIFY_STREAM,
+        decode: Callable[[bytes, Limits], Any] = decode_stream_request,
     ) -> None:  # fmt: skip
+        """Admit to a pipeline what ``decode`` makes of the messages of a method.
+
+        Args:
+            pipeline: answers what it admits.
+            limits: of requests.
+            window_images: limit on the images in flight of a stream.
+            recorder: counts streams and messages.
+            clock: monotonic time in seconds.
+            method: its messages have the fields of a ``ClassifyStreamResponse``.
+            decode: raises ``InvalidRequest`` or ``NotServed``.
+        """
+        self._method = method
+        self._decode = decode
         self._pipeline = pipeline
         self._limits = limits
-        self._window_images = WINDOW_BATCHES * max_batch_size
+        self._window_images = window_images
         self._recorder = recorder
         self._clock = clock
         self._streams: set[StreamState] = set()
@@ -181,7 +193,7 @@ class ClassifyStreamHandler:
 
     def on_accept(self, stream: ServerStream) -> None:
         """Record the stream and read its first message."""
-        self._recorder.call_started(CLASSIFY_STREAM)
+        self._recorder.call_started(self._method)
         stream.context = state = StreamState(stream)
         self._streams.add(state)
         if self._draining:
@@ -197,7 +209,7 @@ class ClassifyStreamHandler:
         message = StreamMessage(self, state, self._clock())
         state.messages.append(message)
         try:
-            request = decode_stream_request(body, self._limits)
+            request = self._decode(body, self._limits)
             message.num_images = request.num_images
             self._admit_or_hold(message, request)
         except RequestError as error:
@@ -245,11 +257,11 @@ class ClassifyStreamHandler:
                 self._pipeline.cancel(message.pending)
                 message.pending = None
         now = self._clock()
-        self._recorder.call_ended(CLASSIFY_STREAM, code, now - stream.accepted)
+        self._recorder.call_ended(self._method, code, now - stream.accepted)
         requests, reason = self._recorder.requests, _END_REASONS.get(code, "failed")
         if requests.admits(reason, now):
             requests.write(
-                "stream ended", CLASSIFY_STREAM, stream, code, reason, now,
+                "stream ended", self._method, stream, code, reason, now,
                 "" if cancelled or state.ending is None else state.ending.message,
                 messages=state.num_messages, failed_messages=state.num_failed,
             )  # fmt: skip
@@ -268,9 +280,7 @@ class ClassifyStreamHandler:
         requests = self._recorder.requests
         if requests.admits(reason, now):
             fields = {} if message.pending is None else message.pending.log_fields(now)
-            requests.write(
-                "message failed", CLASSIFY_STREAM, message, status.code, reason, now, status.message, **fields
-            )
+            requests.write("message failed", self._method, message, status.code, reason, now, status.message, **fields)
 
     def write_later(self, state: StreamState) -> None:
         """Write the answers of a stream at the next ``flush``."""
@@ -310,7 +320,7 @@ class ClassifyStreamHandler:
         """Return whether a message was read whose answer is not yet sent."""
         return any(state.num_images for state in self._streams)
 
-    def _admit_or_hold(self, message: StreamMessage, request: Request) -> None:
+    def _admit_or_hold(self, message: StreamMessage, request: Any) -> None:
         small, large = self._held
         # Not before others that are held: smaller requests could always take the room of a larger one.
         if not (small or large) and self._admit_if_room(message, request):
@@ -320,7 +330,7 @@ class ClassifyStreamHandler:
             self._pipeline.hold(request)
             held.append((message, request))
 
-    def _admit_if_room(self, message: StreamMessage, request: Request) -> bool:
+    def _admit_if_room(self, message: StreamMessage, request: Any) -> bool:
         """Admit a request, or reject it for good; return false if it has to wait for room."""
         if message.open:
             try:

@@ -3,6 +3,7 @@
     transport ──refusal, on_accept, on_message, ...──▶ UnaryHandler, StreamHandler
         ▲                                                      │
         └──────────── UnaryCall, ServerStream ◀────────────────┘ reply, fail, read, write, finish
+    UnaryHandler, StreamHandler ──admit, cancel, ...──▶ Admission
     worker ──listen, poll, begin_shutdown, ...──▶ Server
 
 A handler depends on these interfaces only, so any transport can call it; the worker runs any transport as a ``Server``. All
@@ -13,6 +14,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from digitserve.batching.pending import Responder
+from digitserve.errors import RequestError
 from digitserve.protocol.names import Code
 from digitserve.protocol.status import Status
 from digitserve.telemetry.request_log import Caller
@@ -20,6 +23,38 @@ from digitserve.types import Source
 
 Respond = Callable[[bytes], bytes]
 """Handler of a unary method that never waits: request to response, both serialized; raises ``RequestError``."""
+
+
+class Admission(Protocol):
+    """Admits decoded requests: the pipeline those to classify, the readings those to read.
+
+    What ``admit`` returns stands for the request until its answer; it has ``log_fields``.
+    """
+
+    @property
+    def refusal(self) -> Callable[[float, Source], RequestError | None]:
+        """Returns why a call with so many seconds to its deadline is rejected before its message is read; see ``Batcher``."""
+
+    def admit(self, responder: Responder, request: Any, *, patient: bool = False) -> Any:
+        """Queue a request; see ``Batcher.admit``. Raises ``RequestError``."""
+
+    def hold(self, request: Any) -> None:
+        """Count the memory of a request that the caller holds. Raises ``Overloaded``."""
+
+    def release(self, request: Any) -> None:
+        """Subtract what ``hold`` has counted."""
+
+    def is_large(self, request: Any) -> bool:
+        """Return whether a request would wait in the queue of large requests."""
+
+    def cancel(self, pending: Any) -> None:
+        """Drop what ``admit`` has returned: the caller no longer waits."""
+
+    def is_half_full(self, source: Source) -> bool:
+        """Return whether a source uses half of the room."""
+
+    def log_failure(self, num_requests: int) -> None:
+        """Log the exception being handled; callers get a fixed text only."""
 
 
 class UnaryCall(Caller, Protocol):

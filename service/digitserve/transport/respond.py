@@ -8,10 +8,9 @@ Called on the worker's one thread.
 import time
 from collections.abc import Callable
 
-import structlog
-
 from digitserve.access import UNAUTHENTICATED
 from digitserve.errors import RequestError, TooLarge
+from digitserve.log import get_logger
 from digitserve.protocol.names import OPEN_INFERENCE_SERVICE, SERVICE, Code, Method
 from digitserve.protocol.status import INTERNAL, Status
 from digitserve.telemetry.block import METHOD_OF_PATH, OTHER_METHOD
@@ -21,12 +20,12 @@ from digitserve.types import Source
 
 _UNKNOWN = Status(
     Code.UNIMPLEMENTED,
-    f"this server has no such method; {SERVICE} has Classify, ClassifyStream and GetModel; {OPEN_INFERENCE_SERVICE} has "
-    "ModelInfer, ModelMetadata, ModelReady, ServerLive, ServerMetadata and ServerReady",
+    f"this server has no such method; {SERVICE} has Classify, ClassifyStream, Read, ReadStream and GetModel; "
+    f"{OPEN_INFERENCE_SERVICE} has ModelInfer, ModelMetadata, ModelReady, ServerLive, ServerMetadata and ServerReady",
 )
 _TOO_LARGE = Status(Code.RESOURCE_EXHAUSTED, "the message exceeds the limit of this server")
 
-_log = structlog.get_logger("digitserve.transport.respond")
+_log = get_logger("digitserve.transport.respond")
 
 
 class RespondHandler:

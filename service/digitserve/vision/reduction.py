@@ -16,6 +16,13 @@ Pixels = NDArray[np.uint8]
 MAX_SIDE = 2048
 """Default of the longest side that is sent, in pixels: such an image fits into the service's default limit in every format."""
 
+READ_SIDE = 4096
+"""The same for pages of numbers, whose digits are small: the service's default limit."""
+
+READ_BYTES = 1 << 24
+"""Most bytes of the pixels of such a page: those of the longest sides in grey, and the service's default limit of a message, which
+leaves 64 KiB for the other fields."""
+
 _ALPHA = 3
 """Index of the channel that holds alpha."""
 
@@ -48,6 +55,17 @@ class Reduction(NamedTuple):
     def to_side(cls, height: int, width: int, max_side: int) -> Self:
         """Choose the smallest factor with which no side is longer than ``max_side``."""
         return cls(-(-max(height, width) // max_side), height, width)
+
+    @classmethod
+    def to_fit(cls, height: int, width: int, max_side: int, max_pixels: int) -> Self:
+        """Choose the smallest factor with which no side is longer than ``max_side``, and at most ``max_pixels`` are left.
+
+        ``max_pixels`` is at least 1.
+        """
+        reduction = cls.to_side(height, width, max_side)
+        while math.prod(reduction.size) > max_pixels:
+            reduction = reduction._replace(factor=reduction.factor + 1)
+        return reduction
 
     @property
     def size(self) -> tuple[int, int]:

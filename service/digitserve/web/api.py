@@ -1,6 +1,6 @@
-"""The routes ``/v1/classify``, ``/v1/model`` and ``/v1/openapi.json``. Runs on the supervisor's event loop.
+"""The routes ``/v1/classify``, ``/v1/read``, ``/v1/model`` and ``/v1/openapi.json``. Runs on the supervisor's event loop.
 
-    HTTP request ──admitted?──▶ query, body ──▶ ClassifyRequest ──▶ worker ──▶ ClassifyResponse ──▶ JSON
+    HTTP request ──admitted?──▶ query, body ──▶ request ──▶ worker ──▶ response ──▶ JSON
 
 The texts of errors are those of gRPC where the worker finds the error.
 """
@@ -10,25 +10,27 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
-import structlog
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from digitserve.log import get_logger
 from digitserve.protocol.codec import CHANNELS, Limits
-from digitserve.protocol.names import CLASSIFY, GET_MODEL, Code
+from digitserve.protocol.names import CLASSIFY, GET_MODEL, READ, Code, Method
 from digitserve.protocol.status import Status
 from digitserve.settings import Settings
 from digitserve.types import Box
 from digitserve.v1 import digits_pb2 as pb
-from digitserve.vision.reduction import Reduction
+from digitserve.vision.reduction import READ_BYTES, Reduction
 from digitserve.web import parameters, uploads
 from digitserve.web.answers import JSON, Failure, internal, to_json
+from digitserve.web.decoder_messages import Question
 from digitserve.web.decoder_pool import DecoderPool
 from digitserve.web.messages import Sizes, serialize, too_many_images
-from digitserve.web.openapi import CLASSIFY_PATH, MODEL_PATH, OPENAPI_PATH, description
+from digitserve.web.openapi import CLASSIFY_PATH, MODEL_PATH, OPENAPI_PATH, READ_PATH, description
 from digitserve.web.parameters import Options
 from digitserve.web.worker_calls import Slot, WorkerCalls
 
@@ -36,6 +38,9 @@ API_PREFIX = "/v1/"
 
 MAX_IMAGES = 64
 """Most images of a request: converting 64 explained predictions to JSON blocks the event loop for 4 ms (measured)."""
+
+FIELDS_BYTES = 1 << 12
+"""Most bytes of the fields of a request beside its pixels: a pattern, a version, and numbers."""
 
 REQUEST_S = 60.0
 """Longest time of a request. Its other limits add up to less: 20 s for the body, twice 15 s to decode it, 5 s for the answer."""
@@ -50,7 +55,7 @@ _HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 Endpoint = Callable[[Request], Awaitable[Response]]
 Result = TypeVar("Result")
 
-_log = structlog.get_logger("digitserve.web.api")
+_log = get_logger("digitserve.web.api")
 
 
 class Api:
@@ -87,7 +92,7 @@ class Api:
     def routes(self) -> list[Route]:
         """The routes of the API."""
         return [
-            Route(CLASSIFY_PATH, self._route(CLASSIFY_PATH, self._classify), methods=["POST"]),
+            *(Route(kind.path, self._route(kind.path, partial(self._call, kind)), methods=["POST"]) for kind in _KINDS),
             Route(MODEL_PATH, self._route(MODEL_PATH, self._model), methods=["GET"]),
             Route(OPENAPI_PATH, self._route(OPENAPI_PATH, self._openapi), methods=["GET"]),
         ]
@@ -136,43 +141,48 @@ class Api:
 
         return answer
 
-    async def _classify(self, request: Request) -> Response:
-        options = parameters.parse_options(request.query_params.multi_items())
+    async def _call(self, kind: "_Kind", request: Request) -> Response:
+        """Answer a request with an image."""
+        options = kind.parse(request.query_params.multi_items())
         uploads.check_type(request, is_raw=options.raw_size is not None)
         started = time.perf_counter()
         with uploads.Share(self._memory) as share:
             body = await uploads.read(request, share, self._max_bytes, self._too_large)
             received = time.perf_counter()
-            message, reduction = await _while_connected(request, self._to_message(body, options))
+            message, reduction = await _while_connected(request, self._to_message(kind, body, options))
             del body
             if len(message) > self._max_bytes:
                 raise Failure.of(Status(Code.RESOURCE_EXHAUSTED, self._too_large), 413)
             share.hold(len(message))
             decoded = time.perf_counter()
             answer = await _while_connected(
-                request, self._calls.call(CLASSIFY, message, options.timeout_s, _origin(request))
+                request, self._calls.call(kind.method, message, options.timeout_s, _origin(request))
             )
         called = time.perf_counter()
-        response = pb.ClassifyResponse.FromString(answer)
+        response = kind.response.FromString(answer)
         if reduction is not None:
-            _to_original(response, reduction)
+            _to_original(kind.boxes(response), reduction)
         times = {"upload": received - started, "decode": decoded - received, "call": called - decoded}
         timing = ", ".join(f"{name};dur={1e3 * seconds:.2f}" for name, seconds in times.items())
-        return Response(to_json(response), headers={"server-timing": timing}, media_type=JSON)
+        text = await asyncio.to_thread(to_json, response) if kind.is_long else to_json(response)
+        return Response(text, headers={"server-timing": timing}, media_type=JSON)
 
-    async def _to_message(self, body: bytes, options: Options) -> tuple[bytes, Reduction | None]:
-        """Return the serialized ClassifyRequest, and how its images were reduced."""
+    async def _to_message(self, kind: "_Kind", body: bytes, options: Options) -> tuple[bytes, Reduction | None]:
+        """Return the serialized request, and how its images were reduced."""
         if options.raw_size is None:
-            decoded = await self._pool.decode(body, options.max_side, MAX_IMAGES)
+            max_bytes = min(kind.max_bytes, max(1, self._max_bytes - FIELDS_BYTES))
+            decoded = await self._pool.decode(
+                body, Question(options.max_side, kind.max_images, max_bytes, kind.message)
+            )
             # Two serialized messages together are the serialized merged message.
             return decoded.request + options.fields.SerializeToString(), decoded.reduction
         height, width = options.raw_size
         pixel_format = parameters.PIXEL_FORMATS[options.pixel_format]
         num_images = len(body) // (height * width * CHANNELS[pixel_format])
-        if num_images > MAX_IMAGES:
-            raise Failure.invalid(too_many_images(num_images, MAX_IMAGES))
+        if num_images > kind.max_images:
+            raise Failure.invalid(too_many_images(num_images, kind.max_images))
         sizes = Sizes(0, height, width, pixel_format)
-        return serialize(body, sizes, options.fields.SerializeToString()), None
+        return serialize(body, sizes, options.fields.SerializeToString(), kind.message), None
 
     async def _model(self, request: Request) -> Response:
         values = parameters.parse(request.query_params.multi_items(), [parameters.MODEL_VERSION])
@@ -213,17 +223,64 @@ def _origin(request: Request) -> list[tuple[bytes, bytes]]:
     return [(name, value) for name, value in request.scope["headers"] if name in ORIGIN_HEADERS and value.isascii()]
 
 
-def _to_original(response: pb.ClassifyResponse, reduction: Reduction) -> None:
+def _to_original(boxes: Iterable[pb.Box], reduction: Reduction) -> None:
     """Convert the boxes of an answer to pixels of the image that the client has sent."""
-    for box in _boxes(response):
+    for box in boxes:
         original = reduction.to_original(Box(box.top, box.bottom, box.left, box.right))
         box.top, box.bottom, box.left, box.right = original
 
 
-def _boxes(response: pb.ClassifyResponse) -> Iterable[pb.Box]:
+def _prediction_boxes(response: pb.ClassifyResponse) -> Iterable[pb.Box]:
     for prediction in response.predictions:
         if prediction.preparation.HasField("box"):
             yield prediction.preparation.box
         for removed in prediction.preparation.removed:
             if removed.HasField("box"):
                 yield removed.box
+
+
+def _reading_boxes(response: pb.ReadResponse) -> Iterable[pb.Box]:
+    for line in response.lines:
+        if line.HasField("box"):
+            yield line.box
+        for mark in line.marks:
+            if mark.HasField("box"):
+                yield mark.box
+    for ignored in response.ignored:
+        if ignored.HasField("box"):
+            yield ignored.box
+
+
+class _Kind(NamedTuple):
+    """A method of the service that takes images.
+
+    Attributes:
+        path: of its route.
+        method: of the workers.
+        parse: returns what a query says.
+        message: name of its request.
+        response: its response.
+        boxes: returns the boxes of a response.
+        is_long: whether answers can be so long that a thread converts them to JSON: 13 ms for a page of 400 digits, and 66 ms
+            with their ten labels (measured).
+        max_images: most images of a request.
+        max_bytes: pictures with more bytes of pixels are reduced; 0 if their longest side limits them enough.
+    """
+
+    path: str
+    method: Method
+    parse: Callable[[Iterable[tuple[str, str]]], Options]
+    message: str
+    response: Any
+    boxes: Callable[[Any], Iterable[pb.Box]]
+    is_long: bool
+    max_images: int
+    max_bytes: int
+
+
+_KINDS = (
+    _Kind(CLASSIFY_PATH, CLASSIFY, parameters.parse_options, "ClassifyRequest", pb.ClassifyResponse, _prediction_boxes,
+          is_long=False, max_images=MAX_IMAGES, max_bytes=0),
+    _Kind(READ_PATH, READ, parameters.parse_read_options, "ReadRequest", pb.ReadResponse, _reading_boxes,
+          is_long=True, max_images=1, max_bytes=READ_BYTES),
+)  # fmt: skip

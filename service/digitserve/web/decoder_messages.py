@@ -21,10 +21,14 @@ class Question(NamedTuple):
     Attributes:
         max_side: longest side that is sent to the workers; 0 for no limit.
         max_images: of the file.
+        max_bytes: of the pixels that are sent; 0 for no limit.
+        message: name of the request to the workers.
     """
 
     max_side: int
     max_images: int
+    max_bytes: int = 0
+    message: str = "ClassifyRequest"
 
 
 class Answer(NamedTuple):

@@ -15,9 +15,8 @@ import signal
 import socket
 from typing import NamedTuple
 
-import structlog
-
 from digitserve.child_process import AsyncChild
+from digitserve.log import get_logger
 from digitserve.protocol.names import Code
 from digitserve.protocol.status import Status
 from digitserve.vision.reduction import Reduction
@@ -61,14 +60,14 @@ _LATE = Status(
 _TOO_SLOW = Status(Code.INVALID_ARGUMENT, "image: takes too much time to decode; expected a smaller or simpler one")
 _CRASHED = Status(Code.INVALID_ARGUMENT, "image: cannot be decoded (the decoder ended); expected a complete file")
 
-_log = structlog.get_logger("digitserve.web.decoder_pool")
+_log = get_logger("digitserve.web.decoder_pool")
 
 
 class Decoded(NamedTuple):
     """A decoded file.
 
     Attributes:
-        request: serialized ``ClassifyRequest`` with the pixels.
+        request: serialized request with the pixels.
         reduction: from the images in the file to these pixels; None if they were not reduced.
     """
 
@@ -219,18 +218,16 @@ class DecoderPool:
         """Process ids of those that run."""
         return [decoder.pid for decoder in (self._small, self._large) if decoder.pid]
 
-    async def decode(self, body: bytes, max_side: int, max_images: int) -> Decoded:
+    async def decode(self, body: bytes, question: Question) -> Decoded:
         """Decode a file: a picture, or the images of a ``.npy`` file.
 
         Args:
             body: the file.
-            max_side: longest side in pixels; larger pictures are reduced. 0 for no limit.
-            max_images: of the file.
+            question: how.
 
         Raises:
             Failure: it cannot be decoded, or too many wait.
         """
-        question = Question(max_side, max_images)
         try:
             return await self._small.decode(body, question)
         except _TooLarge:

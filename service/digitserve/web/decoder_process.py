@@ -1,6 +1,6 @@
 """A child process that decodes image files for the HTTP API: what a client sends cannot harm the supervisor.
 
-    supervisor: DecoderPool ──Question, body──▶ main ──read_bounded──▶ reduced pixels ──▶ ClassifyRequest
+    supervisor: DecoderPool ──Question, body──▶ main ──read_bounded──▶ reduced pixels ──▶ request
                             ◀──Answer, request──
 
 The supervisor starts it as ``python -P -m digitserve.web.decoder_process``. It has one thread, and decodes one file at a time. Its
@@ -46,7 +46,7 @@ def decode(body: bytes, question: Question, max_pixels: int) -> tuple[Answer, by
         max_pixels: most pixels of a picture.
 
     Returns:
-        How it ended, and the serialized ``ClassifyRequest`` with the pixels.
+        How it ended, and the serialized request with the pixels.
     """
     try:
         images = read_bounded(body, "image", max_pixels=max_pixels, raw_hint=RAW_HINT)
@@ -56,20 +56,21 @@ def decode(body: bytes, question: Question, max_pixels: int) -> tuple[Answer, by
         return Answer(str(error)), b""
     if len(images.pixels) > question.max_images:
         return Answer(too_many_images(len(images.pixels), question.max_images)), b""
-    return _to_request(images, question.max_side)
+    return _to_request(images, question)
 
 
-def _to_request(images: BoundedImages, max_side: int) -> tuple[Answer, bytes]:
+def _to_request(images: BoundedImages, question: Question) -> tuple[Answer, bytes]:
     pixels = images.pixels
     reduction = Reduction(images.factor, images.height, images.width)
-    height, width, channels = pixels.shape[1:]
-    if max_side and max(height, width) > max_side:
-        factor = Reduction.to_side(height, width, max_side).factor
+    num_images, height, width, channels = pixels.shape
+    max_pixels = question.max_bytes // (num_images * channels) or height * width
+    factor = Reduction.to_fit(height, width, question.max_side, max_pixels).factor if question.max_side else 1
+    if factor > 1:
         pixels = np.stack([reduce_by_block_means(image, factor) for image in pixels])
         reduction = Reduction(images.factor * factor, images.height, images.width)
     num_images, height, width, channels = pixels.shape
     sizes = Sizes(num_images, height, width, _FORMATS[channels])
-    request = serialize(np.ascontiguousarray(pixels).data, sizes)
+    request = serialize(np.ascontiguousarray(pixels).data, sizes, message=question.message)
     return Answer(reduction=None if reduction.factor == 1 else reduction), request
 
 

@@ -8,8 +8,11 @@ from typing import NamedTuple
 from digitserve.protocol.codec import varint
 from digitserve.v1 import digits_pb2 as pb
 
+_REQUESTS = (pb.ClassifyRequest, pb.ReadRequest)
+"""Messages that have pixels."""
+
 _PIXELS_TAG = bytes([pb.ClassifyRequest.PIXELS_FIELD_NUMBER << 3 | 2])
-"""Field number and wire type LEN. Source: protobuf.dev, "Encoding"."""
+"""Field number, the same in all of them, and wire type LEN. Source: protobuf.dev, "Encoding"."""
 
 
 class Sizes(NamedTuple):
@@ -21,20 +24,27 @@ class Sizes(NamedTuple):
     pixel_format: int
 
 
-_SIZE_TAGS = [bytes([pb.ClassifyRequest.DESCRIPTOR.fields_by_name[name].number << 3]) for name in Sizes._fields]
-"""Field numbers and wire type VARINT."""
+_SIZE_TAGS = {
+    request.DESCRIPTOR.name: [
+        bytes([field.number << 3]) if (field := request.DESCRIPTOR.fields_by_name.get(name)) else b""
+        for name in Sizes._fields
+    ]
+    for request in _REQUESTS
+}
+"""By message: field numbers and wire type VARINT; empty for a field that it does not have."""
 
 
-def serialize(pixels: bytes | memoryview, sizes: Sizes, more: bytes = b"") -> bytes:
+def serialize(pixels: bytes | memoryview, sizes: Sizes, more: bytes = b"", message: str = "ClassifyRequest") -> bytes:
     """Return a serialized request.
 
     Args:
         pixels: contiguous.
         sizes: of them.
         more: all other fields, serialized. Two serialized messages together are the serialized merged message.
+        message: name of the message.
     """
     num_bytes = memoryview(pixels).nbytes
-    fields = [tag + varint(size) for tag, size in zip(_SIZE_TAGS, sizes, strict=True) if size]
+    fields = [tag + varint(size) for tag, size in zip(_SIZE_TAGS[message], sizes, strict=True) if tag and size]
     return b"".join((_PIXELS_TAG, varint(num_bytes), pixels, *fields, more))
 
 

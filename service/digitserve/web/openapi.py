@@ -11,10 +11,10 @@ from google.rpc import status_pb2
 
 from digitserve import __version__
 from digitserve.v1 import digits_pb2 as pb
-from digitserve.web.parameters import MODEL_VERSION, PARAMETERS, Parameter
+from digitserve.web.parameters import MODEL_VERSION, PARAMETERS, READ_PARAMETERS, Parameter
 from digitserve.web.uploads import FILE_TYPES
 
-CLASSIFY_PATH, MODEL_PATH, OPENAPI_PATH = "/v1/classify", "/v1/model", "/v1/openapi.json"
+CLASSIFY_PATH, READ_PATH, MODEL_PATH, OPENAPI_PATH = "/v1/classify", "/v1/read", "/v1/model", "/v1/openapi.json"
 
 _ERRORS = {
     400: "`INVALID_ARGUMENT`: an empty body, a file that is not an image or is damaged, wrong sizes, an unknown or invalid parameter.",
@@ -54,7 +54,7 @@ def description(max_images: int) -> str:
         max_images: most images of a request.
     """
     schemas: dict[str, Any] = {}
-    for message in (pb.ClassifyResponse, pb.GetModelResponse):
+    for message in (pb.ClassifyResponse, pb.ReadResponse, pb.GetModelResponse):
         _add_schema(cast("Descriptor", message.DESCRIPTOR), schemas)
     schemas["Status"] = _status_schema()
     files: dict[str, Any] = {name: {} for name in (*FILE_TYPES, "application/octet-stream")}
@@ -64,7 +64,7 @@ def description(max_images: int) -> str:
             "info": {
                 "title": "digitserve",
                 "version": __version__,
-                "summary": "Classifies images of handwritten digits.",
+                "summary": "Classifies images of handwritten digits, and reads numbers.",
                 "description": "The HTTP form of the gRPC service digitserve.v1.DigitService. Answers are ProtoJSON with the field names "
                 "of the protocol; errors are google.rpc.Status.",
                 "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
@@ -80,6 +80,20 @@ def description(max_images: int) -> str:
                         "requestBody": {"required": True, "content": files},
                         "responses": {
                             "200": _answer("One prediction per image, in order.", "ClassifyResponse"),
+                            **_errors(tuple(_ERRORS)),
+                        },
+                    }
+                },
+                READ_PATH: {
+                    "post": {
+                        "operationId": "read",
+                        "summary": "Read the numbers in an image.",
+                        "description": "The body is a file with one image, whose format is detected, or with `width` and `height` raw "
+                        "pixels: uint8, row-major.",
+                        "parameters": [_parameter(parameter) for parameter in READ_PARAMETERS],
+                        "requestBody": {"required": True, "content": files},
+                        "responses": {
+                            "200": _answer("Lines of text in reading order.", "ReadResponse"),
                             **_errors(tuple(_ERRORS)),
                         },
                     }

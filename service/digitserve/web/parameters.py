@@ -1,4 +1,4 @@
-"""The query parameters of ``POST /v1/classify``; no state.
+"""The query parameters of ``POST /v1/classify`` and ``POST /v1/read``; no state.
 
 One declaration of a parameter feeds its check, its error, and its entry in the OpenAPI description.
 """
@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from digitserve.protocol.names import Layout
+from digitserve.protocol.read_codec import MAX_DIGITS, MAX_PATTERN_CHARACTERS
+from digitserve.protocol.readings import DEFAULT_PLACEHOLDER
 from digitserve.types import Framing, Ink
 from digitserve.v1 import digits_pb2 as pb
-from digitserve.vision.reduction import MAX_SIDE
+from digitserve.vision.reduction import MAX_SIDE, READ_SIDE
 from digitserve.web.answers import Failure
 
 MAX_TIMEOUT_S = 5.0
@@ -54,9 +57,11 @@ class Parameter:
         if schema["type"] == "boolean":
             return "true or false"
         if schema["type"] == "string":
-            return f"at most {_MAX_TEXT} characters"
+            return "one character" if schema["maxLength"] == 1 else f"at most {schema['maxLength']} characters"
         if schema["type"] == "integer":
             return f"an integer from {schema['minimum']} to {schema['maximum']}"
+        if "minimum" in schema:
+            return f"a number from {schema['minimum']} to {schema['maximum']}"
         return f"a number above {schema['exclusiveMinimum']}, at most {schema['maximum']:g}"
 
 
@@ -95,8 +100,27 @@ def _parse_timeout(value: str) -> float:
     return seconds
 
 
-def _parse_version(value: str) -> str:
+def _parse_share(value: str) -> float:
+    share = float(value) if len(value) <= _MAX_DIGITS else -1.0
+    if not 0 <= share <= 1:
+        raise ValueError(value)
+    return share
+
+
+def _parse_text(value: str) -> str:
     if len(value) > _MAX_TEXT:
+        raise ValueError(value)
+    return value
+
+
+def _parse_pattern(value: str) -> str:
+    if len(value) > MAX_PATTERN_CHARACTERS:
+        raise ValueError(value)
+    return value
+
+
+def _parse_character(value: str) -> str:
+    if len(value) != 1:
         raise ValueError(value)
     return value
 
@@ -105,28 +129,65 @@ PIXEL_FORMATS = {"gray8": pb.PIXEL_FORMAT_GRAY8, "rgb8": pb.PIXEL_FORMAT_RGB8, "
 
 MODEL_VERSION = Parameter(
     "model_version", "Model version that must be served; otherwise the answer is 404.", {"type": "string", "maxLength": _MAX_TEXT},
-    _parse_version, "",
+    _parse_text, "",
 )  # fmt: skip
 
-PARAMETERS = (
+_RAW = (
     _integer("width", "Width of raw images in pixels. With width and height the body is raw pixels, otherwise a file.",
              1, _MAX_NUMBER, None),
     _integer("height", "Height of raw images in pixels.", 1, _MAX_NUMBER, None),
     _choice("pixel_format", "Format of raw pixels: one byte per pixel, three (RGB) or four (RGB and straight alpha).",
             PIXEL_FORMATS, "gray8"),
+)  # fmt: skip
+
+_TIMEOUT = Parameter(
+    "timeout_s", "Time for the answer in seconds, after the image was received and decoded.",
+    {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_TIMEOUT_S, "default": MAX_TIMEOUT_S},
+    _parse_timeout, MAX_TIMEOUT_S,
+)  # fmt: skip
+
+
+def _max_side(default: int) -> Parameter:
+    text = "Pictures with a longer side are reduced by block means until no side is longer; 0: never."
+    return _integer("max_side", text, 0, _MAX_NUMBER, default)
+
+
+PARAMETERS = (
+    *_RAW,
     _choice("ink", "Whether the strokes are lighter or darker than the background; with framing=as_is the default is light_on_dark.",
             [ink.value for ink in Ink], Ink.AUTO.value),
     _choice("framing", "How an image becomes the input of the network: unchanged, as in MNIST, or decided by the service.",
             [framing.value for framing in Framing], Framing.AUTO.value),
     _integer("top_k", "Number of labels to list per image, most probable first.", 0, MAX_TOP_K, 0),
     _boolean("explain", "Whether to describe how each image was prepared, with the pixels that the network saw."),
-    _integer("max_side", "Pictures with a longer side are reduced by block means until no side is longer; 0: never.", 0, _MAX_NUMBER, MAX_SIDE),
-    Parameter("timeout_s", "Time for the answer in seconds, after the image was received and decoded.",
-              {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_TIMEOUT_S, "default": MAX_TIMEOUT_S},
-              _parse_timeout, MAX_TIMEOUT_S),
+    _max_side(MAX_SIDE),
+    _TIMEOUT,
     MODEL_VERSION,
 )  # fmt: skip
 """Those of ``POST /v1/classify``."""
+
+READ_PARAMETERS = (
+    *_RAW,
+    _choice("layout", "Any number of lines; one line; or rows of boxes or ruled cells with at most one digit each.",
+            [layout.name.lower() for layout in Layout if layout], Layout.PAGE.name.lower()),
+    _integer("num_digits", "Digits that each line has, with layout=cells cells; 0: any number.", 0, MAX_DIGITS, 0),
+    Parameter("pattern", "What each line must look like, such as \\d{5}; without it, anything.",
+              {"type": "string", "maxLength": MAX_PATTERN_CHARACTERS}, _parse_pattern, ""),
+    Parameter("min_confidence", "Digits with a lower confidence are not read.",
+              {"type": "number", "minimum": 0, "maximum": 1, "default": 0}, _parse_share, 0.0),
+    Parameter("placeholder", "Stands in the text for what was not read.",
+              {"type": "string", "minLength": 1, "maxLength": 1, "default": DEFAULT_PLACEHOLDER}, _parse_character, DEFAULT_PLACEHOLDER),
+    _choice("ink", "Whether the strokes are lighter or darker than the background.", [ink.value for ink in Ink], Ink.AUTO.value),
+    _integer("top_k", "Number of labels to list per digit, most probable first.", 0, MAX_TOP_K, 0),
+    _max_side(READ_SIDE),
+    _TIMEOUT,
+    MODEL_VERSION,
+)  # fmt: skip
+"""Those of ``POST /v1/read``."""
+
+
+_READ_FIELDS = ("num_digits", "pattern", "min_confidence", "placeholder", "top_k", "model_version")
+"""Parameters whose values are fields of ReadRequest."""
 
 
 class Options(NamedTuple):
@@ -140,7 +201,7 @@ class Options(NamedTuple):
         timeout_s: time for the answer.
     """
 
-    fields: pb.ClassifyRequest
+    fields: pb.ClassifyRequest | pb.ReadRequest
     raw_size: tuple[int, int] | None
     pixel_format: str
     max_side: int
@@ -181,11 +242,6 @@ def parse_options(query: Iterable[tuple[str, str]]) -> Options:
         Failure: see ``parse``; or parameters contradict each other.
     """
     values = parse(query)
-    width, height, pixel_format = values["width"], values["height"], values["pixel_format"]
-    if (width is None) != (height is None):
-        raise Failure.invalid("query: got only one of width and height; expected both for raw pixels, none for a file")
-    if pixel_format and width is None:
-        raise Failure.invalid("query: got pixel_format without width and height; expected them for raw pixels")
     framing = values["framing"]
     fields = pb.ClassifyRequest(
         ink=f"INK_{(values['ink'] or 'unspecified').upper()}",
@@ -194,6 +250,30 @@ def parse_options(query: Iterable[tuple[str, str]]) -> Options:
         explain=values["explain"],
         model_version=values["model_version"],
     )
+    return _options(fields, values)
+
+
+def parse_read_options(query: Iterable[tuple[str, str]]) -> Options:
+    """Return what the query of ``POST /v1/read`` says.
+
+    Raises:
+        Failure: see ``parse``; or parameters contradict each other.
+    """
+    values = parse(query, READ_PARAMETERS)
+    fields = pb.ReadRequest(
+        ink=f"INK_{(values['ink'] or 'unspecified').upper()}",
+        layout=f"LAYOUT_{(values['layout'] or 'unspecified').upper()}",
+        **{name: values[name] for name in _READ_FIELDS},
+    )
+    return _options(fields, values)
+
+
+def _options(fields: pb.ClassifyRequest | pb.ReadRequest, values: dict[str, Any]) -> Options:
+    width, height, pixel_format = values["width"], values["height"], values["pixel_format"]
+    if (width is None) != (height is None):
+        raise Failure.invalid("query: got only one of width and height; expected both for raw pixels, none for a file")
+    if pixel_format and width is None:
+        raise Failure.invalid("query: got pixel_format without width and height; expected them for raw pixels")
     raw_size = None if width is None else (height, width)
     return Options(fields, raw_size, pixel_format or "gray8", values["max_side"], values["timeout_s"])
 

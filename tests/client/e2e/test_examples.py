@@ -170,7 +170,7 @@ def assert_no_service(command: list[str], printed: str = "") -> None:
     assert re.search("no service answers|No connection established", done.stderr)
 
 
-@pytest.mark.parametrize("name", [*PYTHON, "classify_stream.py"])
+@pytest.mark.parametrize("name", [*PYTHON, "classify_stream.py", "read_form.py"])
 def test_python_without_a_service(files: list[str], name: str) -> None:
     """Without a service, the examples in Python print one line and end with exit code 1."""
     stream = name == "classify_stream.py"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from digitserve.client.channel import open_connections
-from digitserve.client.requests import request_options
+from digitserve.client.requests import Classifier, request_options
 from digitserve.client.stream_window import StreamInterrupted, failed_outcome, to_item
 from digitserve.credentials import Credentials
 from digitserve.v1 import digits_pb2 as pb
@@ -22,7 +22,7 @@ from support.serving import PATIENCE_S
 GOAWAY = h2.raw(h2.GOAWAY, 0, 0, bytes(8))
 """No stream was processed, so gRPC sends each again by default, without any policy."""
 
-IMAGE = to_item(0, np.zeros((2, 2), np.uint8), request_options(0, None, None))
+IMAGE = to_item(0, np.zeros((2, 2), np.uint8), Classifier(request_options(0, None, None)))
 
 
 class RefusingServer:

@@ -13,7 +13,7 @@ from digitserve.client import Closed, InvalidRequest, RequestRejected, Unreachab
 from digitserve.client.blocking_stream import BlockingStream
 from digitserve.client.pool import Deadline, Pool
 from digitserve.client.predictions import Prediction
-from digitserve.client.requests import request_options
+from digitserve.client.requests import Classifier, request_options
 from digitserve.client.stream_window import (
     MAX_STREAM_BYTES,
     StreamInterrupted,
@@ -24,7 +24,7 @@ from digitserve.client.stream_window import (
 )
 from digitserve.v1 import digits_pb2 as pb
 
-OPTIONS = request_options(0, None, None)
+KIND = Classifier(request_options(0, None, None))
 
 
 @given(
@@ -39,7 +39,7 @@ def test_every_valid_image_is_sent_until_it_is_answered(steps: list[str], max_im
     num_added, position, sent, answered = 0, -1, [], 0
     for step in steps:
         if step.startswith("add") and window.has_room:
-            window.add(to_item(num_added, np.zeros((2, 2), np.uint8) if step == "add" else "text", OPTIONS))
+            window.add(to_item(num_added, np.zeros((2, 2), np.uint8) if step == "add" else "text", KIND))
             num_added += 1
         elif step == "send" and (item := window.next_after(position)) is not None:
             assert item.message is not None
@@ -60,7 +60,9 @@ def test_every_valid_image_is_sent_until_it_is_answered(steps: list[str], max_im
 def test_the_bytes_in_flight_are_bounded() -> None:
     """Large images fill the window before their number does; the window has room again when they are answered."""
     window = StreamWindow(1000)
-    window.add(to_item(0, np.zeros((4096, 4096, 4), np.uint8), OPTIONS, max_side=None))
+    window.add(
+        to_item(0, np.zeros((4096, 4096, 4), np.uint8), Classifier(request_options(0, None, None), max_side=None))
+    )
     assert MAX_STREAM_BYTES == 4096 * 4096 * 4
     assert not window.has_room
     window.pop()
@@ -69,7 +71,7 @@ def test_the_bytes_in_flight_are_bounded() -> None:
 
 def test_an_invalid_image_keeps_its_place() -> None:
     """An invalid image is not sent; its error is in its place, with its position."""
-    item = to_item(7, np.zeros((2, 2)), OPTIONS)
+    item = to_item(7, np.zeros((2, 2)), KIND)
     assert item.message is None
     assert isinstance(item.error, InvalidRequest)
     assert item.error.index == 7
@@ -77,15 +79,15 @@ def test_an_invalid_image_keeps_its_place() -> None:
 
 def test_a_large_image_is_reduced_before_it_is_sent() -> None:
     """What waits in the window and is sent is the reduced image; boxes of its answer are in pixels of the original."""
-    options = request_options(0, None, None, explain=True)
-    item = to_item(0, np.full((30, 41, 3), 7, np.uint8), options, max_side=20)
+    kind = Classifier(request_options(0, None, None, explain=True), max_side=20)
+    item = to_item(0, np.full((30, 41, 3), 7, np.uint8), kind)
     assert item.message is not None
     assert (item.message.request.height, item.message.request.width) == (10, 14)
     assert item.message.request.pixels == bytes([7]) * (10 * 14 * 3)
     assert item.num_bytes == 10 * 14 * 3
     answer = pb.ClassifyStreamResponse()
     answer.response.predictions.add().preparation.box.CopyFrom(pb.Box(top=1, bottom=10, left=2, right=14))
-    prediction = to_outcome(item, answer, options)
+    prediction = to_outcome(item, answer, kind)
     assert isinstance(prediction, Prediction) and prediction.preparation is not None
     assert prediction.preparation.box == (3, 30, 6, 41)
 
@@ -94,13 +96,13 @@ def test_an_answer_of_a_draining_worker_interrupts_the_stream() -> None:
     """UNAVAILABLE in place of an answer, and an end without an answer, mean that the image is sent again; other errors are
     its outcome.
     """
-    item = to_item(3, np.zeros((2, 2), np.uint8), OPTIONS)
+    item = to_item(3, np.zeros((2, 2), np.uint8), KIND)
     draining, invalid = pb.ClassifyStreamResponse(), pb.ClassifyStreamResponse()
     draining.error.code, invalid.error.code = 14, 3
     for message in (draining, None):
         with pytest.raises(StreamInterrupted):
-            to_outcome(item, message, OPTIONS)
-    outcome = to_outcome(item, invalid, OPTIONS)
+            to_outcome(item, message, KIND)
+    outcome = to_outcome(item, invalid, KIND)
     assert isinstance(outcome, RequestRejected) and outcome.index == 3
 
 
@@ -139,7 +141,7 @@ def test_a_finished_stream_returns_its_connection(num_read: int) -> None:
     ]
     pool: Pool[Any] = Pool(connections)
     images = [np.full((2, 2), n, np.uint8) for n in range(5)]
-    outcomes = BlockingStream(images, OPTIONS, StreamWindow(2), pool, 60.0).outcomes(return_exceptions=False)
+    outcomes = BlockingStream(images, KIND, StreamWindow(2), pool, 60.0).outcomes(return_exceptions=False)
     assert [next(outcomes).class_index for _ in range(num_read)] == list(range(num_read))  # type: ignore[union-attr]
     assert num_read < 5 or next(outcomes, None) is None
     outcomes.close()

@@ -58,7 +58,7 @@ NOT_RUN = {
 OUTPUTS = {
     r"classify --top-k 3 your-digit.png": r"your-digit.png: {label}  ",
     r"^curl.*digit.png.*v1/classify": r'"label": ?"{label}"',
-    r"import Image|urlopen|await fetch": r"{label} [\d.]+ \w+",
+    r"(?s:import Image(?!.*client\.read))|urlopen|await fetch": r"{label} [\d.]+ \w+",
     r"GetModel": r'"name": "digits"',
     r"models list": r"digits/\d+",
     r"classify --json": r'"label": ?"',
@@ -94,7 +94,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
     digit = 255 - np.asarray(scanned_digits()[0][0])
     picture = Image.fromarray(digit, "L").resize((160, 160), Image.Resampling.BICUBIC)
-    for name in ("your-digit.png", "digit.png", "scan.jpg", "scan.tif", "IMAGE"):
+    for name in ("your-digit.png", "digit.png", "scan.jpg", "scan.tif", "page.jpg", "meter.jpg", "form.png", "IMAGE"):
         picture.save(tmp_path / name, format="PNG" if name == "IMAGE" else None)
     np.save(tmp_path / "images.npy", np.asarray(picture))
     for name in ("images.raw", "pixels.bin"):

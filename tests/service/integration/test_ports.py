@@ -5,11 +5,11 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from structlog.testing import capture_logs
 
 from digitserve.errors import SettingsError
 from digitserve.supervision import ports
 from digitserve.supervision.ports import SlotListeners, listen, reserve
+from support.log_lines import capture_logs
 
 LOCAL = "127.0.0.1"
 

@@ -4,12 +4,15 @@ import gc
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import grpc
 import pytest
 
-from digitserve.batching.pipeline import PendingRequest
-from digitserve.protocol.names import CLASSIFY, MODEL_INFER
+from digitserve.batching.candidates import Candidates
+from digitserve.batching.pending import PendingRequest
+from digitserve.batching.pending_reading import CandidateResponder, PendingReading
+from digitserve.protocol.names import CLASSIFY, MODEL_INFER, READ
 from digitserve.protocol.tensors import IdForm
 from digitserve.transport.classify import CallResponder
 from digitserve.transport.classify_stream import StreamMessage, StreamState
@@ -18,8 +21,9 @@ from digitserve.transport.native.call import Call
 from digitserve.transport.native.stream import Stream
 from digitserve.v1 import digits_pb2 as pb
 from support.bundles import echo_image, echo_request
+from support.column_reader import ColumnReader, echo_row
 from support.infer_checks import infer_request
-from support.serving import RunningWorker, wait_until
+from support.serving import PATIENCE_S, RunningWorker, run_worker, wait_until
 
 PER_REQUEST = (
     rpcs.Call,
@@ -27,6 +31,9 @@ PER_REQUEST = (
     Call,
     Stream,
     PendingRequest,
+    PendingReading,
+    Candidates,
+    CandidateResponder,
     CallResponder,
     IdForm,
     StreamState,
@@ -79,5 +86,28 @@ def test_streams_leave_no_reference_cycles(worker: RunningWorker) -> None:
             next(answers)
             answers.cancel()
         wait_until(lambda: sum(worker.handled("ClassifyStream").values()) == 20, "every stream has ended")
+
+    assert not found
+
+
+def test_readings_leave_no_reference_cycles(models: Path, transport: str) -> None:
+    """Answered, rejected, failed and cancelled readings, in calls and on streams, are freed as soon as they are over."""
+    reader = ColumnReader(candidates=2)
+    with (
+        run_worker(models, new_reader=lambda _: reader, transport=transport) as worker,
+        objects_in_cycles() as found,
+    ):
+        call = worker.channel.unary_unary(READ.path)
+        for number in range(20):
+            worker.read(echo_row(number, 1, 2))
+            for pattern in ("(", "limit", "bug"):
+                with pytest.raises(grpc.RpcError):
+                    worker.read(echo_row(number, pattern=pattern))
+            assert len(list(worker.read_stream(echo_row(number, number) for _ in range(3)))) == 3
+        reader.is_held = True
+        for number in range(20):
+            call.future(echo_row(number).SerializeToString(), timeout=PATIENCE_S).cancel()
+        wait_until(lambda: sum(worker.handled("Read").values()) == worker.started("Read"), "every call has ended")
+        wait_until(lambda: worker.series("digitserve_pending_readings")[()] == 0, "nothing is pending")
 
     assert not found

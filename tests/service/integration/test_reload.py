@@ -5,7 +5,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from structlog.testing import capture_logs
 
 from digitserve.settings import Settings
 from digitserve.supervision import reload
@@ -15,6 +14,7 @@ from digitserve.supervision.worker_process import WorkerPlan
 from digitserve.telemetry.collector import ServiceCollector
 from support.bundles import LABELS
 from support.child_modules import child_processes, open_descriptors
+from support.log_lines import capture_logs
 from support.scripted_workers import Script, echo_bundle
 from support.serving import PATIENCE_S
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import grpc
 import pytest
-from structlog.testing import capture_logs
 
 from digitserve.batching.batcher import Batcher
 from digitserve.batching.refusals import Refusals
@@ -14,6 +13,7 @@ from digitserve.protocol.names import CLASSIFY, CLASSIFY_STREAM, HEALTH_CHECK
 from digitserve.v1 import digits_pb2 as pb
 from digitserve.v1 import digits_pb2_grpc
 from support.bundles import echo_request, write_echo_bundle
+from support.log_lines import capture_logs
 from support.serving import PATIENCE_S, RunningWorker, run_worker, wait_until
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from structlog.testing import capture_logs
 
 from digitserve.errors import StartupError
 from digitserve.file_watch import FileWatch
@@ -25,6 +24,7 @@ from digitserve.supervision.worker_process import WorkerPlan
 from digitserve.telemetry.collector import ServiceCollector
 from support.bundles import LABELS
 from support.child_modules import child_processes, open_descriptors
+from support.log_lines import capture_logs
 from support.scripted_workers import Script, echo_bundle
 
 

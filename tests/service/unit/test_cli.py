@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import digitserve
-from digitserve.cli import classify, main, options
+from digitserve.cli import main, options, output
 from digitserve.cli.exit_codes import ExitCode, exit_code
 from digitserve.client import Client, ClientError, DeadlineExceeded, HandshakeFailed, Unreachable
 from digitserve.errors import CredentialsError
@@ -23,7 +23,7 @@ COMMANDS = {
     **{name: command for name, command in main.commands.items() if name not in SUBCOMMANDS},
     **{f"{group} {name}": command for group, held in SUBCOMMANDS.items() for name, command in held.commands.items()},
 }
-ARGUMENTS = {"classify": ["x.png"], "models activate": ["digits/1"]}
+ARGUMENTS = {"classify": ["x.png"], "read": ["x.png"], "models activate": ["digits/1"]}
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +60,7 @@ def test_python_m_digitserve_is_the_command() -> None:
     assert digitserve.__version__ == version("digitserve")
 
 
-@pytest.mark.parametrize("imported", ["click", "structlog", "prometheus_client"])
+@pytest.mark.parametrize("imported", ["click", "numpy", "prometheus_client"])
 def test_ctrl_c_during_the_start(tmp_path: Path, imported: str) -> None:
     """Ctrl-C while the command imports its modules ends it with exit code 130 and without a traceback."""
     (tmp_path / f"{imported}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nos._exit(7)\n")
@@ -141,18 +141,18 @@ def test_each_error_has_its_exit_code(error: Exception, code: int) -> None:
     assert exit_code(error) == code  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["classify", "healthcheck", "bench"])
+@pytest.mark.parametrize("name", ["classify", "read", "healthcheck", "bench"])
 @pytest.mark.parametrize("address", ["tcp://localhost", "localhost:http", "localhost:8080/metrics", "::1"])
 def test_a_wrong_address_is_wrong_usage(name: str, address: str) -> None:
     """An address that cannot be corrected ends with exit code 2 and states what an address looks like."""
-    result = run(name, *(["x.png"] if name == "classify" else []), "--address", address)
+    result = run(name, *ARGUMENTS.get(name, []), "--address", address)
 
     assert result.exit_code == ExitCode.USAGE
     assert "--address" in result.output
     assert "expected host:port" in " ".join(result.output.split())
 
 
-@pytest.mark.parametrize("name", ["classify", "healthcheck", "bench"])
+@pytest.mark.parametrize("name", ["classify", "read", "healthcheck", "bench"])
 @pytest.mark.parametrize(
     ("arguments", "flag", "reason"),
     [
@@ -168,7 +168,7 @@ def test_credentials_that_cannot_be_used_are_wrong_usage(
     name: str, arguments: tuple[str, ...], flag: str, reason: str
 ) -> None:
     """Exit code 2; the message names the flag and its environment variable, and the advice names flags."""
-    result = run(name, *(["x.png"] if name == "classify" else []), *arguments)
+    result = run(name, *ARGUMENTS.get(name, []), *arguments)
 
     assert result.exit_code == ExitCode.USAGE
     text = " ".join(result.stderr.split())
@@ -251,7 +251,7 @@ def test_ctrl_c_ends_every_command_without_a_traceback(name: str, monkeypatch: p
 
 def test_help_and_completion_load_no_large_package() -> None:
     """The commands are defined without numpy and gRPC, which take most of the time until ``--help`` is shown."""
-    program = "import sys, digitserve.cli; print(*{'numpy', 'grpc', 'structlog'} & {*sys.modules})"
+    program = "import sys, digitserve.cli; print(*{'numpy', 'grpc'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 
     assert done.stdout == "\n"
@@ -311,4 +311,4 @@ def test_output_that_cannot_be_written_ends_in_one_line(printer: str, target: st
 
 def test_json_numbers_have_the_digits_of_float32() -> None:
     """A confidence of 0.9 is printed as 0.9, not as 0.8999999761581421."""
-    assert classify.shortest(float(np.float32(0.9))) == 0.9
+    assert output.shortest(float(np.float32(0.9))) == 0.9

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from digitserve.errors import SettingsError
 from digitserve.file_watch import FileWatch, WatchedValue
+from support.log_lines import capture_logs
 from support.serving import wait_until
 
 
@@ -49,14 +50,15 @@ def test_new_content_is_used_at_the_next_check(files: Files) -> None:
     assert files.reloaded.value == "b"
 
 
-def test_invalid_files_are_reported_once_per_change(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_files_are_reported_once_per_change(files: Files) -> None:
     """The old value stays in use. A change to invalid content is counted and logged once; the old content is valid again."""
-    for number, contents in enumerate([("b", "c"), ("b", "d")], 1):
-        files.write(*contents)
-        for _ in range(5):
-            files.reloaded.check()
-        assert (files.reloaded.value, files.reloaded.num_failures) == ("a", number)
-    assert capsys.readouterr().out.count("new files are invalid") == 2
+    with capture_logs() as lines:
+        for number, contents in enumerate([("b", "c"), ("b", "d")], 1):
+            files.write(*contents)
+            for _ in range(5):
+                files.reloaded.check()
+            assert (files.reloaded.value, files.reloaded.num_failures) == ("a", number)
+    assert [line["event"] for line in lines] == ["new files are invalid, the old ones stay in use"] * 2
     files.paths[0].unlink()
     for _ in range(5):
         files.reloaded.check()
@@ -103,9 +105,7 @@ def test_the_value_is_always_the_newest_valid_one(history: list[tuple[str, str]]
             assert files.reloaded.value == expected
 
 
-def test_a_fault_does_not_end_the_thread(
-    files: Files, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_fault_does_not_end_the_thread(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     """After an exception of any kind the thread checks the files again."""
     monkeypatch.setattr("digitserve.file_watch.INTERVAL_S", 0.001)
     faults = [RuntimeError("fault")]
@@ -119,7 +119,8 @@ def test_a_fault_does_not_end_the_thread(
     monkeypatch.setattr(files.reloaded, "_read", fail_once)
     files.write("b", "b")
     watch = FileWatch([files.reloaded, None])
-    watch.start()
-    wait_until(lambda: files.reloaded.value == "b", "the files are read")
-    watch.stop()
-    assert "files could not be checked" in capsys.readouterr().out
+    with capture_logs() as lines:
+        watch.start()
+        wait_until(lambda: files.reloaded.value == "b", "the files are read")
+        watch.stop()
+    assert "files could not be checked" in [line["event"] for line in lines]

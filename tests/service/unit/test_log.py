@@ -22,7 +22,6 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
-import structlog
 
 from digitserve import log
 from digitserve.log import LineWriter
@@ -39,7 +38,7 @@ def _restore_logging() -> Iterator[None]:
     logging.raiseExceptions = True
     logging.captureWarnings(capture=False)
     sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
-    structlog.reset_defaults()
+    logging.getLogger("digitserve").setLevel(logging.NOTSET)
 
 
 def lines_of(capfd: Capture) -> list[dict[str, Any]]:
@@ -54,7 +53,7 @@ def writer_to(fd: int) -> LineWriter:
 def test_json_lines_have_the_fields_of_the_process(capfd: Capture) -> None:
     """A line is a JSON object on standard error with time (RFC 3339, UTC), level, logger, message, its fields and those given to ``configure``."""
     log.configure("json", pid=7)
-    structlog.get_logger("digitserve.module").warning("worker ended", exit_code=9)
+    log.get_logger("digitserve.module").warning("worker ended", exit_code=9)
     output, errors = capfd.readouterr()
     line = json.loads(errors)
     assert output == ""
@@ -67,7 +66,7 @@ def test_json_lines_have_the_fields_of_the_process(capfd: Capture) -> None:
 def test_auto_writes_json_unless_on_a_terminal(capfd: Capture) -> None:
     """Standard error of a test is no terminal."""
     log.configure("auto")
-    structlog.get_logger().info("draining")
+    log.get_logger().info("draining")
     assert lines_of(capfd)[0]["message"] == "draining"
 
 
@@ -78,7 +77,7 @@ def test_a_full_disk_loses_lines(log_format: str) -> None:
     os.dup2(full, 2)
     try:
         log.configure(log_format)
-        structlog.get_logger().error("lost", detail="\udcff")
+        log.get_logger().error("lost", detail="\udcff")
         logging.getLogger("library").error("lost")
     finally:
         os.dup2(stderr, 2)
@@ -97,9 +96,9 @@ class Unprintable:
 def test_a_line_that_cannot_be_rendered_is_lost(log_format: str, capfd: Capture) -> None:
     """Whatever fails in a line, nothing is raised in the code that logs, and the next line says that one was lost."""
     log.configure(log_format)
-    structlog.get_logger().info("bad", value=Unprintable())
+    log.get_logger().info("bad", value=Unprintable())
     logging.getLogger("library").error("%d", "no number")
-    structlog.get_logger().info("good")
+    log.get_logger().info("good")
     errors = capfd.readouterr().err
     assert "log lines were lost" in errors
     assert "good" in errors
@@ -214,8 +213,8 @@ def test_lines_have_a_bounded_rate(of: str, capfd: Capture) -> None:
             if of == "library":
                 logging.getLogger("uvicorn.error").warning("number %d", number)
             else:
-                structlog.get_logger("digitserve.module").warning("flood")
-        structlog.get_logger("digitserve.module").warning("another")
+                log.get_logger("digitserve.module").warning("flood")
+        log.get_logger("digitserve.module").warning("another")
     lines = [line for line in lines_of(capfd) if line["message"] != "another"]
     assert len(lines) == 20 + 15
     assert [line.get("drops_more_for_s") for line in lines] == [None] * 19 + [1.0] + [None] * 15
@@ -271,7 +270,7 @@ def test_a_line_is_written_at_once_to_a_pipe(capfd: Capture) -> None:
     its longest field is left out.
     """
     log.configure("json")
-    structlog.get_logger().warning("long", output="start" + "x" * 100_000 + "end", more="kept")
+    log.get_logger().warning("long", output="start" + "x" * 100_000 + "end", more="kept")
     errors = capfd.readouterr().err
     (line,) = map(json.loads, errors.splitlines())
     assert 3_000 < len(errors) <= select.PIPE_BUF
@@ -285,7 +284,7 @@ def test_tracebacks_have_no_local_variables(capfd: Capture) -> None:
     try:
         int("not a number")
     except ValueError:
-        structlog.get_logger().exception("crashed")
+        log.get_logger().exception("crashed")
     errors = capfd.readouterr().err
     assert "not a number" in errors
     assert pixels not in errors

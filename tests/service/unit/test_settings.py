@@ -11,7 +11,6 @@ from typing import Any
 
 import click
 import pytest
-import structlog
 from click.testing import CliRunner, Result
 
 from digitserve.cli import main
@@ -156,9 +155,8 @@ def test_a_port_that_kubernetes_injects_is_ignored_with_a_warning(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A Service named digitserve-grpc makes Kubernetes set DIGITSERVE_GRPC_PORT=tcp://...; one line on standard error states
-    that it is ignored, and standard output stays empty. The client library, which has no structlog, does the same.
+    that it is ignored, and standard output stays empty.
     """
-    monkeypatch.setitem(sys.modules, "structlog", None)
     setting = setting_named(name)
     assert environment_value(setting, {environment_variable(setting): "tcp://10.96.3.7:50051"}) is None
     output, errors = capsys.readouterr()
@@ -198,7 +196,6 @@ def test_services_of_kubernetes_change_no_setting(monkeypatch: pytest.MonkeyPatc
 def test_serve_logs_injected_ports_in_its_format(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The lines about ignored ports are log lines of the service, not plain text between lines of JSON."""
     outcome = run("--models", str(tmp_path), "--log-format", "json", DIGITSERVE_GRPC_PORT="tcp://10.96.0.1:1")
-    structlog.reset_defaults()
     assert "ignoring" not in outcome.output
     (line,) = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
     assert (line["level"], line["variable"], line["value"]) == (
@@ -263,7 +260,6 @@ def test_a_bad_variable_is_rejected_by_name() -> None:
 def test_a_missing_model_is_a_refusal_to_start(tmp_path: Path) -> None:
     """A valid value that cannot be served ends with exit code 1 and a message with the failed check."""
     outcome = run("--models", str(tmp_path), "--log-format", "text")
-    structlog.reset_defaults()
     assert outcome.exit_code == 1
     assert "refusing to start: check 'files' failed: no version of model 'digits'" in outcome.output
 
@@ -272,7 +268,6 @@ def test_a_missing_model_is_a_refusal_to_start(tmp_path: Path) -> None:
 def test_a_served_name_is_checked(models: Path, name: str) -> None:
     """The name of the model for clients is part of answers: it must be a valid name."""
     outcome = run("--models", str(models), "--served-name", name)
-    structlog.reset_defaults()
     assert outcome.exit_code == 1
     assert "--served-name: got" in outcome.output and "expected 1 to 256 printable characters" in outcome.output
 

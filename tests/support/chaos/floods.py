@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from digitserve.protocol.names import CLASSIFY, CLASSIFY_STREAM, GET_MODEL
+from digitserve.protocol.names import CLASSIFY, CLASSIFY_STREAM, GET_MODEL, READ, READ_STREAM
 from digitserve.v1 import digits_pb2 as pb
 from support import http2_peer as h2
 
@@ -71,7 +71,7 @@ KINDS: dict[str, Callable[[random.Random], Iterator[bytes]]] = {
 
 def held(rng: random.Random) -> bytes:
     """Return what a connection sends that is then left open."""
-    path = rng.choice([CLASSIFY, CLASSIFY_STREAM, GET_MODEL]).path.encode()
+    path = rng.choice([CLASSIFY, CLASSIFY_STREAM, READ, READ_STREAM, GET_MODEL]).path.encode()
     opening, body = h2.PREFACE + h2.settings(s4=rng.choice([0, 1 << 20])), struct.pack(">BI", 0, 65_000) + bytes(64_000)
     return rng.choice(
         [

@@ -15,15 +15,16 @@ from playwright.sync_api import Page, expect
 from digitserve.web import uploads
 from support.browser import draw
 from support.digits import MODELS
-from support.pen_strokes import DIGITS
+from support.pen_strokes import DIGITS, number
 from support.serving import PATIENCE_S, Service, run_service, wait_until
-from support.web_page import ACCEPTED, button, expect_answer, expect_state, ready
+from support.web_page import ACCEPTED, button, expect_answer, expect_lines, expect_state, lines, numbers, ready
 
 OpenPage = Callable[..., Page]
 
 TOKEN = "a-token-of-enough-characters"  # noqa: S105 - of a test
 
-MAX_REQUEST_BYTES = 65536
+MAX_REQUEST_BYTES = 131072
+"""More than the pixels of a drawing of numbers."""
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +84,17 @@ def test_an_overloaded_service_is_named_and_asked_again(page: Page, service: Ser
     expect_state(page, "ready")
 
 
+def test_numbers_wait_for_an_overloaded_service(page: Page, service: Service) -> None:
+    """In the mode "Numbers" too, the page says so, shows no answer, and reads the number later without another stroke."""
+    numbers(page)
+    with full_memory(service):
+        draw(page, number("507"))
+        expect_state(page, "overloaded")
+        expect(lines(page)).to_have_count(0)
+    expect_lines(page, "507")
+    expect_state(page, "ready")
+
+
 def test_a_service_that_hangs_is_named(page: Page, service: Service) -> None:
     """A service that accepts connections and does not answer counts as gone, until it answers."""
     service.process.send_signal(signal.SIGSTOP)
@@ -118,6 +130,13 @@ def test_a_stopped_service_is_named_and_found_again(open_page: OpenPage, log: Pa
     expect(page.locator("#label")).not_to_have_text("3")
     with run_service(MODELS, log, "--workers", "1", "--http-port", str(urlsplit(service.http_url).port)):
         expect_answer(page, "7")
+        expect_state(page, "ready")
+        numbers(page)
+    draw(page, number("507"))
+    expect_state(page, "gone")
+    expect(page.get_by_text("Waiting for the service")).to_be_visible()
+    with run_service(MODELS, log, "--workers", "1", "--http-port", str(urlsplit(service.http_url).port)):
+        expect_lines(page, "507")
         expect_state(page, "ready")
 
 
@@ -180,4 +199,7 @@ def test_a_service_with_tokens_asks_for_one(open_page: OpenPage, log: Path, tmp_
         ready(page)
         draw(page, DIGITS["7"][0])
         expect_answer(page, "7")
+        numbers(page)
+        draw(page, number("507"))
+        expect_lines(page, "507")
         assert TOKEN not in page.url

@@ -99,10 +99,16 @@ def test_a_request_that_was_accepted_is_received_and_answered(tmp_path: Path, tr
             assert (answer.status, answer.headers["connection"]) == (status, "close"), path
         with grpc.insecure_channel(service.grpc_address) as channel:
             health = health_pb2_grpc.HealthStub(channel)
+
+            def is_serving() -> bool:
+                answer = health.Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
+                return answer.status == health_pb2.HealthCheckResponse.SERVING
+
+            # The supervisor refuses requests before its message reaches the worker.
+            wait_until(lambda: not is_serving(), "the worker says that it drains")
             # Each answer is sent in an iteration of the worker's event loop: it does not drain before the request is answered.
             for _ in range(100):
-                answer = health.Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
-                assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
+                assert not is_serving()
 
         for part in (BODY[100:400], BODY[400:]):
             slow.sendall(part)

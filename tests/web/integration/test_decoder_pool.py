@@ -69,12 +69,12 @@ def test_small_and_large_pictures_have_their_own_process() -> None:
 
     async def use(pool: DecoderPool) -> None:
         assert not pool.pids
-        small = pb.ClassifyRequest.FromString((await pool.decode(SMALL, 0, 1)).request)
+        small = pb.ClassifyRequest.FromString((await pool.decode(SMALL, Question(0, 1))).request)
         assert (small.height, small.width, len(pool.pids)) == (30, 40, 1)
-        large = await pool.decode(LARGE, 500, 1)
+        large = await pool.decode(LARGE, Question(500, 1))
         assert large.reduction == (3, 1200, 1500)
         pids = pool.pids
-        await asyncio.gather(*(pool.decode(file, 500, 1) for file in [SMALL, LARGE] * 5))
+        await asyncio.gather(*(pool.decode(file, Question(500, 1)) for file in [SMALL, LARGE] * 5))
         assert pool.pids == pids and len(pids) == 2
 
     with_pool(use)
@@ -84,16 +84,16 @@ def test_a_decoder_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its file gets 429, because a busy machine may be the reason, and the next file another process."""
 
     async def use(pool: DecoderPool) -> None:
-        await pool.decode(SMALL, 0, 1)
+        await pool.decode(SMALL, Question(0, 1))
         (pid,) = pool.pids
         os.kill(pid, signal.SIGSTOP)
         with monkeypatch.context() as patch:
             patch.setattr(decoder_pool, "DECODE_S", 0.05)
             with pytest.raises(Failure, match="was not decoded within") as caught:
-                await pool.decode(SMALL, 0, 1)
+                await pool.decode(SMALL, Question(0, 1))
         assert (caught.value.http_status, caught.value.headers["retry-after"]) == (429, "1")
         assert not runs(pid)
-        await pool.decode(SMALL, 0, 1)
+        await pool.decode(SMALL, Question(0, 1))
 
     with_pool(use)
 
@@ -108,9 +108,9 @@ def test_cpu_time_is_limited_by_the_kernel(monkeypatch: pytest.MonkeyPatch) -> N
 
     async def use(pool: DecoderPool) -> None:
         with pytest.raises(Failure, match="takes too much time") as caught:
-            await pool.decode(content[:-2] + 1000 * last_scan + content[-2:], 0, 1)
+            await pool.decode(content[:-2] + 1000 * last_scan + content[-2:], Question(0, 1))
         assert caught.value.http_status == 400
-        await pool.decode(SMALL, 0, 1)
+        await pool.decode(SMALL, Question(0, 1))
 
     with_pool(use)
 
@@ -120,7 +120,7 @@ def test_libraries_write_no_log_lines(capfd: pytest.CaptureFixture[str]) -> None
 
     async def use(pool: DecoderPool) -> None:
         with pytest.raises(Failure, match="cannot be decoded"):
-            await pool.decode(damaged, 0, 1)
+            await pool.decode(damaged, Question(0, 1))
 
     file = io.BytesIO()
     Image.new("RGB", (64, 64)).save(file, "TIFF", compression="tiff_lzw")
@@ -133,16 +133,16 @@ def test_a_decoder_that_ends_fails_only_its_file() -> None:
     """A crash of a library is reported with 400, and the next file gets another process."""
 
     async def use(pool: DecoderPool) -> None:
-        await pool.decode(SMALL, 0, 1)
+        await pool.decode(SMALL, Question(0, 1))
         (pid,) = pool.pids
         os.kill(pid, signal.SIGSTOP)
-        task = asyncio.create_task(pool.decode(SMALL, 0, 1))
+        task = asyncio.create_task(pool.decode(SMALL, Question(0, 1)))
         await asyncio.sleep(0)
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(Failure, match="the decoder ended") as caught:
             await task
         assert caught.value.http_status == 400
-        await pool.decode(SMALL, 0, 1)
+        await pool.decode(SMALL, Question(0, 1))
 
     with_pool(use)
 
@@ -151,10 +151,13 @@ def test_a_client_that_disconnects_ends_no_decoder() -> None:
     """The file of a client that has disconnected is decoded to its end, and the next file gets its own answer from the same process."""
 
     async def use(pool: DecoderPool) -> None:
-        await pool.decode(SMALL, 0, 1)
+        await pool.decode(SMALL, Question(0, 1))
         (pid,) = pool.pids
         os.kill(pid, signal.SIGSTOP)
-        tasks = [asyncio.create_task(pool.decode(file, 0, 1)) for file in (saved(50, 60, "PNG"), SMALL, b"no image")]
+        tasks = [
+            asyncio.create_task(pool.decode(file, Question(0, 1)))
+            for file in (saved(50, 60, "PNG"), SMALL, b"no image")
+        ]
         await asyncio.sleep(0.01)
         for task in (tasks[0], tasks[2]):
             task.cancel()
@@ -194,7 +197,7 @@ def test_the_largest_picture_fits_into_the_memory(kind: str) -> None:
     )  # a larger BMP exceeds that of bodies
 
     async def use(pool: DecoderPool) -> None:
-        decoded = await pool.decode(content, 0 if kind == "JPEG" else 2048, 1)
+        decoded = await pool.decode(content, Question(0 if kind == "JPEG" else 2048, 1))
         assert decoded.request
 
     with_pool(use)
@@ -205,9 +208,9 @@ def test_idle_processes_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoder_pool, "IDLE_S", 0.01)
 
     async def use(pool: DecoderPool) -> None:
-        await pool.decode(SMALL, 0, 1)
+        await pool.decode(SMALL, Question(0, 1))
         await until(lambda: not pool.pids, "the process has ended")
-        await pool.decode(SMALL, 0, 1)
+        await pool.decode(SMALL, Question(0, 1))
 
     with_pool(use)
 
@@ -216,12 +219,12 @@ def test_files_that_wait_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     """Too many files, or a wait that is too long, get 429 with a delay."""
 
     async def use(pool: DecoderPool) -> None:
-        await pool.decode(SMALL, 0, 1)
+        await pool.decode(SMALL, Question(0, 1))
         (pid,) = pool.pids
         os.kill(pid, signal.SIGSTOP)
         monkeypatch.setattr(decoder_pool, "MAX_WAITING", 2)
         monkeypatch.setattr(decoder_pool, "WAIT_S", 0.05)
-        tasks = [asyncio.create_task(pool.decode(SMALL, 0, 1)) for _ in range(4)]
+        tasks = [asyncio.create_task(pool.decode(SMALL, Question(0, 1))) for _ in range(4)]
         _, waiting = await asyncio.wait(tasks, timeout=PATIENCE_S, return_when=asyncio.FIRST_EXCEPTION)
         while len(waiting) > 1:
             _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -239,7 +242,7 @@ def test_arrays_are_not_copied_beyond_the_limit() -> None:
     np.save(file, np.zeros((4, 2048, 2040), np.uint8))
 
     async def use(pool: DecoderPool) -> None:
-        request = pb.ClassifyRequest.FromString((await pool.decode(file.getvalue(), 0, 4)).request)
+        request = pb.ClassifyRequest.FromString((await pool.decode(file.getvalue(), Question(0, 4))).request)
         assert request.num_images == 4
 
     with_pool(use)

@@ -1,4 +1,4 @@
-"""From a file to a ClassifyRequest, as the child process does it."""
+"""From a file to a request, as the child process does it."""
 
 import io
 
@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from digitserve.client.predictions import ModelInfo
+from digitserve.client.read_requests import Reader
 from digitserve.client.requests import group, request_options, split
 from digitserve.v1 import digits_pb2 as pb
 from digitserve.vision.reduction import Reduction
@@ -40,6 +41,29 @@ def test_requests_are_those_of_the_client(shape: tuple[int, ...], max_side: int)
     expected = chunk.to_request(request_options(0, None, None))
     assert pb.ClassifyRequest.FromString(body) == expected
     assert answer == ("", False, groups[0].reduction)
+
+
+@pytest.mark.parametrize("shape", [(60, 90), (60, 90, 3), (128, 100, 4)], ids=str)
+@pytest.mark.parametrize("max_side", [0, 50, 4096])
+def test_requests_to_read_are_those_of_the_client(shape: tuple[int, ...], max_side: int) -> None:
+    """Pixels, size, format and reduction are those of the client library for the same picture."""
+    pixels = random(*shape)
+    answer, body = decode(saved(pixels), Question(max_side, 1, message="ReadRequest"), MAX_PIXELS)
+    reader = Reader(max_side=max_side or None)
+    sent = reader.prepare(pixels, 0)
+    expected = reader.to_message(sent).request
+    expected.ClearField("layout")
+    expected.ClearField("placeholder")
+    assert pb.ReadRequest.FromString(body) == expected
+    assert answer == ("", False, sent.reduction)
+
+
+def test_a_page_is_reduced_until_it_fits() -> None:
+    """Pixels that would not fit into a message are reduced also if no side is too long."""
+    question = Question(4096, 1, 5000, "ReadRequest")
+    answer, body = decode(saved(random(60, 90, 3)), question, MAX_PIXELS)
+    assert answer.reduction == Reduction(2, 60, 90)
+    assert len(pb.ReadRequest.FromString(body).pixels) == 30 * 45 * 3
 
 
 def test_files_with_too_many_images_are_refused() -> None:

@@ -106,26 +106,30 @@ def test_no_other_path_leads_to_a_file(name: str) -> None:
 
 
 def test_what_the_files_refer_to_exists() -> None:
-    """Links, scripts, styles, imports and examples are files of the page or routes of the service; ids are in index.html."""
-    routes = {"/v1/openapi.json", "/metrics", "/readyz"}
+    """Links, scripts, styles, imports and examples are files of the page, routes of the service or modes; ids are in index.html."""
+    routes = {"/v1/openapi.json", "/metrics", "/readyz", "#digit", "#number"}
     referred = set(re.findall(r'(?:href|src)="([^"]+)"', INDEX))
     assert referred <= {f"/page/{name}" for name in NAMES} | routes
     scripts = {name: text for name, text in TEXTS.items() if name.endswith(".js")}
+    ids = set(re.findall(r'\bid="([^"]+)"', INDEX))
     for text in scripts.values():
+        assert set(re.findall(r'\b(?:element|canvas)\("([^"]+)"\)', text)) <= ids
         assert set(re.findall(r'from "\./([^"]+)"', text)) <= set(NAMES)
     examples = set(re.findall(r'\["([a-z]+\.(?:png|jpg))", "[^"]+"\]', scripts["pictures.js"]))
     assert {f"examples/{name}" for name in examples} == {name for name in NAMES if name.startswith("examples/")}
-    ids = set(re.findall(r'\bid="([^"]+)"', INDEX))
-    for name in ("page.js", "pad.js", "pictures.js", "answer.js", "connection.js"):
-        assert set(re.findall(r'\b(?:element|canvas)\("([^"]+)"\)', scripts[name])) <= ids
 
 
 def test_every_value_of_the_protocol_has_words() -> None:
-    """Verdicts, inks and artefacts that the service may return are named in the page."""
-    for enumeration in (pb.Verdict, pb.Artefact, pb.Ink):
-        for value in enumeration.keys():  # noqa: SIM118 - not a dict
-            if not value.endswith(("_UNSPECIFIED", "_AUTO")):
-                assert value in TEXTS["answer.js"]
+    """Verdicts, inks, artefacts, kinds of marks and of ignored ink that the service may return are named in the page."""
+    files = {
+        "answer.js": (pb.Verdict, pb.Artefact, pb.Ink),
+        "reading_text.js": (pb.Verdict, pb.MarkKind, pb.IgnoredKind),
+    }
+    for name, enumerations in files.items():
+        for enumeration in enumerations:
+            for value in enumeration.keys():  # noqa: SIM118 - not a dict
+                if not value.endswith(("_UNSPECIFIED", "_AUTO")):
+                    assert value in TEXTS[name]
 
 
 def test_the_page_is_small() -> None:

@@ -8,7 +8,7 @@ from support.serving import PATIENCE_S
 
 
 def test_javascript() -> None:
-    """The tests in ``page/`` and ``panel/`` pass: which image is sent when; parser, readings, polling, texts and scales."""
+    """The tests in ``page/`` and ``panel/`` pass: which image is sent when; words of a reading; parser, readings, polling, texts and scales."""
     files = sorted(map(str, Path(__file__).parent.glob("*/*.test.mjs")))
     done = subprocess.run([node(), "--test", *files], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -15,8 +15,7 @@ import ssl
 from collections.abc import Callable
 from typing import Any
 
-import structlog
-
+from digitserve.log import get_logger
 from digitserve.telemetry.block import CloseReason
 from digitserve.transport.native.peer import READABLE, NewConnection, Peer, Peers
 from digitserve.transport.native.tls import TlsWire
@@ -45,7 +44,7 @@ _SOCKET_OPTIONS = (
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES),
 )
 
-_log = structlog.get_logger("digitserve.transport.native.acceptor")
+_log = get_logger("digitserve.transport.native.acceptor")
 
 
 class Acceptor:

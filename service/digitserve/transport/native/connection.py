@@ -12,8 +12,7 @@ refused: otherwise the two sides would disagree about both.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import structlog
-
+from digitserve.log import get_logger
 from digitserve.protocol.names import Code
 from digitserve.protocol.status import Status
 from digitserve.telemetry.block import CloseReason, RefusalReason
@@ -78,7 +77,7 @@ _HALF_WINDOW = CONNECTION_WINDOW // 2
 _FORM_FLAGS = END_HEADERS | PADDED | WITH_PRIORITY
 """Flags that determine what HEADERS contains; with END_HEADERS alone it is exactly a whole header block."""
 
-_log = structlog.get_logger("digitserve.transport.native.connection")
+_log = get_logger("digitserve.transport.native.connection")
 
 
 @dataclass(frozen=True, slots=True)

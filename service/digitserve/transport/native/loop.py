@@ -12,8 +12,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterable
 
-import structlog
-
+from digitserve.log import get_logger
 from digitserve.telemetry.block import CloseReason
 from digitserve.transport.native.acceptor import Acceptor
 from digitserve.transport.native.frames import ErrorCode
@@ -52,7 +51,7 @@ SILENCE_S = 5.0
 WAITED_S = 0.0005
 """A poll that took longer has waited: then what it reports has just arrived. One without a wait takes microseconds."""
 
-_log = structlog.get_logger("digitserve.transport.native.loop")
+_log = get_logger("digitserve.transport.native.loop")
 
 
 class Loop:

@@ -3,10 +3,13 @@
  * The section "Answer": label, confidence, verdict, probabilities, what the network saw, and times. Only page.js calls it.
  */
 
-import { canvas, create, element, part } from "./elements.js";
+import { announcer } from "./announcer.js";
+import { Bars } from "./bars.js";
+import { canvas, element } from "./elements.js";
+import { decoding, milliseconds, percent, times } from "./words.js";
 
 /** @typedef {import("./pictures.js").Box} Box */
-/** @typedef {{label: string, class_index: number, confidence: number | null}} Score null: not known yet */
+/** @typedef {import("./bars.js").Score} Score */
 /**
  * @typedef {object} Preparation
  * @property {string} pixels base64
@@ -53,8 +56,8 @@ const INKS = { INK_LIGHT_ON_DARK: "light ink on dark", INK_DARK_ON_LIGHT: "dark 
 /** Below this confidence the second label is named too. */
 const SURE = 0.9;
 
-/** Time without a change after which the answer is read to users of a screen reader. */
-const SETTLED_MS = 700;
+/** Of the list of times. */
+const TERMS = ["Round trip", "Decoding", "Queue", "Framing", "Network", "Batch size", "Model"];
 
 export class Answer {
   #section = element("answer");
@@ -62,28 +65,22 @@ export class Answer {
   #confidence = element("confidence");
   #verdict = element("verdict");
   #explanation = element("explanation");
-  #bars = element("bars");
+  #bars = new Bars(element("bars"));
   #framed = canvas("framed");
   #preparation = element("preparation");
   #times = element("times");
   /** Of the model; until it is known the ten digits, so that the layout does not change later. */
   #labels = [..."0123456789"];
-  #announcement = element("announcement");
-  #words = "";
-  /** @type {ReturnType<typeof setTimeout> | undefined} */
-  #timer = undefined;
 
   /** Show no answer. */
   clear() {
     this.#head("empty", "", "", "Draw a digit, or choose an example.", "");
     this.#body();
-    this.#times.replaceChildren(...times([]));
-    clearTimeout(this.#timer);
+    this.#times.replaceChildren(...times(TERMS, []));
   }
 
   /** @param {string} words shown until the answer arrives */
   wait(words) {
-    clearTimeout(this.#timer);
     this.#head("empty", "", "", words, "");
     this.#body();
   }
@@ -97,9 +94,8 @@ export class Answer {
   refuse(title, message) {
     this.#head("refused", "", "", title, message);
     this.#body();
-    this.#times.replaceChildren(...times([]));
-    this.#words = `${title}. ${message}`;
-    this.readOut();
+    this.#times.replaceChildren(...times(TERMS, []));
+    announcer.plan(`${title}. ${message}`);
   }
 
   /**
@@ -108,6 +104,7 @@ export class Answer {
    * @param {ClassifyResponse} response
    * @param {{ms: number, headers: Headers}} call round trip, and the header fields of the answer
    * @param {boolean} isPicture whether it is about a picture; otherwise about a drawing
+   * @returns {string} the answer in words, for users of a screen reader
    */
   show(response, { ms, headers }, isPicture) {
     const prediction = response.predictions[0];
@@ -124,12 +121,12 @@ export class Answer {
     this.#body(prediction, isPicture);
     const { queue_s, preprocess_s, inference_s, batch_size } = response.timing;
     this.#times.replaceChildren(
-      ...times([
+      ...times(TERMS, [
         milliseconds(ms), isPicture ? decoding(headers) : "none", milliseconds(1000 * queue_s), milliseconds(1000 * preprocess_s),
         milliseconds(1000 * inference_s), String(batch_size), `${response.model_name} ${response.model_version}`,
       ]),
     );
-    this.#words = [label && `${label}, ${percent(confidence)}.`, `${title}.`, also].join(" ").trim();
+    return [label && `${label}, ${percent(confidence)}.`, `${title}.`, also].join(" ").trim();
   }
 
   /** @param {string[]} labels of the model, for the bars before the first answer */
@@ -138,18 +135,6 @@ export class Answer {
     if (!this.#label.dataset.label) {
       this.#body();
     }
-  }
-
-  /** Read the answer to users of a screen reader, once it does not change any more. */
-  readOut() {
-    clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => this.say(this.#words), SETTLED_MS);
-  }
-
-  /** @param {string} words read to users of a screen reader now */
-  say(words) {
-    clearTimeout(this.#timer);
-    this.#announcement.textContent = words;
   }
 
   /**
@@ -176,7 +161,7 @@ export class Answer {
     const scores = prediction?.top.length
       ? [...prediction.top].sort((one, other) => one.class_index - other.class_index)
       : this.#labels.map((label, index) => ({ label, class_index: index, confidence: null }));
-    this.#showBars(scores, prediction?.label ?? "");
+    this.#bars.show(scores, prediction?.label ?? "");
     const context = this.#framed.getContext("2d");
     const side = this.#framed.width;
     context?.clearRect(0, 0, side, side);
@@ -189,35 +174,6 @@ export class Answer {
       this.#preparation.textContent = "The image after framing: 28 by 28 pixels.";
     }
   }
-
-  /**
-   * Update the rows in place, so that the lengths of the bars change smoothly.
-   *
-   * @param {Score[]} scores
-   * @param {string} winner
-   */
-  #showBars(scores, winner) {
-    if (scores.length !== this.#bars.childElementCount) {
-      this.#bars.replaceChildren(...scores.map(newRow));
-    }
-    scores.forEach(({ label, confidence }, index) => {
-      const row = /** @type {HTMLElement} */ (this.#bars.children[index]);
-      const isKnown = confidence !== null;
-      row.classList.toggle("winner", isKnown && label === winner);
-      row.style.setProperty("--share", String(confidence ?? 0));
-      part(row, ".digit").textContent = label;
-      part(row, ".share").textContent = isKnown ? percent(confidence) : "–";
-    });
-  }
-}
-
-/** @returns {HTMLElement} a row of the list of probabilities */
-function newRow() {
-  const row = create("li", "");
-  const bar = create("span", "", "bar");
-  bar.setAttribute("aria-hidden", "true");
-  row.append(create("span", "", "digit"), create("span", ": ", "unseen"), bar, create("span", "", "share"));
-  return row;
 }
 
 /**
@@ -255,41 +211,4 @@ function describe({ framing, ink, box, removed }, isPicture) {
     sentences.push("No ink was found.");
   }
   return sentences.join(" ");
-}
-
-/**
- * @param {string[]} values in the order of the terms; a missing one is shown as a dash
- * @returns {HTMLElement[]}
- */
-function times(values) {
-  return ["Round trip", "Decoding", "Queue", "Framing", "Network", "Batch size", "Model"].map((term, index) => {
-    const group = document.createElement("div");
-    group.append(create("dt", term), create("dd", values[index] ?? "–"));
-    return group;
-  });
-}
-
-/**
- * @param {Headers} headers
- * @returns {string} time in which the service decoded the picture
- */
-function decoding(headers) {
-  const ms = /decode;dur=([0-9.]+)/.exec(headers.get("server-timing") ?? "");
-  return ms ? milliseconds(Number(ms[1])) : "–";
-}
-
-/**
- * @param {number} share 0 to 1
- * @returns {string} one decimal; never 100 %, because no answer is certain
- */
-function percent(share) {
-  return share < 0.9995 ? `${(100 * share).toFixed(1)} %` : `>99.9 %`;
-}
-
-/**
- * @param {number} ms
- * @returns {string}
- */
-function milliseconds(ms) {
-  return `${ms.toFixed(ms < 10 ? 2 : ms < 100 ? 1 : 0)} ms`;
 }

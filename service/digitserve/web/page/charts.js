@@ -5,7 +5,7 @@
  * A chart is an image for screen readers, with all its figures in its name. Nothing is animated.
  */
 
-const SVG = "http://www.w3.org/2000/svg";
+import { svg } from "./elements.js";
 
 /** Units of the view box; the style sheet decides the size, and lines keep their width. */
 const WIDTH = 240;
@@ -131,15 +131,4 @@ export function parts(points) {
 /** @param {number} value */
 function round(value) {
   return Math.round(10 * value) / 10;
-}
-
-/**
- * @param {string} tag
- * @param {Record<string, string>} attributes
- * @returns {SVGElement}
- */
-function svg(tag, attributes) {
-  const element = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  return element;
 }

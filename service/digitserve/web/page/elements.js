@@ -46,3 +46,14 @@ export function create(tag, text, className = "") {
   created.className = className;
   return created;
 }
+
+/**
+ * @param {string} tag
+ * @param {Record<string, string>} attributes
+ * @returns {SVGElement}
+ */
+export function svg(tag, attributes) {
+  const created = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) created.setAttribute(name, value);
+  return created;
+}

@@ -16,7 +16,7 @@
 
 export const QUANTILES = [0.5, 0.9, 0.99];
 
-const STREAM = "ClassifyStream";
+const STREAMS = ["ClassifyStream", "ReadStream"];
 
 /** Methods of which each call is one classification request; of streams, each message is one. */
 const CALLS = [
@@ -277,7 +277,7 @@ class Difference {
     const name = "grpc_server_handling_seconds";
     const called = [...this.after.by(`${name}_count`, "grpc_method")];
     // A stream takes as long as its client keeps it open.
-    const methods = called.filter(([method, number]) => number && method !== STREAM).map(([method]) => method);
+    const methods = called.filter(([method, number]) => number && !STREAMS.includes(method)).map(([method]) => method);
     return Object.fromEntries([
       ...methods.map((method) => [method, this.distribution(name, quantile, { grpc_method: method })]),
       ...Object.entries(STAGES).map(([stage, metric]) => [stage, this.distribution(metric)]),

@@ -4,22 +4,39 @@
  *
  *     pointer and key events ──▶ Pad ──onChange──▶ page.js ──▶ Pad.pixels ──▶ requests.js
  *
- * Points are in units of the pad: 0 to 1 along each side. The pixels that are sent do not depend on the size of the screen or
- * on its colours.
+ * Points are in units of the height of the pad: x from 0 to its aspect ratio, y from 0 to 1. The pixels that are sent do not
+ * depend on the size of the screen or on its colours.
  */
 
 import { canvas, element } from "./elements.js";
 
 /** @typedef {{x: number, y: number}} Point */
 
-/** Side of the image that is sent, in pixels. Framing works on at most 128 pixels a side, so it does not reduce this image. */
-export const SIDE_PX = 128;
+/** @typedef {import("./pictures.js").Box} Box */
+/**
+ * @typedef {object} Shape of the pad and of the image that is sent
+ * @property {number} aspect width by height
+ * @property {number} heightPx of the image
+ * @property {number} marginPx empty pixels around the drawing, so that no stroke touches the border of the image, where
+ *     framing removes lines
+ * @property {number} stroke width of a stroke, in units of the pad
+ */
 
-/** Empty pixels around the drawing, so that no stroke touches the border of the image, where framing removes lines. */
-export const MARGIN_PX = 8;
+/**
+ * For one digit. Framing works on at most 128 pixels a side, so it does not reduce this image. A digit that fills two thirds
+ * of the pad has strokes as wide as those of MNIST.
+ *
+ * @type {Shape}
+ */
+export const SQUARE = { aspect: 1, heightPx: 128, marginPx: 8, stroke: 0.07 };
 
-/** Width of a stroke in units of the pad. A digit that fills two thirds of it then has strokes as wide as those of MNIST. */
-const STROKE = 0.07;
+/**
+ * For numbers: about six digits side by side, or two lines. Digits half as high as the pad have strokes as wide as those of
+ * MNIST.
+ *
+ * @type {Shape}
+ */
+export const WIDE = { aspect: 2, heightPx: 256, marginPx: 16, stroke: 0.05 };
 
 /** Steps of the keyboard's pen, in units of the pad. */
 const STEP = 0.025;
@@ -37,7 +54,10 @@ export class Pad {
   #canvas = canvas("pad");
   #pen = element("pen");
   #invitation = element("invitation");
-  /** @type {Point[][]} */
+  #shape = SQUARE;
+  /** @type {Map<Shape, Point[][]>} the drawings of all shapes */
+  #drawings = new Map();
+  /** @type {Point[][]} of the drawing on the pad */
   #strokes = [];
   /** @type {number | null} pointer that draws the last stroke */
   #pointer = null;
@@ -45,12 +65,12 @@ export class Pad {
   #position = { x: 0.5, y: 0.5 };
   #isPenDown = false;
   #isDrawPlanned = false;
-  #image = new OffscreenCanvas(SIDE_PX, SIDE_PX).getContext("2d", { willReadFrequently: true });
 
   /**
    * @param {object} listeners
    * @param {() => void} listeners.onStart called when a stroke starts
    * @param {() => void} listeners.onChange called when the drawing has changed
+   * @param {() => boolean} listeners.mayStart returns whether a stroke may start now
    * @param {(words: string) => void} listeners.say reads words to users of a screen reader
    */
   constructor(listeners) {
@@ -61,7 +81,7 @@ export class Pad {
       this.#canvas.addEventListener(end, (event) => this.#up(event));
     }
     // Otherwise Chromium takes a fast stroke for a fling, and drops the tap that follows it, for example on Clear.
-    this.#canvas.addEventListener("touchstart", (event) => event.preventDefault(), { passive: false });
+    this.#canvas.addEventListener("touchstart", (event) => listeners.mayStart() && event.preventDefault(), { passive: false });
     this.#canvas.addEventListener("keydown", (event) => this.#key(event));
     this.#canvas.addEventListener("blur", () => this.#hidePen());
     new ResizeObserver(() => this.#resize()).observe(this.#canvas);
@@ -80,41 +100,67 @@ export class Pad {
     return this.#pointer !== null || this.#isPenDown;
   }
 
+  /** @returns {Box} what of the image that is sent is on the pad, in pixels of the image */
+  get area() {
+    const { aspect, heightPx, marginPx } = this.#shape;
+    const heightOfPad = heightPx - 2 * marginPx;
+    return { top: marginPx, bottom: marginPx + heightOfPad, left: marginPx, right: marginPx + Math.round(aspect * heightOfPad) };
+  }
+
+  /** @returns {string} parameters of the request, for the pixels that are sent */
+  get query() {
+    const { right } = this.area;
+    const { heightPx, marginPx } = this.#shape;
+    return `width=${right + marginPx}&height=${heightPx}&pixel_format=gray8&ink=light_on_dark`;
+  }
+
+  /** @param {Shape} shape the style sheet gives the pad the same aspect ratio. Each shape has a drawing of its own */
+  setShape(shape) {
+    this.#endStroke();
+    this.#drawings.set(this.#shape, this.#strokes);
+    this.#shape = shape;
+    this.#strokes = this.#drawings.get(shape) ?? [];
+    this.#position = { x: shape.aspect / 2, y: 0.5 };
+    this.#showPen();
+    this.#planDraw();
+  }
+
   /** Remove all strokes. */
   clear() {
     this.#strokes = [];
-    this.#pointer = null;
-    this.#isPenDown = false;
     this.#showPen();
     this.#planDraw();
   }
 
   /** Remove the last stroke. */
   undo() {
-    this.#pointer = null;
-    this.#isPenDown = false;
+    this.#endStroke();
     this.#strokes.pop();
     this.#showPen();
     this.#planDraw();
   }
 
-  /** @returns {Uint8Array<ArrayBuffer>} the drawing: SIDE_PX rows of SIDE_PX grey pixels, light on dark */
+  /** @returns {Uint8Array<ArrayBuffer>} the drawing: rows of grey pixels, light on dark */
   pixels() {
-    const context = /** @type {OffscreenCanvasRenderingContext2D} */ (this.#image);
-    context.setTransform(1, 0, 0, 1, 0, 0);
+    const { heightPx, marginPx } = this.#shape;
+    const widthPx = this.area.right + marginPx;
+    const context = new OffscreenCanvas(widthPx, heightPx).getContext("2d", { willReadFrequently: true });
+    if (!context) {
+      throw new Error("The browser has no memory for the drawing");
+    }
     context.fillStyle = "#000";
-    context.fillRect(0, 0, SIDE_PX, SIDE_PX);
-    const scale = SIDE_PX - 2 * MARGIN_PX;
-    context.setTransform(scale, 0, 0, scale, MARGIN_PX, MARGIN_PX);
+    context.fillRect(0, 0, widthPx, heightPx);
+    const scale = heightPx - 2 * marginPx;
+    context.setTransform(scale, 0, 0, scale, marginPx, marginPx);
     this.#trace(context, "#fff");
-    const rgba = context.getImageData(0, 0, SIDE_PX, SIDE_PX).data;
-    return Uint8Array.from({ length: SIDE_PX * SIDE_PX }, (_, index) => rgba[4 * index]);
+    const rgba = context.getImageData(0, 0, widthPx, heightPx).data;
+    return Uint8Array.from({ length: widthPx * heightPx }, (_, index) => rgba[4 * index]);
   }
 
   /** @param {PointerEvent} event */
   #down(event) {
-    if (this.#pointer !== null || !event.isPrimary || event.button !== 0) {
-      return; // a second finger, or another button of the mouse
+    if (this.#pointer !== null || !event.isPrimary || event.button !== 0 || !this.listeners.mayStart()) {
+      return; // a second finger, another button of the mouse, or a picture that stays
     }
     this.#canvas.setPointerCapture(event.pointerId);
     this.#hidePen();
@@ -150,13 +196,13 @@ export class Pad {
       return;
     }
     event.preventDefault(); // no scrolling
-    if (this.#pointer !== null) {
+    if (this.#pointer !== null || !this.listeners.mayStart()) {
       return;
     }
     if (direction) {
       const step = event.shiftKey ? LARGE_STEP : STEP;
       this.#position = {
-        x: Math.min(1, Math.max(0, this.#position.x + step * direction.x)),
+        x: Math.min(this.#shape.aspect, Math.max(0, this.#position.x + step * direction.x)),
         y: Math.min(1, Math.max(0, this.#position.y + step * direction.y)),
       };
       if (this.#isPenDown) {
@@ -199,7 +245,12 @@ export class Pad {
    */
   #point(event) {
     const box = this.#canvas.getBoundingClientRect();
-    return { x: (event.clientX - box.left) / box.width, y: (event.clientY - box.top) / box.height };
+    return { x: (event.clientX - box.left) / box.height, y: (event.clientY - box.top) / box.height };
+  }
+
+  #endStroke() {
+    this.#pointer = null;
+    this.#isPenDown = false;
   }
 
   #hidePen() {
@@ -211,16 +262,17 @@ export class Pad {
   }
 
   #showPen() {
-    this.#pen.style.setProperty("--x", String(this.#position.x));
+    this.#pen.style.setProperty("--x", String(this.#position.x / this.#shape.aspect));
     this.#pen.style.setProperty("--y", String(this.#position.y));
     this.#pen.classList.toggle("down", this.#isPenDown);
   }
 
   #resize() {
-    const side = Math.round(this.#canvas.clientWidth * devicePixelRatio);
-    if (side && side !== this.#canvas.width) {
-      this.#canvas.width = side;
-      this.#canvas.height = side;
+    const width = Math.round(this.#canvas.clientWidth * devicePixelRatio);
+    const height = Math.round(this.#canvas.clientHeight * devicePixelRatio);
+    if (width && height && (width !== this.#canvas.width || height !== this.#canvas.height)) {
+      this.#canvas.width = width;
+      this.#canvas.height = height;
       this.#draw();
     }
   }
@@ -236,10 +288,10 @@ export class Pad {
     this.#isDrawPlanned = false;
     const context = this.#canvas.getContext("2d");
     if (context) {
-      const side = this.#canvas.width;
+      const { width, height } = this.#canvas;
       context.setTransform(1, 0, 0, 1, 0, 0);
-      context.clearRect(0, 0, side, side);
-      context.setTransform(side, 0, 0, side, 0, 0);
+      context.clearRect(0, 0, width, height);
+      context.setTransform(height, 0, 0, height, 0, 0);
       this.#trace(context, getComputedStyle(this.#canvas).color);
     }
     this.#invitation.hidden = !this.isEmpty;
@@ -253,7 +305,7 @@ export class Pad {
    */
   #trace(context, color) {
     context.strokeStyle = color;
-    context.lineWidth = STROKE;
+    context.lineWidth = this.#shape.stroke;
     context.lineCap = "round";
     context.lineJoin = "round";
     for (const points of this.#strokes) {

@@ -11,16 +11,28 @@ import { create, element, part } from "./elements.js";
 
 const FOLDER = "/page/examples/";
 
-/** File and name of each example. The names say what the picture is, not what the service answers. */
-const EXAMPLES = [
-  ["mnist.png", "A digit from MNIST"],
-  ["paper.jpg", "A digit on paper"],
-  ["edge.jpg", "A page on a table"],
-  ["two.png", "Two digits"],
-  ["letter.png", "A letter"],
-  ["scribble.png", "A scribble"],
-  ["empty.jpg", "Empty paper"],
-];
+/**
+ * File and name of each example, by mode. The names say what the picture is, not what the service answers.
+ *
+ * @type {Record<import("./page.js").ModeName, string[][]>}
+ */
+const EXAMPLES = {
+  digit: [
+    ["mnist.png", "A digit from MNIST"],
+    ["paper.jpg", "A digit on paper"],
+    ["edge.jpg", "A page on a table"],
+    ["two.png", "Two digits"],
+    ["letter.png", "A letter"],
+    ["scribble.png", "A scribble"],
+    ["empty.jpg", "Empty paper"],
+  ],
+  number: [
+    ["number.png", "A number"],
+    ["date.png", "A date"],
+    ["lines.jpg", "Lines on paper"],
+    ["cells.png", "Cells of a form"],
+  ],
+};
 
 export class Pictures {
   #figure = element("picture");
@@ -46,7 +58,11 @@ export class Pictures {
     document.addEventListener("paste", (event) => this.#paste(event));
     this.#image.addEventListener("load", () => this.#loaded());
     this.#image.addEventListener("error", () => this.#figure.classList.add("unseen-picture"));
-    element("examples").append(...EXAMPLES.map(([file, name]) => this.#example(file, name)));
+  }
+
+  /** @param {import("./page.js").ModeName} mode whose examples are offered */
+  offerExamples(mode) {
+    element("examples").replaceChildren(...EXAMPLES[mode].map(([file, name]) => this.#example(file, name)));
   }
 
   /** Whether a picture is shown. */
@@ -68,24 +84,43 @@ export class Pictures {
     this.#image.alt = name;
     this.#caption.textContent = `${name}, ${formatBytes(picture.size)}`;
     this.#figure.hidden = false;
+    this.#board.classList.add("has-picture");
   }
 
   /** Show no picture. */
   hide() {
     this.#figure.hidden = true;
-    this.#box.hidden = true;
+    this.#board.classList.remove("has-picture");
+    this.unmark();
     this.#image.removeAttribute("src");
     URL.revokeObjectURL(this.#url);
     this.#url = "";
   }
 
+  /** @returns {HTMLElement} what has the size of the picture on the screen */
+  get frame() {
+    return this.#frame;
+  }
+
+  /** @returns {Promise<Box | null>} all of the picture in its pixels, once it is decoded; null if the browser cannot show it */
+  async area() {
+    await this.#image.decode().catch(() => {});
+    const { naturalWidth: right, naturalHeight: bottom } = this.#image;
+    return right && bottom && this.isShown ? { top: 0, bottom, left: 0, right } : null;
+  }
+
   /** @param {Box} box that was framed; the rest is shown darker */
   async mark(box) {
-    await this.#image.decode().catch(() => {});
-    const { naturalWidth: width, naturalHeight: height } = this.#image;
-    if (width && height && this.isShown) {
+    const area = await this.area();
+    if (area) {
+      const { right: width, bottom: height } = area;
       placeBox(this.#box, box.left / width, box.top / height, box.right / width, box.bottom / height);
     }
+  }
+
+  /** Mark nothing. */
+  unmark() {
+    this.#box.hidden = true;
   }
 
   /**
@@ -158,7 +193,7 @@ export class Pictures {
 
   #loaded() {
     const { naturalWidth: width, naturalHeight: height } = this.#image;
-    this.#frame.style.setProperty("--ratio", String(width / height));
+    this.#board.style.setProperty("--ratio", String(width / height));
     this.#frame.classList.toggle("small", Math.max(width, height) < 100);
   }
 

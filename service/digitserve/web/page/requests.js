@@ -11,12 +11,10 @@ import { call } from "./api.js";
 
 /** @typedef {import("./api.js").Outcome} Outcome */
 /**
- * @typedef {object} Question an image to classify
- * @property {string} query parameters of /v1/classify
+ * @typedef {object} Question an image to classify or to read
+ * @property {string} path of the call, with its query
  * @property {() => BodyInit} body called when the request starts, so that it is the newest drawing
  */
-
-const PATH = "/v1/classify";
 
 /** Four requests per second: enough to show the answer while the user draws. */
 const PAUSE_MS = 250;
@@ -82,7 +80,7 @@ export class Requests {
     const open = new AbortController();
     this.#open = open;
     this.#nextMs = performance.now() + PAUSE_MS;
-    const outcome = await call(`${PATH}?${question.query}`, { method: "POST", body: question.body() }, open.signal);
+    const outcome = await call(question.path, { method: "POST", body: question.body() }, open.signal);
     if (this.#open !== open) {
       return; // cancelled; another request may be open
     }

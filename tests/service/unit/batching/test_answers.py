@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from digitserve.batching.batcher import Batcher
-from digitserve.batching.pipeline import PendingRequest, Pipeline
+from digitserve.batching.pending import PendingRequest
+from digitserve.batching.pipeline import Pipeline
 from digitserve.inference.session import Outputs
 from digitserve.open_inference import open_inference_pb2
 from digitserve.protocol.codec import Limits, Request, decode

@@ -10,18 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from digitserve.batching.batcher import (
-    DEADLINE_MARGIN,
-    LARGE_SHARE,
-    OVERLOAD_AFTER_S,
-    OVERLOAD_ENDS_S,
-    OVERLOAD_SHARE,
-    OWN_SHARE,
-    WAIT_MARGIN,
-    Batcher,
-)  # fmt: skip
+from digitserve.batching.batcher import DEADLINE_MARGIN, LARGE_SHARE, OWN_SHARE, WAIT_MARGIN, Batcher
 from digitserve.batching.entries import Batch, Entry
 from digitserve.batching.estimate import Estimate
+from digitserve.batching.overload import OVERLOAD_AFTER_S, OVERLOAD_ENDS_S, OVERLOAD_SHARE
 from digitserve.batching.prepare import framing_work
 from digitserve.batching.refusals import STEPS_MS
 from digitserve.errors import DeadlineUnmeetable, Draining, Overloaded
@@ -697,17 +689,17 @@ def test_continuous_rejections_shorten_the_queue() -> None:
     assert rejected(batcher, Source(), 200) > 0
     now = 0.0
     while now <= OVERLOAD_AFTER_S:
-        assert batcher.limit_images == 100
+        assert batcher.limit.images == 100
         assert batcher.form(now) is not None
         now += 0.01
         rejected(batcher, Source(), 200)
     batcher.form(now)
-    assert batcher.limit_images == 100 // OVERLOAD_SHARE
+    assert batcher.limit.images == 100 // OVERLOAD_SHARE
     drain(batcher, now)
     batcher.form(now + OVERLOAD_ENDS_S - 0.01)
-    assert batcher.limit_images == 100 // OVERLOAD_SHARE
+    assert batcher.limit.images == 100 // OVERLOAD_SHARE
     batcher.form(now + OVERLOAD_ENDS_S + 0.01)
-    assert batcher.limit_images == 100
+    assert batcher.limit.images == 100
 
 
 def test_a_small_request_is_never_rejected_by_an_empty_queue() -> None:
@@ -794,7 +786,7 @@ class BatcherMachine(RuleBasedStateMachine):
         )
         held_bytes = sum(caller.entry.num_bytes for caller in self.callers.values() if caller.num_waiting)
         large = self.batcher.is_large(num_images, work)
-        limit = self.max_pending_images if large else self.batcher.limit_images
+        limit = self.max_pending_images if large else self.batcher.limit.images
         needed = 1 if patient else num_images + self.waiting_images(large=large, source=source) // OWN_SHARE
         too_many = self.waiting_images(large=large) + needed > limit
         too_heavy = bool(held_bytes) and held_bytes + (1 if patient else num_bytes) > self.max_pending_bytes

@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from structlog.testing import capture_logs
 
 from digitserve.batching.batcher import Batcher
 from digitserve.batching.entries import Batch
-from digitserve.batching.pipeline import PendingRequest, Pipeline
+from digitserve.batching.pending import PendingRequest
+from digitserve.batching.pipeline import Pipeline
 from digitserve.inference.session import Outputs
 from digitserve.protocol.codec import Limits, Request, decode
 from digitserve.protocol.names import CLASSIFY, MODEL_INFER
@@ -17,6 +17,7 @@ from digitserve.telemetry.recorder import Recorder
 from digitserve.telemetry.request_log import RequestLog
 from digitserve.types import native_framing
 from digitserve.v1 import digits_pb2 as pb
+from support.log_lines import capture_logs
 from support.responder import BUNDLE, LABELS, Responder
 
 NETWORK_S = 0.010

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import onnxruntime as ort
 import pytest
-from structlog.testing import capture_logs
 
 from digitserve.child_process import Child
 from digitserve.errors import BundleError, ProviderError
 from digitserve.inference import cuda, providers
 from support.bundles import echo_graph
+from support.log_lines import capture_logs
 
 INCAPABLE = "AzureExecutionProvider"
 """A provider of the CPU wheel without kernels for the nodes of our graphs: each node would fall back to the CPU."""

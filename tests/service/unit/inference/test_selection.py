@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from structlog.testing import capture_logs
 
 from digitserve.errors import BundleError, SettingsError, StartupError
 from digitserve.inference.model_folder import int8_folder
@@ -15,6 +14,7 @@ from digitserve.inference.selection import Int8Speed, Selection
 from digitserve.settings import Settings
 from support.bundles import write_echo_bundle
 from support.digits import MODELS
+from support.log_lines import capture_logs
 
 FAST, SLOW = Int8Speed(is_fast=True, reason="it has VNNI"), Int8Speed(is_fast=False, reason="it has no VNNI")
 RUN = {"preset": "echo", "seed": 1, "versions": {"onnx": "1"}}

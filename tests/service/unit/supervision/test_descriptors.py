@@ -5,9 +5,9 @@ import resource
 from pathlib import Path
 
 import pytest
-from structlog.testing import capture_logs
 
 from digitserve.supervision import descriptors
+from support.log_lines import capture_logs
 
 INFINITY = resource.RLIM_INFINITY
 

@@ -4,10 +4,10 @@ import shutil
 import sys
 
 import pytest
-from structlog.testing import capture_logs
 
 from digitserve.settings import Settings
 from digitserve.supervision import device
+from support.log_lines import capture_logs
 
 
 @pytest.mark.parametrize("named", ["cpu", "cuda"])

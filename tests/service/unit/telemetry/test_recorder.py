@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from structlog.testing import capture_logs
 
-from digitserve.protocol.names import CLASSIFY, HEALTH_WATCH, Code, Verdict
+from digitserve.protocol.names import CLASSIFY, HEALTH_WATCH, Code, MarkKind, Verdict
 from digitserve.telemetry.block import (
     BATCH_BUCKETS,
     CONFIDENCE_BUCKETS,
@@ -26,6 +25,7 @@ from digitserve.telemetry.block import (
 )  # fmt: skip
 from digitserve.telemetry.recorder import Histogram, Recorder
 from digitserve.telemetry.request_log import REPORT_S, RequestLog
+from support.log_lines import capture_logs
 
 LABELS = tuple("0123456789")
 VERDICTS = (Verdict.ACCEPTED, Verdict.UNFAMILIAR, Verdict.BLANK, Verdict.SEVERAL)
@@ -160,7 +160,10 @@ def test_each_method_of_the_recorder_writes_its_own_cells() -> None:
     recorder.calls_answered(CLASSIFY, [0.25, 0.125])
     recorder.stream_messages_ended(2, Code.OK)
     recorder.requests_queued([0.0001, 1.0])
-    recorder.batch([7, 2], [Verdict.ACCEPTED, Verdict.SEVERAL], [0.75, 0.5], 99.0, 0.3)
+    recorder.batch([7, 2], [Verdict.ACCEPTED, Verdict.SEVERAL], [0.75, 0.5], 99.0, 0.3, num_candidates=6)
+    recorder.reading_step(0.01)
+    recorder.reading(2, [MarkKind.DIGIT, MarkKind.DIGIT, MarkKind.UNREAD])
+    recorder.pending_readings(9)
     recorder.pending(7)
     recorder.rejected("deadline")
     for _ in range(5):
@@ -177,9 +180,11 @@ def test_each_method_of_the_recorder_writes_its_own_cells() -> None:
         {
             "grpc_server_started": 3, "grpc_server_handled": 4, "grpc_server_handling_seconds": 4 + 0.895,
             "digitserve_stream_messages": 2,
-            "digitserve_images": 2, "digitserve_batch_size": 1 + 2, "digitserve_queue_seconds": 2 + 1.0001,
+            "digitserve_images": 2, "digitserve_batch_size": 1 + 8, "digitserve_queue_seconds": 2 + 1.0001,
             "digitserve_inference_seconds": 1 + 0.3, "digitserve_preprocess_seconds": 1 + 99,
             "digitserve_pending_images": 7, "digitserve_rejected": 1, "digitserve_predictions": 2,
+            "digitserve_readings": 1, "digitserve_reading_images": 6, "digitserve_reading_step_seconds": 1 + 0.01,
+            "digitserve_read_lines": 2, "digitserve_read_marks": 3, "digitserve_pending_readings": 9,
             "digitserve_connections": 3, "digitserve_connections_accepted": 5, "digitserve_connections_closed": 2,
             "digitserve_streams_refused": 1, "digitserve_request_lines_omitted": 2,
             "digitserve_shadow_images": 2, "digitserve_shadow_skipped_images": 8,

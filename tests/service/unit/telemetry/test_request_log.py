@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from structlog.testing import capture_logs
 
 from digitserve.protocol.names import CLASSIFY, Code
 from digitserve.protocol.status import Status
 from digitserve.telemetry.request_log import MAX_TEXT, REPORT_S, Refused, RequestLog, TraceContext, parse_traceparent
+from support.log_lines import capture_logs
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 TRACEPARENT = f"00-{TRACE}-{SPAN}-01".encode()

@@ -67,7 +67,9 @@ class Connection:
         self.pipeline = FakePipeline()
         self.block = Block(LABELS)
         recorder = Recorder(self.block, LABELS)
-        self.handler = ClassifyStreamHandler(self.pipeline, LIMITS, MAX_BATCH_SIZE, recorder, clock=lambda: 1.0)  # type: ignore[arg-type]
+        self.handler = ClassifyStreamHandler(
+            self.pipeline, LIMITS, WINDOW_BATCHES * MAX_BATCH_SIZE, recorder, clock=lambda: 1.0
+        )  # type: ignore[arg-type]
         self.stream = FakeStream()
         self.handler.on_accept(self.stream)
 

@@ -25,7 +25,7 @@ async function reply(status, body = {}, headers = {}) {
   await settle();
 }
 
-const ask = (name) => requests.ask({ query: "q", body: () => name });
+const ask = (name) => requests.ask({ path: "/v1/read?q", body: () => name });
 const sent = () => calls.map(({ body }) => body);
 
 beforeEach(() => {
@@ -35,7 +35,7 @@ beforeEach(() => {
   mock.timers.enable({ apis: ["setTimeout"] });
   mock.method(performance, "now", () => nowMs);
   mock.method(globalThis, "fetch", (path, { body, signal }) => {
-    assert.equal(path, "/v1/classify?q");
+    assert.equal(path, "/v1/read?q");
     return new Promise((resolve, reject) => {
       signal.addEventListener("abort", () => reject(signal.reason));
       calls.push({ body, resolve, reject, signal });
@@ -70,8 +70,8 @@ test("requests start at least 250 ms apart", async () => {
 
 test("the body is made when the request starts", async () => {
   let drawing = "a";
-  requests.ask({ query: "q", body: () => drawing });
-  requests.ask({ query: "q", body: () => drawing });
+  requests.ask({ path: "/v1/read?q", body: () => drawing });
+  requests.ask({ path: "/v1/read?q", body: () => drawing });
   drawing = "newer";
   await pass(250);
   await reply(200);
