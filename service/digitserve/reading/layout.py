@@ -17,7 +17,8 @@ from digitserve.reading.cells import fill_cells, find_cells
 from digitserve.reading.components import Components, find_components, to_pieces
 from digitserve.reading.lines import MIN_DIGIT_SHARE, group_lines
 from digitserve.reading.pieces import Arrangement, InkImage, Mask, Piece, TextLine
-from digitserve.reading.rulings import Rulings, choose_rules, cover, find_candidates, remove
+from digitserve.reading.rules import Rulings, cover, remove
+from digitserve.reading.rulings import choose_rules, find_candidates
 from digitserve.reading.strokes import join_strokes
 from digitserve.types import Box
 
