@@ -48,6 +48,11 @@ MIN_MARK_STRENGTH = 0.6
 """Strength of the strongest pixel of a small mark: of the same pen as the digits, not of the paper's texture."""
 
 
+MIN_RULE_SHARE, MAX_PLAIN_WIDTH = 0.25, 1.4
+"""Longest side of ink that may be a part of a rule; width of ink that is surely none if it is high, too. Both as shares of the
+height of digits.
+"""
+
 MAX_BRIDGE_SHARE = 0.12
 """Height of the break, as a share of the height of digits, that a removed rule may leave in a stroke."""
 
@@ -68,7 +73,9 @@ def lay_out(ink: InkImage, options: ReadOptions) -> Generator[None, None, Arrang
     components = find_components(ink.mask)
     yield
     height = components.digit_height(len(ink.mask))
-    rulings, zone = yield from _take_rulings(ink, height)
+    rulings, zone = Rulings([], []), None
+    if options.layout is Layout.CELLS or not _is_plain_row(components, ink.mask.shape, height):
+        rulings, zone = yield from _take_rulings(ink, height)
     if rulings.horizontal or rulings.vertical:
         components = find_components(ink.mask)
         yield
@@ -100,14 +107,33 @@ def _ignore_outside(piece: Piece, height: float) -> Ignored:
     return Ignored(IgnoredKind.SPECK if small else IgnoredKind.OTHER_LINE, piece.box)
 
 
+def _is_plain_row(components: Components, page: tuple[int, ...], height: float) -> bool:
+    """Return whether all ink is digits side by side, of which none is in a box, wide, or cut by the border: without rules.
+
+    Most images of one field are; the search for rules would take as long as all else.
+    """
+    heights, widths, boxes = components.heights, components.widths, components.boxes
+    large = np.maximum(heights, widths) >= MIN_RULE_SHARE * height
+    if not ((heights >= MIN_DIGIT_SHARE * height) & (widths <= MAX_PLAIN_WIDTH * height) | ~large).all():
+        return False
+    ordered = boxes[large]
+    if not len(ordered) or ordered[:, 0].min() == 0 or ordered[:, 1].max() == page[0]:
+        return False
+    ordered = ordered[np.argsort(ordered[:, 2])]
+    middles = ordered[:, 2] + ordered[:, 3]
+    # Ink in a box begins right of the box's left side, and its middle is left of the right side.
+    return bool((middles[1:] >= 2 * np.maximum.accumulate(ordered[:, 3])[:-1]).all())
+
+
 def _take_rulings(ink: InkImage, height: float) -> Generator[None, None, tuple[Rulings, Mask | None]]:
     """Find ruled lines and remove them from the ink in place; return them, and where what is left of them may be."""
-    zone = None
+    zone: Mask | None = None
     across = find_candidates(ink.mask, height, horizontal=True)
     yield
     down = find_candidates(ink.mask, height, horizontal=False)
     yield
     rulings = choose_rules(across, down, ink.mask, height)
+    yield
     if rulings.horizontal or rulings.vertical:
         zone = cover(ink.mask.shape, rulings)
         remove(ink.mask, rulings.horizontal, rulings.thickness)
@@ -137,7 +163,7 @@ def _sort_out(ink: InkImage, components: Components, height: float) -> tuple[lis
             f"the image has {len(chosen)} separate pieces of ink, more than {MAX_PIECES}; send a part of the page"
         )
     pieces, ignored = [], []
-    for piece in to_pieces(components, chosen):
+    for piece in to_pieces(components, chosen, ink.mask):
         box = piece.box
         if box.height < MIN_DIGIT_SHARE * height:
             strength = ink.strength[box.top : box.bottom, box.left : box.right][piece.mask]
