@@ -17,8 +17,8 @@ from digitserve.reading.cells import fill_cells, find_cells
 from digitserve.reading.components import Components, find_components, to_pieces
 from digitserve.reading.lines import MIN_DIGIT_SHARE, group_lines
 from digitserve.reading.pieces import Arrangement, InkImage, Mask, Piece, TextLine
-from digitserve.reading.rules import Rulings, cover, remove
-from digitserve.reading.rulings import choose_rules, find_candidates
+from digitserve.reading.rules import Rule, Rulings, cover, remove
+from digitserve.reading.rulings import choose_rules, find_candidates, may_have_columns
 from digitserve.reading.strokes import join_strokes
 from digitserve.types import Box
 
@@ -36,6 +36,11 @@ MAX_HEIGHT_SHARE = 5
 
 MAX_CUT_HEIGHT, MAX_CUT_WIDTH = 1.6, 2.5
 """The same of ink that the border of the image cuts, and its width: more is the edge of a page or a shadow."""
+
+MIN_EDGE_HEIGHT, MAX_EDGE_THICKNESS, MAX_EDGE_GAP = 1.3, 0.6, 0.1
+"""The edge of the paper that ends at the border: its height and the gap to the part that continues it, as shares of the height of
+digits; its ink per height and width, against the median of other ink. A digit that is cut is not so high with such thin strokes.
+"""
 
 MAX_FLATNESS, MAX_FLAT_HEIGHT = 6, 0.15
 """Width against height from which ink is a dash of a rule, not a hyphen, if it is no higher than this share
@@ -130,8 +135,10 @@ def _take_rulings(ink: InkImage, height: float) -> Generator[None, None, tuple[R
     zone: Mask | None = None
     across = find_candidates(ink.mask, height, horizontal=True)
     yield
-    down = find_candidates(ink.mask, height, horizontal=False)
-    yield
+    down: list[Rule] = []
+    if may_have_columns(across, ink.mask, height):
+        down = find_candidates(ink.mask, height, horizontal=False)
+        yield
     rulings = choose_rules(across, down, ink.mask, height)
     yield
     if rulings.horizontal or rulings.vertical:
@@ -188,7 +195,41 @@ def _are_shapes(components: Components, page: tuple[int, ...], height: float) ->
     full = (fill > MAX_FILL) & (np.minimum(heights, widths) > MIN_DIGIT_SHARE * height)
     at_edge = cut & ((heights > MAX_CUT_HEIGHT * height) | (widths > MAX_CUT_WIDTH * height) & (heights < height / 2))
     shapes: NDArray[np.bool_] = (heights > MAX_HEIGHT_SHARE * height) | flat | full | at_edge
+    if cut.any():
+        shapes |= _are_edges(components, cut, shapes, height)
     return shapes
+
+
+def _are_edges(
+    components: Components, cut: NDArray[np.bool_], shapes: NDArray[np.bool_], height: float
+) -> NDArray[np.bool_]:
+    """Return which components are the thin edge of the paper that runs into the border, or continue such an edge: bool[N].
+
+    Args:
+        components: of the mask.
+        cut: which touch the border.
+        shapes: which are no digits by other signs.
+        height: typical height of digits.
+    """
+    boxes, heights, widths = components.boxes, components.heights, components.widths
+    high = heights >= MIN_DIGIT_SHARE * height
+    thickness = components.areas / (heights + widths)
+    if not (high & ~shapes).any():
+        return np.zeros(len(cut), np.bool_)
+    thickness /= np.median(thickness[high & ~shapes])
+    thin = high & (thickness < MAX_EDGE_THICKNESS)
+    edges: NDArray[np.bool_] = thin & cut & (heights > MIN_EDGE_HEIGHT * height) & (widths > MIN_DIGIT_SHARE * height)
+    reach = MAX_EDGE_GAP * height
+    for top, bottom, left, right in boxes[edges].tolist():
+        edges |= (
+            high
+            & (boxes[:, 0] <= bottom + reach)
+            & (boxes[:, 1] >= top - reach)
+            & (boxes[:, 2] <= right + reach)
+            & (boxes[:, 3] >= left - reach)
+            & (thickness < MAX_EDGE_THICKNESS / 2)
+        )
+    return edges
 
 
 def _dominant(lines: list[TextLine]) -> tuple[list[TextLine], list[Ignored]]:

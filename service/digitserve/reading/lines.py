@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digitserve.reading.pieces import Piece, TextLine
-from digitserve.types import FloatImage
+
+Places = NDArray[np.float64]
 
 MIN_DIGIT_SHARE = 0.5
 """Height of a piece, as a share of the typical height of digits, from which it may be a digit by itself."""
@@ -44,7 +45,7 @@ def group_lines(pieces: Sequence[Piece], height: float) -> tuple[list[TextLine],
     Returns:
         Lines from top to bottom, pieces from left to right; and the small marks that are near no line.
     """
-    boxes = np.array([tuple(piece.box) for piece in pieces], np.float32).reshape(-1, 4)
+    boxes = np.array([tuple(piece.box) for piece in pieces], np.float64).reshape(-1, 4)
     heights = boxes[:, 1] - boxes[:, 0]
     high, small = (
         np.flatnonzero(heights >= MIN_DIGIT_SHARE * height),
@@ -81,11 +82,11 @@ def group_lines(pieces: Sequence[Piece], height: float) -> tuple[list[TextLine],
 
 
 class _Middles(NamedTuple):
-    """Middles and heights of high pieces, float32[N] each."""
+    """Middles and heights of high pieces, float64[N] each."""
 
-    x: FloatImage
-    y: FloatImage
-    heights: FloatImage
+    x: Places
+    y: Places
+    heights: Places
 
 
 class _Fit(NamedTuple):
@@ -113,16 +114,16 @@ def _fit(middles: _Middles, members: NDArray[np.intp], slope: float, page_height
     return _Fit(members, slope, _median(y - slope * x), _median(middles.heights[members]))
 
 
-def _median(values: FloatImage) -> float:
+def _median(values: Places) -> float:
     """Return the median; ``np.median`` takes five times as long for a few values."""
     ordered = np.sort(values)
     return float(ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
 
 
-def _offsets(lines: Sequence[_Fit], x: FloatImage, y: FloatImage) -> NDArray[np.float64]:
+def _offsets(lines: Sequence[_Fit], x: Places, y: Places) -> Places:
     """Return how far below each line each middle is, in pixels: float64[lines, N]."""
     fits = np.array([(line.slope, line.level) for line in lines])
-    offsets: NDArray[np.float64] = y - fits[:, 1:] - fits[:, :1] * x
+    offsets: Places = y - fits[:, 1:] - fits[:, :1] * x
     return offsets
 
 
@@ -132,7 +133,7 @@ def _gap(piece: Piece, others: Sequence[Piece]) -> int:
     return min(max(box.left - other.box.right, other.box.left - box.right, 0) for other in others)
 
 
-def _page_slope(x: FloatImage, y: FloatImage, height: float) -> float:
+def _page_slope(x: Places, y: Places, height: float) -> float:
     """Return the slope at which the middles of pieces gather on the fewest rows."""
     steps = round(MAX_SLOPE / SLOPE_STEP)
     slopes = np.array(sorted(range(-steps, steps + 1), key=abs)) * SLOPE_STEP
@@ -147,7 +148,7 @@ def _page_slope(x: FloatImage, y: FloatImage, height: float) -> float:
     return float(slopes[np.argmax(scores * (1 - FLATTER_IS_LIKELIER * np.abs(slopes)))])
 
 
-def _cluster(x: FloatImage, y: FloatImage, slope: float, height: float) -> list[NDArray[np.intp]]:
+def _cluster(x: Places, y: Places, slope: float, height: float) -> list[NDArray[np.intp]]:
     """Return the indices of the pieces of each line: rows of middles with no gap between them."""
     rows = y - slope * x
     order = np.argsort(rows)

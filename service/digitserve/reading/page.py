@@ -174,7 +174,9 @@ def _strength(light: Gray, *, of_reflection: bool) -> Generator[None, None, tupl
 
 def _longest_rows(found: _Contrast) -> float:
     """Return the largest number of adjacent rows with ink: the height of digits in a low image, without its components."""
-    inked = (found.contrast > max(INK_SHARE * found.darkest, found.faintest)).any(axis=1)
+    inked: NDArray[np.bool_] = np.logical_or.reduce(
+        found.contrast > max(INK_SHARE * found.darkest, float(found.faintest)), axis=1
+    )
     longest = length = 0
     for has_ink in inked.tolist():
         length = length + 1 if has_ink else 0
@@ -241,7 +243,7 @@ def _levels(found: _Contrast, window: int, share: float) -> FloatImage:
 def _gain(background: Gray) -> FloatImage:
     """Return by how much to raise the contrast of ink where less light falls on the paper; 0 where there is no paper."""
     least = MIN_LIGHT * _median(background[::8, ::8])
-    gain: FloatImage = np.float32(255) / np.maximum(background, np.float32(1), dtype=np.float32)
+    gain: FloatImage = np.divide(255, np.maximum(background, 1), dtype=np.float32)
     gain[background < least] = 0
     return gain
 

@@ -75,6 +75,19 @@ def find_candidates(mask: Mask, height: float, *, horizontal: bool) -> list[Rule
     return _chain(segments, across_mask, MAX_HOLE_SHARE * height)
 
 
+def may_have_columns(horizontal: list[Rule], mask: Mask, height: float) -> bool:
+    """Return whether ``choose_rules`` could choose a vertical rule: there is a horizontal one, or room for a long one.
+
+    Args:
+        horizontal: candidates of ``find_candidates``.
+        mask: bool[H, W].
+        height: typical height of digits.
+    """
+    if len(mask) >= MIN_LONG * height or (mask[:2].any() and mask[-3:].any()):
+        return True
+    return any(rule.length >= MIN_SIDE_SHARE * height for rule in horizontal)
+
+
 def choose_rules(horizontal: list[Rule], vertical: list[Rule], mask: Mask, height: float) -> Rulings:
     """Choose the candidates that are rules: long ones, sides of boxes, ticks of combs.
 
@@ -139,7 +152,7 @@ def _fit(runs: Runs, numbers: Indices, count: int, min_length: float, *, horizon
     along, across = runs.row.astype(np.float64), (runs.start + runs.stop - 1) / 2
 
     def total(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.bincount(numbers, values, count)
+        return np.bincount(numbers, values, count).astype(np.float64, copy=False)
 
     order = np.lexsort((runs.length, numbers))
     sizes = np.bincount(numbers, minlength=count)
@@ -166,8 +179,10 @@ def _fit(runs: Runs, numbers: Indices, count: int, min_length: float, *, horizon
     middles = mean_across[good, None] + slope[good, None] * (ends - mean_along[good, None])
     order = np.argsort(ends[:, 0], kind="stable")
     return [
-        Rule(*knots, float(thick), horizontal)
-        for *knots, thick in zip(ends[order].tolist(), middles[order].tolist(), thickness[good][order], strict=True)
+        Rule(knots, places, float(thick), horizontal)
+        for knots, places, thick in zip(
+            ends[order].tolist(), middles[order].tolist(), thickness[good][order].tolist(), strict=True
+        )
     ]
 
 
