@@ -13,7 +13,8 @@ from itertools import pairwise
 import numpy as np
 
 from digitserve.reading.pieces import Piece, TextLine
-from digitserve.reading.rulings import MIN_TICKS, Rule, Rulings
+from digitserve.reading.rules import Rule, Rulings
+from digitserve.reading.rulings import MIN_TICKS
 from digitserve.reading.strokes import join
 from digitserve.types import Box
 

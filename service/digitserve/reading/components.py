@@ -64,6 +64,12 @@ class Components(NamedTuple):
         """Return the box of a component."""
         return Box(*self.boxes[index].tolist())
 
+    def runs_of(self, index: int, box: Box) -> Runs:
+        """Return the runs of a component within its box."""
+        part = slice(self.first[index], self.first[index + 1])
+        runs = self.runs
+        return Runs(runs.row[part] - box.top, runs.start[part] - box.left, runs.stop[part] - box.left)
+
 
 def find_components(mask: Mask) -> Components:
     """Find the components of a mask bool[H, W].
@@ -91,30 +97,26 @@ def find_components(mask: Mask) -> Components:
     return Components(runs, first, boxes, np.add.reduceat(runs.length, starts))
 
 
-def to_pieces(components: Components, chosen: NDArray[np.intp]) -> list[Piece]:
+def to_pieces(components: Components, chosen: NDArray[np.intp], mask: Mask) -> list[Piece]:
     """Return some components as pieces.
 
     Args:
         components: of ``find_components``.
         chosen: intp[M]; indices of components.
+        mask: bool[H, W]; the mask that has these components.
     """
     pieces = []
-    for index in chosen.tolist():
-        box = components.box(index)
-        part = slice(components.first[index], components.first[index + 1])
-        mask = fill_runs(
-            (box.height, box.width),
-            Runs(
-                components.runs.row[part] - box.top,
-                components.runs.start[part] - box.left,
-                components.runs.stop[part] - box.left,
-            ),
-        )
-        pieces.append(Piece(box, mask, int(components.areas[index])))
+    boxes, areas = components.boxes[chosen].tolist(), components.areas[chosen].tolist()
+    for index, sides, area in zip(chosen.tolist(), boxes, areas, strict=True):
+        box = Box(*sides)
+        part = mask[box.top : box.bottom, box.left : box.right].copy()
+        if np.count_nonzero(part) != area:
+            part = fill_runs(part.shape, components.runs_of(index, box))
+        pieces.append(Piece(box, part, area))
     return pieces
 
 
-def fill_runs(shape: tuple[int, int], runs: Runs) -> Mask:
+def fill_runs(shape: tuple[int, ...], runs: Runs) -> Mask:
     """Return a mask of this shape that has these runs."""
     mask = np.zeros(shape, np.bool_)
     mask.reshape(-1)[run_pixels(runs, shape[1])] = True

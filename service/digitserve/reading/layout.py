@@ -17,7 +17,8 @@ from digitserve.reading.cells import fill_cells, find_cells
 from digitserve.reading.components import Components, find_components, to_pieces
 from digitserve.reading.lines import MIN_DIGIT_SHARE, group_lines
 from digitserve.reading.pieces import Arrangement, InkImage, Mask, Piece, TextLine
-from digitserve.reading.rulings import Rulings, choose_rules, cover, find_candidates, remove
+from digitserve.reading.rules import Rule, Rulings, cover, remove
+from digitserve.reading.rulings import choose_rules, find_candidates, may_have_columns
 from digitserve.reading.strokes import join_strokes
 from digitserve.types import Box
 
@@ -36,6 +37,11 @@ MAX_HEIGHT_SHARE = 5
 MAX_CUT_HEIGHT, MAX_CUT_WIDTH = 1.6, 2.5
 """The same of ink that the border of the image cuts, and its width: more is the edge of a page or a shadow."""
 
+MIN_EDGE_HEIGHT, MAX_EDGE_THICKNESS, MAX_EDGE_GAP = 1.3, 0.6, 0.1
+"""The edge of the paper that ends at the border: its height and the gap to the part that continues it, as shares of the height of
+digits; its ink per height and width, against the median of other ink. A digit that is cut is not so high with such thin strokes.
+"""
+
 MAX_FLATNESS, MAX_FLAT_HEIGHT = 6, 0.15
 """Width against height from which ink is a dash of a rule, not a hyphen, if it is no higher than this share
 of a digit and wider than one is high; the bar of a 5 is narrower."""
@@ -46,6 +52,11 @@ MAX_FILL = 0.9
 MIN_MARK_STRENGTH = 0.6
 """Strength of the strongest pixel of a small mark: of the same pen as the digits, not of the paper's texture."""
 
+
+MIN_RULE_SHARE, MAX_PLAIN_WIDTH = 0.25, 1.4
+"""Longest side of ink that may be a part of a rule; width of ink that is surely none if it is high, too. Both as shares of the
+height of digits.
+"""
 
 MAX_BRIDGE_SHARE = 0.12
 """Height of the break, as a share of the height of digits, that a removed rule may leave in a stroke."""
@@ -67,7 +78,9 @@ def lay_out(ink: InkImage, options: ReadOptions) -> Generator[None, None, Arrang
     components = find_components(ink.mask)
     yield
     height = components.digit_height(len(ink.mask))
-    rulings, zone = yield from _take_rulings(ink, height)
+    rulings, zone = Rulings([], []), None
+    if options.layout is Layout.CELLS or not _is_plain_row(components, ink.mask.shape, height):
+        rulings, zone = yield from _take_rulings(ink, height)
     if rulings.horizontal or rulings.vertical:
         components = find_components(ink.mask)
         yield
@@ -99,14 +112,35 @@ def _ignore_outside(piece: Piece, height: float) -> Ignored:
     return Ignored(IgnoredKind.SPECK if small else IgnoredKind.OTHER_LINE, piece.box)
 
 
+def _is_plain_row(components: Components, page: tuple[int, ...], height: float) -> bool:
+    """Return whether all ink is digits side by side, of which none is in a box, wide, or cut by the border: without rules.
+
+    Most images of one field are; the search for rules would take as long as all else.
+    """
+    heights, widths, boxes = components.heights, components.widths, components.boxes
+    large = np.maximum(heights, widths) >= MIN_RULE_SHARE * height
+    if not ((heights >= MIN_DIGIT_SHARE * height) & (widths <= MAX_PLAIN_WIDTH * height) | ~large).all():
+        return False
+    ordered = boxes[large]
+    if not len(ordered) or ordered[:, 0].min() == 0 or ordered[:, 1].max() == page[0]:
+        return False
+    ordered = ordered[np.argsort(ordered[:, 2])]
+    middles = ordered[:, 2] + ordered[:, 3]
+    # Ink in a box begins right of the box's left side, and its middle is left of the right side.
+    return bool((middles[1:] >= 2 * np.maximum.accumulate(ordered[:, 3])[:-1]).all())
+
+
 def _take_rulings(ink: InkImage, height: float) -> Generator[None, None, tuple[Rulings, Mask | None]]:
     """Find ruled lines and remove them from the ink in place; return them, and where what is left of them may be."""
-    zone = None
+    zone: Mask | None = None
     across = find_candidates(ink.mask, height, horizontal=True)
     yield
-    down = find_candidates(ink.mask, height, horizontal=False)
-    yield
+    down: list[Rule] = []
+    if may_have_columns(across, ink.mask, height):
+        down = find_candidates(ink.mask, height, horizontal=False)
+        yield
     rulings = choose_rules(across, down, ink.mask, height)
+    yield
     if rulings.horizontal or rulings.vertical:
         zone = cover(ink.mask.shape, rulings)
         remove(ink.mask, rulings.horizontal, rulings.thickness)
@@ -136,7 +170,7 @@ def _sort_out(ink: InkImage, components: Components, height: float) -> tuple[lis
             f"the image has {len(chosen)} separate pieces of ink, more than {MAX_PIECES}; send a part of the page"
         )
     pieces, ignored = [], []
-    for piece in to_pieces(components, chosen):
+    for piece in to_pieces(components, chosen, ink.mask):
         box = piece.box
         if box.height < MIN_DIGIT_SHARE * height:
             strength = ink.strength[box.top : box.bottom, box.left : box.right][piece.mask]
@@ -161,7 +195,41 @@ def _are_shapes(components: Components, page: tuple[int, ...], height: float) ->
     full = (fill > MAX_FILL) & (np.minimum(heights, widths) > MIN_DIGIT_SHARE * height)
     at_edge = cut & ((heights > MAX_CUT_HEIGHT * height) | (widths > MAX_CUT_WIDTH * height) & (heights < height / 2))
     shapes: NDArray[np.bool_] = (heights > MAX_HEIGHT_SHARE * height) | flat | full | at_edge
+    if cut.any():
+        shapes |= _are_edges(components, cut, shapes, height)
     return shapes
+
+
+def _are_edges(
+    components: Components, cut: NDArray[np.bool_], shapes: NDArray[np.bool_], height: float
+) -> NDArray[np.bool_]:
+    """Return which components are the thin edge of the paper that runs into the border, or continue such an edge: bool[N].
+
+    Args:
+        components: of the mask.
+        cut: which touch the border.
+        shapes: which are no digits by other signs.
+        height: typical height of digits.
+    """
+    boxes, heights, widths = components.boxes, components.heights, components.widths
+    high = heights >= MIN_DIGIT_SHARE * height
+    thickness = components.areas / (heights + widths)
+    if not (high & ~shapes).any():
+        return np.zeros(len(cut), np.bool_)
+    thickness /= np.median(thickness[high & ~shapes])
+    thin = high & (thickness < MAX_EDGE_THICKNESS)
+    edges: NDArray[np.bool_] = thin & cut & (heights > MIN_EDGE_HEIGHT * height) & (widths > MIN_DIGIT_SHARE * height)
+    reach = MAX_EDGE_GAP * height
+    for top, bottom, left, right in boxes[edges].tolist():
+        edges |= (
+            high
+            & (boxes[:, 0] <= bottom + reach)
+            & (boxes[:, 1] >= top - reach)
+            & (boxes[:, 2] <= right + reach)
+            & (boxes[:, 3] >= left - reach)
+            & (thickness < MAX_EDGE_THICKNESS / 2)
+        )
+    return edges
 
 
 def _dominant(lines: list[TextLine]) -> tuple[list[TextLine], list[Ignored]]:

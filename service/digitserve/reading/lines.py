@@ -7,11 +7,14 @@ found from the middles of high pieces; points, commas and hyphens are attached a
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from digitserve.reading.pieces import Piece, TextLine
-from digitserve.types import FloatImage
+
+Places = NDArray[np.float64]
 
 MIN_DIGIT_SHARE = 0.5
 """Height of a piece, as a share of the typical height of digits, from which it may be a digit by itself."""
@@ -42,104 +45,126 @@ def group_lines(pieces: Sequence[Piece], height: float) -> tuple[list[TextLine],
     Returns:
         Lines from top to bottom, pieces from left to right; and the small marks that are near no line.
     """
-    high = [piece for piece in pieces if piece.box.height >= MIN_DIGIT_SHARE * height]
-    small = [piece for piece in pieces if piece.box.height < MIN_DIGIT_SHARE * height]
-    if not high:
-        return [], small
-    x, y = _middles(high)
-    slope = _page_slope(x, y, height)
-    members = _cluster(x, y, slope, height)
-    lines = [_Fit([high[index] for index in line], slope, height) for line in members]
-    lines = _refit([line for line in lines if line.pieces], high, height)
+    boxes = np.array([tuple(piece.box) for piece in pieces], np.float64).reshape(-1, 4)
+    heights = boxes[:, 1] - boxes[:, 0]
+    high, small = (
+        np.flatnonzero(heights >= MIN_DIGIT_SHARE * height),
+        np.flatnonzero(heights < MIN_DIGIT_SHARE * height),
+    )
+    marks = [pieces[index] for index in small.tolist()]
+    if not len(high):
+        return [], marks
+    x, y = (boxes[:, 2] + boxes[:, 3]) / 2, (boxes[:, 0] + boxes[:, 1]) / 2
+    middles = _Middles(x[high], y[high], heights[high])
+    slope = _page_slope(middles.x, middles.y, height)
+    lines = [_fit(middles, line, slope, height) for line in _cluster(middles.x, middles.y, slope, height)]
+    if len(lines) > 1:
+        lines = _refit(lines, middles, height)
+    members = [[pieces[index] for index in high[line.members].tolist()] for line in lines]
     left_over = []
-    for piece in small:
-        nearest = min(lines, key=lambda line: line.distance(piece))
-        if nearest.distance(piece) < np.inf:
-            nearest.marks.append(piece)
+    offsets = _offsets(lines, x[small], y[small]) / np.array([line.height for line in lines])[:, None]
+    for piece, near in zip(marks, offsets.T.tolist(), strict=True):
+        reached = [
+            (abs(offset), index)
+            for index, offset in enumerate(near)
+            if -ABOVE <= offset <= BELOW and _gap(piece, members[index]) <= BESIDE * lines[index].height
+        ]
+        if reached:
+            members[min(reached)[1]].append(piece)
         else:
             left_over.append(piece)
-    middle = float(np.mean(x))
-    lines.sort(key=lambda line: line.level + line.slope * middle)
-    return [line.to_line() for line in lines], left_over
+    middle = float(x[high].mean())
+    order = sorted(range(len(lines)), key=lambda index: lines[index].level + lines[index].slope * middle)
+    return [
+        TextLine(sorted(members[index], key=lambda piece: piece.box.left), lines[index].height, lines[index].slope)
+        for index in order
+    ], left_over
 
 
-class _Fit:
-    """A straight line through the middles of its pieces.
+class _Middles(NamedTuple):
+    """Middles and heights of high pieces, float64[N] each."""
+
+    x: Places
+    y: Places
+    heights: Places
+
+
+class _Fit(NamedTuple):
+    """A straight line through the middles of pieces.
 
     Attributes:
-        pieces: high ones.
-        marks: small ones.
+        members: intp[M]; indices of its pieces.
         slope: rows per column.
         level: row of the line at column 0.
         height: typical height of its digits.
     """
 
-    def __init__(self, pieces: list[Piece], slope: float, page_height: float) -> None:
-        self.pieces = pieces
-        self.marks: list[Piece] = []
-        x, y = _middles(pieces)
-        self.height = float(np.median([piece.box.height for piece in pieces]))
-        # A line of few digits keeps the page's slope: their heights differ by more than a slope would show.
-        spread = float(((x - x.mean()) ** 2).sum())
-        weight = spread + (6 * page_height) ** 2
-        residual = y - y.mean() - slope * (x - x.mean())
-        self.slope = slope + float(((x - x.mean()) * residual).sum()) / weight
-        self.level = float(np.median(y - self.slope * x))
-
-    def offset(self, piece: Piece) -> float:
-        """Return how far below the line a piece's middle is, in line heights."""
-        box = piece.box
-        row = self.level + self.slope * (box.left + box.right) / 2
-        return ((box.top + box.bottom) / 2 - row) / self.height
-
-    def distance(self, piece: Piece) -> float:
-        """Return how far from the line a small mark is; infinite if it does not belong to it."""
-        offset = self.offset(piece)
-        if not -ABOVE <= offset <= BELOW:
-            return float("inf")
-        gap = min(max(piece.box.left - other.box.right, other.box.left - piece.box.right, 0) for other in self.pieces)
-        return abs(offset) if gap <= BESIDE * self.height else float("inf")
-
-    def to_line(self) -> TextLine:
-        """Return the line."""
-        pieces = sorted(self.pieces + self.marks, key=lambda piece: piece.box.left)
-        return TextLine(pieces, self.height, self.slope)
+    members: NDArray[np.intp]
+    slope: float
+    level: float
+    height: float
 
 
-def _middles(pieces: Sequence[Piece]) -> tuple[FloatImage, FloatImage]:
-    boxes = np.array([piece.box for piece in pieces], np.float32).reshape(-1, 4)
-    return (boxes[:, 2] + boxes[:, 3]) / 2, (boxes[:, 0] + boxes[:, 1]) / 2
+def _fit(middles: _Middles, members: NDArray[np.intp], slope: float, page_height: float) -> _Fit:
+    x, y = middles.x[members], middles.y[members]
+    # A line of few digits keeps the page's slope: their heights differ by more than a slope would show.
+    from_middle = x - x.mean()
+    weight = float(from_middle.dot(from_middle)) + (6 * page_height) ** 2
+    slope += float(from_middle.dot(y - slope * x)) / weight
+    return _Fit(members, slope, _median(y - slope * x), _median(middles.heights[members]))
 
 
-def _page_slope(x: FloatImage, y: FloatImage, height: float) -> float:
+def _median(values: Places) -> float:
+    """Return the median; ``np.median`` takes five times as long for a few values."""
+    ordered = np.sort(values)
+    return float(ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+
+
+def _offsets(lines: Sequence[_Fit], x: Places, y: Places) -> Places:
+    """Return how far below each line each middle is, in pixels: float64[lines, N]."""
+    fits = np.array([(line.slope, line.level) for line in lines])
+    offsets: Places = y - fits[:, 1:] - fits[:, :1] * x
+    return offsets
+
+
+def _gap(piece: Piece, others: Sequence[Piece]) -> int:
+    """Return the columns between a mark and the nearest digit of a line."""
+    box = piece.box
+    return min(max(box.left - other.box.right, other.box.left - box.right, 0) for other in others)
+
+
+def _page_slope(x: Places, y: Places, height: float) -> float:
     """Return the slope at which the middles of pieces gather on the fewest rows."""
-    best, best_score = 0.0, -1.0
     steps = round(MAX_SLOPE / SLOPE_STEP)
-    for slope in sorted((step * SLOPE_STEP for step in range(-steps, steps + 1)), key=abs):
-        rows = (y - slope * x) / (BIN_SHARE * height)
-        counts = np.bincount((rows - rows.min()).astype(np.intp) + 2, minlength=5).astype(np.float64)
-        smooth = np.convolve(counts, [0.5, 1, 0.5], "same")
-        score = float((counts * smooth).sum()) * (1 - FLATTER_IS_LIKELIER * abs(slope))
-        if score > best_score:
-            best, best_score = slope, score
-    return best
+    slopes = np.array(sorted(range(-steps, steps + 1), key=abs)) * SLOPE_STEP
+    rows = (y - slopes[:, None] * x) / (BIN_SHARE * height)
+    bins = (rows - rows.min(axis=1, keepdims=True)).astype(np.intp)
+    # One histogram of all slopes; a bin is empty between two of them.
+    number = int(bins.max()) + 2
+    counts = np.bincount((bins + np.arange(len(slopes))[:, None] * number).reshape(-1), minlength=len(slopes) * number)
+    counts = counts.reshape(len(slopes), number)
+    # Each bin counts with half of both of its neighbours.
+    scores = (counts * counts).sum(axis=1) + (counts[:, 1:] * counts[:, :-1]).sum(axis=1)
+    return float(slopes[np.argmax(scores * (1 - FLATTER_IS_LIKELIER * np.abs(slopes)))])
 
 
-def _cluster(x: FloatImage, y: FloatImage, slope: float, height: float) -> list[list[int]]:
-    """Return the indices of pieces of each line: rows of middles with no gap between them."""
+def _cluster(x: Places, y: Places, slope: float, height: float) -> list[NDArray[np.intp]]:
+    """Return the indices of the pieces of each line: rows of middles with no gap between them."""
     rows = y - slope * x
-    lines: list[list[int]] = []
-    for index in np.argsort(rows).tolist():
-        if lines and rows[index] - float(np.mean(rows[lines[-1]])) <= MAX_OFFSET * height:
-            lines[-1].append(index)
-        else:
-            lines.append([index])
-    return lines
+    order = np.argsort(rows)
+    starts: list[int] = []
+    total = 0.0
+    for place, row in enumerate(rows[order].tolist()):
+        if not starts or row - total / (place - starts[-1]) > MAX_OFFSET * height:
+            starts.append(place)
+            total = 0.0
+        total += row
+    return np.split(order, starts[1:])
 
 
-def _refit(lines: list[_Fit], high: Sequence[Piece], height: float) -> list[_Fit]:
+def _refit(lines: Sequence[_Fit], middles: _Middles, height: float) -> list[_Fit]:
     """Assign each piece to the line that is nearest to its middle, and fit the lines again."""
-    members: list[list[Piece]] = [[] for _ in lines]
-    for piece in high:
-        members[min(range(len(lines)), key=lambda index: abs(lines[index].offset(piece)))].append(piece)
-    return [_Fit(pieces, line.slope, height) for line, pieces in zip(lines, members, strict=True) if pieces]
+    distances = np.abs(_offsets(lines, middles.x, middles.y)) / np.array([line.height for line in lines])[:, None]
+    nearest = distances.argmin(axis=0)
+    members = [np.flatnonzero(nearest == index) for index in range(len(lines))]
+    return [_fit(middles, part, line.slope, height) for line, part in zip(lines, members, strict=True) if len(part)]

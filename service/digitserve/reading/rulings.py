@@ -1,23 +1,18 @@
-"""Ruled lines, boxes and combs: where they are, and their removal without damage to the digits that touch or cross them.
+"""Ruled lines, boxes and combs: where they are.
 
     runs across the line's direction, thin ones ──components──▶ straight segments ──chained──▶ rules
     rules: long ones; sides of boxes, whose ends meet; ticks of a comb, which are regular
 
 ``layout`` calls it on a worker's thread; no state is kept. Horizontal rules are found from the runs of the transposed mask, vertical
-ones from the runs of the mask, by the same functions: a position ``along`` the rule, and an ``across`` one. A digit that crosses a
-rule makes the run there longer than the rule is thick; such runs stay, so its stroke stays whole.
+ones from the runs of the mask, by the same functions: a position ``along`` the rule, and an ``across`` one.
 """
-
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from digitserve.reading.components import run_pixels
 from digitserve.reading.pieces import Mask
+from digitserve.reading.rules import Rule, Rulings
 from digitserve.reading.runs import Indices, Runs, find_runs, label_runs
-from digitserve.types import Box
 
 MAX_SLOPE = 0.12
 """Slope of a rule: seven degrees."""
@@ -64,83 +59,6 @@ MAX_TICKS, MIN_STEP_SHARE, MIN_REGULAR_SHARE = 60, 0.4, 0.6
 """Ticks that are compared; their least distance, as a share of the height of digits; share of lines like ticks on a rule that are at regular distances."""
 
 
-@dataclass(slots=True, eq=False)
-class Rule:
-    """A straight or slightly curved line.
-
-    Attributes:
-        along: knots, ascending: columns of a horizontal rule, rows of a vertical one.
-        across: the rule's middle at the knots.
-        thickness: in pixels.
-        horizontal: its direction.
-    """
-
-    along: list[float]
-    across: list[float]
-    thickness: float
-    horizontal: bool
-
-    @property
-    def start(self) -> float:
-        """First position along."""
-        return self.along[0]
-
-    @property
-    def stop(self) -> float:
-        """Last position along."""
-        return self.along[-1]
-
-    @property
-    def length(self) -> float:
-        """Distance of its ends."""
-        return self.stop - self.start
-
-    def at(self, along: float) -> float:
-        """Return its middle at a position along; beyond its ends that of the end."""
-        return float(np.interp(along, self.along, self.across))
-
-    def beyond(self, along: float) -> float:
-        """Return where it would be beyond its last position, from the slope of the whole."""
-        slope = (self.across[-1] - self.across[0]) / max(self.length, 1.0)
-        return self.across[-1] + slope * (along - self.stop)
-
-    def extend(self, segment: "Rule") -> None:
-        """Append a segment that continues it."""
-        weight = self.length / (self.length + segment.length)
-        self.thickness = self.thickness * weight + segment.thickness * (1 - weight)
-        self.along += [max(place, self.stop + 0.5) for place in segment.along]
-        self.across += segment.across
-
-    def moved(self, distance: float) -> "Rule":
-        """Return it moved across its direction."""
-        return Rule(self.along, [place + distance for place in self.across], self.thickness, self.horizontal)
-
-    def box(self, shape: tuple[int, ...]) -> Box:
-        """Return the box of the rule within a mask of this shape."""
-        half = self.thickness / 2
-        low, high = int(min(self.across) - half), int(max(self.across) + half) + 1
-        start, stop = int(self.start), int(self.stop) + 1
-        top, bottom, left, right = (low, high, start, stop) if self.horizontal else (start, stop, low, high)
-        return Box(max(top, 0), min(bottom, shape[0]), max(left, 0), min(right, shape[1]))
-
-
-class Rulings(NamedTuple):
-    """The rules of an image.
-
-    Attributes:
-        horizontal: from top to bottom.
-        vertical: from left to right.
-    """
-
-    horizontal: list[Rule]
-    vertical: list[Rule]
-
-    @property
-    def thickness(self) -> float:
-        """Thickness of the thickest rule; 0 if there is none."""
-        return max((rule.thickness for rule in self.horizontal + self.vertical), default=0.0)
-
-
 def find_candidates(mask: Mask, height: float, *, horizontal: bool) -> list[Rule]:
     """Find straight thin lines of one direction, of any length from a segment's; strokes of digits are among them.
 
@@ -155,6 +73,19 @@ def find_candidates(mask: Mask, height: float, *, horizontal: bool) -> list[Rule
     share = MIN_SEGMENT_SHARE if horizontal else MIN_TICK_SHARE
     segments = _find_segments(thin, max(share * height, MIN_SEGMENT), horizontal=horizontal)
     return _chain(segments, across_mask, MAX_HOLE_SHARE * height)
+
+
+def may_have_columns(horizontal: list[Rule], mask: Mask, height: float) -> bool:
+    """Return whether ``choose_rules`` could choose a vertical rule: there is a horizontal one, or room for a long one.
+
+    Args:
+        horizontal: candidates of ``find_candidates``.
+        mask: bool[H, W].
+        height: typical height of digits.
+    """
+    if len(mask) >= MIN_LONG * height or (mask[:2].any() and mask[-3:].any()):
+        return True
+    return any(rule.length >= MIN_SIDE_SHARE * height for rule in horizontal)
 
 
 def choose_rules(horizontal: list[Rule], vertical: list[Rule], mask: Mask, height: float) -> Rulings:
@@ -189,46 +120,6 @@ def choose_rules(horizontal: list[Rule], vertical: list[Rule], mask: Mask, heigh
     )
 
 
-def remove(mask: Mask, rules: list[Rule], beyond: float) -> None:
-    """Remove rules of one direction from a mask, in place; strokes that cross them stay.
-
-    Args:
-        mask: bool[H, W].
-        rules: of one direction.
-        beyond: pixels beyond the ends of a rule that are removed too: the thickness of a rule that it meets.
-    """
-    if not rules:
-        return
-    across_mask = mask.T if rules[0].horizontal else mask
-    runs = find_runs(np.ascontiguousarray(across_mask))
-    removed = np.zeros(len(runs.row), np.bool_)
-    for rule in rules:
-        first, last = np.searchsorted(runs.row, [rule.start - 2 - beyond, rule.stop + 3 + beyond])
-        part = slice(int(first), int(last))
-        middle = np.interp(runs.row[part], rule.along, rule.across)
-        reach = rule.thickness / 2 + 1
-        on_rule = (runs.start[part] <= middle + reach) & (runs.stop[part] >= middle - reach)
-        thin = runs.length[part] <= rule.thickness + max(2, rule.thickness / 2)
-        removed[part] |= on_rule & thin
-    gone = runs.select(removed)
-    rows, columns = np.divmod(run_pixels(gone, across_mask.shape[1]), across_mask.shape[1])
-    across_mask[rows, columns] = False
-
-
-def cover(shape: tuple[int, ...], rulings: Rulings) -> Mask:
-    """Return the pixels on and beside the rules, where what is left of them may be: bool[H, W]."""
-    zone = np.zeros(shape, np.bool_)
-    beyond = 2 + int(rulings.thickness)
-    for rule in rulings.horizontal + rulings.vertical:
-        view = zone.T if rule.horizontal else zone
-        along = np.arange(max(int(rule.start) - beyond, 0), min(int(rule.stop) + 1 + beyond, len(view)))
-        middle = np.interp(along, rule.along, rule.across)
-        reach = rule.thickness / 2 + 2
-        for offset in np.arange(-reach, reach + 1):
-            view[along, np.clip(np.rint(middle + offset).astype(np.intp), 0, view.shape[1] - 1)] = True
-    return zone
-
-
 def _find_segments(thin: Runs, min_length: float, *, horizontal: bool) -> list[Rule]:
     """Return the components of thin runs that are straight, by their starts."""
     labels, count = label_runs(thin)
@@ -261,7 +152,7 @@ def _fit(runs: Runs, numbers: Indices, count: int, min_length: float, *, horizon
     along, across = runs.row.astype(np.float64), (runs.start + runs.stop - 1) / 2
 
     def total(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.bincount(numbers, values, count)
+        return np.bincount(numbers, values, count).astype(np.float64, copy=False)
 
     order = np.lexsort((runs.length, numbers))
     sizes = np.bincount(numbers, minlength=count)
@@ -288,8 +179,10 @@ def _fit(runs: Runs, numbers: Indices, count: int, min_length: float, *, horizon
     middles = mean_across[good, None] + slope[good, None] * (ends - mean_along[good, None])
     order = np.argsort(ends[:, 0], kind="stable")
     return [
-        Rule(*knots, float(thick), horizontal)
-        for *knots, thick in zip(ends[order].tolist(), middles[order].tolist(), thickness[good][order], strict=True)
+        Rule(knots, places, float(thick), horizontal)
+        for knots, places, thick in zip(
+            ends[order].tolist(), middles[order].tolist(), thickness[good][order].tolist(), strict=True
+        )
     ]
 
 

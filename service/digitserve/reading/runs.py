@@ -88,19 +88,29 @@ def label_runs(runs: Runs, *, gap: int = 0) -> tuple[Indices, int]:
         return np.zeros(0, np.intp), 0
     above, below = _touching(runs, gap)
     parents = np.arange(count)
+    # At first each run hangs below the first one that it touches above; most pairs are in one tree then.
+    parents[below[::-1]] = above[::-1]
+    parents = _compress(parents)
     while len(above):
         first, second = parents[above], parents[below]
-        different = first != second
+        different = np.flatnonzero(first != second)
+        if not len(different):
+            break
         above, below, first, second = above[different], below[different], first[different], second[different]
         # Each root is hooked to the smallest root beside it, so at least half of the roots that have neighbours disappear.
         np.minimum.at(parents, np.maximum(first, second), np.minimum(first, second))
-        while True:
-            grandparents = parents[parents]
-            if np.array_equal(grandparents, parents):
-                break
-            parents = grandparents
+        parents = _compress(parents)
     roots = parents == np.arange(count)
     return (np.cumsum(roots) - 1)[parents], int(np.count_nonzero(roots))
+
+
+def _compress(parents: Indices) -> Indices:
+    """Return the root of each run."""
+    while True:
+        grandparents = parents[parents]
+        if not (grandparents != parents).any():
+            return parents
+        parents = grandparents
 
 
 def _touching(runs: Runs, gap: int) -> tuple[Indices, Indices]:

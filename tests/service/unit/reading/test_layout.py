@@ -219,3 +219,35 @@ def test_blank_paper_has_no_lines() -> None:
     rough = np.random.default_rng(0).normal(PAPER, 3, (200, 300)).astype(np.uint8)
     assert not arrange(even).lines
     assert not arrange(rough).lines
+
+
+def test_the_edge_of_the_paper_is_no_digit() -> None:
+    """A thin slanted line that runs into the border is a shape, and so is the thin line that continues it."""
+    page = blank(1, 5)
+    for top, left in places(1, 5)[:4]:
+        draw_digit(page, top, left)
+    width = page.shape[1]
+    for step in range(58):
+        page[40 + step, width - 1 - step * 40 // 58] = page[40 + step, width - 2 - step * 40 // 58] = DARK
+    for step in range(30):
+        page[100 + step, width - 36 + step // 2] = DARK
+    arrangement = arrange(page)
+    assert [len(line.pieces) for line in arrangement.lines] == [4]
+    assert {ignored.kind for ignored in arrangement.ignored} == {IgnoredKind.SHAPE}
+
+
+@pytest.mark.parametrize("ruled", ["none", "below", "boxes"])
+def test_rules_of_a_low_field_are_found(ruled: str) -> None:
+    """A low image of one row gives its digits, with a rule below, in boxes, or without: the search for rules is not left out wrongly."""
+    page = np.full((76, 5 * PITCH_X + 40), PAPER, np.uint8)
+    for column in range(5):
+        left = 20 + column * PITCH_X
+        draw_digit(page, 18, left + 18)
+        if ruled == "boxes":
+            page[8:68, left + 4 : left + 56][[0, 1, -2, -1]] = DARK
+            page[8:68, left + 4 : left + 56][:, [0, 1, -2, -1]] = DARK
+    if ruled == "below":
+        page[66:68, 10:-10] = DARK
+    arrangement = arrange(page)
+    assert [len(line.pieces) for line in arrangement.lines] == [5]
+    assert any(ignored.kind is IgnoredKind.RULING for ignored in arrangement.ignored) == (ruled != "none")

@@ -46,7 +46,7 @@ def test_pieces_have_the_pixels_of_their_components(mask: Mask) -> None:
     """Boxes are tight, areas count pixels, and all pieces together are the mask."""
     components = find_components(mask)
     restored = np.zeros_like(mask)
-    for piece in to_pieces(components, np.arange(len(components.areas))):
+    for piece in to_pieces(components, np.arange(len(components.areas)), mask):
         box = piece.box
         restored[box.top : box.bottom, box.left : box.right] |= piece.mask
         assert piece.area == np.count_nonzero(piece.mask)
