@@ -108,7 +108,8 @@ class _Fit:
 
 def _middles(pieces: Sequence[Piece]) -> tuple[FloatImage, FloatImage]:
     boxes = np.array([piece.box for piece in pieces], np.float32).reshape(-1, 4)
-    return (boxes[:, 2] + boxes[:, 3]) / 2, (boxes[:, 0] + boxes[:, 1]) / 2
+    half = np.float32(0.5)
+    return (boxes[:, 2] + boxes[:, 3]) * half, (boxes[:, 0] + boxes[:, 1]) * half
 
 
 def _page_slope(x: FloatImage, y: FloatImage, height: float) -> float:

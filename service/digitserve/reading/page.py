@@ -150,7 +150,7 @@ def _strength(light: Gray, *, of_reflection: bool) -> Generator[None, None, tupl
         height, width = light.shape
     share = INK_SHARE if reduction == 1 else REDUCED_INK_SHARE
     levels = _levels(found, round(LEVEL_SHARE * digits / (factor * reduction)), share)
-    scale: FloatImage = 1 / levels
+    scale: FloatImage = np.float32(1) / levels
     level = (found.background * found.gain - found.offset) * scale
     scale *= found.gain
     yield
@@ -224,7 +224,7 @@ def _levels(found: _Contrast, window: int, share: float) -> FloatImage:
 def _gain(background: Gray) -> FloatImage:
     """Return by how much to raise the contrast of ink where less light falls on the paper; 0 where there is no paper."""
     least = MIN_LIGHT * float(np.median(background[::8, ::8]))
-    gain: FloatImage = 255 / np.maximum(background, np.float32(1))
+    gain: FloatImage = np.float32(255) / np.maximum(background, np.float32(1))
     gain[background < least] = 0
     return gain
 
@@ -267,4 +267,5 @@ def _spread_along(image: NDArray[np.uint8], reach: int, extreme: np.ufunc) -> Gr
     while 2 * size <= span:
         rows = extreme(rows[:-size], rows[size:])
         size *= 2
-    return extreme(rows[: len(image)], rows[span - size : span - size + len(image)])
+    found: Gray = extreme(rows[: len(image)], rows[span - size : span - size + len(image)])
+    return found

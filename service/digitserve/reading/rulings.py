@@ -261,7 +261,7 @@ def _fit(runs: Runs, numbers: Indices, count: int, min_length: float, *, horizon
     along, across = runs.row.astype(np.float64), (runs.start + runs.stop - 1) / 2
 
     def total(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.bincount(numbers, values, count)
+        return np.asarray(np.bincount(numbers, values, count), np.float64)
 
     order = np.lexsort((runs.length, numbers))
     sizes = np.bincount(numbers, minlength=count)
@@ -288,8 +288,10 @@ def _fit(runs: Runs, numbers: Indices, count: int, min_length: float, *, horizon
     middles = mean_across[good, None] + slope[good, None] * (ends - mean_along[good, None])
     order = np.argsort(ends[:, 0], kind="stable")
     return [
-        Rule(*knots, float(thick), horizontal)
-        for *knots, thick in zip(ends[order].tolist(), middles[order].tolist(), thickness[good][order], strict=True)
+        Rule(along_rule, across_rule, float(thick), horizontal)
+        for along_rule, across_rule, thick in zip(
+            ends[order].tolist(), middles[order].tolist(), thickness[good][order], strict=True
+        )
     ]
 
 
