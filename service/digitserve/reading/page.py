@@ -224,7 +224,7 @@ def _levels(found: _Contrast, window: int, share: float) -> FloatImage:
 def _gain(background: Gray) -> FloatImage:
     """Return by how much to raise the contrast of ink where less light falls on the paper; 0 where there is no paper."""
     least = MIN_LIGHT * float(np.median(background[::8, ::8]))
-    gain: FloatImage = np.float32(255) / np.maximum(background, np.float32(1))
+    gain: FloatImage = np.divide(255, np.maximum(background, 1), dtype=np.float32)
     gain[background < least] = 0
     return gain
 
