@@ -35,7 +35,7 @@ def dashboard_json() -> str:
     """Return the dashboard as JSON."""
     built = (
         dashboard.Dashboard("digitserve").uid("digitserve")
-        .description("Service level, requests, batches, workers, answers of the model and drift. Generated: see scripts/monitoring.")
+        .description("Service level, requests, batches, workers, answers of the model, drift and readings. Generated: see scripts/monitoring.")
         .tags(["digitserve", "grpc", "inference"]).editable().refresh("30s").time("now-1h", "now").timezone("browser")
         .tooltip(models.DashboardCursorSync.CROSSHAIR)
         .with_variable(dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"))
@@ -57,6 +57,7 @@ def dashboard_json() -> str:
         ("Batches and queue", False, _batches()),
         ("Workers", False, _workers()),
         ("Answers and drift", False, _answers()),
+        ("Readings of numbers", True, _readings()),
         ("Shadow version", True, _shadow()),
         ("Connections", True, _connections()),
         ("Files and HTTP port", True, _files()),
@@ -412,6 +413,52 @@ def _answers() -> list[Panel]:
     ]
 
 
+def _readings() -> list[Panel]:
+    step = "digitserve_reading_step_seconds"
+    return [
+        graph(
+            "Readings",
+            "Answered requests of Read and messages of ReadStream, by instance.",
+            units.RequestsPerSecond,
+            (rate("digitserve_readings", "instance"), "{{instance}}"),
+            stacked=True,
+        ),
+        graph(
+            "Pending readings",
+            "Readings that are admitted and not yet answered. Limited to 1/64 of --max-pending-images for each worker.",
+            units.Short,
+            (total("digitserve_pending_readings", "instance"), "{{instance}}"),
+            stacked=True,
+        ),
+        graph(
+            "Time of a step",
+            "One step of a reading, without the network: batches wait for it. Steps of large pages are the longest.",
+            units.Seconds,
+            (quantile(0.5, step), "p50"),
+            (quantile(0.99, step), "p99"),
+        ),
+        graph(
+            "Images for readings",
+            "Images that the network classified for readings. They are in the batches, and not among the predictions.",
+            "images/s",
+            (rate("digitserve_reading_images"), "images"),
+        ),
+        graph(
+            "Lines read",
+            "Lines that were returned.",
+            "lines/s",
+            (rate("digitserve_read_lines"), "lines"),
+        ),
+        graph(
+            "Marks read, by kind",
+            "A rise of unread marks means other images, or a minimum confidence that is too high for them.",
+            "marks/s",
+            (rate("digitserve_read_marks", "kind"), "{{kind}}"),
+            stacked=True,
+        ),
+    ]
+
+
 def _shadow() -> list[Panel]:
     images, difference = "digitserve_shadow_images", "digitserve_shadow_probability_difference"
     return [
@@ -509,7 +556,7 @@ def _files() -> list[Panel]:
         ),
         graph(
             "HTTP API: answers",
-            "Answers of /v1/classify, /v1/model and /v1/openapi.json by HTTP status. Their calls also count as those of gRPC.",
+            "Answers of /v1/classify, /v1/read, /v1/model and /v1/openapi.json by HTTP status. Their calls also count as those of gRPC.",
             "1/s",
             (rate("digitserve_http_requests", "path", "code"), "{{path}} {{code}}"),
             span=5,

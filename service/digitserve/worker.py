@@ -53,39 +53,15 @@ from digitserve.inference.bundle_files import BundleFiles
 from digitserve.inference.session import Session
 from digitserve.log import get_logger
 from digitserve.passed_sockets import PassedListener
-from digitserve.protocol.codec import Limits
-from digitserve.protocol.infer import InferDecoder
-from digitserve.protocol.names import (
-    CLASSIFY,
-    CLASSIFY_STREAM,
-    GET_MODEL,
-    HEALTH_CHECK,
-    HEALTH_LIST,
-    HEALTH_WATCH,
-    MODEL_INFER,
-    READ,
-    READ_STREAM,
-    REFLECTION,
-    REFLECTION_V1,
-    Method,
-)  # fmt: skip
+from digitserve.protocol.names import Method
 from digitserve.protocol.read_encoder import ReadEncoder
 from digitserve.reading.reader import DIGIT_LABELS, Reader
 from digitserve.settings import Settings
 from digitserve.telemetry.block import Block
 from digitserve.telemetry.recorder import Recorder
 from digitserve.telemetry.request_log import RequestLog
-from digitserve.transport.classify import ClassifyHandler, InferResponder
-from digitserve.transport.classify_stream import WINDOW_BATCHES, ClassifyStreamHandler
-from digitserve.transport.handlers import Respond, Server, StreamHandler, UnaryHandler
-from digitserve.transport.health import Health
-from digitserve.transport.model import ModelHandler
-from digitserve.transport.open_inference import OpenInference
-from digitserve.transport.read import read_handler
-from digitserve.transport.read_stream import read_stream_handler
-from digitserve.transport.reflection import ReflectionHandler, Schema
-from digitserve.transport.respond import RespondHandler
-from digitserve.types import native_framing
+from digitserve.transport.handlers import Server, StreamHandler, UnaryHandler
+from digitserve.transport.methods import Methods
 
 if TYPE_CHECKING:
     from digitserve.batching.pending import PendingRequest
@@ -183,13 +159,6 @@ class Worker:
         session = Session(bundle, device=settings.device, num_threads=num_threads)
         self.provider = session.provider
         self._shadow = self._new_shadow(shadow, bundle.manifest, num_threads)
-        limits = Limits(
-            model_version=str(bundle.manifest.version),
-            max_side=settings.max_side,
-            max_images=settings.max_pending_images,
-            max_request_bytes=settings.max_request_bytes,
-            native_framing=native_framing(bundle.manifest.labels),
-        )
         self._batcher: Batcher[PendingRequest] = Batcher(
             max_batch_size=settings.batch_limit,
             max_pending_images=settings.max_pending_images,
@@ -200,41 +169,12 @@ class Worker:
         )
         self._pipeline = Pipeline(self._batcher, session, served, self._recorder, shadow=self._shadow)
         self._readings = self._new_readings(served.manifest, new_reader(served.manifest))
-        self._streams = ClassifyStreamHandler(
-            self._pipeline, limits, WINDOW_BATCHES * settings.batch_limit, self._recorder
-        )
-        self._read_streams = read_stream_handler(self._readings, limits, self._recorder)
-        self._health = Health(self._recorder, settings.connection_limit)
-        self._reflections: dict[Method, ReflectionHandler] = {}
-        if settings.reflection == "on":
-            schema = Schema()
-            for method in (REFLECTION, REFLECTION_V1):
-                self._reflections[method] = ReflectionHandler(method, schema, self._recorder)
-        manifest = served.manifest
-        decoder = InferDecoder(manifest.name, str(manifest.version), manifest.labels)
-        respond: dict[Method, Respond] = {
-            GET_MODEL: ModelHandler(served, session.provider, limits, settings.batch_limit),
-            HEALTH_CHECK: self._health.check,
-            HEALTH_LIST: self._health.list_services,
-            **OpenInference(manifest, lambda: self._health.serving).handlers,
-        }
+        self._methods = Methods(settings, served, session.provider, self._pipeline, self._readings, self._recorder)
         self._server = _new_server(
             settings,
             self._recorder,
-            unary={
-                CLASSIFY: ClassifyHandler(self._pipeline, limits, self._recorder),
-                MODEL_INFER: ClassifyHandler(
-                    self._pipeline, limits, self._recorder, responder=InferResponder, decode=decoder.decode
-                ),
-                READ: read_handler(self._readings, limits, self._recorder),
-                **{method: RespondHandler(method, handler, self._recorder) for method, handler in respond.items()},
-            },
-            streams={
-                CLASSIFY_STREAM: self._streams,
-                READ_STREAM: self._read_streams,
-                HEALTH_WATCH: self._health,
-                **self._reflections,
-            },
+            unary=self._methods.unary,
+            streams=self._methods.streams,
             listener=listener,
             last_valid=last_valid,
             inside=inside,
@@ -249,7 +189,7 @@ class Worker:
     @property
     def stream_images_in_flight(self) -> list[int]:
         """Number of images in flight on each open stream; may be read from any thread."""
-        return self._streams.images_in_flight
+        return self._methods.stream_images_in_flight
 
     def listen(self) -> int:
         """Report SERVING, and accept connections.
@@ -260,7 +200,7 @@ class Worker:
         Raises:
             StartupError: the address cannot be bound.
         """
-        self._health.set_serving()
+        self._methods.health.set_serving()
         return self._server.listen()
 
     def lame_duck(self) -> None:
@@ -312,7 +252,7 @@ class Worker:
         if self._handed_over.is_set():
             lame_duck_ends = 0.0
         else:
-            self._health.set_not_serving()
+            self._methods.health.set_not_serving()
         on_drain()
         while not self._orphaned.is_set() and time.monotonic() < (deadline if self._is_held else lame_duck_ends):
             self._run_once()
@@ -325,11 +265,7 @@ class Worker:
             if self._orphaned.is_set() or not self._run_once():
                 break
         self._server.begin_shutdown()
-        self._streams.drain()
-        self._read_streams.drain()
-        self._health.close_watches()
-        for reflection in self._reflections.values():
-            reflection.drain()
+        self._methods.drain()
         linger_ends = time.monotonic() + LINGER_S
         while (
             not self._stopped
@@ -337,8 +273,7 @@ class Worker:
             and (self._has_unanswered() or time.monotonic() < linger_ends)
         ):
             self._run_once()
-        num_unanswered = self._streams.num_unsent_answers() + self._read_streams.num_unsent_answers()
-        num_unanswered += self._readings.close() + self._pipeline.close()
+        num_unanswered = self._methods.num_unsent_answers() + self._readings.close() + self._pipeline.close()
         self._server.cancel_all()
         while not self._stopped:
             self._run_once()
@@ -366,8 +301,7 @@ class Worker:
         if self._readings.can_advance():
             self._readings.advance(busy=self._pipeline.answered)
             self._pipeline.begin_iteration()
-        self._streams.flush()
-        self._read_streams.flush()
+        self._methods.flush()
         return ran or bool(handled)
 
     def _new_shadow(self, bundle: Bundle | None, served: Manifest, num_threads: int) -> Shadow | None:
@@ -397,8 +331,7 @@ class Worker:
         return (
             self._batcher.has_pending()
             or self._readings.can_advance()
-            or self._streams.has_unsent_answers()
-            or self._read_streams.has_unsent_answers()
+            or self._methods.has_unsent_answers()
             or self._server.has_unanswered()
         )
 

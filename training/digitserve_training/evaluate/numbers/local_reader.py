@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Protocol
 
 from digitserve.batching.stepwise import Scores
-from digitserve.reading.reader import Reader
-
 from digitserve.protocol.readings import Reading, ReadOptions
+from digitserve.reading.reader import Reader
 from digitserve_training.evaluate.numbers.samples import Pixels
 from digitserve_training.evaluate.pictures.classifier import Network, open_network
 
