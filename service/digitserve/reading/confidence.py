@@ -27,7 +27,7 @@ LINK_COST = 10.0
 CUT_COST = 1.4
 """Cost of ink on a cut, per height of digits."""
 
-DIGIT_COST = -0.8
+DIGIT_COST = -0.6
 """Cost of each digit of a piece with several; below 0, because the power lowers the weight of parts."""
 
 HEIGHT_COST = 25.0

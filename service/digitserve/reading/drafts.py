@@ -25,11 +25,14 @@ SURE_DIGIT, SURE_LABEL = 0.97, 0.98
 WIDE, MIN_CUT_WIDTH, MIN_CUT_HEIGHT = 1.15, 0.35, 0.5
 """Width of a piece, against the height of digits, from which it is always cut; and size of the smallest piece that is cut."""
 
-NARROWEST = 0.25
+NARROWEST = 0.4
 """Mean width of touching digits, likewise, at least."""
 
 MIN_DIGIT_HEIGHT = 0.45
 """Height below which a piece that does not look like a digit is dust, not a digit that cannot be read."""
+
+MIN_SMALL_HEIGHT = 0.3
+"""Height below which a piece is no digit, whatever the network says: MNIST has no scale."""
 
 MIN_WEIGHT = 1e-9
 """Smallest weight of a text, so that a pattern can still choose it."""
@@ -102,6 +105,8 @@ class PieceDraft:
         is_separator = sum(probability for _, probability in self.separators)
         is_digit = digit_probability(self.whole.ood_score)
         whole = whole_weight(self.whole.ood_score, self.piece.box.width / height) if self.scored else is_digit
+        if self.piece.box.height < MIN_SMALL_HEIGHT * height:
+            is_digit = whole = MIN_WEIGHT
         share = (1 - is_separator) * max(whole, MIN_WEIGHT)
         texts = [
             PieceText(str(label), share * probability)

@@ -19,6 +19,9 @@ DIGIT_HEIGHT = 0.6
 MAX_POINT = 0.32
 """Longest side of a point."""
 
+MIN_POINT = 0.12
+"""Longest side of the smallest point; specks are smaller."""
+
 MAX_MARK = 0.6
 """Longest side of a comma, and height of the highest mark that is no slash."""
 
@@ -72,7 +75,7 @@ def separators(piece: Piece, baseline: Baseline) -> Sequence[tuple[str, float]]:
     if height >= MIN_SLASH:
         probability = _slash(piece, height)
         return [("/", probability)] if probability else ()
-    if height > MAX_MARK:
+    if height > MAX_MARK or max(height, width) < MIN_POINT:
         return ()
     top, bottom = baseline.below(box, box.top), baseline.below(box, box.bottom)
     middle = (top + bottom) / 2
