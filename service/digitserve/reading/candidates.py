@@ -102,7 +102,8 @@ def place_whole(strength: FloatImage) -> Gray:
     """Place a piece as a candidate: uint8[28, 28]; all zero without ink."""
     if not strength.max() > FAINTEST:
         return np.zeros((28, 28), np.uint8)
-    return place(strength, Box(0, *strength.shape[:1], 0, *strength.shape[1:]), FAINTEST)
+    height, width = strength.shape
+    return place(strength, Box(0, height, 0, width), FAINTEST)
 
 
 def cut(strength: FloatImage, box: Box, height: float) -> Parts | None:
@@ -181,7 +182,8 @@ def _parts(strength: FloatImage, cuts: Cuts, box: Box, height: float, factor: in
 def _ink_box(part: FloatImage) -> Box | None:
     """Return the box of the pixels that are surely ink; None without any."""
     ink = part > _INK
-    rows, columns = ink.any(axis=1), ink.any(axis=0)
+    rows: Mask = np.logical_or.reduce(ink, axis=1)
+    columns: Mask = np.logical_or.reduce(ink, axis=0)
     if not rows.any():
         return None
     return Box(

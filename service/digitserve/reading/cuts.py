@@ -85,7 +85,8 @@ def _lines(shape: tuple[int, ...], height: float) -> NDArray[np.int32]:
     middles = np.arange(MARGIN * height, columns - MARGIN * height, STEP * height)
     slants = np.array(SLANTS)[:, None, None]
     lines = middles[None, :, None] + slants * ((rows - 1) / 2 - np.arange(rows))
-    return np.rint(lines).astype(np.int32).reshape(-1, rows)
+    rounded: NDArray[np.int32] = np.rint(lines).astype(np.int32).reshape(-1, rows)
+    return rounded
 
 
 def _bend(strength: FloatImage, lines: NDArray[np.int32], reach: int) -> NDArray[np.int32]:

@@ -120,7 +120,7 @@ class _Parser:
 
     def _class(self) -> _Node:
         self._at += 1
-        found = set()
+        found: set[str] = set()
         while self._peek() != "]":
             first = self._peek()
             if not first or first not in DIGITS:

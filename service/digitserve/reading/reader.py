@@ -189,8 +189,13 @@ def _cut_doubtful(
         if piece.parts is None and piece.can_be_cut(draft.height)
     ]
     yield from _classify_parts(others, left)
+    whole = [piece.texts for _, piece in others]
     for draft, piece in others:
         piece.find_texts(draft.height)
+    unmatched = {id(draft) for draft, _ in others if _search(draft, automaton) is None}
+    for (draft, piece), texts in zip(others, whole, strict=True):
+        if id(draft) in unmatched:  # cutting did not help, so the pieces were rightly taken as single digits
+            piece.texts = texts
 
 
 def _classify_parts(
