@@ -102,9 +102,9 @@ def _ignore_outside(piece: Piece, height: float) -> Ignored:
 def _take_rulings(ink: InkImage, height: float) -> Generator[None, None, tuple[Rulings, Mask | None]]:
     """Find ruled lines and remove them from the ink in place; return them, and where what is left of them may be."""
     zone = None
-    across = find_candidates(ink.mask, height, horizontal=True)
+    across = find_candidates(ink, height, horizontal=True)
     yield
-    down = find_candidates(ink.mask, height, horizontal=False)
+    down = find_candidates(ink, height, horizontal=False)
     yield
     rulings = choose_rules(across, down, ink.mask, height)
     if rulings.horizontal or rulings.vertical:
