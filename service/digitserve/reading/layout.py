@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from digitserve.errors import InvalidRequest
 from digitserve.protocol.names import IgnoredKind, Layout
 from digitserve.protocol.readings import Ignored, ReadOptions
-from digitserve.reading.cells import fill_cells, find_cells
+from digitserve.reading.cells import complete_rows, fill_cells, find_cells
 from digitserve.reading.components import Components, find_components, to_pieces
 from digitserve.reading.lines import MIN_DIGIT_SHARE, group_lines
 from digitserve.reading.pieces import Arrangement, InkImage, Mask, Piece, TextLine
@@ -67,7 +67,7 @@ def lay_out(ink: InkImage, options: ReadOptions) -> Generator[None, None, Arrang
     components = find_components(ink.mask)
     yield
     height = components.digit_height(len(ink.mask))
-    rulings, zone = yield from _take_rulings(ink, height)
+    rulings, zone = yield from _take_rulings(ink, height, options.layout)
     if rulings.horizontal or rulings.vertical:
         components = find_components(ink.mask)
         yield
@@ -99,7 +99,7 @@ def _ignore_outside(piece: Piece, height: float) -> Ignored:
     return Ignored(IgnoredKind.SPECK if small else IgnoredKind.OTHER_LINE, piece.box)
 
 
-def _take_rulings(ink: InkImage, height: float) -> Generator[None, None, tuple[Rulings, Mask | None]]:
+def _take_rulings(ink: InkImage, height: float, layout: Layout) -> Generator[None, None, tuple[Rulings, Mask | None]]:
     """Find ruled lines and remove them from the ink in place; return them, and where what is left of them may be."""
     zone = None
     across = find_candidates(ink, height, horizontal=True)
@@ -107,6 +107,8 @@ def _take_rulings(ink: InkImage, height: float) -> Generator[None, None, tuple[R
     down = find_candidates(ink, height, horizontal=False)
     yield
     rulings = choose_rules(across, down, ink.mask, height)
+    if layout is Layout.CELLS:
+        rulings = complete_rows(rulings, ink.strength, height)
     if rulings.horizontal or rulings.vertical:
         zone = cover(ink.mask.shape, rulings)
         remove(ink.mask, rulings.horizontal, rulings.thickness)
