@@ -66,8 +66,24 @@ def complete_rows(rulings: Rulings, strength: FloatImage, height: float) -> Ruli
     if not len(steps):
         return rulings
     step = float(np.median(steps[steps <= MAX_WIDTH_SHARE * steps.min()]))
-    added = [rule for top, bottom, sides in rows for rule in _missing(top, bottom, sides, step, strength)]
+    added: list[Rule] = []
+    for top, bottom, sides in rows:
+        missing = _missing(top, bottom, sides, step, strength)
+        added += missing
+        columns = [column for column, _ in sides] + [float(np.mean(rule.across)) for rule in missing]
+        for rule in (top, bottom):
+            _extend(rule, min(columns), max(columns))
     return rulings._replace(vertical=sorted(rulings.vertical + added, key=lambda rule: float(np.mean(rule.across))))
+
+
+def _extend(rule: Rule, start: float, stop: float) -> None:
+    """Extend a horizontal, in place, to sides of cells beyond its ends: a digit on its end hides it."""
+    if start < rule.start:
+        rule.along.insert(0, start)
+        rule.across.insert(0, rule.across[0])
+    if stop > rule.stop:
+        rule.along.append(stop)
+        rule.across.append(rule.across[-1])
 
 
 def _sides_between(top: Rule, bottom: Rule, verticals: Sequence[Rule], height: float) -> list[tuple[float, Rule]]:
@@ -78,7 +94,7 @@ def _sides_between(top: Rule, bottom: Rule, verticals: Sequence[Rule], height: f
         column = vertical.at((vertical.start + vertical.stop) / 2)
         high, low = top.at(column), bottom.at(column)
         column = vertical.at((high + low) / 2)
-        inside = max(top.start, bottom.start) - reach <= column <= min(top.stop, bottom.stop) + reach
+        inside = min(top.start, bottom.start) - reach <= column <= max(top.stop, bottom.stop) + reach
         if inside and vertical.start - reach <= high <= low - MIN_CELL_SHARE * height and low <= vertical.stop + reach:
             sides.append((column, vertical))
     return sorted(sides, key=lambda side: side[0])
@@ -89,7 +105,7 @@ def _missing(
 ) -> list[Rule]:
     """Return the sides of a row that are missing between its known ones, and at its ends."""
     first, last = sides[0], sides[-1]
-    ends = (max(top.start, bottom.start), first[1]), (min(top.stop, bottom.stop), last[1])
+    ends = (min(top.start, bottom.start), first[1]), (max(top.stop, bottom.stop), last[1])
     found = []
     for (left, side), (right, _) in pairwise([ends[0], *sides, ends[1]]):
         number = round((right - left) / step)
