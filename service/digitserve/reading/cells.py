@@ -16,13 +16,13 @@ from digitserve.reading.pieces import Piece, TextLine
 from digitserve.reading.rules import Rule, Rulings
 from digitserve.reading.rulings import MIN_TICKS
 from digitserve.reading.strokes import join
-from digitserve.types import Box
+from digitserve.types import Box, FloatImage
 
 MIN_CELL_SHARE = 0.4
 """Width and height of a cell, as a share of the height of digits: double lines are nearer."""
 
-MIN_WIDTH_SHARE = 0.5
-"""Width of a cell, as a share of the usual one: gaps between separate boxes are narrower."""
+MIN_WIDTH_SHARE, MAX_WIDTH_SHARE = 0.5, 1.5
+"""Width of a cell, as a share of the usual one: gaps between separate boxes are narrower; and of the narrowest one."""
 
 MIN_RISE_SHARE = 0.1
 """How far a vertical rises above a horizontal that it bounds a cell on, as a share of the height of digits."""
@@ -33,6 +33,12 @@ OPEN_HEIGHT_SHARE = 1.5
 MAX_TICK_SHARE = 0.8
 """Length of a comb's tick, as a share of the height of digits; longer verticals are sides of boxes."""
 
+MAX_STEP_DEVIATION = 0.15
+"""How far the distance of two sides is from a multiple of the usual one, as a share of it, at most, if sides are missing between them."""
+
+MIN_SIDE_INK, SIDE_STRENGTH = 0.6, 0.15
+"""Share of the length of a missing side that has ink at least this strong: beside dark digits, a pale rule is no ink in the mask."""
+
 MIN_PART_SHARE = 0.25
 """Share of a piece's ink in a second cell from which it is split: two digits that touch across the border."""
 
@@ -41,6 +47,95 @@ MIN_MARK_SHARE = 0.2
 
 _REACH = 3
 """Pixels beyond its end in which a rule still meets another, more than its thickness."""
+
+
+def complete_rows(rulings: Rulings, strength: FloatImage, height: float) -> Rulings:
+    """Add sides of cells that digits hide: at regular distances between two horizontals, where there is ink, if only weak.
+
+    Args:
+        rulings: of the image.
+        strength: float32[H, W], of the ink.
+        height: typical height of digits.
+    """
+    rows = [
+        (top, bottom, sides)
+        for top, bottom in pairwise(rulings.horizontal)
+        if len(sides := _sides_between(top, bottom, rulings.vertical, height)) > 1
+    ]
+    steps = np.concatenate([np.diff([column for column, _ in sides]) for *_, sides in rows]) if rows else np.zeros(0)
+    steps = steps[steps >= MIN_CELL_SHARE * height]
+    if not len(steps):
+        return rulings
+    step = float(np.median(steps[steps <= MAX_WIDTH_SHARE * steps.min()]))
+    added: list[Rule] = []
+    for top, bottom, sides in rows:
+        missing = _missing(top, bottom, sides, step, strength)
+        added += missing
+        columns = [column for column, _ in sides] + [float(np.mean(rule.across)) for rule in missing]
+        for rule in (top, bottom):
+            _extend(rule, min(columns), max(columns))
+    return rulings._replace(vertical=sorted(rulings.vertical + added, key=lambda rule: float(np.mean(rule.across))))
+
+
+def _extend(rule: Rule, start: float, stop: float) -> None:
+    """Extend a horizontal, in place, to sides of cells beyond its ends: a digit on its end hides it."""
+    if start < rule.start:
+        rule.along.insert(0, start)
+        rule.across.insert(0, rule.across[0])
+    if stop > rule.stop:
+        rule.along.append(stop)
+        rule.across.append(rule.across[-1])
+
+
+def _sides_between(top: Rule, bottom: Rule, verticals: Sequence[Rule], height: float) -> list[tuple[float, Rule]]:
+    """Return the verticals that reach from one horizontal to the next, from left to right, with their columns half-way."""
+    sides = []
+    for vertical in verticals:
+        reach = vertical.thickness + bottom.thickness + _REACH
+        column = vertical.at((vertical.start + vertical.stop) / 2)
+        high, low = top.at(column), bottom.at(column)
+        column = vertical.at((high + low) / 2)
+        inside = min(top.start, bottom.start) - reach <= column <= max(top.stop, bottom.stop) + reach
+        if inside and vertical.start - reach <= high <= low - MIN_CELL_SHARE * height and low <= vertical.stop + reach:
+            sides.append((column, vertical))
+    return sorted(sides, key=lambda side: side[0])
+
+
+def _missing(
+    top: Rule, bottom: Rule, sides: Sequence[tuple[float, Rule]], step: float, strength: FloatImage
+) -> list[Rule]:
+    """Return the sides of a row that are missing between its known ones, and at its ends."""
+    first, last = sides[0], sides[-1]
+    ends = (min(top.start, bottom.start), first[1]), (max(top.stop, bottom.stop), last[1])
+    found = []
+    for (left, side), (right, _) in pairwise([ends[0], *sides, ends[1]]):
+        number = round((right - left) / step)
+        if not number or abs(right - left - number * step) > MAX_STEP_DEVIATION * step * number:
+            continue
+        places = [left + (right - left) * index / number for index in range(1, number)]
+        places += [end for end, _ in ends if end in (left, right)]
+        for place in places:
+            rule = _side_at(place, side, top, bottom, strength)
+            if rule is not None:
+                found.append(rule)
+    return found
+
+
+def _side_at(column: float, like: Rule, top: Rule, bottom: Rule, strength: FloatImage) -> Rule | None:
+    """Return the side of a cell at, or beside, a column half-way between two horizontals; None if there is too little ink."""
+    high, low = top.at(column), bottom.at(column)
+    rows = np.arange(max(round(high), 0), min(round(low) + 1, len(strength)))
+    lean = np.interp(rows, like.along, like.across) - like.at((high + low) / 2)
+    best, best_share = 0.0, 0.0
+    for offset in sorted(range(-_REACH, _REACH + 1), key=abs):
+        columns = np.clip(np.rint(column + offset + lean).astype(np.intp), 0, strength.shape[1] - 1)
+        share = float(np.mean(strength[rows, columns] > SIDE_STRENGTH))
+        if share > best_share:
+            best, best_share = float(offset), share
+    if best_share < MIN_SIDE_INK:
+        return None
+    across = [column + best + float(lean[index]) for index in (0, -1)]
+    return Rule([float(rows[0]), float(rows[-1])], across, like.thickness, horizontal=False)
 
 
 def find_cells(rulings: Rulings, height: float) -> list[list[Box]]:

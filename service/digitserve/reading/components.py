@@ -19,6 +19,9 @@ MIN_HEIGHT = 8
 MAX_ASPECT = 2.5
 """Width against height up to which ink counts for it: rules and hyphens do not."""
 
+MIN_LOW_SHARE = 0.3
+"""Share of the sum of heights that ink of at most half of the page's height has, if the higher ink is not the digits."""
+
 
 class Components(NamedTuple):
     """The 8-connected components of a mask.
@@ -52,8 +55,10 @@ class Components(NamedTuple):
         """
         heights, widths = self.heights, self.widths
         likely = (heights >= MIN_HEIGHT) & (widths <= MAX_ASPECT * heights)
-        if (likely & (heights <= page_height / 2)).any():
-            likely &= heights <= page_height / 2
+        low = likely & (heights <= page_height / 2)
+        # Frames are higher than half of the page, but so may be the digits of a narrow field, beside a few specks.
+        if MIN_LOW_SHARE * heights[likely].sum() <= heights[low].sum() and low.any():
+            likely = low
         chosen = np.sort(heights[likely])
         if not len(chosen):
             return float(max(heights.max(initial=0), MIN_HEIGHT))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from digitserve.errors import InvalidRequest
 from digitserve.protocol.names import IgnoredKind, Layout
 from digitserve.protocol.readings import Ignored, ReadOptions
-from digitserve.reading.cells import fill_cells, find_cells
+from digitserve.reading.cells import complete_rows, fill_cells, find_cells
 from digitserve.reading.components import Components, find_components, to_pieces
 from digitserve.reading.lines import MIN_DIGIT_SHARE, group_lines
 from digitserve.reading.pieces import Arrangement, InkImage, Mask, Piece, TextLine
@@ -80,7 +80,7 @@ def lay_out(ink: InkImage, options: ReadOptions) -> Generator[None, None, Arrang
     height = components.digit_height(len(ink.mask))
     rulings, zone = Rulings([], []), None
     if options.layout is Layout.CELLS or not _is_plain_row(components, ink.mask.shape, height):
-        rulings, zone = yield from _take_rulings(ink, height)
+        rulings, zone = yield from _take_rulings(ink, height, options.layout)
     if rulings.horizontal or rulings.vertical:
         components = find_components(ink.mask)
         yield
@@ -130,16 +130,18 @@ def _is_plain_row(components: Components, page: tuple[int, ...], height: float) 
     return bool((middles[1:] >= 2 * np.maximum.accumulate(ordered[:, 3])[:-1]).all())
 
 
-def _take_rulings(ink: InkImage, height: float) -> Generator[None, None, tuple[Rulings, Mask | None]]:
+def _take_rulings(ink: InkImage, height: float, layout: Layout) -> Generator[None, None, tuple[Rulings, Mask | None]]:
     """Find ruled lines and remove them from the ink in place; return them, and where what is left of them may be."""
     zone: Mask | None = None
-    across = find_candidates(ink.mask, height, horizontal=True)
+    across = find_candidates(ink, height, horizontal=True)
     yield
     down: list[Rule] = []
     if may_have_columns(across, ink.mask, height):
-        down = find_candidates(ink.mask, height, horizontal=False)
+        down = find_candidates(ink, height, horizontal=False)
         yield
     rulings = choose_rules(across, down, ink.mask, height)
+    if layout is Layout.CELLS:
+        rulings = complete_rows(rulings, ink.strength, height)
     yield
     if rulings.horizontal or rulings.vertical:
         zone = cover(ink.mask.shape, rulings)

@@ -48,6 +48,9 @@ NOISE_DEVIATIONS, CERTAIN_DEVIATIONS = 3.5, 10
 FAINT_SHARE, CERTAIN_SHARE = 0.06, 0.2
 """The same as shares of the contrast of the page's darkest ink: the other side of thin paper has less than the second."""
 
+MOST_CERTAIN_SHARE = 0.6
+"""Share of the contrast of the darkest ink that is enough in any noise: pale ink on noisy paper is not ten deviations strong."""
+
 MIN_CONTRAST = 8
 """Grey levels of contrast below which nothing is ink."""
 
@@ -228,7 +231,8 @@ def _contrast(light: Gray, window: int, *, of_reflection: bool) -> Generator[Non
     rank = min(NUM_DARKEST, contrast.size // NUM_DARKEST)
     darkest = -float(np.partition(-contrast.reshape(-1), rank)[rank])
     faintest = np.float32(max(NOISE_DEVIATIONS * noise, FAINT_SHARE * darkest, MIN_CONTRAST))
-    certain = np.float32(max(CERTAIN_DEVIATIONS * noise, CERTAIN_SHARE * darkest, 2 * MIN_CONTRAST))
+    certain_in_noise = max(min(CERTAIN_DEVIATIONS * noise, MOST_CERTAIN_SHARE * darkest), 1.5 * faintest)
+    certain = np.float32(max(certain_in_noise, CERTAIN_SHARE * darkest, 2 * MIN_CONTRAST))
     yield
     return _Contrast(contrast, background, gain, offset, faintest, certain, darkest)
 

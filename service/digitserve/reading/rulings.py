@@ -10,7 +10,7 @@ ones from the runs of the mask, by the same functions: a position ``along`` the 
 import numpy as np
 from numpy.typing import NDArray
 
-from digitserve.reading.pieces import Mask
+from digitserve.reading.pieces import InkImage, Mask
 from digitserve.reading.rules import Rule, Rulings
 from digitserve.reading.runs import Indices, Runs, find_runs, label_runs
 
@@ -33,6 +33,9 @@ digits that touch it.
 
 MAX_HOLE_SHARE = 0.4
 """Background between two segments of one rule, as a share of the height of digits: faint rules are broken."""
+
+BRIDGE_STRENGTH = 0.15
+"""Strength of the ink that continues a rule: beside dark digits, a pale rule is weaker than what counts as ink."""
 
 MAX_GAP_HOLES = 6
 """Distance of two segments of one rule that digits on it separate, as a multiple of such a hole."""
@@ -59,20 +62,21 @@ MAX_TICKS, MIN_STEP_SHARE, MIN_REGULAR_SHARE = 60, 0.4, 0.6
 """Ticks that are compared; their least distance, as a share of the height of digits; share of lines like ticks on a rule that are at regular distances."""
 
 
-def find_candidates(mask: Mask, height: float, *, horizontal: bool) -> list[Rule]:
+def find_candidates(ink: InkImage, height: float, *, horizontal: bool) -> list[Rule]:
     """Find straight thin lines of one direction, of any length from a segment's; strokes of digits are among them.
 
     Args:
-        mask: bool[H, W].
+        ink: of the image.
         height: typical height of digits.
         horizontal: the direction.
     """
-    across_mask = np.ascontiguousarray(mask.T) if horizontal else mask
+    across_mask = np.ascontiguousarray(ink.mask.T) if horizontal else ink.mask
     runs = find_runs(across_mask)
     thin = runs.select(runs.length <= max(MAX_THICKNESS_SHARE * height, MAX_THICKNESS))
     share = MIN_SEGMENT_SHARE if horizontal else MIN_TICK_SHARE
     segments = _find_segments(thin, max(share * height, MIN_SEGMENT), horizontal=horizontal)
-    return _chain(segments, across_mask, MAX_HOLE_SHARE * height)
+    bridge = ink.strength > BRIDGE_STRENGTH
+    return _chain(segments, bridge.T if horizontal else bridge, MAX_HOLE_SHARE * height)
 
 
 def may_have_columns(horizontal: list[Rule], mask: Mask, height: float) -> bool:
@@ -191,7 +195,7 @@ def _chain(segments: list[Rule], across_mask: Mask, max_hole: float) -> list[Rul
 
     Args:
         segments: by their starts.
-        across_mask: bool[along, across].
+        across_mask: bool[along, across]; any ink, also weak.
         max_hole: pixels without ink between two segments.
     """
     chains: list[Rule] = []
