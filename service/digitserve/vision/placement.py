@@ -38,13 +38,22 @@ def place(strength: FloatImage, box: Box, faintest: FloatImage) -> Gray:
         mass within pixel 14 of both axes (counted from 0), so shifts are whole pixels.
     """
     top, bottom, left, right = _trim(strength, box, faintest)
-    ink = strength[top:bottom, left:right]
-    rows, columns = _weights(bottom - top, right - left)
+    return place_trimmed(strength[top:bottom, left:right])
+
+
+def place_trimmed(ink: FloatImage) -> Gray:
+    """Place ink whose bounding box is the whole array, as ``place`` does.
+
+    Args:
+        ink: float32[H, W], 0 = background, 1 = full ink.
+    """
+    height, width = ink.shape
+    rows, columns = _weights(height, width)
     if rows is not None:
         ink = rows.dot(ink)
     if columns is not None:
         ink = ink.dot(columns)
-    return _center(ink, grown=max(bottom - top, right - left) < INK_SIZE)
+    return _center(ink, grown=max(height, width) < INK_SIZE)
 
 
 def _trim(strength: FloatImage, box: Box, faintest: FloatImage) -> tuple[int, int, int, int]:
