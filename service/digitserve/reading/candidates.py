@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from digitserve.reading.cuts import Cuts, find_cuts
 from digitserve.reading.pieces import InkImage, Mask, Piece
 from digitserve.types import Box, FloatImage, Gray
-from digitserve.vision.placement import place, place_trimmed
+from digitserve.vision.placement import place, place_many
 
 MAX_CUT_HEIGHT = 40
 """Height of digits, in pixels, above which ink is reduced before it is cut: the network sees 20."""
@@ -35,8 +35,8 @@ CUTS_PER_HEIGHT, WIDE_DISTANCE = 14, 0.1
 MAX_CUTS = 120
 """Cuts of the widest piece."""
 
-MAX_INNER_CUTS = 100
-"""Cuts, the cheapest, between which digits in the middle of a piece may be."""
+INNER_CUTS_PER_HEIGHT = 8
+"""Cuts, the cheapest, between which digits in the middle of a piece may be; per height of digits of width."""
 
 MIN_PART_WIDTH, MAX_PART_WIDTH = 0.12, 1.25
 """Width of a part between two cuts against the height of digits."""
@@ -150,9 +150,12 @@ def _parts(strength: FloatImage, cuts: Cuts, box: Box, height: float, factor: in
     visible, ink = parts > FAINTEST, parts > _INK
     kept = np.flatnonzero(ink.any(axis=(1, 2)))
     spans, boxes = _spans(visible[kept]), _spans(ink[kept])
-    images = np.zeros((len(kept), 28, 28), np.uint8)
-    for image, part, (top, bottom, left, right) in zip(images, kept.tolist(), spans.tolist(), strict=True):
-        image[:] = place_trimmed(parts[part, top:bottom, left:right])
+    images = place_many(
+        [
+            parts[part, top:bottom, left:right]
+            for part, (top, bottom, left, right) in zip(kept.tolist(), spans.tolist(), strict=True)
+        ]
+    )
     distances = np.abs(paths[None] - paths[:, None]).mean(axis=2, dtype=np.float32) / np.float32(height)
     distances[[0, -1]] = distances[:, [0, -1]] = np.inf
     np.fill_diagonal(distances, 0)
@@ -181,9 +184,10 @@ def _choose_parts(
     """Return the first and the last node of the parts that may be digits: intp[S] each."""
     apart = (paths[None] - paths[:, None]).mean(axis=2)
     fits = (apart >= MIN_PART_WIDTH * height) & (apart <= MAX_PART_WIDTH * height)
+    width = int(paths[-1, 0])
     fits[0, -1] = False
     # Digits in the middle are rarer than those at the sides, and their parts are many.
-    late = np.flatnonzero(ranks >= MAX_INNER_CUTS) + 1
+    late = np.flatnonzero(ranks >= round(INNER_CUTS_PER_HEIGHT * width / height)) + 1
     fits[late, 1:-1] = fits[1:-1, late] = False
     starts, ends = np.nonzero(fits)
     return starts, ends
