@@ -25,8 +25,8 @@ PAIR_WIDTH = 2.3
 MAX_PAIR_CUTS, PAIR_DISTANCE = 40, 0.06
 """Cuts of a pair of digits, and their mean distance against the height of digits.
 
-Measured on pairs of MNIST's training digits that overlap by 0 to 3 pixels: 99 % of them have a cut whose both sides the network
-reads right. With 24 cuts, 95 % have one.
+Measured on 300 pairs of digits held out from MNIST's training set that overlap by 0 to 3 pixels, with the network digits/4: 99 %
+have a cut whose both sides the network reads right. With 24 cuts, 97 % have one.
 """
 
 CUTS_PER_HEIGHT, WIDE_DISTANCE = 14, 0.1
