@@ -33,8 +33,13 @@ DIGIT_COST = -0.6
 HEIGHT_COST = 25.0
 """Cost of a part that is lower than 0.7 digits, per square of the difference."""
 
-LINE_SLOPE, LINE_OFFSET = 1.0, 0.0
-"""Logistic calibration of the posterior of a line."""
+LINE_SLOPE, LINE_OFFSET = 0.64, -0.49
+"""Logistic calibration of the posterior of a line.
+
+Fitted by ``digitserve_training.evaluate.numbers.fit`` with the network digits/4, to 210 fields of five digits held out from MNIST's
+training set, with 0, 20 and 50 % touching. On 193 fields of other held-out digits, 79 % of the texts are right; the mean confidence
+is 81 % (posterior: 90 %), the calibration error 3 % (11 %).
+"""
 
 
 def digit_probability(ood_score: float) -> float:

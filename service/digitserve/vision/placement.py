@@ -1,8 +1,9 @@
 """The last steps of framing: crop to the ink, scale to 20 pixels, and centre in 28x28, as in MNIST.
 
-``framing`` calls it on the worker's thread. Caches the weights of the sizes used most recently.
+``framing`` and ``reading.candidates`` call it on a worker's thread. Caches the weights of the sizes used most recently.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -38,13 +39,51 @@ def place(strength: FloatImage, box: Box, faintest: FloatImage) -> Gray:
         mass within pixel 14 of both axes (counted from 0), so shifts are whole pixels.
     """
     top, bottom, left, right = _trim(strength, box, faintest)
-    ink = strength[top:bottom, left:right]
-    rows, columns = _weights(bottom - top, right - left)
+    ink = _scale(strength[top:bottom, left:right])
+    return _center(ink, grown=max(bottom - top, right - left) < INK_SIZE)
+
+
+def place_many(inks: Sequence[FloatImage]) -> Gray:
+    """Place many inks, each in less time than ``place``; the images are equal.
+
+    Args:
+        inks: float32[H, W] each, whose bounding box is the whole array; 0 = background, 1 = full ink.
+
+    Returns:
+        uint8[N, 28, 28], a new array.
+    """
+    scaled = np.zeros((len(inks), INK_SIZE, INK_SIZE), np.float32)
+    sizes = np.empty((len(inks), 2), np.int64)
+    for index, ink in enumerate(inks):
+        small = _scale(ink)
+        height, width = sizes[index] = small.shape
+        scaled[index, :height, :width] = small
+    levels = scaled * (255 / scaled.max(axis=(1, 2)).astype(np.float64)).astype(np.float32)[:, None, None]
+    levels += _HALF
+    np.maximum(levels, _ZERO, out=levels)
+    whole = levels.astype(np.uint8)
+    sums = (np.matmul(_MOMENTS[INK_SIZE], scaled) @ _MOMENTS[INK_SIZE].T).astype(np.float64)
+    centers = np.stack([sums[:, 1, 0], sums[:, 0, 1]], axis=1) / sums[:, :1, 0]
+    unsure = ((centers % 1 <= MAX_SUM_ERROR) | (centers % 1 >= 1 - MAX_SUM_ERROR)).any(axis=1)
+    for index in np.flatnonzero(unsure).tolist():
+        height, width = sizes[index].tolist()
+        centers[index] = _sum_in_order(np.ascontiguousarray(scaled[index, :height, :width]))
+    starts = np.clip(IMAGE_SIZE // 2 - centers.astype(np.int64), 0, IMAGE_SIZE - sizes)
+    pixels = np.zeros((len(inks), IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+    for image, small, (top, left), (height, width) in zip(pixels, whole, starts.tolist(), sizes.tolist(), strict=True):
+        image[top : top + height, left : left + width] = small[:height, :width]
+    return pixels
+
+
+def _scale(ink: FloatImage) -> FloatImage:
+    """Scale ink to 20 pixels on its longest side."""
+    height, width = ink.shape
+    rows, columns = _weights(height, width)
     if rows is not None:
         ink = rows.dot(ink)
     if columns is not None:
         ink = ink.dot(columns)
-    return _center(ink, grown=max(bottom - top, right - left) < INK_SIZE)
+    return ink
 
 
 def _trim(strength: FloatImage, box: Box, faintest: FloatImage) -> tuple[int, int, int, int]:
