@@ -200,7 +200,8 @@ def _spans(inside: NDArray[np.bool_]) -> NDArray[np.int64]:
     Args:
         inside: bool[S, H, W].
     """
-    rows, columns = inside.any(axis=2), inside.any(axis=1)
+    rows: NDArray[np.bool_] = np.logical_or.reduce(inside, axis=2)
+    columns: NDArray[np.bool_] = np.logical_or.reduce(inside, axis=1)
     return np.stack(
         [
             rows.argmax(axis=1),
