@@ -212,7 +212,7 @@ def _contrast(light: Gray, window: int, *, of_reflection: bool) -> Generator[Non
     rank = min(NUM_DARKEST, contrast.size // NUM_DARKEST)
     darkest = -float(np.partition(-contrast.reshape(-1), rank)[rank])
     faintest = np.float32(max(NOISE_DEVIATIONS * noise, FAINT_SHARE * darkest, MIN_CONTRAST))
-    certain_in_noise = max(min(CERTAIN_DEVIATIONS * noise, MOST_CERTAIN_SHARE * darkest), 1.5 * faintest)
+    certain_in_noise = max(min(CERTAIN_DEVIATIONS * noise, MOST_CERTAIN_SHARE * darkest), 1.5 * float(faintest))
     certain = np.float32(max(certain_in_noise, CERTAIN_SHARE * darkest, 2 * MIN_CONTRAST))
     yield
     return _Contrast(contrast, background, gain, offset, faintest, certain)
