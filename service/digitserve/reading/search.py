@@ -22,6 +22,9 @@ MAX_TEXTS = 24
 MAX_LINE_TEXTS = 4
 """Texts that are kept per state of the automaton."""
 
+MIN_ALLOWED = 0.1
+"""Probability that a line shows a text that is allowed, below which no piece is cut to fit: it is one clear digit."""
+
 Weights = NDArray[np.float64]
 
 
@@ -145,7 +148,7 @@ def read_line(
         automaton: what is allowed; None for any text.
 
     Returns:
-        None if no text is allowed.
+        None if no text is allowed, or only by cutting clear digits.
     """
     if automaton is None:
         probability = 1.0
@@ -167,6 +170,8 @@ def read_line(
     if not total > 0:
         return None
     weight, _, choices = max(finals.values(), key=lambda entry: entry[0])
+    if total < MIN_ALLOWED and any(texts[choice].is_cut for texts, choice in zip(pieces, choices, strict=True)):
+        return None
     return LineText(choices, weight / total)
 
 
