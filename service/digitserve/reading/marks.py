@@ -18,12 +18,6 @@ from digitserve.types import Box
 WIDE_GAP, WIDER_THAN_OTHERS = 1.2, 2.0
 """Gap between two marks that is a space: against the height of digits, and against the median gap of the line."""
 
-ALLOWANCE = 2.0
-"""How far above the model's threshold the score of a digit in a line may be: its size and its neighbours say that it is one.
-
-0.8 % of MNIST's training digits, slightly slanted and resized, are above the threshold itself.
-"""
-
 
 class Scale(NamedTuple):
     """From working pixels to pixels of the request.
