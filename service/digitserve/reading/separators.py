@@ -59,12 +59,12 @@ def _center(box: Box) -> float:
 
 
 def is_below_digit(box: Box, others: Sequence[Box], baseline: Baseline) -> bool:
-    """Return whether a small mark shares columns with a digit, as a stroke of it does."""
+    """Return whether a mark shares columns with another, high one, as a stroke of a digit does."""
     height = MIN_SLASH * baseline.height
     return any(
         min(box.right, other.right) - max(box.left, other.left) > (box.right - box.left) / 2
         for other in others
-        if other.height >= height
+        if other.height >= height and other != box
     )
 
 

@@ -5,7 +5,8 @@ from typing import Protocol
 
 from digitserve.batching.stepwise import Scores
 from digitserve.protocol.readings import Reading, ReadOptions
-from digitserve.reading.reader import Reader
+from digitserve.reading.reader import Reader, read_now
+from digitserve.types import Gray
 from digitserve_training.evaluate.numbers.samples import Pixels
 from digitserve_training.evaluate.pictures.classifier import Network, open_network
 
@@ -40,18 +41,11 @@ class LocalReader:
 
     def read(self, pixels: Pixels, options: ReadOptions) -> Reading:
         """Read one image, see ``NumberReader``."""
-        steps = self._reader.read(pixels, options)
-        scores: Scores | None = None
-        while True:
-            try:
-                candidates = steps.send(scores)
-            except StopIteration as end:
-                reading: Reading = end.value
-                return reading
-            scores = None
-            if candidates is not None:
-                outputs = self._session.run(candidates)
-                scores = Scores(outputs.probabilities, outputs.ood_score)
+        return read_now(self._reader, pixels, options, self._run)
+
+    def _run(self, candidates: Gray) -> Scores:
+        outputs = self._session.run(candidates)
+        return Scores(outputs.probabilities, outputs.ood_score)
 
 
 def open_reader(folder: Path, data_path: Path | None) -> LocalReader:
