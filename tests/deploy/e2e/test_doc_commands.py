@@ -46,7 +46,7 @@ NOT_RUN = {
     r"\bpip (install|download|uninstall)|^python3 -m venv": "needs a package index; tests/deploy/e2e/test_packages.py installs",
     r"=(zsh|fish)_source": "needs another shell; tests/service/unit/test_cli.py checks what is printed",
     r"^envoy ": "runs until it is stopped; tests/deploy/e2e/test_scale.py starts Envoy",
-    r"^scans/|^file,label|^(form-1|photos)/": "a list of files",
+    r"^scans/|^file,(label|text)|^(form-1|photos|fields|pages)/": "a list of files",
     r"^client --HTTP|^decode >|^browser, operator --HTTP|^/metrics of": "a diagram",
     r"^python -m benchmarks\.": "takes minutes on an otherwise idle machine",
     r"^package main": "takes 4 s; tests/client/e2e/test_examples.py builds it with the packages that are compiled there",
