@@ -64,7 +64,7 @@ BROKEN: dict[str, tuple[str, str, object]] = {
         "digitserve.protocol.infer._pixels",
         lambda body, *_: body,
     ),
-    "unknown values in a message": ("messages", "digitserve.protocol.codec._KNOWN_INK", range(-(1 << 31), 1 << 31)),
+    "unknown values in a message": ("messages", "digitserve.protocol.codec.KNOWN_INK", range(-(1 << 31), 1 << 31)),
     "a part of a part of a part": ("framing", "support.fuzz_requests.MAX_LOOKS", 0),
     "work without limit": ("framing", "support.fuzz_requests.MAX_OPERATIONS", 100),
     "an exception in a batch": ("batches", "digitserve.vision.framing.segment_all", fail),

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from digitserve.inference.model_folder import find_bundle
-from digitserve.protocol.names import CLASSIFY, CLASSIFY_STREAM, GET_MODEL
+from digitserve.protocol.names import CLASSIFY, CLASSIFY_STREAM, GET_MODEL, READ
 from digitserve.v1 import digits_pb2 as pb
 from support.certificates import make_certificate
 from support.digits import MODELS, scanned_digits
@@ -65,6 +65,10 @@ class Traffic(Callers):
         calls.append(channel.unary_unary(GET_MODEL.path).future(b"", timeout=PATIENCE_S))
         calls.append(channel.unary_unary("/no.Service/Method").future(b"", timeout=PATIENCE_S))
         calls.append(classify.future(pb.ClassifyRequest(pixels=b"1"), timeout=PATIENCE_S))
+        read = channel.unary_unary(READ.path, pb.ReadRequest.SerializeToString)
+        calls.append(
+            read.future(pb.ReadRequest(pixels=requests[0].pixels[:784], height=28, width=28), timeout=PATIENCE_S)
+        )
         for call in calls:
             call.exception()
         messages = iter([pb.ClassifyStreamRequest(request=request) for request in requests])

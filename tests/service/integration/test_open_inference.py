@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from digitserve.bench.plan import Size
 from digitserve.bench.traffic import draw as draw_digit
+from digitserve.inference.model_folder import find_bundle
 from digitserve.open_inference import open_inference_pb2 as oip
 from digitserve.protocol.names import (
     MODEL_INFER,
@@ -251,7 +252,7 @@ def test_answers_are_those_of_classify(
     parameters = [(name, v.value) for name, v in (("ink", ink), ("framing", framing)) if v]
     request = infer_request(
         images.tobytes(), shape, raw=raw, outputs=outputs, parameters=parameters, id=request_id,
-        model_version="4" * stated,
+        model_version=find_bundle(MODELS, "digits").name * stated,
     )  # fmt: skip
     expected = real_worker.classify(
         pb.ClassifyRequest(

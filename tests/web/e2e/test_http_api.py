@@ -22,6 +22,7 @@ from PIL import Image
 
 from digitserve.access import UNAUTHENTICATED
 from digitserve.client import Client
+from digitserve.inference.model_folder import find_bundle
 from digitserve.protocol.names import GET_MODEL
 from digitserve.vision.image_files import read_images
 from support.bomb import bomb
@@ -135,7 +136,7 @@ def test_errors_of_a_worker_have_its_text(service: Service) -> None:
     answer = send(service, "/v1/classify?model_version=99", PAGE)
     expected = {
         "code": 5,
-        "message": "model_version: got '99'; expected '4', the version that is served",
+        "message": f"model_version: got '99'; expected '{find_bundle(MODELS, 'digits').name}', the version that is served",
         "details": [],
     }
     assert (answer.status, answer.content) == (404, expected)

@@ -63,7 +63,7 @@ def test_all_routes_are_described(service: Service) -> None:
     """The description has each path of the API, and is OpenAPI 3.1."""
     description = json.loads(service.get("/v1/openapi.json")[1])
     assert description["openapi"].startswith("3.1.")
-    assert set(description["paths"]) == {"/v1/classify", "/v1/model", "/v1/openapi.json"}
+    assert set(description["paths"]) == {"/v1/classify", "/v1/read", "/v1/model", "/v1/openapi.json"}
 
 
 @pytest.mark.parametrize("query", ["", "top_k=10&explain=true", "width=28&height=28"])
