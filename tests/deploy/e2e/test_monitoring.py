@@ -38,7 +38,7 @@ VARIABLES = {
 
 
 class Traffic(Callers):
-    """Calls that all panels show: digits, other images, invalid and unknown calls, streams, the HTTP API."""
+    """Calls that all panels show: digits, other images, readings, invalid and unknown calls, streams, the HTTP API."""
 
     def __init__(self, service: Service) -> None:
         super().__init__(1)
@@ -66,9 +66,7 @@ class Traffic(Callers):
         calls.append(channel.unary_unary("/no.Service/Method").future(b"", timeout=PATIENCE_S))
         calls.append(classify.future(pb.ClassifyRequest(pixels=b"1"), timeout=PATIENCE_S))
         read = channel.unary_unary(READ.path, pb.ReadRequest.SerializeToString)
-        calls.append(
-            read.future(pb.ReadRequest(pixels=requests[0].pixels[:784], height=28, width=28), timeout=PATIENCE_S)
-        )
+        calls.append(read.future(pb.ReadRequest(pixels=requests[-1].pixels, height=28, width=28), timeout=PATIENCE_S))
         for call in calls:
             call.exception()
         messages = iter([pb.ClassifyStreamRequest(request=request) for request in requests])
