@@ -204,7 +204,7 @@ class ChaosRun:
         """Run one episode of the plan, and check it."""
         rng = random.Random(episode.seed)
         start_s = time.monotonic()
-        before = read_counts(site.service)
+        before = self._settle_counts(site)
         with self._traffic(drivers, episode.seed) as traffic:
             try:
                 with contextlib.ExitStack() as stack:
@@ -218,7 +218,7 @@ class ChaosRun:
             except AssertionError as error:
                 self._add("recovery", [str(error)])
         site.windows += [FaultWindow(name, start_s, time.monotonic()) for name in conditions]
-        counts = self._settle_counts(site, before)
+        counts = self._settle_counts(site).since(before)
         self._check(site, traffic, start_s, counts, " + ".join((*conditions, episode.title)))
         self._check_service(site)
 
@@ -253,11 +253,20 @@ class ChaosRun:
         sys.stdout.flush()
         site.windows = []
 
-    def _settle_counts(self, site: Site, before: Counts) -> Counts:
-        """Wait until all started RPCs are handled, and return the counts of the episode."""
+    def _settle_counts(self, site: Site) -> Counts:
+        """Wait until all started RPCs are handled and none has started since the last look; return the counts.
+
+        The service may still read what a flood has sent, and the metrics of several workers are not read at one moment.
+        """
+        looks = [read_counts(site.service)]
+
+        def settled() -> bool:
+            looks.append(read_counts(site.service))
+            return _all_handled(looks[-1]) and looks[-1].started == looks[-2].started
+
         with contextlib.suppress(AssertionError):
-            wait_until(lambda: _all_handled(read_counts(site.service)), "all started RPCs are handled")
-        return read_counts(site.service).since(before)
+            wait_until(settled, "all started RPCs are handled")
+        return looks[-1]
 
     def _check_service(self, site: Site) -> None:
         """Check the state of the service between two episodes."""
