@@ -11,14 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from digitserve.batching.stepwise import Scores
-from digitserve.inference.bundle import read_bundle
 from digitserve.inference.model_folder import find_bundle
-from digitserve.inference.session import Session
 from digitserve.protocol.names import Layout, MarkKind
 from digitserve.protocol.readings import Mark, Reading, ReadOptions
-from digitserve.reading.reader import Reader, read_now
-from digitserve.types import Gray
+from digitserve_training.evaluate.numbers.local_reader import open_reader
 
 ROOT = Path(__file__).parent.parent
 PICTURE = ROOT / "docs" / "how-to" / "read-numbers.png"
@@ -59,18 +55,11 @@ def draw_example(image: Image.Image, reading: Reading) -> Image.Image:
 
 def main(folder: Path) -> None:
     """Read the examples with a bundle, and write the picture."""
-    bundle = read_bundle(folder)
-    session = Session(bundle, num_threads=1)
-    reader = Reader(bundle.manifest.labels, bundle.manifest.ood_threshold)
-
-    def run(candidates: Gray) -> Scores:
-        outputs = session.run(candidates)
-        return Scores(outputs.probabilities, outputs.ood_score)
-
+    reader = open_reader(folder, None)
     drawn = []
     for name, layout in LAYOUTS.items():
         image = Image.open(EXAMPLES / name).convert("RGB")
-        drawn.append(draw_example(image, read_now(reader, np.asarray(image), ReadOptions(layout), run)))
+        drawn.append(draw_example(image, reader.read(np.asarray(image), ReadOptions(layout))))
     halves = drawn[:3], drawn[3:]
     heights = [sum(cell.height + GAP for cell in half) for half in halves]
     picture = Image.new("RGB", (2 * WIDTH + 3 * GAP, max(heights) + GAP), "white")

@@ -1,6 +1,6 @@
 """Points, commas, slashes and hyphens: which separator a piece may be, from its geometry.
 
-``reader`` calls it on a worker's thread; no state is kept. The network knows digits only, so separators are told by size, by
+``reader`` calls it on a worker's thread; no state is kept. The network knows digits only, so separators are recognised by size, by
 position against the baseline, and by slant. A slash and a leaning 1 can look the same: then both stay possible, and the
 pattern decides. All lengths are shares of the height of the line's digits.
 """

@@ -258,7 +258,7 @@ def test_admitted_readings_are_answered_before_the_worker_ends(models: Path, tra
 
 
 def test_readings_that_cannot_end_are_unanswered(models: Path, transport: str) -> None:
-    """After the grace period they are told to retry elsewhere, and the worker reports their number."""
+    """After the grace period they get UNAVAILABLE, and the worker reports their number."""
     reader = ColumnReader(pauses=10**9)
     with run_worker(models, new_reader=lambda _: reader, transport=transport, grace_s=0.2) as worker:
         call = worker.channel.unary_unary(READ.path).future(echo_row(1).SerializeToString(), timeout=PATIENCE_S)

@@ -461,7 +461,7 @@ def test_an_answer_that_cannot_be_encoded_is_an_internal_error() -> None:
 
 
 def test_close_rejects_what_is_left() -> None:
-    """When the worker ends, each reading is told to retry elsewhere, also those whose candidates wait."""
+    """When the worker ends, each reading gets UNAVAILABLE, also those whose candidates wait."""
     bench = Bench()
     callers = [bench.read(1), bench.read(2)]
     bench.turn()

@@ -1,4 +1,4 @@
-"""Separators are told from digits by their geometry."""
+"""Separators are distinguished from digits by their geometry."""
 
 import numpy as np
 import pytest
@@ -44,6 +44,6 @@ def most_probable(piece: Piece) -> str:
     ],
     ids=["point", "comma", "hyphen", "slash", "one"],
 )
-def test_a_mark_between_two_digits_is_told_by_its_size_and_place(piece: Piece, separator: str) -> None:
+def test_a_mark_between_two_digits_is_recognised_by_its_size_and_place(piece: Piece, separator: str) -> None:
     """Point, comma, hyphen and a slash that is higher than the digits are found; an upright stroke is none of them."""
     assert most_probable(piece) == separator
