@@ -217,13 +217,15 @@ class Batcher(Generic[E]):
 
     def form(self, now: float) -> Batch[E] | None:
         """Take the next batch from the queues; ``None`` if they are empty."""
-        self.limit.update(now)
         if not self.has_pending():
+            self.limit.update(now, self._max_batch_size)
             return None
         batch: Batch[E] = Batch()
+        waited = self._small_images
         if self._large_skipped:
             self._add_large(batch, max(1, self._max_batch_size // LARGE_SHARE), now)
         self._add_small(batch, now)
+        self.limit.update(now, waited - self._small_images)
         num_small = batch.num_images
         # Small requests waited for the previous batch; large ones that join them must not make this one as long again.
         limit = max(num_small, self._max_batch_size // MIXED_SHARE) if num_small else self._max_batch_size

@@ -19,24 +19,31 @@ class OverloadLimit:
         rejects: set by the owner when it rejects a request.
     """
 
-    __slots__ = ("_max_batch_size", "_max_pending_images", "_rejected_at", "_rejects_since", "images", "rejects")
+    __slots__ = ("_max_pending_images", "_overload_images", "_rejected_at", "_rejects_since", "images", "rejects")
 
     def __init__(self, max_pending_images: int, max_batch_size: int) -> None:
         self._max_pending_images = max_pending_images
-        self._max_batch_size = max_batch_size
+        self._overload_images = max(max_pending_images // OVERLOAD_SHARE, max_batch_size)
         self._rejects_since = math.inf
         self._rejected_at = -math.inf
         self.images = max_pending_images
         self.rejects = False
 
-    def update(self, now: float) -> None:
-        """Set the limit; called before each batch."""
+    def update(self, now: float, num_batched: int) -> None:
+        """Set the limit; called with each batch.
+
+        It shrinks with the queue: if it fell at once, a full queue would leave no room for connections that use no part of it.
+
+        Args:
+            now: monotonic time in seconds.
+            num_batched: images of small requests that the batch has taken from the queue.
+        """
         if self.rejects:
             self.rejects, self._rejected_at = False, now
             self._rejects_since = min(self._rejects_since, now)
         elif now >= self._rejected_at + OVERLOAD_ENDS_S:
             self._rejects_since = math.inf
-        self.images = self._max_pending_images
-        if now >= self._rejects_since + OVERLOAD_AFTER_S:
-            overload_images = max(self._max_pending_images // OVERLOAD_SHARE, self._max_batch_size)
-            self.images = min(overload_images, self._max_pending_images)
+        if now < self._rejects_since + OVERLOAD_AFTER_S:
+            self.images = self._max_pending_images
+        else:
+            self.images = min(max(self.images - num_batched, self._overload_images), self._max_pending_images)

@@ -693,13 +693,24 @@ def test_continuous_rejections_shorten_the_queue() -> None:
         assert batcher.form(now) is not None
         now += 0.01
         rejected(batcher, Source(), 200)
-    batcher.form(now)
-    assert batcher.limit.images == 100 // OVERLOAD_SHARE
     drain(batcher, now)
+    assert batcher.limit.images == 100 // OVERLOAD_SHARE
     batcher.form(now + OVERLOAD_ENDS_S - 0.01)
     assert batcher.limit.images == 100 // OVERLOAD_SHARE
     batcher.form(now + OVERLOAD_ENDS_S + 0.01)
     assert batcher.limit.images == 100
+
+
+def test_a_shorter_queue_rejects_no_calls_of_another_source() -> None:
+    """While fewer and fewer images may wait because of a flood, there is room for a source that sends one in each iteration."""
+    batcher = make_batcher(max_pending_images=100)
+    flood, light, now = Source(), Source(), 0.0
+    while now < 4 * OVERLOAD_AFTER_S:
+        assert rejected(batcher, flood, 200) > 0
+        assert rejected(batcher, light, 1) == 0
+        batcher.form(now)
+        now += 0.01
+    assert batcher.limit.images == 100 // OVERLOAD_SHARE
 
 
 def test_a_small_request_is_never_rejected_by_an_empty_queue() -> None:
