@@ -6,6 +6,7 @@
 ``reader`` calls it on a worker's thread; no state is kept. Candidates are placed as framing places digits.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from digitserve.reading.cuts import Cuts, find_cuts
 from digitserve.reading.pieces import InkImage, Mask, Piece
 from digitserve.types import Box, FloatImage, Gray
-from digitserve.vision.placement import place, place_many
+from digitserve.vision.placement import place_many
 
 MAX_CUT_HEIGHT = 40
 """Height of digits, in pixels, above which ink is reduced before it is cut: the network sees 20."""
@@ -101,12 +102,20 @@ def grow(mask: Mask) -> Mask:
     return grown
 
 
-def place_whole(strength: FloatImage) -> Gray:
-    """Place a piece as a candidate: uint8[28, 28]; all zero without ink."""
-    if not strength.max() > FAINTEST:
-        return np.zeros((28, 28), np.uint8)
-    height, width = strength.shape
-    return place(strength, Box(0, height, 0, width), FAINTEST)
+def place_pieces(strengths: Sequence[FloatImage]) -> Gray:
+    """Place pieces as candidates: uint8[N, 28, 28, 1].
+
+    Args:
+        strengths: of ``crop`` each; all have ink.
+    """
+    return place_many([_trim(strength) for strength in strengths])[..., np.newaxis]
+
+
+def _trim(strength: FloatImage) -> FloatImage:
+    """Return the part of a piece that is above ``FAINTEST``."""
+    visible = strength > FAINTEST
+    rows, columns = np.flatnonzero(visible.any(axis=1)), np.flatnonzero(visible.any(axis=0))
+    return strength[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
 def cut(strength: FloatImage, box: Box, height: float) -> Parts | None:

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digitserve.reading.candidates import Parts
-from digitserve.reading.confidence import digit_probability, link_weights, part_weights, whole_weight
+from digitserve.reading.confidence import FITTED, TextModel, Weights, digit_probability
 from digitserve.reading.patterns import DIGITS
 from digitserve.reading.pieces import Piece, TextLine
-from digitserve.reading.search import PieceText, Weights, best_cutting, read_piece
-from digitserve.reading.separators import Baseline, is_below_digit, separators
+from digitserve.reading.search import PieceText, best_cutting, read_piece
+from digitserve.reading.separators import Baseline, find_separators
 from digitserve.reading.strokes import join
 from digitserve.types import Box, FloatImage
 
@@ -34,7 +34,7 @@ MIN_DIGIT_HEIGHT = 0.45
 MIN_SMALL_HEIGHT = 0.3
 """Height below which a piece is no digit, whatever the network says: MNIST has no scale."""
 
-MIN_WEIGHT = 1e-9
+MIN_WEIGHT = 1e-60
 """Smallest weight of a text, so that a pattern can still choose it."""
 
 
@@ -65,6 +65,7 @@ class PieceDraft:
         parts: what it was cut into; None if it was not.
         scored: of the parts.
         texts: that it may show, weights summing to 1, highest first.
+        weights: of the parts and of the links between cuts, from which the texts come.
     """
 
     piece: Piece
@@ -74,6 +75,19 @@ class PieceDraft:
     parts: Parts | None = None
     scored: list[Scored] = field(default_factory=list)
     texts: list[PieceText] = field(default_factory=list)
+    weights: tuple[Weights, Weights] | None = None
+
+    @property
+    def ood_score(self) -> float:
+        """Of the whole piece."""
+        if self.whole is None:
+            raise AssertionError("the whole piece has no scores yet")
+        return self.whole.ood_score
+
+    @property
+    def is_digit(self) -> bool:
+        """Whether the network is sure that the whole piece is one digit."""
+        return digit_probability(self.ood_score) >= SURE_DIGIT
 
     def is_doubtful(self, height: float) -> bool:
         """Return whether it may be several digits, or parts of them."""
@@ -81,8 +95,7 @@ class PieceDraft:
             return False
         if self.piece.box.width >= WIDE * height:
             return True
-        is_digit = digit_probability(self.whole.ood_score)
-        return is_digit < SURE_DIGIT or float(self.whole.probabilities.max()) < SURE_LABEL
+        return not self.is_digit or float(self.whole.probabilities.max()) < SURE_LABEL
 
     def can_be_cut(self, height: float) -> bool:
         """Return whether it is large enough for two digits, and no separator for sure."""
@@ -98,47 +111,46 @@ class PieceDraft:
             for box, row, score in zip(parts.boxes, probabilities, ood_score.tolist(), strict=True)
         ]
 
-    def find_texts(self, height: float) -> None:
+    def find_texts(self, height: float, model: TextModel = FITTED) -> None:
         """Weigh the texts that the piece may show."""
         if self.whole is None:
             raise AssertionError("the whole piece has no scores yet")
         is_separator = sum(probability for _, probability in self.separators)
         is_digit = digit_probability(self.whole.ood_score)
-        whole = whole_weight(self.whole.ood_score, self.piece.box.width / height) if self.scored else is_digit
+        whole = model.whole(self.whole.ood_score, self.piece.box.width / height) if self.scored else is_digit
         if self.piece.box.height < MIN_SMALL_HEIGHT * height:
             is_digit = whole = MIN_WEIGHT
         share = (1 - is_separator) * max(whole, MIN_WEIGHT)
         texts = [
-            PieceText(str(label), share * probability)
+            (DIGITS[label], share * probability, False)
             for label, probability in enumerate(self.whole.probabilities.tolist())
         ]
-        texts += [PieceText(character, probability) for character, probability in self.separators]
+        texts += [(character, probability, False) for character, probability in self.separators]
         if self.piece.box.height < MIN_DIGIT_HEIGHT * height:
-            texts.append(PieceText("", (1 - is_separator) * (1 - is_digit)))
+            texts.append(("", (1 - is_separator) * (1 - is_digit), False))
         if self.parts is not None and self.scored:
-            weights, links = self._weights(self.parts, height)
+            weights, links = self.weights = self._weights(self.parts, height, model)
             most = max(2, int(self.piece.box.width / (NARROWEST * height)))
             found = read_piece(self.parts.starts, self.parts.ends, weights, links, most)
-            texts += [text._replace(weight=(1 - is_separator) * text.weight) for text in found]
-        total = sum(text.weight for text in texts)
-        texts.sort(key=lambda text: -text.weight)
-        self.texts = [text._replace(weight=text.weight / total) for text in texts if text.weight > 0]
+            texts += [(text, (1 - is_separator) * weight, True) for text, weight in found]
+        total = sum(weight for _, weight, _ in texts)
+        texts.sort(key=lambda text: -text[1])
+        self.texts = [PieceText(text, weight / total, is_cut) for text, weight, is_cut in texts if weight > 0]
 
-    def _weights(self, parts: Parts, height: float) -> tuple[Weights, Weights]:
-        """Return the weights of the parts and of the links between cuts."""
-        weights = part_weights(
+    def _weights(self, parts: Parts, height: float, model: TextModel) -> tuple[Weights, Weights]:
+        weights = model.parts(
             np.stack([scored.probabilities for scored in self.scored]),
             np.array([scored.ood_score for scored in self.scored], np.float32),
-            np.array([scored.box.height / height for scored in self.scored]),
+            np.array([scored.box.height for scored in self.scored]) / height,
+            np.array([scored.box.width for scored in self.scored]) / height,
         )
-        return weights, link_weights(parts.distances, parts.costs)
+        return weights, model.links(parts.distances, parts.costs)
 
-    def candidates_of(self, text: PieceText, height: float) -> list[Scored | None]:
+    def candidates_of(self, text: PieceText) -> list[Scored | None]:
         """Return for each character of a text what the network said about its ink; None for a separator."""
-        if not text.is_cut or self.parts is None:
+        if not text.is_cut or self.parts is None or self.weights is None:
             return [self.whole if character in DIGITS else None for character in text.text]
-        weights, links = self._weights(self.parts, height)
-        parts = best_cutting(text.text, self.parts.starts, self.parts.ends, weights, links)
+        parts = best_cutting(text.text, self.parts.starts, self.parts.ends, *self.weights)
         return [self.scored[part] for part in parts]
 
 
@@ -163,6 +175,12 @@ class LineDraft:
         """Height of digits, in working pixels."""
         return self.baseline.height
 
+    def find_separators(self) -> None:
+        """Find which pieces may be separators."""
+        found = find_separators([piece.piece for piece in self.pieces], self.baseline)
+        for piece, marks in zip(self.pieces, found, strict=True):
+            piece.separators = marks
+
 
 def fill_cells(line: TextLine, cells: list[Box]) -> tuple[list[Piece], list[int | None]]:
     """Join the pieces of each cell.
@@ -183,11 +201,3 @@ def fill_cells(line: TextLine, cells: list[Box]) -> tuple[list[Piece], list[int 
         indices.append(len(joined))
         joined.append(whole)
     return joined, indices
-
-
-def find_separators(draft: LineDraft) -> None:
-    """Find which pieces of a line may be separators."""
-    boxes = [piece.piece.box for piece in draft.pieces]
-    for piece in draft.pieces:
-        if not is_below_digit(piece.piece.box, boxes, draft.baseline):
-            piece.separators = tuple(separators(piece.piece, draft.baseline))

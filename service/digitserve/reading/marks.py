@@ -3,6 +3,7 @@
 ``reader`` calls it on a worker's thread; no state is kept.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,9 +11,9 @@ import numpy as np
 
 from digitserve.protocol.names import IgnoredKind, MarkKind, Verdict
 from digitserve.protocol.readings import Ignored, Line, Mark, ReadOptions
-from digitserve.reading.confidence import calibrate_line
+from digitserve.reading.confidence import digit_probability, score_in_line
 from digitserve.reading.drafts import LineDraft, PieceDraft, Scored
-from digitserve.reading.search import LineText
+from digitserve.reading.search import LineText, PieceText
 from digitserve.types import Box
 
 WIDE_GAP, WIDER_THAN_OTHERS = 1.2, 2.0
@@ -41,6 +42,31 @@ class Scale(NamedTuple):
         return Box(max(top, 0), bottom, max(left, 0), right)
 
 
+class _Context(NamedTuple):
+    """What the marks of a line have in common.
+
+    Attributes:
+        options: of the request.
+        scale: of its boxes.
+        probability: of the line's text.
+        threshold: ``ood_score`` above which a single image is unfamiliar.
+        num_familiar: digits of the line that are not.
+        num_digits: digits of the line.
+    """
+
+    options: ReadOptions
+    scale: Scale
+    probability: float
+    threshold: float
+    num_familiar: int
+    num_digits: int
+
+    def score(self, scored: Scored) -> float:
+        """Return the ``ood_score`` of one of its digits beside the others."""
+        num_familiar = self.num_familiar - (scored.ood_score <= self.threshold)
+        return score_in_line(scored.ood_score, num_familiar, self.num_digits - 1)
+
+
 def wide_gaps(draft: LineDraft) -> list[bool]:
     """Return for each piece whether a wide gap follows it."""
     boxes = [piece.piece.box for piece in draft.pieces]
@@ -63,16 +89,20 @@ def compose(
         found: the chosen texts.
         options: of the request.
         scale: of its boxes.
-        threshold: ``ood_score`` above which a whole piece is unfamiliar.
+        threshold: ``ood_score`` above which a single image is unfamiliar.
         matches: whether the text is one that the request allows.
 
     Returns:
         The line, None if it has no mark; and ink that is no mark.
     """
+    chosen = [piece.texts[choice] for piece, choice in zip(draft.pieces, found.choices, strict=True)]
+    candidates = [piece.candidates_of(one) for piece, one in zip(draft.pieces, chosen, strict=True)]
+    familiar = [one.ood_score <= threshold for group in candidates for one in group if one is not None]
+    context = _Context(options, scale, found.probability, threshold, sum(familiar), len(familiar))
     ignored: list[Ignored] = []
     groups: list[list[Mark]] = []
-    for piece, choice in zip(draft.pieces, found.choices, strict=True):
-        marks = _marks(piece, choice, draft.height, found.probability, options, scale, threshold)
+    for piece, one, group in zip(draft.pieces, chosen, candidates, strict=True):
+        marks = _marks(piece, one, group, context)
         if not marks:
             ignored.append(Ignored(IgnoredKind.SPECK, scale.box(piece.piece.box)))
         groups.append(marks)
@@ -85,31 +115,23 @@ def compose(
     if not any(mark.kind is not MarkKind.EMPTY for mark in marks):
         return None, ignored
     unread = any(mark.kind is MarkKind.UNREAD for mark in marks)
-    confidence = 0.0 if unread else calibrate_line(found.probability)
+    are_digits = math.prod(digit_probability(context.score(one)) for group in candidates for one in group if one)
+    confidence = 0.0 if unread else found.probability * are_digits
     box = _around([mark.box for mark in marks if mark.kind is not MarkKind.EMPTY])
     return Line(text, confidence, box, tuple(marks), matches), ignored
 
 
-def _marks(
-    piece: PieceDraft,
-    choice: int,
-    height: float,
-    line_probability: float,
-    options: ReadOptions,
-    scale: Scale,
-    threshold: float,
-) -> list[Mark]:
+def _marks(piece: PieceDraft, chosen: PieceText, candidates: Sequence[Scored | None], context: _Context) -> list[Mark]:
     """Return the marks of a piece; none if it is no mark."""
-    chosen = piece.texts[choice]
     marks = []
-    found = piece.candidates_of(chosen, height)
-    for position, (character, scored) in enumerate(zip(chosen.text, found, strict=True)):
+    for position, (character, scored) in enumerate(zip(chosen.text, candidates, strict=True)):
         # A line cannot be right unless its marks are, also where a pattern made a mark certain.
-        confidence = min(1.0, max(_marginal(piece, chosen.text, position), line_probability))
+        confidence = min(1.0, max(_marginal(piece, chosen.text, position), context.probability))
         if scored is None:
-            marks.append(Mark(character, MarkKind.SEPARATOR, scale.box(piece.piece.box), confidence=confidence))
-            continue
-        marks.append(_digit(character, scored, confidence, options, scale, threshold))
+            box = context.scale.box(piece.piece.box)
+            marks.append(Mark(character, MarkKind.SEPARATOR, box, confidence=confidence))
+        else:
+            marks.append(_digit(character, scored, confidence, context))
     return marks
 
 
@@ -120,14 +142,17 @@ def _marginal(piece: PieceDraft, text: str, position: int) -> float:
     )
 
 
-def _digit(character: str, scored: Scored, confidence: float, options: ReadOptions, scale: Scale, limit: float) -> Mark:
-    familiar = scored.ood_score <= limit
+def _digit(character: str, scored: Scored, confidence: float, context: _Context) -> Mark:
+    options = context.options
+    score = context.score(scored)
+    familiar = score <= context.threshold
+    confidence *= digit_probability(score)
     read = familiar and confidence >= options.min_confidence
-    order = np.argsort(-scored.probabilities, kind="stable")[: options.top_k].tolist()
+    order = np.argsort(-scored.probabilities, kind="stable")[: options.top_k].tolist() if options.top_k else ()
     return Mark(
         character if read else options.placeholder,
         MarkKind.DIGIT if read else MarkKind.UNREAD,
-        scale.box(scored.box),
+        context.scale.box(scored.box),
         int(character),
         confidence,
         Verdict.ACCEPTED if familiar else Verdict.UNFAMILIAR,

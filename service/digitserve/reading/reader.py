@@ -1,6 +1,6 @@
 """Reads the numbers of an image: finds lines, asks the network about pieces and parts of pieces, and chooses the texts.
 
-    pixels ──page, layout──▶ lines of pieces ──whole pieces──▶ network ──doubtful pieces cut──▶ network ──search──▶ Reading
+    pixels ──page, layout──▶ lines of pieces ──whole pieces──▶ network ──joins, cuts──▶ network ──search──▶ Reading
 
 ``batching`` advances the generator on a worker's thread, one step between two batches; training and tests do with ``read_now``.
 A ``Reader`` belongs to a model and keeps no state between requests. Most pieces are one digit for sure after the first step, so
@@ -8,7 +8,8 @@ that only few are cut.
 """
 
 from collections.abc import Callable, Generator, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -16,8 +17,9 @@ from digitserve.batching.stepwise import Scores, Steps
 from digitserve.errors import InvalidRequest
 from digitserve.protocol.names import IgnoredKind, Layout
 from digitserve.protocol.readings import Ignored, Line, Reading, ReadOptions
-from digitserve.reading.candidates import Parts, crop, cut, place_whole
-from digitserve.reading.drafts import LineDraft, PieceDraft, Scored, fill_cells, find_separators
+from digitserve.reading.candidates import Parts, crop, cut, place_pieces
+from digitserve.reading.drafts import LineDraft, PieceDraft, Scored, fill_cells
+from digitserve.reading.joins import Join, find_joins, join_confirmed
 from digitserve.reading.layout import lay_out
 from digitserve.reading.marks import Scale, compose, wide_gaps
 from digitserve.reading.page import extract_ink
@@ -34,6 +36,24 @@ PIECES_PER_STEP, CUTS_PER_STEP = 150, 3
 """Pieces placed, and pieces cut, in about 10 ms."""
 
 DIGIT_LABELS = tuple("0123456789")
+
+Result = TypeVar("Result")
+
+_NO_SCORES = "scores must be sent for candidates"
+
+
+class Draft(NamedTuple):
+    """An image when all its pieces have texts.
+
+    Attributes:
+        lines: in reading order.
+        ignored: ink that is part of no line.
+        scale: from working pixels to those of the request.
+    """
+
+    lines: list[LineDraft]
+    ignored: list[Ignored]
+    scale: Scale
 
 
 class Reader:
@@ -77,14 +97,7 @@ class Reader:
             InvalidRequest: at any step: see ``check``, or the image has too much on it.
         """
         automaton = self._automaton(options)
-        ink = yield from extract_ink(pixels, options.ink)
-        yield None
-        arrangement = yield from lay_out(ink, options)
-        yield None
-        scale = Scale(ink.scale, *pixels.shape[:2])
-        ignored = [found._replace(box=scale.box(found.box)) for found in arrangement.ignored]
-        drafts = yield from _classify_whole(ink, arrangement.lines)
-        yield from _cut_doubtful(drafts, automaton, options)
+        drafts, ignored, scale = yield from self.draft(pixels, options)
         lines: list[Line] = []
         for draft in drafts:
             line, specks = self._compose(draft, automaton, options, scale)
@@ -93,6 +106,20 @@ class Reader:
                 lines.append(line)
             yield None
         return Reading(tuple(lines), tuple(ignored))
+
+    def draft(self, pixels: Gray, options: ReadOptions) -> Generator[Gray | None, Scores | None, Draft]:
+        """Return the steps until each piece has its texts; arguments and errors as in ``read``."""
+        ink = yield from extract_ink(pixels, options.ink)
+        yield None
+        arrangement = yield from lay_out(ink, options)
+        yield None
+        scale = Scale(ink.scale, *pixels.shape[:2])
+        ignored = [found._replace(box=scale.box(found.box)) for found in arrangement.ignored]
+        drafts = yield from _classify_whole(ink, arrangement.lines)
+        left = MAX_CANDIDATES - sum(len(draft.pieces) for draft in drafts)
+        left -= yield from _join_strokes(ink, drafts, left)
+        yield from _cut_doubtful(drafts, left)
+        return Draft(drafts, ignored, scale)
 
     def _compose(
         self, draft: LineDraft, automaton: LineAutomaton | None, options: ReadOptions, scale: Scale
@@ -117,38 +144,40 @@ def read_now(reader: Reader, pixels: Gray, options: ReadOptions, run: Callable[[
         options: how to read it.
         run: the network, for candidates uint8[N, 28, 28, 1].
     """
-    steps = reader.read(pixels, options)
+    return run_steps(reader.read(pixels, options), run)
+
+
+def run_steps(steps: Generator[Gray | None, Scores | None, Result], run: Callable[[Gray], Scores]) -> Result:
+    """Run all steps of ``Reader.read`` or ``Reader.draft``; ``run`` as in ``read_now``."""
     scores: Scores | None = None
     while True:
         try:
             candidates = steps.send(scores)
         except StopIteration as stop:
-            reading: Reading = stop.value
-            return reading
+            result: Result = stop.value
+            return result
         scores = None if candidates is None else run(candidates)
 
 
 def _classify_whole(ink: InkImage, lines: Sequence[TextLine]) -> Generator[Gray | None, Scores | None, list[LineDraft]]:
     """Ask the network about each piece as one digit."""
     drafts = []
-    images: list[Gray] = []
+    pieces: list[PieceDraft] = []
     for line in lines:
-        pieces, cells = line.pieces, None
+        in_line, cells = line.pieces, None
         if line.cells is not None:
-            pieces, cells = fill_cells(line, line.cells)
+            in_line, cells = fill_cells(line, line.cells)
         draft = LineDraft(line, Baseline(line), [], cells)
-        for piece in pieces:
-            strength = crop(ink, piece)
-            draft.pieces.append(PieceDraft(piece, strength))
-            images.append(place_whole(strength))
-            if len(images) % PIECES_PER_STEP == 0:
-                _check_number(len(images))
+        for piece in in_line:
+            draft.pieces.append(PieceDraft(piece, crop(ink, piece)))
+            pieces.append(draft.pieces[-1])
+            if len(pieces) % PIECES_PER_STEP == 0:
+                _check_number(len(pieces))
                 yield None
-        find_separators(draft)
+        if cells is None:
+            draft.find_separators()
         drafts.append(draft)
-    if images:
-        scores = yield np.stack(images)[..., np.newaxis]
-        _take_whole([piece for draft in drafts for piece in draft.pieces], scores)
+    yield from _classify(pieces)
     return drafts
 
 
@@ -159,49 +188,55 @@ def _check_number(number: int) -> None:
         )
 
 
-def _take_whole(pieces: Sequence[PieceDraft], scores: Scores | None) -> None:
-    if scores is None:
-        raise AssertionError("scores must be sent for candidates")
-    for piece, row, score in zip(pieces, scores.probabilities, scores.ood_score.tolist(), strict=True):
-        piece.whole = Scored(piece.piece.box, row, score)
+def _classify(pieces: Sequence[PieceDraft]) -> Generator[Gray | None, Scores | None, None]:
+    """Ask the network about pieces, each as one digit."""
+    images: list[Gray] = []
+    for start in range(0, len(pieces), PIECES_PER_STEP):
+        if start:
+            yield None
+        images.append(place_pieces([piece.strength for piece in pieces[start : start + PIECES_PER_STEP]]))
+    if images:
+        scores = yield np.concatenate(images)
+        if scores is None:
+            raise AssertionError(_NO_SCORES)
+        for piece, row, score in zip(pieces, scores.probabilities, scores.ood_score.tolist(), strict=True):
+            piece.whole = Scored(piece.piece.box, row, score)
 
 
-def _cut_doubtful(
-    drafts: Sequence[LineDraft], automaton: LineAutomaton | None, options: ReadOptions
-) -> Generator[Gray | None, Scores | None, None]:
-    """Cut the pieces that may be several digits, ask the network about the parts, and find the texts of all pieces."""
-    left = MAX_CANDIDATES - sum(len(draft.pieces) for draft in drafts)
-    if options.layout is not Layout.CELLS:
-        doubtful = [(draft, piece) for draft in drafts for piece in draft.pieces if piece.is_doubtful(draft.height)]
-        left -= yield from _classify_parts(doubtful, left)
+def _join_strokes(ink: InkImage, drafts: Sequence[LineDraft], most: int) -> Generator[Gray | None, Scores | None, int]:
+    """Join the strokes that the network takes for one digit; at most ``most`` candidates. Return the number of candidates."""
+    found: list[tuple[LineDraft, list[Join]]] = []
+    joined: list[PieceDraft] = []
     for draft in drafts:
-        for piece in draft.pieces:
-            piece.find_texts(draft.height)
-        yield None
-    if automaton is None or options.layout is Layout.CELLS:
-        return
-    # A pattern or a number of digits can ask for more digits than are seen at first.
-    others = [
+        if draft.cells is not None:
+            continue
+        joins: list[Join] = []
+        found.append((draft, joins))
+        for join in islice(find_joins(draft, ink), most - len(joined)):
+            joins.append(join)
+            joined.append(join.joined)
+            if len(joined) % PIECES_PER_STEP == 0:
+                yield None
+    yield from _classify(joined)
+    for draft, joins in found:
+        join_confirmed(draft, joins)
+    return len(joined)
+
+
+def _cut_doubtful(drafts: Sequence[LineDraft], most: int) -> Generator[Gray | None, Scores | None, None]:
+    """Cut the pieces that may be several digits, ask the network about the parts, and find the texts of all pieces.
+
+    Args:
+        drafts: the lines; each cell holds one digit.
+        most: candidates; pieces beyond stay whole.
+    """
+    doubtful = [
         (draft, piece)
         for draft in drafts
-        if _search(draft, automaton) is None
+        if draft.cells is None
         for piece in draft.pieces
-        if piece.parts is None and piece.can_be_cut(draft.height)
+        if piece.is_doubtful(draft.height)
     ]
-    yield from _classify_parts(others, left)
-    whole = [piece.texts for _, piece in others]
-    for draft, piece in others:
-        piece.find_texts(draft.height)
-    unmatched = {id(draft) for draft, _ in others if _search(draft, automaton) is None}
-    for (draft, piece), texts in zip(others, whole, strict=True):
-        if id(draft) in unmatched:  # cutting did not help, so the pieces were rightly taken as single digits
-            piece.texts = texts
-
-
-def _classify_parts(
-    doubtful: Sequence[tuple[LineDraft, PieceDraft]], most: int
-) -> Generator[Gray | None, Scores | None, int]:
-    """Ask the network about the parts of pieces; those beyond ``most`` candidates stay whole. Return the number of candidates."""
     cut_pieces: list[tuple[PieceDraft, Parts]] = []
     number = 0
     for index, (draft, piece) in enumerate(doubtful, start=1):
@@ -214,13 +249,16 @@ def _classify_parts(
     if cut_pieces:
         scores = yield np.concatenate([parts.images for _, parts in cut_pieces])[..., np.newaxis]
         if scores is None:
-            raise AssertionError("scores must be sent for candidates")
+            raise AssertionError(_NO_SCORES)
         start = 0
         for piece, parts in cut_pieces:
             end = start + len(parts.images)
             piece.score_parts(parts, scores.probabilities[start:end], scores.ood_score[start:end])
             start = end
-    return number
+    for draft in drafts:
+        for piece in draft.pieces:
+            piece.find_texts(draft.height)
+        yield None
 
 
 def _search(draft: LineDraft, automaton: LineAutomaton | None) -> LineText | None:

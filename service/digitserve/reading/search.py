@@ -9,11 +9,13 @@ ends at one, the right digit starts at the other, because strokes of touching di
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from digitserve.reading.confidence import Weights
 from digitserve.reading.patterns import LineAutomaton, State
 
 MAX_TEXTS = 24
@@ -24,8 +26,6 @@ MAX_LINE_TEXTS = 4
 
 MIN_ALLOWED = 0.1
 """Probability that a line shows a text that is allowed, below which no piece is cut to fit: it is one clear digit."""
-
-Weights = NDArray[np.float64]
 
 
 class PieceText(NamedTuple):
@@ -48,7 +48,7 @@ def read_piece(
     weights: Weights,
     links: Weights,
     max_digits: int,
-) -> list[PieceText]:
+) -> list[tuple[str, float]]:
     """Find the texts of a piece that is cut into parts.
 
     Args:
@@ -59,7 +59,7 @@ def read_piece(
         max_digits: of a text.
 
     Returns:
-        Texts of at least two digits, highest weight first.
+        Texts of at least two digits with their weights, highest first.
     """
     num_nodes = len(links)
     flat = _steps(starts, ends, weights, num_nodes).reshape(num_nodes, -1)
@@ -80,7 +80,7 @@ def read_piece(
         texts = [texts[row] + str(label) for row, label in best]
         reached = np.stack([going_on[row, label] for row, label in best])
     found.sort(key=lambda item: -item[1])
-    return [PieceText(text, weight, is_cut=True) for text, weight in found]
+    return found
 
 
 def _steps(starts: NDArray[np.int64], ends: NDArray[np.int64], weights: Weights, num_nodes: int) -> Weights:
@@ -155,35 +155,73 @@ def read_line(
         for texts in pieces:
             probability *= texts[0].weight
         return LineText((0,) * len(pieces), probability)
-    # Per state: texts so far, each with the weight of all its cuttings and the choices of the heaviest one.
-    states: dict[State, dict[str, tuple[float, float, tuple[int, ...]]]] = {automaton.start: {"": (1.0, 1.0, ())}}
+    states = {automaton.start: _Kept({"": _Entry(1.0, 1.0, ())})}
     for texts, gap in zip(pieces, gaps, strict=True):
         states = _extend(states, texts, automaton, gap=gap)
         if not states:
             return None
-    finals: dict[str, tuple[float, float, tuple[int, ...]]] = {}
+    final = _Kept()
     for state, kept in states.items():
         if automaton.accepts(state):
-            for text, entry in kept.items():
-                _add(finals, text, *entry)
-    total = sum(weight for weight, _, _ in finals.values())
+            final.add_all(kept, "", 1.0, ())
+    total = final.rest + sum(entry.weight for entry in final.texts.values())
     if not total > 0:
         return None
-    weight, _, choices = max(finals.values(), key=lambda entry: entry[0])
-    if total < MIN_ALLOWED and any(texts[choice].is_cut for texts, choice in zip(pieces, choices, strict=True)):
+    best = max(final.texts.values(), key=lambda entry: entry.weight)
+    is_cut = any(texts[choice].is_cut for texts, choice in zip(pieces, best.choices, strict=True))
+    if total < MIN_ALLOWED and is_cut:
         return None
-    return LineText(choices, weight / total)
+    return LineText(best.choices, best.weight / total)
+
+
+class _Entry(NamedTuple):
+    """A text so far.
+
+    Attributes:
+        weight: of all its cuttings.
+        heaviest: weight of the heaviest one.
+        choices: of that one.
+    """
+
+    weight: float
+    heaviest: float
+    choices: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class _Kept:
+    """The texts of a state of the automaton; lives during ``read_line``.
+
+    Attributes:
+        texts: the heaviest ones.
+        rest: weight of all others, so that probabilities are not too high.
+    """
+
+    texts: dict[str, _Entry] = field(default_factory=dict)
+    rest: float = 0.0
+
+    def add_all(self, other: "_Kept", text: str, weight: float, choice: tuple[int, ...]) -> None:
+        """Add the texts of another state, each with more text behind it."""
+        for start, entry in other.texts.items():
+            longer, heaviest = start + text, entry.heaviest * weight
+            known = self.texts.get(longer, _Entry(0.0, 0.0, ()))
+            choices = (*entry.choices, *choice) if heaviest > known.heaviest else known.choices
+            self.texts[longer] = _Entry(known.weight + entry.weight * weight, max(known.heaviest, heaviest), choices)
+        self.rest += other.rest * weight
+
+    def drop(self) -> None:
+        """Keep ``MAX_LINE_TEXTS``."""
+        if len(self.texts) > MAX_LINE_TEXTS:
+            heaviest_first = sorted(self.texts.items(), key=lambda item: -item[1].weight)
+            self.texts = dict(heaviest_first[:MAX_LINE_TEXTS])
+            self.rest += sum(entry.weight for _, entry in heaviest_first[MAX_LINE_TEXTS:])
 
 
 def _extend(
-    states: dict[State, dict[str, tuple[float, float, tuple[int, ...]]]],
-    texts: Sequence[PieceText],
-    automaton: LineAutomaton,
-    *,
-    gap: bool,
-) -> dict[State, dict[str, tuple[float, float, tuple[int, ...]]]]:
+    states: dict[State, _Kept], texts: Sequence[PieceText], automaton: LineAutomaton, *, gap: bool
+) -> dict[State, _Kept]:
     """Add a piece to the texts of each state."""
-    following: dict[State, dict[str, tuple[float, float, tuple[int, ...]]]] = {}
+    following: dict[State, _Kept] = {}
     for state, kept in states.items():
         for choice, option in enumerate(texts):
             after = automaton.run(option.text, state)
@@ -195,33 +233,7 @@ def _extend(
                 if spaced is not None and spaced != after:
                     ways.append(spaced)
             for way in ways:
-                target = following.setdefault(way, {})
-                for text, (weight, best, choices) in kept.items():
-                    _add(
-                        target,
-                        text + option.text,
-                        weight * option.weight,
-                        best * option.weight,
-                        (*choices, choice),
-                    )
-    for state, kept in following.items():
-        if len(kept) > MAX_LINE_TEXTS:
-            best_texts = sorted(kept.items(), key=lambda item: -item[1][0])[:MAX_LINE_TEXTS]
-            following[state] = dict(best_texts)
+                following.setdefault(way, _Kept()).add_all(kept, option.text, option.weight, (choice,))
+    for kept in following.values():
+        kept.drop()
     return following
-
-
-def _add(
-    entries: dict[str, tuple[float, float, tuple[int, ...]]],
-    text: str,
-    weight: float,
-    best: float,
-    choices: tuple[int, ...],
-) -> None:
-    known = entries.get(text)
-    if known is None:
-        entries[text] = weight, best, choices
-    elif best > known[1]:
-        entries[text] = known[0] + weight, best, choices
-    else:
-        entries[text] = known[0] + weight, known[1], known[2]

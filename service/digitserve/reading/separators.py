@@ -25,8 +25,8 @@ MIN_POINT = 0.12
 MAX_MARK = 0.6
 """Longest side of a comma, and height of the highest mark that is no slash."""
 
-MIN_SLASH = 0.8
-"""Height of the lowest slash."""
+MIN_SLASH, MIN_LEAN = 0.8, 0.2
+"""Height of the lowest slash, and columns that it leans per row."""
 
 SURE, LIKELY = 0.95, 0.8
 """Probability of a mark that only a separator looks like; and of one that a stroke of a digit looks like too."""
@@ -58,14 +58,23 @@ def _center(box: Box) -> float:
     return (box.left + box.right) / 2
 
 
-def is_below_digit(box: Box, others: Sequence[Box], baseline: Baseline) -> bool:
-    """Return whether a mark shares columns with another, high one, as a stroke of a digit does."""
-    height = MIN_SLASH * baseline.height
-    return any(
-        min(box.right, other.right) - max(box.left, other.left) > (box.right - box.left) / 2
-        for other in others
-        if other.height >= height and other != box
-    )
+def find_separators(pieces: Sequence[Piece], baseline: Baseline) -> list[tuple[tuple[str, float], ...]]:
+    """Find for each piece of a line what separators it may be, with their probabilities.
+
+    A mark that shares columns with another, high one is a stroke of a digit.
+    """
+    min_height = MIN_SLASH * baseline.height
+    high = [piece.box for piece in pieces if piece.box.height >= min_height]
+    lefts, rights = np.array([box.left for box in high]), np.array([box.right for box in high])
+    found = []
+    for piece in pieces:
+        box, marks = piece.box, separators(piece, baseline)
+        if marks:
+            shared = np.minimum(rights, box.right) - np.maximum(lefts, box.left)
+            if np.count_nonzero(2 * shared > box.width) > (box.height >= min_height):
+                marks = ()
+        found.append(tuple(marks))
+    return found
 
 
 def separators(piece: Piece, baseline: Baseline) -> Sequence[tuple[str, float]]:
@@ -73,7 +82,7 @@ def separators(piece: Piece, baseline: Baseline) -> Sequence[tuple[str, float]]:
     box = piece.box
     height, width = box.height / baseline.height, box.width / baseline.height
     if height >= MIN_SLASH:
-        probability = _slash(piece, height)
+        probability = _slash(piece, height, baseline.below(box, box.bottom))
         return [("/", probability)] if probability else ()
     if height > MAX_MARK or max(height, width) < MIN_POINT:
         return ()
@@ -81,24 +90,38 @@ def separators(piece: Piece, baseline: Baseline) -> Sequence[tuple[str, float]]:
     middle = (top + bottom) / 2
     if -0.8 <= middle <= -0.2 and width >= 1.4 * height and 0.15 <= width <= 1.1 and height <= 0.35:  # noqa: PLR2004
         return [("-", SURE if width >= 2 * height else LIKELY)]
-    if max(height, width) <= MAX_POINT and -0.3 <= middle <= 0.25:  # noqa: PLR2004
-        longer = height >= 1.6 * width
-        return [(",", LIKELY), (".", 1 - LIKELY)] if longer and bottom > 0.05 else [(".", SURE), (",", 1 - SURE)]  # noqa: PLR2004
-    if top >= -0.4 and bottom >= 0.05 and height >= 0.8 * width and width <= MAX_POINT + 0.1:  # noqa: PLR2004
-        return [(",", LIKELY), (".", 0.05)]
+    is_small = max(height, width) <= MAX_POINT and -0.3 <= middle <= 0.25  # noqa: PLR2004
+    is_long = top >= -0.4 and bottom >= 0.05 and height >= 0.8 * width and width <= MAX_POINT + 0.1  # noqa: PLR2004
+    if is_small or is_long:
+        comma = _logistic(20 * (bottom - 0.16) + 4 * (height / width - 1.25))
+        return [(",", SURE * comma), (".", SURE * (1 - comma))]
     return ()
 
 
-def _slash(piece: Piece, height: float) -> float:
-    """Return the probability that a high piece is a slash: one straight stroke that leans to the right."""
-    rows, columns = np.nonzero(piece.mask)
-    if piece.mask.shape[1] > 1.2 * piece.mask.shape[0] or len(rows) < 3:  # noqa: PLR2004
+def _slash(piece: Piece, relative_height: float, below: float) -> float:
+    """Return the probability that a high piece is a slash: one straight stroke that leans to the right, longer than a digit.
+
+    Of 803 leaning strokes in fields held out from MNIST's training set, with and without separators, 9 of 164 slashes and 4 of 639
+    other pieces have the wrong side of a half.
+    """
+    height, width = piece.mask.shape
+    thickness = piece.area / math.hypot(height, width) / height
+    if width > 1.2 * height or piece.area < 3 or thickness > 0.25:  # noqa: PLR2004
         return 0.0
-    y, x = rows - rows.mean(), columns - columns.mean()
-    lean = -float(x.dot(y)) / max(float(y.dot(y)), 1.0)
-    off = float(np.sqrt(np.mean((x + lean * y) ** 2))) / piece.mask.shape[0]
-    thickness = piece.area / math.hypot(*piece.mask.shape) / piece.mask.shape[0]
-    if lean < 0.25 or off > 0.35 * thickness + 0.02 or thickness > 0.25:  # noqa: PLR2004
+    # Moments of the ink, from its sums along rows and columns: this runs for each digit of a page.
+    ink = piece.mask.astype(np.float32)
+    y, x = np.arange(height, dtype=np.float32), np.arange(width, dtype=np.float32)
+    of_rows, of_columns = ink.sum(axis=1), ink.sum(axis=0)
+    middle_y, middle_x = float(of_rows @ y) / piece.area, float(of_columns @ x) / piece.area
+    y -= middle_y
+    x -= middle_x
+    var_y, var_x = float(of_rows @ (y * y)) / piece.area, float(of_columns @ (x * x)) / piece.area
+    lean = -float(y @ ink @ x) / piece.area / max(var_y, 1 / piece.area)
+    off = math.sqrt(max(0.0, var_x - lean * lean * var_y)) / height
+    if lean < MIN_LEAN or off > 0.35 * thickness + 0.02:
         return 0.0
-    higher = 12 * (height - 1.25) + 6 * (lean - 0.45)
-    return max(RARE, 1 / (1 + math.exp(-max(-30.0, min(higher, 30.0)))))
+    return max(RARE, _logistic(20 * (below - 0.07) + 15 * (relative_height - 1.15)))
+
+
+def _logistic(value: float) -> float:
+    return 1 / (1 + math.exp(-max(-30.0, min(value, 30.0))))

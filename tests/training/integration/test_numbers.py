@@ -12,7 +12,11 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from digitserve.inference.model_folder import list_versions
+from digitserve.reading.confidence import FITTED
 from digitserve_training.cli import main
+from digitserve_training.data.splits import Labelled
+from digitserve_training.evaluate.numbers import fit
+from digitserve_training.evaluate.numbers.local_reader import open_reader
 from digitserve_training.synth import numbers
 from digitserve_training.synth.numbers import FieldStyle
 from support.digits import MODELS, scanned_digits
@@ -73,6 +77,16 @@ def test_simulated_images_need_no_tensorflow(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     found = json.loads((tmp_path / "numbers" / "numbers.json").read_text())
     assert {"1 digit", "5 digits, 20% touching", "pages", "ruled cells"} < {*found["groups"]}
+
+
+def test_constants_of_the_reader_are_fitted() -> None:
+    """The search finds constants under which the true texts of touching digits are more likely than under wrong ones."""
+    digits, labels = scanned_digits()
+    pieces = fit.collect(open_reader(BUNDLE, None), Labelled(digits[..., np.newaxis], np.asarray(labels)), 12)
+    assert len(pieces) >= 5
+    wrong = FITTED._replace(digit_cost=6.0, width_cost=0.0)
+    fitted = fit.search(pieces, wrong, 40, seed=1)
+    assert fit.measure(fitted, pieces).log_likelihood > fit.measure(wrong, pieces).log_likelihood + 0.1
 
 
 @pytest.mark.parametrize(

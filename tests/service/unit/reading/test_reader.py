@@ -76,7 +76,7 @@ def test_wide_gap_is_a_space() -> None:
 
 def test_line_that_cannot_match_is_read_without_the_pattern() -> None:
     """A pattern or number of digits that the ink cannot have leaves the text as it is, and ``matches`` false."""
-    for options in ({"pattern": r"\d/\d"}, {"num_digits": 9}):
+    for options in ({"pattern": r"\d/\d"}, {"pattern": r"\d{4}"}, {"num_digits": 4}, {"num_digits": 9}):
         (line,) = _read(_draw("101"), **options).lines
         assert (line.text, line.matches) == ("101", False)
     (line,) = _read(_draw("101"), pattern=r"\d{3}", num_digits=3).lines

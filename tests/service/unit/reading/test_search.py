@@ -53,12 +53,12 @@ def test_weights_are_sums_over_all_cuttings(seed: int, num_nodes: int) -> None:
     starts, ends, weights, links = _lattice(seed, num_nodes)
     expected = _all_cuttings(starts, ends, weights, links)
     found = read_piece(starts, ends, weights, links, MAX_DIGITS)
-    assert {text.text for text in found} == set(expected)
-    assert [text.weight for text in found] == sorted((text.weight for text in found), reverse=True)
-    for text in found:
-        cuttings = expected[text.text]
-        assert text.weight == pytest.approx(sum(weight for weight, _ in cuttings))
-        best = best_cutting(text.text, starts, ends, weights, links)
+    assert {text for text, _ in found} == set(expected)
+    assert [weight for _, weight in found] == sorted((weight for _, weight in found), reverse=True)
+    for text, found_weight in found:
+        cuttings = expected[text]
+        assert found_weight == pytest.approx(sum(weight for weight, _ in cuttings))
+        best = best_cutting(text, starts, ends, weights, links)
         assert {parts: weight for weight, parts in cuttings}[best] == pytest.approx(max(cuttings)[0])
 
 
@@ -96,6 +96,21 @@ def test_line_has_the_allowed_text_with_the_highest_weight(pieces: list[list[tup
     chosen = "".join(piece[choice].text for piece, choice in zip(options, found.choices, strict=True))
     assert expected[chosen] == pytest.approx(max(expected.values()))
     assert found.probability == pytest.approx(max(expected.values()) / sum(expected.values()))
+
+
+@given(st.lists(_TEXTS, min_size=1, max_size=3), st.sampled_from(sorted(AUTOMATA)))
+def test_dropped_texts_lower_the_probability(pieces: list[list[tuple[str, float]]], pattern: str) -> None:
+    """Texts that are dropped on the way count as others: a probability is at most the share of all cuttings that give the text."""
+    automaton = AUTOMATA[pattern]
+    options = [[PieceText(*text) for text in sorted(piece, key=lambda text: -text[1])] for piece in pieces]
+    found = {}
+    for most in (1, 1000):
+        with mock.patch.object(search, "MAX_LINE_TEXTS", most):
+            found[most] = read_line(options, [False] * len(pieces), automaton)
+    few, all_texts = found[1], found[1000]
+    assert (few is None) == (all_texts is None)
+    if few is not None and all_texts is not None:
+        assert few.probability <= all_texts.probability + 1e-9
 
 
 def test_space_of_a_pattern_needs_a_wide_gap() -> None:

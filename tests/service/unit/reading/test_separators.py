@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from digitserve.reading.drafts import LineDraft, PieceDraft, find_separators
+from digitserve.reading.drafts import LineDraft, PieceDraft
 from digitserve.reading.pieces import Piece, TextLine
 from digitserve.reading.separators import Baseline
 from digitserve.types import Box
@@ -28,7 +28,7 @@ def most_probable(piece: Piece) -> str:
     pieces = [digits[0], piece, digits[1]]
     line = TextLine(pieces, float(HEIGHT), 0.0)
     drafts = [PieceDraft(one, one.mask.astype(np.float32)) for one in pieces]
-    find_separators(LineDraft(line, Baseline(line), drafts, None))
+    LineDraft(line, Baseline(line), drafts, None).find_separators()
     assert drafts[0].separators == drafts[2].separators == ()
     return max(drafts[1].separators, key=lambda found: found[1], default=("", 0.0))[0]
 

@@ -1,137 +1,135 @@
-"""Fits the calibration of a line's confidence, ``LINE_SLOPE`` and ``LINE_OFFSET`` of ``digitserve.reading.confidence``.
+"""Fits the constants of ``digitserve.reading.confidence.FITTED``: how much each way to cut a piece weighs.
 
-Run ``python -m digitserve_training.evaluate.numbers.fit BUNDLE`` after a new network was exported, or after a change of the reader,
-and copy the constants that it prints. Synthetic fields show digits that were held out from MNIST's training set, so that neither
-the network nor the test saw them: one half of these to fit the constants, the other half to measure them.
+Run ``python -m digitserve_training.evaluate.numbers.fit BUNDLE`` after a new network was exported or the reader cuts differently, and
+copy the constants that it prints. Synthetic fields show digits that were held out from MNIST's training set, so that neither the
+network nor the test saw them. One half of the doubtful pieces is fitted, the other half shows what the constants are worth.
 """
 
 import sys
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from digitserve.reading.confidence import LINE_OFFSET, LINE_SLOPE
+from digitserve.reading.confidence import FITTED, TextModel
+from digitserve.reading.drafts import LineDraft, PieceDraft
+from digitserve.reading.reader import Draft
 from digitserve_training.data import splits
 from digitserve_training.data.splits import Labelled
 from digitserve_training.evaluate.numbers import simulated
 from digitserve_training.evaluate.numbers.local_reader import LocalReader, open_reader
-from digitserve_training.evaluate.numbers.report import evaluate
-from digitserve_training.evaluate.numbers.samples import Digits, Sample, Shown
 from digitserve_training.synth import numbers
+from digitserve_training.synth.numbers import Number
 
-NUM_FIELDS = 100
-"""Fields of each share of touching digits, in each half: a minute on one idle core."""
+NUM_FIELDS, TOUCHING_SHARE = 1200, 0.25
+"""Fields of five digits: about one doubtful piece each."""
 
-NUM_STEPS = 25
-"""Steps of Newton's method; it converges in about 8."""
+NUM_TRIALS = 350
+"""Trials of the random search: six minutes on one core."""
 
-RIDGE = 0.1
-"""Penalty on the distance of slope and offset from 1 and 0, so that the fit exists if all texts are right."""
+CHANGED_SHARE = 0.35
+"""Share of the constants that a trial changes."""
 
-NUM_BINS = 5
-"""Bins of the calibration error, of equal numbers of lines."""
+STEPS = TextModel(0.3, 0.6, 0.08, 4.0, 0.15, 1.0, 0.5, 3.0, 8.0, 0.5, 3.0, 0.4)
+"""Standard deviation of the change of each constant; half of it in the second half of the trials."""
+
+FLOOR = 1e-4
+"""Probability of a text that is not found, so that one such piece does not decide."""
 
 
-class Lines(NamedTuple):
-    """Lines that were read.
+class Doubtful(NamedTuple):
+    """A piece that was cut.
 
     Attributes:
-        log_odds: float64[N], of the posterior.
-        right: bool[N], whether the text is right.
-        touching: float64[N], share of touching digits of the field.
+        line: of the piece.
+        piece: with the scores of its parts.
+        text: that it shows.
     """
 
-    log_odds: NDArray[np.float64]
-    right: NDArray[np.bool_]
-    touching: NDArray[np.float64]
+    line: LineDraft
+    piece: PieceDraft
+    text: str
 
 
-def read_lines(reader: LocalReader, digits: Labelled, number: int, name: str) -> Lines:
-    """Read synthetic fields of 5 digits.
+class Quality(NamedTuple):
+    """How well constants describe pieces.
 
-    Args:
-        reader: of the network.
-        digits: that the fields show.
-        number: of fields of each share of touching digits.
-        name: of the set, for errors.
+    Attributes:
+        log_likelihood: mean natural logarithm of the probability of the true text.
+        right: share of pieces whose most probable text is true.
     """
-    samples = [
-        Sample(f"{share} {index}", f"{share}", simulated.LINE, partial(_draw, digits, share, index))
-        for index in range(number)
-        for share in simulated.TOUCHING_SHARES
-    ]
-    # Lines with a digit that cannot be read have a confidence of 0 without calibration.
-    judged = [one for one in evaluate(reader, name, samples).judged if 0 < one.confidence < 1]
-    confidence = np.array([one.confidence for one in judged])
-    return Lines(
-        (np.log(confidence / (1 - confidence)) - LINE_OFFSET) / LINE_SLOPE,
-        np.array([one.text.exact for one in judged]),
-        np.array([float(one.sample.group) for one in judged]),
+
+    log_likelihood: float
+    right: float
+
+
+def collect(reader: LocalReader, digits: Labelled, number: int) -> list[Doubtful]:
+    """Read synthetic fields of five digits, and list the pieces that were cut."""
+    found: list[Doubtful] = []
+    for index in range(number):
+        generator = np.random.default_rng([simulated.SEED, index, len(digits)])
+        drawn = numbers.field(generator, digits.images, digits.labels, touching_share=TOUCHING_SHARE)
+        draft = reader.draft(drawn.pixels[..., np.newaxis], simulated.LINE)
+        found += [
+            Doubtful(line, piece, text)
+            for line in draft.lines
+            for piece in line.pieces
+            if piece.scored and (text := _text_of(piece, draft, drawn))
+        ]
+    return found
+
+
+def _text_of(piece: PieceDraft, draft: Draft, drawn: Number) -> str:
+    """Return the digits of which a piece has more than half of the width."""
+    box = draft.scale.box(piece.piece.box)
+    shared = [min(box.right, other.right) - max(box.left, other.left) for other in drawn.boxes]
+    return "".join(
+        str(label)
+        for width, other, label in zip(shared, drawn.boxes, drawn.labels, strict=True)
+        if 2 * width > other.width
     )
 
 
-def _draw(digits: Labelled, touching: float, index: int) -> Shown:
-    generator = np.random.default_rng([simulated.SEED, index, round(100 * touching), len(digits)])
-    drawn = numbers.field(generator, digits.images, digits.labels, touching_share=touching)
-    return Shown(drawn.pixels[..., np.newaxis], drawn.text, Digits(drawn.boxes, tuple(map(str, drawn.labels))))
+def measure(model: TextModel, pieces: Sequence[Doubtful]) -> Quality:
+    """Weigh the texts of pieces with other constants."""
+    likely = right = 0.0
+    for line, piece, text in pieces:
+        piece.find_texts(line.height, model)
+        weight = next((found.weight for found in piece.texts if found.text == text), 0.0)
+        likely += float(np.log(max(weight, FLOOR)))
+        right += piece.texts[0].text == text
+    return Quality(likely / len(pieces), right / len(pieces))
 
 
-def fit_logistic(log_odds: NDArray[np.float64], right: NDArray[np.bool_]) -> tuple[float, float]:
-    """Return the slope and the offset with the highest likelihood, by Newton's method."""
-    inputs = np.stack([log_odds, np.ones_like(log_odds)], axis=1)
-    start = np.array([1.0, 0.0])
-    weights = start
-    for _ in range(NUM_STEPS):
-        likely = _logistic(inputs @ weights)
-        gradient = inputs.T @ (likely - right) + RIDGE * (weights - start)
-        curvature = (inputs * (likely * (1 - likely))[:, None]).T @ inputs + RIDGE * np.eye(2)
-        weights = weights - np.linalg.solve(curvature, gradient)
-    return float(weights[0]), float(weights[1])
+def search(pieces: Sequence[Doubtful], start: TextModel, num_trials: int, seed: int) -> TextModel:
+    """Return the constants with the highest likelihood that a random search finds."""
+    generator = np.random.default_rng(seed)
+    best, best_likely = start, measure(start, pieces).log_likelihood
+    for trial in range(num_trials):
+        changed = generator.random(len(start)) < CHANGED_SHARE
+        changed[generator.integers(len(start))] = True
+        steps = changed * generator.standard_normal(len(start)) * STEPS * (1 if 2 * trial < num_trials else 0.5)
+        model = TextModel(*(np.array(best) + steps).tolist())
+        likely = measure(model, pieces).log_likelihood
+        if likely > best_likely:
+            best, best_likely = model, likely
+    return best
 
 
-def calibration_error(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> float:
-    """Return the mean distance of confidence and share of right texts, in bins of equally many lines."""
-    order = np.argsort(confidence, kind="stable")
-    bins = np.array_split(order, NUM_BINS)
-    return sum(abs(float(confidence[one].sum() - right[one].sum())) for one in bins) / len(order)
-
-
-def log_loss(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> float:
-    """Return the mean negative logarithm of the probability of what happened, in nats."""
-    return -float(np.log(np.where(right, confidence, 1 - confidence)).mean())
-
-
-def _logistic(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    likely: NDArray[np.float64] = 1 / (1 + np.exp(-np.clip(values, -30, 30)))
-    return likely
-
-
-def _describe(name: str, confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> str:
-    return (
-        f"{name}: {len(right)} lines, {right.mean():.1%} right, mean confidence {confidence.mean():.1%},"
-        f" calibration error {calibration_error(confidence, right):.1%}, log loss {log_loss(confidence, right):.3f}"
-    )
-
-
-def main(bundle: Path, number: int) -> None:
-    """Print the constants for a bundle, and how well they describe other digits."""
-    held_out = splits.split(splits.read_training()).validation
-    half = len(held_out) // 2
-    reader = open_reader(bundle, None)
-    fitted = read_lines(reader, held_out.take(np.arange(half)), number, "fit")
-    other = read_lines(reader, held_out.take(np.arange(half, len(held_out))), number, "other")
-    slope, offset = fit_logistic(fitted.log_odds, fitted.right)
-    print(f"LINE_SLOPE, LINE_OFFSET = {slope:.2f}, {offset:.2f}")  # noqa: T201 - a command
-    for name, constants in (("posterior", (1.0, 0.0)), ("calibrated", (slope, offset))):
-        confidence = _logistic(constants[0] * other.log_odds + constants[1])
-        print(_describe(f"{name}, other digits", confidence, other.right))  # noqa: T201
-        for share in simulated.TOUCHING_SHARES:
-            chosen = other.touching == share
-            print(_describe(f"  {share:.0%} touching", confidence[chosen], other.right[chosen]))  # noqa: T201
+def main(bundle: Path, num_fields: int, num_trials: int) -> None:
+    """Print the constants for a bundle, and how well they describe other pieces."""
+    pieces = collect(open_reader(bundle, None), splits.split(splits.read_training()).validation, num_fields)
+    fitted, other = pieces[::2], pieces[1::2]
+    model = search(fitted, FITTED, num_trials, simulated.SEED)
+    print(f"FITTED = {TextModel(*(float(f'{value:.3g}') for value in model))}")  # noqa: T201 - a command
+    for name, constants in (("as they are", FITTED), ("fitted", model)):
+        for share, of in (("fitted pieces", fitted), ("other pieces", other)):
+            quality = measure(constants, of)
+            print(  # noqa: T201
+                f"{name}: {len(of)} {share}, mean log-likelihood {quality.log_likelihood:.3f}, {quality.right:.1%} right"
+            )
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else NUM_FIELDS)
+    main(Path(sys.argv[1]), *(int(number) for number in sys.argv[2:] or (NUM_FIELDS, NUM_TRIALS)))

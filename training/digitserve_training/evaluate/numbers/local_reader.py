@@ -5,7 +5,7 @@ from typing import Protocol
 
 from digitserve.batching.stepwise import Scores
 from digitserve.protocol.readings import Reading, ReadOptions
-from digitserve.reading.reader import Reader, read_now
+from digitserve.reading.reader import Draft, Reader, read_now, run_steps
 from digitserve.types import Gray
 from digitserve_training.evaluate.numbers.samples import Pixels
 from digitserve_training.evaluate.pictures.classifier import Network, open_network
@@ -42,6 +42,10 @@ class LocalReader:
     def read(self, pixels: Pixels, options: ReadOptions) -> Reading:
         """Read one image, see ``NumberReader``."""
         return read_now(self._reader, pixels, options, self._run)
+
+    def draft(self, pixels: Pixels, options: ReadOptions) -> Draft:
+        """Read one image until its pieces have texts."""
+        return run_steps(self._reader.draft(pixels, options), self._run)
 
     def _run(self, candidates: Gray) -> Scores:
         outputs = self._session.run(candidates)
