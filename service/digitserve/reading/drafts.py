@@ -34,6 +34,9 @@ MIN_DIGIT_HEIGHT = 0.45
 MIN_SMALL_HEIGHT = 0.3
 """Height below which a piece is no digit, whatever the network says: MNIST has no scale."""
 
+MIN_LABEL = 1e-6
+"""Probability of a label, given that a piece is one digit, up to which it is none: no pattern chooses it, and it costs no time."""
+
 MIN_WEIGHT = 1e-60
 """Smallest weight of a text, so that a pattern can still choose it."""
 
@@ -124,6 +127,7 @@ class PieceDraft:
         texts = [
             (DIGITS[label], share * probability, False)
             for label, probability in enumerate(self.whole.probabilities.tolist())
+            if probability > MIN_LABEL
         ]
         texts += [(character, probability, False) for character, probability in self.separators]
         if self.piece.box.height < MIN_DIGIT_HEIGHT * height:

@@ -28,6 +28,9 @@ MAX_MARK = 0.6
 MIN_SLASH, MIN_LEAN = 0.8, 0.2
 """Height of the lowest slash, and columns that it leans per row."""
 
+MIN_CORNERS = 0.45
+"""Width, against its own height, from which a straight stroke that leans to the right leaves the other two corners free."""
+
 SURE, LIKELY = 0.95, 0.8
 """Probability of a mark that only a separator looks like; and of one that a stroke of a digit looks like too."""
 
@@ -108,6 +111,11 @@ def _slash(piece: Piece, relative_height: float, below: float) -> float:
     thickness = piece.area / math.hypot(height, width) / height
     if width > 1.2 * height or piece.area < 3 or thickness > 0.25:  # noqa: PLR2004
         return 0.0
+    corner_height, corner_width = height // 4, width // 4
+    if width > MIN_CORNERS * height and (
+        piece.mask[:corner_height, :corner_width].any() or piece.mask[-corner_height:, -corner_width:].any()
+    ):
+        return 0.0  # as most digits: the rest would take five times as long
     # Moments of the ink, from its sums along rows and columns: this runs for each digit of a page.
     ink = piece.mask.astype(np.float32)
     y, x = np.arange(height, dtype=np.float32), np.arange(width, dtype=np.float32)
