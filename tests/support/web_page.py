@@ -103,8 +103,8 @@ def marks(page: Page) -> Locator:
 def expect_lines(page: Page, *expected: str) -> None:
     """Wait until the page shows exactly these texts."""
     expect(texts(page)).to_have_count(len(expected))
-    for field, text in zip(texts(page).all(), expected, strict=True):
-        expect(field).to_have_value(text)
+    for index, text in enumerate(expected):
+        expect(texts(page).nth(index)).to_have_value(text)
 
 
 def drop(page: Page, content: bytes, name: str, kind: str) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digitserve.reading.candidates import Parts
-from digitserve.reading.confidence import FITTED, TextModel, Weights, digit_probability
+from digitserve.reading.confidence import FITTED, TextModel, Weights, digit_probability, unknown_odds
 from digitserve.reading.patterns import DIGITS
 from digitserve.reading.pieces import Piece, TextLine
 from digitserve.reading.search import PieceText, best_cutting, read_piece
@@ -114,13 +114,19 @@ class PieceDraft:
             for box, row, score in zip(parts.boxes, probabilities, ood_score.tolist(), strict=True)
         ]
 
-    def find_texts(self, height: float, model: TextModel = FITTED) -> None:
-        """Weigh the texts that the piece may show."""
+    def find_texts(self, height: float, odds: float, model: TextModel = FITTED) -> None:
+        """Weigh the texts that the piece may show.
+
+        Args:
+            height: of the digits of the line.
+            odds: that a mark of the line is no digit.
+            model: how much each way to cut weighs.
+        """
         if self.whole is None:
             raise AssertionError("the whole piece has no scores yet")
         is_separator = sum(probability for _, probability in self.separators)
         is_digit = digit_probability(self.whole.ood_score)
-        whole = model.whole(self.whole.ood_score, self.piece.box.width / height) if self.scored else is_digit
+        whole = model.whole(self.whole.ood_score, self.piece.box.width / height, odds) if self.scored else is_digit
         if self.piece.box.height < MIN_SMALL_HEIGHT * height:
             is_digit = whole = MIN_WEIGHT
         share = (1 - is_separator) * max(whole, MIN_WEIGHT)
@@ -178,6 +184,15 @@ class LineDraft:
     def height(self) -> float:
         """Height of digits, in working pixels."""
         return self.baseline.height
+
+    def unknown_odds(self, piece: PieceDraft) -> float:
+        """Return the odds that one of its pieces is no digit, from the others that are as high as a digit."""
+        others = [
+            other.is_digit
+            for other in self.pieces
+            if other is not piece and other.piece.box.height >= MIN_DIGIT_HEIGHT * self.height
+        ]
+        return unknown_odds(sum(others), len(others))
 
     def find_separators(self) -> None:
         """Find which pieces may be separators."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from digitserve.protocol.names import IgnoredKind, MarkKind, Verdict
 from digitserve.protocol.readings import Ignored, Line, Mark, ReadOptions
-from digitserve.reading.confidence import digit_probability, score_in_line
+from digitserve.reading.confidence import digit_probability, unknown_odds
 from digitserve.reading.drafts import LineDraft, PieceDraft, Scored
 from digitserve.reading.search import LineText, PieceText
 from digitserve.types import Box
@@ -62,9 +62,12 @@ class _Context(NamedTuple):
     num_digits: int
 
     def score(self, scored: Scored) -> float:
-        """Return the ``ood_score`` of one of its digits beside the others."""
+        """Return the ``ood_score`` of one of its digits beside the others: of a digit alone, as ``Classify`` does.
+
+        Beside four clear digits a badly written one is read; among letters a letter that resembles a digit is not.
+        """
         num_familiar = self.num_familiar - (scored.ood_score <= self.threshold)
-        return score_in_line(scored.ood_score, num_familiar, self.num_digits - 1)
+        return scored.ood_score + math.log(unknown_odds(num_familiar, self.num_digits - 1))
 
 
 def wide_gaps(draft: LineDraft) -> list[bool]:

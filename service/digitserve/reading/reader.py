@@ -257,7 +257,7 @@ def _cut_doubtful(drafts: Sequence[LineDraft], most: int) -> Generator[Gray | No
             start = end
     for draft in drafts:
         for piece in draft.pieces:
-            piece.find_texts(draft.height)
+            piece.find_texts(draft.height, draft.unknown_odds(piece) if piece.scored else 1.0)
         yield None
 
 

@@ -33,6 +33,9 @@ from digitserve_training.synth.scans import WHITE
 HEIGHTS_PX = (20, 60)
 """Smallest and largest height of the digits of a field."""
 
+CHARACTERS = "0123456789?"
+"""What stands in the text for each label; the last one is of images that show no digit."""
+
 MAX_GAP = 0.5
 """Largest gap between neighbours, in heights of a digit."""
 
@@ -123,7 +126,7 @@ def field(
     Args:
         generator: source of all random values.
         digits: images of single digits, light ink on dark: uint8[N,28,28] or uint8[N,28,28,1], or a sequence of uint8[H,W].
-        labels: integer[N], 0 to 9.
+        labels: integer[N], indices of ``CHARACTERS``.
         num_digits: of the number.
         touching_share: probability that neighbouring digits touch: their ink overlaps by 0 to 3 pixels at MNIST's scale.
             Others have a gap of at least 2 pixels.
@@ -188,7 +191,7 @@ def write_digit(generator: np.random.Generator, image: Gray, label: int, hand: H
     height_px = hand.height_px * float(np.clip(generator.normal(1, hand.size_jitter), 0.8, 1.2))
     slant = hand.slant + generator.normal(0, hand.slant_jitter)
     lowest = round(generator.normal(0, hand.baseline_jitter) * hand.height_px)
-    return draw_digit(str(label), image, height_px, slant, lowest)
+    return draw_digit(CHARACTERS[label], image, height_px, slant, lowest)
 
 
 def _with_margin(line: InkLine, margin_px: NDArray[np.float64]) -> tuple[FloatImage, tuple[Box, ...]]:
