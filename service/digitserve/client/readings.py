@@ -41,7 +41,7 @@ class Mark:
         label: most probable label of a digit and of an unread mark; otherwise empty.
         class_index: position of the label in the model's labels.
         confidence: calibrated probability of the label, 0 to 1; of a separator that of its kind.
-        verdict: of the network; UNSPECIFIED for separators and empty cells.
+        verdict: judged beside the other digits of its line; UNSPECIFIED for separators and empty cells.
         ood_score: higher means less like the training data.
         top: the ``top_k`` most probable labels, the most probable first.
     """

@@ -46,7 +46,7 @@ class Mark(NamedTuple):
         box: of its ink; of an empty cell the cell.
         class_index: index of the most probable label of a digit or an unread mark; None for others.
         confidence: calibrated probability that the label, or the kind of separator, is right.
-        verdict: of the network; UNSPECIFIED for separators and empty cells.
+        verdict: judged beside the other digits of its line; UNSPECIFIED for separators and empty cells.
         ood_score: higher means less like the training data.
         probabilities: of the labels, most probable first, as pairs of index and probability; at most ``top_k``.
     """

@@ -36,7 +36,7 @@ class TextModel(NamedTuple):
         whole_offset: of the same.
         usual_width: width of a piece that few digits have.
         whole_width_cost: of width beyond that.
-        unknown_cost: of a piece that is no digit, nor several.
+        unknown_cost: of a piece that is neither one digit nor several.
         unknown_width_cost: of its width: the wider, the more likely is any text.
         part_slope: of the logistic of the network's score that a part between two cuts is one digit.
         part_offset: of the same.

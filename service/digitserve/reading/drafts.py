@@ -22,8 +22,9 @@ from digitserve.types import Box, FloatImage
 SURE_DIGIT, SURE_LABEL = 0.97, 0.98
 """Probabilities, that a piece is one digit and of its label, above which it is not cut."""
 
-WIDE, MIN_CUT_WIDTH, MIN_CUT_HEIGHT = 1.15, 0.35, 0.5
-"""Width of a piece, against the height of digits, from which it is always cut; and size of the smallest piece that is cut."""
+WIDE, MIN_CUT_WIDTH, MIN_CUT_HEIGHT, MAX_CUT_WIDTH = 1.15, 0.35, 0.5, 10.0
+"""Width of a piece, against the height of digits, from which it is always cut; size of the smallest piece that is cut, and width of
+the widest: about twelve digits, which take 50 ms."""
 
 NARROWEST = 0.4
 """Mean width of touching digits, likewise, at least."""
@@ -36,9 +37,6 @@ MIN_SMALL_HEIGHT = 0.3
 
 MIN_LABEL = 1e-6
 """Probability of a label, given that a piece is one digit, up to which it is none: no pattern chooses it, and it costs no time."""
-
-MIN_WEIGHT = 1e-60
-"""Smallest weight of a text, so that a pattern can still choose it."""
 
 
 @dataclass(slots=True)
@@ -101,10 +99,11 @@ class PieceDraft:
         return not self.is_digit or float(self.whole.probabilities.max()) < SURE_LABEL
 
     def can_be_cut(self, height: float) -> bool:
-        """Return whether it is large enough for two digits, and no separator for sure."""
+        """Return whether it is large enough for two digits, not too large, and no separator for sure."""
         box = self.piece.box
         is_separator = sum(probability for _, probability in self.separators) > SURE_LABEL
-        return box.width >= MIN_CUT_WIDTH * height and box.height >= MIN_CUT_HEIGHT * height and not is_separator
+        fits = MIN_CUT_WIDTH * height <= box.width <= MAX_CUT_WIDTH * height
+        return fits and box.height >= MIN_CUT_HEIGHT * height and not is_separator
 
     def score_parts(self, parts: Parts, probabilities: NDArray[np.float32], ood_score: NDArray[np.float32]) -> None:
         """Take the network's scores of the parts."""
@@ -127,14 +126,15 @@ class PieceDraft:
         is_separator = sum(probability for _, probability in self.separators)
         is_digit = digit_probability(self.whole.ood_score)
         whole = model.whole(self.whole.ood_score, self.piece.box.width / height, odds) if self.scored else is_digit
+        texts: list[tuple[str, float, bool]] = []
         if self.piece.box.height < MIN_SMALL_HEIGHT * height:
-            is_digit = whole = MIN_WEIGHT
-        share = (1 - is_separator) * max(whole, MIN_WEIGHT)
-        texts = [
-            (DIGITS[label], share * probability, False)
-            for label, probability in enumerate(self.whole.probabilities.tolist())
-            if probability > MIN_LABEL
-        ]
+            is_digit = 0.0
+        else:
+            texts += [
+                (DIGITS[label], (1 - is_separator) * whole * probability, False)
+                for label, probability in enumerate(self.whole.probabilities.tolist())
+                if probability > MIN_LABEL
+            ]
         texts += [(character, probability, False) for character, probability in self.separators]
         if self.piece.box.height < MIN_DIGIT_HEIGHT * height:
             texts.append(("", (1 - is_separator) * (1 - is_digit), False))

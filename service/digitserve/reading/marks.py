@@ -50,7 +50,7 @@ class _Context(NamedTuple):
         scale: of its boxes.
         probability: of the line's text.
         threshold: ``ood_score`` above which a single image is unfamiliar.
-        num_familiar: digits of the line that are not.
+        num_familiar: digits of the line with a score up to that.
         num_digits: digits of the line.
     """
 
@@ -134,22 +134,26 @@ def _marks(piece: PieceDraft, chosen: PieceText, candidates: Sequence[Scored | N
             box = context.scale.box(piece.piece.box)
             marks.append(Mark(character, MarkKind.SEPARATOR, box, confidence=confidence))
         else:
+            if not chosen.is_cut:  # the weights of cuttings hold it already
+                confidence *= digit_probability(context.score(scored))
             marks.append(_digit(character, scored, confidence, context))
     return marks
 
 
 def _marginal(piece: PieceDraft, text: str, position: int) -> float:
-    """Return the share of the texts of the same length with the same character at a position."""
+    """Return the share of the texts with the same character at a position, counted from the left or from the right."""
+    from_right = len(text) - position
     return sum(
-        other.weight for other in piece.texts if len(other.text) == len(text) and other.text[position] == text[position]
+        other.weight
+        for other in piece.texts
+        if text[position]
+        in (other.text[position : position + 1], other.text[-from_right:][: len(other.text) >= from_right])
     )
 
 
 def _digit(character: str, scored: Scored, confidence: float, context: _Context) -> Mark:
     options = context.options
-    score = context.score(scored)
-    familiar = score <= context.threshold
-    confidence *= digit_probability(score)
+    familiar = context.score(scored) <= context.threshold
     read = familiar and confidence >= options.min_confidence
     order = np.argsort(-scored.probabilities, kind="stable")[: options.top_k].tolist() if options.top_k else ()
     return Mark(

@@ -32,8 +32,11 @@ from digitserve.types import Gray
 MAX_CANDIDATES = 4096
 """Images of one request for the network, in all steps: 0.4 s on one core. A page of 400 digits has 400, and 20 per touching pair."""
 
-PIECES_PER_STEP, CUTS_PER_STEP = 150, 3
+PIECES_PER_STEP, CUTS_PER_STEP = 150, 2
 """Pieces placed, and pieces cut, in about 10 ms."""
+
+JOIN_SHARE = 0.25
+"""Share of the candidates that are left for pairs of strokes, so that specks never keep touching digits from being cut."""
 
 DIGIT_LABELS = tuple("0123456789")
 
@@ -100,7 +103,7 @@ class Reader:
         drafts, ignored, scale = yield from self.draft(pixels, options)
         lines: list[Line] = []
         for draft in drafts:
-            line, specks = self._compose(draft, automaton, options, scale)
+            line, specks = yield from self._compose(draft, automaton, options, scale)
             ignored += specks
             if line is not None:
                 lines.append(line)
@@ -117,17 +120,17 @@ class Reader:
         ignored = [found._replace(box=scale.box(found.box)) for found in arrangement.ignored]
         drafts = yield from _classify_whole(ink, arrangement.lines)
         left = MAX_CANDIDATES - sum(len(draft.pieces) for draft in drafts)
-        left -= yield from _join_strokes(ink, drafts, left)
+        left -= yield from _join_strokes(ink, drafts, int(JOIN_SHARE * left))
         yield from _cut_doubtful(drafts, left)
         return Draft(drafts, ignored, scale)
 
     def _compose(
         self, draft: LineDraft, automaton: LineAutomaton | None, options: ReadOptions, scale: Scale
-    ) -> tuple[Line | None, list[Ignored]]:
-        found = _search(draft, automaton)
+    ) -> Generator[None, None, tuple[Line | None, list[Ignored]]]:
+        found = yield from _search(draft, automaton)
         matches = found is not None
         if found is None:
-            found = _search(draft, None)
+            found = yield from _search(draft, None)
         if found is None:
             return None, [Ignored(IgnoredKind.SPECK, scale.box(piece.piece.box)) for piece in draft.pieces]
         if draft.cells is not None and options.num_digits:
@@ -255,20 +258,24 @@ def _cut_doubtful(drafts: Sequence[LineDraft], most: int) -> Generator[Gray | No
             end = start + len(parts.images)
             piece.score_parts(parts, scores.probabilities[start:end], scores.ood_score[start:end])
             start = end
+    number = 0
     for draft in drafts:
         for piece in draft.pieces:
             piece.find_texts(draft.height, draft.unknown_odds(piece) if piece.scored else 1.0)
+            number += bool(piece.scored)
+            if piece.scored and number % CUTS_PER_STEP == 0:
+                yield None
         yield None
 
 
-def _search(draft: LineDraft, automaton: LineAutomaton | None) -> LineText | None:
+def _search(draft: LineDraft, automaton: LineAutomaton | None) -> Generator[None, None, LineText | None]:
     """Find the best text of a line; None if no text is allowed."""
     if not draft.pieces:
         return None
     gaps = wide_gaps(draft)
-    if draft.cells is None:
-        return read_line([piece.texts for piece in draft.pieces], gaps, automaton)
-    return read_line([piece.texts for piece in draft.pieces], _empty_cells(draft.cells), automaton)
+    if draft.cells is not None:
+        gaps = _empty_cells(draft.cells)
+    return (yield from read_line([piece.texts for piece in draft.pieces], gaps, automaton))
 
 
 def _empty_cells(cells: Sequence[int | None]) -> list[bool]:

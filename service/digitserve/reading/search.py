@@ -8,9 +8,9 @@ algorithm), so the share of the best text is a posterior probability. Two cuts t
 ends at one, the right digit starts at the other, because strokes of touching digits share ink.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,9 @@ MAX_TEXTS = 24
 MAX_LINE_TEXTS = 4
 """Texts that are kept per state of the automaton."""
 
-MIN_ALLOWED = 0.1
-"""Probability that a line shows a text that is allowed, below which no piece is cut to fit: it is one clear digit."""
+MIN_ALLOWED, MIN_STATE = 0.1, 1e-6
+"""Probability that a line shows a text that is allowed, below which the line does not match: a clear digit is never changed to fit.
+And that of all texts which lead to one state of the automaton, below which they are forgotten."""
 
 
 class PieceText(NamedTuple):
@@ -73,7 +74,7 @@ def read_piece(
             final = after[:, -1]
             found += [(texts[row] + str(label), float(final[row, label])) for row, label in _largest(final, MAX_TEXTS)]
         after[:, -1] = 0
-        going_on = np.einsum("tnl,nm->tlm", after, links)
+        going_on = after.transpose(0, 2, 1) @ links
         best = _largest(going_on.sum(axis=2), MAX_TEXTS)
         if not best:
             break
@@ -139,8 +140,8 @@ class LineText(NamedTuple):
 
 def read_line(
     pieces: Sequence[Sequence[PieceText]], gaps: Sequence[bool], automaton: LineAutomaton | None
-) -> LineText | None:
-    """Find the best text of a line.
+) -> Generator[None, None, LineText | None]:
+    """Find the best text of a line, in a step per piece if there is an automaton.
 
     Args:
         pieces: the texts of each piece, weights summing to 1, highest first.
@@ -148,30 +149,40 @@ def read_line(
         automaton: what is allowed; None for any text.
 
     Returns:
-        None if no text is allowed, or only by cutting clear digits.
+        None if no text is allowed, or only such as are much less likely than others.
     """
     if automaton is None:
         probability = 1.0
         for texts in pieces:
             probability *= texts[0].weight
         return LineText((0,) * len(pieces), probability)
-    states = {automaton.start: _Kept({"": _Entry(1.0, 1.0, ())})}
+    states = {automaton.start: _Kept({"": _Entry(1.0, 1.0, None)})}
     for texts, gap in zip(pieces, gaps, strict=True):
         states = _extend(states, texts, automaton, gap=gap)
         if not states:
             return None
+        yield
     final = _Kept()
     for state, kept in states.items():
         if automaton.accepts(state):
-            final.add_all(kept, "", 1.0, ())
+            final.add_all(kept, "", 1.0, None)
     total = final.rest + sum(entry.weight for entry in final.texts.values())
-    if not total > 0:
+    if not total > 0 or total < MIN_ALLOWED:
         return None
     best = max(final.texts.values(), key=lambda entry: entry.weight)
-    is_cut = any(texts[choice].is_cut for texts, choice in zip(pieces, best.choices, strict=True))
-    if total < MIN_ALLOWED and is_cut:
-        return None
-    return LineText(best.choices, best.weight / total)
+    return LineText(_unwind(best.choices), best.weight / total)
+
+
+_Choices: TypeAlias = "tuple[int, _Choices] | None"
+"""Of the last piece, and of those before it: a text that grows is not copied."""
+
+
+def _unwind(choices: _Choices) -> tuple[int, ...]:
+    found = []
+    while choices is not None:
+        choice, choices = choices
+        found.append(choice)
+    return tuple(reversed(found))
 
 
 class _Entry(NamedTuple):
@@ -185,7 +196,7 @@ class _Entry(NamedTuple):
 
     weight: float
     heaviest: float
-    choices: tuple[int, ...]
+    choices: _Choices
 
 
 @dataclass(slots=True)
@@ -200,13 +211,18 @@ class _Kept:
     texts: dict[str, _Entry] = field(default_factory=dict)
     rest: float = 0.0
 
-    def add_all(self, other: "_Kept", text: str, weight: float, choice: tuple[int, ...]) -> None:
-        """Add the texts of another state, each with more text behind it."""
+    def add_all(self, other: "_Kept", text: str, weight: float, choice: int | None) -> None:
+        """Add the texts of another state, each with more text behind it; ``choice`` is None if no piece is added."""
         for start, entry in other.texts.items():
             longer, heaviest = start + text, entry.heaviest * weight
-            known = self.texts.get(longer, _Entry(0.0, 0.0, ()))
-            choices = (*entry.choices, *choice) if heaviest > known.heaviest else known.choices
-            self.texts[longer] = _Entry(known.weight + entry.weight * weight, max(known.heaviest, heaviest), choices)
+            choices = entry.choices if choice is None else (choice, entry.choices)
+            known = self.texts.get(longer)
+            if known is None:
+                self.texts[longer] = _Entry(entry.weight * weight, heaviest, choices)
+            elif heaviest > known.heaviest:
+                self.texts[longer] = _Entry(known.weight + entry.weight * weight, heaviest, choices)
+            else:
+                self.texts[longer] = known._replace(weight=known.weight + entry.weight * weight)
         self.rest += other.rest * weight
 
     def drop(self) -> None:
@@ -215,6 +231,10 @@ class _Kept:
             heaviest_first = sorted(self.texts.items(), key=lambda item: -item[1].weight)
             self.texts = dict(heaviest_first[:MAX_LINE_TEXTS])
             self.rest += sum(entry.weight for _, entry in heaviest_first[MAX_LINE_TEXTS:])
+
+    def weight(self) -> float:
+        """Return the weight of all its texts."""
+        return self.rest + sum(entry.weight for entry in self.texts.values())
 
 
 def _extend(
@@ -233,7 +253,9 @@ def _extend(
                 if spaced is not None and spaced != after:
                     ways.append(spaced)
             for way in ways:
-                following.setdefault(way, _Kept()).add_all(kept, option.text, option.weight, (choice,))
-    for kept in following.values():
+                following.setdefault(way, _Kept()).add_all(kept, option.text, option.weight, choice)
+    # What is much lighter than MIN_ALLOWED in all can be neither allowed nor the best.
+    heavy = {state: kept for state, kept in following.items() if kept.weight() >= MIN_STATE}
+    for kept in heavy.values():
         kept.drop()
-    return following
+    return heavy

@@ -1,4 +1,4 @@
-"""Joins of broken strokes: the bar of a 5 that misses its body, a 4 in two parts. Two digits are never joined.
+"""Joins of broken strokes: the bar above a 5 that misses its body, a 4 in two parts. Two digits are never joined.
 
 ``layout`` calls it for each line on a worker's thread; no state is kept. All limits are shares of the line's digit height, chosen
 on pages of separate digits: a part of a digit is lower than a digit, lies above or beside it within its width, and is near.

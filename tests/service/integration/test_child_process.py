@@ -282,7 +282,8 @@ def test_no_process_and_no_descriptor_is_left(exchanged: Callable[..., list[Any]
     descriptors, processes = open_descriptors(), child_processes()
     for _ in range(3):
         exchanged(module, 1)
-    assert (open_descriptors(), child_processes()) == (descriptors, processes)
+    assert open_descriptors() <= descriptors
+    assert child_processes() <= processes
 
 
 @EXCHANGES
@@ -296,7 +297,7 @@ def test_no_descriptor_is_left_by_a_child_that_cannot_start(
     descriptors = open_descriptors()
     with pytest.raises(FileNotFoundError):
         exchanged("any")
-    assert open_descriptors() == descriptors
+    assert open_descriptors() <= descriptors
 
 
 @pytest.mark.parametrize("missing", ["socket.socketpair", "os.pidfd_open", "asyncio.open_unix_connection"])
@@ -318,7 +319,8 @@ def test_nothing_is_left_of_a_child_without_descriptors(
 
     with pytest.raises(OSError, match="Too many open files"):
         asyncio.run(start())
-    assert (open_descriptors(), child_processes()) == (descriptors, processes)
+    assert open_descriptors() <= descriptors
+    assert child_processes() <= processes
 
 
 def test_killing_a_child_as_it_ends_keeps_its_exit_code(write: Write, caplog: pytest.LogCaptureFixture) -> None:

@@ -34,7 +34,8 @@ def _nothing_is_left() -> Iterator[None]:
     echo_bundle(1), echo_bundle(2), echo_bundle(3), echo_bundle(1, 2.0, "digits-int8")
     descriptors, processes = open_descriptors(), child_processes()
     yield
-    assert (open_descriptors(), child_processes()) == (descriptors, processes)
+    assert open_descriptors() <= descriptors
+    assert child_processes() <= processes
 
 
 class Service:

@@ -290,7 +290,8 @@ def test_a_worker_that_sends_nonsense_is_an_error(script: Script, nonsense: str)
     script(f"{nonsense}\ntime.sleep(600)")
     descriptors, processes = open_descriptors(), child_processes()
     assert failure_of_slot() == [ValueError]
-    assert (open_descriptors(), child_processes()) == (descriptors, processes)
+    assert open_descriptors() <= descriptors
+    assert child_processes() <= processes
 
 
 def test_replaced_workers_leave_no_process_and_no_descriptor(script: Script) -> None:
@@ -300,7 +301,8 @@ def test_replaced_workers_leave_no_process_and_no_descriptor(script: Script) -> 
     descriptors, processes = open_descriptors(), child_processes()
     recorder = run_slot(drain_after=(READY, 6))
     assert recorder.events.count("restarting") == 5
-    assert (open_descriptors(), child_processes()) == (descriptors, processes)
+    assert open_descriptors() <= descriptors
+    assert child_processes() <= processes
 
 
 def serve(models: Path, on_banner: Callable[[], object] = lambda: None, **changes: Any) -> tuple[int, str, list[Any]]:

@@ -20,7 +20,7 @@ def test_a_bundle_closes_its_descriptor(tmp_path: Path) -> None:
     sealed = SealedBundle(BundleFiles.read(write_echo_bundle(tmp_path, 4)))
     assert (str(sealed), os.fstat(sealed.fd).st_size > 0) == ("digits/4", True)
     del sealed
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
 
 
 def test_the_digest_covers_all_files(tmp_path: Path) -> None:
@@ -40,4 +40,4 @@ def test_a_damaged_bundle_is_not_sealed(tmp_path: Path) -> None:
     before = open_descriptors()
     with pytest.raises(BundleError, match="check 'sha256' failed"):
         SealedBundle(BundleFiles.read(path))
-    assert open_descriptors() == before
+    assert open_descriptors() <= before

@@ -83,10 +83,32 @@ def test_line_that_cannot_match_is_read_without_the_pattern() -> None:
     assert (line.text, line.matches) == ("101", True)
 
 
-def test_pattern_chooses_the_label() -> None:
-    """The pattern decides what is read where the network is less sure."""
+def test_clear_digit_is_never_changed_to_fit() -> None:
+    """A pattern that a clear digit does not have leaves the digit as it is, and ``matches`` false."""
     (line,) = _read(_draw("1"), pattern="[7]").lines
-    assert (line.text, line.matches) == ("7", True)
+    assert (line.text, line.matches) == ("1", False)
+
+
+def test_speck_is_never_a_digit() -> None:
+    """A speck is no digit, however the number of digits is counted."""
+    pixels = _draw("101")
+    pixels[40:45, 110:115] = 20
+    (line,) = _read(pixels, num_digits=4).lines
+    assert (line.text.replace(".", "").replace("-", ""), line.matches) == ("101", False)
+
+
+def _doubtful_zeros(images: Gray) -> Scores:
+    """Call ones sure and zeros doubtful: over the threshold, but less than one clear digit beside it makes up for."""
+    probabilities, scores = _network(images)
+    scores[probabilities[:, 0] > 0.9] = THRESHOLD + 0.5
+    return Scores(probabilities, scores)
+
+
+@pytest.mark.parametrize(("text", "read"), [("0", "?"), ("11011", "11011"), ("000", "???")])
+def test_doubtful_digit_is_judged_beside_the_others(text: str, read: str) -> None:
+    """A digit that is unread alone, or among others like it, is read beside clear ones."""
+    (line,) = read_now(Reader(LABELS, THRESHOLD), _draw(text), ReadOptions(layout=Layout.LINE), _doubtful_zeros).lines
+    assert line.text == read
 
 
 def test_unknown_ink_is_a_placeholder() -> None:

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from itertools import pairwise, product
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from digitserve.reading import search
 from digitserve.reading.patterns import LineAutomaton
-from digitserve.reading.search import PieceText, best_cutting, read_line, read_piece
+from digitserve.reading.search import LineText, PieceText, best_cutting, read_line, read_piece
 
 MAX_DIGITS = 3
 
@@ -62,6 +63,17 @@ def test_weights_are_sums_over_all_cuttings(seed: int, num_nodes: int) -> None:
         assert {parts: weight for weight, parts in cuttings}[best] == pytest.approx(max(cuttings)[0])
 
 
+def _read_line(pieces: Any, gaps: list[bool], automaton: LineAutomaton | None) -> LineText | None:
+    """Run all steps of ``read_line``."""
+    steps = read_line(pieces, gaps, automaton)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            found: LineText | None = stop.value
+            return found
+
+
 AUTOMATA = {pattern: LineAutomaton(pattern, 0) for pattern in (r"\d{2}", r"1?7?/\d", r"\d(/\d)?", r"\d{1,9}")}
 """Built once: that takes longer than reading a line."""
 
@@ -87,8 +99,8 @@ def test_line_has_the_allowed_text_with_the_highest_weight(pieces: list[list[tup
         if state is not None and automaton.accepts(state):
             expected[text] += float(np.prod([weight for _, weight in choice]))
     options = [[PieceText(*text) for text in sorted(piece, key=lambda text: -text[1])] for piece in pieces]
-    with mock.patch.object(search, "MAX_LINE_TEXTS", 1000):
-        found = read_line(options, [False] * len(pieces), automaton)
+    with mock.patch.multiple(search, MAX_LINE_TEXTS=1000, MIN_ALLOWED=0, MIN_STATE=0):
+        found = _read_line(options, [False] * len(pieces), automaton)
     if not expected:
         assert found is None
         return
@@ -105,17 +117,44 @@ def test_dropped_texts_lower_the_probability(pieces: list[list[tuple[str, float]
     options = [[PieceText(*text) for text in sorted(piece, key=lambda text: -text[1])] for piece in pieces]
     found = {}
     for most in (1, 1000):
-        with mock.patch.object(search, "MAX_LINE_TEXTS", most):
-            found[most] = read_line(options, [False] * len(pieces), automaton)
+        with mock.patch.multiple(search, MAX_LINE_TEXTS=most, MIN_ALLOWED=0, MIN_STATE=0):
+            found[most] = _read_line(options, [False] * len(pieces), automaton)
     few, all_texts = found[1], found[1000]
     assert (few is None) == (all_texts is None)
     if few is not None and all_texts is not None:
         assert few.probability <= all_texts.probability + 1e-9
 
 
+def test_pattern_decides_only_between_texts_that_are_likely() -> None:
+    """The pattern chooses a label that is about as likely as the best; a clear one is never changed to fit, whole or cut."""
+    for is_cut in (False, True):
+        for probability, choices in ((0.4, (1,)), (0.01, None)):
+            piece = [PieceText("1", 1 - probability), PieceText("7", probability, is_cut)]
+            found = _read_line([piece], [False], LineAutomaton("7", 0))
+            assert (None if found is None else found.choices) == choices
+
+
+def test_line_of_many_pieces_is_read_in_small_steps() -> None:
+    """One step adds one piece, so that no line keeps others waiting; unlikely ways are forgotten, so that the steps stay small."""
+    pieces = [[PieceText("", 0.9), PieceText("1", 0.06), PieceText("7", 0.04)]] * 300
+    automaton = LineAutomaton(r"\d{1,256}", 0)
+    sizes = []
+    extend = search._extend
+
+    def measured(*args: Any, **options: Any) -> Any:
+        states = extend(*args, **options)
+        sizes.append(len(states))
+        return states
+
+    with mock.patch.object(search, "_extend", measured):
+        steps = list(read_line(pieces, [False] * 300, automaton))
+    assert len(steps) == len(sizes) == 300
+    assert max(sizes) < 100
+
+
 def test_space_of_a_pattern_needs_a_wide_gap() -> None:
     """A space matches only where a wide gap is; a wide gap needs no space in the pattern."""
     pieces = [[PieceText("1", 1.0)], [PieceText("2", 1.0)]]
-    assert read_line(pieces, [True, False], LineAutomaton("1 2", 0)) is not None
-    assert read_line(pieces, [False, False], LineAutomaton("1 2", 0)) is None
-    assert read_line(pieces, [True, False], LineAutomaton("12", 0)) is not None
+    assert _read_line(pieces, [True, False], LineAutomaton("1 2", 0)) is not None
+    assert _read_line(pieces, [False, False], LineAutomaton("1 2", 0)) is None
+    assert _read_line(pieces, [True, False], LineAutomaton("12", 0)) is not None

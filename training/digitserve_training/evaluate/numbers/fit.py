@@ -122,18 +122,21 @@ def search(pieces: Sequence[Doubtful], start: TextModel, num_trials: int, seed: 
         changed[generator.integers(len(start))] = True
         steps = changed * generator.standard_normal(len(start)) * STEPS * (1 if 2 * trial < num_trials else 0.5)
         model = TextModel(*(np.array(best) + steps).tolist())
+        model = model._replace(link_cost=max(model.link_cost, 1.0))  # 0 times an infinite distance is nothing
         likely = measure(model, pieces).log_likelihood
         if likely > best_likely:
             best, best_likely = model, likely
     return best
 
 
-def main(bundle: Path, num_fields: int, num_trials: int) -> None:
+def main(bundle: Path, num_fields: int = NUM_FIELDS, num_trials: int = NUM_TRIALS) -> None:
     """Print the constants for a bundle, and how well they describe other pieces."""
     digits = splits.split(splits.read_training()).validation
     shown = with_non_digits(digits, round(NO_DIGIT_SHARE * len(digits)))
     pieces = collect(open_reader(bundle, None), shown, num_fields)
     fitted, other = pieces[::2], pieces[1::2]
+    if not all(any(piece.text is None for piece in half) for half in (fitted, other)):
+        raise SystemExit(f"got {len(pieces)} doubtful pieces of {num_fields} fields; expected more: draw more fields")
     model = search(fitted, FITTED, num_trials, simulated.SEED)
     print(f"FITTED = {TextModel(*(float(f'{value:.3g}') for value in model))}")  # noqa: T201 - a command
     for name, constants in (("as they are", FITTED), ("fitted", model)):
@@ -147,4 +150,4 @@ def main(bundle: Path, num_fields: int, num_trials: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *(int(number) for number in sys.argv[2:] or (NUM_FIELDS, NUM_TRIALS)))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
