@@ -24,8 +24,8 @@ MIN_HEIGHT = 0.6
 MIN_GAIN, MIN_HYPHEN_GAIN, MIN_POINT_GAIN = 1.0, 1.5, 3.0
 """By how much ``ood_score`` falls if two strokes are one digit; if one of them may be a hyphen; or a point or a comma.
 
-Of 335 such pairs in 900 fields of separate digits held out from MNIST's training set, a third of these with separators, 50 are one
-digit. This joins 25 of them and one other; most of the rest are a digit and a speck beside it.
+Of 332 such pairs in 900 fields of separate digits held out from MNIST's training set, a third of these with separators, 49 are one
+digit. This joins 25 of them and no other; most of the rest are a digit and a speck beside it.
 """
 
 
