@@ -272,9 +272,7 @@ def _search(draft: LineDraft, automaton: LineAutomaton | None) -> Generator[None
     """Find the best text of a line; None if no text is allowed."""
     if not draft.pieces:
         return None
-    gaps = wide_gaps(draft)
-    if draft.cells is not None:
-        gaps = _empty_cells(draft.cells)
+    gaps = wide_gaps(draft) if draft.cells is None else _empty_cells(draft.cells)
     return (yield from read_line([piece.texts for piece in draft.pieces], gaps, automaton))
 
 

@@ -166,7 +166,7 @@ def read_line(
     for state, kept in states.items():
         if automaton.accepts(state):
             final.add_all(kept, "", 1.0, None)
-    total = final.rest + sum(entry.weight for entry in final.texts.values())
+    total = final.weight()
     if not total > 0 or total < MIN_ALLOWED:
         return None
     best = max(final.texts.values(), key=lambda entry: entry.weight)
